@@ -1,0 +1,7 @@
+"""Pure JAX kernels for decision making over huge action spaces."""
+
+from jaxsac.solution import Solution as Solution
+from jaxsac.solution import SolverError as SolverError
+from jaxsac.solution import Status as Status
+
+__version__ = "0.1.0"

@@ -1,0 +1,51 @@
+"""Solution and Status: readable failures, and every transformation lets them through."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxsac import Solution, SolverError, Status
+
+
+def halve(x):
+    status = jnp.where(x > 0, jnp.int32(Status.CONVERGED), jnp.int32(Status.NONFINITE))
+    return Solution({"half": x / 2}, status, {"num_steps": jnp.int32(1)}, (x,))
+
+
+def test_every_status_says_what_to_do():
+    assert [status.value for status in Status] == [0, 1, 2, 3, 4]
+    assert all(status.message.endswith(".") and len(status.message) > 30 for status in Status)
+
+
+def test_check_returns_a_converged_solution():
+    solution = jax.jit(halve)(2.0)
+    assert solution.check() is solution
+
+
+def test_check_names_lanes_and_advice():
+    with pytest.raises(SolverError, match=r"NONFINITE in 2 of 4 lanes \(0, 2\): a NaN"):
+        jax.vmap(halve)(jnp.asarray([-1.0, 1.0, -2.0, 3.0])).check()
+    with pytest.raises(SolverError, match=r"1 of 4 lanes \(\(1, 0\)\)"):
+        jax.vmap(jax.vmap(halve))(jnp.asarray([[1.0, 1.0], [-2.0, 3.0]])).check()
+    with pytest.raises(SolverError, match="^NONFINITE: "):
+        halve(jnp.asarray(-1.0)).check()
+
+
+def test_check_inside_jit_says_where_to_call_it():
+    with pytest.raises(TypeError, match="what the jitted function returns"):
+        jax.jit(lambda x: halve(x).check().status)(1.0)
+
+
+def test_is_a_pytree_under_jit_vmap_grad():
+    solution = jax.jit(jax.vmap(halve))(jnp.arange(1.0, 4.0))
+    assert solution.status.dtype == jnp.int32 and solution.status.shape == (3,)
+    doubled = jax.tree.map(lambda leaf: 2 * leaf, solution)
+    np.testing.assert_array_equal(doubled.value["half"], [1.0, 2.0, 3.0])
+    assert jax.grad(lambda x: halve(x).value["half"])(4.0) == 0.5
+
+
+def test_export_round_trip():
+    exported = jax.export.export(jax.jit(halve))(jax.ShapeDtypeStruct((), jnp.float32))
+    solution = jax.export.deserialize(exported.serialize()).call(jnp.float32(4.0))
+    assert isinstance(solution, Solution) and solution.value["half"] == 2.0 and solution.check() is solution
