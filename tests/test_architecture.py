@@ -1,0 +1,113 @@
+"""The house as a test: who may import whom, which names are public, and what `import jaxsac` brings along."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+import types
+
+import pytest
+
+import jaxsac
+
+PACKAGE = pathlib.Path(jaxsac.__file__).parent
+
+# Bottom up. A file imports only from floors below its own and from its own folder.
+FLOORS = [
+    {"solution", "_checks", "_files"},
+    {"_iterate", "_implicit", "trials"},
+    {"prox", "designs", "gibbs"},
+    {"losses"},
+    {"group_lasso"},
+    {"control", "subsample_q", "bandits", "bilevel"},
+    {"problems", "plotting"},
+    {"route"},
+    {"__main__"},
+]
+FLOOR_OF = {room: level for level, floor in enumerate(FLOORS) for room in floor}
+
+PUBLIC = {
+    "": {"Groups", "Solution", "SolverError", "Status", "run_trials", "summarise", "control", "gibbs", "group_lasso"},
+    "gibbs": {"NO_ACTION", "entropy", "kl", "log_partition", "log_prob", "marginals", "mode", "sample"},
+    "group_lasso": {"lam_max", "path", "solve"},
+    "control": {"Log", "SparsePolicy", "fit", "load_policy"},
+}
+
+# What `import jaxsac` may load, beside the standard library and what these bring: anything else belongs in an extra.
+EXTRAS_ONLY = {"sklearn", "matplotlib", "tqdm", "pandas", "IPython"}
+
+
+def room_of(path: pathlib.Path) -> str:
+    relative = path.relative_to(PACKAGE)
+    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+
+
+def imported_rooms(path: pathlib.Path) -> set[str]:
+    """The rooms of jaxsac that a file imports, inside functions too."""
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative imports hide the floor: write `from jaxsac...`"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        rooms |= {name.split(".")[1] for name in names if name.startswith("jaxsac.")}
+    return rooms
+
+
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_obey_the_floors(path):
+    room = room_of(path)
+    assert room in FLOOR_OF, f"{room} has no floor: add it to the house"
+    for other in imported_rooms(path) - {room}:
+        assert other in FLOOR_OF, f"{path.name} imports {other}, which is no room of the house"
+        assert FLOOR_OF[other] < FLOOR_OF[room], f"{path.name} ({room}) may not import {other}: it is not on a floor below"
+
+
+def test_a_breach_would_be_seen(tmp_path):
+    bad = tmp_path / "bad.py"
+    bad.write_text("def f():\n    from jaxsac import route\n    import jaxsac.control.fit\n")
+    assert imported_rooms(bad) == {"route", "control"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_private_names_of_other_libraries_and_no_unsafe_loading(path):
+    text = path.read_text(encoding="utf-8")
+    for forbidden in ("jax._src", "equinox.internal", "pickle", "filter_jit", "jax_enable_x64'", "eval("):
+        allowed = {"pickle": "allow_pickle=False", "jax_enable_x64'": "jax.config.update('jax_enable_x64', True)"}.get(forbidden)
+        assert forbidden not in (text.replace(allowed, "") if allowed else text), f"{path.name} uses {forbidden}"
+
+
+@pytest.mark.parametrize("room", PUBLIC)
+def test_public_names_are_exactly_those_listed(room):
+    module = getattr(jaxsac, room) if room else jaxsac
+    submodules = {path.stem for path in pathlib.Path(module.__file__).parent.iterdir()}
+    public = {
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and not (isinstance(value, types.ModuleType) and name in submodules and name not in PUBLIC[room])
+    }
+    assert public == PUBLIC[room]
+
+
+@pytest.mark.parametrize("room", PUBLIC)
+def test_every_public_name_has_a_docstring(room):
+    module = getattr(jaxsac, room) if room else jaxsac
+    for name in PUBLIC[room]:
+        value = getattr(module, name)
+        assert isinstance(value, int) or (value.__doc__ and len(value.__doc__) > 40), f"{room}.{name} needs a docstring"
+
+
+def test_import_is_light_and_silent():
+    program = (
+        "import sys, jax; before = jax.config.values.copy(); import jaxsac\n"
+        f"assert not {EXTRAS_ONLY!r} & set(sys.modules), {EXTRAS_ONLY!r} & set(sys.modules)\n"
+        "assert jax.config.values == before, 'import changed the configuration of jax'"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout == "" and done.stderr == "", done.stdout + done.stderr
