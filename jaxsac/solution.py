@@ -4,6 +4,7 @@ import enum
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.export
 import numpy as np
 
