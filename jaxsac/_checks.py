@@ -41,7 +41,10 @@ def real_array(name: str, value: Any, shape: tuple[int | str | None, ...], dtype
 
 
 def real_scalar(name: str, value: Any, dtype: Any, minimum: float | None = None, *, strict: bool = False) -> jax.Array:
-    """`value` as a scalar array of `dtype`, so that Python, numpy and jax numbers share one trace. A concrete one must be ≥ (or >) `minimum`."""
+    """`value` as a scalar array of `dtype`, so that Python, numpy and jax numbers share one trace.
+
+    A concrete one must be ≥ `minimum` (with `strict`: above it).
+    """
     require(np.ndim(value) == 0, f"{name} must be a scalar, got shape {np.shape(value)}: use jax.vmap for several values.")
     if minimum is not None and is_concrete(value):
         ok = float(value) > minimum if strict else float(value) >= minimum

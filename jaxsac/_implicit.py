@@ -11,7 +11,9 @@ Tree = TypeVar("Tree")
 LinearSolve = Callable[[Callable[[Any], Any], Any], Any]
 
 
-def implicit(residual: Callable[[Any, Any], Any], linear_solve: LinearSolve, solution: Tree, params: Any, *, symmetric: bool = True) -> Tree:
+def implicit(
+    residual: Callable[[Any, Any], Any], linear_solve: LinearSolve, solution: Tree, params: Any, *, symmetric: bool = True
+) -> Tree:
     """Return `solution` unchanged, with the derivative with respect to `params` that residual(solution, params) = 0 implies:
 
         d solution = -(∂residual/∂solution)^{-1} (∂residual/∂params) d params        (implicit function theorem)
@@ -44,9 +46,7 @@ def _implicit_jvp(residual, linear_solve, symmetric, primals, tangents):
     def matvec(vector):
         return jax.jvp(lambda s: residual(s, params), (solution,), (vector,))[1]
 
-    solution_tangent = lax.custom_linear_solve(
-        matvec, right_side, solve=linear_solve, transpose_solve=linear_solve, symmetric=symmetric
-    )
+    solution_tangent = lax.custom_linear_solve(matvec, right_side, solve=linear_solve, transpose_solve=linear_solve, symmetric=symmetric)
     return solution, solution_tangent
 
 

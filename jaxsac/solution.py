@@ -51,7 +51,7 @@ class Solution(NamedTuple):
     def check(self) -> "Solution":
         """Return `self` if every lane converged, else raise `SolverError` naming the lanes and what to do. Not for use inside `jit`."""
         if isinstance(self.status, jax.core.Tracer):
-            raise TypeError("Solution.check() needs concrete values: call it on what the jitted function returns, or test `solution.status` inside.")
+            raise TypeError("Solution.check() needs concrete values: call it on what the jitted function returns; inside, test `status`.")
         codes = np.asarray(self.status)
         failed = np.unique(codes[codes != Status.CONVERGED])
         if failed.size == 0:

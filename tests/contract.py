@@ -1,4 +1,4 @@
-"""What a room registers so that `test_contract.py` checks its solvers: one `Case` per public solver, in `tests/<room>/contract_cases.py`."""
+"""What a room registers so that `test_contract.py` checks its solvers: a `Case` each, in `tests/<room>/contract_cases.py`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple

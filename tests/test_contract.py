@@ -117,7 +117,9 @@ def test_one_trace_over_a_sweep(case):
     case.solve(**problem, **case.hyper)
     for name, values in case.sweep.items():
         # the kinds of numbers that users pass: each must land in the same trace
-        kinds = [number for value in values for number in (value, np.float64(value), np.float32(value), jnp.asarray(value), jnp.float32(value))]
+        kinds = [
+            number for value in values for number in (value, np.float64(value), np.float32(value), jnp.asarray(value), jnp.float32(value))
+        ]
         with Compilations() as compiled:
             for number in kinds:
                 # conversions of a scalar (float32 to float64, say) are tiny programs of their own; the solver's trace is what counts

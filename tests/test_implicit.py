@@ -77,7 +77,9 @@ def test_unsymmetric_systems_use_the_transposed_solve():
         return implicit(lambda x, p: p[0] @ x - p[1], dense_solve, found, (matrix, target), symmetric=False)
 
     for mode in (jax.jacfwd, jax.jacrev):
-        chex.assert_trees_all_close(mode(solve, argnums=(0, 1))(matrix, target), mode(jnp.linalg.solve, argnums=(0, 1))(matrix, target), rtol=1e-9)
+        chex.assert_trees_all_close(
+            mode(solve, argnums=(0, 1))(matrix, target), mode(jnp.linalg.solve, argnums=(0, 1))(matrix, target), rtol=1e-9
+        )
 
 
 def test_trees_and_integer_parameters(problem):

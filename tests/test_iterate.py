@@ -20,7 +20,9 @@ def shrink(start, factor, tol, max_steps, floor=0.0, check_every=1, patience=5):
     def certify(x):
         return Certificate(jnp.abs(x), jnp.asarray(1e-7, dtype), jnp.ones((), dtype))
 
-    return iterate(lambda x: jnp.maximum(factor * x, floor), certify, start, tol=tol, max_steps=max_steps, check_every=check_every, patience=patience)
+    return iterate(
+        lambda x: jnp.maximum(factor * x, floor), certify, start, tol=tol, max_steps=max_steps, check_every=check_every, patience=patience
+    )
 
 
 def run(start, factor, tol=1e-3, max_steps=1000, dtype=jnp.float64, **kwargs):

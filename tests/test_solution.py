@@ -28,7 +28,7 @@ def test_check_names_lanes_and_advice():
         jax.vmap(halve)(jnp.asarray([-1.0, 1.0, -2.0, 3.0])).check()
     with pytest.raises(SolverError, match=r"1 of 4 lanes \(\(1, 0\)\)"):
         jax.vmap(jax.vmap(halve))(jnp.asarray([[1.0, 1.0], [-2.0, 3.0]])).check()
-    with pytest.raises(SolverError, match="^NONFINITE: "):
+    with pytest.raises(SolverError, match=r"^NONFINITE: "):
         halve(jnp.asarray(-1.0)).check()
 
 
