@@ -1,0 +1,60 @@
+"""`python -m benchmarks ROOM [--smoke] [--dtype float32|float64] [--out DIR] [--peers-python PATH] [--quiet]`."""
+
+import argparse
+import ast
+import importlib
+import os
+import pathlib
+import sys
+
+import jax
+
+from benchmarks import report as reports
+from benchmarks.harness import Options, machine_record, measured_rates
+
+
+def rooms() -> dict[str, str]:
+    """The modules of this folder that define `run`, with the first line of their docstring."""
+    found = {}
+    for path in sorted(pathlib.Path(__file__).parent.glob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        if any(isinstance(node, ast.FunctionDef) and node.name == "run" for node in tree.body):
+            found[path.stem] = (ast.get_docstring(tree) or "").partition("\n")[0]
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    available = rooms()
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Time jaxsac and its peers on the same work.")
+    parser.add_argument("room", nargs="?", help="one of: " + ", ".join(available))
+    parser.add_argument("--smoke", action="store_true", help="the smallest sizes: does it run? (the figures mean nothing)")
+    parser.add_argument("--dtype", choices=("float32", "float64"), default="float64")
+    parser.add_argument("--out", type=pathlib.Path, help="folder for JSON, Markdown and PNG (default: print only)")
+    parser.add_argument(
+        "--peers-python",
+        default=os.environ.get("JAXSAC_PEERS_PYTHON"),
+        help="the interpreter that has the peers (default: $JAXSAC_PEERS_PYTHON, else this one)",
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    given = parser.parse_args(arguments)
+    if given.room is None:
+        print("\n".join(f"{name:16} {line}" for name, line in available.items()) or "no rooms yet")
+        return 0
+    if given.room not in available:
+        print(f"no room {given.room!r}; there are: {', '.join(available) or 'none'}", file=sys.stderr)
+        return 2
+
+    jax.config.update("jax_enable_x64", given.dtype == "float64")
+    jax.config.update("jax_enable_compilation_cache", False)  # first calls are to be compiled, here and now
+    options = Options(given.smoke, given.dtype, given.out, given.peers_python, not given.quiet)
+    machine = machine_record() | {"dtype": given.dtype, "smoke": given.smoke, "rates": measured_rates(given.dtype, smoke=given.smoke)}
+    report = importlib.import_module(f"benchmarks.{given.room}").run(options)
+    print(reports.markdown(given.room, report, machine))
+    if given.out is not None:
+        for path in reports.write(given.room, report, machine, given.out):
+            print(f"wrote {path}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""Peers in a process of their own: their pins may clash with jax's, their threads with XLA's. Only .npy and JSON files are exchanged."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+NOT_RUN = "not run"
+PEERS = pathlib.Path(__file__).parent / "peers"
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "RAYON_NUM_THREADS")
+
+
+class PeerResult(NamedTuple):
+    """What a peer answered. `status` is "ok", or "not run: ..." or "failed: ..." with the reason and nothing else in the record."""
+
+    status: str
+    arrays: dict[str, np.ndarray]
+    numbers: dict[str, Any]
+
+    @property
+    def ok(self) -> bool:
+        return self.status == "ok"
+
+
+def run_peer(
+    script: str,
+    arrays: Mapping[str, Any],
+    settings: Mapping[str, Any] | None = None,
+    *,
+    python: str | None = None,
+    threads: int = 1,
+    timeout: float = 600.0,
+) -> PeerResult:
+    """Run `benchmarks/peers/SCRIPT` with the interpreter `python` (None: this one) and `threads` threads, and read its answer.
+
+    The script calls `exchange.serve(answer)`, where `answer(arrays, settings)` imports the peer, times it inside its own process, and
+    returns (arrays, numbers). A peer that cannot be imported, or an interpreter that is not there, is "not run".
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        for key, value in arrays.items():
+            np.save(folder / f"in_{key}.npy", np.asarray(value), allow_pickle=False)
+        (folder / "settings.json").write_text(json.dumps(dict(settings or {})))
+        environment = os.environ | {variable: str(threads) for variable in THREAD_VARIABLES}
+        environment.pop("PYTHONPATH", None)
+        try:
+            command = [python or sys.executable, str(PEERS / script), name]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
+        except OSError as error:
+            return PeerResult(f"{NOT_RUN}: no such interpreter ({type(error).__name__})", {}, {})
+        except subprocess.TimeoutExpired:
+            return PeerResult(f"failed: over {timeout:g} s", {}, {})
+        answer = folder / "answer.json"
+        if not answer.exists():
+            reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+            return PeerResult(f"failed: {reason}", {}, {})
+        numbers = json.loads(answer.read_text())
+        status = numbers.pop("status")
+        outputs = {path.stem.removeprefix("out_"): np.load(path, allow_pickle=False) for path in sorted(folder.glob("out_*.npy"))}
+        return PeerResult(status, outputs, numbers)
