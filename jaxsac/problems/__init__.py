@@ -1,0 +1,1 @@
+"""Simulators and data sets with known answers; no algorithms."""
