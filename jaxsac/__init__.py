@@ -3,5 +3,7 @@
 from jaxsac.solution import Solution as Solution
 from jaxsac.solution import SolverError as SolverError
 from jaxsac.solution import Status as Status
+from jaxsac.trials import run_trials as run_trials
+from jaxsac.trials import summarise as summarise
 
 __version__ = "0.1.0"
