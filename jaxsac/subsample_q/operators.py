@@ -1,0 +1,169 @@
+"""The exact Bellman expectation behind one call, and the plan that says which form of it to use."""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxsac._checks import choice, is_concrete, require, static_integer
+from jaxsac.subsample_q.dense import dense_kernel
+from jaxsac.subsample_q.exchange import apply_exchange, prepare_exchange
+from jaxsac.subsample_q.histograms import MEMORY_LIMIT, check_size, enumerate_counts, num_histograms
+from jaxsac.subsample_q.model import Model
+from jaxsac.subsample_q.pivots import exchange_order, thinning_order
+from jaxsac.subsample_q.thinning import apply_thinning, prepare_thinning
+
+BACKENDS = ("dense", "exchange", "thinning", "sampled")  # stats["backend"] is a position in this tuple
+_SMALL = 300  # up to this many histograms a dense product is the fastest form
+_DENSE_LIMIT = 2**31  # bytes of dense kernels that may be built
+
+
+class Plan(eqx.Module):
+    """How the expectation over the next histogram is evaluated: the form, and the pivot order of every kernel.
+
+    Made by `plan` from concrete local transitions; traced ones may then differ from those, as in a gradient or a batch of near-by
+    models: the order decides the rounding, not the answer, and every solve measures that rounding.
+    """
+
+    backend: str = eqx.field(static=True)
+    k: int = eqx.field(static=True)
+    reason: str = eqx.field(static=True)
+    rows: jax.Array | None = None
+    columns: jax.Array | None = None
+    replacements: jax.Array | None = None
+
+
+def plan(model: Model, k: int, *, backend: str = "auto") -> Plan:
+    """Choose the form of the exact operator for k agents, and its pivots; on the host, from concrete local transitions.
+
+    backend: "thinning" (2 L (L-1) C(k+L, L) flops a column), "exchange" (about the same, other rounding), "dense" (N² a column) or "auto":
+    dense up to 300 histograms, else thinning. Leading axes of a batch of models are kept (map over the plan too). Raises ValueError for
+    traced transitions (unless dense), for tables beyond memory, and where no pivot order exists.
+    """
+    k = static_integer("k", k, 1)
+    choice("backend", backend, ("auto", "dense", "exchange", "thinning"))
+    return candidates(model, k, backend)[0]
+
+
+def candidates(model: Model, k: int, backend: str) -> list[Plan]:
+    """Plans to try in this order; the solve's own test says whether one is accurate enough."""
+    L = model.num_local_states
+    G, A = model.num_global_states, model.num_actions
+    itemsize = model.dtype.itemsize
+    size = check_size(k, L, itemsize * G * (2 * A + 12) + 16 * L)
+    kernels = G * (A if model.action_drives_agents else 1)
+    dense_fits = kernels * size**2 * itemsize <= _DENSE_LIMIT
+    dense = Plan("dense", k, "asked for" if backend == "dense" else "few histograms" if size <= _SMALL else "the structured forms failed their test")
+    if backend == "dense" or L == 1 or (backend == "auto" and size <= _SMALL):
+        require(
+            dense_fits,
+            f"backend='dense' needs {kernels * size**2 * itemsize / 2**30:,.1f} GiB for {size:,} histograms at k={k}: use backend='thinning', or a smaller k.",
+        )
+        return [dense]
+    if not is_concrete(model.local_transition):
+        require(
+            backend == "auto" and dense_fits and size <= 4 * _SMALL,
+            f"local_transition is traced, and the exact operator over {size:,} histograms needs pivots: pass plan=subsample_q.plan(model, k) made from concrete values.",
+        )
+        return [Plan("dense", k, "traced transitions without a plan")]
+    names = {"auto": ("thinning", "exchange"), "thinning": ("thinning",), "exchange": ("exchange",)}[backend]
+    found = []
+    for name in names:
+        order = (thinning_order if name == "thinning" else exchange_order)(np.asarray(model.local_transition))
+        if np.all(np.isfinite(order.amplification)):
+            reason = ("asked for" if backend != "auto" else "many histograms") + f", amplification {order.amplification.max():.2f}"
+            found.append(Plan(name, k, reason, *(jnp.asarray(part) for part in order[:3])))
+    if backend == "auto" and dense_fits and size <= 4000:
+        found.append(dense)
+    fits = k
+    while fits > 1 and kernels * num_histograms(fits, L) ** 2 * itemsize > _DENSE_LIMIT:
+        fits -= 1
+    require(
+        bool(found),
+        f"no pivot order exists for backend={backend!r} on this local_transition: use backend='dense' (k={fits} fits) or learn(), which samples.",
+    )
+    return found
+
+
+class Operator(NamedTuple):
+    """The expectation of one model, made ready: per-kernel tables and the global transitions."""
+
+    tables: Any
+    global_transition: jax.Array
+
+
+def prepare(model: Model, plan: Plan) -> Operator:
+    """Tables of every kernel; leading axis G (or G·A where actions drive the agents)."""
+    L = model.num_local_states
+    kernels = model.local_transition.reshape(-1, L, L)
+    if plan.backend == "dense":
+        return Operator(jax.vmap(lambda kernel: dense_kernel(kernel, plan.k))(kernels), model.global_transition)
+    make = prepare_thinning if plan.backend == "thinning" else prepare_exchange
+    assert plan.rows is not None and plan.columns is not None and plan.replacements is not None
+    pivots = (plan.rows.reshape(-1, L), plan.columns.reshape(-1, L), plan.replacements.reshape(-1, L, L))
+    return Operator(jax.vmap(lambda kernel, *pivot: make(kernel, *pivot, plan.k))(kernels, *pivots), model.global_transition)
+
+
+def expectation(operator: Operator, values: jax.Array, plan: Plan, num_local_states: int) -> jax.Array:
+    """E[V(s_g', h') | s_g, h, a] for V = values [G, N], as [G, N, A].
+
+    Given (s_g, a), s_g' and h' are independent, so either the A mixtures of V or its G columns pass through the kernel: whichever are fewer.
+    """
+    transition = operator.global_transition
+    G, A, _ = transition.shape
+    N = values.shape[1]
+    kernels = jax.tree.leaves(operator.tables)[0].shape[0]
+
+    def move(table, columns):
+        if plan.backend == "dense":
+            return jnp.matmul(table, columns.T, precision="highest")
+        apply = apply_thinning if plan.backend == "thinning" else apply_exchange
+        return apply(table, columns, plan.k, num_local_states)
+
+    each = _map if plan.backend != "dense" else (lambda f, *args: jax.vmap(f)(*args))
+    if kernels > G:  # a kernel for each (s_g, a)
+        mixtures = jnp.einsum("gac,cn->gan", transition, values, precision="highest").reshape(G * A, 1, N)
+        return each(move, operator.tables, mixtures).reshape(G, A, N).transpose(0, 2, 1)
+    if A < G:
+        return each(lambda table, mixing: move(table, jnp.matmul(mixing, values, precision="highest")), operator.tables, transition)
+    moved = each(lambda table: move(table, values), operator.tables)
+    return jnp.einsum("gac,gnc->gna", transition, moved, precision="highest")
+
+
+def _map(function, *args):
+    """One kernel after the other on a CPU, where the working set of one fits in cache; all at once elsewhere."""
+    if jax.default_backend() == "cpu":
+        return lax.map(lambda arg: function(*arg), args)
+    return jax.vmap(function)(*args)
+
+
+def product_test(model: Model, k: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Functions of which the expectation is known in closed form, to measure the error of an operator at full size.
+
+    W(h) = prod_j x_j^{h_j} has E[W(h') | h] = prod_i ((P x)_i)^{h_i}. Returns W [G, N] (one x for each column, signs and sizes mixed,
+    |x_j|^k ≥ 0.1), weights [A] and the exact sum_a weights_a E[W | s_g, h, a], [G, N].
+    """
+    G, A, L = model.num_global_states, model.num_actions, model.num_local_states
+    dtype = model.dtype
+    generator = np.random.default_rng(2403)
+    points = np.where(generator.random((G, L)) < 0.5, -1.0, 1.0) * (0.1 + 0.9 * generator.random((G, L))) ** (1.0 / k)
+    weights = jnp.asarray(generator.choice([-1.0, 1.0], A) / A, dtype)
+    points = jnp.asarray(points, dtype)
+    counts = jnp.asarray(enumerate_counts(k, L))
+
+    def product(x):  # [..., L] -> [..., N]
+        powers = jnp.concatenate([jnp.ones((*x.shape, 1), dtype), jnp.cumprod(jnp.broadcast_to(x[..., None], (*x.shape, k)), axis=-1)], axis=-1)
+        result = powers[..., 0, counts[:, 0]]
+        for j in range(1, L):
+            result = result * powers[..., j, counts[:, j]]
+        return result
+
+    kernels = model.local_transition if model.action_drives_agents else model.local_transition[:, None]
+    moved = product(jnp.einsum("gaij,cj->gaci", kernels, points, precision="highest"))  # [G, A or 1, G', N]
+    mixed = model.global_transition * weights[None, :, None]
+    if not model.action_drives_agents:
+        mixed = mixed.sum(axis=1, keepdims=True)
+    return product(points), weights, jnp.einsum("gac,gacn->gn", mixed, moved, precision="highest")

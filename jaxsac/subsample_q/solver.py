@@ -1,0 +1,356 @@
+"""Exact solution of the k-agent problem: value iteration, accelerated or by policies, in one compiled loop with certified bounds."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxsac._checks import choice, is_concrete, real_array, real_scalar, require, static_integer
+from jaxsac._implicit import implicit
+from jaxsac._iterate import Certificate, iterate
+from jaxsac.solution import Solution, Status
+from jaxsac.subsample_q.histograms import enumerate_counts
+from jaxsac.subsample_q.model import Model
+from jaxsac.subsample_q.operators import BACKENDS, Plan, candidates, expectation, prepare, product_test
+
+METHODS = ("anderson", "value_iteration", "modified_policy_iteration", "policy_iteration")
+_MEMORY = 5  # past sweeps that Anderson acceleration combines
+_DAMPING = 0.9  # weight of a sweep under the average criterion: 1 would not settle on periodic chains
+
+
+class Bounds(NamedTuple):
+    """lower ≤ V* ≤ upper (MacQueen), both [G, N]; under the average criterion of the gain, both []."""
+
+    lower: jax.Array
+    upper: jax.Array
+
+
+class QTable(NamedTuple):
+    """What k sampled agents learn: q [G, N, A], value [G, N] = max_a q, policy int32 [G, N], bounds, histograms int32 [N, L].
+
+    Ties go to the lowest action within 16 ulp of the scale. Under the average criterion q and value are relative, value[0, 0] = 0.
+    """
+
+    q: jax.Array
+    value: jax.Array
+    policy: jax.Array
+    bounds: Bounds
+    histograms: jax.Array
+
+
+def local_rewards(model: Model, k: int) -> jax.Array:
+    """(1/k) <h, local_reward>: [G, N, 1], or [G, N, A] where the reward depends on the action."""
+    counts = jnp.asarray(enumerate_counts(k, model.num_local_states), model.dtype)
+    rewards = model.local_reward if model.local_reward.ndim == 3 else model.local_reward[:, None, :]
+    return jnp.einsum("gal,nl->gna", rewards, counts, precision="highest") / k
+
+
+def bellman_q(model: Model, k: int, expected: jax.Array, discount: jax.Array) -> jax.Array:
+    """q = r_g + mean r_l + discount E[V]: [G, N, A]."""
+    return model.global_reward[:, None, :] + local_rewards(model, k) + discount * expected
+
+
+def greedy(q: jax.Array, tie: jax.Array) -> jax.Array:
+    """The lowest action within `tie` of the best, int32."""
+    return jnp.argmax(q >= jnp.max(q, axis=-1, keepdims=True) - tie, axis=-1).astype(jnp.int32)
+
+
+class _State(NamedTuple):
+    proposal: jax.Array  # [G, N], what the next sweep evaluates
+    evaluated: jax.Array  # [G, N], what the last sweep evaluated
+    expected: jax.Array  # [G, N, A], its expectation
+    low: jax.Array  # range of T V - V of the last improvement sweep
+    high: jax.Array
+    operator_error: jax.Array
+    sweep: jax.Array
+    method: Any
+
+
+class _History(NamedTuple):
+    images: jax.Array  # [m, G, N], T V of the last accepted sweeps
+    residuals: jax.Array  # [m, G, N], T V - V, centred
+    products: jax.Array  # [m, m]
+    ages: jax.Array  # int32 [m], sweeps since the slot was filled; out of use from m on
+    span: jax.Array  # of the last accepted residual
+
+
+class _Policy(NamedTuple):
+    actions: jax.Array  # int32 [G, N]
+    remaining: jax.Array  # evaluation sweeps before the next improvement
+
+
+def solve(
+    model: Model,
+    k: int,
+    *,
+    plan: Plan | None = None,
+    backend: str = "auto",
+    criterion: str = "discounted",
+    method: str = "anderson",
+    stopping: str = "span",
+    tol: Any = None,
+    max_steps: Any = 100_000,
+    evaluation_sweeps: Any = 20,
+    initial: Any = None,
+) -> Solution:
+    """Solve the k-agent surrogate exactly: the fixed point of the adapted Bellman operator, without sampling.
+
+        Q(s_g, h, a) = r_g(s_g, a) + (1/k) <h, r_l(s_g)> + discount E[ max_a' Q(s_g', h', a') ]
+
+    over the N = C(k+L-1, L-1) histograms h of k agents. k = n is the full problem. Returns Solution(QTable, status, stats, state);
+    state is value [G, N], and `initial` takes one (that of a smaller k through `subsample_q.lift`).
+
+    criterion: "discounted", or "average" (relative value iteration; a unichain model; stats["gain"], bounds on the gain).
+    method: "anderson" (value iteration from the best combination of the last five sweeps, kept only if the span of its own residual is
+    no larger), "value_iteration", "modified_policy_iteration" (`evaluation_sweeps` between improvements) or "policy_iteration".
+    stopping: "span" or "sup" of T V - V. CONVERGED: the half-width of the MacQueen bounds (span) or discount/(1-discount) sup|T V - V|
+    (sup), plus rounding, is ≤ tol · scale, with scale = max|r| / (1 - discount) (average: max|r|); tol is 1e-6 in float64, 1e-4 in float32.
+    The first sweep measures the operator on functions with a known expectation (stats["operator_error"]), which counts as rounding.
+    On concrete input a form that fails this test is replaced by the next (stats["backend"], a position in `subsample_q.BACKENDS`).
+
+    stats: num_steps (sweeps, the test included), error (absolute), scale, operator_error, backend, gain. Map over models with jax.vmap (with a
+    plan, or few histograms). q, value and bounds are differentiable in every array of the model (implicitly; the policy is kept fixed,
+    ties are averaged); local transitions need a plan or the dense form, and the average criterion gives no derivative.
+    Bad input: ValueError for k < 1, discount = 1 without "average" and tables beyond memory; traced discounts outside [0, 1) end NONFINITE
+    or MAX_STEPS. Source: arXiv 2403.00222, equation 9 and algorithm 1 (m → ∞); bounds: MacQueen 1966; Puterman 1994, sections 6.6 and 8.5.
+    """
+    k = static_integer("k", k, 1)
+    choice("criterion", criterion, ("discounted", "average"))
+    choice("method", method, METHODS)
+    choice("stopping", stopping, ("span", "sup"))
+    check_discount(model, criterion)
+    require(plan is None or plan.k == k, f"plan was made for k={plan.k if plan else 0}, not k={k}: make one with subsample_q.plan(model, {k}).")
+    plans = candidates(model, k, backend) if plan is None else [plan]
+    arguments = solver_arguments(model, k, tol, max_steps, evaluation_sweeps, initial)
+    for position, candidate in enumerate(plans):
+        solution = _solve(model, candidate, *arguments, criterion=criterion, method=method, stopping=stopping)
+        error = solution.stats["operator_error"]
+        if position + 1 == len(plans) or not is_concrete(error) or float(error) <= _accepted_error(model.dtype):
+            return solution
+    raise AssertionError("unreachable: the last candidate is returned")
+
+
+def check_discount(model: Model, criterion: str) -> None:
+    if is_concrete(model.discount) and criterion == "discounted" and jnp.ndim(model.discount) == 0:
+        require(float(model.discount) < 1.0, "discount must lie in [0, 1): use criterion='average' for 1.")
+
+
+def solver_arguments(model: Model, k: int, tol: Any, max_steps: Any, evaluation_sweeps: Any, initial: Any) -> tuple[jax.Array, ...]:
+    """tol, max_steps, evaluation_sweeps and initial as arrays, so that every kind of number shares one trace."""
+    shape = (model.num_global_states, len(enumerate_counts(k, model.num_local_states)))
+    start = jnp.zeros(shape, model.dtype) if initial is None else real_array("initial", initial, shape, model.dtype)
+    tol = (1e-6 if model.dtype == jnp.float64 else 1e-4) if tol is None else tol
+    return real_scalar("tol", tol, model.dtype, 0.0), jnp.asarray(max_steps, jnp.int32), jnp.asarray(evaluation_sweeps, jnp.int32), start
+
+
+def _accepted_error(dtype) -> float:
+    return 1e-10 if dtype == jnp.float64 else 1e-3
+
+
+@functools.partial(jax.jit, static_argnames=("criterion", "method", "stopping"))
+def _solve(model, plan, tol, max_steps, evaluation_sweeps, initial, *, criterion, method, stopping):
+    frozen = jax.tree.map(lax.stop_gradient, model)
+    L = model.num_local_states
+    operator = prepare(frozen, plan)
+    solution = fixed_point(
+        frozen,
+        plan.k,
+        lambda values: expectation(operator, values, plan, L),
+        product_test(frozen, plan.k),
+        (tol, max_steps, evaluation_sweeps, lax.stop_gradient(initial)),
+        criterion=criterion,
+        method=method,
+        stopping=stopping,
+    )
+    solution.stats["backend"] = jnp.int32(BACKENDS.index(plan.backend))
+    if criterion == "average":
+        return solution
+
+    def residual(q, model):
+        expected = expectation(prepare(model, plan), jnp.max(q, axis=-1), plan, L)
+        return bellman_q(model, plan.k, expected, model.discount) - q
+
+    table = solution.value
+    q = implicit(residual, _krylov, table.q, model, symmetric=False)
+    value = jnp.max(q, axis=-1)
+    width = (table.bounds.upper - table.bounds.lower) / 2
+    middle = value + lax.stop_gradient((table.bounds.upper + table.bounds.lower) / 2 - value)
+    return solution._replace(value=table._replace(q=q, value=value, bounds=Bounds(middle - width, middle + width)))
+
+
+def _krylov(matvec: Callable[[Any], Any], right_side: Any) -> Any:
+    """Solve the linearised fixed-point equation, (discount P_π - I) x = right side, to 1e-3 of the square root of the precision."""
+    eps = float(jnp.finfo(right_side.dtype).eps)
+    return jax.scipy.sparse.linalg.gmres(matvec, right_side, tol=1e3 * eps, atol=0.0, restart=20, maxiter=100, solve_method="batched")[0]
+
+
+def fixed_point(
+    model: Model,
+    k: int,
+    expect: Callable[[jax.Array], jax.Array],
+    test: tuple[jax.Array, jax.Array, jax.Array] | None,
+    arguments: tuple[jax.Array, ...],
+    *,
+    criterion: str,
+    method: str,
+    stopping: str,
+) -> Solution:
+    """Iterate an expectation operator [G, N] -> [G, N, A] to its certified fixed point; `test` is a first input with a known answer."""
+    tol, max_steps, evaluation_sweeps, initial = arguments
+    dtype, (G, N), A = model.dtype, initial.shape, model.num_actions
+    average = criterion == "average"
+    discount = jnp.ones((), dtype) if average else model.discount
+    reach = jnp.ones((), dtype) if average else discount / (1 - discount)  # what a residual of one means for the answer
+    scale = model.max_reward() * (1 if average else 1 / (1 - discount))
+    eps = jnp.finfo(dtype).eps
+    rewards = local_rewards(model, k)
+    evaluates = method in ("policy_iteration", "modified_policy_iteration")
+    memory = _MEMORY if method == "anderson" else 1
+
+    def q_of(expected):
+        return model.global_reward[:, None, :] + rewards + discount * expected
+
+    def half_width(low, high):
+        return reach * ((high - low) / 2 if stopping == "span" or average else jnp.maximum(jnp.abs(low), jnp.abs(high)))
+
+    def damp(before, after):
+        if not average:
+            return after
+        moved = (1 - _DAMPING) * before + _DAMPING * after
+        return moved - moved[0, 0]
+
+    def sweep(state: _State) -> _State:
+        expected = expect(state.proposal)
+        if test is None:
+            return learn(state, expected)
+        return lax.cond(state.sweep == 0, lambda: check(state, expected), lambda: learn(state, expected))
+
+    def check(state: _State, expected: jax.Array) -> _State:
+        _, weights, exact = test
+        error = jnp.max(jnp.abs(jnp.einsum("gna,a->gn", expected, weights, precision="highest") - exact))
+        return state._replace(proposal=initial, operator_error=error, sweep=state.sweep + 1)
+
+    def learn(state: _State, expected: jax.Array) -> _State:
+        before = state.proposal
+        q = q_of(expected)
+        if evaluates:
+            improves = state.method.remaining <= 0
+            actions = jnp.where(improves, greedy(q, jnp.zeros((), dtype)), state.method.actions)
+            after = jnp.take_along_axis(q, actions[..., None], axis=-1)[..., 0]
+        else:
+            improves = jnp.asarray(True)
+            after = jnp.max(q, axis=-1)
+        difference = after - before
+        low, high = jnp.min(difference), jnp.max(difference)
+        if evaluates:
+            method_state = evaluate_next(state.method, actions, improves, low, high)
+            proposal = damp(before, after)
+        else:
+            image = damp(before, after)
+            if memory > 1 and not average:
+                image = image + reach * (low + high) / 2  # the constant that a sweep would take 1/(1 - discount) sweeps to find
+            method_state, proposal = combine(state.method, image, difference, high - low)
+        return _State(
+            proposal,
+            jnp.where(improves, before, state.evaluated) if evaluates else before,
+            jnp.where(improves, expected, state.expected) if evaluates else expected,
+            jnp.where(improves, low, state.low),
+            jnp.where(improves, high, state.high),
+            state.operator_error,
+            state.sweep + 1,
+            method_state,
+        )
+
+    def evaluate_next(policy: _Policy, actions, improves, low, high) -> _Policy:
+        if method == "modified_policy_iteration":
+            remaining = jnp.where(improves, evaluation_sweeps, policy.remaining - 1)
+        else:
+            remaining = (half_width(low, high) > 0.1 * tol * scale).astype(jnp.int32)
+        return _Policy(actions, remaining)
+
+    def combine(history: _History, image, difference, span) -> tuple[_History, jax.Array]:
+        if memory == 1:
+            return history, image
+        residual = difference - jnp.mean(difference)
+        accept = (span <= history.span) | ~jnp.isfinite(span)
+        oldest = jnp.argmax(history.ages)
+        newest = jnp.argmin(history.ages)
+        products = jnp.matmul(history.residuals.reshape(memory, -1), residual.reshape(-1), precision="highest")
+        products = products.at[oldest].set(jnp.vdot(residual, residual, precision="highest"))
+
+        def put(array, new):
+            return array.at[oldest].set(jnp.where(accept, new, array[oldest]))
+
+        updated = history.products.at[oldest, :].set(products).at[:, oldest].set(products)
+        # A rejected combination costs one sweep: forget the history and make a plain sweep from the last accepted image.
+        forgotten = jnp.full(memory, memory, jnp.int32).at[newest].set(0)
+        history = _History(
+            put(history.images, image),
+            put(history.residuals, residual),
+            jnp.where(accept, updated, history.products),
+            jnp.where(accept, jnp.minimum(history.ages + 1, memory).at[oldest].set(0), forgotten),
+            jnp.where(accept, span, history.span),
+        )
+        weights = _mixing(history.products, history.ages < memory, jnp.argmin(history.ages))
+        return history, jnp.matmul(weights, history.images.reshape(memory, -1), precision="highest").reshape(G, N)
+
+    def certify(state: _State) -> Certificate:
+        error = half_width(state.low, state.high)
+        largest = jnp.max(jnp.abs(state.evaluated)) + model.max_reward()
+        rounding = (2 * eps + state.operator_error) * largest * reach
+        started = state.sweep > (0 if test is None else 1)
+        return Certificate(jnp.where(started, error, jnp.finfo(dtype).max / 4), jnp.where(started, rounding, 0), scale)
+
+    zero = jnp.zeros((), dtype)
+    if evaluates:
+        method_state = _Policy(jnp.zeros((G, N), jnp.int32), jnp.int32(0))
+    else:
+        past = jnp.zeros((memory if memory > 1 else 0, G, N), dtype)
+        method_state = _History(
+            past, past, jnp.zeros((memory, memory), dtype), jnp.full(memory, memory, jnp.int32), jnp.full((), jnp.finfo(dtype).max, dtype)
+        )
+    start = _State(
+        initial if test is None else test[0], initial, jnp.zeros((G, N, A), dtype), zero, zero, zero, jnp.int32(0), method_state
+    )
+    patience = {"policy_iteration": 1_000_000, "modified_policy_iteration": 2_000}.get(method, 200)
+    end = iterate(sweep, certify, start, tol=tol, max_steps=max_steps, patience=patience)
+
+    state: _State = end.state
+    q = q_of(state.expected)
+    value = jnp.max(q, axis=-1)
+    tie = 16 * eps * scale
+    stats = {
+        "num_steps": end.num_steps,
+        "error": end.certificate.error,
+        "rounding": end.certificate.rounding,
+        "scale": scale,
+        "operator_error": state.operator_error,
+    }
+    if average:
+        gain = (state.low + state.high) / 2
+        stats["gain"] = gain
+        shift, bounds = -value[0, 0], Bounds(state.low, state.high)
+    else:
+        shift = reach * (state.low + state.high) / 2
+        width = reach * (state.high - state.low) / 2
+        bounds = Bounds(value + shift - width, value + shift + width)
+    status = jnp.where(jnp.all(jnp.isfinite(q)) | (end.status == Status.MAX_STEPS), end.status, jnp.int32(Status.NONFINITE))
+    table = QTable(q + shift, value + shift, greedy(q, tie), bounds, jnp.asarray(enumerate_counts(k, model.num_local_states)))
+    return Solution(table, status, stats, value + shift)
+
+
+def _mixing(products: jax.Array, used: jax.Array, newest: jax.Array) -> jax.Array:
+    """Weights that sum to one and minimise |sum_i w_i residual_i|² over the used slots; the newest alone where that is not solvable."""
+    dtype = products.dtype
+    memory = products.shape[0]
+    both = used[:, None] & used[None, :]
+    size = jnp.max(jnp.where(used, jnp.diagonal(products), 0))
+    system = jnp.where(both, products / jnp.where(size > 0, size, 1), 0)
+    ridge = jnp.where(used, 10 * jnp.finfo(dtype).eps, 1.0).astype(dtype)
+    solved = jnp.linalg.solve(system + jnp.diag(ridge), used.astype(dtype))
+    weights = solved / jnp.sum(solved)
+    alone = (jnp.arange(memory) == newest).astype(dtype)
+    return jnp.where(jnp.all(jnp.isfinite(weights)), weights, alone)

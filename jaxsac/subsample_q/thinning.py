@@ -1,0 +1,149 @@
+"""The exact expectation over one move of all k agents, as a product of one-dimensional binomial thinnings.
+
+With P = E_1 ... E_L Π (see pivots), the operator (K_P W)(h) = E[W(h') | h] factors too. An E_t is L−1 commuting shears "each agent in slot i
+goes to slot t with weight β, else stays", and on the line {h_i + h_t = const} a shear is the lower-triangular matrix
+M[r, s] = C(r, s) α^s β^(r−s), whatever the line. Stored with h_i outermost and h_t implied, row s of the other counts is a prefix of row
+s−1, so a shear is k+1 sums of contiguous slices; one gather then brings the next slot outermost. L(L−1) shears in all:
+2 L (L−1) C(k+L, L) flops and as many passes of N numbers for each column, exact for signed weights as well.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxsac.subsample_q.histograms import enumerate_counts, graded_rank, num_histograms
+
+
+class _Layout(NamedTuple):
+    counts: np.ndarray  # [N, L]: (outer, inner..., implied) counts of each position
+    sizes: tuple[int, ...]  # length of row o
+    offsets: tuple[int, ...]  # start of row o
+    rotate: np.ndarray  # [N]: the innermost slot comes outermost
+    swap: np.ndarray  # [N]: outer and implied slot change places
+
+
+@functools.lru_cache(maxsize=16)
+def _layout(k: int, L: int) -> _Layout:
+    sizes = tuple(num_histograms(k - o, L - 1) for o in range(k + 1))
+    offsets = tuple(int(offset) for offset in np.concatenate([[0], np.cumsum(sizes)[:-1]]))
+    inner = enumerate_counts(k, L - 1)[:, :-1]
+    rows = []
+    for outer, size in enumerate(sizes):
+        z = inner[:size]
+        rows.append(np.concatenate([np.full((size, 1), outer), z, (k - outer - z.sum(axis=1))[:, None]], axis=1))
+    counts = np.concatenate(rows).astype(np.int32)
+    rotate = _position(counts[:, [*range(1, L - 1), 0, L - 1]], offsets, k)
+    swap = _position(counts[:, [L - 1, *range(1, L - 1), 0]], offsets, k)
+    return _Layout(counts, sizes, offsets, rotate, swap)
+
+
+def _position(counts, offsets: tuple[int, ...], k: int):
+    """Where the histogram with layout coordinates `counts` [..., L] is stored."""
+    starts = np.asarray(offsets, np.int32)
+    start = jnp.asarray(starts)[counts[..., 0]] if isinstance(counts, jax.Array) else starts[counts[..., 0]]
+    return start + graded_rank(counts[..., 1:-1], k)
+
+
+def eliminate(kernel: jax.Array, rows: jax.Array, columns: jax.Array, replacements: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """alpha, beta [L, L] of P = E_1 ... E_L Π for the given pivots: entry (t, i) belongs to row i in step t. Differentiable in P."""
+    L = kernel.shape[-1]
+    state, alphas, betas = kernel, [], []
+    for t in range(L):
+        pivot_row = state[rows[t]]
+        fixed = (replacements[t] >= 0) | (jnp.arange(L, dtype=jnp.int32) == rows[t])
+        beta = state[:, columns[t]] / pivot_row[columns[t]]
+        alpha = jnp.where(fixed, 1.0, 1.0 - beta)
+        cleared = (state - beta[:, None] * pivot_row[None, :]) / alpha[:, None]
+        unit = jax.nn.one_hot(replacements[t], L, dtype=kernel.dtype)
+        state = jnp.where((replacements[t] >= 0)[:, None], unit, jnp.where(fixed[:, None], state, cleared))
+        betas.append(jnp.where(replacements[t] >= 0, 1.0, beta))
+        alphas.append(jnp.where(replacements[t] >= 0, 0.0, alpha))
+    return jnp.stack(alphas), jnp.stack(betas)
+
+
+def _schedule(L: int) -> tuple[list[tuple[int, int]], list[int]]:
+    """(target slot, source slot) of each shear, and the order of the slots (outer, inner..., implied) after the last gather.
+
+    The layout is rotated after every shear, until each slot has been outermost; then outer and implied slot change places.
+    """
+    order = list(range(L))
+    shears = []
+    for _ in range(L):
+        for source in range(L - 1):
+            shears.append((order[-1], order[0]))
+            if source < L - 2:
+                order = [order[L - 2], *order[: L - 2], order[-1]]
+            else:
+                order[0], order[-1] = order[-1], order[0]
+    return shears, order
+
+
+class Thinning(NamedTuple):
+    """One kernel, made ready: the triangles of its shears and the gathers into, between and out of the layouts."""
+
+    triangles: jax.Array  # [L(L-1), k+1, k+1]
+    entry: jax.Array  # int32 [N]
+    gathers: jax.Array  # int32 [3, N]
+
+
+def prepare_thinning(kernel: jax.Array, rows: jax.Array, columns: jax.Array, replacements: jax.Array, k: int) -> Thinning:
+    """The operator of one kernel [L, L], L ≥ 2, for pivots as in `Order`."""
+    L = kernel.shape[-1]
+    layout = _layout(k, L)
+    shears, final_order = _schedule(L)
+
+    # The implied slot of block b belongs to pivot L-1-b, because E_L acts first on W.
+    pivot_of_slot = np.zeros(L, np.int32)
+    pivot_of_slot[[target for target, _ in shears[:: L - 1]]] = np.arange(L)[::-1]
+    steps = pivot_of_slot[[target for target, _ in shears]]
+    sources = rows[pivot_of_slot[[source for _, source in shears]]]
+    alpha, beta = eliminate(kernel, rows, columns, replacements)
+    triangles = _triangles(alpha[steps, sources], beta[steps, sources], k)
+
+    # At the entry the slot of pivot t holds the count of column p_t, at the exit that of row r_t.
+    slot_of_column = jnp.zeros(L, jnp.int32).at[columns].set(jnp.asarray(np.argsort(pivot_of_slot), jnp.int32))
+    entry = graded_rank(jnp.asarray(layout.counts)[:, slot_of_column[: L - 1]], k)
+    leave = _position(jnp.asarray(enumerate_counts(k, L))[:, rows[pivot_of_slot[final_order]]], layout.offsets, k)
+    swap = jnp.asarray(layout.swap)
+    return Thinning(triangles, entry, jnp.stack([jnp.asarray(layout.rotate), swap, swap[leave]]))
+
+
+def apply_thinning(operator: Thinning, values: jax.Array, k: int, L: int) -> jax.Array:
+    """E[W(h') | h] for W = values [C, N] in graded order, as [N, C]."""
+    layout, C = _layout(k, L), values.shape[0]
+    choice = np.array(([0] * (L - 2) + [1]) * L, np.int32)
+    choice[-1] = 2
+
+    def shear(carried, step):
+        triangle, gather = step
+        flat = carried.reshape(-1)
+        out = []
+        for r, size in enumerate(layout.sizes):
+            terms = [triangle[r, s] * flat[layout.offsets[s] * C : (layout.offsets[s] + size) * C] for s in range(r + 1)]
+            out.append(sum(terms[1:], terms[0]))
+        # Without the barrier XLA would evaluate the sums inside the gather.
+        sheared = lax.optimization_barrier(jnp.concatenate(out).reshape(-1, C))
+        return _permute(sheared, operator.gathers[gather]), None
+
+    return lax.scan(shear, _permute(values.T, operator.entry), (operator.triangles, jnp.asarray(choice)))[0]
+
+
+def _permute(values: jax.Array, index: jax.Array) -> jax.Array:
+    return values.at[index].get(mode="promise_in_bounds", unique_indices=True)
+
+
+def _triangles(alpha: jax.Array, beta: jax.Array, k: int) -> jax.Array:
+    """M[t, r, s] = C(r, s) alpha_t^s beta_t^(r-s) for s ≤ r ≤ k, else 0."""
+    binomial = np.array([[math.comb(r, s) for s in range(k + 1)] for r in range(k + 1)], float)
+    exponent = np.maximum(np.arange(k + 1)[:, None] - np.arange(k + 1)[None, :], 0)
+
+    def powers(base):
+        repeated = jnp.broadcast_to(base[:, None], (base.shape[0], k))
+        return jnp.concatenate([jnp.ones((base.shape[0], 1), base.dtype), jnp.cumprod(repeated, axis=1)], axis=1)
+
+    return jnp.asarray(binomial, alpha.dtype)[None] * powers(alpha)[:, None, :] * powers(beta)[:, exponent]
