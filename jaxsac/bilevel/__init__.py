@@ -1,0 +1,24 @@
+"""Bilevel optimisation with first-order penalties: minimise upper(x, y*(x)), y*(x) = arg min_y lower(x, y), from gradients alone.
+
+A perturbed copy of the lower level is compared with an unperturbed one: their difference over sigma is the hypergradient. Both copies share
+starts, steps and batches, so that what they have in common cancels, and the difference is stored, so that float32 keeps its digits.
+Source: Gaur, Bedi, Wang, Aggarwal, "On the Sample Complexity Bounds in Bilevel Reinforcement Learning", arXiv 2503.17644 (its first version
+states a sample complexity of epsilon^-4, the later ones about epsilon^-3).
+"""
+
+from jaxsac.bilevel.certificate import Diagnostics as Diagnostics
+from jaxsac.bilevel.hypergradient import Argmin as Argmin
+from jaxsac.bilevel.hypergradient import HypergradientCheck as HypergradientCheck
+from jaxsac.bilevel.hypergradient import argmin as argmin
+from jaxsac.bilevel.hypergradient import check_hypergradient as check_hypergradient
+from jaxsac.bilevel.hypergradient import hypergradient as hypergradient
+from jaxsac.bilevel.paired import PairedOptimizer as PairedOptimizer
+from jaxsac.bilevel.paired import paired_adam as paired_adam
+from jaxsac.bilevel.problem import Problem as Problem
+from jaxsac.bilevel.solver import Bilevel as Bilevel
+from jaxsac.bilevel.solver import Method as Method
+from jaxsac.bilevel.solver import State as State
+from jaxsac.bilevel.solver import diagnose as diagnose
+from jaxsac.bilevel.solver import init as init
+from jaxsac.bilevel.solver import solve as solve
+from jaxsac.bilevel.solver import step as step

@@ -1,0 +1,121 @@
+"""How good a point is: residuals, hypergradient, gap, and the two signs of a badly chosen sigma. Everything from scratch."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxsac._iterate import Certificate, iterate
+from jaxsac.bilevel.problem import Oracle, Tree, add, dtype_of, norm, on_arrays, subtract
+from jaxsac.bilevel.schemes import Scheme
+
+_INCONSISTENT = 0.5
+
+
+class Diagnostics(NamedTuple):
+    """Scalars that say how far a bilevel state can be trusted.
+
+    * `hypergradient_norm`: ‖h‖ (or ‖x - P(x - h)‖ with a projection).
+    * `residual_z`, `residual_d`: norms of the fields that vanish when the lower level, and the direction d, are solved.
+    * `gap`: [lower(x, z + sigma d) - lower(x, z)] / sigma. Negative beyond rounding: z is no minimiser.
+    * `cancellation`: relative error of d from rounding, eps ‖z‖ / (sigma ‖d‖); above 0.1, raise sigma or use float64.
+    * `consistency`: how much d misses the equation of 2 sigma, relative to the upper gradient: 0 for quadratics, and O(sigma) or
+      O(sigma²) else. Above 0.5 sigma is too large for the difference to be a derivative, and nothing is certified.
+    """
+
+    hypergradient_norm: jax.Array
+    residual_z: jax.Array
+    residual_d: jax.Array
+    gap: jax.Array
+    cancellation: jax.Array
+    consistency: jax.Array
+
+
+class Measurement(NamedTuple):
+    """A state seen from scratch: its diagnostics, the certificate, and the hypergradient there."""
+
+    diagnostics: Diagnostics
+    certificate: Certificate
+    hypergradient: Tree
+
+
+def measure(oracle: Oracle, scheme: Scheme, x: Tree, z: Tree, d: Tree, sigma: jax.Array, c: Tree | None = None) -> Measurement:
+    """Measure a point. The certificate is that of the lower level alone, with scale max(1, ‖upper gradient in y‖)."""
+    c = oracle.upper_y(x, z) if c is None else c
+    # both values of sigma in one batch: half the code to compile
+    u_z, (u_d, doubled) = _at_two_sigmas(lambda sigma: scheme.field(oracle, x, z, d, sigma, c), sigma)
+    h = scheme.hypergradient(oracle, x, z, d, sigma)
+    first = scheme.first(d)
+    lower = oracle.lower(x, z)
+    gap = (oracle.lower(x, add(z, first, sigma)) - lower) / sigma
+
+    dtype = dtype_of(x)
+    eps = float(jnp.finfo(dtype).eps)
+    pull, size = norm(c), norm(first)
+    cancelled = jnp.where(size > 0, eps * norm(z) / (sigma * jnp.where(size > 0, size, 1.0)), 0.0)
+    consistency = norm(subtract(doubled, u_d)) / jnp.where(pull > 0, pull, 1.0)
+    unsolved_z, unsolved_d = _residuals(oracle, scheme, z, d, u_z, u_d, sigma)
+    project_x = oracle.problem.project_x
+    moved = h if project_x is None else subtract(x, on_arrays(project_x)(subtract(x, h)))
+    diagnostics = Diagnostics(norm(moved), unsolved_z, unsolved_d, gap, cancelled, consistency)
+
+    whole = jnp.maximum(1.0, pull).astype(dtype)
+    below = jnp.asarray(False) if scheme.moves_z else gap * sigma < -(100 * eps * (1.0 + jnp.abs(lower)) + unsolved_z * sigma * size)
+    untrustworthy = (consistency > _INCONSISTENT) | below
+    error = unsolved_z + unsolved_d
+    error = jnp.where(untrustworthy, jnp.maximum(error, whole), error)
+    return Measurement(diagnostics, Certificate(error, cancelled * pull * (1 + sigma), whole), h)
+
+
+def _at_two_sigmas(field, sigma):
+    both = jax.vmap(field)(jnp.stack([sigma, 2 * sigma]))
+    u_z, first, second = (jax.tree.map(lambda leaf, k=k: leaf[k], both[part]) for part, k in ((0, 0), (1, 0), (1, 1)))
+    return u_z, (first, second)
+
+
+def _residuals(oracle, scheme, z, d, u_z, u_d, sigma):
+    """Norms of the fields, or with a constraint on y the distance that a projected unit step would go."""
+    project_y = oracle.problem.project_y
+    if project_y is None:
+        return norm(u_z), norm(u_d)
+    new_z, new_d = scheme.project(on_arrays(project_y), subtract(z, u_z), subtract(d, u_d), sigma)
+    return norm(subtract(z, new_z)), norm(subtract(d, new_d))
+
+
+class _Checked(NamedTuple):
+    state: Any
+    measurement: Measurement
+    num_steps: jax.Array
+
+
+def run_checked(
+    advance: Callable[[Any], Any],
+    measure: Callable[[Any], Measurement],
+    state: Any,
+    hypergradient_like: Tree,
+    *,
+    tol: jax.Array,
+    max_steps: jax.Array,
+    check_every: int,
+    patience: int,
+) -> tuple[Any, Measurement, jax.Array, jax.Array]:
+    """`iterate` with a measurement after each stretch of `check_every` steps, compiled once; the state, its measurement, status, steps.
+
+    The first measurement comes after the first stretch, so that d has left zero.
+    """
+    dtype = dtype_of(hypergradient_like)
+    none = jnp.zeros((), dtype)
+    unknown = Certificate(jnp.full((), jnp.finfo(dtype).max / 4, dtype), none, none + 1)
+    start = _Checked(state, Measurement(Diagnostics(*[none] * len(Diagnostics._fields)), unknown, hypergradient_like), jnp.int32(0))
+
+    def stretch(carry: _Checked) -> _Checked:
+        num_steps = jnp.minimum(carry.num_steps + check_every, max_steps)
+        state = lax.fori_loop(carry.num_steps, num_steps, lambda _, inner: advance(inner), carry.state)
+        return _Checked(state, measure(state), num_steps)
+
+    stretches = -(-max_steps // check_every)
+    outcome = iterate(stretch, lambda carry: carry.measurement.certificate, start, tol=tol, max_steps=stretches, patience=patience)
+    end = outcome.state
+    return end.state, end.measurement, outcome.status, end.num_steps

@@ -1,0 +1,176 @@
+"""What a bilevel problem is, and its first-order oracle: gradients of two functions, nothing else."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxsac import _checks
+
+Tree = Any
+
+
+class Problem(NamedTuple):
+    """A bilevel problem: minimise upper(x, y*(x)) over x, where y*(x) minimises lower(x, y) over y.
+
+    * `upper`, `lower`: scalar functions (x, y), or (x, y, batch) when data are given to the solver. x and y are pytrees of floating arrays;
+      equinox modules may carry functions beside their arrays. When the lower level has several minimisers, the penalty methods choose
+      the one with the least upper value (optimistic selection).
+    * `project_x`: Euclidean projection of x on a closed convex set, applied after every outer step.
+    * `project_y`: Euclidean projection of y on a closed convex set, applied to every lower-level copy after every inner step.
+    * `lower_difference`: (x, y, step) or (x, y, step, batch) -> the change of the lower level's gradients in (x, y) when y moves by `step`,
+      for lower levels that know a way without cancellation. By default the two gradients are subtracted.
+    * `allow_jvp`: use the midpoint rule, a product with the lower level's Hessian, in place of that subtraction. It is free of
+      cancellation, exact for quadratics, and the only second-order product that the penalty methods can be asked to use.
+
+    The functions are static: build a problem once, and pass what changes as x, y or data.
+    """
+
+    upper: Callable[..., Any]
+    lower: Callable[..., Any]
+    project_x: Callable[[Tree], Tree] | None = None
+    project_y: Callable[[Tree], Tree] | None = None
+    lower_difference: Callable[..., tuple[Tree, Tree]] | None = None
+    allow_jvp: bool = False
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    """A leaf that is no number, such as the activation of an equinox network: part of the tree's structure inside the solvers."""
+
+    value: Any
+
+
+def arrays_only(x: Tree, y: Tree) -> tuple[Tree, Tree]:
+    """x and y with every number an array of one floating dtype, and everything else hidden in the structure."""
+
+    def is_number(leaf: Any) -> bool:
+        return isinstance(leaf, (jax.Array, int, float)) or hasattr(leaf, "dtype")
+
+    dtypes = {jnp.asarray(leaf).dtype for leaf in jax.tree.leaves((x, y)) if hasattr(leaf, "dtype")}
+    floating = {dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)}
+    _checks.require(len(floating) <= 1, f"x0 and y0 mix dtypes {sorted(map(str, floating))}: cast them to one with .astype.")
+    dtype = floating.pop() if floating else jnp.result_type(float)
+
+    def convert(leaf: Any) -> Any:
+        if not is_number(leaf):
+            return Constant(leaf)
+        _checks.require(not jnp.iscomplexobj(leaf), "x0 and y0 must be real: pass real and imaginary parts as two arrays.")
+        return jnp.asarray(leaf).astype(dtype)
+
+    x, y = jax.tree.map(convert, (x, y))
+    _checks.require(bool(jax.tree.leaves(x)), "x0 has no arrays: there is nothing to optimise at the upper level.")
+    _checks.require(bool(jax.tree.leaves(y)), "y0 has no arrays: there is nothing to optimise at the lower level.")
+    return x, y
+
+
+def original(tree: Tree) -> Tree:
+    """Undo `arrays_only`: what the user's functions see, and what a solver returns."""
+    return jax.tree.map(
+        lambda leaf: leaf.value if isinstance(leaf, Constant) else leaf, tree, is_leaf=lambda leaf: isinstance(leaf, Constant)
+    )
+
+
+def like(tree: Tree, result: Tree) -> Tree:
+    """What a user's function returned, with the structure of `tree`."""
+    leaves = [leaf for leaf in jax.tree.leaves(result) if hasattr(leaf, "dtype")]
+    _checks.require(
+        [leaf.shape for leaf in leaves] == [leaf.shape for leaf in jax.tree.leaves(tree)],
+        f"a projection or lower_difference must return arrays like its argument, {jax.tree.map(jnp.shape, tree)}.",
+    )
+    return jax.tree.unflatten(jax.tree.structure(tree), leaves)
+
+
+def on_arrays(function: Callable[[Tree], Tree]) -> Callable[[Tree], Tree]:
+    """A user's map of trees, such as a projection, as a map of the solvers' trees."""
+    return lambda tree: like(tree, function(original(tree)))
+
+
+def dtype_of(tree: Tree) -> Any:
+    return jax.tree.leaves(tree)[0].dtype
+
+
+class Oracle:
+    """Values and gradients of a problem on one batch, with products in full precision. `batch=None` means functions of (x, y) alone."""
+
+    def __init__(self, problem: Problem, batch: Any = None):
+        self.problem = problem
+        self.rest = () if batch is None else (batch,)
+
+    def _call(self, name: str, function: Callable[..., Any], x: Tree, y: Tree) -> jax.Array:
+        with jax.default_matmul_precision("highest"):
+            value = jnp.asarray(function(original(x), original(y), *self.rest))
+        _checks.require(value.shape == (), f"{name} must return a scalar, got shape {list(value.shape)}: take a sum or a mean.")
+        return value
+
+    def upper(self, x: Tree, y: Tree) -> jax.Array:
+        return self._call("upper", self.problem.upper, x, y)
+
+    def lower(self, x: Tree, y: Tree) -> jax.Array:
+        return self._call("lower", self.problem.lower, x, y)
+
+    def upper_gradients(self, x: Tree, y: Tree) -> tuple[Tree, Tree]:
+        return jax.grad(self.upper, (0, 1))(x, y)
+
+    def upper_x(self, x: Tree, y: Tree) -> Tree:
+        return jax.grad(self.upper, 0)(x, y)
+
+    def upper_y(self, x: Tree, y: Tree) -> Tree:
+        return jax.grad(self.upper, 1)(x, y)
+
+    def lower_x(self, x: Tree, y: Tree) -> Tree:
+        return jax.grad(self.lower, 0)(x, y)
+
+    def lower_y(self, x: Tree, y: Tree) -> Tree:
+        return jax.grad(self.lower, 1)(x, y)
+
+    def difference_x(self, x: Tree, y: Tree, step: Tree) -> Tree:
+        return self._difference(0, x, y, step)
+
+    def difference_y(self, x: Tree, y: Tree, step: Tree) -> Tree:
+        return self._difference(1, x, y, step)
+
+    def _difference(self, argument: int, x: Tree, y: Tree, step: Tree) -> Tree:
+        """The gradient of `lower` in `argument` at y + step, less that at y."""
+        if self.problem.lower_difference is not None:
+            with jax.default_matmul_precision("highest"):
+                changes = self.problem.lower_difference(original(x), original(y), original(step), *self.rest)
+            return like((x, y)[argument], changes[argument])
+        if self.problem.allow_jvp:
+            return self.derivative(argument, x, add(y, step, 0.5), step)
+        gradient = (self.lower_x, self.lower_y)[argument]
+        return subtract(gradient(x, add(y, step)), gradient(x, y))
+
+    def derivative(self, argument: int, x: Tree, y: Tree, direction: Tree) -> Tree:
+        """Second-order product: the derivative of the lower gradient in `argument` as y moves along `direction`."""
+        gradient = (self.lower_x, self.lower_y)[argument]
+        return jax.jvp(lambda moved: gradient(x, moved), (y,), (direction,))[1]
+
+
+def add(left: Tree, right: Tree, factor: Any = 1.0) -> Tree:
+    """left + factor * right."""
+    return jax.tree.map(lambda a, b: a + jnp.asarray(factor, a.dtype) * b, left, right)
+
+
+def subtract(left: Tree, right: Tree) -> Tree:
+    return jax.tree.map(jnp.subtract, left, right)
+
+
+def scale(tree: Tree, factor: Any) -> Tree:
+    return jax.tree.map(lambda leaf: jnp.asarray(factor, leaf.dtype) * leaf, tree)
+
+
+def zeros(tree: Tree) -> Tree:
+    return jax.tree.map(jnp.zeros_like, tree)
+
+
+def norm(tree: Tree) -> jax.Array:
+    """Euclidean norm of all leaves together, without overflow or underflow of the squares."""
+    leaves = jax.tree.leaves(tree)
+    largest = jnp.stack([jnp.max(jnp.abs(leaf), initial=0.0) for leaf in leaves]).max()
+    safe = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1.0)
+    size = safe * jnp.sqrt(sum(jnp.sum((leaf / safe) ** 2) for leaf in leaves))
+    return jnp.where(largest == 0, 0.0, size).astype(leaves[0].dtype)

@@ -1,0 +1,181 @@
+"""The differences: how the lower-level copies move, and which hypergradient they give.
+
+Every scheme keeps a point z near the lower minimiser and a direction d with the copies of y at z + sigma * d and the like. Tracking d, and
+not the copies, keeps its digits when sigma is small; one batch and one step size for all copies make their common error cancel in d.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxsac._implicit import conjugate_gradient
+from jaxsac.bilevel.problem import Oracle, Tree, add, norm, scale, subtract, zeros
+
+Sigma = Any
+
+
+class Scheme(NamedTuple):
+    """`start(y)` is the first d; `field` gives the descent directions of (z, d), zero at the copies' minimisers.
+
+    `linear`: d solves a problem with the upper level linearised at z, whose gradient c there is passed to `field`.
+    `moves_z`: z is the copies' midpoint, and not the lower minimiser.
+    """
+
+    start: Callable[[Tree], Tree]
+    field: Callable[[Oracle, Tree, Tree, Tree, Sigma, Tree], tuple[Tree, Tree]]
+    hypergradient: Callable[[Oracle, Tree, Tree, Tree, Sigma], Tree]
+    project: Callable[[Callable[[Tree], Tree], Tree, Tree, Sigma], tuple[Tree, Tree]]
+    first: Callable[[Tree], Tree] = lambda d: d  # the direction of the nearest copy
+    linear: bool = False
+    moves_z: bool = False
+
+
+# forward: h = f_x(x, y) + [g_x(x, y) - g_x(x, z)] / sigma, where y = z + sigma d minimises g + sigma f and z minimises g
+
+
+def _forward_field(oracle, x, z, d, sigma, c):
+    step = scale(d, sigma)
+    return oracle.lower_y(x, z), add(oracle.upper_y(x, add(z, step)), oracle.difference_y(x, z, step), 1 / sigma)
+
+
+def _forward_hypergradient(oracle, x, z, d, sigma):
+    step = scale(d, sigma)
+    return add(oracle.upper_x(x, add(z, step)), oracle.difference_x(x, z, step), 1 / sigma)
+
+
+def _project_forward(projection, z, d, sigma):
+    projected = projection(z)
+    return projected, scale(subtract(projection(add(z, d, sigma)), projected), 1 / sigma)
+
+
+# central: the same with sigma and -sigma; z = (y_+ + y_-) / 2
+
+
+def _central_field(oracle, x, z, d, sigma, c):
+    plus, minus = add(z, d, sigma), add(z, d, -sigma)
+    upper_plus, upper_minus = oracle.upper_y(x, plus), oracle.upper_y(x, minus)
+    lower = scale(add(oracle.lower_y(x, plus), oracle.lower_y(x, minus)), 0.5)
+    u_z = add(lower, subtract(upper_plus, upper_minus), 0.5 * sigma)
+    u_d = add(scale(add(upper_plus, upper_minus), 0.5), oracle.difference_y(x, minus, scale(d, 2 * sigma)), 0.5 / sigma)
+    return u_z, u_d
+
+
+def _central_hypergradient(oracle, x, z, d, sigma):
+    plus, minus = add(z, d, sigma), add(z, d, -sigma)
+    upper = scale(add(oracle.upper_x(x, plus), oracle.upper_x(x, minus)), 0.5)
+    return add(upper, oracle.difference_x(x, minus, scale(d, 2 * sigma)), 0.5 / sigma)
+
+
+def _project_central(projection, z, d, sigma):
+    plus, minus = projection(add(z, d, sigma)), projection(add(z, d, -sigma))
+    return scale(add(plus, minus), 0.5), scale(subtract(plus, minus), 0.5 / sigma)
+
+
+# central_linear: z minimises g; d solves [g_y(x, z + sigma d) - g_y(x, z - sigma d)] / (2 sigma) + c = 0 with c = f_y(x, z) fixed,
+# so that only the lower level's curvature matters: no bound on sigma, and an error O(sigma^2)
+
+
+def _linear_field(oracle, x, z, d, sigma, c):
+    change = oracle.difference_y(x, add(z, d, -sigma), scale(d, 2 * sigma))
+    return oracle.lower_y(x, z), add(c, change, 0.5 / sigma)
+
+
+def cross_term(oracle: Oracle, x: Tree, z: Tree, d: Tree, sigma: Sigma) -> Tree:
+    """[g_x(x, z + sigma d) - g_x(x, z - sigma d)] / (2 sigma): the pull-back of c through y*(x) when d solves the linear scheme."""
+    return scale(oracle.difference_x(x, add(z, d, -sigma), scale(d, 2 * sigma)), 0.5 / sigma)
+
+
+def _linear_hypergradient(oracle, x, z, d, sigma):
+    return add(oracle.upper_x(x, z), cross_term(oracle, x, z, d, sigma))
+
+
+def _project_linear(projection, z, d, sigma):
+    plus, minus = projection(add(z, d, sigma)), projection(add(z, d, -sigma))
+    return projection(z), scale(subtract(plus, minus), 0.5 / sigma)
+
+
+# one_sided: three copies at 0, sigma, 2 sigma; second order without a negative sigma
+
+
+def _one_sided_copies(d: Tree, sigma: Sigma) -> tuple[tuple[Tree, Sigma], ...]:
+    """The steps sigma d_1 and 2 sigma d_2 of the perturbed copies, and their penalties; d's leaves hold both on a leading axis."""
+    return tuple((scale(jax.tree.map(lambda leaf, k=k: leaf[k], d), (k + 1) * sigma), (k + 1) * sigma) for k in range(2))
+
+
+def _stack(first: Tree, second: Tree) -> Tree:
+    return jax.tree.map(lambda a, b: jnp.stack([a, b]), first, second)
+
+
+def _nearest(d: Tree) -> Tree:
+    return jax.tree.map(lambda leaf: leaf[0], d)
+
+
+def _one_sided_field(oracle, x, z, d, sigma, c):
+    directions = (
+        add(oracle.upper_y(x, add(z, step)), oracle.difference_y(x, z, step), 1 / penalty) for step, penalty in _one_sided_copies(d, sigma)
+    )
+    return oracle.lower_y(x, z), _stack(*directions)
+
+
+def _one_sided_hypergradient(oracle, x, z, d, sigma):
+    (near, _), (far, _) = _one_sided_copies(d, sigma)
+    upper = subtract(scale(oracle.upper_x(x, add(z, near)), 2.0), oracle.upper_x(x, add(z, far)))
+    lower = subtract(scale(oracle.difference_x(x, z, near), 4.0), oracle.difference_x(x, z, far))
+    return add(upper, lower, 0.5 / sigma)
+
+
+def _project_one_sided(projection, z, d, sigma):
+    projected = projection(z)
+    copies = (scale(subtract(projection(add(z, step)), projected), 1 / penalty) for step, penalty in _one_sided_copies(d, sigma))
+    return projected, _stack(*copies)
+
+
+# comparators: the limit sigma -> 0 with Hessian-vector products
+
+
+def _soba_field(oracle, x, z, d, sigma, c):
+    return oracle.lower_y(x, z), add(oracle.upper_y(x, z), oracle.derivative(1, x, z, d))
+
+
+def hold_direction(oracle: Oracle, x: Tree, z: Tree, d: Tree, sigma: Sigma, c: Tree) -> tuple[Tree, Tree]:
+    """The field of the comparators that do not move d in the inner loop."""
+    return oracle.lower_y(x, z), zeros(d)
+
+
+def _second_order_hypergradient(oracle, x, z, d, sigma):
+    return add(oracle.upper_x(x, z), oracle.derivative(0, x, z, d))
+
+
+def solve_direction(oracle: Oracle, x: Tree, z: Tree, d: Tree, max_steps: int | None) -> Tree:
+    """d = -[D²_yy lower(x, z)]⁻¹ upper_y(x, z), by conjugate gradients warm-started at `d`: for comparators and tests."""
+    residual = scale(_soba_field(oracle, x, z, d, 0.0, None)[1], -1.0)
+    correction = conjugate_gradient(lambda v: oracle.derivative(1, x, z, v), residual, max_steps=max_steps)
+    return add(d, correction)
+
+
+def _two_zeros(y: Tree) -> Tree:
+    return _stack(zeros(y), zeros(y))
+
+
+SCHEMES = {
+    "forward": Scheme(zeros, _forward_field, _forward_hypergradient, _project_forward),
+    "central": Scheme(zeros, _central_field, _central_hypergradient, _project_central, moves_z=True),
+    "central_linear": Scheme(zeros, _linear_field, _linear_hypergradient, _project_linear, linear=True),
+    "one_sided": Scheme(_two_zeros, _one_sided_field, _one_sided_hypergradient, _project_one_sided, _nearest),
+    "soba": Scheme(zeros, _soba_field, _second_order_hypergradient, _project_forward),
+    "implicit": Scheme(zeros, _soba_field, _second_order_hypergradient, _project_forward),
+    "unrolled": Scheme(zeros, _soba_field, _second_order_hypergradient, _project_forward),
+}
+DIFFERENCES = ("forward", "central", "central_linear", "one_sided")
+COMPARATORS = ("soba", "implicit", "unrolled")
+
+
+def relative_sigma(scheme: Scheme, z: Tree, d: Tree, dtype: Any) -> jax.Array:
+    """The sigma at which rounding and bias balance: sigma |d| is eps^(1/2) (first order) or eps^(1/3) (second order) of |z|."""
+    power = 1 / 2 if scheme.field is _forward_field else 1 / 3
+    factor = float(jnp.finfo(dtype).eps) ** power
+    size = norm(d)
+    ratio = jnp.where(size > 0, (norm(z) + 1e-3) / jnp.where(size > 0, size, 1.0), 1.0)
+    return (factor * jnp.clip(ratio, 1e-6, 1e6)).astype(dtype)

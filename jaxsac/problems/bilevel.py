@@ -1,0 +1,136 @@
+"""Hyper-parameter learning on real data as bilevel problems: arrays, and the upper and lower functions of (x, y, data).
+
+The data sets come with scikit-learn (the `route` extra); nothing is downloaded.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Split(NamedTuple):
+    """Rows to fit on and rows to judge by: features [T, p] and targets [T] (or classes, int32)."""
+
+    train: Any
+    train_targets: Any
+    valid: Any
+    valid_targets: Any
+
+
+class Cleaning(NamedTuple):
+    """A split whose training labels are partly wrong. `corrupted` says which, for judging the learned weights; no function below reads it."""
+
+    train: Any
+    train_targets: Any
+    valid: Any
+    valid_targets: Any
+    test: Any
+    test_targets: Any
+    corrupted: Any
+
+
+def _data_set(name: str) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        from sklearn import datasets
+    except ImportError as error:
+        raise ImportError("these data sets come with scikit-learn: pip install 'jaxsac[route]'.") from error
+    return getattr(datasets, f"load_{name}")(return_X_y=True)
+
+
+def breast_cancer(dtype: Any = jnp.float32, seed: int = 0) -> Split:
+    """569 tumours, 30 standardised features, targets ±1, split 284 / 285: for a regularisation weight per feature."""
+    features, labels = _data_set("breast_cancer")
+    features = (features - features.mean(0)) / features.std(0)
+    order = np.random.default_rng(seed).permutation(len(labels))
+    features, signs = features[order], 2.0 * labels[order] - 1.0
+    half = len(labels) // 2
+    parts = (features[:half], signs[:half], features[half:], signs[half:])
+    return Split(*(jnp.asarray(part, dtype) for part in parts))
+
+
+def _logistic_loss(features: jax.Array, signs: jax.Array, coef: jax.Array) -> jax.Array:
+    return jnp.mean(jax.nn.softplus(-signs * (features @ coef)))
+
+
+def feature_weights_lower(x: jax.Array, y: jax.Array, data: Split) -> jax.Array:
+    """mean log(1 + exp(-t X y)) + ½ Σ_j exp(x_j) y_j² on the training rows; x [p] log-weights, y [p] coefficients."""
+    return _logistic_loss(data.train, data.train_targets, y) + 0.5 * jnp.sum(jnp.exp(x) * y**2)
+
+
+def feature_weights_upper(x: jax.Array, y: jax.Array, data: Split) -> jax.Array:
+    """mean log(1 + exp(-t X y)) on the validation rows."""
+    return _logistic_loss(data.valid, data.valid_targets, y)
+
+
+def digits_cleaning(dtype: Any = jnp.float32, seed: int = 0, corruption: float = 0.5) -> Cleaning:
+    """1,797 digits of 64 pixels in 10 classes, split 1000 / 300 / 497; `corruption` of the training labels are redrawn uniformly."""
+    features, labels = _data_set("digits")
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(labels))
+    features, labels = features[order] / 16.0, labels[order].astype(np.int32)
+    corrupted = rng.random(1000) < corruption
+    train_labels = np.where(corrupted, rng.integers(0, 10, 1000), labels[:1000]).astype(np.int32)
+    corrupted &= train_labels != labels[:1000]
+
+    def rows(start, stop):
+        return jnp.asarray(features[start:stop], dtype)
+
+    return Cleaning(
+        rows(0, 1000), jnp.asarray(train_labels), rows(1000, 1300), jnp.asarray(labels[1000:1300]),
+        rows(1300, None), jnp.asarray(labels[1300:]), jnp.asarray(corrupted),
+    )  # fmt: skip
+
+
+def cross_entropy(features: jax.Array, classes: jax.Array, coef: jax.Array) -> jax.Array:
+    """-log softmax(X coef)[class] of each row; coef [p, number of classes]."""
+    scores = features @ coef
+    chosen = jnp.sum(jnp.where(classes[:, None] == jnp.arange(coef.shape[1], dtype=classes.dtype)[None, :], scores, 0.0), axis=1)
+    return jax.nn.logsumexp(scores, axis=1) - chosen
+
+
+def cleaning_lower(x: jax.Array, y: jax.Array, data: Cleaning, ridge: float = 1e-3) -> jax.Array:
+    """mean_i sigmoid(x_i) loss_i(y) + ridge ‖y‖² on the training rows; x [T] weight logits, y [p, number of classes] coefficients."""
+    return jnp.mean(jax.nn.sigmoid(x) * cross_entropy(data.train, data.train_targets, y)) + ridge * jnp.sum(y**2)
+
+
+def cleaning_upper(x: jax.Array, y: jax.Array, data: Cleaning) -> jax.Array:
+    """mean loss on the validation rows, whose labels are right."""
+    return jnp.mean(cross_entropy(data.valid, data.valid_targets, y))
+
+
+def diabetes(dtype: Any = jnp.float32, seed: int = 0, degree: int = 3) -> Split:
+    """442 patients, each of 10 features as a group of `degree` standardised powers (columns g · degree …), targets standardised, split in half."""
+    features, target = _data_set("diabetes")
+    features = (features - features.mean(0)) / features.std(0)
+    powers = np.stack([features**k for k in range(1, degree + 1)], axis=2).reshape(len(target), -1)
+    powers = (powers - powers.mean(0)) / np.maximum(powers.std(0), 1e-12)
+    target = (target - target.mean()) / target.std()
+    order = np.random.default_rng(seed).permutation(len(target))
+    powers, target = powers[order], target[order]
+    half = len(target) // 2
+    parts = (powers[:half], target[:half], powers[half:], target[half:])
+    return Split(*(jnp.asarray(part, dtype) for part in parts))
+
+
+def group_weights_lower(x: jax.Array, y: jax.Array, data: Split, smoothing: float = 1e-2) -> jax.Array:
+    """½ mean (t - X y)² + Σ_g exp(x_g) sqrt(‖y_g‖² + smoothing²): a smoothed group lasso; x [G] log-weights, y [G · size] coefficients."""
+    groups = y.reshape(x.shape[0], -1)
+    norms = jnp.sqrt(jnp.sum(groups**2, axis=1) + smoothing**2)
+    return 0.5 * jnp.mean((data.train_targets - data.train @ y) ** 2) + jnp.sum(jnp.exp(x) * norms)
+
+
+def group_weights_upper(x: jax.Array, y: jax.Array, data: Split) -> jax.Array:
+    """½ mean (t - X y)² on the validation rows."""
+    return 0.5 * jnp.mean((data.valid_targets - data.valid @ y) ** 2)
+
+
+def sample_rows(key: jax.Array, data: Split | Cleaning, size: int) -> Any:
+    """`size` training rows and `size` validation rows, uniformly with replacement; the key is consumed. Not for weights per training row."""
+    train_key, valid_key = jax.random.split(key)
+    train = jax.random.randint(train_key, (size,), 0, data.train.shape[0])
+    valid = jax.random.randint(valid_key, (size,), 0, data.valid.shape[0])
+    return data._replace(
+        train=data.train[train], train_targets=data.train_targets[train], valid=data.valid[valid], valid_targets=data.valid_targets[valid]
+    )
