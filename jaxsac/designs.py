@@ -1,0 +1,228 @@
+"""Designs: linear maps from coefficients [p] to predictions, as a record of two products. None builds a matrix it does not need.
+
+A design has `num_coefficients`, `prediction_shape` ((T,) or (T, M)), `predict(coef)` and its transpose `adjoint(residual)`.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxsac._checks import check_shape, choice, integer_array, is_concrete, real_array, require, static_integer
+from jaxsac.prox import vector_norm
+
+_HIGHEST = lax.Precision.HIGHEST  # GPUs may otherwise multiply float32 numbers with 10 bits of mantissa
+
+
+class Design(Protocol):
+    """What a solver needs of a linear map."""
+
+    @property
+    def num_coefficients(self) -> int: ...
+
+    @property
+    def prediction_shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> Any: ...
+
+    def predict(self, coef: jax.Array) -> jax.Array: ...
+
+    def adjoint(self, residual: jax.Array) -> jax.Array: ...
+
+
+class Dense(eqx.Module):
+    """predict(b) = X b for a matrix X [T, p]."""
+
+    matrix: jax.Array
+
+    @property
+    def num_coefficients(self) -> int:
+        return self.matrix.shape[1]
+
+    @property
+    def prediction_shape(self) -> tuple[int, ...]:
+        return (self.matrix.shape[0],)
+
+    @property
+    def dtype(self) -> Any:
+        return self.matrix.dtype
+
+    def predict(self, coef: jax.Array) -> jax.Array:
+        """X b, [T]."""
+        return jnp.dot(self.matrix, coef, precision=_HIGHEST)
+
+    def adjoint(self, residual: jax.Array) -> jax.Array:
+        """X' r, [p], written r X: the other order copies the transpose on CPUs."""
+        return jnp.dot(residual, self.matrix, precision=_HIGHEST)
+
+
+class BudgetedChoice(eqx.Module):
+    """predict(b)_t = Σ_{j ∈ a_t} <θ_j, ψ_t>: the score of the set chosen in each record, by gather and scatter, O(T W q).
+
+    `actions` a [T, W] int32, padded with −1, `features` ψ [T, q], `num_actions` M; b [M q] is θ [M, q] row by row. The T × Mq matrix is
+    never built. An action that a record lists twice counts twice.
+    """
+
+    actions: jax.Array
+    features: jax.Array
+    num_actions: int = eqx.field(static=True)
+
+    @property
+    def num_coefficients(self) -> int:
+        return self.num_actions * self.features.shape[1]
+
+    @property
+    def prediction_shape(self) -> tuple[int, ...]:
+        return (self.features.shape[0],)
+
+    @property
+    def dtype(self) -> Any:
+        return self.features.dtype
+
+    @property
+    def _rows(self) -> jax.Array:
+        return jnp.where(self.actions < 0, self.num_actions, self.actions)  # out of range: read as 0, not written
+
+    def predict(self, coef: jax.Array) -> jax.Array:
+        """The scores of the chosen sets, [T]."""
+        chosen = coef.reshape(self.num_actions, -1).at[self._rows].get(mode="fill", fill_value=0)
+        return jnp.einsum("twq,tq->t", chosen, self.features, precision=_HIGHEST)
+
+    def adjoint(self, residual: jax.Array) -> jax.Array:
+        """Σ_{t : j ∈ a_t} r_t ψ_t for every action j, [M q]."""
+        pulled = residual[:, None] * self.features
+        rows = jnp.broadcast_to(pulled[:, None, :], (*self.actions.shape, self.features.shape[1]))
+        sums = jnp.zeros((self.num_actions, self.features.shape[1]), residual.dtype).at[self._rows].add(rows, mode="drop")
+        return sums.reshape(-1)
+
+
+class MultiOutput(eqx.Module):
+    """predict(b) = Ψ Θ' [T, M]: M outputs that share the features Ψ [T, q]; the matrix Ψ ⊗ I is never built.
+
+    b [M q] is Θ [M, q] row by row, so that an output's coefficients are consecutive, or with `by="feature"` Θ' [q, M] row by row, so that
+    a feature's coefficients are.
+    """
+
+    features: jax.Array
+    num_outputs: int = eqx.field(static=True)
+    by: str = eqx.field(static=True, default="output")
+
+    @property
+    def num_coefficients(self) -> int:
+        return self.num_outputs * self.features.shape[1]
+
+    @property
+    def prediction_shape(self) -> tuple[int, ...]:
+        return (self.features.shape[0], self.num_outputs)
+
+    @property
+    def dtype(self) -> Any:
+        return self.features.dtype
+
+    def predict(self, coef: jax.Array) -> jax.Array:
+        """Ψ Θ', [T, M]."""
+        if self.by == "output":
+            return jnp.einsum("tq,mq->tm", self.features, coef.reshape(self.num_outputs, -1), precision=_HIGHEST)
+        return jnp.dot(self.features, coef.reshape(-1, self.num_outputs), precision=_HIGHEST)
+
+    def adjoint(self, residual: jax.Array) -> jax.Array:
+        """R' Ψ for R [T, M], [M q]."""
+        order = "tm,tq->mq" if self.by == "output" else "tm,tq->qm"
+        return jnp.einsum(order, residual, self.features, precision=_HIGHEST).reshape(-1)
+
+
+class Centred(eqx.Module):
+    """Another design minus its weighted mean over samples: what remains of it beside a free intercept.
+
+    `shares` [T] are weights that sum to one. predict(b) = X b − Σ_s shares_s (X b)_s, for each output.
+    """
+
+    design: Any
+    shares: jax.Array
+
+    @property
+    def num_coefficients(self) -> int:
+        return self.design.num_coefficients
+
+    @property
+    def prediction_shape(self) -> tuple[int, ...]:
+        return self.design.prediction_shape
+
+    @property
+    def dtype(self) -> Any:
+        return self.design.dtype
+
+    def mean(self, predictions: jax.Array) -> jax.Array:
+        """The weighted mean over samples, [] or [M]."""
+        return jnp.tensordot(self.shares, predictions, axes=1, precision=_HIGHEST)
+
+    def predict(self, coef: jax.Array) -> jax.Array:
+        predictions = self.design.predict(coef)
+        return predictions - jnp.broadcast_to(self.mean(predictions), predictions.shape)
+
+    def adjoint(self, residual: jax.Array) -> jax.Array:
+        shares = self.shares.reshape((-1,) + (1,) * (residual.ndim - 1))
+        return self.design.adjoint(residual - shares * jnp.sum(residual, axis=0, keepdims=True))
+
+
+def dense(matrix: Any) -> Dense:
+    """The design of a matrix X [T, p]; ValueError unless it is two-dimensional and not empty."""
+    matrix = real_array("X", matrix, ("T", "p"))
+    require(matrix.size > 0, f"X must have at least one row and one column, got shape {list(matrix.shape)}.")
+    return Dense(matrix)
+
+
+def budgeted_choice(actions: Any, features: Any, num_actions: int) -> BudgetedChoice:
+    """The design of chosen sets: actions [T, W] in [0, M) padded with −1, features [T, q]; ValueError for an action out of range."""
+    features = real_array("features", features, ("T", "q"))
+    actions = integer_array("actions", actions, (features.shape[0], "W"))
+    num_actions = static_integer("num_actions", num_actions, 1)
+    require(features.size > 0, f"features must have at least one row and one column, got shape {list(features.shape)}.")
+    if is_concrete(actions):
+        known = np.asarray(actions)
+        require(known.size == 0 or known.max() < num_actions, f"actions must be below num_actions = {num_actions}: pad with -1.")
+    return BudgetedChoice(actions, features, num_actions)
+
+
+def multi_output(features: Any, num_outputs: int, by: str = "output") -> MultiOutput:
+    """The design of M outputs over shared features [T, q]; coefficients are consecutive by "output" or by "feature"."""
+    features = real_array("features", features, ("T", "q"))
+    require(features.size > 0, f"features must have at least one row and one column, got shape {list(features.shape)}.")
+    return MultiOutput(features, static_integer("num_outputs", num_outputs, 1), choice("by", by, ("output", "feature")))
+
+
+def as_design(X: Any) -> Any:
+    """`X` itself if it is a design, else the design of the matrix X [T, p]."""
+    return X if hasattr(X, "predict") and hasattr(X, "adjoint") else dense(X)
+
+
+def largest_eigenvalue(matvec: Callable[[jax.Array], jax.Array], size: int, dtype: Any, num_steps: int = 15) -> jax.Array:
+    """The largest eigenvalue of a symmetric positive semi-definite operator on [size], by power iteration from a fixed random start.
+
+    The result is a lower bound, usually within a few per cent: take it with a margin and check it as you go.
+    """
+    start = jax.random.normal(jax.random.key(0), (size,), dtype)
+
+    def step(_, carry):
+        vector, _ = carry
+        norm = vector_norm(vector)
+        image = matvec(vector / jnp.where(norm == 0, 1.0, norm))
+        return image, vector_norm(image)
+
+    return lax.fori_loop(0, num_steps, step, (start, jnp.zeros((), dtype)))[1]
+
+
+def squared_norm(design: Any, weights: jax.Array, num_steps: int = 15) -> jax.Array:
+    """‖diag(weights)^½ X‖₂² of a design, weights [T] ≥ 0, as a lower bound by power iteration; see `largest_eigenvalue`."""
+    check_shape("weights", weights, design.prediction_shape[:1])
+
+    def matvec(vector):
+        predictions = design.predict(vector)
+        return design.adjoint(predictions * weights.reshape((-1,) + (1,) * (predictions.ndim - 1)))
+
+    return largest_eigenvalue(matvec, design.num_coefficients, design.dtype, num_steps)

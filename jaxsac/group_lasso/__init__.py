@@ -1,0 +1,5 @@
+"""Group lasso with smooth convex losses: certified solutions, paths, derivatives."""
+
+from jaxsac.group_lasso.solver import lam_max as lam_max
+from jaxsac.group_lasso.solver import path as path
+from jaxsac.group_lasso.solver import solve as solve

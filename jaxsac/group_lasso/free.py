@@ -1,0 +1,121 @@
+"""The unpenalised part: the intercept and the groups without a penalty, fitted by damped Newton steps while the rest stays."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxsac.group_lasso.problem import Coefficients, Problem, when
+
+_MAX_CG_STEPS = 100
+_MAX_HALVINGS = 30
+
+
+class FreeFit(NamedTuple):
+    """Coefficients, their predictions, and how much the objective can still fall in the unpenalised directions."""
+
+    point: Coefficients
+    predictions: jax.Array
+    remaining: jax.Array
+
+
+class _Carry(NamedTuple):
+    fit: FreeFit
+    running: jax.Array
+    steps: jax.Array
+
+
+def fit_free(
+    problem: Problem,
+    point: Coefficients,
+    predictions: jax.Array,
+    free: jax.Array,
+    *,
+    norm: jax.Array,
+    target: jax.Array,
+    max_steps: int,
+) -> FreeFit:
+    """Minimise F over the intercept and over the coefficients marked in `free` [p], starting at `point`.
+
+    `norm` is ‖C^½ X‖₂. Ends when a Newton step promises less than `target`, or after `max_steps`. `remaining` is that promise, the squared Newton decrement;
+    where conjugate gradients could not solve for the step it is the whole objective. Costs nothing where nothing is free.
+    """
+    any_free = jnp.any(free)
+    mask = free.astype(predictions.dtype)
+    eps = jnp.finfo(predictions.dtype).eps
+
+    def column_step(residual, at):
+        def product(v):
+            return mask * problem.design.adjoint(problem.curvature_product(at, problem.design.predict(mask * v)))
+
+        gradient = mask * problem.design.adjoint(residual)
+        # What rounding leaves of a gradient that should vanish; below it there is nothing to solve.
+        slope = problem.loss.descent(problem.offset + at, problem.y)
+        floor = 32.0 * eps * norm * problem.weighted_norm(slope) / problem.num_samples
+        step, solved = _conjugate_gradient(product, gradient, floor)
+        return Coefficients(step, jnp.zeros_like(point.intercept)), jnp.vdot(gradient, step), solved
+
+    def intercept_step(residual, at):
+        gradient = jnp.sum(residual, axis=0)
+
+        def product(v):
+            return jnp.sum(problem.curvature_product(at, problem.constant(v)), axis=0)
+
+        if gradient.ndim == 0:
+            slope = product(jnp.ones_like(gradient))
+            step = gradient / jnp.where(slope > 0, slope, 1.0)
+            return step, gradient * step
+        step, _ = _conjugate_gradient(product, gradient, jnp.zeros((), gradient.dtype))
+        return step, jnp.vdot(gradient, step)
+
+    def advance(carry: _Carry) -> _Carry:
+        fit = carry.fit
+        residual = problem.residual(fit.predictions)
+        nothing = (Coefficients(jnp.zeros_like(point.coef), jnp.zeros_like(point.intercept)), jnp.zeros_like(target), jnp.asarray(True))
+        direction, promise, solved = when(any_free, lambda: column_step(residual, fit.predictions), nothing)
+        if problem.intercept:
+            shift, gain = intercept_step(residual, fit.predictions)
+            direction, promise = Coefficients(direction.coef, shift), promise + gain
+        value = problem.smooth_value(fit.predictions)
+        moved = when(any_free, lambda: problem.design.predict(direction.coef), jnp.zeros_like(predictions))
+        moved = moved + problem.constant(direction.intercept)
+        running = promise > target
+
+        def too_far(search):
+            size, halvings = search
+            return running & (halvings < _MAX_HALVINGS) & ~(problem.smooth_value(fit.predictions + size * moved) <= value)
+
+        size, halvings = lax.while_loop(too_far, lambda s: (0.5 * s[0], s[1] + 1), (jnp.ones_like(target), jnp.int32(0)))
+        size = jnp.where(running & (halvings < _MAX_HALVINGS), size, 0.0)
+        point_ = jax.tree.map(lambda old, step: old + size * step, fit.point, direction)
+        remaining = jnp.where(solved, jnp.abs(promise), jnp.maximum(jnp.abs(promise), value))
+        return _Carry(FreeFit(point_, fit.predictions + size * moved, remaining), running & (size > 0), carry.steps + 1)
+
+    running = jnp.asarray(True) if problem.intercept else any_free
+    start = _Carry(FreeFit(point, predictions, jnp.zeros_like(target)), running, jnp.int32(0))
+    return lax.while_loop(lambda c: c.running & (c.steps < max_steps), advance, start).fit
+
+
+def _conjugate_gradient(product: Callable[[jax.Array], jax.Array], right_side: jax.Array, floor: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Solve product(x) = right_side for a positive semi-definite product to 0.1 %; also whether the residual is below 10 % or `floor`."""
+    square = jnp.vdot(right_side, right_side)
+
+    def running(carry):
+        _, _, _, left, steps = carry
+        return (left > 1e-6 * square) & (left > floor**2) & (steps < _MAX_CG_STEPS)
+
+    def advance(carry):
+        x, residual, direction, left, steps = carry
+        image = product(direction)
+        curvature = jnp.vdot(direction, image)
+        curved = curvature > 0
+        size = jnp.where(curved, left / jnp.where(curved, curvature, 1.0), 0.0)
+        x, residual = x + size * direction, residual - size * image
+        new = jnp.vdot(residual, residual)
+        # A direction without curvature ends the search: nothing more can be solved there.
+        return x, residual, residual + new / left * direction, new, jnp.where(curved, steps + 1, _MAX_CG_STEPS)
+
+    x, _, _, left, _ = lax.while_loop(running, advance, (jnp.zeros_like(right_side), right_side, right_side, square, jnp.int32(0)))
+    return x, (left <= 0.01 * square) | (left <= floor**2)

@@ -1,0 +1,100 @@
+"""The problem as a record, and its pieces: predictions, gradients, curvature products."""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxsac.designs import Centred
+from jaxsac.losses import Loss
+from jaxsac.prox import Groups, group_norms
+
+
+class Coefficients(NamedTuple):
+    """What is fitted: `coef` [p] and `intercept`, [] or [M] for M outputs (zero without an intercept)."""
+
+    coef: jax.Array
+    intercept: jax.Array
+
+
+class Problem(eqx.Module):
+    """minimise F(offset + X b + intercept) + lam Σ_g w_g ‖b_g‖, F(z) = (1/T) Σ_t c_t ℓ(z_t; y_t).
+
+    With an intercept, X stands for the design minus its weighted mean over samples: the intercept is then orthogonal to the columns in the
+    metric of the sample weights, so that each may take its own step size. `uncentre` turns the result back.
+    """
+
+    design: Any
+    y: jax.Array
+    groups: Groups
+    lam: jax.Array
+    weights: jax.Array  # w [G]
+    sample_weight: jax.Array  # c [T]
+    offset: jax.Array  # of the shape of the predictions
+    loss: Loss
+    intercept: bool = eqx.field(static=True)
+
+    @property
+    def thresholds(self) -> jax.Array:
+        return self.lam * self.weights
+
+    @property
+    def num_samples(self) -> int:
+        return self.offset.shape[0]
+
+    def zeros(self) -> Coefficients:
+        dtype = self.offset.dtype
+        return Coefficients(jnp.zeros(self.design.num_coefficients, dtype), jnp.zeros(self.offset.shape[1:], dtype))
+
+    def constant(self, intercept: jax.Array) -> jax.Array:
+        """The intercept as predictions."""
+        return jnp.broadcast_to(intercept[None], self.offset.shape)
+
+    def predict(self, point: Coefficients) -> jax.Array:
+        """X b + intercept, without the offset."""
+        return self.design.predict(point.coef) + self.constant(point.intercept)
+
+    def smooth_value(self, predictions: jax.Array) -> jax.Array:
+        return self.loss.value(self.offset + predictions, self.y, self.sample_weight)
+
+    def residual(self, predictions: jax.Array) -> jax.Array:
+        """ρ = −∇F at the predictions."""
+        return self.loss.negative_gradient(self.offset + predictions, self.y, self.sample_weight)
+
+    def curvature_product(self, predictions: jax.Array, direction: jax.Array) -> jax.Array:
+        """∇²F · direction, both of the shape of the predictions."""
+        return -jax.jvp(self.residual, (predictions,), (direction,))[1]
+
+    def penalty(self, coef: jax.Array) -> jax.Array:
+        return jnp.sum(self.thresholds * group_norms(coef, self.groups))
+
+    def weighted_norm(self, predictions: jax.Array) -> jax.Array:
+        """(Σ_t c_t ‖z_t‖²)^½."""
+        squares = (predictions**2).reshape(self.num_samples, -1).sum(axis=1)
+        return jnp.sqrt(jnp.sum(self.sample_weight * squares))
+
+
+def centre(design: Any, sample_weight: jax.Array) -> Centred:
+    total = jnp.sum(sample_weight)
+    return Centred(design, sample_weight / jnp.where(total == 0, 1.0, total))
+
+
+def uncentre(problem: Problem, point: Coefficients) -> Coefficients:
+    """The coefficients for the design itself."""
+    if not problem.intercept:
+        return point
+    return Coefficients(point.coef, point.intercept - problem.design.mean(problem.design.design.predict(point.coef)))
+
+
+def recentre(problem: Problem, point: Coefficients) -> Coefficients:
+    """The inverse of `uncentre`."""
+    if not problem.intercept:
+        return point
+    return Coefficients(point.coef, point.intercept + problem.design.mean(problem.design.design.predict(point.coef)))
+
+
+def when(condition: jax.Array, compute: Any, otherwise: Any) -> Any:
+    """compute() if `condition`, else `otherwise`; unlike a batched cond, a batch in which no lane needs it does not compute it."""
+    return lax.while_loop(lambda carry: carry[0], lambda carry: (jnp.zeros_like(condition), compute()), (condition, otherwise))[1]
