@@ -1,0 +1,80 @@
+"""How good scores are: recall@B, nDCG@B and log-likelihood on held-out records, with standard errors that respect the groups."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsac.gibbs import rows
+
+DRAWS = 2000
+METRICS = ("ndcg", "recall", "log_likelihood")
+
+
+class Measured(NamedTuple):
+    """Per record [n]: recall@B, nDCG@B, and the log-likelihood of the logged set (None for rankings that are no policy)."""
+
+    ndcg: np.ndarray
+    recall: np.ndarray
+    log_likelihood: np.ndarray | None
+
+
+def measure(scores: np.ndarray, actions: np.ndarray, budget: int, *, policy: bool) -> Measured:
+    """Judge scores [n, M] of M tools on the sets `actions` int32 [n, budget] (padded with -1, none empty).
+
+    The B best scores (ties to the lowest index) against the set a: recall@B = |best ∩ a| / |a|,
+    nDCG@B = sum_{ranks i of hits} 1 / log2(i + 1), divided by its largest value sum_{i <= min(|a|, B)} 1 / log2(i + 1);
+    log pi(a) = sum_{j in a} z_j - log Z with Z over all sets of at most B of the M tools, in nats.
+    """
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :budget]
+    hits = (best[:, :, None] == actions[:, None, :]).any(axis=2)
+    sizes = (actions >= 0).sum(axis=1)
+    discounts = 1 / np.log2(np.arange(2, budget + 2))
+    ideal = np.cumsum(discounts)[np.minimum(sizes, budget) - 1]
+    return Measured(
+        ndcg=hits @ discounts[: best.shape[1]] / ideal,
+        recall=hits.sum(axis=1) / sizes,
+        log_likelihood=log_likelihood(scores, actions, budget) if policy else None,
+    )
+
+
+def log_likelihood(scores: np.ndarray, actions: np.ndarray, budget: int) -> np.ndarray:
+    """log pi(a) [n] of the sets under the Gibbs policies of the scores."""
+    chosen = np.where(actions >= 0, np.take_along_axis(scores, np.maximum(actions, 0), axis=1), 0.0).sum(axis=1)
+    return chosen - np.asarray(_log_partitions(jnp.asarray(scores), budget))
+
+
+@functools.partial(jax.jit, static_argnames="budget")
+def _log_partitions(scores, budget):
+    free = jnp.zeros((budget + 1, scores.shape[0]), scores.dtype)
+    return rows.log_partition(scores.T, free, budget)
+
+
+def cluster_errors(values: np.ndarray, groups: list[str], draws: int = DRAWS, seed: int = 0) -> float:
+    """The standard error of the mean of `values` [n] when whole groups are drawn: a bootstrap over groups.
+
+    Each draw takes as many groups as there are, with replacement, and forms the mean over their records.
+    """
+    _, inverse = np.unique(groups, return_inverse=True)
+    sums, counts = np.bincount(inverse, weights=values), np.bincount(inverse).astype(float)
+    if sums.size < 2:
+        return float("nan")
+    times = np.random.default_rng(seed).multinomial(sums.size, np.full(sums.size, 1 / sums.size), size=draws)
+    return float(np.std((times @ sums) / (times @ counts), ddof=1))
+
+
+def summarise(measured: Measured, groups: list[str]) -> dict[str, dict[str, float]]:
+    """Means and group-bootstrap standard errors: {"ndcg": {"mean", "error"}, "recall": ..., "log_likelihood": ...}."""
+    return {name: _summary(values, groups) for name, values in measured._asdict().items() if values is not None}
+
+
+def compare(first: Measured, second: Measured, groups: list[str]) -> dict[str, dict[str, float]]:
+    """first - second, record by record: means and group-bootstrap standard errors of the paired differences."""
+    pairs = {name: (getattr(first, name), getattr(second, name)) for name in METRICS}
+    return {name: _summary(a - b, groups) for name, (a, b) in pairs.items() if a is not None and b is not None}
+
+
+def _summary(values: np.ndarray, groups: list[str]) -> dict[str, float]:
+    return {"mean": float(values.mean()), "error": cluster_errors(values, groups)}

@@ -1,0 +1,91 @@
+"""Contexts to numbers: TF-IDF and a truncated SVD for texts, standardised columns for numbers. Fitted on training records, kept as plain arrays."""
+
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+
+class TextFeatures(NamedTuple):
+    """q features of a text: the TF-IDF vector (V words) projected on q singular directions, centred and scaled.
+
+    `words` [V] texts, `idf` [V], `components` [q, V], `center` [q], `scale` [].
+    """
+
+    words: np.ndarray
+    idf: np.ndarray
+    components: np.ndarray
+    center: np.ndarray
+    scale: np.ndarray
+
+
+class NumberFeatures(NamedTuple):
+    """q standardised numbers: (x - center) / scale, columns that do not vary left at 0. `center` [q], `scale` [q]."""
+
+    center: np.ndarray
+    scale: np.ndarray
+
+
+Features = TextFeatures | NumberFeatures
+
+
+def fit_features(contexts: list[str] | np.ndarray, size: int) -> Features:
+    """Features of training contexts, at most `size` of them for texts; deterministic."""
+    return fit_numbers(contexts) if isinstance(contexts, np.ndarray) else fit_text(contexts, size)
+
+
+def fit_numbers(contexts: np.ndarray) -> NumberFeatures:
+    spread = contexts.std(axis=0)
+    return NumberFeatures(contexts.mean(axis=0), np.where(spread > 1e-12 * np.maximum(1.0, np.abs(contexts).max(axis=0)), spread, np.inf))
+
+
+def fit_text(texts: list[str], size: int) -> TextFeatures:
+    """Latent semantic features: words and word pairs that occur twice, TF-IDF, the `size` largest singular directions, mean square 1 a feature."""
+    from sklearn.decomposition import TruncatedSVD
+
+    vectorizer = text_vectorizer()
+    try:
+        matrix = vectorizer.fit_transform(texts)
+    except ValueError:  # no word occurs twice: a tiny log
+        vectorizer = text_vectorizer(min_df=1)
+        matrix = vectorizer.fit_transform(texts)
+    size = min(size, *(side - 1 for side in matrix.shape))
+    if size < 1:
+        raise ValueError("the training texts hold too few different words for features: give more records, or numeric contexts.")
+    svd = TruncatedSVD(size, random_state=0).fit(matrix)
+    raw = matrix @ svd.components_.T
+    center = raw.mean(axis=0)
+    # One common scale: whitening the directions would blow up the noise of the small ones.
+    scale = np.sqrt(np.mean((raw - center) ** 2))
+    return TextFeatures(vectorizer.get_feature_names_out().astype(str), vectorizer.idf_, svd.components_, center, np.asarray(scale or 1.0))
+
+
+def transform(features: Features, contexts: list[str] | np.ndarray) -> np.ndarray:
+    """The feature rows [T, q] of contexts, in float64."""
+    if isinstance(features, NumberFeatures):
+        if not isinstance(contexts, np.ndarray) or contexts.ndim != 2 or contexts.shape[1] != features.center.shape[0]:
+            raise ValueError(
+                f"contexts must be lists of {features.center.shape[0]} numbers, as in the log that the features were fitted on."
+            )
+        return (contexts - features.center) / features.scale
+    if isinstance(contexts, np.ndarray):
+        raise ValueError("contexts must be texts, as in the log that the features were fitted on.")
+    vectorizer = text_vectorizer(vocabulary={word: column for column, word in enumerate(features.words.tolist())})
+    vectorizer.idf_ = features.idf
+    return (vectorizer.transform(contexts) @ features.components.T - features.center) / features.scale
+
+
+def text_vectorizer(**options):
+    """The TF-IDF of every text here: words of names split at underscores and capitals, word pairs, logarithmic counts."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    return TfidfVectorizer(
+        **{"tokenizer": words_of, "token_pattern": None, "lowercase": False, "ngram_range": (1, 2), "min_df": 2, "sublinear_tf": True}
+        | options
+    )
+
+
+def words_of(text: str) -> list[str]:
+    """Lower-case words of two letters or more; `read_csv` and `readCSV` are `read`, `csv`."""
+    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|_", " ", text)
+    return re.findall(r"[^\W_]{2,}", spaced.lower())

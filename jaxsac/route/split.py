@@ -1,0 +1,82 @@
+"""From a log to what is learned from and what is judged on: the budget, the split by groups, the catalogue of tools."""
+
+import collections
+import hashlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxsac.route.log_file import LogError, RouteLog
+
+TEST_SHARE, VALIDATION_SHARE = 0.2, 0.1
+
+
+class Parts(NamedTuple):
+    """Training, validation and test records of one log; no group is in two of them."""
+
+    training: RouteLog
+    validation: RouteLog
+    test: RouteLog
+
+
+def default_budget(log: RouteLog) -> int:
+    """The 95th percentile of the set sizes, rounded up to a size that occurs; at least 1."""
+    sizes = [len(tools) for tools in log.sets]
+    return max(1, int(np.quantile(sizes, 0.95, method="higher")))
+
+
+def within_budget(log: RouteLog, budget: int) -> RouteLog:
+    """The records of at most `budget` tools. The others are dropped whole: a truncated set is not what was done."""
+    return log.take([row for row, tools in enumerate(log.sets) if len(tools) <= budget])
+
+
+def split(log: RouteLog) -> Parts:
+    """About 70 % of the records for training, 10 % for validation, 20 % for the test, whole groups each.
+
+    Groups come in the order of their names' hashes, so that the split depends on the log alone: the first ones make the test. Raises LogError for logs that
+    are too small for three parts.
+    """
+    sizes = collections.Counter(log.groups)
+    order = sorted(sizes, key=lambda group: hashlib.sha256(group.encode()).digest())
+    part_of, seen = {}, 0
+    for group in order:
+        share = seen / len(log.groups)
+        part_of[group] = "test" if share < TEST_SHARE else "validation" if share < TEST_SHARE + VALIDATION_SHARE else "training"
+        seen += sizes[group]
+    rows = {part: [row for row, group in enumerate(log.groups) if part_of[group] == part] for part in Parts._fields}
+    if any(not rows[part] for part in Parts._fields):
+        raise LogError(
+            f"{len(log.groups)} records in {len(order)} groups are too few for training, validation and test: give more records"
+            + (", or finer groups." if len(order) < len(log.groups) else ".")
+        )
+    return Parts(*(log.take(rows[part]) for part in Parts._fields))
+
+
+def nested_subsets(size: int, wanted: Sequence[int], seed: int) -> list[np.ndarray]:
+    """Row numbers of nested random training sets, the whole one last: those of `wanted` that are clearly smaller, else a quarter and a half."""
+    sizes = [number for number in wanted if number < 0.8 * size] or [size // 4, size // 2]
+    order = np.random.default_rng(seed).permutation(size)
+    return [np.sort(order[:number]) for number in sizes if number >= 10] + [np.arange(size)]
+
+
+def catalogue(log: RouteLog) -> list[str]:
+    """The tools that the log uses, by name."""
+    return sorted({name for tools in log.sets for name in tools})
+
+
+def action_table(log: RouteLog, names: Sequence[str], budget: int) -> np.ndarray:
+    """The sets as int32 [T, budget] positions in `names`, padded with -1; tools that are not in `names` are left out."""
+    position = {name: number for number, name in enumerate(names)}
+    table = np.full((len(log.sets), budget), -1, np.int32)
+    for row, tools in enumerate(log.sets):
+        known = [position[name] for name in tools if name in position]
+        table[row, : len(known)] = known
+    return table
+
+
+def membership(actions: np.ndarray, num_tools: int) -> np.ndarray:
+    """The same sets as booleans [T, M]."""
+    used = np.zeros((len(actions), num_tools + 1), bool)
+    np.put_along_axis(used, actions.astype(np.int64), True, axis=1)  # -1 is the extra last column
+    return used[:, :-1]
