@@ -1,0 +1,181 @@
+"""The generating polynomial of a score vector: coefficient r is e_r, the sum over sets of r entries of exp(sum of their scores).
+
+Coefficients span thousands of orders of magnitude, so degree r is kept in its own unit: e_r = exp(r · centre + units_1 + … + units_r) · values_r.
+Units are scores (or the tail's level) minus the least score of the head, so only differences of scores are ever exponentiated; centre and units are
+constants of differentiation.
+
+The `head` largest scores are multiplied in one by one. All others, the tail, enter by their power sums and Newton's identities. That is stable:
+Newton's rounding error in e_r of the tail is about eps times the tail's complete homogeneous polynomial h_r, and h_r(tail) ≤ e_r(all) when the
+head holds at least r − 1 entries, none smaller than a tail entry (replace a multiset's repeated copies by distinct head entries).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxsac.gibbs._head import largest
+from jaxsac.gibbs._power_sums import power_sums
+
+UNROLL = 16  # loops up to this length are written out: faster to run, and still fast to compile
+RANGE = {"float32": 64, "float64": 512}  # longer heads need rescaling, every RESCALE steps
+RESCALE = 32
+
+
+class Sets(NamedTuple):
+    """The polynomial with what its adjoint needs. Letters: K head entries, B the budget."""
+
+    centre: jax.Array  # [] the least score of the head
+    units: jax.Array  # [B]
+    values: jax.Array  # [B + 1]
+    head: jax.Array  # [K] indices of the head entries, largest first
+    steps: jax.Array  # [K, B + 1] the values before each head entry was multiplied in
+    keep: jax.Array  # [K, B + 1] step k: values_r <- keep_kr values_r + take_kr values_(r-1)
+    take: jax.Array  # [K, B + 1]
+    tail: jax.Array  # [B + 1] the tail's own coefficients, degree r in units of the r-th power of its level
+    weights: jax.Array  # [M] exp(score) over that level, of the tail entries, 0 for the head
+
+
+def expand(z: jax.Array, budget: int, head_size: int) -> Sets:
+    """The polynomial of z [M], M ≥ budget ≥ 1, truncated at degree `budget`. Scores are finite or −inf."""
+    size = z.shape[0]
+    head_size = min(head_size, size)
+    head = largest(z, head_size)
+    scores = z[head]
+    centre = lax.stop_gradient(jnp.min(scores, initial=jnp.inf, where=jnp.isfinite(scores)))
+    centre = jnp.where(jnp.isfinite(centre), centre, 0)
+    if head_size < size:
+        weights = jnp.exp(jnp.minimum(z - centre, 1)).at[head].set(0)
+        sums = power_sums(weights, budget)
+        # Powers of about budget / e instead of 1: e_r ≤ p_1^r / r! would underflow at r = 34 in float32.
+        spread = lax.stop_gradient(jnp.maximum(sums[0] * (np.e / budget), 1))
+        weights = weights / spread
+        tail = _newton(sums / spread ** jnp.arange(1, budget + 1, dtype=z.dtype))
+        level = jnp.log(spread)
+    else:
+        weights = jnp.zeros_like(z)
+        tail = jnp.zeros((budget + 1,), z.dtype).at[0].set(1)
+        level = jnp.zeros((), z.dtype)
+
+    degree = np.arange(budget + 1)
+    step = np.arange(1, head_size + 1)[:, None]
+    scores = scores - centre
+    constant = lax.stop_gradient(scores)
+    above = constant - level
+    padded = jnp.concatenate([constant[:budget], jnp.full((max(budget - head_size, 0),), -jnp.inf, z.dtype)])
+    units = jnp.maximum(padded, level)
+    # Entry k gives degree r = k the unit max(its score, level) and so shifts the degrees above; degrees below k already have the unit of a larger score.
+    keep = jnp.where(degree >= step, jnp.exp(-jnp.maximum(above, 0))[:, None], jnp.ones((), z.dtype))
+    relative = jnp.where(degree[1:] >= step, jnp.minimum(above, 0)[:, None], constant[:, None] - units[None, :])
+    growth = jnp.exp(jnp.where(jnp.isfinite(scores), scores - constant, 0))  # 1, and it carries the derivative
+    take = jnp.concatenate([jnp.zeros((head_size, 1), z.dtype), jnp.exp(relative) * growth[:, None]], axis=1)
+    if head_size > RANGE[z.dtype.name]:
+        values, units, steps, keep, take = _multiply_in_range(tail, units, keep, take)
+    else:
+        values, steps = _multiply(tail, keep, take)
+    return Sets(centre, units, values, head, steps, keep, take, tail, weights)
+
+
+def adjoint(sets: Sets, cotangent: jax.Array) -> jax.Array:
+    """Derivative of a function of the coefficients along the scores, [M]; `cotangent` [B + 1] is the function's derivative in `values`."""
+    budget = sets.units.shape[0]
+    head, cotangent = _unwind(sets, cotangent)
+    coefficients = _correlate(cotangent, sets.tail)  # [B]: sum_r cotangent_r tail_(r−i)
+    weights = sets.weights
+    result = jnp.zeros_like(weights)
+    for i in range(budget - 1, -1, -1):
+        result = weights * (coefficients[i] - result)
+    return result.at[sets.head].set(head)
+
+
+def _multiply(values: jax.Array, keep: jax.Array, take: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Multiply the head in, one entry a step: the final values, and the values before each step."""
+
+    def step(values, factors):
+        keep, take = factors
+        return keep * values + take * _shifted(values), values
+
+    if keep.shape[0] > UNROLL:
+        return lax.scan(step, values, (keep, take))
+    steps = []
+    for k in range(keep.shape[0]):
+        values, before = step(values, (keep[k], take[k]))
+        steps.append(before)
+    return values, jnp.stack(steps)
+
+
+def _multiply_in_range(values, units, keep, take):
+    """As `_multiply` for a long head, whose binomial growth would leave the range: every few steps the values move into the units."""
+    count = keep.shape[0]
+    rescale = np.arange(count) % RESCALE == RESCALE - 1
+
+    def step(carry, factors):
+        values, ratio = carry  # ratio_r: value of unit r − 1 over that of unit r, beyond the given units
+        keep, take, rescale = factors
+        take = take * ratio
+        moved = keep * values + take * _shifted(values)
+        factor = lax.stop_gradient(jnp.where(rescale & (moved > 1e-18), moved, 1))
+        ratio = ratio * _shifted(factor, 1) / factor
+        return (moved / factor, ratio), (values, keep / factor, take / factor)
+
+    start = (values, jnp.ones_like(values))
+    (values, ratio), (steps, keep, take) = lax.scan(step, start, (keep, take, rescale))
+    return values, units - jnp.log(ratio[1:]), steps, keep, take
+
+
+def _shifted(values: jax.Array, first: float = 0) -> jax.Array:
+    return jnp.concatenate([jnp.full((1,), first, values.dtype), values[:-1]])
+
+
+def _unwind(sets: Sets, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The adjoint of `_multiply`: the derivative along each head score [K], and the cotangent of the tail's coefficients. All terms are ≥ 0 for marginals."""
+
+    def step(cotangent, saved):
+        keep, take, before = saved
+        taken = take * cotangent
+        derivative = jnp.sum(taken[1:] * before[:-1])
+        return keep * cotangent + jnp.concatenate([taken[1:], jnp.zeros((1,), taken.dtype)]), derivative
+
+    saved = (sets.keep, sets.take, sets.steps)
+    count = sets.keep.shape[0]
+    if count <= UNROLL:
+        derivatives = []
+        for k in reversed(range(count)):
+            cotangent, derivative = step(cotangent, jax.tree.map(lambda x, k=k: x[k], saved))
+            derivatives.append(derivative)
+        return jnp.stack(derivatives[::-1]), cotangent
+    cotangent, derivatives = lax.scan(step, cotangent, saved, reverse=True)
+    return derivatives, cotangent
+
+
+def _newton(sums: jax.Array) -> jax.Array:
+    """Elementary symmetric polynomials e_0 … e_B from power sums p_1 … p_B: r e_r = sum_i (−1)^(i−1) e_(r−i) p_i. Rounding below 0 is cut."""
+    budget = sums.shape[0]
+    signed = sums * np.where(np.arange(budget) % 2, -1.0, 1.0).astype(sums.dtype)
+    if budget <= UNROLL:
+        coefficients = [jnp.ones((), sums.dtype)]
+        for r in range(1, budget + 1):
+            total = signed[0] * coefficients[r - 1]
+            for i in range(2, r + 1):
+                total = total + signed[i - 1] * coefficients[r - i]
+            coefficients.append(total / r)
+        result = jnp.stack(coefficients)
+    else:
+
+        def step(recent, r):
+            coefficient = jnp.sum(recent * signed) / r
+            return jnp.concatenate([coefficient[None], recent[:-1]]), coefficient
+
+        start = jnp.zeros((budget,), sums.dtype).at[0].set(1)
+        _, coefficients = lax.scan(step, start, jnp.arange(1, budget + 1, dtype=sums.dtype))
+        result = jnp.concatenate([jnp.ones((1,), sums.dtype), coefficients])
+    return jnp.where(result > 0, result, 0)
+
+
+def _correlate(cotangent: jax.Array, tail: jax.Array) -> jax.Array:
+    """c_i = sum_{r ≥ i} cotangent_r tail_(r−i) for i = 1, …, B."""
+    size = tail.shape[0]
+    shift = np.arange(size)[None, :] - np.arange(1, size)[:, None]
+    return jnp.sum(jnp.where(shift >= 0, cotangent[None, :] * tail[np.maximum(shift, 0)], 0), axis=1)

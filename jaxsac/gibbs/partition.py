@@ -1,0 +1,64 @@
+"""Log-partition function, marginals, entropy and divergence of budgeted Gibbs policies."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxsac.gibbs import _cardinality, _knapsack
+from jaxsac.gibbs._arguments import Problem, problem
+
+
+def log_partition(
+    z: Any, budget: int, *, exactly: bool = False, costs: Any = None, background: tuple[Any, Any] | None = None, temperature: Any = 1.0
+) -> jax.Array:
+    """Log-partition function of the Gibbs policy over budgeted sets of tools.
+
+        log Z = log sum_a exp( sum_{j in a} z_j / temperature )
+
+    over all sets a of at most `budget` of the M tools; of exactly `budget` tools with `exactly`; of total cost at most (exactly) `budget`
+    with `costs`.
+
+    Args:
+      z: scores [M], float32 or float64; −inf marks a tool that is not available. Use `jax.vmap` for many rows.
+      budget: the largest number of tools, or the largest total cost; static.
+      costs: integer costs [M], ≥ 0. O(M · budget) instead of O(M + budget²).
+      background: (scores [C], counts [C]): counts[c] more tools that all score scores[c]; the work does not depend on the counts.
+      temperature: positive scalar that divides all scores, the background's too.
+
+    Returns:
+      log Z in nats, []; −inf where no set is feasible (`exactly` with too few available tools); NaN where a score is NaN or +inf, a
+      traced cost is negative or a traced temperature is not positive. The gradient is `marginals`; Hessian-vector products are exact too.
+      Error: 1e-12 · max(1, |log Z|) in float64 and 1e-6 · max(1, |log Z|) in float32; the programme for `costs` adds about M · eps.
+
+    Source: arXiv 2601.08271 (the policy); log Z is e_0 + … + e_B of the weights, elementary symmetric polynomials.
+    """
+    return _log_partition(problem(z, budget, exactly, costs, background, temperature))
+
+
+def marginals(
+    z: Any, budget: int, *, exactly: bool = False, costs: Any = None, background: tuple[Any, Any] | None = None, temperature: Any = 1.0
+) -> Any:
+    """Inclusion probabilities P(j in a) of the Gibbs policy over budgeted sets, [M]: `temperature` times the gradient of `log_partition`.
+
+    Arguments as in `log_partition`. With a background the result is the pair (marginals of the tools of z [M], marginal of each tool of a
+    background group [C]). All 0 where no set is feasible; NaN where a score is NaN or +inf. Error: 1e-10 in float64, 1e-5 in float32.
+    """
+    return _marginals(problem(z, budget, exactly, costs, background, temperature))
+
+
+@jax.jit
+def _log_partition(p: Problem) -> jax.Array:
+    p = p.cold()
+    if p.costs is not None:
+        return _knapsack.log_partition(p.z, p.costs, p.budget, p.exactly)
+    return _cardinality.log_partition(p.z, p.background, p.budget, p.exactly).value
+
+
+@jax.jit
+def _marginals(p: Problem) -> Any:
+    p = p.cold()
+    if p.costs is not None:
+        return _knapsack.log_partition_and_marginals(p.z, p.costs, p.budget, p.exactly)[1]
+    derivative = _cardinality.log_partition_and_derivative(p.z, p.background, p.budget, p.exactly)[1]
+    return derivative.marginals if p.background is None else (derivative.marginals, derivative.groups)
