@@ -14,6 +14,12 @@ from jaxsac.bilevel.hypergradient import check_hypergradient as check_hypergradi
 from jaxsac.bilevel.hypergradient import hypergradient as hypergradient
 from jaxsac.bilevel.paired import PairedOptimizer as PairedOptimizer
 from jaxsac.bilevel.paired import paired_adam as paired_adam
+from jaxsac.bilevel.policies import Trajectories as Trajectories
+from jaxsac.bilevel.policies import policy_problem as policy_problem
+from jaxsac.bilevel.policies import rollout as rollout
+from jaxsac.bilevel.policies import sampled_policy_problem as sampled_policy_problem
+from jaxsac.bilevel.policies import sampled_return as sampled_return
+from jaxsac.bilevel.policies import softmax_policy as softmax_policy
 from jaxsac.bilevel.problem import Problem as Problem
 from jaxsac.bilevel.solver import Bilevel as Bilevel
 from jaxsac.bilevel.solver import Method as Method
@@ -22,3 +28,8 @@ from jaxsac.bilevel.solver import diagnose as diagnose
 from jaxsac.bilevel.solver import init as init
 from jaxsac.bilevel.solver import solve as solve
 from jaxsac.bilevel.solver import step as step
+from jaxsac.bilevel.tabular import MDP as MDP
+from jaxsac.bilevel.tabular import SoftValues as SoftValues
+from jaxsac.bilevel.tabular import expected_return as expected_return
+from jaxsac.bilevel.tabular import policy_value as policy_value
+from jaxsac.bilevel.tabular import soft_solve as soft_solve

@@ -30,7 +30,7 @@ class _Trial(NamedTuple):
     low: jax.Array
     low_slope: jax.Array
     high: jax.Array
-    count: jax.Array
+    tries: jax.Array
     accepted: jax.Array
 
 
@@ -116,10 +116,10 @@ def _line_search(field, state: _State, direction: jax.Array, slope: jax.Array, l
         secant = low + (high - low) * jnp.where(short, 0.5, jnp.clip(low_slope / (low_slope - here), 0.1, 0.9))
         middle = jnp.where(jnp.isfinite(here), secant, low + 0.1 * (high - low))
         following = jnp.where(jnp.isinf(high), 3.0 * trial.length, middle)
-        return _Trial(jnp.where(accepted, trial.length, following), point, gradient, low, low_slope, high, trial.count + 1, accepted)
+        return _Trial(jnp.where(accepted, trial.length, following), point, gradient, low, low_slope, high, trial.tries + 1, accepted)
 
     zero = jnp.zeros((), direction.dtype)
     start = _Trial(
         length, state.point, state.gradient, zero, slope, jnp.full((), jnp.inf, direction.dtype), jnp.int32(0), jnp.asarray(False)
     )
-    return lax.while_loop(lambda trial: ~trial.accepted & (trial.count < _TRIALS), attempt, start)
+    return lax.while_loop(lambda trial: ~trial.accepted & (trial.tries < _TRIALS), attempt, start)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 
 from jaxsac import _checks
 from jaxsac._iterate import Certificate, Outcome
@@ -189,7 +190,8 @@ def argmin(
 ) -> Argmin:
     """y*(x) = arg min_y lower(x, y) as a function of x with a derivative: no Hessian, no linear solve, no unrolling.
 
-        pull-back of c:  [g_x(x, z + sigma d) - g_x(x, z - sigma d)] / (2 sigma),  [g_y(x, z + sigma d) - g_y(x, z - sigma d)] / (2 sigma) + c = 0
+        pull-back of c:  [g_x(x, z + sigma d) - g_x(x, z - sigma d)] / (2 sigma)
+                         with  [g_y(x, z + sigma d) - g_y(x, z - sigma d)] / (2 sigma) + c = 0
 
     which costs one perturbed inner solve and has error O(sigma²). The minimiser must be unique near y*(x). Works under `jit`, `vmap`, and
     inside any larger `jax.grad` or `jax.vjp`; whatever is differentiated must come in through x (a pytree), not through variables that
@@ -288,10 +290,10 @@ def check_hypergradient(problem: Problem, x: Tree, y0: Tree, *, data: Any = None
 @functools.partial(jax.jit, static_argnums=0)
 def _dense_implicit(problem, x, z, data):
     oracle = Oracle(problem, data)
-    flat, unravel = jax.flatten_util.ravel_pytree(z)
+    flat, unravel = ravel_pytree(z)
     hessian = jax.hessian(lambda y: oracle.lower(x, unravel(y)))(flat)
     upper_x, upper_y = oracle.upper_gradients(x, z)
-    d = unravel(-jnp.linalg.solve(hessian, jax.flatten_util.ravel_pytree(upper_y)[0]))
+    d = unravel(-jnp.linalg.solve(hessian, ravel_pytree(upper_y)[0]))
     return add(upper_x, oracle.derivative(0, x, z, d)), jnp.linalg.cond(hessian)
 
 

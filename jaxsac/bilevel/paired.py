@@ -20,7 +20,7 @@ class PairedOptimizer(NamedTuple):
 
 
 def linear(optimizer: optax.GradientTransformation) -> PairedOptimizer:
-    """Apply a linear optax optimiser (SGD, momentum, Nesterov, schedules, weight decay) to z and d: then y = z + sigma d takes its steps exactly."""
+    """Apply a linear optax optimiser (SGD, momentum, schedules, weight decay) to z and d: so y = z + sigma d takes its steps exactly."""
 
     def init(z, d):
         return optimizer.init(z), optimizer.init(d)
@@ -34,7 +34,7 @@ def linear(optimizer: optax.GradientTransformation) -> PairedOptimizer:
 
 
 class _AdamState(NamedTuple):
-    count: jax.Array
+    num_steps: jax.Array
     mean_z: Tree
     mean_d: Tree
     square: Tree
@@ -47,7 +47,7 @@ def paired_adam(learning_rate: float, b1: float = 0.9, b2: float = 0.999, eps: f
         step = -learning_rate * mean / (sqrt(largest) + eps),   largest = running maximum of the bias-corrected mean square of u_z
 
     The maximum (AMSGrad) keeps the steps of d bounded when z has converged and its gradients vanish. Adam as it comes from optax would give
-    each copy its own preconditioner, and their difference, divided by sigma, would be noise. Reference: Kingma & Ba 2015; Reddi et al. 2018.
+    each copy its own preconditioner, and their difference, divided by sigma, would be noise. Kingma & Ba 2015; Reddi et al. 2018.
     """
 
     def init(z, d):
@@ -55,7 +55,7 @@ def paired_adam(learning_rate: float, b1: float = 0.9, b2: float = 0.999, eps: f
         return _AdamState(jnp.int32(0), zero, jax.tree.map(jnp.zeros_like, d), zero, zero)
 
     def update(u_z, u_d, state, z, d):
-        count = state.count + 1
+        count = state.num_steps + 1
 
         def corrected(leaf, decay):
             return leaf / (1 - jnp.asarray(decay, leaf.dtype) ** count.astype(leaf.dtype))

@@ -80,7 +80,7 @@ class Bilevel(NamedTuple):
 
 
 def init(problem: Problem, x0: Tree, y0: Tree, method: Method = DEFAULT, *, key: jax.Array | None = None) -> State:
-    """The state before the first `step`: x = x0 and all lower-level copies at y0 (d = 0). `key` is kept for `solve` to draw batches with."""
+    """The state before the first `step`: x = x0, all lower-level copies at y0 (d = 0). `key` is kept for `solve` to draw batches."""
     scheme = _scheme(problem, method)
     x, y = arrays_only(x0, y0)
     d = scheme.start(y)
@@ -132,11 +132,12 @@ def step(
             weight = jnp.maximum(momentum, 1 / (state.num_steps * method.inner_steps + k + 1).astype(momentum.dtype))
             directions = _corrected(directions, at_last, recursion.inner, weight)
             recursion = recursion._replace(inner=directions, inner_point=(x, z, d))
-        step_z, step_d, optimizer = inner.update(*directions, optimizer, z, d)
+        u_z, u_d = directions
+        step_z, step_d, optimizer = inner.update(u_z, u_d, optimizer, z, d)
         z, d = add(z, step_z), add(d, step_d)
         if problem.project_y is not None:
             z, d = scheme.project(on_arrays(problem.project_y), z, d, sigma)
-        return z, d, optimizer, recursion, (norm(directions[0]), norm(directions[1]))
+        return z, d, optimizer, recursion, (norm(u_z), norm(u_d))
 
     def run_inner(x):
         zero = jnp.zeros((), sigma.dtype)
@@ -160,7 +161,8 @@ def step(
         h = scheme.hypergradient(oracle, x, z, d, sigma)
     if recursion is not None:
         weight = jnp.maximum(momentum, 1 / (state.num_steps + 1).astype(momentum.dtype))
-        h = _corrected(h, scheme.hypergradient(oracle, *recursion.outer_point, sigma), recursion.outer, weight)
+        last_x, last_z, last_d = recursion.outer_point
+        h = _corrected(h, scheme.hypergradient(oracle, last_x, last_z, last_d, sigma), recursion.outer, weight)
         recursion = recursion._replace(outer=h, outer_point=(x, z, d))
     update, outer = method.outer.update(h, state.outer, x)
     new_x = add(x, update)
@@ -203,7 +205,7 @@ def solve(
 
         minimise_x  Phi_sigma(x) = min_y { upper(x, y) + [lower(x, y) - min_y' lower(x, y')] / sigma }
 
-    by repeating `step` (there: the iteration and its cost); Phi_sigma tends to the bilevel objective as sigma falls (|difference| = O(sigma)).
+    by repeating `step` (see there); Phi_sigma tends to the bilevel objective as sigma falls, with an error O(sigma).
 
     * `x0`, `y0`: pytrees of floating arrays of one dtype, which is the dtype of the whole computation. `state` continues an earlier run.
     * `data`: third argument of upper and lower. `sample(key, data) -> batch` draws a mini-batch of it: one for each inner step, shared by
@@ -214,7 +216,7 @@ def solve(
     CONVERGED: ‖h‖ (of the projected step, where there is a projection) + the two lower-level residuals + their rounding ≤ tol · scale, with
     scale = max(1, first hypergradient norm), and neither diagnostic of a wrong sigma fires; it certifies a stationary point of Phi_sigma.
     A sigma too large for the difference, or a lower level of several basins, ends as STALLED or MAX_STEPS with `consistency` > 0.5 or
-    `gap` < 0; a diverging inner rate as NONFINITE; sigma ≤ 0 is an error (traced: NONFINITE). `tol` defaults to 1e-6 (float64), 1e-4 (float32).
+    `gap` < 0; a diverging inner rate as NONFINITE; sigma ≤ 0 is an error (traced: NONFINITE). `tol`: 1e-6 in float64, 1e-4 in float32.
 
     Returns a `Solution`: `value` is `Bilevel(x, y, optimistic_y)`, `stats` has the `Diagnostics` by name, `upper`, `scale`, `error`,
     `num_steps`, `sigma`. Not differentiable (a derivative of a hypergradient needs second-order products): differentiate through `argmin`.
@@ -249,6 +251,7 @@ def _solve(problem, method, schedule, sample, check_every, state, number, moment
     def advance(state: State) -> State:
         if sample is None:
             return step(problem, state, method, sigma=sigma, batch=data, momentum=momentum)[0]
+        assert state.key is not None  # `solve` has checked
         key, outer_key, inner_key = jax.random.split(state.key, 3)
         inner_batches = jax.vmap(sample, in_axes=(0, None))(jax.random.split(inner_key, method.inner_steps), data)
         batch = sample(outer_key, data)

@@ -20,7 +20,7 @@ class Split(NamedTuple):
 
 
 class Cleaning(NamedTuple):
-    """A split whose training labels are partly wrong. `corrupted` says which, for judging the learned weights; no function below reads it."""
+    """A split whose training labels are partly wrong. `corrupted` says which, to judge the learned weights; no function reads it."""
 
     train: Any
     train_targets: Any
@@ -101,7 +101,7 @@ def cleaning_upper(x: jax.Array, y: jax.Array, data: Cleaning) -> jax.Array:
 
 
 def diabetes(dtype: Any = jnp.float32, seed: int = 0, degree: int = 3) -> Split:
-    """442 patients, each of 10 features as a group of `degree` standardised powers (columns g · degree …), targets standardised, split in half."""
+    """442 patients; each of 10 features is a group of `degree` standardised powers (columns g · degree …); targets standardised; halved."""
     features, target = _data_set("diabetes")
     features = (features - features.mean(0)) / features.std(0)
     powers = np.stack([features**k for k in range(1, degree + 1)], axis=2).reshape(len(target), -1)
@@ -127,7 +127,7 @@ def group_weights_upper(x: jax.Array, y: jax.Array, data: Split) -> jax.Array:
 
 
 def sample_rows(key: jax.Array, data: Split | Cleaning, size: int) -> Any:
-    """`size` training rows and `size` validation rows, uniformly with replacement; the key is consumed. Not for weights per training row."""
+    """`size` training and `size` validation rows, uniform with replacement; the key is consumed. Not for weights per training row."""
     train_key, valid_key = jax.random.split(key)
     train = jax.random.randint(train_key, (size,), 0, data.train.shape[0])
     valid = jax.random.randint(valid_key, (size,), 0, data.valid.shape[0])

@@ -1,0 +1,168 @@
+"""Beds for bilevel reinforcement learning: arrays of small Markov decision processes, and upper levels as sums that can be enumerated."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class RewardBed(NamedTuple):
+    """A tabular process whose follower's reward is `base_reward` + `features` · x, seen by a leader with rewards of its own.
+
+    transition [S, A, S], initial [S], discount [], base_reward [S, A], features [S, A, p], leader_reward [S, A], x [p], temperature [].
+    """
+
+    transition: jax.Array
+    initial: jax.Array
+    discount: jax.Array
+    base_reward: jax.Array
+    features: jax.Array
+    leader_reward: jax.Array
+    x: jax.Array
+    temperature: jax.Array
+
+    def reward(self, x: jax.Array) -> jax.Array:
+        return self.base_reward + self.features @ x
+
+
+def random_reward_bed(
+    num_states: int = 8, num_actions: int = 4, num_features: int = 5, discount: float = 0.9, temperature: float = 0.5, seed: int = 0,
+    dtype: Any = jnp.float32,
+) -> RewardBed:  # fmt: skip
+    """A random process: transition rows softmax(2 N), normal rewards and features, uniform start, x = 0.3 N."""
+    keys = jax.random.split(jax.random.key(seed), 8)
+    S, A = num_states, num_actions
+    transition = jax.nn.softmax(2 * jax.random.normal(keys[0], (S, A, S), dtype), axis=-1)
+    base_reward = jax.random.normal(keys[1], (S, A), dtype)
+    features = jax.random.normal(keys[2], (S, A, num_features), dtype)
+    leader_reward = jax.random.normal(keys[3], (S, A), dtype)
+    x = 0.3 * jax.random.normal(keys[4], (num_features,), dtype)
+    initial = jnp.full((S,), 1 / S, dtype)
+    gamma, tau = jnp.asarray(discount, dtype), jnp.asarray(temperature, dtype)
+    return RewardBed(transition, initial, gamma, base_reward, features, leader_reward, x, tau)
+
+
+def bandit_bed(num_actions: int = 2, temperature: float = 0.5, seed: int = 0, dtype: Any = jnp.float32) -> RewardBed:
+    """One state, no future: the best policy is softmax(reward / temperature), and x is the bonus of each action."""
+    bed = random_reward_bed(1, num_actions, num_actions, 0.0, temperature, seed, dtype)
+    return bed._replace(features=jnp.eye(num_actions, dtype=dtype)[None])
+
+
+def shaping_features(transition: jax.Array, discount: jax.Array, potentials: jax.Array) -> jax.Array:
+    """Potential-based shaping, discount · E[potential(s')] - potential(s): [S, A, p] of potentials [S, p]; it changes no best policy."""
+    return discount * jnp.einsum("sat,tp->sap", transition, potentials, precision="highest") - potentials[:, None, :]
+
+
+class Segments(NamedTuple):
+    """All state-action sequences of H steps: `states`, `actions` [N, H], and the log-chance of each one's start and moves [N]."""
+
+    states: jax.Array
+    actions: jax.Array
+    log_dynamics: jax.Array
+
+
+def enumerate_segments(transition: jax.Array, initial: jax.Array, horizon: int) -> Segments:
+    """Every sequence of `horizon` states and actions; N = (S A)^horizon, so keep them small."""
+    S, A, _ = transition.shape
+    grid = np.indices((S, A) * horizon).reshape(2 * horizon, -1).T.astype(np.int32)
+    states, actions = jnp.asarray(grid[:, 0::2]), jnp.asarray(grid[:, 1::2])
+    moves = jnp.log(transition[states[:, :-1], actions[:, :-1], states[:, 1:]])
+    return Segments(states, actions, jnp.log(initial[states[:, 0]]) + jnp.sum(moves, axis=1))
+
+
+def preference_loss(segments: Segments, reward: jax.Array, true_reward: jax.Array, log_probs: jax.Array, discount: jax.Array) -> jax.Array:
+    """Expected Bradley-Terry loss of `reward` on pairs of segments drawn by the policy and labelled by `true_reward`; an exact sum.
+
+    sum over pairs (i, j) of P(i) P(j) · cross-entropy of sigmoid(R_i - R_j) under sigmoid(R*_i - R*_j), R a segment's discounted rewards.
+    """
+    weights = discount ** jnp.arange(segments.states.shape[1]).astype(reward.dtype)
+    chances = jnp.exp(segments.log_dynamics + jnp.sum(log_probs[segments.states, segments.actions], axis=1))
+
+    def returns(table):
+        return jnp.sum(weights[None, :] * table[segments.states, segments.actions], axis=1)
+
+    guess, truth = returns(reward), returns(true_reward)
+    margin, label = guess[:, None] - guess[None, :], jax.nn.sigmoid(truth[:, None] - truth[None, :])
+    loss = label * jax.nn.softplus(-margin) + (1 - label) * jax.nn.softplus(margin)
+    return jnp.einsum("i,ij,j->", chances, loss, chances, precision="highest")
+
+
+class FourRooms(NamedTuple):
+    """A grid world with contexts: transition [S, A, S], initial [S], discount [], reward [C, S] for being there, target state index.
+
+    The leader pays the follower incentives for visiting states, to lead it through `target`.
+    """
+
+    transition: jax.Array
+    initial: jax.Array
+    discount: jax.Array
+    reward: jax.Array
+    target: int
+    cells: np.ndarray
+
+
+_LAYOUT = """
+xxxxxxxxxxxxx
+x     x     x
+x     x     x
+x           x
+x     x     x
+x     x     x
+xx xxxx     x
+x     xxx xxx
+x     x     x
+x     x     x
+x           x
+x     x     x
+xxxxxxxxxxxxx
+"""
+
+
+def four_rooms(discount: float = 0.99, fail: float = 0.33, dtype: Any = jnp.float32) -> FourRooms:
+    """The four-rooms grid of 104 cells and 4 moves; a move fails, and goes in one of the other directions, with chance `fail`.
+
+    Contexts are the goals (1, 9) and (11, 11), whose cells pay 1; start (4, 1), target (8, 4). Setting of Thoma et al. 2024 (HPGD).
+    """
+    rows = _LAYOUT.strip().split("\n")
+    cells = np.array([(i, j) for i, row in enumerate(rows) for j, wall in enumerate(row) if wall != "x"])
+    index = {tuple(cell): k for k, cell in enumerate(cells.tolist())}
+    S = len(cells)
+    moves = np.array([(-1, 0), (1, 0), (0, -1), (0, 1)])
+    arrive = np.array([[index.get((i + di, j + dj), index[i, j]) for di, dj in moves.tolist()] for i, j in cells.tolist()])
+    transition = np.zeros((S, 4, S))
+    for action in range(4):
+        for actual in range(4):
+            transition[np.arange(S), action, arrive[:, actual]] += 1 - fail if actual == action else fail / 3
+    goals = [index[1, 9], index[11, 11]]
+    reward = np.zeros((2, S))
+    reward[[0, 1], goals] = 1.0
+    initial = np.zeros(S)
+    initial[index[4, 1]] = 1.0
+    arrays = [jnp.asarray(a, dtype) for a in (transition, initial, discount, reward)]
+    return FourRooms(arrays[0], arrays[1], arrays[2], arrays[3], index[8, 4], cells)
+
+
+class Stackelberg(NamedTuple):
+    """A leader whose mixed action, softmax(x) over its own moves, changes the follower's dynamics.
+
+    transitions [L, S, A, S] for each leader move, initial [S], discount [], follower_reward and leader_reward [S, A].
+    """
+
+    transitions: jax.Array
+    initial: jax.Array
+    discount: jax.Array
+    follower_reward: jax.Array
+    leader_reward: jax.Array
+
+    def transition(self, x: jax.Array) -> jax.Array:
+        return jnp.einsum("l,lsat->sat", jax.nn.softmax(x), self.transitions, precision="highest")
+
+
+def stackelberg(num_moves: int = 3, num_states: int = 8, num_actions: int = 4, seed: int = 0, dtype: Any = jnp.float32) -> Stackelberg:
+    """A random instance: transition rows softmax(2 N), normal rewards, uniform start, discount 0.9."""
+    keys = jax.random.split(jax.random.key(seed), 3)
+    transitions = jax.nn.softmax(2 * jax.random.normal(keys[0], (num_moves, num_states, num_actions, num_states), dtype), axis=-1)
+    initial = jnp.full((num_states,), 1 / num_states, dtype)
+    rewards = [jax.random.normal(key, (num_states, num_actions), dtype) for key in keys[1:]]
+    return Stackelberg(transitions, initial, jnp.asarray(0.9, dtype), rewards[0], rewards[1])
