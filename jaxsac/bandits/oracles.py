@@ -69,7 +69,7 @@ def _best(action_set, theta, sparsity):
     supports = jnp.asarray(supports.reshape(count, sparsity))
 
     def evaluate(indices):
-        return action_set.support(theta, jnp.zeros(dimension, bool).at[indices].set(True))
+        return action_set.restrict(indices, dimension).support(theta[indices])
 
     values = lax.map(evaluate, supports, batch_size=min(_CHUNK, count))
     best = jnp.argmax(values)

@@ -1,0 +1,51 @@
+"""What is played to learn: bases of feasible actions."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxsac._checks import choice, require, static_integer
+from jaxsac.bandits._protocol import ActionSet
+
+_KINDS = ("standard", "block_orthogonal", "gaussian_orthogonal", "uniform_orthogonal")
+
+
+def exploration_basis(
+    key: jax.Array, action_set: ActionSet, dimension: int, sparsity: int, *, kind: str = "block_orthogonal", allow_dense: bool = False, dtype=None
+) -> jax.Array:
+    """Draw d feasible actions [d, d], row by row, whose repetition identifies theta. The key is consumed.
+
+    * "standard": the unit vectors, each as long as the set allows;
+    * "block_orthogonal": a random partition of the coordinates into blocks of at most s, a random rotation in each: s-sparse and orthogonal;
+    * "gaussian_orthogonal", "uniform_orthogonal": the Q factor of a Gaussian or uniform matrix. Its rows are dense, so they are no s-sparse
+      actions and break the paper's Assumption 3 for s < d, although its figures use them: ask for them with allow_dense=True.
+
+    Rows that are too long for the set are shrunk onto it. Source: arXiv 2605.10151, Assumption 3 and Figure 2.
+    """
+    choice("kind", kind, _KINDS)
+    dimension = static_integer("dimension", dimension, 1)
+    sparsity = static_integer("sparsity", sparsity, 1)
+    require(sparsity <= dimension, f"sparsity must be at most the dimension {dimension}, got {sparsity}.")
+    dtype = jnp.result_type(float) if dtype is None else dtype
+    if kind == "standard":
+        return jnp.diag(action_set.reach(dimension, dtype))
+    if kind == "block_orthogonal":
+        order_key, key = jax.random.split(key)
+        order = jax.random.permutation(order_key, dimension)
+        blocks = jnp.zeros((dimension, dimension), dtype)
+        for start in range(0, dimension, sparsity):
+            size = min(sparsity, dimension - start)
+            block = _rotation(jax.random.normal(jax.random.fold_in(key, start), (size, size), dtype))
+            blocks = blocks.at[start : start + size, start : start + size].set(block)
+        rows = jnp.zeros_like(blocks).at[:, order].set(blocks)
+    else:
+        dense = allow_dense or sparsity == dimension
+        require(dense, f"the rows of {kind!r} are dense, not {sparsity}-sparse actions: use 'block_orthogonal', or say allow_dense=True.")
+        draw = jax.random.normal if kind == "gaussian_orthogonal" else lambda k, shape, t: jax.random.uniform(k, shape, t, -1.0)
+        rows = _rotation(draw(key, (dimension, dimension), dtype))
+    return rows / jnp.maximum(jax.vmap(action_set.gauge)(rows), 1.0)[:, None]
+
+
+def _rotation(matrix: jax.Array) -> jax.Array:
+    """The Q factor with the signs that make it Haar distributed for a Gaussian matrix."""
+    q, r = jnp.linalg.qr(matrix)
+    return q * jnp.where(jnp.diag(r) < 0, -1.0, 1.0).astype(q.dtype)[None, :]

@@ -1,0 +1,360 @@
+"""Algorithms that alternate exploration of a fixed basis with exploitation of one action: records, decisions, and the online form."""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxsac._checks import choice, is_concrete, real_array, real_scalar, require, static_integer
+from jaxsac.bandits._protocol import ActionSet
+from jaxsac.bandits.oracles import cast
+from jaxsac.bandits.radii import KINDS, DesignNumbers, check_numbers, design_numbers, diagonal_design_numbers, radius_at
+
+FOREVER = 2**30  # longer than any horizon
+
+
+class Phased(eqx.Module):
+    """A phased algorithm: every cycle c plays the basis once, estimates theta by least squares from all completed cycles, and then plays one
+    action ceil(schedule_scale c^schedule_power) times. Build it with `apsee`, `apsee_greedy`, `phased_greedy`, `explore_then_commit` or
+    `estc`; run it with `simulate`, or online with `init`, `act` and `update`.
+    """
+
+    action_set: ActionSet
+    basis: jax.Array | None
+    sigma: jax.Array | float
+    delta: jax.Array | float
+    radius_scale: jax.Array | float
+    gap_factor: jax.Array | float
+    schedule_scale: jax.Array | float
+    commit_at: jax.Array | int
+    lam: jax.Array | float
+    sparsity: int = eqx.field(static=True)
+    rule: str = eqx.field(static=True)  # margin, greedy: verify, then lock the support; always: exploit at once; commit: lock at a cycle
+    radius: str = eqx.field(static=True, default="l2")
+    schedule_power: float = eqx.field(static=True, default=1.0)
+    estimate_sigma: bool = eqx.field(static=True, default=False)
+    lasso: bool = eqx.field(static=True, default=False)
+
+    def init(self, key: jax.Array | None = None, *, dimension: int, dtype=None) -> "PhasedState":
+        """The state before the first step, for theta in R^dimension; `key` is not needed and ignored."""
+        return start(plan(self, dimension, jnp.result_type(float) if dtype is None else dtype), self)
+
+    def act(self, state: "PhasedState", offer: None = None) -> jax.Array:
+        """The action [d] to play now."""
+        return jnp.where(state.left > 0, state.action, state.plan.basis[state.position])
+
+    def update(self, state: "PhasedState", action: jax.Array, reward: jax.Array, offer: None = None) -> "PhasedState":
+        """The state after `reward` for the action that `act` named; `action` is not used."""
+        return observe(self, state, reward)
+
+
+def _phased(action_set, sparsity, rule, *, basis=None, sigma: jax.Array | float | str = 0.0, delta=0.5, commit_at=None, radius="l2", **rest) -> Phased:
+    sparsity = static_integer("sparsity", sparsity, 1)
+    choice("radius", radius, KINDS)
+    auto = isinstance(sigma, str)
+    if isinstance(sigma, str):
+        choice("sigma", sigma, ("auto",))
+        sigma = 0.0
+    check_numbers(jnp.result_type(float), sigma=sigma, delta=delta)
+    if isinstance(basis, str):
+        choice("basis", basis, ("standard",))
+        basis = None
+    if basis is not None:
+        basis = real_array("basis", basis, ("m", "d"))
+        if is_concrete(basis):
+            rank = np.linalg.matrix_rank(np.asarray(basis, np.float64))
+            require(rank == basis.shape[1], f"basis must span all {basis.shape[1]} coordinates, its rank is {rank}: add actions.")
+    defaults = {"radius_scale": 1.0, "gap_factor": 2.0, "schedule_scale": 1.0, "lam": 0.0} | rest
+    for name in ("radius_scale", "gap_factor", "schedule_scale", "lam"):
+        real_scalar(name, defaults[name], jnp.result_type(float), 0)
+    if commit_at is not None and is_concrete(commit_at):
+        require(int(commit_at) >= 1, f"commit_at counts from 1, got {commit_at}.")
+    return Phased(
+        action_set, basis, sigma, delta, sparsity=sparsity, rule=rule, commit_at=FOREVER if commit_at is None else commit_at, radius=radius,
+        estimate_sigma=auto, **defaults,
+    )  # fmt: skip
+
+
+def apsee(
+    action_set: ActionSet, *, sparsity: int, sigma, delta=0.05, radius: str = "l2", radius_scale=1.0, basis=None, schedule_scale=1.0, commit_at=None
+) -> Phased:
+    """Adaptive phased sparse exploration and exploitation (APSEE): explore until the support of the s largest scores is verified, then exploit.
+
+    After cycle c the support is locked when |theta_c|_(s) - |theta_c|_(s+1) > 2 eps_c; from then on every cycle plays the basis once and
+    x*(theta_c) on the locked support c times. Wrong locks have probability at most `delta`. `action_set` must be modular (Ball, LpBall,
+    Box). `sigma`: a bound on the sub-Gaussian scale of the noise, or "auto" to bound it from the data (Gaussian noise only, half of delta
+    is spent on it). `radius`: see `error_radius`; `radius_scale` multiplies it (below 1 the guarantee is gone). `basis`: None for the unit
+    vectors, or [m, d] from `exploration_basis`. `commit_at`: lock without proof at the end of the first cycle after so many steps.
+    Ties and theta = 0 never lock. Regret O(d sqrt(T)) up to logarithms. Source: arXiv 2605.10151, Algorithm 1; the paper's own radius does
+    not lock within 2,000 steps for d >= 10.
+    """
+    require(action_set.modular, "apsee needs a set on which the largest scores are the best support (Ball, LpBall, Box): use apsee_greedy.")
+    return _phased(
+        action_set, sparsity, "margin", sigma=sigma, delta=delta, radius=radius, radius_scale=radius_scale, basis=basis,
+        schedule_scale=schedule_scale, commit_at=commit_at,
+    )  # fmt: skip
+
+
+def apsee_greedy(
+    action_set: ActionSet,
+    *,
+    sparsity: int,
+    sigma,
+    delta=0.05,
+    radius: str = "l2",
+    radius_scale=1.0,
+    gap_factor=2.0,
+    basis=None,
+    schedule_scale=1.0,
+    commit_at=None,
+) -> Phased:
+    """APSEE with greedy supports (APSEE-G), for strongly convex sets: as `apsee`, with the greedy choice verified step by step.
+
+    The support is locked when the smallest greedy lead of theta_c exceeds gap_factor L eps_c, L the largest norm of an s-sparse action
+    (times sqrt(s) for the radius "coord"). gap_factor = 2 suffices for the proof, 4 is the literal reading of the paper. Its regret is
+    measured against greedy, or against alpha times the best. Other arguments as in `apsee`. Source: arXiv 2605.10151, Algorithm 2.
+    """
+    return _phased(
+        action_set, sparsity, "greedy", sigma=sigma, delta=delta, radius=radius, radius_scale=radius_scale, gap_factor=gap_factor, basis=basis,
+        schedule_scale=schedule_scale, commit_at=commit_at,
+    )  # fmt: skip
+
+
+def phased_greedy(action_set: ActionSet, *, sparsity: int, basis=None, schedule_scale=1.0, schedule_power: float = 0.5) -> Phased:
+    """The schedule for compact sets: no verification; every cycle explores, then plays the greedy action ceil(k c^q) times.
+
+    k = schedule_scale, q = schedule_power (static): q = 1/2 has regret O(d T^(2/3)), and k = sqrt(d) improves it to O((d T)^(2/3)).
+    Nothing is ever locked. Source: arXiv 2605.10151, Section 5.
+    """
+    return _phased(action_set, sparsity, "always", basis=basis, schedule_scale=schedule_scale, schedule_power=float(schedule_power))
+
+
+def explore_then_commit(action_set: ActionSet, *, sparsity: int, num_cycles, basis=None) -> Phased:
+    """Play the basis `num_cycles` times, then the greedy action of the estimate for ever. The baseline of Robbins (1952) on the same set."""
+    return _phased(action_set, sparsity, "commit", basis=basis, commit_at=num_cycles)
+
+
+def estc(action_set: ActionSet, *, sparsity: int, num_cycles, lam, basis=None) -> Phased:
+    """Explore the sparsity, then commit: as `explore_then_commit`, with the Lasso estimate of the n = m num_cycles first rewards,
+
+        minimise  (1/n) sum_t (r_t - <b_t, theta>)^2 + lam ||theta||_1.
+
+    Source: Hao, Lattimore and Wang (2020), who take lam = 4 sigma sqrt(log(d) / n); their exploration distribution is here the basis.
+    """
+    return _phased(action_set, sparsity, "commit", basis=basis, commit_at=num_cycles, lam=lam, lasso=True)
+
+
+class Plan(NamedTuple):
+    """What an algorithm needs, made once for a dimension and a dtype: the basis [m, d], the map [d, m] (or its diagonal [d]) from mean rewards to
+    the estimate, and numbers."""
+
+    action_set: ActionSet
+    basis: jax.Array
+    solve: jax.Array
+    numbers: DesignNumbers
+    lead: jax.Array
+    sigma: jax.Array
+    delta: jax.Array
+    schedule_scale: jax.Array
+    commit_at: jax.Array
+    lam: jax.Array
+
+
+def plan(algorithm: Phased, dimension: int, dtype) -> Plan:
+    require(algorithm.sparsity <= dimension, f"sparsity must be at most the dimension {dimension}, got {algorithm.sparsity}.")
+    action_set = cast(algorithm.action_set, dtype)
+    if algorithm.basis is None:
+        reach = action_set.reach(dimension, dtype)
+        if is_concrete(reach):
+            require(bool(jnp.all(reach != 0)), "an axis of the action set has length 0, so its coordinate cannot be learned: pass a basis.")
+        basis, solve, numbers = jnp.diag(reach), 1.0 / reach, diagonal_design_numbers(reach)
+    else:
+        basis = jnp.asarray(algorithm.basis).astype(dtype)
+        require(basis.shape[1] == dimension, f"basis must have {dimension} columns, one for each coordinate of theta, got {basis.shape[1]}.")
+        solve, numbers = jnp.linalg.pinv(basis), design_numbers(basis)
+    return Plan(
+        action_set,
+        basis,
+        solve,
+        numbers,
+        _lead(algorithm, action_set, dimension, dtype),
+        real_scalar("sigma", algorithm.sigma, dtype),
+        real_scalar("delta", algorithm.delta, dtype),
+        real_scalar("schedule_scale", algorithm.schedule_scale, dtype),
+        jnp.asarray(algorithm.commit_at).astype(jnp.int32),
+        real_scalar("lam", algorithm.lam, dtype),
+    )
+
+
+def _lead(algorithm: Phased, action_set: ActionSet, dimension: int, dtype) -> jax.Array:
+    """What multiplies the error radius in the test of a lock."""
+    scale = real_scalar("radius_scale", algorithm.radius_scale, dtype)
+    if algorithm.rule == "margin":
+        return 2.0 * scale * action_set.score_slope(jnp.zeros(dimension, dtype))  # pyright: ignore[reportAttributeAccessIssue]
+    if algorithm.rule != "greedy":
+        return scale
+    widen = algorithm.sparsity**0.5 if algorithm.radius == "coord" else 1.0
+    norm = jnp.asarray(action_set.norm_bound(algorithm.sparsity, dimension)).astype(dtype)
+    return scale * real_scalar("gap_factor", algorithm.gap_factor, dtype) * norm * widen
+
+
+def exploitation_length(algorithm: Phased, scale: jax.Array, cycle: jax.Array) -> jax.Array:
+    """ceil(scale cycle^power), an int32; guarded against a power that rounding lifts above a whole number."""
+    if algorithm.rule == "commit":
+        return jnp.int32(FOREVER)
+    length = scale * cycle.astype(scale.dtype) ** algorithm.schedule_power
+    length = jnp.ceil(length * (1.0 - 4.0 * float(jnp.finfo(scale.dtype).eps)))
+    return jnp.minimum(length, float(FOREVER)).astype(jnp.int32)
+
+
+def apply_solve(solve: jax.Array, means: jax.Array) -> jax.Array:
+    """The least squares estimate [d] from mean rewards [m] of the basis."""
+    return solve * means if solve.ndim == 1 else jnp.matmul(solve, means, precision="highest")
+
+
+def noise_level(algorithm: Phased, plan: Plan, cycle: jax.Array, within: jax.Array, num_arms: int) -> tuple[jax.Array, jax.Array]:
+    """The bound on sigma and the delta that is left for the estimate. `within`: the sum of squared deviations within arms.
+
+    From the tail of chi^2 with nu = m (c - 1) degrees of freedom (Laurent and Massart, 2000): sigma^2 <= within / (nu - 2 sqrt(nu x)) for
+    all cycles with probability 1 - delta/2, where x = log(pi^2 c^2 / (3 delta)); infinite while the bound says nothing.
+    """
+    if not algorithm.estimate_sigma:
+        return plan.sigma, plan.delta
+    freedom = num_arms * (cycle - 1.0)
+    least = freedom - 2.0 * jnp.sqrt(freedom * jnp.log(jnp.pi**2 * cycle**2 / (3.0 * plan.delta)))
+    bound = jnp.sqrt(within / jnp.where(least > 0, least, 1.0))
+    return jnp.where(least > 0, bound, jnp.inf), plan.delta / 2.0
+
+
+def verify(algorithm: Phased, plan: Plan, estimate: jax.Array, cycle: jax.Array, within: jax.Array) -> jax.Array:
+    """Whether the support of the estimate [d] at the end of `cycle` (int32) is proved."""
+    floating = cycle.astype(estimate.dtype)
+    if algorithm.rule == "always":
+        return jnp.asarray(False)
+    if algorithm.rule == "commit":
+        return cycle == plan.commit_at
+    sigma, delta = noise_level(algorithm, plan, floating, within, plan.basis.shape[0])
+    threshold = plan.lead * radius_at(algorithm.radius, plan.numbers, estimate.shape[0], floating, sigma, delta)
+    if algorithm.rule == "margin":
+        gap = ranked_gap(plan.action_set.scores(estimate), algorithm.sparsity)  # pyright: ignore[reportAttributeAccessIssue]
+    else:
+        gap = plan.action_set.greedy(estimate, algorithm.sparsity).gap
+    # With s = d nothing is left to choose, and the gap is infinite: locked at the first cycle even where the threshold is infinite.
+    return (gap > threshold) | jnp.isposinf(gap) | (cycle * plan.basis.shape[0] >= plan.commit_at)
+
+
+def choose(algorithm: Phased, plan: Plan, estimate: jax.Array) -> jax.Array:
+    """The support [s] of the estimate."""
+    return plan.action_set.greedy(estimate, algorithm.sparsity).indices
+
+
+def shrink(algorithm: Phased, plan: Plan, estimate: jax.Array) -> jax.Array:
+    """The estimate that is exploited: the Lasso's, by coordinate descent from the least squares one (exact for orthogonal bases), or itself."""
+    if not algorithm.lasso:
+        return estimate
+    number = plan.basis.shape[0]
+    if plan.solve.ndim == 1:
+        return _soft(estimate, 0.5 * plan.lam * number * plan.solve**2)
+    gram = jnp.matmul(plan.basis.T, plan.basis, precision="highest")
+    target = jnp.matmul(gram, estimate, precision="highest")
+
+    def coordinate(step, theta):
+        i = step % theta.shape[0]
+        rest = target[i] - jnp.sum(gram[i] * theta) + gram[i, i] * theta[i]
+        return theta.at[i].set(_soft(rest, 0.5 * plan.lam * number) / gram[i, i])
+
+    return lax.fori_loop(0, 100 * estimate.shape[0], coordinate, estimate)
+
+
+def _soft(value, threshold):
+    return jnp.sign(value) * jnp.maximum(jnp.abs(value) - threshold, 0.0)
+
+
+def ranked_gap(scores: jax.Array, sparsity: int) -> jax.Array:
+    """The s-th largest score minus the next one (+inf if there is none), by insertion: comparisons only, no sort, fast over many lanes."""
+    dimension = scores.shape[0]
+    if sparsity == dimension:
+        return jnp.where(jnp.any(jnp.isnan(scores)), jnp.nan, jnp.asarray(jnp.inf, scores.dtype))
+
+    def insert(value, top):
+        out = []
+        for held in top:
+            out.append(jnp.maximum(held, value))
+            value = jnp.minimum(held, value)
+        return tuple(out)
+
+    top = (jnp.asarray(-jnp.inf, scores.dtype),) * (sparsity + 1)
+    if dimension * (sparsity + 1) <= 256:
+        for i in range(dimension):
+            top = insert(scores[i], top)
+    else:
+        top = lax.fori_loop(0, dimension, lambda i, top: insert(scores[i], top), top)
+    return top[sparsity - 1] - top[sparsity]
+
+
+class PhasedState(NamedTuple):
+    """Where an online run is: cycle (from 1), position in the basis, steps left of the exploitation, sums [m] and squares of rewards by arm,
+    whether and at which cycle the support was locked, the support [s] (-1: none yet), the action [d] that is exploited, and the plan."""
+
+    cycle: jax.Array
+    position: jax.Array
+    left: jax.Array
+    sums: jax.Array
+    squares: jax.Array
+    locked: jax.Array
+    lock_cycle: jax.Array
+    indices: jax.Array
+    action: jax.Array
+    plan: Plan
+
+
+def start(plan: Plan, algorithm: Phased) -> PhasedState:
+    number, dimension = plan.basis.shape
+    zeros = jnp.zeros(number, plan.basis.dtype)
+    none, action = jnp.int32(0), jnp.zeros(dimension, plan.basis.dtype)
+    support = jnp.full(algorithm.sparsity, -1, jnp.int32)
+    return PhasedState(jnp.int32(1), none, none, zeros, zeros, jnp.asarray(False), jnp.int32(-1), support, action, plan)
+
+
+def observe(algorithm: Phased, state: PhasedState, reward: jax.Array) -> PhasedState:
+    number = state.plan.basis.shape[0]
+    exploring = state.left == 0
+    reward = jnp.where(exploring, jnp.asarray(reward).astype(state.sums.dtype), 0.0)
+    arm = jnp.where(exploring, state.position, 0)
+    sums, squares = state.sums.at[arm].add(reward), state.squares.at[arm].add(reward**2)
+    complete = exploring & (state.position == number - 1)
+    state = state._replace(sums=sums, squares=squares, position=jnp.where(exploring, state.position + 1, 0), left=jnp.maximum(state.left - 1, 0))
+    state = lax.cond(complete, lambda s: _decide(algorithm, s), lambda s: s, state)
+    over = (complete & (state.left == 0)) | (~exploring & (state.left == 0))
+    return state._replace(cycle=jnp.where(over, state.cycle + 1, state.cycle), position=jnp.where(complete | over, 0, state.position))
+
+
+def _decide(algorithm: Phased, state: PhasedState) -> PhasedState:
+    plan = state.plan
+    cycles = state.cycle.astype(state.sums.dtype)
+    estimate = apply_solve(plan.solve, state.sums / cycles)
+    within = jnp.sum(state.squares - state.sums**2 / cycles)
+    newly = ~state.locked & verify(algorithm, plan, estimate, state.cycle, within)
+    estimate = shrink(algorithm, plan, estimate)
+    fresh = newly | (algorithm.rule == "always")
+    indices = jnp.where(fresh, choose(algorithm, plan, estimate), state.indices)
+    locked = state.locked | newly
+    exploiting = locked | (algorithm.rule == "always")
+    action = exploit(plan.action_set.restrict(indices, estimate.shape[0]), indices, estimate)
+    place = jnp.where(indices >= 0, indices, estimate.shape[0])
+    full = jnp.zeros_like(state.action).at[place].set(action, mode="drop")
+    return state._replace(
+        locked=locked,
+        lock_cycle=jnp.where(newly, state.cycle, state.lock_cycle),
+        indices=indices,
+        action=jnp.where(exploiting, full, state.action),
+        left=jnp.where(exploiting, exploitation_length(algorithm, plan.schedule_scale, state.cycle), 0),
+    )
+
+
+def exploit(part: ActionSet, indices: jax.Array, estimate: jax.Array) -> jax.Array:
+    """The best action on the support, in its own coordinates [s]."""
+    return part.argmax(jnp.where(indices >= 0, estimate[indices], 0.0).astype(estimate.dtype))

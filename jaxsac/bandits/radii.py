@@ -1,0 +1,73 @@
+"""How far the estimate of a cycle may be from the parameter: confidence radii that hold at all cycles at once."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxsac._checks import choice, real_array, real_scalar, require
+
+KINDS = ("l2", "hkz", "coord")
+
+
+class DesignNumbers(NamedTuple):
+    """What a radius needs of the exploration design V = sum of b b' over the basis, with Sigma = V^-1; scalars."""
+
+    trace: jax.Array  # of V
+    least: jax.Array  # eigenvalue of V
+    inverse_trace: jax.Array  # of Sigma
+    inverse_square: jax.Array  # trace of Sigma^2
+    inverse_largest: jax.Array  # eigenvalue of Sigma
+    inverse_entry: jax.Array  # largest diagonal entry of Sigma
+
+
+def design_numbers(basis: jax.Array) -> DesignNumbers:
+    gram = jnp.matmul(basis.T, basis, precision="highest")
+    return _numbers(jnp.linalg.eigvalsh(gram), jnp.max(jnp.diag(jnp.linalg.inv(gram))))
+
+
+def diagonal_design_numbers(reach: jax.Array) -> DesignNumbers:
+    """Those of the basis reach_i e_i."""
+    return _numbers(jnp.sort(reach**2), jnp.max(1.0 / reach**2))
+
+
+def _numbers(eigenvalues, entry):
+    inverse = 1.0 / eigenvalues
+    return DesignNumbers(jnp.sum(eigenvalues), eigenvalues[0], jnp.sum(inverse), jnp.sum(inverse**2), inverse[0], entry)
+
+
+def radius_at(kind: str, numbers: DesignNumbers, dimension: int, cycle: jax.Array, sigma: jax.Array, delta: jax.Array) -> jax.Array:
+    """The radius at `cycle`, a floating scalar >= 1; formulas in `error_radius`."""
+    if kind == "hkz":
+        level = jnp.log(jnp.pi**2 * cycle**2 / (6.0 * delta))
+        spread = numbers.inverse_trace + 2.0 * jnp.sqrt(numbers.inverse_square * level) + 2.0 * numbers.inverse_largest * level
+        return sigma * jnp.sqrt(spread / cycle)
+    level = 2.0 * jnp.log(jnp.pi**2 * dimension * cycle**2 / (3.0 * delta))
+    if kind == "coord":
+        return sigma * jnp.sqrt(numbers.inverse_entry * level / cycle)
+    return sigma / numbers.least * jnp.sqrt(numbers.trace * level / cycle)
+
+
+def error_radius(cycle, basis: jax.Array, *, sigma, delta, kind: str = "l2") -> jax.Array:
+    """Radius eps_c such that all cycles c satisfy error(theta_c) <= eps_c together with probability at least 1 - delta.
+
+    theta_c is the least squares estimate from c repetitions of the rows of `basis` [m, d], V = basis' basis, Sigma = V^-1, and the noise is
+    conditionally sigma-sub-Gaussian. `kind`:
+
+    * "l2"     (sigma / lmin(V)) sqrt(2 tr(V) log(pi^2 d c^2 / (3 delta)) / c), for the l_2 error: the paper's (equation 9), very loose;
+    * "hkz"    sigma sqrt((tr Sigma + 2 sqrt(tr(Sigma^2) t) + 2 ||Sigma|| t) / c), t = log(pi^2 c^2 / (6 delta)), for the l_2 error;
+    * "coord"  sigma sqrt(2 max_j Sigma_jj log(pi^2 d c^2 / (3 delta)) / c), for the largest error of a coordinate.
+
+    Source: arXiv 2605.10151, equation 9; Hsu, Kakade and Zhang (2012) for "hkz". A NaN anywhere gives NaN.
+    """
+    basis = real_array("basis", basis, ("m", "d"))
+    choice("kind", kind, KINDS)
+    cycle, sigma, delta = check_numbers(basis.dtype, cycle=cycle, sigma=sigma, delta=delta)
+    return radius_at(kind, design_numbers(basis), basis.shape[1], cycle, sigma, delta)
+
+
+def check_numbers(dtype, *, cycle=1, sigma, delta):
+    cycle, sigma = real_scalar("cycle", cycle, dtype, 1), real_scalar("sigma", sigma, dtype, 0)
+    if not isinstance(delta, jax.core.Tracer):
+        require(0.0 < float(delta) < 1.0, f"delta is a probability of error and must lie strictly between 0 and 1, got {delta}.")
+    return cycle, sigma, real_scalar("delta", delta, dtype)

@@ -1,0 +1,115 @@
+"""Step-wise algorithms against explicit linear algebra, the law of the posterior, and masks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxsac import bandits
+
+D, K = 4, 5
+THETA = np.array([0.9, -0.1, 0.7, 0.2])
+ARMS = np.random.default_rng(0).normal(size=(K, D))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_lin_ucb_is_ridge_regression_with_a_confidence_width(dtype):
+    sigma, delta, ridge, bound = 0.3, 0.1, 2.0, 1.5
+    algorithm = bandits.lin_ucb(sigma=sigma, delta=delta, ridge=ridge, bound=bound)
+    state = algorithm.init(dimension=D, dtype=dtype)
+    gram, moment, rng = ridge * np.eye(D), np.zeros(D), np.random.default_rng(1)
+    act, update = jax.jit(algorithm.__class__.act), jax.jit(algorithm.__class__.update)
+    for _ in range(60):
+        arms = rng.normal(size=(K, D))
+        inverse = np.linalg.inv(gram)
+        width = sigma * np.sqrt(2 * np.log(1 / delta) + np.linalg.slogdet(gram)[1] - D * np.log(ridge)) + np.sqrt(ridge) * bound
+        index = arms @ inverse @ moment + width * np.sqrt(np.einsum("ki,ij,kj->k", arms, inverse, arms))
+        action = act(algorithm, state, jnp.asarray(arms, dtype))
+        np.testing.assert_allclose(action, arms[np.argmax(index)], rtol=1e-6)
+        reward = float(action @ jnp.asarray(THETA, dtype)) + rng.normal() * sigma
+        state = update(algorithm, state, action, reward)
+        gram, moment = gram + np.outer(action, action), moment + reward * np.asarray(action)
+    np.testing.assert_allclose(state.theta, np.linalg.solve(gram, moment), rtol=2e-4 if dtype == jnp.float32 else 1e-10)
+    np.testing.assert_allclose(state.root @ state.root.T, np.linalg.inv(gram), atol=2e-6 if dtype == jnp.float32 else 1e-12)
+
+
+def test_lin_ts_plays_each_arm_as_often_as_the_posterior_says():
+    algorithm = bandits.lin_ts(sigma=0.5, ridge=1.0)
+    first = algorithm.init(jax.random.key(0), dimension=D)
+    state = first
+    for arm in ARMS[:3]:
+        state = algorithm.update(state, jnp.asarray(arm), arm @ THETA)
+    keys = jax.random.split(jax.random.key(1), 20_000)
+    played = jax.jit(jax.vmap(lambda key: algorithm.act(state._replace(key=key), jnp.asarray(ARMS))))(keys)
+    shares = np.array([np.all(np.asarray(played) == arm, axis=1).mean() for arm in ARMS])
+    gram = np.eye(D) + ARMS[:3].T @ ARMS[:3]
+    mean = np.linalg.solve(gram, ARMS[:3].T @ (ARMS[:3] @ THETA))
+    draws = np.random.default_rng(2).multivariate_normal(mean, 0.25 * np.linalg.inv(gram), 20_000)
+    expected = np.bincount(np.argmax(draws @ ARMS.T, axis=1), minlength=K) / 20_000
+    assert shares.sum() == pytest.approx(1.0)
+    assert np.all(np.abs(shares - expected) < 4 * np.sqrt((expected * (1 - expected) + 1e-4) * 2 / 20_000))
+
+
+def draw_arms(key):
+    return jax.random.normal(key, (K, D), jnp.float32)
+
+
+def draw_mask(key):
+    return jax.random.bernoulli(key, 0.6, (D,))
+
+
+def regrets(algorithm, horizon=1500, num=32, **options):
+    keys = jax.random.split(jax.random.key(3), num)
+    times = jnp.asarray([horizon // 3, horizon])
+    theta = jnp.asarray(THETA, jnp.float32)
+    run = jax.jit(jax.vmap(lambda key: bandits.simulate(key, algorithm, theta, sigma=0.1, horizon=horizon, record=times, **options)))(keys)
+    assert np.all(np.isfinite(run.regret)) and np.all(np.diff(run.regret) >= -1e-4)
+    return np.asarray(run.regret).mean(0)
+
+
+@pytest.mark.parametrize("algorithm", [bandits.lin_ucb(sigma=0.1), bandits.lin_ts(sigma=0.1)])
+def test_finite_arms_are_learned(algorithm):
+    early, late = regrets(algorithm, offer=draw_arms)
+    assert late < 1.8 * early  # linear regret would triple
+    assert late < 100
+
+
+def test_time_varying_sets():
+    """Coordinates come and go: regret is against the best action on what is there, and grows slower than the time."""
+    early, late = regrets(bandits.adaptive_greedy(bandits.Ball(), sparsity=2), offer=draw_mask)
+    assert late < 2.2 * early
+
+
+def test_the_optimistic_index_on_a_sparse_ellipsoid():
+    ellipsoid = bandits.Ellipsoid(jnp.asarray(np.eye(D) + 0.2 * (np.ones((D, D)) - np.eye(D))))
+    early, late = regrets(bandits.optimistic_greedy(ellipsoid, sparsity=2, sigma=0.1), benchmark="greedy")
+    assert late < 1.8 * early
+
+
+def test_exploration_waits_for_its_coordinate_and_actions_stay_on_offer():
+    algorithm = bandits.adaptive_greedy(bandits.Ball(), sparsity=2)
+    state, rng = algorithm.init(dimension=D), np.random.default_rng(0)
+    act, update = jax.jit(algorithm.__class__.act), jax.jit(algorithm.__class__.update)
+    for t in range(200):
+        offer = rng.random(D) < 0.5
+        offer[1] = t > 100  # the second coordinate comes late
+        action = np.asarray(act(algorithm, state, jnp.asarray(offer)))
+        assert np.all(action[~offer] == 0) and (action != 0).sum() <= 2 and np.linalg.norm(action) <= 1 + 1e-9
+        state = update(algorithm, state, jnp.asarray(action), action @ THETA, jnp.asarray(offer))
+        if t == 100:
+            assert state.counts[1] == 0 and state.owed[1] == state.cycle
+    assert state.counts[1] > 0 and np.all(state.counts + state.owed == state.cycle)
+
+
+def test_nothing_available_is_the_origin():
+    algorithm = bandits.adaptive_greedy(bandits.Ball(), sparsity=2)
+    assert np.all(np.asarray(algorithm.act(algorithm.init(dimension=D), jnp.zeros(D, bool))) == 0)
+
+
+def test_mistakes_are_named():
+    with pytest.raises(ValueError, match="key"):
+        bandits.lin_ts(sigma=0.1).init(dimension=D)
+    with pytest.raises(ValueError, match="ridge"):
+        bandits.lin_ucb(sigma=0.1, ridge=0.0)
+    with pytest.raises(ValueError, match="engine='step'"):
+        bandits.simulate(jax.random.key(0), bandits.lin_ucb(sigma=0.1), jnp.ones(D), sigma=0.1, horizon=5, engine="cycle")
