@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.flatten_util import ravel_pytree
 
 Tree = TypeVar("Tree")
 LinearSolve = Callable[[Callable[[Any], Any], Any], Any]
@@ -41,13 +42,20 @@ def _implicit_jvp(residual, linear_solve, symmetric, primals, tangents):
     solution = _implicit(residual, linear_solve, symmetric, solution, params)
     _, params_tangent = tangents
     _, moved = jax.jvp(lambda p: residual(solution, p), (params,), (params_tangent,))
-    right_side = jax.tree.map(jnp.negative, moved)
+    # One flat vector: the transpose of custom_linear_solve wants every part of the right side to depend on the tangents, and a leaf may not.
+    right_side, unravel = ravel_pytree(jax.tree.map(jnp.negative, moved))
 
     def matvec(vector):
         return jax.jvp(lambda s: residual(s, params), (solution,), (vector,))[1]
 
-    solution_tangent = lax.custom_linear_solve(matvec, right_side, solve=linear_solve, transpose_solve=linear_solve, symmetric=symmetric)
-    return solution, solution_tangent
+    def flat_matvec(vector):
+        return ravel_pytree(matvec(unravel(vector)))[0]
+
+    def flat_solve(product, vector):
+        return ravel_pytree(linear_solve(lambda v: unravel(product(ravel_pytree(v)[0])), unravel(vector)))[0]
+
+    flat_tangent = lax.custom_linear_solve(flat_matvec, right_side, solve=flat_solve, transpose_solve=flat_solve, symmetric=symmetric)
+    return solution, unravel(flat_tangent)
 
 
 def conjugate_gradient(matvec: Callable[[Any], Any], right_side: Any, *, max_steps: int | None = None) -> Any:

@@ -1,6 +1,5 @@
 """The contract of every public solver, checked on every registered case. Rooms only register: see `contract.py`."""
 
-import functools
 import importlib.util
 import pathlib
 
@@ -24,21 +23,16 @@ def registered() -> list[Case]:
     return cases
 
 
-every_case = pytest.mark.parametrize("case", registered(), ids=lambda case: case.name)
+CASES = {case.name: case for case in registered()}
+every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 every_dtype = pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64], ids=["float32", "float64"])
 
 LANES = 4
 
 
-@functools.cache
-def solver(case: Case):
-    """The case's solver as a function of (problem, hyper), jitted once for all tests."""
-    return jax.jit(lambda problem, hyper: case.solve(**problem, **hyper))
-
-
-@functools.cache
-def batched(case: Case):
-    return jax.jit(jax.vmap(lambda problem, hyper: case.solve(**problem, **hyper), in_axes=(0, None)))
+# Jitted once for all tests, by name: a Case holds dicts and has no hash.
+SOLVERS = {name: jax.jit(lambda problem, hyper, case=case: case.solve(**problem, **hyper)) for name, case in CASES.items()}
+BATCHED = {name: jax.jit(jax.vmap(solver, in_axes=(0, None))) for name, solver in SOLVERS.items()}
 
 
 def lanes(case: Case, dtype) -> dict:
@@ -74,7 +68,7 @@ class Compilations:
 @every_dtype
 @every_case
 def test_value_status_and_dtype(case, dtype):
-    solution = solver(case)(case.problem(0, dtype), dict(case.hyper))
+    solution = SOLVERS[case.name](case.problem(0, dtype), dict(case.hyper))
     assert isinstance(solution, Solution) and solution.status.dtype == jnp.int32 and solution.status.shape == ()
     assert solution.status == Status.CONVERGED, Status(int(solution.status)).name
     for leaf in jax.tree.leaves(solution.value):
@@ -87,15 +81,15 @@ def test_value_status_and_dtype(case, dtype):
 @every_case
 def test_jit_and_the_plain_call_agree(case, dtype):
     problem = case.problem(1, dtype)
-    close(case, dtype, solver(case)(problem, dict(case.hyper)), case.solve(**problem, **case.hyper))
+    close(case, dtype, SOLVERS[case.name](problem, dict(case.hyper)), case.solve(**problem, **case.hyper))
 
 
 @every_dtype
 @every_case
 def test_vmap_is_a_loop(case, dtype):
-    batch = batched(case)(lanes(case, dtype), dict(case.hyper))
+    batch = BATCHED[case.name](lanes(case, dtype), dict(case.hyper))
     for lane in range(LANES):
-        alone = solver(case)(case.problem(lane, dtype), dict(case.hyper))
+        alone = SOLVERS[case.name](case.problem(lane, dtype), dict(case.hyper))
         close(case, dtype, jax.tree.map(lambda leaf, lane=lane: leaf[lane], batch), alone)
 
 
@@ -105,7 +99,7 @@ def test_one_poisoned_lane_leaves_the_others_bitwise_equal(case, dtype):
     healthy = lanes(case, dtype)
     flat = healthy[case.poison].reshape(LANES, -1)
     poisoned = {**healthy, case.poison: flat.at[1, 0].set(jnp.nan).reshape(healthy[case.poison].shape)}
-    before, after = (batched(case)(problem, dict(case.hyper)) for problem in (healthy, poisoned))
+    before, after = (BATCHED[case.name](problem, dict(case.hyper)) for problem in (healthy, poisoned))
     assert after.status[1] == Status.NONFINITE
     others = np.asarray([0, 2, 3])
     chex.assert_trees_all_equal(*(jax.tree.map(lambda leaf: leaf[others], (s.value, s.status, s.stats)) for s in (before, after)))
@@ -171,9 +165,9 @@ def test_export_round_trip(case):
 
     exported = jax.export.export(jax.jit(run))(arguments)
     value, status = jax.export.deserialize(exported.serialize()).call(arguments)
-    expected = solver(case)(problem, dict(case.hyper))
+    expected = SOLVERS[case.name](problem, dict(case.hyper))
     close(case, jnp.float64, Solution(value, status, {}, None), expected)
 
 
 def test_the_registry_is_not_empty():
-    assert registered()
+    assert CASES and len(CASES) == len(registered()), "names must be unique"

@@ -103,6 +103,18 @@ def test_trees_and_integer_parameters(problem):
     np.testing.assert_allclose(jax.grad(lambda p: solve(target, p)[3])(penalty), expected, rtol=1e-9)
 
 
+def test_a_leaf_of_the_equation_may_not_depend_on_the_parameter():
+    """x = (a², b³): differentiating by a alone leaves the second equation without a tangent."""
+
+    def solve(a, b):
+        found = jax.lax.stop_gradient((a**2, b**3))
+        return implicit(lambda x, p: (x[0] - p[0] ** 2, x[1] - p[1] ** 3), conjugate_gradient, found, (a, b))
+
+    gradient = jax.jit(jax.grad(lambda a, b: solve(a, b)[0] * solve(a, b)[1], argnums=(0, 1)))(2.0, 3.0)
+    np.testing.assert_allclose(gradient, (2 * 2.0 * 27.0, 4.0 * 27.0), rtol=1e-12)
+    np.testing.assert_allclose(jax.grad(lambda a: solve(a, jnp.asarray(3.0))[0])(2.0), 4.0, rtol=1e-12)
+
+
 def test_a_central_difference_agrees(problem):
     matrix, target, penalty = problem
     h = 1e-5
