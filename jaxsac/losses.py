@@ -231,7 +231,9 @@ class BudgetedGibbs(Loss):
         y = integer_array("y", y, (prediction_shape[0], "W"))
         if is_concrete(y):
             known = np.asarray(y)
-            require(known.size == 0 or known.max() < prediction_shape[1], f"y must hold actions below {prediction_shape[1]}, padded with -1.")
+            require(
+                known.size == 0 or known.max() < prediction_shape[1], f"y must hold actions below {prediction_shape[1]}, padded with -1."
+            )
             ordered = np.sort(known, axis=1)
             twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
             require(not twice.any(), "y lists an action twice in one row: list it once, pad with -1.")

@@ -10,7 +10,6 @@ from jax import lax
 from jaxsac.group_lasso.problem import Coefficients, Problem, when
 
 _MAX_CG_STEPS = 100
-_MAX_HALVINGS = 30
 
 
 class FreeFit(NamedTuple):
@@ -36,10 +35,12 @@ def fit_free(
     norm: jax.Array,
     target: jax.Array,
     max_steps: int,
+    max_halvings: int = 0,
 ) -> FreeFit:
     """Minimise F over the intercept and over the coefficients marked in `free` [p], starting at `point`.
 
-    `norm` is ‖C^½ X‖₂. Ends when a Newton step promises less than `target`, or after `max_steps`. `remaining` is that promise, the squared Newton decrement;
+    `norm` is ‖C^½ X‖₂. Ends when a Newton step promises less than `target`, or after `max_steps`. A step that does not lower F is
+    halved up to `max_halvings` times, then refused. `remaining` is that promise, the squared Newton decrement;
     where conjugate gradients could not solve for the step it is the whole objective. Costs nothing where nothing is free.
     """
     any_free = jnp.any(free)
@@ -83,12 +84,14 @@ def fit_free(
         moved = moved + problem.constant(direction.intercept)
         running = promise > target
 
-        def too_far(search):
-            size, halvings = search
-            return running & (halvings < _MAX_HALVINGS) & ~(problem.smooth_value(fit.predictions + size * moved) <= value)
+        def fits(size):
+            return problem.smooth_value(fit.predictions + size * moved) <= value
 
-        size, halvings = lax.while_loop(too_far, lambda s: (0.5 * s[0], s[1] + 1), (jnp.ones_like(target), jnp.int32(0)))
-        size = jnp.where(running & (halvings < _MAX_HALVINGS), size, 0.0)
+        size = jnp.where(running, jnp.ones_like(target), 0.0)
+        if max_halvings:
+            least = 0.5**max_halvings
+            size = lax.while_loop(lambda size: (size > least) & ~fits(size), lambda size: 0.5 * size, size)
+        size = jnp.where(fits(size), size, 0.0)
         point_ = jax.tree.map(lambda old, step: old + size * step, fit.point, direction)
         remaining = jnp.where(solved, jnp.abs(promise), jnp.maximum(jnp.abs(promise), value))
         return _Carry(FreeFit(point_, fit.predictions + size * moved, remaining), running & (size > 0), carry.steps + 1)

@@ -23,6 +23,7 @@ from jaxsac.solution import Solution
 _CHECK_EVERY = 10
 _PATIENCE = 50  # checks: 500 steps without a smaller gap
 _NULL_STEPS = 50
+_NULL_HALVINGS = 30
 
 
 def solve(
@@ -172,7 +173,7 @@ def _fit_null(problem: Problem, norm: jax.Array) -> tuple[Coefficients, jax.Arra
     predictions = jnp.zeros_like(problem.offset)
     target = 4.0 * jnp.finfo(predictions.dtype).eps ** 2 * problem.smooth_value(predictions)
     free = problem.groups.spread(problem.weights == 0)
-    fit = fit_free(problem, zeros, predictions, free, norm=norm, target=target, max_steps=_NULL_STEPS)
+    fit = fit_free(problem, zeros, predictions, free, norm=norm, target=target, max_steps=_NULL_STEPS, max_halvings=_NULL_HALVINGS)
     return fit.point, fit.predictions
 
 

@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxsac._checks import check_shape, require, static_integer
 
@@ -106,12 +107,14 @@ class Groups(eqx.Module):
 
 
 def power_of_two(size: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A power of two near `size` ≥ 0 and its inverse, both normal numbers, so that scaling by them rounds nothing."""
-    limit = jnp.finfo(size.dtype).maxexp - 3
-    _, exponent = jnp.frexp(size)
-    exponent = jnp.clip(exponent, -limit, limit)
-    one = jnp.ones_like(size)
-    return jnp.ldexp(one, exponent), jnp.ldexp(one, -exponent)
+    """A power of two near `size` ≥ 0 (its exponent bits) and its inverse, both normal numbers, so that scaling by them rounds nothing."""
+    info = jnp.finfo(size.dtype)
+    bits = lax.bitcast_convert_type(size, jnp.uint32 if info.bits == 32 else jnp.uint64)
+    exponent_bits = ((1 << info.nexp) - 1) << info.nmant
+    power = lax.bitcast_convert_type(bits & jnp.asarray(exponent_bits, bits.dtype), size.dtype)
+    largest = 2.0 ** (info.maxexp - 3)
+    power = jnp.clip(power, 1.0 / largest, largest)
+    return power, 1.0 / power
 
 
 def safe_sqrt(squares: jax.Array) -> jax.Array:
@@ -122,11 +125,11 @@ def safe_sqrt(squares: jax.Array) -> jax.Array:
 
 def group_norms(v: jax.Array, groups: Groups) -> jax.Array:
     """Euclidean norm of each group, ‖v_g‖₂ [G], right at every scale of the dtype, with the gradient 0 at v_g = 0; NaN gives NaN."""
-    scale, inverse = power_of_two(groups.max(jnp.abs(jax.lax.stop_gradient(v))))
+    scale, inverse = power_of_two(groups.max(jnp.abs(lax.stop_gradient(v))))
     return scale * safe_sqrt(groups.sum((v * groups.spread(inverse)) ** 2))
 
 
 def vector_norm(v: jax.Array) -> jax.Array:
     """Euclidean norm of a whole array, right at every scale of the dtype, with the gradient 0 at 0."""
-    scale, inverse = power_of_two(jnp.max(jnp.abs(jax.lax.stop_gradient(v)), initial=0.0))
+    scale, inverse = power_of_two(jnp.max(jnp.abs(lax.stop_gradient(v)), initial=0.0))
     return scale * safe_sqrt(jnp.sum((v * inverse) ** 2))

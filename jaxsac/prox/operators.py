@@ -3,6 +3,7 @@
 Thresholds are ≥ 0, scalars or one per group; NaN in gives NaN out.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -58,7 +59,7 @@ def prox_tree(v: jax.Array, levels: Sequence[Level], scale: jax.Array | float = 
 def check_nested(levels: Sequence[Level]) -> None:
     """Raise ValueError unless every group lies inside one group of the next level (looked at where the labels are concrete)."""
     require(len(levels) > 0, "levels must hold at least one Level.")
-    for position, (inner, outer) in enumerate(zip(levels, levels[1:], strict=False)):
+    for position, (inner, outer) in enumerate(itertools.pairwise(levels)):
         require(
             inner.groups.num_coefficients == outer.groups.num_coefficients,
             f"levels {position} and {position + 1} must partition the same coefficients, got {inner.groups.num_coefficients} "
