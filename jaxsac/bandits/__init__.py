@@ -23,6 +23,7 @@ from jaxsac.bandits.phased import apsee_greedy as apsee_greedy
 from jaxsac.bandits.phased import estc as estc
 from jaxsac.bandits.phased import explore_then_commit as explore_then_commit
 from jaxsac.bandits.phased import phased_greedy as phased_greedy
+from jaxsac.bandits.phased import stopping_time as stopping_time
 from jaxsac.bandits.polytope import Polytope as Polytope
 from jaxsac.bandits.radii import error_radius as error_radius
 from jaxsac.bandits.simulation import Run as Run

@@ -192,13 +192,18 @@ def plan(algorithm: Phased, dimension: int, dtype) -> Plan:
 def _lead(algorithm: Phased, action_set: ActionSet, dimension: int, dtype) -> jax.Array:
     """What multiplies the error radius in the test of a lock."""
     scale = real_scalar("radius_scale", algorithm.radius_scale, dtype)
+    factor = real_scalar("gap_factor", algorithm.gap_factor, dtype)
+    return scale * factor * sensitivity(algorithm, action_set, dimension, dtype)
+
+
+def sensitivity(algorithm: Phased, action_set: ActionSet, dimension: int, dtype) -> jax.Array:
+    """By how much a score or a value f(S) moves at most when the estimate moves by one unit of the radius."""
     if algorithm.rule == "margin":
-        return 2.0 * scale * action_set.score_slope(jnp.zeros(dimension, dtype))  # pyright: ignore[reportAttributeAccessIssue]
+        return action_set.score_slope(jnp.zeros(dimension, dtype))  # pyright: ignore[reportAttributeAccessIssue]
     if algorithm.rule != "greedy":
-        return scale
+        return jnp.ones((), dtype)
     widen = algorithm.sparsity**0.5 if algorithm.radius == "coord" else 1.0
-    norm = jnp.asarray(action_set.norm_bound(algorithm.sparsity, dimension)).astype(dtype)
-    return scale * real_scalar("gap_factor", algorithm.gap_factor, dtype) * norm * widen
+    return jnp.asarray(action_set.norm_bound(algorithm.sparsity, dimension)).astype(dtype) * widen
 
 
 def exploitation_length(algorithm: Phased, scale: jax.Array, cycle: jax.Array) -> jax.Array:
@@ -293,6 +298,40 @@ def ranked_gap(scores: jax.Array, sparsity: int) -> jax.Array:
     else:
         top = lax.fori_loop(0, dimension, lambda i, top: insert(scores[i], top), top)
     return top[sparsity - 1] - top[sparsity]
+
+
+def stopping_time(algorithm: Phased, theta: jax.Array) -> float:
+    """Steps after which `algorithm` has locked its support for sure, on the event that its error radius holds; on the host.
+
+    m c_0 with c_0 the first cycle where (2 + gap_factor radius_scale) L eps_c is below the gap of theta: |theta|_(s) - |theta|_(s+1) for
+    `apsee` (L = 1 on balls), the smallest greedy lead for `apsee_greedy`. Infinite if the gap is 0. Source: arXiv 2605.10151, Lemma B.1, by
+    search instead of its closed-form bound.
+    """
+    theta = real_array("theta", theta, ("d",))
+    require(algorithm.rule in ("margin", "greedy"), "only apsee and apsee_greedy verify a support: no stopping time to prove.")
+    require(not algorithm.estimate_sigma, "the stopping time needs a known sigma: give one instead of 'auto'.")
+    prepared = plan(algorithm, theta.shape[0], theta.dtype)
+    action_set = prepared.action_set
+    if algorithm.rule == "margin":
+        gap = ranked_gap(action_set.scores(theta), algorithm.sparsity)  # pyright: ignore[reportAttributeAccessIssue]
+    else:
+        gap = action_set.greedy(theta, algorithm.sparsity).gap
+    factor = prepared.lead + 2.0 * sensitivity(algorithm, action_set, theta.shape[0], theta.dtype)
+
+    def enough(cycle: int) -> bool:
+        cycles = jnp.asarray(float(cycle)).astype(theta.dtype)
+        return bool(factor * radius_at(algorithm.radius, prepared.numbers, theta.shape[0], cycles, prepared.sigma, prepared.delta) < gap)
+
+    if not bool(gap > 0):
+        return float("inf")
+    high = 1
+    while not enough(high):
+        high *= 2
+    low = high // 2  # the radius falls with the cycle from the first or second one on
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return float(high * prepared.basis.shape[0])
 
 
 class PhasedState(NamedTuple):

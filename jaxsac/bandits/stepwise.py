@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxsac._checks import real_scalar, require, static_integer
 from jaxsac.bandits._protocol import ActionSet
@@ -139,9 +140,22 @@ class _OnSet(eqx.Module):
 class OptimisticGreedy(_OnSet, _Stepwise):
     """Built by `optimistic_greedy`."""
 
+    num_rounds: int = eqx.field(static=True)
+
     def act(self, state: Ridge, offer: jax.Array | None = None) -> jax.Array:
-        spread = self.width(state) * jnp.sqrt(jnp.sum(state.root**2, axis=1))
-        return self.choose(state.theta + jnp.where(state.theta < 0, -spread, spread), offer)[1]
+        width, axes = self.width(state), jnp.eye(state.theta.shape[0], dtype=state.theta.dtype)
+
+        def index(x):
+            return jnp.sum(state.theta * x) + width * jnp.sqrt(jnp.sum((x @ state.root) ** 2))
+
+        def climb(x, _):
+            back = x @ state.root
+            size = jnp.sqrt(jnp.sum(back**2))
+            slope = state.theta + width * jnp.sum(state.root * back[None, :], axis=1) / jnp.where(size > 0, size, 1.0)
+            return self.choose(slope, offer)[1], None
+
+        ends = jax.vmap(lambda start: lax.scan(climb, start, length=self.num_rounds)[0])(jnp.concatenate([axes, -axes]))
+        return ends[jnp.argmax(jax.vmap(index)(ends))]
 
     def support(self, state: Ridge) -> jax.Array:
         return self.choose(state.theta, None)[0]
@@ -228,14 +242,18 @@ def lin_ts(*, sigma, ridge=1.0) -> LinTS:
     return LinTS(**_numbers(sigma, 0.05, ridge, 1.0))
 
 
-def optimistic_greedy(action_set: ActionSet, *, sparsity: int, sigma, delta=0.05, ridge=1.0, bound=1.0) -> OptimisticGreedy:
-    """The optimistic index on a sparse set: widen each |theta_i| by width_t sqrt((V^-1)_ii) and play the greedy action of the widened parameter.
+def optimistic_greedy(
+    action_set: ActionSet, *, sparsity: int, sigma, delta=0.05, ridge=1.0, bound=1.0, num_rounds: int = 3
+) -> OptimisticGreedy:
+    """LinUCB on a sparse set: play the x of largest <theta_t, x> + width_t ||x||_{V^-1} that an ascent finds.
 
-    On sets that are symmetric in every coordinate; a baseline without the guarantee of LinUCB. `offer`: the mask [d] of available
+    The index is convex, so from every axis `num_rounds` (static) steps x <- greedy action of its slope climb it; the best of the 2 d ends is
+    played. A local search, so optimism is not guaranteed: a baseline. `bound` >= ||theta||_2. `offer`: the mask [d] of available
     coordinates, or None.
     """
-    sparsity = static_integer("sparsity", sparsity, 1)
-    return OptimisticGreedy(action_set=action_set, sparsity=sparsity, **_numbers(sigma, delta, ridge, bound))
+    sparsity, num_rounds = static_integer("sparsity", sparsity, 1), static_integer("num_rounds", num_rounds, 1)
+    numbers = _numbers(sigma, delta, ridge, bound)
+    return OptimisticGreedy(action_set=action_set, sparsity=sparsity, num_rounds=num_rounds, **numbers)
 
 
 def adaptive_greedy(action_set: ActionSet, *, sparsity: int, schedule_scale=1.0, schedule_power: float | None = None) -> AdaptiveGreedy:

@@ -80,4 +80,20 @@ def test_wrong_locks_are_rare_and_locks_happen(sigma):
     wrong = np.asarray(run.locked) & np.any(np.asarray(run.support) != [0, 1], axis=1)
     assert wrong.mean() <= DELTA + 3 * np.sqrt(DELTA / 400)
     assert np.mean(run.locked) > 0.9
-    assert sigma != "auto" or run.lock_time.min() > 6  # one cycle says nothing about the noise
+    if sigma == "auto":
+        assert run.lock_time.min() > 6  # one cycle says nothing about the noise
+    else:
+        proved = bandits.stopping_time(algorithm, theta)
+        assert np.mean(np.asarray(run.lock_time) <= proved) >= 1 - DELTA and proved < 4000
+
+
+def test_the_stopping_time_is_the_first_cycle_that_suffices():
+    theta = jnp.asarray([1.0, 0.9, 0.5, 0.3, -0.2, 0.1])
+    for algorithm, gap, norm in (
+        (bandits.apsee(bandits.Ball(), sparsity=S, sigma=SIGMA, radius="hkz"), 0.4, 1.0),
+        (bandits.apsee_greedy(bandits.Ball(2.0), sparsity=1, sigma=SIGMA, radius="hkz"), 0.2, 2.0),
+    ):
+        cycle = bandits.stopping_time(algorithm, theta) / D
+        radius = lambda c: float(bandits.error_radius(c, jnp.eye(D) * norm, sigma=SIGMA, delta=DELTA, kind="hkz"))  # noqa: B023, E731
+        assert 4 * norm * radius(cycle) < gap <= 4 * norm * radius(cycle - 1)
+    assert bandits.stopping_time(algorithm, jnp.zeros(D)) == np.inf

@@ -83,7 +83,7 @@ def test_time_varying_sets():
 def test_the_optimistic_index_on_a_sparse_ellipsoid():
     ellipsoid = bandits.Ellipsoid(jnp.asarray(np.eye(D) + 0.2 * (np.ones((D, D)) - np.eye(D))))
     early, late = regrets(bandits.optimistic_greedy(ellipsoid, sparsity=2, sigma=0.1), benchmark="greedy")
-    assert late < 1.8 * early
+    assert late < 2 * early  # linear regret would triple
 
 
 def test_exploration_waits_for_its_coordinate_and_actions_stay_on_offer():
