@@ -169,12 +169,13 @@ def _solve(model, plan, tol, max_steps, evaluation_sweeps, initial, *, criterion
     if criterion == "average":
         return solution
 
-    def residual(q, model):
+    def residual(q, params):
+        model, plan = params
         expected = expectation(prepare(model, plan), jnp.max(q, axis=-1), plan, L)
         return bellman_q(model, plan.k, expected, model.discount) - q
 
     table = solution.value
-    q = implicit(residual, _krylov, table.q, model, symmetric=False)
+    q = implicit(residual, _krylov, table.q, (model, plan), symmetric=False)
     value = jnp.max(q, axis=-1)
     width = (table.bounds.upper - table.bounds.lower) / 2
     middle = value + lax.stop_gradient((table.bounds.upper + table.bounds.lower) / 2 - value)
@@ -197,8 +198,12 @@ def fixed_point(
     criterion: str,
     method: str,
     stopping: str,
+    action_weights: jax.Array | None = None,
 ) -> Solution:
-    """Iterate an expectation operator [G, N] -> [G, N, A] to its certified fixed point; `test` is a first input with a known answer."""
+    """Iterate an expectation operator [G, N] -> [G, N, A] to its certified fixed point; `test` is a first input with a known answer.
+
+    With action_weights [G, N, A], the fixed point is the value of that policy instead of the best one.
+    """
     tol, max_steps, evaluation_sweeps, initial = arguments
     dtype, (G, N), A = model.dtype, initial.shape, model.num_actions
     average = criterion == "average"
@@ -212,6 +217,9 @@ def fixed_point(
 
     def q_of(expected):
         return model.global_reward[:, None, :] + rewards + discount * expected
+
+    def value_of(q):
+        return jnp.max(q, axis=-1) if action_weights is None else jnp.sum(action_weights * q, axis=-1)
 
     def half_width(low, high):
         return reach * ((high - low) / 2 if stopping == "span" or average else jnp.maximum(jnp.abs(low), jnp.abs(high)))
@@ -242,7 +250,7 @@ def fixed_point(
             after = jnp.take_along_axis(q, actions[..., None], axis=-1)[..., 0]
         else:
             improves = jnp.asarray(True)
-            after = jnp.max(q, axis=-1)
+            after = value_of(q)
         difference = after - before
         low, high = jnp.min(difference), jnp.max(difference)
         if evaluates:
@@ -320,7 +328,7 @@ def fixed_point(
 
     state: _State = end.state
     q = q_of(state.expected)
-    value = jnp.max(q, axis=-1)
+    value = value_of(q)
     tie = 16 * eps * scale
     stats = {
         "num_steps": end.num_steps,
@@ -350,7 +358,11 @@ def _mixing(products: jax.Array, used: jax.Array, newest: jax.Array) -> jax.Arra
     size = jnp.max(jnp.where(used, jnp.diagonal(products), 0))
     system = jnp.where(both, products / jnp.where(size > 0, size, 1), 0)
     ridge = jnp.where(used, 10 * jnp.finfo(dtype).eps, 1.0).astype(dtype)
-    solved = jnp.linalg.solve(system + jnp.diag(ridge), used.astype(dtype))
+    rows = jnp.concatenate([system + jnp.diag(ridge), used.astype(dtype)[:, None]], axis=1)
+    for i in range(memory):  # Gauss-Jordan on a small positive definite system: far less to compile than a general solve
+        pivot = rows[i] / rows[i, i]
+        rows = (rows - rows[:, i, None] * pivot[None, :]).at[i].set(pivot)
+    solved = rows[:, -1]
     weights = solved / jnp.sum(solved)
     alone = (jnp.arange(memory) == newest).astype(dtype)
     return jnp.where(jnp.all(jnp.isfinite(weights)), weights, alone)
