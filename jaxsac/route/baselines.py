@@ -1,6 +1,7 @@
 """What a sparse router has to beat: popularity, and text retrieval over the tools' own descriptions (the dense policy is in ridge.py)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +12,32 @@ from jaxsac.route.ridge import RidgeFit, fit_ridge
 def fit_popularity(features: np.ndarray, actions: np.ndarray, num_tools: int, budget: int) -> RidgeFit:
     """The Gibbs policy that ignores the context: the intercepts of largest likelihood, which reproduce each tool's frequency."""
     return fit_ridge(features, actions, num_tools, budget, ridge=1.0, support=np.zeros(0, int))
+
+
+def fit_dense(
+    features: np.ndarray,
+    actions: np.ndarray,
+    num_tools: int,
+    budget: int,
+    ridges: Sequence[float],
+    quality: Callable[[Callable[[np.ndarray], np.ndarray]], float],
+    start: RidgeFit | None = None,
+) -> tuple[RidgeFit, list[dict[str, Any]]]:
+    """The dense policy (every tool looks at the context) at the best of `ridges` by `quality` of its scores; and what was tried.
+
+    From the largest ridge down, each start warm; the path ends when two in a row are worse than the best.
+    """
+    best, best_quality, tried = None, -np.inf, []
+    for ridge in sorted(ridges, reverse=True):
+        start = fit_ridge(features, actions, num_tools, budget, ridge, start=start)
+        found = quality(start.scores)
+        tried.append({"ridge": ridge, "validation": found, "evaluations": start.evaluations, "gradient": start.gradient})
+        if found > best_quality:
+            best, best_quality = start, found
+        elif len(tried) >= 3 and tried[-2]["validation"] < best_quality:
+            break
+    assert best is not None
+    return best, tried
 
 
 class Retrieval:
@@ -36,6 +63,8 @@ RETRIEVAL_CHOICES = [
     for name_only in (False, True)
     for weighted_on in ("descriptions", "descriptions and training contexts")
 ]
+
+RETRIEVAL_SCALES = (2.0, 4.0, 8.0, 16.0, 32.0)
 
 
 def retrieval(names: Sequence[str], descriptions: Sequence[str], training_texts: Sequence[str], choice: dict) -> Retrieval:

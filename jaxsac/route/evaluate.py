@@ -26,7 +26,8 @@ def measure(scores: np.ndarray, actions: np.ndarray, budget: int, *, policy: boo
 
     The B best scores (ties to the lowest index) against the set a: recall@B = |best ∩ a| / |a|,
     nDCG@B = sum_{ranks i of hits} 1 / log2(i + 1), divided by its largest value sum_{i <= min(|a|, B)} 1 / log2(i + 1);
-    log pi(a) = sum_{j in a} z_j - log Z with Z over all sets of at most B of the M tools, in nats.
+    log pi(a) = sum_{j in a} z_j - log Z with Z over all sets of at most B of the M tools, in nats. Numbers of M and above in `actions` are tools
+    that the scores do not know: misses to the ranking, left out of the set for the log-likelihood (NaN where none is left).
     """
     best = np.argsort(-scores, axis=1, kind="stable")[:, :budget]
     hits = (best[:, :, None] == actions[:, None, :]).any(axis=2)
@@ -41,9 +42,11 @@ def measure(scores: np.ndarray, actions: np.ndarray, budget: int, *, policy: boo
 
 
 def log_likelihood(scores: np.ndarray, actions: np.ndarray, budget: int) -> np.ndarray:
-    """log pi(a) [n] of the sets under the Gibbs policies of the scores."""
-    chosen = np.where(actions >= 0, np.take_along_axis(scores, np.maximum(actions, 0), axis=1), 0.0).sum(axis=1)
-    return chosen - np.asarray(_log_partitions(jnp.asarray(scores), budget))
+    """log pi(a) [n] of the sets (as in `measure`) under the Gibbs policies of the scores."""
+    known = (actions >= 0) & (actions < scores.shape[1])
+    chosen = np.where(known, np.take_along_axis(scores, np.where(known, actions, 0), axis=1), 0.0).sum(axis=1)
+    value = chosen - np.asarray(_log_partitions(jnp.asarray(scores), budget))
+    return np.where(known.any(axis=1), value, np.nan)
 
 
 @functools.partial(jax.jit, static_argnames="budget")
@@ -53,7 +56,7 @@ def _log_partitions(scores, budget):
 
 
 def cluster_errors(values: np.ndarray, groups: list[str], draws: int = DRAWS, seed: int = 0) -> float:
-    """The standard error of the mean of `values` [n] when whole groups are drawn: a bootstrap over groups.
+    """The standard error of the mean of `values` [n] when whole groups are drawn: a bootstrap over groups; NaN with fewer than two.
 
     Each draw takes as many groups as there are, with replacement, and forms the mean over their records.
     """
@@ -77,4 +80,6 @@ def compare(first: Measured, second: Measured, groups: list[str]) -> dict[str, d
 
 
 def _summary(values: np.ndarray, groups: list[str]) -> dict[str, float]:
-    return {"mean": float(values.mean()), "error": cluster_errors(values, groups)}
+    judged = ~np.isnan(values)
+    groups = [group for group, taken in zip(groups, judged, strict=True) if taken]
+    return {"mean": float(values[judged].mean()), "error": cluster_errors(values[judged], groups), "records": int(judged.sum())}

@@ -1,0 +1,74 @@
+"""Plots: axes in, axes out. Matplotlib is imported inside the functions, and nothing here touches its global state."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+COLORS = {"sparse": "#c1272d", "dense": "#1f5fa8", "popularity": "#6b6b6b", "retrieval": "#b08900", "retrieval + popularity": "#4f8a3d"}
+_OTHERS = ("#7a4fa0", "#008080", "#a0522d", "#333333")
+
+
+def color_of(name: str, number: int = 0) -> str:
+    """The colour of a method in every plot; `number` picks one for a name that has none."""
+    return COLORS.get(name, _OTHERS[number % len(_OTHERS)])
+
+
+def learning_curves(axes: Any, sizes: Sequence[int], curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], label: str) -> Any:
+    """Means with bars of one standard error against the number of training records, a line per method: `curves[name] = (means, errors)`, each [len(sizes)].
+
+    A size at which a method was not measured is NaN. `label` names the quantity. Draws on matplotlib `axes` and returns them.
+    """
+    from matplotlib.ticker import NullFormatter, ScalarFormatter
+
+    for number, (name, (means, errors)) in enumerate(curves.items()):
+        shift = 1 + 0.012 * (number - (len(curves) - 1) / 2)  # side by side: bars of equal sizes would hide each other
+        positions = np.asarray(sizes, float) * shift
+        axes.errorbar(positions, means, yerr=errors, marker="o", markersize=4, capsize=2.5, linewidth=1.6, label=name, color=color_of(name, number))
+    axes.set_xscale("log")
+    axes.set_xticks(list(sizes), [f"{size:,}" for size in sizes])
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_tick_params(which="minor", length=0)
+    axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("training records")
+    axes.set_ylabel(label)
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(frameon=False, fontsize="small")
+    _open_frame(axes)
+    return axes
+
+
+def strengths(axes: Any, names: Sequence[str], values: Sequence[float], *, limit: int = 30, label: str = "strength") -> Any:
+    """Horizontal bars of the `limit` largest values, largest on top, named. Draws on matplotlib `axes` and returns them."""
+    order = np.argsort(-np.asarray(values, float), kind="stable")[:limit]
+    shown = [names[index] for index in order]
+    positions = np.arange(len(shown))
+    axes.barh(positions, [values[index] for index in order], color=COLORS["sparse"], height=0.7)
+    axes.set_yticks(positions, [name if len(name) <= 44 else "…" + name[-43:] for name in shown], fontsize=7)
+    axes.set_ylim(max(len(shown), 1) - 0.4, -0.6)
+    axes.set_xlabel(label)
+    axes.grid(axis="x", alpha=0.3)
+    axes.tick_params(axis="y", length=0)
+    _open_frame(axes)
+    return axes
+
+
+def methods(axes: Any, scores: Mapping[str, tuple[float, float]], label: str) -> Any:
+    """One point with a bar of one standard error for each method, best on top: `scores[name] = (mean, error)`. Draws on `axes` and returns them."""
+    order = sorted(scores, key=lambda name: scores[name][0])
+    for position, name in enumerate(order):
+        mean, error = scores[name]
+        axes.errorbar([mean], [position], xerr=[error], marker="o", capsize=3, color=color_of(name, position))
+    axes.set_yticks(range(len(order)), order)
+    axes.set_ylim(-0.6, len(order) - 0.4)
+    axes.set_xlabel(label)
+    axes.grid(axis="x", alpha=0.3)
+    axes.tick_params(axis="y", length=0)
+    _open_frame(axes)
+    return axes
+
+
+def _open_frame(axes: Any) -> None:
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)

@@ -1,0 +1,207 @@
+"""The main job: from a log to a judged sparse router. Pure of printing and files: returns a record that the report, the plot and the router are made of."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxsac.route import baselines, evaluate, split
+from jaxsac.route.features import Features, fit_features, transform
+from jaxsac.route.log_file import LogError, RouteLog, Tool, log_hash
+from jaxsac.route.ridge import RidgeFit, fit_ridge
+from jaxsac.route.router import Router
+from jaxsac.route.sparse import SparseFit, fit_sparse
+
+RIDGES = (2e-2, 1e-2, 5e-3, 2.5e-3)
+REFIT_RIDGES = (1e-2, 5e-3)
+CURVE = (800, 2000)
+
+
+class Options(NamedTuple):
+    """`budget` None: the 95th percentile of the set sizes. `lam`: "validation", "simulated" or a number. `keep`: at most so many kept tools
+    (for lam = "validation"). `size`: text features. `seed`: of the learning curve's subsets and the simulation."""
+
+    budget: int | None = None
+    lam: str | float = "validation"
+    keep: int = 200
+    size: int = 128
+    seed: int = 0
+
+
+class Result(NamedTuple):
+    """`summary`: plain numbers and texts (JSON); `router`: what is deployed."""
+
+    summary: dict[str, Any]
+    router: Router
+
+
+class Judged(NamedTuple):
+    """Held-out records: feature rows [n, q], sets int32 [n, B] (numbers of M and above are tools unseen here), groups, texts for retrieval."""
+
+    features: np.ndarray
+    actions: np.ndarray
+    groups: list[str]
+    contexts: list[str] | np.ndarray
+
+
+class Fold(NamedTuple):
+    """One training set: its catalogue of M tools, features [T, q], sets int32 [T, B], and the records to judge on."""
+
+    names: list[str]
+    features: Features
+    rows: np.ndarray
+    actions: np.ndarray
+    contexts: list[str] | np.ndarray
+    validation: Judged
+    test: Judged
+
+
+Show = Callable[[Iterable[Any], int, str], Iterable[Any]]
+"""A progress bar: `show(items, total, label)` gives the items back."""
+
+
+def run(log: RouteLog, options: Options = Options(), show: Show = lambda items, total, label: items) -> Result:
+    """Learn a sparse router from `log` and judge it on held-out groups against a dense policy, popularity and text retrieval.
+
+    Raises LogError for logs that cannot be split or hold no tools.
+    """
+    times: dict[str, float] = {}
+    num_records, num_tools = len(log.sets), len(split.catalogue(log))
+    if num_tools == 0:
+        raise LogError("no record uses a tool: there is nothing to route to.")
+    uses = np.unique([name for tools in log.sets for name in tools], return_counts=True)[1]
+    budget = split.default_budget(log) if options.budget is None else options.budget
+    kept_log = split.within_budget(log, budget)
+    if not kept_log.sets:
+        raise LogError(f"every record uses more than --budget {budget} tools: raise it.")
+    parts = split.split(kept_log)
+    full = split.catalogue(parts.training)
+    subsets = split.nested_subsets(len(parts.training.sets), CURVE, options.seed)
+    curve: list[dict[str, Any]] = []
+    for subset in show(subsets, len(subsets), "training on more and more records"):
+        with _clock(times, "features"):
+            fold = _fold(parts, parts.training.take(subset), full, budget, options)
+        methods, tuning, sparse = _learn(fold, budget, options, times)
+        if len(subset) == len(parts.training.sets) and isinstance(fold.contexts, list):
+            with _clock(times, "retrieval"):
+                found, choice = _retrieval(fold, [log.tools.get(name, Tool()).description for name in fold.names], methods["popularity"], budget)
+            methods, tuning = methods | found, tuning | choice
+        with _clock(times, "evaluation"):
+            curve.append({"records": len(subset), "tools": len(fold.names)} | _judge(fold, methods, budget) | {"tuning": tuning})
+    test_uses = [name for tools in parts.test.sets for name in tools]
+    known = set(full)
+    summary = {
+        "log": log.notes
+        | {"hash": log_hash(log), "records": num_records, "tools": num_tools, "tools_used_once": int((uses == 1).sum())}
+        | {"budget": budget, "longer_records_dropped": num_records - len(kept_log.sets), "described": sum(bool(tool.description) for tool in log.tools.values())},
+        "split": {name: len(part.sets) for name, part in zip(parts._fields, parts, strict=True)}
+        | {f"{name}_groups": len(set(part.groups)) for name, part in zip(parts._fields, parts, strict=True)}
+        | {"tools_seen_in_training": len(full), "test_records_judged": len(fold.test.groups), "test_uses": len(test_uses)}
+        | {"test_uses_of_unseen_tools": sum(name not in known for name in test_uses)},
+        "kept": kept_tools(sparse, fold, log),
+        "certificate": sparse.certificate,
+        "result": curve[-1],
+        "learning_curve": curve,
+        "seconds": times,
+    }
+    pruned = sparse.policy.pruned()
+    names = [fold.names[tool] for tool in np.asarray(pruned.tools)]
+    return Result(summary, Router(names, fold.features, pruned))
+
+
+def kept_tools(sparse: SparseFit, fold: Fold, log: RouteLog) -> list[dict[str, Any]]:
+    """The kept tools, strongest first: strength = root mean square over the training contexts of <theta_j, psi>, in nats; 0 for those kept by their intercept alone."""
+    uses = np.bincount(fold.actions[fold.actions >= 0], minlength=len(fold.names))
+    result = sparse.scores
+    spread = np.sqrt(np.mean((fold.rows @ result.weights.T) ** 2, axis=0))
+    strength = dict(zip(result.support.tolist(), spread.tolist(), strict=True))
+    kept = sorted(np.asarray(sparse.policy.kept).tolist(), key=lambda tool: (-strength.get(tool, 0.0), -uses[tool]))
+    rows = []
+    for tool in kept:
+        name = fold.names[tool]
+        about = log.tools.get(name, Tool())
+        row = {"tool": name, "strength": strength.get(tool, 0.0), "intercept": float(result.intercept[tool]), "uses": int(uses[tool])}
+        rows.append(row | {"by": "context" if tool in strength else "intercept", "cost": about.cost, "family": about.family})
+    return rows
+
+
+def _fold(parts: split.Parts, training: RouteLog, full: list[str], budget: int, options: Options) -> Fold:
+    names = split.catalogue(training)
+    features = fit_features(training.contexts, options.size)
+    ordered = names + sorted(set(full) - set(names))
+
+    def judged(part: RouteLog) -> Judged:
+        actions = split.action_table(part, ordered, budget)
+        part, actions = part.take(np.flatnonzero((actions >= 0).any(axis=1))), actions[(actions >= 0).any(axis=1)]
+        if not part.sets:
+            raise LogError("no held-out record uses a tool that the training records use: give more records, or coarser tools.")
+        return Judged(transform(features, part.contexts), actions, part.groups, part.contexts)
+
+    rows, actions = transform(features, training.contexts), split.action_table(training, names, budget)
+    return Fold(names, features, rows, actions, training.contexts, judged(parts.validation), judged(parts.test))
+
+
+def _learn(fold: Fold, budget: int, options: Options, times: dict[str, float]) -> tuple[dict[str, RidgeFit], dict[str, Any], SparseFit]:
+    """Popularity, the dense and the sparse policy of one training set; the last two tuned by nDCG@B on the validation records."""
+    size = len(fold.names)
+
+    def quality(scores: Callable[[np.ndarray], np.ndarray]) -> float:
+        return _mean_ndcg(scores(fold.validation.features), fold.validation, budget)
+
+    with _clock(times, "popularity"):
+        popularity = baselines.fit_popularity(fold.rows, fold.actions, size, budget)
+    with _clock(times, "dense policy"):
+        dense, tried = baselines.fit_dense(fold.rows, fold.actions, size, budget, RIDGES, quality, start=popularity)
+    with _clock(times, "sparse policy"):
+        key = jax.random.key(options.seed)
+        limits = {"lam": options.lam, "keep": options.keep, "ridges": REFIT_RIDGES}
+        sparse = fit_sparse(key, fold.rows, fold.actions, size, budget, judge=quality, **limits)
+    methods = {"sparse": sparse.scores, "dense": dense, "popularity": popularity}
+    counts = {"kept": int(sparse.policy.kept.size), "support": int(sparse.policy.support.size)}
+    return methods, {"dense": tried, "sparse": sparse.tried} | counts, sparse
+
+
+def _retrieval(fold: Fold, descriptions: list[str], popularity: RidgeFit, budget: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Retrieval at its best setting, alone and as a policy on top of popularity: z = scale * cosine + popularity's intercepts."""
+    assert isinstance(fold.contexts, list) and isinstance(fold.validation.contexts, list) and isinstance(fold.test.contexts, list)
+    tried = []
+    for choice in baselines.RETRIEVAL_CHOICES:
+        retriever = baselines.retrieval(fold.names, descriptions, fold.contexts, choice)
+        cosines = retriever.scores(fold.validation.contexts)
+        scales = {scale: _mean_ndcg(scale * cosines + popularity.intercept, fold.validation, budget) for scale in baselines.RETRIEVAL_SCALES}
+        scale = max(scales, key=lambda scale: scales[scale])
+        tried.append(choice | {"validation": _mean_ndcg(cosines, fold.validation, budget), "scale": scale, "with_popularity": scales[scale]})
+    alone, mixed = max(tried, key=lambda row: row["validation"]), max(tried, key=lambda row: row["with_popularity"])
+
+    def cosines_of(choice):
+        return baselines.retrieval(fold.names, descriptions, fold.contexts, choice).scores(fold.test.contexts)
+
+    scores = {"retrieval": cosines_of(alone), "retrieval + popularity": mixed["scale"] * cosines_of(mixed) + popularity.intercept}
+    return scores, {"retrieval": tried}
+
+
+def _judge(fold: Fold, methods: dict[str, Any], budget: int) -> dict[str, Any]:
+    """Every method on the test records, and the paired differences that matter."""
+    measured = {}
+    for name, method in methods.items():
+        scores = method.scores(fold.test.features) if isinstance(method, RidgeFit) else method
+        measured[name] = evaluate.measure(scores, fold.test.actions, budget, policy=name != "retrieval")
+    pairs = [("sparse", other) for other in measured if other != "sparse"] + [("dense", "popularity")]
+    return {
+        "methods": {name: evaluate.summarise(values, fold.test.groups) for name, values in measured.items()},
+        "differences": {f"{a} - {b}": evaluate.compare(measured[a], measured[b], fold.test.groups) for a, b in pairs},
+    }
+
+
+def _mean_ndcg(scores: np.ndarray, judged: Judged, budget: int) -> float:
+    return float(evaluate.measure(scores, judged.actions, budget, policy=False).ndcg.mean())
+
+
+@contextlib.contextmanager
+def _clock(times: dict[str, float], label: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    times[label] = times.get(label, 0.0) + time.perf_counter() - start
