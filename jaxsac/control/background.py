@@ -3,56 +3,83 @@
 import jax
 import jax.numpy as jnp
 
+HIGHEST = jax.lax.Precision.HIGHEST
 
-def log_size_weights(scores: jax.Array, counts: jax.Array, budget: int) -> jax.Array:
-    """log e_r, r = 0..B, of a multiset in which counts[i] tools score scores[i]; scores [G] in roughly decreasing order, counts [G] real.
 
-    Head and tail: the 2B first copies by the exact recurrence, the rest by B power sums and Newton's identities, which are stable once the head
-    holds B items that are no smaller than any of the tail. O(G B), whatever the counts. Differentiable in the scores.
+def size_weights(scores: jax.Array, counts: jax.Array, budget: int) -> tuple[jax.Array, jax.Array]:
+    """log e_r, r = 0..B, of a multiset in which counts[g] tools score scores[g], and what one tool of each group contributes.
+
+    scores, counts [G], scores in roughly decreasing order. Returns log e [B + 1] (-inf where there are fewer than r tools) and
+    share [B + 1, G] = e^{scores[g]} e_{r-1}(all but one tool of g) / e_r: the probability that it is in a set of r.
+
+    Head and tail: the 2B first copies multiply in one by one; the rest enters by B power sums and Newton's identities, which are stable
+    once the head holds B items no smaller than any of the tail. Leaving one out: by products without it in the head, by
+    e_r(all but g) = e_r - w_g e_{r-1}(all but g) in the tail, for the same reason. O(G B + B^3), whatever the counts.
     """
     dtype = scores.dtype
     head_size = 2 * budget
     ends = jnp.cumsum(counts)
-    taken = jnp.clip(head_size - (ends - counts), 0, counts)
-    tail = counts - taken
+    starts = ends - counts
+    tail_counts = counts - jnp.clip(head_size - starts, 0, counts)
     copies = jnp.arange(head_size, dtype=dtype)
     owner = jnp.minimum(jnp.searchsorted(ends, copies, side="right"), scores.shape[0] - 1)
-    present = copies < ends[-1]
 
     live = counts > 0
-    top = jax.lax.stop_gradient(jnp.max(jnp.where(live, scores, -jnp.inf)))
-    top = jnp.where(jnp.isfinite(top), top, 0)
-    mass = jnp.sum(jnp.where(live, counts * jnp.exp(jnp.where(live, scores - top, 0)), 0))
-    # Units in which all tools together weigh B/e (so that e_r <= (B/e)^r / r! peaks near 1), but no single one weighs more than 1.
-    unit = jax.lax.stop_gradient(top + jnp.maximum(jnp.log(jnp.maximum(mass, 1e-30)) - jnp.log(budget / jnp.e + 1e-30).astype(dtype), 0))
+    present = copies < ends[-1]
+    # Units: the mean of the B first scores (so that e_B is of order 1), or more where the tail's mass asks for it (e_r <= mass^r / r!).
+    first = present[:budget]
+    mean = jnp.sum(jnp.where(first, scores[owner[:budget]], 0)) / jnp.maximum(jnp.sum(first), 1).astype(dtype)
+    in_tail = tail_counts > 0
+    mass = jax.nn.logsumexp(jnp.where(in_tail, scores, -jnp.inf), b=jnp.where(in_tail, tail_counts, 0))
+    unit = jnp.maximum(mean, mass - jnp.log(jnp.asarray(budget / jnp.e, dtype)))
     weights = jnp.where(live, jnp.exp(jnp.where(live, scores - unit, 0)), 0)
 
-    sums, power = [], weights
-    for _ in range(budget):
-        sums.append(jnp.sum(tail * power))
-        power = power * weights
-    sums = jnp.stack(sums) if budget else jnp.zeros((0,), dtype)
-    polynomial = _newton_identities(sums, budget)
+    def power_sum(power, _):
+        return power * tail_weights, jnp.sum(tail_counts * power)
 
-    def multiply(polynomial, weight):
-        return polynomial + weight * jnp.concatenate([jnp.zeros((1,), dtype), polynomial[:-1]]), None
+    tail_weights = jnp.where(in_tail, weights, 0)
+    sums = jax.lax.scan(power_sum, tail_weights, length=budget)[1]
+    tail = _newton_identities(sums)  # [B + 1]
 
-    polynomial = jax.lax.scan(multiply, polynomial, jnp.where(present, weights[owner], 0))[0]
+    # Products of the head: row k leaves copy k out, the last row is the whole head.
+    factors = jnp.where(present, weights[owner], 0)
+
+    def multiply(polynomials, item):
+        factor, index = item
+        factor = jnp.where(jnp.arange(head_size + 1) == index, 0, factor)
+        return polynomials.at[:, 1:].add(factor[:, None] * polynomials[:, :-1]), None
+
+    ones = jnp.zeros((head_size + 1, budget + 1), dtype).at[:, 0].set(1)
+    heads = jax.lax.scan(multiply, ones, (factors, jnp.arange(head_size)))[0]
+    difference = jnp.arange(budget + 1)[None, :] - jnp.arange(budget + 1)[:, None]
+    toeplitz = jnp.where(difference >= 0, tail[jnp.maximum(difference, 0)], 0)  # [i, r] = tail_{r - i}
+    products = jnp.matmul(heads, toeplitz, precision=HIGHEST)
+    whole = jnp.where(jnp.arange(budget + 1) <= ends[-1], products[-1], 0)
+
+    def leave_out(rest, value):
+        rest = jnp.maximum(value - weights * rest, 0)
+        return rest, rest
+
+    others = jax.lax.scan(leave_out, jnp.zeros_like(weights), whole[:-1])[1]  # [B, G]: e_{r-1} without one tool of the group
+    in_head = starts < head_size
+    from_head = products[jnp.clip(starts, 0, head_size - 1).astype(jnp.int32), :-1].T  # [B, G]: e_{r-1} without the group's first copy
+    others = jnp.where(in_head[None, :], from_head, others)
+    positive = whole > 0
+    share = weights[None, :] * others / jnp.where(positive[1:], whole[1:], 1)[:, None]
+    share = jnp.where(positive[1:, None] & live[None, :], share, 0)
     degrees = jnp.arange(budget + 1, dtype=dtype)
-    positive = (polynomial > 0) & (degrees <= ends[-1])
-    return jnp.where(positive, jnp.log(jnp.where(positive, polynomial, 1)) + degrees * unit, -jnp.inf)
+    log_sizes = jnp.where(positive, jnp.log(jnp.where(positive, whole, 1)) + degrees * unit, -jnp.inf)
+    return log_sizes, jnp.concatenate([jnp.zeros((1, scores.shape[0]), dtype), share])
 
 
-def _newton_identities(sums: jax.Array, budget: int) -> jax.Array:
+def _newton_identities(sums: jax.Array) -> jax.Array:
     """e_0..e_B from power sums p_1..p_B: e_r = (1/r) sum_i (-1)^(i-1) e_(r-i) p_i, never below zero."""
-    dtype = sums.dtype
+    budget, dtype = sums.shape[0], sums.dtype
     index = jnp.arange(budget)
     signed = sums * jnp.where(index % 2 == 0, 1, -1).astype(dtype)
 
-    def step(r, polynomial):
+    def step(polynomial, r):
         earlier = jnp.where(index < r, polynomial[jnp.clip(r - 1 - index, 0, budget)], 0)
-        value = jnp.sum(earlier * signed) / r.astype(dtype)
-        return polynomial.at[r].set(jnp.maximum(value, 0))
+        return polynomial.at[r].set(jnp.maximum(jnp.sum(earlier * signed) / r.astype(dtype), 0)), None
 
-    start = jnp.zeros((budget + 1,), dtype).at[0].set(1)
-    return jax.lax.scan(lambda p, r: (step(r, p), None), start, jnp.arange(1, budget + 1))[0]
+    return jax.lax.scan(step, jnp.zeros((budget + 1,), dtype).at[0].set(1), jnp.arange(1, budget + 1))[0]

@@ -12,19 +12,20 @@ ROW_MULTIPLE = 512
 
 
 class Digest(NamedTuple):
-    """A log summarised for the likelihood; `used` are the U tools that occur, in ascending order, row 0 is the prior record.
+    """A log summarised for the likelihood; `used` are the U tools that occur, in ascending order.
 
-    The prior record has no context (zeros), weight `smoothing` and every tool in it at the same small share: the conjugate prior of the intercepts.
+    With availability `used` are the tools that any record offers, and each is a group of its own.
     """
 
-    contexts: jax.Array  # [N, q]: row 0 zeros (prior record), then the T contexts, then zeros up to a multiple of ROW_MULTIPLE
-    row_weights: jax.Array  # [N]: smoothing / T, then c_t / T with sum c_t = T, then zeros
+    contexts: jax.Array  # [N, q]: the T contexts, then zeros up to a multiple of ROW_MULTIPLE
+    row_weights: jax.Array  # [N]: c_t / T with sum c_t = T, then zeros
+    prior_weight: float  # smoothing / T
     used: np.ndarray  # int32 [U]
-    entry_tool: np.ndarray  # int [E]: position in `used` of each use, sorted
+    entry_tool: np.ndarray  # int [E]: position in `used` of each use, ascending
     entry_record: np.ndarray  # int [E]
     frequency: np.ndarray  # [U]: weighted share of records that use the tool
     feature_sums: np.ndarray  # [U, q]: (1/T) sum_{t: j in a_t} c_t psi_t
-    prior_use: float  # smoothing / T * (uses of one tool in the prior record)
+    prior_use: float  # prior_weight times the prior's share of records that use a tool, the same for all tools
     group: (
         np.ndarray
     )  # int [U]: group of each used tool; groups share a frequency, in descending order; the last one holds the unused tools
@@ -33,6 +34,7 @@ class Digest(NamedTuple):
     num_actions: int
     num_records: int
     mean_size: float
+    slots: jax.Array | None  # int32 [V, N]: positions in `used` of the tools that a record offers, padded with G - 1
 
 
 def digest(log: Log, record_weights: np.ndarray, num_actions: int, budget: int, smoothing: float) -> Digest:
@@ -47,41 +49,57 @@ def digest(log: Log, record_weights: np.ndarray, num_actions: int, budget: int, 
     tool, record = tool[order], record[order]
     first = np.flatnonzero(np.diff(tool, prepend=-1))
     used = tool[first].astype(np.int32)
-    lengths = np.diff(first, append=tool.size)
-    entry_tool = np.repeat(np.arange(used.size), lengths)
+    entry_tool = np.repeat(np.arange(used.size), np.diff(first, append=tool.size))
     weight = record_weights[record] / records
+    frequency, feature_sums = np.zeros(used.size), np.zeros((used.size, q))
     if used.size:
         frequency = np.add.reduceat(weight, first)
         feature_sums = np.add.reduceat(weight[:, None] * contexts[record].astype(np.float64), first, axis=0)
+    slots = None
+    if log.available is None:
+        # Frequencies that differ by rounding alone are one group.
+        values, group, sizes = np.unique(-np.round(frequency, 14), return_inverse=True, return_counts=True)
+        group_frequency, group = np.append(-values, 0.0), group.reshape(-1)
     else:
-        frequency, feature_sums = np.zeros(0), np.zeros((0, q))
-    # Frequencies that differ by rounding alone are one group.
-    rounded = np.round(frequency, 14)
-    values, inverse, sizes = np.unique(-rounded, return_inverse=True, return_counts=True)
-    group_frequency = np.append(-values, 0.0)
+        lists = np.asarray(log.available)
+        offered = np.unique(lists[lists >= 0]).astype(np.int32)
+        place = np.searchsorted(offered, used)
+        frequency, feature_sums = _spread(frequency, place, offered.size), _spread(feature_sums, place, offered.size)
+        used, entry_tool = offered, place[entry_tool]
+        group, sizes, group_frequency = np.arange(used.size), np.ones(used.size), np.append(frequency, 0.0)
+        slots = np.where(lists >= 0, np.searchsorted(offered, lists), used.size)
     group_size = np.append(sizes, num_actions - used.size).astype(np.float64)
     mean_size = float(frequency.sum())
     reach = min(budget, num_actions)
     prior_size = min(max(mean_size, 0.5), reach - 0.5) if reach > 0 else 0.0
-    rows = -(-(records + 1) // ROW_MULTIPLE) * ROW_MULTIPLE
+    rows = -(-records // ROW_MULTIPLE) * ROW_MULTIPLE
     padded = np.zeros((rows, q), dtype)
-    padded[1 : records + 1] = contexts
+    padded[:records] = contexts
     row_weights = np.zeros(rows)
-    row_weights[0] = smoothing / records
-    row_weights[1 : records + 1] = record_weights / records
+    row_weights[:records] = record_weights / records
+    if slots is not None:
+        slots = np.concatenate([slots, np.full((rows - records, slots.shape[1]), used.size)]).T
     return Digest(
         contexts=jnp.asarray(padded),
         row_weights=jnp.asarray(row_weights, dtype),
+        prior_weight=smoothing / records,
         used=used,
         entry_tool=entry_tool,
         entry_record=record,
         frequency=frequency,
         feature_sums=feature_sums,
         prior_use=smoothing / records * prior_size / num_actions,
-        group=inverse.reshape(-1),
+        group=group,
         group_frequency=group_frequency,
         group_size=group_size,
         num_actions=num_actions,
         num_records=records,
         mean_size=mean_size,
+        slots=None if slots is None else jnp.asarray(slots, jnp.int32),
     )
+
+
+def _spread(values: np.ndarray, place: np.ndarray, size: int) -> np.ndarray:
+    out = np.zeros((size, *values.shape[1:]))
+    out[place] = values
+    return out

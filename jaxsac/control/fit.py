@@ -7,19 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac import _checks
-from jaxsac.control import imitation, tuning
+from jaxsac.control import imitation, tuning, utility
+from jaxsac.control.certificate import certify
 from jaxsac.control.digest import Digest, digest
-from jaxsac.control.imitation import Point
 from jaxsac.control.log import Log, checked
 from jaxsac.control.policy import SparsePolicy
-from jaxsac.solution import Solution
+from jaxsac.control.record_weights import effective_sample_size, record_weights
+from jaxsac.control.working import Point, null_point, working_set
+from jaxsac.solution import Solution, Status
 
-OBJECTIVES = ("imitation",)
+OBJECTIVES = ("imitation", "weighted", "utility")
 INTERCEPTS = ("per_tool", "shared", "none")
+LAMS = ("simulated", "theory")
 
 
 class FitState(NamedTuple):
-    """Where a later fit may start: tools int32 [k], weights [k, q], intercept [M]."""
+    """Where a later fit may start, on this log or another: tools int32 [k], weights [k, q], intercept [M]."""
 
     tools: np.ndarray
     weights: np.ndarray
@@ -33,34 +36,157 @@ def fit(
     num_actions: int,
     budget: int,
     objective: str = "imitation",
-    lam: str | float = "simulated",
-    intercept: str = "per_tool",
+    lam: Any = "simulated",
+    intercept: str | None = None,
     refit: bool = False,
     smoothing: float = 1.0,
+    weighting: str = "advantage",
+    advantage_scale: float | None = None,
+    clip: float = 10.0,
     tol: float | None = None,
-    max_steps: int = 500,
+    max_steps: int | None = None,
     state: FitState | None = None,
 ) -> Solution:
-    """Sparse policy from a log."""
+    """Learn which few of M tools look at the context, from T logged records.
+
+    With z_tj = <theta_j, psi_t> + b_j and A_B(z) = log sum_{|a| <= B} exp sum_{j in a} z_j, objective "imitation" minimises
+
+        (1/T) sum_t c_t [A_B(z_t) - sum_{j in a_t} z_tj] + (s/T) sum_j [softplus(b_j) - m b_j] + lam sum_j ||theta_j||_2,    c_t = 1,
+
+    "weighted" the same with weights c_t of mean 1, and "utility" (1/2T) sum_t (u_t - sum_{j in a_t} <theta_j, psi_t> - constant)^2 + the same penalty.
+
+    * `log`: a `Log` of concrete arrays; fit drives its loop on the host (compiled kernels at a few padded sizes), so it is called outside jit
+      and vmap. `num_actions` M, `budget` B >= 1 (B >= M is no budget).
+    * `lam`: a number > 0, in units of the gradient norm; "simulated", 1.1 x the 95 % quantile of the largest gradient norm under Gaussian
+      multipliers (500 draws, pilot = null model); "theory", 2 sigma_g (sqrt(q/T) + sqrt(2 log M / T)). Contexts are used as they are: scaling them is
+      the caller's choice, and `lam` scales with them.
+    * `intercept`: unpenalised. "per_tool" (default) b_j of each tool; "shared" one b; "none" b = 0, the paper's model. For "utility": "shared"
+      (default) is the constant, "none" leaves it out.
+    * `smoothing` s > 0: the intercepts' conjugate prior, s records without a context in which every tool is used with the same probability
+      m = (mean set size) / M. It keeps every intercept finite (a tool that no record uses would go to minus infinity) at a total weight of s records,
+      however many tools there are; the others move by a share s/T.
+    * `weighting` of "weighted": "advantage", c_t ∝ exp((u_t - mean u)/advantage_scale) (None: their standard deviation), or "propensity",
+      c_t ∝ max(u_t, 0)/p_t; each cut at `clip` times its mean, then scaled to mean 1. stats["effective_sample_size"] = (sum c)^2 / sum c^2.
+    * `refit`: fit once more on the support without the penalty, with (1/2T) sum_j ||theta_j||^2 instead, a standard normal prior that keeps it finite.
+    * `tol` relative to stats["scale"], the objective of the null model; None is 1e-6 in float64, 1e-4 in float32. `max_steps`: None is 500
+      (20,000 for "utility"). `state`: that of another solution, for a warm start.
+
+    Returns a `Solution`: a `SparsePolicy`; the status; stats lam, lam_max, objective, gap, scale, num_steps, effective_sample_size and, if asked,
+    refit_objective and refit_gap, for "utility" also constant. CONVERGED: the duality gap over all M tools, plus a bound on its rounding, is at most tol x scale.
+
+    Defined: a context of zeros (it teaches the intercepts alone); a tool used once; repeated tools in a record (a set: they count once); B above every
+    recorded size; a record without tools; equal columns. ValueError, naming the records: an empty log, NaN or infinite data, tools out of range, records
+    with more than B tools, propensities outside (0, 1], tools used where they were not available. The key is consumed.
+
+    Source: the estimator of arXiv 2601.08271; the multiplier simulation, the block-wise Newton steps and the dual certificate are classical constructions.
+    """
+    problem = _prepare(log, num_actions, budget, objective, intercept, smoothing, weighting, advantage_scale, clip)
+    data, log, mode = problem.data, problem.log, problem.mode
+    dtype = data.contexts.dtype
+    tol = float(tol) if tol is not None else (1e-6 if dtype == jnp.float64 else 1e-4)
+    _checks.require(tol >= 0, f"tol must be >= 0, got {tol:g}.")
+    max_steps = int(max_steps) if max_steps is not None else (20_000 if objective == "utility" else 500)
+    chosen = _lam(key, problem, lam)
+    run = _fit_utility if objective == "utility" else _fit_likelihood
+    tools, weights, intercepts, status, stats = run(problem, chosen, tol, max_steps, state, bool(refit))
+    background = (
+        _background(np.asarray(log.contexts), data.used[tools], weights, intercepts, problem.budget) if mode == "per_tool" else tools[:0]
+    )
+    policy = SparsePolicy(
+        positions=jnp.asarray(data.used[tools], jnp.int32),
+        weights=jnp.asarray(weights, dtype),
+        intercept=jnp.asarray(intercepts, dtype),
+        background=jnp.asarray(background, jnp.int32),
+        tools=None,
+        budget=problem.budget,
+    )
+    stats = {"lam": chosen, **stats, "effective_sample_size": effective_sample_size(problem.weights)}
+    stats = {name: jnp.asarray(value, jnp.int32 if name.startswith("num") else dtype) for name, value in stats.items()}
+    return Solution(policy, jnp.asarray(int(status), jnp.int32), stats, FitState(data.used[tools], weights, intercepts))
+
+
+def lam_max(
+    log: Log,
+    *,
+    num_actions: int,
+    budget: int,
+    objective: str = "imitation",
+    intercept: str | None = None,
+    smoothing: float = 1.0,
+    weighting: str = "advantage",
+    advantage_scale: float | None = None,
+    clip: float = 10.0,
+) -> jax.Array:
+    """The least lam at which no tool looks at the context: max_j ||gradient_j|| at the null model, whose intercepts are fitted, []. Keywords as in `fit`."""
+    problem = _prepare(log, num_actions, budget, objective, intercept, smoothing, weighting, advantage_scale, clip)
+    data = problem.data
+    if objective == "utility":
+        return jnp.asarray(utility.lam_max(data, problem.log, intercept=problem.mode == "shared"), data.contexts.dtype)
+    point, found = null_point(data, problem.budget, problem.mode)
+    certificate = certify(data, working_set(data, point.tools), point, found, 0.0, 0.0, problem.budget, problem.mode)
+    return jnp.asarray(max(float(certificate.norms.max(initial=0.0)), certificate.unused_norm), data.contexts.dtype)
+
+
+class _Problem(NamedTuple):
+    log: Log
+    data: Digest
+    weights: np.ndarray
+    budget: int
+    objective: str
+    mode: str
+
+
+def _prepare(log, num_actions, budget, objective, intercept, smoothing, weighting, advantage_scale, clip) -> _Problem:
     num_actions = _checks.static_integer("num_actions", num_actions, 1)
     budget = _checks.static_integer("budget", budget, 1)
     _checks.choice("objective", objective, OBJECTIVES)
-    _checks.choice("intercept", intercept, INTERCEPTS)
+    mode = intercept if intercept is not None else ("shared" if objective == "utility" else "per_tool")
+    _checks.choice("intercept", mode, INTERCEPTS)
+    smoothing = float(smoothing)
+    _checks.require(
+        0 < smoothing < np.inf, f"smoothing must be > 0 and finite, got {smoothing:g}: without it an unused tool has no intercept."
+    )
     log = checked(log, num_actions, budget)
-    dtype = jnp.asarray(log.contexts[:1]).dtype
-    if tol is None:
-        tol = 1e-6 if dtype == jnp.float64 else 1e-4
-    data = digest(log, np.ones(log.contexts.shape[0]), num_actions, budget, smoothing if intercept != "none" else 0.0)
-    null, found = imitation.null_point(data, budget, intercept)
-    if isinstance(lam, str):
-        _checks.choice("lam", lam, ("simulated", "theory"))
-        rates, unused_rate = tuning.null_rates(data, found)
-        lam = tuning.simulated(key, data, rates, unused_rate) if lam == "simulated" else tuning.theory(data, rates, unused_rate)
-    start = None if state is None else _start(data, state, null)
-    fitted = imitation.solve(data, float(lam), budget=budget, mode=intercept, tol=float(tol), max_steps=max_steps, start=start)
-    policy = _policy(data, fitted.point, log, budget, dtype)
-    stats = {
-        "lam": lam,
+    if objective == "utility":
+        log = log._replace(available=None)  # which sets could have been chosen says nothing about the utility of the one that was
+    budget = min(budget, num_actions)
+    weights = np.ones(np.shape(log.contexts)[0])
+    if objective == "weighted":
+        weights = record_weights(log, weighting, advantage_scale, clip)
+    if objective == "utility":
+        _checks.require(
+            mode != "per_tool",
+            'intercept must be "shared" or "none" for objective="utility": for a constant per tool, add a feature of ones.',
+        )
+        _checks.require(log.utilities is not None, 'objective="utility" needs log.utilities.')
+    prior = smoothing if mode != "none" and objective != "utility" else 0.0
+    return _Problem(log, digest(log, weights, num_actions, budget, prior), weights, budget, objective, mode)
+
+
+def _lam(key, problem: _Problem, lam: Any) -> float:
+    if not isinstance(lam, str):
+        lam = float(lam)
+        _checks.require(0 < lam < np.inf, f"lam must be > 0 and finite, got {lam:g}: refit=True removes the shrinkage on the support.")
+        return lam
+    _checks.choice("lam", lam, LAMS)
+    data, with_constant = problem.data, problem.mode == "shared"
+    if problem.objective == "utility":
+        if lam == "simulated":
+            chosen = utility.simulated(key, data, problem.log, intercept=with_constant)
+        else:
+            chosen = utility.theory(data, problem.log, intercept=with_constant)
+    else:
+        found = null_point(data, problem.budget, problem.mode)[1]
+        chosen = tuning.simulated(key, data, found, problem.budget) if lam == "simulated" else tuning.theory(data, found, problem.budget)
+    return max(chosen, float(np.finfo(np.float32).tiny))  # a log of zero contexts has no noise to measure
+
+
+def _fit_likelihood(problem: _Problem, lam: float, tol: float, max_steps: int, state: FitState | None, refit: bool):
+    data, budget, mode = problem.data, problem.budget, problem.mode
+    start = None if state is None else _warm_start(data, state, mode)
+    fitted = imitation.solve(data, lam, budget=budget, mode=mode, tol=tol, max_steps=max_steps, start=start)
+    status = fitted.status
+    stats: dict[str, Any] = {
         "lam_max": fitted.lam_max,
         "objective": fitted.certificate.objective,
         "gap": fitted.certificate.gap,
@@ -68,43 +194,64 @@ def fit(
         "num_steps": fitted.num_steps,
         "num_evaluations": fitted.num_evaluations,
     }
-    stats = {name: jnp.asarray(value) for name, value in stats.items()}
-    new_state = FitState(np.asarray(policy.positions), np.asarray(policy.weights), np.asarray(policy.intercept))
-    return Solution(policy, jnp.asarray(int(fitted.status), jnp.int32), stats, new_state)
+    if refit:
+        again = imitation.solve(
+            data, 0.0, budget=budget, mode=mode, tol=tol, max_steps=max_steps, start=fitted.point, ridge=1 / data.num_records, fixed=True
+        )
+        stats |= {"refit_objective": again.certificate.objective, "refit_gap": again.certificate.inner_gap}
+        status = status if status != Status.CONVERGED else again.status
+        fitted = again
+    point = fitted.point
+    intercepts = np.full(data.num_actions, point.group_intercept[-1])
+    intercepts[data.used] = point.group_intercept[data.group]
+    intercepts[data.used[point.tools]] = point.intercept
+    return point.tools, point.weights, intercepts, status, stats
 
 
-def _start(data: Digest, state: FitState, null: Point) -> Point:
-    """A point of this log's problem from another fit's: tools it does not use start at no weights."""
-    positions = np.searchsorted(data.used, state.tools)
-    inside = np.isin(state.tools, data.used)
-    tools = positions[inside]
-    return Point(
-        tools, state.weights[inside].astype(np.float64), state.intercept[data.used[tools]].astype(np.float64), null.group_intercept
+def _fit_utility(problem: _Problem, lam: float, tol: float, max_steps: int, state: FitState | None, refit: bool):
+    data, log, constant = problem.data, problem.log, problem.mode == "shared"
+    start = None
+    if state is not None:
+        known = np.isin(state.tools, data.used)
+        start = (np.searchsorted(data.used, state.tools[known]), state.weights[known])
+    fitted = utility.solve(data, log, lam, intercept=constant, tol=tol, max_steps=max_steps, start=start)
+    status, stats = fitted.status, {"lam_max": utility.lam_max(data, log, intercept=constant), **fitted.stats}
+    if refit:
+        fitted = utility.refit(data, log, fitted, intercept=constant, ridge=1 / data.num_records, tol=tol, max_steps=max_steps)
+        stats |= fitted.stats
+        status = status if status != Status.CONVERGED else fitted.status
+    stats["constant"] = fitted.constant
+    return fitted.tools, fitted.weights, np.zeros(data.num_actions), status, stats
+
+
+def _warm_start(data: Digest, state: FitState, mode: str) -> Point:
+    """A point of this problem from another fit's: tools that this log does not use are dropped, groups take their members' mean intercept."""
+    _checks.require(
+        state.intercept.shape == (data.num_actions,) and state.weights.shape[1] == data.feature_sums.shape[1],
+        f"state belongs to another problem: it has {state.intercept.size} tools and {state.weights.shape[1]} features.",
     )
-
-
-def _policy(data: Digest, point: Point, log: Log, budget: int, dtype: Any) -> SparsePolicy:
-    support = data.used[point.tools]
-    intercept = np.full(data.num_actions, point.group_intercept[-1])
-    intercept[data.used] = point.group_intercept[data.group]
-    intercept[support] = point.intercept
-    background = _background(np.asarray(log.contexts), support, point.weights, intercept, budget)
-    return SparsePolicy(
-        positions=jnp.asarray(support, jnp.int32),
-        weights=jnp.asarray(point.weights, dtype),
-        intercept=jnp.asarray(intercept, dtype),
-        background=jnp.asarray(background, jnp.int32),
-        tools=None,
-        budget=budget,
-    )
+    intercept = state.intercept if mode != "none" else np.zeros(data.num_actions)
+    known = np.isin(state.tools, data.used)
+    tools = np.searchsorted(data.used, state.tools[known])
+    groups = data.group_size.size
+    outside = np.ones(data.used.size, bool)
+    outside[tools] = False
+    sums = np.bincount(data.group[outside], intercept[data.used[outside]], groups)
+    counts = np.bincount(data.group[outside], minlength=groups)
+    unused = np.ones(data.num_actions, bool)
+    unused[data.used] = False
+    unused[state.tools] = False
+    fallback = float(intercept[unused][0]) if unused.any() else float(intercept.mean())
+    group_intercept = np.where(counts > 0, sums / np.maximum(counts, 1), fallback)
+    return Point(tools, state.weights[known].astype(np.float64), intercept[data.used[tools]].astype(np.float64), group_intercept)
 
 
 def _background(contexts: np.ndarray, support: np.ndarray, weights: np.ndarray, intercept: np.ndarray, budget: int) -> np.ndarray:
-    """Tools outside the support that are among the `budget` best of some context: their order never changes, so only the first few can be."""
+    """Tools outside the support among the `budget` best of some logged context: their order never changes, so only the first few can be."""
     outside = intercept.copy()
     outside[support] = -np.inf
     first = np.argsort(-outside, kind="stable")[: min(budget, intercept.size - support.size)]
     scores = contexts @ weights.T + intercept[support]
-    above = (scores[:, :, None] >= outside[first]).sum(1) if support.size else np.zeros((contexts.shape[0], first.size), int)
+    above = np.stack([(scores >= outside[tool]).sum(1) for tool in first], axis=1) if first.size else np.zeros((1, 0))
     reached = (above + np.arange(first.size) < budget).any(0)
     return np.sort(first[reached])

@@ -1,4 +1,9 @@
-"""The budgeted Gibbs likelihood on a working set of tools plus a record-free background, with its intercepts eliminated where that is cheap."""
+"""The budgeted Gibbs likelihood on a working set of tools plus a record-free background, with its intercepts eliminated.
+
+The law of a row is that of (i tools of the working set, u of the background). Given i, the law of u does not depend on the row, so
+all that a change of the background needs is the law of i in each row, [B + 1, N]: eliminating the intercepts of a million tools costs
+O(N B + G B) an iteration.
+"""
 
 import functools
 from typing import NamedTuple
@@ -10,186 +15,177 @@ from jaxsac.control import background
 from jaxsac.gibbs import rows
 
 HIGHEST = jax.lax.Precision.HIGHEST
+MAX_ROUNDS = 60
 
 
 class Working(NamedTuple):
-    """The tools in the working set (padded to a capacity) and the groups outside it."""
+    """The tools in the working set (padded to a capacity) and the groups of equal tools outside it. Targets include the prior's uses."""
 
-    feature_sums: jax.Array  # [W, q]
-    target: jax.Array  # [W]: frequency + prior use
+    feature_sums: jax.Array  # [W, q]: (1/T) sum_{t: j in a_t} c_t psi_t
+    target: jax.Array  # [W]: share of records that use the tool
     present: jax.Array  # bool [W]
     counts: jax.Array  # [G]: tools of the group outside the working set
-    group_target: jax.Array  # [G]
+    group_target: jax.Array  # [G]: of one tool
+    prior_weight: jax.Array  # []
 
 
 class Evaluation(NamedTuple):
-    """F and its parts at (weights, intercept, group intercept); `marginals` [W, N]; moments that give every other tool's gradient."""
+    """F at (weights, intercepts), its gradient, and what the certificate needs. "One tool of each group" where the first axis is G."""
 
     value: jax.Array
     weight_gradient: jax.Array  # [W, q]
-    intercept_gradient: jax.Array  # [W]
-    group_gradient: jax.Array  # [G], per tool of the group
-    intercept: jax.Array  # [W]
-    group_intercept: jax.Array  # [G]
+    intercept: jax.Array  # [W], after elimination
+    group_intercept: jax.Array  # [G], after elimination
+    use: jax.Array  # [W]: weighted share of records in which the model uses the tool, prior included
+    group_use: jax.Array  # [G]
+    group_features: jax.Array  # [G, q]: (1/T) sum_t c_t mu_gt psi_t
+    entropy: jax.Array  # sum_t w_t H(policy in row t), prior included
+    top_marginal: jax.Array  # [W]: largest marginal over the rows
+    group_top_marginal: jax.Array  # [G]: a bound on it
+    top_load: jax.Array  # largest E|a| / (B - E|a|) over the rows
     marginals: jax.Array  # [W, N]
-    common_gradient: jax.Array  # [G, q]: (1/T) sum_t c_t mu_gt psi_t for one tool of each group
-    prior_use: jax.Array  # [W]: marginals in the prior record
-    group_prior_use: jax.Array  # [G]
-    prior_size: jax.Array  # E|a| in the prior record
-    entropy: jax.Array  # sum over data rows of weight * (A_t - <mu_t, z_t>) >= 0
-    prior_entropy: jax.Array  # the same for the prior record
 
 
 @functools.partial(jax.jit, static_argnames=("budget", "mode"))
 def evaluate(contexts, row_weights, working: Working, weights, intercept, group_intercept, *, budget: int, mode: str) -> Evaluation:
-    """F(weights, b) = sum_t w_t A_B(z_t) - <weights, G> - <b, targets>, minimised over the background's intercepts (mode "per_tool") or over the one
-    intercept (mode "shared"), with its gradient."""
+    """F(weights, b) = sum_t w_t A_B(z_t) - <weights, G> - <b, targets> + prior, with its gradient; F is first minimised over the
+    background's intercepts (mode "per_tool") or over the one intercept of all tools (mode "shared")."""
     dtype = contexts.dtype
     degrees = jnp.arange(budget + 1, dtype=dtype)
+    present, counts = working.present, working.counts
     scores = jnp.matmul(weights, contexts.T, precision=HIGHEST) + intercept[:, None]
-    scores = jnp.where(working.present[:, None], scores, -jnp.inf)
+    scores = jnp.where(present[:, None], scores, -jnp.inf)
     log_sizes = rows.log_size_weights(scores, budget)
-    if mode == "per_tool":
-        group_intercept = _eliminate(log_sizes, row_weights, working, group_intercept, budget)
-    elif mode == "shared":
-        total = jnp.sum(jnp.where(working.present, working.target, 0)) + working.counts @ working.group_target
-        shift = _common_shift(log_sizes, row_weights, working, group_intercept, total, budget)
-        group_intercept = group_intercept + shift
-        intercept = intercept + shift
-        scores = scores + shift
-        log_sizes = log_sizes + degrees[:, None] * shift
-    log_background = background.log_size_weights(group_intercept, working.counts, budget)
-    log_rest = jnp.flip(_log_cumsum(log_background))  # [B + 1]: log weight of all backgrounds that fit beside r tools
-    joint = log_sizes + log_rest[:, None]
-    log_partition = jax.nn.logsumexp(joint, axis=0)
-    marginals = rows.marginals(scores, jnp.broadcast_to(log_rest[:, None], joint.shape), log_partition, budget)
+    log_background, _ = background.size_weights(group_intercept, counts, budget)
+    joint = log_sizes + _beside(log_background)[:, None]
+    reference = jax.nn.logsumexp(joint, axis=0)
+    law = jnp.exp(joint - reference[None, :])  # [B + 1, N]: of the number of working tools, at the incoming intercepts
+    found = _eliminate(law, log_background, row_weights, working, intercept, group_intercept, budget, mode)
+    shift = found.shift
+    group_intercept = found.group_intercept
+    intercept = intercept + shift
+    scores = scores + shift
+    scaled = found.factor[:, None] * law
+    total = jnp.sum(scaled, axis=0)
+    law = scaled / total[None, :]
+    log_partition = reference + jnp.log(total) + found.log_scale
+    rest = jnp.broadcast_to(_beside(found.log_background)[:, None], law.shape)
+    marginals = rows.marginals(scores, rest, log_partition, budget)
 
-    # Law of the number of background tools in each row, and what one tool of each group gets from it.
-    law = jnp.exp(log_background[:, None] + jnp.flip(_log_cumsum(log_sizes), axis=0) - log_partition[None, :])  # [B + 1, N]
-    share = _shares(group_intercept, working.counts, budget)  # [B + 1, G]: marginal of one tool of the group given r background tools
-    weighted = law * row_weights[None, :]
-    group_use = jnp.matmul(jnp.sum(weighted, axis=1), share, precision=HIGHEST)
-    common_gradient = jnp.matmul(share.T, jnp.matmul(weighted, contexts, precision=HIGHEST), precision=HIGHEST)
-    group_prior_use = jnp.matmul(law[:, 0], share, precision=HIGHEST)
+    size_law = jnp.matmul(found.given, law, precision=HIGHEST)  # [B + 1, N]: of the number of background tools
+    weighted = size_law * row_weights[None, :]
+    share = found.share
+    group_features = jnp.matmul(share.T, jnp.matmul(weighted, contexts, precision=HIGHEST), precision=HIGHEST)
+    prior, group_prior = jax.nn.sigmoid(intercept), jax.nn.sigmoid(group_intercept)
+    w0 = working.prior_weight
+    use = jnp.where(present, jnp.matmul(marginals, row_weights, precision=HIGHEST) + w0 * prior, 0)
+    group_use = jnp.matmul(jnp.sum(weighted, axis=1), share, precision=HIGHEST) + w0 * group_prior
+    features = jnp.matmul(marginals * row_weights[None, :], contexts, precision=HIGHEST)
 
-    use = jnp.matmul(marginals, row_weights, precision=HIGHEST)
-    weight_gradient = jnp.matmul(marginals * row_weights[None, :], contexts, precision=HIGHEST) - working.feature_sums
-    intercept_gradient = jnp.where(working.present, use - working.target, 0)
-    group_gradient = group_use - working.group_target
-    finite_scores = jnp.where(working.present[:, None], scores, 0)
-    finite_intercept = jnp.where(working.present, intercept, 0)
-    inner = jnp.sum(marginals * finite_scores, axis=0)  # [N]
-    group_inner = jnp.matmul(share, working.counts * group_intercept, precision=HIGHEST) @ law  # [N]
-    entropy = log_partition - inner - group_inner
-    value = (
-        row_weights @ log_partition
-        - jnp.sum(weights * working.feature_sums)
-        - finite_intercept @ working.target
-        - group_intercept @ (working.counts * working.group_target)
-    )
-    prior_size = jnp.sum(marginals[:, 0]) + working.counts @ group_prior_use
+    finite = jnp.where(present, intercept, 0)
+    inner = jnp.sum(marginals * jnp.where(present[:, None], scores, 0), axis=0)
+    group_inner = jnp.matmul(share, counts * group_intercept, precision=HIGHEST) @ size_law
+    soft = jnp.sum(jnp.where(present, jax.nn.softplus(intercept), 0)) + counts @ jax.nn.softplus(group_intercept)
+    soft_inner = jnp.sum(jnp.where(present, prior * finite, 0)) + (counts * group_prior) @ group_intercept
+    linear = jnp.sum(weights * working.feature_sums) + finite @ working.target + group_intercept @ (counts * working.group_target)
+    size = degrees @ law + degrees @ size_law
     return Evaluation(
-        value=value,
-        weight_gradient=jnp.where(working.present[:, None], weight_gradient, 0),
-        intercept_gradient=intercept_gradient,
-        group_gradient=group_gradient,
+        value=row_weights @ log_partition + w0 * soft - linear,
+        weight_gradient=jnp.where(present[:, None], features - working.feature_sums, 0),
         intercept=intercept,
         group_intercept=group_intercept,
+        use=use,
+        group_use=group_use,
+        group_features=group_features,
+        entropy=row_weights @ (log_partition - inner - group_inner) + w0 * (soft - soft_inner),
+        top_marginal=jnp.maximum(jnp.max(marginals, axis=1), prior),
+        group_top_marginal=jnp.maximum(jnp.max(share, axis=0), group_prior),
+        top_load=jnp.max(size / jnp.maximum(budget - size, jnp.finfo(dtype).tiny)),
         marginals=marginals,
-        common_gradient=common_gradient,
-        prior_use=marginals[:, 0],
-        group_prior_use=group_prior_use,
-        prior_size=prior_size,
-        entropy=row_weights[1:] @ entropy[1:],
-        prior_entropy=row_weights[0] * entropy[0],
     )
 
 
-def _shares(group_intercept, counts, budget: int):
-    """d log e_r / d score of ONE tool of each group: [B + 1, G]."""
-    jacobian = jax.jacrev(lambda o: background.log_size_weights(o, counts, budget))(group_intercept)
-    return jacobian / jnp.maximum(counts, 1)[None, :]
+class _Eliminated(NamedTuple):
+    group_intercept: jax.Array
+    shift: jax.Array  # added to the working set's intercepts too (mode "shared")
+    log_background: jax.Array  # [B + 1]
+    share: jax.Array  # [B + 1, G]
+    given: jax.Array  # [B + 1, B + 1]: law of the number of background tools given that of working tools
+    factor: jax.Array  # [B + 1]: what the row's law is multiplied with (then normalised), up to exp(log_scale)
+    log_scale: jax.Array
 
 
-def _log_cumsum(x):
-    """Cumulated logsumexp along axis 0 (B + 1 terms: unrolled, stable)."""
-    parts = [x[0]]
-    for r in range(1, x.shape[0]):
-        parts.append(jnp.logaddexp(parts[-1], x[r]))
-    return jnp.stack(parts)
+def _beside(log_background):
+    """[B + 1]: log weight of all backgrounds that fit beside i working tools."""
+    budget = log_background.shape[0] - 1
+    fits = jnp.arange(budget + 1)[:, None] + jnp.arange(budget + 1)[None, :] <= budget
+    return jax.nn.logsumexp(jnp.where(fits, log_background[None, :], -jnp.inf), axis=1)
 
 
-def _eliminate(log_sizes, row_weights, working: Working, group_intercept, budget: int):
-    """Background intercepts at which every background tool is used as often as its target says, the working set held fixed.
-
-    F depends on them through the B + 1 size weights alone, so an iteration costs O(N B + G B). Newton with the curvature
-    diag + rank one: independent tools, corrected so that the curvature of a common shift is the exact variance of the size.
-    """
-    dtype = log_sizes.dtype
-    counts, target = working.counts, working.group_target
+def _eliminate(law, log_start, row_weights, working: Working, intercept, group_intercept, budget: int, mode: str) -> _Eliminated:
+    """Newton on the background's intercepts: curvature diagonal (independent tools) plus rank one, such that the curvature of a common shift
+    is the exact variance of the size; the diagonal part as a step in log odds, which is exact for rare tools however far the start."""
+    dtype = law.dtype
+    counts, target, w0 = working.counts, working.group_target, working.prior_weight
     degrees = jnp.arange(budget + 1, dtype=dtype)
     live = counts > 0
-    log_beside = jnp.flip(_log_cumsum(log_sizes), axis=0)
-    start = background.log_size_weights(group_intercept, counts, budget)
-    joint = start[:, None] + log_beside
-    law = jnp.exp(joint - jax.nn.logsumexp(joint, axis=0)[None, :])
-    mass = jnp.sum(row_weights)
-    wanted = jnp.where(live, target / mass, 0.5)
-    tolerance = 64 * jnp.finfo(dtype).eps
+    mass = jnp.sum(row_weights) + w0
+    tolerance = 32 * jnp.finfo(dtype).eps
+    log_beside_start = _beside(log_start)
+    fits = jnp.arange(budget + 1)[:, None] + jnp.arange(budget + 1)[None, :] <= budget
+    wanted_total = jnp.sum(jnp.where(working.present, working.target, 0)) + jnp.sum(jnp.where(live, counts * target, 0))
+    own_weight = 1.0 if mode == "shared" else 0.0  # whether the working set's sizes move with the shift
 
-    def use(group_intercept):
-        log_background, pull = jax.vjp(lambda o: background.log_size_weights(o, counts, budget), group_intercept)
-        ratio = jnp.where(jnp.isfinite(start), jnp.exp(jnp.where(jnp.isfinite(start), log_background - start, 0)), 0)
-        scaled = row_weights / (ratio @ law)
-        sizes = ratio * jnp.matmul(law, scaled, precision=HIGHEST)
-        mean = ((ratio * degrees) @ law) / (ratio @ law)
-        variance = sizes @ degrees**2 - row_weights @ mean**2
-        return pull(sizes)[0], variance
+    def parts(group_intercept, shift) -> _Eliminated:
+        log_background, share = background.size_weights(group_intercept, counts, budget)
+        beside = _beside(log_background)
+        given = jnp.where(fits, jnp.exp(log_background[:, None] - beside[None, :]), 0)
+        log_factor = beside - log_beside_start + own_weight * degrees * shift
+        log_scale = jnp.max(log_factor)
+        return _Eliminated(group_intercept, shift, log_background, share, given, jnp.exp(log_factor - log_scale), log_scale)
 
-    def body(carry):
-        group_intercept, _, steps = carry
-        total, variance = use(group_intercept)
-        rate = jnp.where(live, jnp.clip(total / jnp.maximum(counts, 1) / mass, 1e-30, 1 - 1e-9), 0.5)
-        error = jnp.max(jnp.where(live, jnp.abs(rate / wanted - 1), 0))
+    def update(now: _Eliminated):
+        """Worst relative error of a use, and the next intercepts."""
+        total = now.factor @ law
+        scaled = row_weights / total
+        working_law = now.factor * jnp.matmul(law, scaled, precision=HIGHEST)  # mean law of the number of working tools
+        first = degrees @ now.given + own_weight * degrees
+        pairs = degrees[:, None] + own_weight * degrees[None, :]
+        second = jnp.sum(pairs**2 * now.given, axis=0)
+        mean = (now.factor * first) @ law / total
+        variance = jnp.maximum(working_law @ second - row_weights @ mean**2, 0)
+        rate0 = jax.nn.sigmoid(now.group_intercept)
+        if mode == "shared":
+            own0 = jax.nn.sigmoid(intercept + now.shift)
+            prior = jnp.sum(jnp.where(working.present, own0, 0)) + counts @ rate0
+            spread0 = jnp.sum(jnp.where(working.present, own0 * (1 - own0), 0)) + counts @ (rate0 * (1 - rate0))
+            excess = row_weights @ mean + w0 * prior - wanted_total
+            move = jnp.clip(-excess / jnp.maximum(variance + w0 * spread0, 1e-30), -1, 1)
+            return jnp.abs(excess) / wanted_total, now.group_intercept + move, now.shift + move
+        use = jnp.matmul(jnp.matmul(now.given, working_law, precision=HIGHEST), now.share, precision=HIGHEST) + w0 * rate0
+        error = jnp.max(jnp.where(live, jnp.abs(use / target - 1), 0))
+        rate = jnp.where(live, jnp.clip(use / mass, 1e-30, 1 - 1e-9), 0.5)
+        wanted = jnp.where(live, target / mass, 0.5)
         own = jnp.log(wanted / rate) - jnp.log((1 - wanted) / (1 - rate))
-        spread = mass * jnp.sum(jnp.where(live, counts * rate * (1 - rate), 0))
-        excess = jnp.sum(jnp.where(live, total - counts * target, 0))
-        shift = (variance - spread) / jnp.maximum(spread, 1e-30) * excess / jnp.maximum(variance, 1e-3 * spread + 1e-30)
-        step = jnp.clip(own + jnp.clip(shift, -2, 2), -4, 4)
-        done = error <= tolerance
-        return jnp.where(live & ~done, group_intercept + step, group_intercept), error, steps + 1
+        spread = jnp.sum(jnp.where(live, counts * mass * rate * (1 - rate), 0))
+        exact = variance + w0 * jnp.sum(jnp.where(live, counts * rate0 * (1 - rate0), 0))
+        excess = jnp.sum(jnp.where(live, counts * (use - target), 0))
+        common = (exact - spread) / jnp.maximum(spread, 1e-30) * excess / jnp.maximum(exact, 1e-3 * spread + 1e-30)
+        move = jnp.clip(own + jnp.clip(common, -2, 2), -4, 4)
+        return error, jnp.where(live, now.group_intercept + move, now.group_intercept), now.shift
 
-    def more(carry):
-        return (carry[1] > tolerance) & (carry[2] < 40)
-
-    start_carry = (group_intercept, jnp.asarray(jnp.inf, dtype), jnp.asarray(0))
-    return jax.lax.while_loop(more, body, start_carry)[0]
-
-
-def _common_shift(log_sizes, row_weights, working: Working, group_intercept, total, budget: int):
-    """The d at which adding d to every score makes the mean size meet `total`: Newton in one variable on the size law."""
-    dtype = log_sizes.dtype
-    degrees = jnp.arange(budget + 1, dtype=dtype)
-    log_background = background.log_size_weights(group_intercept, working.counts, budget)
-    sizes = [jax.nn.logsumexp(jnp.stack([log_sizes[i] + log_background[r - i] for i in range(r + 1)]), axis=0) for r in range(budget + 1)]
-    joint = jnp.stack(sizes)
-    law = jnp.exp(joint - jax.nn.logsumexp(joint, axis=0)[None, :])
+    zero = jnp.zeros((), dtype)
+    start = parts(group_intercept, zero)
+    if mode == "none":
+        return start
 
     def body(carry):
-        shift, _, steps = carry
-        ratio = jnp.exp(degrees * shift)
-        partition = ratio @ law
-        mean = (ratio * degrees) @ law / partition
-        square = (ratio * degrees**2) @ law / partition
-        gradient = row_weights @ mean - total
-        curvature = row_weights @ (square - mean**2)
-        error = jnp.abs(gradient) / total
-        step = jnp.clip(-gradient / jnp.maximum(curvature, 1e-30), -1, 1)
-        return jnp.where(error > tolerance, shift + step, shift), error, steps + 1
-
-    tolerance = 64 * jnp.finfo(dtype).eps
+        _, group_intercept, shift, _, steps = carry
+        now = parts(group_intercept, shift)
+        error, group_intercept, shift = update(now)
+        return now, group_intercept, shift, error, steps + 1
 
     def more(carry):
-        return (carry[1] > tolerance) & (carry[2] < 60)
+        return (carry[3] > tolerance) & (carry[4] < MAX_ROUNDS)
 
-    return jax.lax.while_loop(more, body, (jnp.zeros((), dtype), jnp.asarray(jnp.inf, dtype), jnp.asarray(0)))[0]
+    return jax.lax.while_loop(more, body, (start, group_intercept, zero, jnp.asarray(jnp.inf, dtype), jnp.asarray(0)))[0]

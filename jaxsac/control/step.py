@@ -1,6 +1,11 @@
-"""One step of the imitation fit: every tool's own penalised quadratic model, solved exactly."""
+"""One step of the imitation fit: every tool's own penalised quadratic model, solved exactly.
+
+Given the other tools, a tool's marginal is a logistic regression on its own score: log odds = z_j + (something free of z_j). So the
+diagonal blocks of the Hessian are sum_t w_t mu (1 - mu) psi psi', and what they leave out is the coupling through the budget, which is weak.
+"""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,57 +13,60 @@ import jax.numpy as jnp
 from jaxsac.control.likelihood import HIGHEST
 
 
+class Curvature(NamedTuple):
+    """H_j = V diag(values) V' per tool, centred by its intercept's column; `cross` and `own` are that column and its diagonal."""
+
+    values: jax.Array  # [W, q]
+    vectors: jax.Array  # [W, q, q]
+    cross: jax.Array  # [W, q]
+    own: jax.Array  # [W]
+
+
 @functools.partial(jax.jit, static_argnames=("mode",))
-def curvature(contexts, row_weights, marginals, floor, *, mode: str):
-    """Per tool the eigendecomposition of H_j = sum_t w_t p(1-p) psi psi' (centred where the tool has its own intercept), p = max(mu_tj, floor_j).
-
-    Given the others, a tool's marginal is a logistic regression on its own score, so the blocks are exact; only the coupling through the budget is left out.
-    """
-    p = jnp.clip(jnp.maximum(marginals, floor[:, None]), 0, 1)
-    p = jnp.where(p > 0.5, marginals, p)
+def curvature(contexts, row_weights, marginals, floor, ridge, *, mode: str) -> Curvature:
+    """The blocks at p = max(mu, floor_j): a tool that is not fitted yet has less probability where it will be used than it will get there."""
+    p = jnp.maximum(marginals, jnp.minimum(floor[:, None], 0.5))
     spread = p * (1 - p) * row_weights[None, :]
-    own = jnp.maximum(jnp.sum(spread, axis=1), 1e-30)
+    own = jnp.maximum(jnp.sum(spread, axis=1), jnp.finfo(contexts.dtype).tiny)
     cross = jnp.matmul(spread, contexts, precision=HIGHEST)
-
-    def block(spread):
-        return jnp.matmul((contexts * spread[:, None]).T, contexts, precision=HIGHEST)
-
-    hessian = jax.lax.map(block, spread)
+    hessian = jax.lax.map(lambda weight: jnp.matmul((contexts * weight[:, None]).T, contexts, precision=HIGHEST), spread)
     if mode == "per_tool":
         hessian = hessian - cross[:, :, None] * (cross / own[:, None])[:, None, :]
     values, vectors = jnp.linalg.eigh(hessian)
-    values = jnp.maximum(values, 1e-6 * jnp.max(values, axis=1, keepdims=True) + 1e-30)
-    return values, vectors, cross, own
+    # Directions that the records hardly show keep a little curvature, so that a step along them stays bounded.
+    values = jnp.maximum(values, 1e-6 * jnp.max(values, axis=1, keepdims=True)) + ridge
+    return Curvature(jnp.maximum(values, jnp.finfo(contexts.dtype).tiny * 1e10), vectors, cross, own)
 
 
 @functools.partial(jax.jit, static_argnames=("mode",))
-def direction(weights, weight_gradient, intercept_gradient, model, lam, *, mode: str):
-    """Minimiser of every tool's model: g'd + d'H d/2 + lam ||theta + d||, its intercept eliminated. Returns the step and the model's decrease."""
-    values, vectors, cross, own = model
-    gradient = weight_gradient
-    if mode == "per_tool":
-        gradient = gradient - cross * (intercept_gradient / own)[:, None]
-    rotated = jnp.einsum("wij,wi->wj", vectors, weights, precision=HIGHEST)
-    target = values * rotated - jnp.einsum("wij,wi->wj", vectors, gradient, precision=HIGHEST)
+def direction(weights, weight_gradient, intercept_gradient, model: Curvature, lam, ridge, *, mode: str):
+    """Minimiser of every tool's g'd + d'Hd/2 + lam ||theta + d||, its intercept eliminated: the step and the predicted change of the objective."""
+    smooth = weight_gradient + ridge * weights
+    gradient = smooth - model.cross * (intercept_gradient / model.own)[:, None] if mode == "per_tool" else smooth
+    target = model.values * _rotate(model, weights) - _rotate(model, gradient)
     norm = jnp.sqrt(jnp.sum(target**2, axis=1))
-    alive = norm > lam
+    alive = norm > lam  # without a penalty: all
 
     def newton(_, length):
         # Root of ||v / (s length + lam)|| = 1 by Newton on its inverse, which is nearly linear: monotone from 0.
-        scale = values * length[:, None] + lam
+        scale = model.values * length[:, None] + lam
         squares = jnp.sum((target / scale) ** 2, axis=1)
-        slope = -jnp.sum(values * target**2 / scale**3, axis=1)
-        return jnp.maximum(length + squares * (jnp.sqrt(squares) - 1) / -slope, 0)
+        slope = jnp.sum(model.values * target**2 / scale**3, axis=1)
+        return length + jnp.maximum(squares * (jnp.sqrt(squares) - 1) / jnp.where(slope > 0, slope, 1), 0)
 
-    length = jax.lax.fori_loop(0, 12, newton, jnp.zeros_like(norm))
-    length = jnp.where(alive, length, 0)
-    new = jnp.where(alive[:, None], target * (length[:, None] / jnp.where(alive[:, None], values * length[:, None] + lam, 1)), 0)
-    step = jnp.einsum("wij,wj->wi", vectors, new, precision=HIGHEST) - weights
-    step = jnp.where(alive[:, None], step, -weights)
+    penalised = lam > 0
+    length = jax.lax.fori_loop(0, jnp.where(penalised, 16, 0), newton, jnp.zeros_like(norm))
+    scale = jnp.where(penalised, model.values + lam / jnp.where(length > 0, length, 1)[:, None], model.values)
+    new = jnp.einsum("wij,wj->wi", model.vectors, target / scale, precision=HIGHEST)
+    step = jnp.where(alive[:, None], new, 0) - weights
     if mode == "per_tool":
-        intercept_step = -(intercept_gradient + jnp.sum(cross * step, axis=1)) / own
+        intercept_step = -(intercept_gradient + jnp.sum(model.cross * step, axis=1)) / model.own
     else:
         intercept_step = jnp.zeros_like(intercept_gradient)
-    change = jnp.sqrt(jnp.sum((weights + step) ** 2, axis=1)) - jnp.sqrt(jnp.sum(weights**2, axis=1))
-    decrease = jnp.sum(weight_gradient * step) + jnp.sum(intercept_gradient * intercept_step) + lam * jnp.sum(change)
-    return step, intercept_step, decrease
+    growth = jnp.sqrt(jnp.sum((weights + step) ** 2, axis=1)) - jnp.sqrt(jnp.sum(weights**2, axis=1))
+    change = jnp.sum(smooth * step) + jnp.sum(intercept_gradient * intercept_step) + lam * jnp.sum(growth)
+    return step, intercept_step, change
+
+
+def _rotate(model: Curvature, vectors):
+    return jnp.einsum("wij,wi->wj", model.vectors, vectors, precision=HIGHEST)
