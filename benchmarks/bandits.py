@@ -36,6 +36,11 @@ def run(options: Options) -> Report:
     return Report(tables, notes, lambda figure: draw(figure, curves))
 
 
+def smallest(options: Options, cases: dict[str, Any], number: int) -> dict[str, Any]:
+    """The first few cases in a smoke run, whose time is compilation."""
+    return dict(list(cases.items())[:number]) if options.smoke else cases
+
+
 def throughput(options: Options, dtype) -> list[dict[str, Any]]:
     trials = 20 if options.smoke else 1000
     theta = jnp.asarray(np.r_[np.linspace(1, 0.8, SPARSITY), np.linspace(0.3, 0.02, DIMENSION - SPARSITY)], dtype)
@@ -44,14 +49,16 @@ def throughput(options: Options, dtype) -> list[dict[str, Any]]:
     common = {"sparsity": SPARSITY, "sigma": SIGMA, "delta": DELTA}
     long = 10**4 if options.smoke else 10**6
     cases = {
-        "APSEE ball, locked": (bandits.apsee(ball, radius_scale=AT_ONCE, **common), 2000, "all"),
         "APSEE ball, locked, s normals": (bandits.apsee(ball, radius_scale=AT_ONCE, **common), 2000, "support"),
+        "APSEE ball, locked": (bandits.apsee(ball, radius_scale=AT_ONCE, **common), 2000, "all"),
         "APSEE ball, never locked": (bandits.apsee(ball, radius_scale=NEVER, **common), 2000, "all"),
         "APSEE ball, locked, long": (bandits.apsee(ball, radius_scale=AT_ONCE, **common), long, "all"),
         "APSEE ball, locked, long, s normals": (bandits.apsee(ball, radius_scale=AT_ONCE, **common), long, "support"),
         "APSEE-G ellipsoid, locked": (bandits.apsee_greedy(ellipsoid, radius_scale=AT_ONCE, **common), 2000, "all"),
         "APSEE-G ellipsoid, never locked": (bandits.apsee_greedy(ellipsoid, radius_scale=NEVER, **common), 2000, "all"),
     }
+
+    cases = smallest(options, cases, 2)
 
     def simulator(algorithm, horizon, draws):
         def one(key):
@@ -189,6 +196,7 @@ def experiments(options: Options, dtype, curves: dict[str, Any]) -> list[dict[st
         "optimistic index, ball": (bandits.optimistic_greedy(bandits.Ball(), sparsity=s, sigma=SIGMA, bound=2.0), standard, horizon, SIGMA),
     }  # fmt: skip
     rows = []
+    cases = smallest(options, cases, 3)
     for name, (algorithm, theta, steps, sigma) in options.progress(cases.items(), "experiments"):
         run = jax.jit(
             jax.vmap(lambda key: bandits.simulate(key, algorithm, theta, sigma=sigma, horizon=steps, benchmark="greedy"))  # noqa: B023
@@ -224,7 +232,7 @@ def exponents(options: Options, dtype) -> list[dict[str, Any]]:
         "phased greedy, l_1 ball": (bandits.phased_greedy(bandits.CrossPolytope(), sparsity=s), 2 / 3),
     }
     rows = []
-    for name, (algorithm, exponent) in cases.items():
+    for name, (algorithm, exponent) in smallest(options, cases, 1).items():
         run = jax.jit(
             jax.vmap(lambda key: bandits.simulate(key, algorithm, theta, sigma=SIGMA, horizon=times[-1], record=jnp.asarray(times)))  # noqa: B023
         )(keys)

@@ -1,5 +1,6 @@
 """Pure JAX kernels for decision making over huge action spaces."""
 
+from jaxsac import bandits as bandits
 from jaxsac import control as control
 from jaxsac import designs as designs
 from jaxsac import gibbs as gibbs

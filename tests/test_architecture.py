@@ -27,10 +27,16 @@ FLOORS = [
 FLOOR_OF = {room: level for level, floor in enumerate(FLOORS) for room in floor}
 
 PUBLIC = {
-    "": {"Groups", "Solution", "SolverError", "Status", "run_trials", "summarise", "control", "gibbs", "group_lasso"},
+    "": {"Groups", "Solution", "SolverError", "Status", "run_trials", "summarise", "bandits", "control", "gibbs", "group_lasso"},
     "gibbs": {"NO_ACTION", "entropy", "kl", "log_partition", "log_prob", "marginals", "mode", "sample"},
     "group_lasso": {"lam_max", "path", "solve"},
     "control": {"Log", "SparsePolicy", "fit", "load_policy"},
+    "bandits": {
+        "ActionSet", "Ball", "Box", "CrossPolytope", "Ellipsoid", "FromProjection", "FromSupport", "LpBall", "Masked", "Phased",
+        "Polytope", "Product", "Run", "Selection", "Simplex", "adaptive_greedy", "apsee", "apsee_greedy", "best_support",
+        "branch_and_bound", "error_radius", "estc", "exploration_basis", "explore_then_commit", "greedy_support", "lin_ts",
+        "lin_ucb", "optimistic_greedy", "phased_greedy", "simulate", "stopping_time", "submodularity_ratio",
+    },
 }
 
 # What `import jaxsac` may load, beside the standard library and what these bring: anything else belongs in an extra.

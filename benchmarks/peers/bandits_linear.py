@@ -34,7 +34,7 @@ def mabwiser(name, arms, contexts, reward):
 def contextual(name, arms, contexts, reward):
     from contextualbandits.online import LinTS, LinUCB
 
-    model = (LinUCB if name == "LinUCB" else LinTS)(nchoices=arms, beta_prior=None, random_state=0)
+    model = (LinUCB if name == "LinUCB" else LinTS)(nchoices=arms, beta_prior=None, random_state=1)
     start = np.arange(2 * arms) % arms
     model.fit(contexts[: 2 * arms], start, np.zeros(2 * arms))
 
