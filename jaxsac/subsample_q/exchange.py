@@ -34,14 +34,15 @@ def _tables(k: int, L: int) -> tuple[np.ndarray, np.ndarray]:
 
 def coordinates(kernel: jax.Array, rows: jax.Array, columns: jax.Array, replacements: jax.Array) -> jax.Array:
     """Coordinates [L, L] (step, slot) of the row that each step puts in, in the simplex of that moment. Differentiable in P."""
-    state, steps = kernel, []
-    for t in range(kernel.shape[-1]):
-        row = state[rows[t]]
-        steps.append(row)
-        flat = replacements[t, 0] == -2
-        ratio = jnp.where(flat, 0.0, state[:, columns[t]] / jnp.where(flat, 1.0, row[columns[t]]))
-        state = (state - ratio[:, None] * row[None, :]).at[:, columns[t]].set(ratio)
-    return jnp.stack(steps)
+
+    def put(state, step):
+        row, column, replacement = step
+        flat = replacement[0] == -2
+        chosen = state[row]
+        ratio = jnp.where(flat, 0, state[:, column] / jnp.where(flat, 1, chosen[column]))
+        return (state - ratio[:, None] * chosen[None, :]).at[:, column].set(ratio), chosen
+
+    return lax.scan(put, kernel, (rows, columns, replacements))[1]
 
 
 class Exchange(NamedTuple):

@@ -359,10 +359,12 @@ def _mixing(products: jax.Array, used: jax.Array, newest: jax.Array) -> jax.Arra
     system = jnp.where(both, products / jnp.where(size > 0, size, 1), 0)
     ridge = jnp.where(used, 10 * jnp.finfo(dtype).eps, 1.0).astype(dtype)
     rows = jnp.concatenate([system + jnp.diag(ridge), used.astype(dtype)[:, None]], axis=1)
-    for i in range(memory):  # Gauss-Jordan on a small positive definite system: far less to compile than a general solve
+
+    def clear(i, rows):  # Gauss-Jordan on a small positive definite system: far less to compile than a general solve
         pivot = rows[i] / rows[i, i]
-        rows = (rows - rows[:, i, None] * pivot[None, :]).at[i].set(pivot)
-    solved = rows[:, -1]
+        return (rows - rows[:, i, None] * pivot[None, :]).at[i].set(pivot)
+
+    solved = lax.fori_loop(0, memory, clear, rows)[:, -1]
     weights = solved / jnp.sum(solved)
     alone = (jnp.arange(memory) == newest).astype(dtype)
     return jnp.where(jnp.all(jnp.isfinite(weights)), weights, alone)

@@ -52,18 +52,18 @@ def _position(counts, offsets: tuple[int, ...], k: int):
 def eliminate(kernel: jax.Array, rows: jax.Array, columns: jax.Array, replacements: jax.Array) -> tuple[jax.Array, jax.Array]:
     """alpha, beta [L, L] of P = E_1 ... E_L Π for the given pivots: entry (t, i) belongs to row i in step t. Differentiable in P."""
     L = kernel.shape[-1]
-    state, alphas, betas = kernel, [], []
-    for t in range(L):
-        pivot_row = state[rows[t]]
-        fixed = (replacements[t] >= 0) | (jnp.arange(L, dtype=jnp.int32) == rows[t])
-        beta = state[:, columns[t]] / pivot_row[columns[t]]
-        alpha = jnp.where(fixed, 1.0, 1.0 - beta)
+
+    def clear(state, step):
+        row, column, replacement = step
+        pivot_row = state[row]
+        replaced = replacement >= 0
+        beta = state[:, column] / pivot_row[column]
+        alpha = jnp.where(replaced | (jnp.arange(L, dtype=jnp.int32) == row), 1, 1 - beta)
         cleared = (state - beta[:, None] * pivot_row[None, :]) / alpha[:, None]
-        unit = jax.nn.one_hot(replacements[t], L, dtype=kernel.dtype)
-        state = jnp.where((replacements[t] >= 0)[:, None], unit, jnp.where(fixed[:, None], state, cleared))
-        betas.append(jnp.where(replacements[t] >= 0, 1.0, beta))
-        alphas.append(jnp.where(replacements[t] >= 0, 0.0, alpha))
-    return jnp.stack(alphas), jnp.stack(betas)
+        cleared = jnp.where(replaced[:, None], jax.nn.one_hot(replacement, L, dtype=kernel.dtype), cleared.at[row].set(pivot_row))
+        return cleared, (jnp.where(replaced, 0, alpha), jnp.where(replaced, 1, beta))
+
+    return lax.scan(clear, kernel, (rows, columns, replacements))[1]
 
 
 def _schedule(L: int) -> tuple[list[tuple[int, int]], list[int]]:
