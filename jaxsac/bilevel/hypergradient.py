@@ -13,8 +13,8 @@ from jaxsac import _checks
 from jaxsac._iterate import Certificate, Outcome
 from jaxsac.bilevel.certificate import Measurement, measure, run_checked
 from jaxsac.bilevel.descent import minimise
-from jaxsac.bilevel.paired import PairedOptimizer, as_paired
-from jaxsac.bilevel.problem import Oracle, Problem, Tree, add, arrays_only, dtype_of, norm, on_arrays, original, scale, zeros
+from jaxsac.bilevel.paired import PairedOptimizer, as_paired, paired_step
+from jaxsac.bilevel.problem import Oracle, Problem, Tree, add, arrays_only, dtype_of, norm, original, scale, zeros
 from jaxsac.bilevel.schemes import DIFFERENCES, SCHEMES, Scheme, cross_term
 from jaxsac.bilevel.solver import default_tol, positive_sigma
 from jaxsac.solution import Solution, Status
@@ -130,16 +130,11 @@ def solve_perturbed(
 
 def _solve_together(oracle, scheme, inner, x, z, d, sigma, tol, max_steps, c=None):
     """z and d by paired steps of one optimiser."""
-    project_y = oracle.problem.project_y
 
     def step(state):
         z, d, optimizer = state
         here = oracle.upper_y(x, z) if scheme.linear and c is None else c
-        u_z, u_d = scheme.field(oracle, x, z, d, sigma, here)
-        step_z, step_d, optimizer = inner.update(u_z, u_d, optimizer, z, d)
-        z, d = add(z, step_z), add(d, step_d)
-        if project_y is not None:
-            z, d = scheme.project(on_arrays(project_y), z, d, sigma)
+        z, d, optimizer = paired_step(oracle.problem, scheme, inner, scheme.field(oracle, x, z, d, sigma, here), optimizer, z, d, sigma)
         return z, d, optimizer
 
     def judge(state):

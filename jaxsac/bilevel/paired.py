@@ -9,14 +9,19 @@ import numpy as np
 import optax
 
 from jaxsac import _checks
-from jaxsac.bilevel.problem import Tree, scale
+from jaxsac.bilevel.problem import Problem, Tree, add, on_arrays, scale, zeros
+from jaxsac.bilevel.schemes import Scheme
 
 
 class PairedOptimizer(NamedTuple):
-    """`init(z, d) -> state`; `update(u_z, u_d, state, z, d) -> (step of z, step of d, state)`, where the step of d is linear in u_d."""
+    """One optimiser for z and d: the step of d must be linear in u_d, and the same in kind as that of z.
+
+    `init(z, d) -> state`, `update_z(u_z, state, z) -> (step, state)`, `update_d(u_d, state, d) -> (step, state)`; z moves first.
+    """
 
     init: Callable[[Tree, Tree], Any]
-    update: Callable[[Tree, Tree, Any, Tree, Tree], tuple[Tree, Tree, Any]]
+    update_z: Callable[[Tree, Any, Tree], tuple[Tree, Any]]
+    update_d: Callable[[Tree, Any, Tree], tuple[Tree, Any]]
 
 
 def linear(optimizer: optax.GradientTransformation) -> PairedOptimizer:
@@ -25,18 +30,25 @@ def linear(optimizer: optax.GradientTransformation) -> PairedOptimizer:
     def init(z, d):
         return optimizer.init(z), optimizer.init(d)
 
-    def update(u_z, u_d, state, z, d):
-        step_z, state_z = optimizer.update(u_z, state[0], z)
-        step_d, state_d = optimizer.update(u_d, state[1], d)
-        return step_z, step_d, (state_z, state_d)
+    def update(part):
+        def of_part(u, state, variable):
+            with jax.numpy_dtype_promotion("standard"):  # optax does not pass the strict setting
+                step, new = optimizer.update(u, state[part], variable)
+            return step, (new, state[1]) if part == 0 else (state[0], new)
 
-    return PairedOptimizer(init, update)
+        return of_part
+
+    return PairedOptimizer(init, update(0), update(1))
+
+
+class _Moments(NamedTuple):
+    num_steps: jax.Array
+    mean: Tree
 
 
 class _AdamState(NamedTuple):
-    num_steps: jax.Array
-    mean_z: Tree
-    mean_d: Tree
+    of_z: _Moments
+    of_d: _Moments
     square: Tree
     largest: Tree
 
@@ -50,31 +62,46 @@ def paired_adam(learning_rate: float, b1: float = 0.9, b2: float = 0.999, eps: f
     each copy its own preconditioner, and their difference, divided by sigma, would be noise. Kingma & Ba 2015; Reddi et al. 2018.
     """
 
+    def corrected(leaf, decay, num_steps):
+        return leaf / (1 - jnp.asarray(decay, leaf.dtype) ** num_steps.astype(leaf.dtype))
+
     def init(z, d):
-        zero = jax.tree.map(jnp.zeros_like, z)
-        return _AdamState(jnp.int32(0), zero, jax.tree.map(jnp.zeros_like, d), zero, zero)
+        zero = zeros(z)
+        return _AdamState(_Moments(jnp.int32(0), zero), _Moments(jnp.int32(0), zeros(d)), zero, zero)
 
-    def update(u_z, u_d, state, z, d):
-        count = state.num_steps + 1
+    def advance(u, moments, largest):
+        mean = jax.tree.map(lambda old, new: b1 * old + (1 - b1) * new, moments.mean, u)
+        num_steps = moments.num_steps + 1
 
-        def corrected(leaf, decay):
-            return leaf / (1 - jnp.asarray(decay, leaf.dtype) ** count.astype(leaf.dtype))
+        def step(m, v):
+            return -learning_rate * corrected(m, b1, num_steps) / (jnp.sqrt(jnp.broadcast_to(v, m.shape)) + eps)
 
-        def blend(old, new, decay):
-            return jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, old, new)
+        return jax.tree.map(step, mean, largest), _Moments(num_steps, mean)
 
-        mean_z, mean_d = blend(state.mean_z, u_z, b1), blend(state.mean_d, u_d, b1)
-        square = blend(state.square, jax.tree.map(jnp.square, u_z), b2)
-        largest = jax.tree.map(lambda old, new: jnp.maximum(old, corrected(new, b2)), state.largest, square)
+    def update_z(u, state, z):
+        square = jax.tree.map(lambda old, new: b2 * old + (1 - b2) * new**2, state.square, u)
+        num_steps = state.of_z.num_steps + 1
+        largest = jax.tree.map(lambda old, new: jnp.maximum(old, corrected(new, b2, num_steps)), state.largest, square)
+        step, of_z = advance(u, state.of_z, largest)
+        return step, _AdamState(of_z, state.of_d, square, largest)
 
-        def step(mean):
-            return jax.tree.map(
-                lambda m, v: -learning_rate * corrected(m, b1) / (jnp.sqrt(jnp.broadcast_to(v, m.shape)) + eps), mean, largest
-            )
+    def update_d(u, state, d):
+        step, of_d = advance(u, state.of_d, state.largest)
+        return step, state._replace(of_d=of_d)
 
-        return step(mean_z), step(mean_d), _AdamState(count, mean_z, mean_d, square, largest)
+    return PairedOptimizer(init, update_z, update_d)
 
-    return PairedOptimizer(init, update)
+
+def paired_step(
+    problem: Problem, scheme: Scheme, inner: PairedOptimizer, directions: tuple[Tree, Tree], state: Any, z: Tree, d: Tree, sigma: Any
+) -> tuple[Tree, Tree, Any]:
+    """Move z and d together, and project the copies."""
+    step_z, state = inner.update_z(directions[0], state, z)
+    step_d, state = inner.update_d(directions[1], state, d)
+    z, d = add(z, step_z), add(d, step_d)
+    if problem.project_y is not None:
+        z, d = scheme.project(on_arrays(problem.project_y), z, d, sigma)
+    return z, d, state
 
 
 def as_paired(inner: PairedOptimizer | optax.GradientTransformation, y: Tree) -> PairedOptimizer:
@@ -98,7 +125,7 @@ def _is_linear(optimizer: optax.GradientTransformation, y: Tree) -> bool:
     rng = np.random.default_rng(0)
     tree = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype), y)
     second = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype), y)
-    with jax.ensure_compile_time_eval():
+    with jax.ensure_compile_time_eval(), jax.numpy_dtype_promotion("standard"):
 
         def steps(factor):
             params = scale(jax.tree.map(jnp.asarray, tree), factor)

@@ -78,13 +78,16 @@ def _project_central(projection, z, d, sigma):
 
 
 def _linear_field(oracle, x, z, d, sigma, c):
-    change = oracle.difference_y(x, add(z, d, -sigma), scale(d, 2 * sigma))
-    return oracle.lower_y(x, z), add(c, change, 0.5 / sigma)
+    return oracle.lower_y(x, z), add(c, cross_term(oracle, x, z, d, sigma, of_y=True))
 
 
-def cross_term(oracle: Oracle, x: Tree, z: Tree, d: Tree, sigma: Sigma) -> Tree:
-    """[g_x(x, z + sigma d) - g_x(x, z - sigma d)] / (2 sigma): the pull-back of c through y*(x) when d solves the linear scheme."""
-    return scale(oracle.difference_x(x, add(z, d, -sigma), scale(d, 2 * sigma)), 0.5 / sigma)
+def cross_term(oracle: Oracle, x: Tree, z: Tree, d: Tree, sigma: Sigma, *, of_y: bool = False) -> Tree:
+    """[g_x(x, z + sigma d) - g_x(x, z - sigma d)] / (2 sigma): the pull-back of c through y*(x) when d solves the linear scheme.
+
+    `of_y`: the same of g_y, which is -c there.
+    """
+    difference = oracle.difference_y if of_y else oracle.difference_x
+    return scale(difference(x, add(z, d, -sigma), scale(d, 2 * sigma)), 0.5 / sigma)
 
 
 def _linear_hypergradient(oracle, x, z, d, sigma):

@@ -12,7 +12,7 @@ from jax import lax
 from jaxsac import _checks
 from jaxsac._iterate import Certificate
 from jaxsac.bilevel.certificate import Diagnostics, Measurement, measure, run_checked
-from jaxsac.bilevel.paired import PairedOptimizer, as_paired
+from jaxsac.bilevel.paired import PairedOptimizer, as_paired, paired_step
 from jaxsac.bilevel.problem import Oracle, Problem, Tree, add, arrays_only, dtype_of, norm, on_arrays, original, subtract, zeros
 from jaxsac.bilevel.schemes import COMPARATORS, DIFFERENCES, SCHEMES, Scheme, cross_term, hold_direction, relative_sigma, solve_direction
 from jaxsac.solution import Solution
@@ -81,7 +81,7 @@ class Bilevel(NamedTuple):
 
 def init(problem: Problem, x0: Tree, y0: Tree, method: Method = DEFAULT, *, key: jax.Array | None = None) -> State:
     """The state before the first `step`: x = x0, all lower-level copies at y0 (d = 0). `key` is kept for `solve` to draw batches."""
-    scheme = _scheme(problem, method)
+    scheme = _scheme(method)
     x, y = arrays_only(x0, y0)
     d = scheme.start(y)
     zero = jnp.zeros((), dtype_of(x))
@@ -111,60 +111,85 @@ def step(
     `sigma` is a number, a schedule (step number -> sigma) or "relative" (where rounding and bias balance in the dtype, from ‖z‖ / ‖d‖);
     d is kept when it changes, so that the copies move along. `momentum` in (0, 1] is the weight of fresh information when variance is
     reduced. Returns the state and by-products of the step: `hypergradient_norm`, `residual_z`, `residual_d`, `sigma`.
+    With central_linear the K steps of z come first, then c = f_y(x, z), then K steps of d: the order that allows the largest outer rates.
     Cost in gradients: forward 2K + 3, central 2K + 4, central_linear 3K + 3.
     """
-    scheme = _scheme(problem, method)
+    scheme = _scheme(method)
     inner = as_paired(method.inner, state.z)
     sigma = _sigma_now(sigma, scheme, state)
     momentum = jnp.asarray(momentum).astype(sigma.dtype)
     oracle = Oracle(problem, batch)
     field = hold_direction if method.difference in ("implicit", "unrolled") else scheme.field
-    upper_x, c = oracle.upper_gradients(state.x, state.z) if scheme.linear else (None, None)
+    zero = jnp.zeros((), sigma.dtype)
 
-    def inner_step(x, carry, k, own_batch):
-        z, d, optimizer, recursion, _ = carry
-        inner_oracle = oracle if inner_batches is None else Oracle(problem, own_batch)
-        directions = field(inner_oracle, x, z, d, sigma, c)
-        if recursion is not None:
-            last_x, last_z, last_d = recursion.inner_point
-            last_c = oracle.upper_y(last_x, last_z) if scheme.linear else None
-            at_last = field(inner_oracle, last_x, last_z, last_d, sigma, last_c)
-            weight = jnp.maximum(momentum, 1 / (state.num_steps * method.inner_steps + k + 1).astype(momentum.dtype))
-            directions = _corrected(directions, at_last, recursion.inner, weight)
-            recursion = recursion._replace(inner=directions, inner_point=(x, z, d))
-        u_z, u_d = directions
-        step_z, step_d, optimizer = inner.update(u_z, u_d, optimizer, z, d)
-        z, d = add(z, step_z), add(d, step_d)
-        if problem.project_y is not None:
-            z, d = scheme.project(on_arrays(problem.project_y), z, d, sigma)
-        return z, d, optimizer, recursion, (norm(u_z), norm(u_d))
+    def repeat(body, carry):
+        """`body(carry, k, oracle of the k-th batch)` for the K inner steps."""
 
-    def run_inner(x):
-        zero = jnp.zeros((), sigma.dtype)
-        carry = (state.z, state.d, state.inner, state.recursion, (zero, zero))
+        def one(carry, row):
+            return body(carry, row[0], oracle if inner_batches is None else Oracle(problem, row[1])), None
+
         if method.inner_steps <= _UNROLL:
             for k in range(method.inner_steps):
-                carry = inner_step(x, carry, jnp.int32(k), jax.tree.map(lambda leaf, k=k: leaf[k], inner_batches))
+                carry, _ = one(carry, (jnp.int32(k), jax.tree.map(lambda leaf, k=k: leaf[k], inner_batches)))
             return carry
-        rows = (jnp.arange(method.inner_steps, dtype=jnp.int32), inner_batches)
-        return lax.scan(lambda carry, row: (inner_step(x, carry, *row), None), carry, rows)[0]
+        return lax.scan(one, carry, (jnp.arange(method.inner_steps, dtype=jnp.int32), inner_batches))[0]
+
+    def together(x):
+        """K steps of z and d side by side."""
+
+        def body(carry, k, inner_oracle):
+            z, d, optimizer, recursion, _ = carry
+            c = inner_oracle.upper_y(x, z) if scheme.linear else None
+            directions = field(inner_oracle, x, z, d, sigma, c)
+            if recursion is not None:
+                last_x, last_z, last_d = recursion.inner_point
+                at_last = field(inner_oracle, last_x, last_z, last_d, sigma, None)
+                weight = jnp.maximum(momentum, 1 / (state.num_steps * method.inner_steps + k + 1).astype(momentum.dtype))
+                directions = _corrected(directions, at_last, recursion.inner, weight)
+                recursion = recursion._replace(inner=directions, inner_point=(x, z, d))
+            z, d, optimizer = paired_step(problem, scheme, inner, directions, optimizer, z, d, sigma)
+            return z, d, optimizer, recursion, (norm(directions[0]), norm(directions[1]))
+
+        return repeat(body, (state.z, state.d, state.inner, state.recursion, (zero, zero)))
+
+    def one_after_the_other(x):
+        """K steps of z, then K of d at the new z: the upper level is linearised once, where the hypergradient is taken."""
+
+        def move_z(carry, k, inner_oracle):
+            z, optimizer, _ = carry
+            u_z = inner_oracle.lower_y(x, z)
+            change, optimizer = inner.update_z(u_z, optimizer, z)
+            return add(z, change), optimizer, norm(u_z)
+
+        def move_d(carry, k, inner_oracle):
+            d, optimizer, _ = carry
+            u_d = add(c, cross_term(inner_oracle, x, z, d, sigma, of_y=True))
+            change, optimizer = inner.update_d(u_d, optimizer, d)
+            return add(d, change), optimizer, norm(u_d)
+
+        z, optimizer, residual_z = repeat(move_z, (state.z, state.inner, zero))
+        upper_x, c = oracle.upper_gradients(x, z)
+        d, optimizer, residual_d = repeat(move_d, (state.d, optimizer, zero))
+        h = add(upper_x, cross_term(oracle, x, z, d, sigma))
+        return h, (z, d, optimizer, None, (residual_z, residual_d))
 
     x = state.x
-    z, d, optimizer, recursion, residuals = run_inner(x)
-    if method.difference == "unrolled":
-        h = jax.grad(lambda x: oracle.upper(x, run_inner(x)[0]))(x)
-    elif scheme.linear and recursion is None:
-        h = add(upper_x, cross_term(oracle, x, z, d, sigma))  # the upper gradient was needed at the start, and is not taken again
+    if scheme.linear and problem.project_y is None:
+        h, (z, d, optimizer, recursion, residuals) = one_after_the_other(x)
     else:
+        z, d, optimizer, recursion, residuals = together(x)
         if method.difference == "implicit":
             d = solve_direction(oracle, x, z, d, method.linear_steps)
         h = scheme.hypergradient(oracle, x, z, d, sigma)
+    if method.difference == "unrolled":
+        h = jax.grad(lambda x: oracle.upper(x, together(x)[0]))(x)
     if recursion is not None:
         weight = jnp.maximum(momentum, 1 / (state.num_steps + 1).astype(momentum.dtype))
         last_x, last_z, last_d = recursion.outer_point
         h = _corrected(h, scheme.hypergradient(oracle, last_x, last_z, last_d, sigma), recursion.outer, weight)
         recursion = recursion._replace(outer=h, outer_point=(x, z, d))
-    update, outer = method.outer.update(h, state.outer, x)
+    with jax.numpy_dtype_promotion("standard"):  # optax does not pass the strict setting
+        update, outer = method.outer.update(h, state.outer, x)
     new_x = add(x, update)
     if problem.project_x is not None:
         new_x = on_arrays(problem.project_x)(new_x)
@@ -176,7 +201,7 @@ def step(
 
 def diagnose(problem: Problem, state: State, method: Method = DEFAULT, *, sigma: Any = 1e-2, batch: Any = None) -> Diagnostics:
     """How far a state can be trusted, from scratch; see `Diagnostics`. Costs about four gradients more than a step."""
-    scheme = _scheme(problem, method)
+    scheme = _scheme(method)
     return measure(Oracle(problem, batch), scheme, state.x, state.z, state.d, _sigma_now(sigma, scheme, state)).diagnostics
 
 
@@ -245,7 +270,7 @@ def solve(
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def _solve(problem, method, schedule, sample, check_every, state, number, momentum, data, tol, max_steps) -> Solution:
     sigma = number if schedule is None else schedule
-    scheme = _scheme(problem, method)
+    scheme = _scheme(method)
     oracle = Oracle(problem, data)
 
     def advance(state: State) -> State:
@@ -280,8 +305,12 @@ def _solve(problem, method, schedule, sample, check_every, state, number, moment
     return Solution((last.x, last.z, add(last.z, scheme.first(last.d), now)), status, stats, last)
 
 
-def _scheme(problem: Problem, method: Method) -> Scheme:
+def _scheme(method: Method) -> Scheme:
     _checks.choice("difference", method.difference, DIFFERENCES + COMPARATORS)
+    _checks.require(
+        not (method.variance_reduction and method.difference in ("central_linear", "unrolled")),
+        f'variance_reduction does not go with difference="{method.difference}": use "forward", "central" or "one_sided".',
+    )
     return SCHEMES[method.difference]
 
 

@@ -1,4 +1,4 @@
-"""Hyper-parameter learning on real data as bilevel problems: arrays, and the upper and lower functions of (x, y, data).
+"""Bilevel problems as arrays, and upper and lower functions of (x, y, data): a smooth synthetic one, and hyper-parameters on real data.
 
 The data sets come with scikit-learn (the `route` extra); nothing is downloaded.
 """
@@ -29,6 +29,66 @@ class Cleaning(NamedTuple):
     test: Any
     test_targets: Any
     corrupted: Any
+
+
+class Smooth(NamedTuple):
+    """Curvature [50, 50], linear map [50, 20] and target [50] of the smooth problem, and the x [20] at which it is looked at."""
+
+    curvature: Any
+    linear_map: Any
+    target: Any
+    x: Any
+
+
+def smooth(dtype: Any = jnp.float32) -> Smooth:
+    """A 50-dimensional lower level that is not quadratic, for measuring the error of hypergradients."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    shapes = [(50, 50), (50, 20), (50,), (20,)]
+    root, linear_map, target, x = (jax.random.normal(key, shape, dtype) for key, shape in zip(keys, shapes, strict=True))
+    curvature = jnp.matmul(root, root.T, precision="highest") / 50 + 0.5 * jnp.eye(50, dtype=dtype)
+    return Smooth(curvature, linear_map / 20**0.5, target, x)
+
+
+def smooth_lower(x: jax.Array, y: jax.Array, data: Smooth) -> jax.Array:
+    """½ (y - B x)' Q (y - B x) + sum_i log cosh(y_i)."""
+    gap = y - data.linear_map @ x
+    return 0.5 * gap @ data.curvature @ gap + jnp.sum(jnp.logaddexp(y, -y) - np.log(2.0).astype(y.dtype))
+
+
+def smooth_upper(x: jax.Array, y: jax.Array, data: Smooth) -> jax.Array:
+    """½ ‖y - target‖² + 0.05 ‖x‖² + sum_i sin(y_i) / 10."""
+    return 0.5 * jnp.sum((y - data.target) ** 2) + 0.05 * jnp.sum(x**2) + jnp.sum(jnp.sin(y)) / 10
+
+
+def smooth_hypergradient(data: Smooth) -> np.ndarray:
+    """The implicit gradient of the smooth problem at its x, by Newton's method and a linear solve in float64 numpy."""
+    curvature, linear_map, target, x = (np.asarray(part, np.float64) for part in data)
+    y = np.zeros(50)
+    for _ in range(50):
+        residual = curvature @ (y - linear_map @ x) + np.tanh(y)
+        hessian = curvature + np.diag(1 / np.cosh(y) ** 2)
+        y = y - np.linalg.solve(hessian, residual)
+    return 0.1 * x + linear_map.T @ curvature @ np.linalg.solve(hessian, y - target + np.cos(y) / 10)
+
+
+class Rows(NamedTuple):
+    """Features [T, d] and signs [T] of a logistic lower level."""
+
+    features: Any
+    signs: Any
+
+
+def logistic(num_rows: int = 1000, dimension: int = 20, dtype: Any = jnp.float32) -> Rows:
+    """Normal features, and signs drawn by a logistic model with a normal parameter."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    features = jax.random.normal(keys[0], (num_rows, dimension), dtype)
+    scores = jnp.sum(features * jax.random.normal(keys[1], (1, dimension), dtype), axis=1)
+    return Rows(features, jnp.where(jax.random.uniform(keys[2], (num_rows,), dtype) < jax.nn.sigmoid(scores), 1.0, -1.0).astype(dtype))
+
+
+def logistic_lower(x: jax.Array, y: jax.Array, data: Rows) -> jax.Array:
+    """mean log(1 + exp(-t X y)) + ½ (0.01 + x) ‖y‖²; x is a scalar."""
+    return _logistic_loss(data.features, data.signs, y) + 0.5 * (0.01 + x) * jnp.sum(y**2)
 
 
 def _data_set(name: str) -> tuple[np.ndarray, np.ndarray]:

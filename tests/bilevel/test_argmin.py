@@ -1,0 +1,69 @@
+"""The differentiable arg min: values, pull-backs, and life inside larger programs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxsac import Status, bilevel
+
+RNG = np.random.default_rng(0)
+X, T = jnp.asarray(RNG.normal(size=(12, 4))), jnp.asarray(RNG.normal(size=12))
+
+
+def ridge_lower(x, y):
+    return 0.5 * jnp.sum((X @ y["coef"] - T) ** 2) + 0.5 * jnp.sum(jnp.exp(x) * y["coef"] ** 2)
+
+
+def ridge(x):
+    return jnp.linalg.solve(X.T @ X + jnp.diag(jnp.exp(x)), X.T @ T)
+
+
+SOLVE = bilevel.argmin(ridge_lower, {"coef": jnp.zeros(4)}, tol=1e-10)
+
+
+def test_the_minimiser_and_its_pull_back_match_the_closed_form():
+    """Per-feature ridge: y* = (X'X + diag e^x)⁻¹ X't."""
+    x = jnp.asarray([0.3, -1.0, 2.0, 0.0])
+    solution = SOLVE.solution(x)
+    assert solution.status == Status.CONVERGED and solution.stats["error"] <= 1e-10
+    np.testing.assert_allclose(SOLVE(x)["coef"], ridge(x), rtol=1e-9)
+
+    def outer(solve):
+        return jax.jit(jax.value_and_grad(lambda x: jnp.sum(jnp.sin(solve(2 * x))) + jnp.sum(x**2)))
+
+    ours, exact = outer(lambda x: SOLVE(x)["coef"])(x), outer(ridge)(x)
+    np.testing.assert_allclose(ours[0], exact[0], rtol=1e-9)
+    np.testing.assert_allclose(ours[1], exact[1], rtol=1e-6)
+    many = jnp.stack([x, x + 1, -x])
+    batch = jax.jit(jax.vmap(jax.jacobian(lambda x: SOLVE(x)["coef"])))(many)
+    np.testing.assert_allclose(batch, jax.vmap(jax.jacobian(ridge))(many), rtol=1e-5, atol=1e-8)
+
+
+def test_a_huge_or_tiny_cotangent_changes_nothing_but_the_scale():
+    x = jnp.asarray([0.3, -1.0, 2.0, 0.0])
+    _, pull = jax.vjp(SOLVE, x)
+    unit = pull({"coef": jnp.ones(4)})[0]
+    for factor in (1e8, 1e-8):
+        np.testing.assert_allclose(pull({"coef": jnp.full(4, factor)})[0], factor * unit, rtol=1e-9)
+    np.testing.assert_array_equal(pull({"coef": jnp.zeros(4)})[0], np.zeros(4))
+
+
+def test_a_constrained_minimiser_with_an_inner_optimiser():
+    bounded = bilevel.argmin(lambda x, y: 0.5 * jnp.sum((y - x) ** 2), jnp.zeros(3), inner=optax.sgd(0.5), project_y=jax.nn.relu, tol=1e-9)
+    x = jnp.asarray([1.0, -1.0, 2.0])
+    np.testing.assert_allclose(bounded(x), [1, 0, 2], atol=1e-8)
+    np.testing.assert_allclose(jax.grad(lambda x: jnp.sum(bounded(x)))(x), [1, 0, 1], atol=1e-6)
+
+
+def test_closing_over_a_batched_array_works_and_bad_arguments_are_named():
+    def one(weight):
+        solve = bilevel.argmin(lambda x, y: weight * (y - x) ** 2 + y**2, jnp.asarray(0.0))
+        return solve(jnp.asarray(3.0))
+
+    np.testing.assert_allclose(jax.vmap(one)(jnp.asarray([1.0, 2.0])), [1.5, 2.0], rtol=1e-5)
+    with pytest.raises(ValueError, match="project_y needs an inner"):
+        bilevel.argmin(ridge_lower, {"coef": jnp.zeros(4)}, project_y=lambda y: y)
+    with pytest.raises(ValueError, match="sigma must be > 0"):
+        bilevel.argmin(ridge_lower, {"coef": jnp.zeros(4)}, sigma=0.0)(jnp.zeros(4))

@@ -1,0 +1,277 @@
+"""Bilevel RL: every bed against its exact answer, and the sampled estimators against the exact ones within their standard errors."""
+
+import functools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from scipy.optimize import minimize
+
+from jaxsac import Status, bilevel
+from jaxsac.problems import bilevel_rl
+
+BED = bilevel_rl.random_reward_bed(dtype=jnp.float64)
+MDP = bilevel.MDP(BED.transition, BED.initial, BED.discount)
+FINE = 1e-13
+
+
+def model(x):
+    return MDP, BED.reward(x)
+
+
+def leader(x, log_probs):
+    return -bilevel.expected_return(MDP, BED.leader_reward, log_probs) + 0.1 * jnp.sum(x**2)
+
+
+def exact_objective(model, upper, x, temperature):
+    mdp, reward = model(x)
+    return upper(x, bilevel.soft_solve(mdp, reward, temperature, tol=FINE).value.log_probs)
+
+
+def relative_error(ours, exact):
+    return float(np.linalg.norm(ours - exact) / np.linalg.norm(exact))
+
+
+def test_soft_values_against_plain_iteration_and_the_derivative_by_hand():
+    """dV = (I - discount P_pi)⁻¹ sum_a pi dR, dQ = dR + discount P dV, d log pi = (dQ - dV) / temperature."""
+    tau, gamma = float(BED.temperature), float(BED.discount)
+    reward, P = np.asarray(BED.reward(BED.x)), np.asarray(BED.transition)
+    v = np.zeros(8)
+    for _ in range(600):
+        q = reward + gamma * P @ v
+        v = tau * np.log(np.exp(q / tau).sum(1))
+    solution = bilevel.soft_solve(MDP, jnp.asarray(reward), tau, tol=FINE).check()
+    np.testing.assert_allclose(solution.value.v, v, rtol=1e-12)
+    np.testing.assert_allclose(solution.value.log_probs, (q - v[:, None]) / tau, rtol=1e-10)
+
+    direction = np.random.default_rng(0).normal(size=(8, 4))
+    pi = np.exp((q - v[:, None]) / tau)
+    dv = np.linalg.solve(np.eye(8) - gamma * np.einsum("sa,sat->st", pi, P), (pi * direction).sum(1))
+    dq = direction + gamma * P @ dv
+    solve = lambda reward: bilevel.soft_solve(MDP, reward, tau, tol=FINE).value  # noqa: E731
+    _, tangent = jax.jit(lambda r, d: jax.jvp(solve, (r,), (d,)))(jnp.asarray(reward), jnp.asarray(direction))
+    np.testing.assert_allclose(tangent.v, dv, rtol=1e-10)
+    np.testing.assert_allclose(tangent.log_probs, (dq - dv[:, None]) / tau, rtol=1e-9, atol=1e-10)
+
+
+def test_soft_solve_names_bad_arguments():
+    with pytest.raises(ValueError, match=r"mdp.discount must be below 1"):
+        bilevel.soft_solve(MDP._replace(discount=1.0), BED.base_reward, 0.5)
+    with pytest.raises(ValueError, match="temperature must be > 0"):
+        bilevel.soft_solve(MDP, BED.base_reward, 0.0)
+    with pytest.raises(ValueError, match=r"mdp.transition must have shape"):
+        bilevel.soft_solve(MDP._replace(transition=BED.transition[0]), BED.base_reward, 0.5)
+    broken = jnp.asarray(BED.base_reward).at[0, 0].set(jnp.nan)
+    assert bilevel.soft_solve(MDP, broken, 0.5).status == Status.NONFINITE
+
+
+@pytest.mark.parametrize("penalty", ["value", "bellman"])
+def test_the_tabular_hypergradient(penalty):
+    exact = jax.jit(jax.grad(lambda x: exact_objective(model, leader, x, BED.temperature)))(BED.x)
+    problem = bilevel.policy_problem(model, leader, penalty=penalty)
+    errors = {}
+    for sigma in (1e-4, 1e-5):
+        solution = bilevel.hypergradient(problem, BED.x, jnp.zeros((8, 4)), data=BED.temperature, sigma=sigma, tol=1e-9)
+        errors[sigma] = relative_error(solution.value, exact)
+    assert min(errors.values()) < 1e-6, errors
+
+
+def test_the_bandit_in_closed_form():
+    """pi = softmax(r(x) / temperature): gradient and optimum without any solver."""
+    bed = bilevel_rl.bandit_bed(2, dtype=jnp.float64)
+    mdp = bilevel.MDP(bed.transition, bed.initial, bed.discount)
+
+    def upper(x, log_probs):
+        return -jnp.sum(jnp.exp(log_probs) * bed.leader_reward) + 0.5 * jnp.sum(x**2)
+
+    def objective(x):
+        return upper(x, jax.nn.log_softmax(bed.reward(x) / bed.temperature, axis=1))
+
+    problem = bilevel.policy_problem(lambda x: (mdp, bed.reward(x)), upper)
+    solution = bilevel.hypergradient(problem, bed.x, jnp.zeros((1, 2)), data=bed.temperature, sigma=1e-4, tol=1e-10)
+    np.testing.assert_allclose(solution.value, jax.grad(objective)(bed.x), rtol=1e-6)
+    best = minimize(
+        lambda x: float(objective(jnp.asarray(x))), np.zeros(2), jac=lambda x: np.asarray(jax.grad(objective)(jnp.asarray(x))), tol=1e-12
+    )
+    run = bilevel.solve(
+        problem, bed.x, jnp.zeros((1, 2)), data=bed.temperature, sigma=1e-4, outer=optax.sgd(0.2), inner=optax.sgd(1.0), inner_steps=2,
+        max_steps=3000, tol=1e-5,
+    ).check()  # fmt: skip
+    np.testing.assert_allclose(run.value.x, best.x, atol=1e-3)
+
+
+def test_potential_based_shaping_changes_nothing():
+    """The best policy does not move, so the cross term is zero at every sigma; the naive difference would see value changes."""
+    features = bilevel_rl.shaping_features(BED.transition, BED.discount, jnp.asarray(np.random.default_rng(0).normal(size=(8, 3))))
+    problem = bilevel.policy_problem(lambda x: (MDP, BED.base_reward + features @ x), lambda x, lp: leader(jnp.zeros(1), lp))
+    for sigma in (1e-1, 1e-3):
+        h = bilevel.hypergradient(problem, jnp.ones(3), jnp.zeros((8, 4)), data=BED.temperature, sigma=sigma, tol=1e-9)
+        assert np.abs(h.value).max() < 1e-7
+
+
+def test_preferences_and_controlled_dynamics():
+    """Bradley-Terry preferences over enumerated segments, and a leader who moves the dynamics: exact sums on both sides."""
+    small = bilevel_rl.random_reward_bed(2, 2, 3, dtype=jnp.float64)
+    mdp = bilevel.MDP(small.transition, small.initial, small.discount)
+    segments = bilevel_rl.enumerate_segments(small.transition, small.initial, 2)
+    chances = jnp.exp(segments.log_dynamics + jnp.log(0.5) * 2)
+    np.testing.assert_allclose(jnp.sum(chances), 1.0, rtol=1e-12)
+
+    def loss(x, log_probs):
+        return bilevel_rl.preference_loss(segments, small.reward(x), small.leader_reward, log_probs, small.discount)
+
+    game = bilevel_rl.stackelberg(2, 2, 2, dtype=jnp.float64)
+
+    def controlled(x):
+        return bilevel.MDP(game.transition(x), game.initial, game.discount), game.follower_reward
+
+    def payoff(x, log_probs):
+        return -bilevel.expected_return(controlled(x)[0], game.leader_reward, log_probs)
+
+    for where, upper, x in ((lambda x: (mdp, small.reward(x)), loss, small.x), (controlled, payoff, jnp.asarray([0.3, -0.2]))):
+        exact = jax.jit(jax.grad(functools.partial(exact_objective, where, upper, temperature=0.5)))(x)
+        h = bilevel.hypergradient(bilevel.policy_problem(where, upper), x, jnp.zeros((2, 2)), data=jnp.asarray(0.5), sigma=1e-4, tol=1e-9)
+        assert relative_error(h.value, exact) < 1e-6
+
+
+@pytest.mark.slow
+def test_four_rooms_with_contexts():
+    """Incentives in [-0.2, 0] for visiting cells, two goals as contexts, temperature 0.003: exact through soft value iteration."""
+    rooms = bilevel_rl.four_rooms(dtype=jnp.float64)
+    np.testing.assert_allclose(jnp.sum(rooms.transition, axis=2), 1.0, rtol=1e-12)
+    assert rooms.transition.shape == (104, 4, 104)
+    mdp = bilevel.MDP(rooms.transition, rooms.initial, rooms.discount)
+    temperature = jnp.asarray(0.003)
+
+    def reward(x, context):
+        incentive = -0.2 * jax.nn.softmax(x)
+        return jnp.broadcast_to((rooms.reward[context] + incentive)[:, None], (104, 4))
+
+    def upper(x, log_probs):
+        visits = jnp.zeros((104, 4)).at[rooms.target].set(1.0)
+        return -bilevel.expected_return(mdp, visits, log_probs)
+
+    def objective(x):
+        return sum(upper(x, bilevel.soft_solve(mdp, reward(x, c), temperature, tol=1e-10).value.log_probs) for c in range(2)) / 2
+
+    x = jnp.zeros(104)
+    exact = jax.jit(jax.grad(objective))(x)
+    step = jnp.zeros(104).at[rooms.target].set(1e-4)
+    value = jax.jit(objective)
+    np.testing.assert_allclose(exact[rooms.target], (value(x + step) - value(x - step)) / 2e-4, rtol=1e-4)
+
+
+H, N = 100, 1500
+
+
+def paths(seed, shape=(N, 2 * H)):
+    return jax.random.uniform(jax.random.key(seed), shape, jnp.float64)
+
+
+@pytest.fixture(scope="module")
+def tangent():
+    """z, d and the exact cross term of the tabular bed."""
+    problem = bilevel.policy_problem(model, leader)
+    best = bilevel.soft_solve(MDP, BED.reward(BED.x), BED.temperature, tol=FINE).value.log_probs
+    solution = bilevel.hypergradient(problem, BED.x, best, data=BED.temperature, sigma=1e-5, tol=1e-9)
+    return *solution.state, solution.value - 0.2 * BED.x
+
+
+def sampled_leader(x, log_probs, uniforms):
+    return -bilevel.sampled_return(uniforms, MDP, BED.leader_reward, log_probs) + 0.1 * jnp.sum(x**2)
+
+
+def test_one_reweighted_batch_beats_independent_trajectories_and_has_no_bias(tangent):
+    z, d, exact = tangent
+    sigma = 0.01
+    problem = bilevel.sampled_policy_problem(model, sampled_leader)
+
+    @jax.jit
+    def terms(z, d, first, second):
+        def one(uniforms, others):
+            y, gradient = z + sigma * d, jax.grad(problem.lower)
+            batch, other = ((u[None], BED.temperature) for u in (uniforms, others))
+            independent = gradient(BED.x, y, batch) - gradient(BED.x, z, other)
+            reweighted = problem.lower_difference(BED.x, z, sigma * d, batch)[0][0]
+            return jnp.stack([independent, reweighted]) / sigma
+
+        return jax.vmap(one)(first, second)
+
+    samples = np.asarray(terms(z, d, paths(1), paths(2)))
+    spread = np.sqrt(samples.var(axis=0).sum(axis=1))
+    assert spread[0] > 20 * spread[1], spread
+    bias = np.linalg.norm(samples[:, 1].mean(axis=0) - exact)
+    assert bias < 3 * spread[1] / np.sqrt(N), (bias, spread)
+
+
+def test_sampled_returns_have_the_exact_gradients():
+    """Value, policy gradient, reward gradient and the score of the dynamics, each component within 4 standard errors."""
+    game = bilevel_rl.stackelberg(2, 3, 2, dtype=jnp.float64)
+    game = game._replace(discount=jnp.asarray(0.5))
+    temperature, horizon = 0.3, 40
+
+    def arguments(x, logits):
+        return (
+            bilevel.MDP(game.transition(x), game.initial, game.discount),
+            game.follower_reward * (1 + x[0]),
+            bilevel.softmax_policy(logits),
+        )
+
+    def exact(x, logits):
+        return bilevel.expected_return(*arguments(x, logits), temperature)
+
+    x, logits = jnp.asarray([0.3, -0.2]), jnp.asarray(np.random.default_rng(0).normal(size=(3, 2)))
+    one = lambda u: jax.value_and_grad(lambda *a: bilevel.sampled_return(u[None], *arguments(*a), temperature), (0, 1))(x, logits)  # noqa: E731
+    samples = jax.jit(jax.vmap(one))(paths(3, (4000, 2 * horizon)))
+    for sampled, expected in zip(jax.tree.leaves(samples), jax.tree.leaves(jax.value_and_grad(exact, (0, 1))(x, logits)), strict=True):
+        error = np.std(sampled, axis=0) / np.sqrt(4000)
+        np.testing.assert_array_less(np.abs(np.mean(sampled, axis=0) - expected), 4 * error + 1e-9)
+
+
+@pytest.mark.slow
+def test_a_sampled_run_approaches_the_optimum(tangent):
+    problem = bilevel.sampled_policy_problem(model, sampled_leader)
+    method = bilevel.Method(inner=optax.sgd(0.5), outer=optax.sgd(0.02), inner_steps=2)
+    state = bilevel.init(problem, BED.x, tangent[0], method)
+
+    def advance(state, key):
+        batch = (jax.random.uniform(key, (64, 60), jnp.float64), BED.temperature)
+        state, _ = bilevel.step(problem, state, method, sigma=0.02, batch=batch)
+        return state, None
+
+    state = jax.jit(lambda s: jax.lax.scan(advance, s, jax.random.split(jax.random.key(0), 400))[0])(state)
+    objective = jax.jit(lambda x: exact_objective(model, leader, x, BED.temperature))
+    best = minimize(objective, np.asarray(BED.x), jac=jax.jit(jax.grad(objective)))
+    gap = [float(objective(x) - best.fun) for x in (BED.x, state.x)]
+    assert gap[1] < 0.1 * gap[0], gap
+
+
+def test_policies_as_networks_and_falling_temperatures():
+    """An equinox network over one-hot states, and regularisation that attenuates: the leader's value moves towards the sharp one's."""
+    bed = bilevel_rl.random_reward_bed(3, 2, 2, dtype=jnp.float64)
+    mdp = bilevel.MDP(bed.transition, bed.initial, bed.discount)
+    network = eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(0), dtype=jnp.float64)
+    problem = bilevel.policy_problem(
+        lambda x: (mdp, bed.reward(x)),
+        lambda x, lp: -bilevel.expected_return(mdp, bed.leader_reward, lp) + 0.5 * jnp.sum(x**2),
+        log_policy=lambda net: jax.nn.log_softmax(jax.vmap(net)(jnp.eye(3)), axis=1),
+    )
+    run = functools.partial(
+        bilevel.solve, problem, bed.x, network, outer=optax.sgd(0.02), inner=optax.sgd(0.2), inner_steps=4, max_steps=300
+    )
+    state, follower = None, []
+    for temperature in (1.0, 0.5, 0.25):
+        solution = run(data=jnp.asarray(temperature), state=state)
+        state = solution.state
+        log_probs = problem.upper  # the network is inside the value
+        best = bilevel.soft_solve(mdp, bed.reward(solution.value.x), temperature, tol=1e-9).value
+        net = solution.value.y
+        mine = bilevel.expected_return(
+            mdp, bed.reward(solution.value.x), jax.nn.log_softmax(jax.vmap(net)(jnp.eye(3)), axis=1), temperature
+        )
+        follower.append(float(jnp.vdot(mdp.initial, best.v) - mine))
+        del log_probs
+    assert isinstance(net, eqx.nn.MLP) and max(follower) < 0.05, follower

@@ -1,0 +1,226 @@
+"""The single loop: answers, cost in gradients, pairing in mini-batches, warm starts and failures."""
+
+import functools
+import re
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from bilevel.beds import QUADRATIC, SCALAR, quadratic, quadratic_x
+
+from jaxsac import Status, bilevel
+from jaxsac.problems import bilevel as problems
+
+OUTER, INNER = optax.sgd(0.05), optax.sgd(0.3)
+EXACT = {"forward": 2e-2, "central": 1e-3, "central_linear": 1e-5, "one_sided": 1e-3, "soba": 1e-5, "implicit": 1e-5}
+
+
+@pytest.mark.parametrize("difference", EXACT)
+def test_every_difference_and_comparator_finds_the_optimum(difference):
+    q = quadratic(3, jnp.float64)
+    solution = bilevel.solve(
+        QUADRATIC,
+        jnp.zeros(3),
+        jnp.zeros(4),
+        data=q,
+        sigma=1e-2,
+        difference=difference,
+        outer=OUTER,
+        inner=INNER,
+        inner_steps=2,
+        max_steps=5000,
+    ).check()
+    expected = quadratic_x(q)
+    np.testing.assert_allclose(solution.value.x, expected, atol=EXACT[difference] * np.linalg.norm(expected))
+    np.testing.assert_allclose(q.A @ solution.value.y + q.a + q.C.T @ solution.value.x, 0, atol=1e-1 if difference == "central" else 1e-5)
+
+
+def test_unrolling_is_the_comparator_with_a_truncation_bias():
+    run = functools.partial(
+        bilevel.solve, SCALAR, 0.0, 0.0, difference="unrolled", outer=optax.sgd(0.3), inner=optax.sgd(0.5), max_steps=300
+    )
+    few, many = run(inner_steps=1), run(inner_steps=20)
+    assert few.status == Status.MAX_STEPS  # x = 1/3: half the pull-back is missing
+    np.testing.assert_allclose(few.value.x, 1 / 3, atol=1e-4)
+    np.testing.assert_allclose(many.value.x, 0.5, atol=1e-4)
+
+
+def test_one_step_is_the_formula():
+    """Two inner steps and an outer one, by hand with the two copies kept apart."""
+    q = quadratic(0, jnp.float64)
+    sigma, a, b = 0.1, 0.3, 0.05
+    method = bilevel.Method(inner=optax.sgd(a), outer=optax.sgd(b), inner_steps=2)
+    x = jnp.asarray([1.0, -1.0, 0.5])
+    state, report = jax.jit(lambda s: bilevel.step(QUADRATIC, s, method, sigma=sigma, batch=q))(
+        bilevel.init(QUADRATIC, x, jnp.ones(4), method)
+    )
+    z = y = np.ones(4)
+    for _ in range(2):
+        z = z - a * (q.A @ z + q.a + q.C.T @ x)
+        y = y - a * (q.A @ y + q.a + q.C.T @ x + sigma * (q.F @ y + q.k))
+    h = q.H @ x + q.h + (q.C @ (y - z)) / sigma
+    np.testing.assert_allclose(state.z, z, rtol=1e-12)
+    np.testing.assert_allclose(state.z + sigma * state.d, y, rtol=1e-12)
+    np.testing.assert_allclose(state.x, x - b * h, rtol=1e-12)
+    np.testing.assert_allclose(report["hypergradient_norm"], np.linalg.norm(h), rtol=1e-12)
+
+
+def forward_products(difference, inner_steps):
+    """How often the compiled step multiplies by the lower level's matrix (50 rows) and the upper level's (70): once in every gradient."""
+    rng = np.random.default_rng(0)
+    data = jnp.asarray(rng.normal(size=(50, 30)), jnp.float32), jnp.asarray(rng.normal(size=(70, 30)), jnp.float32)
+    problem = bilevel.Problem(lambda x, y, d: jnp.sum((d[1] @ (x * y)) ** 4), lambda x, y, d: jnp.sum((d[0] @ (x * y)) ** 4))
+    method = bilevel.Method(difference=difference, inner=optax.sgd(0.1), outer=optax.sgd(0.1), inner_steps=inner_steps)
+    state = bilevel.init(problem, jnp.ones(30, jnp.float32), jnp.ones(30, jnp.float32), method)
+    text = jax.jit(lambda s, d: bilevel.step(problem, s, method, batch=d)).lower(state, data).compile().as_text()
+    return tuple(len(re.findall(rf"= f32\[{rows},1\]\S* dot\(", text)) for rows in (50, 70))
+
+
+@pytest.mark.parametrize(
+    ("difference", "K", "lower", "upper"), [("forward", 1, 4, 2), ("forward", 3, 8, 4), ("central", 1, 4, 4), ("central_linear", 3, 11, 1)]
+)
+def test_cost_in_gradients(difference, K, lower, upper):
+    """Forward: 2K + 3, central: 2K + 4, where an inner gradient of lower + sigma · upper is one; central_linear: 3K + 3."""
+    assert forward_products(difference, K) == (lower, upper)
+    total = {"forward": 2 * K + 3, "central": 2 * K + 4, "central_linear": 3 * K + 3}[difference]
+    shared = {"forward": K, "central": 2 * K, "central_linear": 0}[difference]
+    assert lower + upper - shared == total
+
+
+def test_warm_starts_continue_and_a_certified_one_stops_at_once():
+    q = quadratic(3, jnp.float64)
+    run = functools.partial(bilevel.solve, QUADRATIC, jnp.zeros(3), jnp.zeros(4), data=q, outer=OUTER, inner=INNER, inner_steps=2)
+    whole = run(max_steps=200)
+    half = run(max_steps=100)
+    rest = run(max_steps=100, state=half.state)
+    np.testing.assert_array_equal(whole.value.x, rest.value.x)
+    done = run(max_steps=5000).check()
+    assert run(max_steps=5000, state=done.state).stats["num_steps"] <= 10
+
+
+def test_schedules_of_sigma_and_the_relative_one():
+    q = quadratic(3, jnp.float64)
+    run = functools.partial(
+        bilevel.solve, QUADRATIC, jnp.zeros(3), jnp.zeros(4), data=q, outer=OUTER, inner=INNER, inner_steps=2, max_steps=4000
+    )
+    falling = run(sigma=optax.exponential_decay(0.1, 100, 0.7, end_value=1e-5)).check()
+    relative = run(sigma="relative").check()
+    expected = quadratic_x(q)
+    np.testing.assert_allclose(falling.value.x, expected, atol=1e-4)
+    np.testing.assert_allclose(relative.value.x, expected, atol=1e-5)
+    assert 1e-10 < relative.stats["sigma"] < 1e-6
+    with pytest.raises(ValueError, match="sigma must be one of"):
+        run(sigma="small")
+
+
+def test_paired_mini_batches_have_a_spread_that_does_not_depend_on_sigma():
+    """The pairing bed: batches of 50, 300 steps. Independent batches would give the two copies noise of their own, over sigma."""
+    data = problems.logistic(dtype=jnp.float64)
+    problem = bilevel.Problem(lambda x, y, batch: 0.5 * jnp.sum((y - 1) ** 2), problems.logistic_lower)
+    method = bilevel.Method(inner=optax.sgd(0.1), outer=optax.sgd(0.0), inner_steps=10)
+
+    def rows(key):
+        index = jax.random.randint(key, (50,), 0, 1000)
+        return problems.Rows(data.features[index], data.signs[index])
+
+    def paired(key, sigma):
+        def one(state, key):
+            state, _ = bilevel.step(
+                problem, state, method, sigma=sigma, batch=data, inner_batches=jax.vmap(rows)(jax.random.split(key, 10))
+            )
+            return state, None
+
+        state = bilevel.init(problem, jnp.asarray(0.0), jnp.zeros(20), method)
+        state = jax.lax.scan(one, state, jax.random.split(key, 30))[0]
+        y = state.z + sigma * state.d
+        return 0.5 * (jnp.sum(y**2) - jnp.sum(state.z**2)) / sigma  # the difference of the lower gradients in x
+
+    def independent(key, sigma):
+        def copy(key, perturbed):
+            def one(y, key):
+                g = jax.grad(problems.logistic_lower, 1)(jnp.asarray(0.0), y, rows(key))
+                return y - 0.1 * (g + perturbed * sigma * (y - 1)), None
+
+            return jax.lax.scan(one, jnp.zeros(20), jax.random.split(key, 300))[0]
+
+        first, second = jax.random.split(key)
+        return 0.5 * (jnp.sum(copy(first, 1.0) ** 2) - jnp.sum(copy(second, 0.0) ** 2)) / sigma
+
+    keys = jax.random.split(jax.random.key(1), 200)
+    spread = jax.jit(lambda sigma: jnp.std(jax.vmap(paired, (0, None))(keys, sigma)))
+    large, small = float(spread(jnp.asarray(0.01))), float(spread(jnp.asarray(0.001)))
+    unpaired = float(jax.jit(lambda sigma: jnp.std(jax.vmap(independent, (0, None))(keys, sigma)))(jnp.asarray(0.01)))
+    assert 0.9 < small / large < 1.1
+    assert unpaired > 100 * large
+
+
+def test_mini_batches_reach_the_full_problem_and_variance_reduction_gets_closer():
+    rng = np.random.default_rng(0)
+    samples = jnp.asarray(rng.normal(size=(64, 2)) + 1.0)
+    problem = bilevel.Problem(
+        lambda x, y, s: 0.5 * jnp.mean((y - s[:, 1]) ** 2) + 0.5 * x**2, lambda x, y, s: 0.5 * jnp.mean((y - x * s[:, 0]) ** 2)
+    )
+    m0, m1 = float(samples[:, 0].mean()), float(samples[:, 1].mean())
+    best = m0 * m1 / (1 + m0**2)
+
+    def sample(key, data):
+        return data[jax.random.randint(key, (4,), 0, 64)]
+
+    def error(reduce):
+        def one(key):
+            solution = bilevel.solve(
+                problem, jnp.asarray(0.0), jnp.asarray(0.0), data=samples, sample=sample, key=key, sigma=1e-3, outer=optax.sgd(0.05),
+                inner=optax.sgd(0.2), max_steps=400, variance_reduction=reduce,
+            )  # fmt: skip
+            return solution.value.x
+
+        x = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), 64))
+        return float(jnp.sqrt(jnp.mean((x - best) ** 2)))
+
+    plain, reduced = error(False), error(True)
+    assert plain < 0.15 and reduced < 0.85 * plain, (plain, reduced)
+
+
+def test_projections_keep_x_inside():
+    problem = SCALAR._replace(project_x=lambda x: jnp.clip(x, -1.0, 0.2))
+    solution = bilevel.solve(problem, 0.0, 0.0, sigma=1e-3, outer=optax.sgd(0.2), inner=optax.sgd(0.5), max_steps=500).check()
+    assert float(solution.value.x) == 0.2 and solution.stats["hypergradient_norm"] < 1e-6
+
+
+def test_pytrees_and_equinox_modules():
+    """The lower level fits a small network; its activation is no array and stays in place."""
+    network = eqx.nn.MLP(1, 1, 3, 1, key=jax.random.key(0), dtype=jnp.float32)
+    inputs = jnp.linspace(-1, 1, 8, dtype=jnp.float32)[:, None]
+
+    def lower(x, net):
+        return jnp.mean((jax.vmap(net)(inputs)[:, 0] - x["target"]) ** 2) + 0.01 * sum(
+            jnp.sum(w**2) for w in jax.tree.leaves(eqx.filter(net, eqx.is_array))
+        )
+
+    problem = bilevel.Problem(lambda x, net: jnp.mean((jax.vmap(net)(inputs)[:, 0] - 1.0) ** 2), lower)
+    solution = bilevel.solve(
+        problem, {"target": np.zeros(8, np.float32)}, network, outer=optax.adam(0.05), inner=optax.sgd(0.1), inner_steps=2, max_steps=300
+    )
+    assert isinstance(solution.value.y, eqx.nn.MLP) and solution.value.x["target"].shape == (8,)
+    fitted = jax.vmap(solution.value.y)(inputs)
+    assert fitted.shape == (8, 1) and solution.stats["upper"] < 0.1
+
+
+def test_failures_have_a_status_and_bad_arguments_a_name():
+    q = quadratic(0, jnp.float64)
+    run = functools.partial(bilevel.solve, QUADRATIC, jnp.zeros(3), jnp.zeros(4), outer=OUTER, inner=INNER, inner_steps=2)
+    assert run(data=q._replace(A=-q.A), max_steps=5000).status == Status.NONFINITE  # no lower minimiser: it diverges
+    assert run(data=q, max_steps=20).status == Status.MAX_STEPS
+    with pytest.raises(ValueError, match="sigma must be > 0"):
+        run(data=q, sigma=-1.0)
+    with pytest.raises(ValueError, match="inner_steps must be at least 1"):
+        run(data=q, inner_steps=0)
+    with pytest.raises(ValueError, match="sample needs data"):
+        run(sample=lambda key, data: data)
+    with pytest.raises(ValueError, match="sample needs a key"):
+        run(data=q, sample=lambda key, data: data)
+    with pytest.raises(ValueError, match="inner is not linear"):
+        run(data=q, inner=optax.adam(0.1))
