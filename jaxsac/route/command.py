@@ -48,6 +48,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--lam", type=_penalty, default="validation", metavar="LAM", help='penalty: "validation" (default), "simulated", or a number > 0')
     parser.add_argument("--keep", type=_whole, default=job.Options().keep, metavar="K", help="most tools to keep with --lam validation (default: %(default)s)")
     parser.add_argument("--features", type=_whole, default=job.Options().size, metavar="Q", help="features of a text (default: %(default)s)")
+    parser.add_argument("--no-curve", action="store_true", help="skip the learning curve (faster)")
     parser.add_argument("--seed", type=int, default=0, help="of the learning curve's subsets and the simulated penalty (default: 0)")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("route-results"), metavar="DIR", help="folder for the results (default: %(default)s)")
     parser.add_argument("--policy", type=pathlib.Path, metavar="PATH", help="a router to use: the folder of an earlier --out, or its policy.npz")
@@ -79,7 +80,7 @@ def _learn(given: argparse.Namespace) -> int:
     start = time.perf_counter()
     log = _log(given)
     reading = time.perf_counter() - start
-    options = job.Options(given.budget, given.lam, given.keep, given.features, given.seed)
+    options = job.Options(given.budget, given.lam, given.keep, given.features, () if given.no_curve else job.Options().curve, given.seed)
     result = job.run(log, options, _bar(given.quiet))
     times = {"mining" if log.notes["source"] == "mined" else "reading": reading} | result.summary["seconds"]
     result = result._replace(summary=result.summary | {"seconds": times})

@@ -17,17 +17,18 @@ from jaxsac.route.sparse import SparseFit, fit_sparse
 
 RIDGES = (2e-2, 1e-2, 5e-3, 2.5e-3)
 REFIT_RIDGES = (1e-2, 5e-3)
-CURVE = (800, 2000)
 
 
 class Options(NamedTuple):
     """`budget` None: the 95th percentile of the set sizes. `lam`: "validation", "simulated" or a number. `keep`: at most so many kept tools
-    (for lam = "validation"). `size`: text features. `seed`: of the learning curve's subsets and the simulation."""
+    (for lam = "validation"). `size`: text features. `curve`: numbers of training records for the learning curve, () for none.
+    `seed`: of the learning curve's subsets and the simulation."""
 
     budget: int | None = None
     lam: str | float = "validation"
     keep: int = 200
     size: int = 128
+    curve: tuple[int, ...] = (800, 2000)
     seed: int = 0
 
 
@@ -79,7 +80,7 @@ def run(log: RouteLog, options: Options = Options(), show: Show = lambda items, 
         raise LogError(f"every record uses more than --budget {budget} tools: raise it.")
     parts = split.split(kept_log)
     full = split.catalogue(parts.training)
-    subsets = split.nested_subsets(len(parts.training.sets), CURVE, options.seed)
+    subsets = split.nested_subsets(len(parts.training.sets), options.curve, options.seed)
     curve: list[dict[str, Any]] = []
     for subset in show(subsets, len(subsets), "training on more and more records"):
         with _clock(times, "features"):

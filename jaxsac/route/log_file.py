@@ -131,7 +131,7 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
 
 def _record(line: bytes) -> tuple[str | list[float], tuple[str, ...], float, str]:
     try:
-        data = json.loads(line.decode("utf-8"))
+        data = json.loads(line.decode("utf-8").rstrip())
     except UnicodeDecodeError as error:
         raise LogError(f"not UTF-8 at byte {error.start + 1}") from None
     except json.JSONDecodeError as error:

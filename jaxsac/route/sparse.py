@@ -59,8 +59,7 @@ def fit_sparse(
         return result, row
 
     if lam == "validation":
-        solution = fit("simulated", tol=PATH_TOLERANCE)
-        value = 0.7 * float(solution.stats["lam_max"])
+        value = 0.7 * float(control.lam_max(log, num_actions=num_tools, budget=budget))
         best, since, state = None, 0, None
         while since < PATIENCE:
             solution = fit(value, state, PATH_TOLERANCE)

@@ -54,8 +54,11 @@ def split(log: RouteLog) -> Parts:
 
 
 def nested_subsets(size: int, wanted: Sequence[int], seed: int) -> list[np.ndarray]:
-    """Row numbers of nested random training sets, the whole one last: those of `wanted` that are clearly smaller, else a quarter and a half."""
-    sizes = [number for number in wanted if number < 0.8 * size] or [size // 4, size // 2]
+    """Row numbers of nested random training sets, the whole one last: the sizes in `wanted` that are clearly smaller than `size`.
+
+    Where none is (a small log), a quarter and a half; with `wanted` empty the whole alone.
+    """
+    sizes = [number for number in sorted(wanted) if number < 0.8 * size] or [size // 4, size // 2] * bool(wanted)
     order = np.random.default_rng(seed).permutation(size)
     return [np.sort(order[:number]) for number in sizes if number >= 10] + [np.arange(size)]
 

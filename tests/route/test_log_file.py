@@ -1,0 +1,158 @@
+"""Logs on disk: what is read, and what a bad line is told."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxsac.route.log_file import LogError, Tool, log_hash, read_log, write_atomically, write_log
+
+GOOD = '{"context": "draw a chart", "tools": ["plot", "plot", "axes"], "utility": 0.5, "group": "monday", "else": 1}'
+
+
+def written(tmp_path, *lines, name="log.jsonl"):
+    path = tmp_path / name
+    path.write_bytes(b"\n".join(line if isinstance(line, bytes) else line.encode() for line in lines))
+    return path
+
+
+def test_texts_sets_utilities_and_groups(tmp_path):
+    log = read_log(written(tmp_path, b"\xef\xbb\xbf" + GOOD.encode(), "", '{"context": "Read  IT", "tools": []}', "   "))
+    assert log.contexts == ["draw a chart", "Read  IT"]
+    assert log.sets == [("axes", "plot"), ()]  # a tool named twice counts once
+    np.testing.assert_array_equal(log.utilities, [0.5, 1.0])
+    assert log.groups == ["monday", "read it"]  # equal texts stay together without a group
+    assert log.tools == {}
+
+
+def test_numbers(tmp_path):
+    log = read_log(written(tmp_path, '{"context": [1, 2.5], "tools": ["a"]}', '{"context": [0, -1], "tools": ["b"], "utility": -3}'))
+    np.testing.assert_array_equal(log.contexts, [[1, 2.5], [0, -1]])
+    assert log.take([1]).sets == [("b",)] and log.take([1]).contexts.shape == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "line 2: not JSON at column 2"),
+        (b'{"context": "\xff", "tools": []}', "line 2: not UTF-8 at byte 14"),
+        ("[1]", "line 2: must be an object with context and tools, got a list"),
+        ('{"tools": []}', 'line 2: "context" is missing'),
+        ('{"context": "x"}', 'line 2: "tools" is missing'),
+        ('{"context": 3, "tools": []}', '"context" must be a non-empty text or a list of numbers, got a number'),
+        ('{"context": "  ", "tools": []}', '"context" must be a non-empty text'),
+        ('{"context": [1], "tools": []}', '"context" must be a text as in the records before it, got a list of 1 numbers'),
+        ('{"context": [], "tools": []}', "non-empty list of finite numbers"),
+        ('{"context": [1, NaN], "tools": []}', "finite numbers"),
+        ('{"context": [1, true], "tools": []}', "finite numbers"),
+        ('{"context": [1e999], "tools": []}', "finite numbers"),
+        ('{"context": "x", "tools": "plot"}', '"tools" must be a list of names'),
+        ('{"context": "x", "tools": ["a", 3]}', '"tools" must be a list of names'),
+        ('{"context": "x", "tools": [""]}', '"tools" must be a list of names'),
+        ('{"context": "x", "tools": [], "utility": "good"}', "\"utility\" must be a finite number, got 'good'"),
+        ('{"context": "x", "tools": [], "utility": Infinity}', '"utility" must be a finite number'),
+        ('{"context": "x", "tools": [], "utility": 1' + "0" * 400 + "}", '"utility" must be a finite number'),
+        ('{"context": "x", "tools": [], "group": 3}', '"group" must be a text, got a number'),
+        ("[" * 100_000, "line 2"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, line, message):
+    with pytest.raises(LogError) as caught:
+        read_log(written(tmp_path, GOOD, line, GOOD))
+    assert message in str(caught.value) and "log.jsonl, line 2" in str(caught.value)
+
+
+def test_all_bad_lines_are_named_up_to_five(tmp_path):
+    with pytest.raises(LogError) as caught:
+        read_log(written(tmp_path, GOOD, *["{"] * 9))
+    assert [f"line {number}:" in str(caught.value) for number in range(1, 9)] == [False] + [True] * 5 + [False] * 2
+
+
+def test_numbers_of_another_length(tmp_path):
+    with pytest.raises(LogError, match="line 2.*must be a list of 2 numbers as in the records before it, got a list of 3 numbers"):
+        read_log(written(tmp_path, '{"context": [1, 2], "tools": []}', '{"context": [1, 2, 3], "tools": []}'))
+
+
+def test_empty_and_absent_files(tmp_path):
+    with pytest.raises(LogError, match="no records"):
+        read_log(written(tmp_path, "", " "))
+    with pytest.raises(LogError, match=r"absent\.jsonl: cannot be read \(No such file"):
+        read_log(tmp_path / "absent.jsonl")
+
+
+def test_tools_beside_the_log(tmp_path):
+    path = written(tmp_path, GOOD)
+    written(tmp_path, '{"plot": {"description": "Draw.", "cost": 3, "family": "charts"}, "axes": {}}', name="tools.json")
+    assert read_log(path).tools == {"plot": Tool("Draw.", 3.0, "charts"), "axes": Tool()}
+    other = written(tmp_path, '{"plot": {"cost": 1}}', name="other.json")
+    assert read_log(path, other).tools == {"plot": Tool(cost=1.0)}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "must be an object"),
+        ("{\n,", "not JSON at line 2, column 1"),
+        (b"\xff", "not UTF-8"),
+        ('{"a": 3}', 'tool "a": must be an object with description, cost or family, got a number'),
+        ('{"a": {"description": 3}}', 'tool "a": "description" must be a text, got a number'),
+        ('{"a": {"cost": -1}}', 'tool "a": "cost" must be a finite number >= 0, got -1'),
+        ('{"a": {"cost": "x"}}', '"cost" must be a finite number'),
+        ('{"a": {"family": null}}', '"family" must be a text, got null'),
+    ],
+)
+def test_bad_tools_are_named(tmp_path, content, message):
+    path = written(tmp_path, GOOD)
+    written(tmp_path, content, name="tools.json")
+    with pytest.raises(LogError) as caught:
+        read_log(path)
+    assert "tools.json" in str(caught.value) and message in str(caught.value)
+
+
+def test_an_asked_for_tools_file_must_be_there(tmp_path):
+    with pytest.raises(LogError, match=r"none\.json: cannot be read"):
+        read_log(written(tmp_path, GOOD), tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("numeric", [False, True])
+def test_a_written_log_reads_back_equal(tmp_path, numeric):
+    context = "[0.1, 2]" if numeric else '"größe"'
+    path = written(tmp_path, f'{{"context": {context}, "tools": ["b", "a"], "utility": 0.25}}', name="first.jsonl")
+    written(tmp_path, '{"a": {"description": "Ä", "cost": 0.5}, "unused": {}}', name="tools.json")
+    log = read_log(path)
+    (tmp_path / "copy").mkdir()
+    write_log(tmp_path / "copy", log)
+    again = read_log(tmp_path / "copy" / "log.jsonl")
+    assert log_hash(again) == log_hash(log) and again.tools == log.tools and again.groups == log.groups
+
+
+def test_the_hash_sees_every_field(tmp_path):
+    lines = [GOOD, GOOD.replace("0.5", "0.6"), GOOD.replace("monday", "friday"), GOOD.replace("axes", "axis"), GOOD.replace("draw", "Draw")]
+    assert len({log_hash(read_log(written(tmp_path, line))) for line in lines}) == 5
+
+
+def test_atomic_text(tmp_path):
+    write_atomically(tmp_path / "a.txt", "one")
+    write_atomically(tmp_path / "a.txt", "two")
+    assert (tmp_path / "a.txt").read_text() == "two" and [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.sampled_from(["context", "tools", "utility", "group"]), children),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(lines=st.lists(JSON.map(json.dumps) | st.text(max_size=20), max_size=4))
+def test_any_file_is_a_log_or_our_error(tmp_path_factory, lines):
+    path = tmp_path_factory.mktemp("fuzz") / "log.jsonl"
+    path.write_text("\n".join(lines), encoding="utf-8", errors="surrogatepass")
+    try:
+        log = read_log(path)
+    except LogError:
+        return
+    assert len(log.sets) == len(log.contexts) == len(log.groups) == len(log.utilities) > 0
