@@ -167,6 +167,16 @@ def _plan(num_trials: int, batch_size: int, mesh: Mesh | None) -> _Plan:
     return _Plan(num_trials, lanes, math.ceil(num_trials / lanes), mesh)
 
 
+def _line(mesh: Mesh) -> Mesh:
+    """The same devices along one axis."""
+    return Mesh(mesh.devices.reshape(-1), (AXIS,))
+
+
+def _is_shared(mesh: Mesh) -> bool:
+    """Whether the mesh has devices of several processes."""
+    return len({device.process_index for device in mesh.devices.flat}) > 1
+
+
 def _raw_key(key: jax.Array) -> tuple[jax.Array, Any]:
     """The key's numbers, which any process can feed to a program over all devices, and how to make a key of them again."""
     require(hasattr(key, "dtype"), "key must be a random key: jax.random.key(seed).")
@@ -200,7 +210,7 @@ def _chunk(fn: Callable, lanes: int, mesh: Mesh | None, implementation: Any, raw
 
     if mesh is None:
         return consecutive(raw, first, lanes)
-    devices = Mesh(mesh.devices.reshape(-1), (AXIS,))
+    devices = _line(mesh)
     share = lanes // devices.size
     return jax.shard_map(
         lambda raw, first: consecutive(raw, first + lax.axis_index(AXIS) * share, share),
@@ -226,6 +236,8 @@ def _all_chunks(fn: Callable, plan: _Plan, implementation: Any, raw: jax.Array) 
 def _by_chunk(program: Any, raw: np.ndarray, implementation: Any, plan: _Plan, progress: bool, checkpoint: Any) -> Any:
     """Run the chunks one after the other and gather them on the host; what comes out traced is returned as it is."""
     template = program.eval_shape(raw, np.int32(0))
+    if plan.mesh is not None:
+        _wait_for_all(plan.mesh)  # now, when all are near: processes that meet for the first time give up after 30 s as well
     store = None if checkpoint is None else _open_store(checkpoint, program, raw, implementation, plan, template)
     buffers: list[np.ndarray] = []
     bar = _progress_bar(plan.num_trials) if progress else None
@@ -238,7 +250,7 @@ def _by_chunk(program: Any, raw: np.ndarray, implementation: Any, plan: _Plan, p
                 results = program(raw, np.int32(first))
                 if not is_concrete(results):
                     return results
-                leaves = [_to_host(leaf) for leaf in jax.tree.leaves(results)]
+                leaves = [_to_host(leaf, plan.mesh) for leaf in jax.tree.leaves(results)]
                 if store is not None:
                     store.write(number, leaves)
             if not buffers:
@@ -266,15 +278,25 @@ def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _to_host(leaf: jax.Array) -> np.ndarray:
+def _to_host(leaf: jax.Array, mesh: Mesh | None) -> np.ndarray:
     """The whole array, wherever its parts are; of random keys, their numbers."""
     if _is_key(leaf):
         leaf = jax.random.key_data(leaf)
-    if not leaf.is_fully_addressable:
-        # Processes come here at different times. A sum waits for the last one; a gather may give up on it.
-        multihost_utils.sync_global_devices(AXIS)
+    if mesh is not None and not leaf.is_fully_addressable:
+        _wait_for_all(mesh)
         return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
     return np.asarray(leaf)
+
+
+def _wait_for_all(mesh: Mesh) -> None:
+    """Return when every process of the mesh has come here: on CPUs a sum waits for the last one, a gather gives up after 30 s."""
+    if _is_shared(mesh):
+        jax.block_until_ready(_sum_over_devices(mesh)())
+
+
+@functools.lru_cache(maxsize=32)
+def _sum_over_devices(mesh: Mesh) -> Any:
+    return jax.jit(jax.shard_map(lambda: lax.psum(lax.axis_index(AXIS), AXIS), mesh=_line(mesh), in_specs=(), out_specs=P()))
 
 
 def _from_host(buffer: np.ndarray, kind: jax.ShapeDtypeStruct) -> jax.Array:
@@ -352,7 +374,7 @@ _DIFFERENCES = {
 def _open_store(checkpoint: Any, program: Any, raw: np.ndarray, implementation: Any, plan: _Plan, template: Any) -> _Store:
     folder = Path(checkpoint)
     require(not folder.exists() or folder.is_dir(), f"checkpoint must name a folder, and {folder} is a file: pass another path.")
-    shared = plan.mesh is not None and len({device.process_index for device in plan.mesh.devices.flat}) > 1
+    shared = plan.mesh is not None and _is_shared(plan.mesh)
     device = jax.devices()[0] if plan.mesh is None else plan.mesh.devices.flat[0]
     if not shared or jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ from benchmarks.timing import summary
 
 
 def python(*arguments, folder=None):
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=120, cwd=folder)
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=300, cwd=folder)
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ def start(*arguments, devices=1):
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def finish(process, status=0, timeout=120):
+def finish(process, status=0, timeout=300):
     out, error = process.communicate(timeout=timeout)
     assert process.returncode == status, out + error
     return out
