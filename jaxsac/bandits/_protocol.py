@@ -32,6 +32,8 @@ class ActionSet(eqx.Module):
     modular: ClassVar[bool] = False
     #: X is strongly convex: actions move with theta in a Lipschitz way and the exploitation of a cycle may be as long as its index.
     strongly_convex: ClassVar[bool] = False
+    #: f(S)^2 is a quadratic form of theta_S.
+    quadratic: ClassVar[bool] = False
 
     def support(self, theta: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """max <theta, x> over x in X with x = 0 off the mask; 0 at least, since the origin is in X."""

@@ -26,6 +26,7 @@ class Ellipsoid(ActionSet):
     matrix: jax.Array
 
     strongly_convex: ClassVar[bool] = True
+    quadratic: ClassVar[bool] = True
 
     def __init__(self, matrix: jax.Array):
         shape = np.shape(matrix)

@@ -72,6 +72,7 @@ class Ball(_Modular):
     radius: jax.Array | float
 
     strongly_convex: ClassVar[bool] = True
+    quadratic: ClassVar[bool] = True
 
     def __init__(self, radius: jax.Array | float = 1.0):
         _positive("radius", radius)

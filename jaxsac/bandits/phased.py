@@ -10,6 +10,7 @@ from jax import lax
 
 from jaxsac._checks import choice, is_concrete, real_array, real_scalar, require, static_integer
 from jaxsac.bandits._protocol import ActionSet
+from jaxsac.bandits.local_proof import greedy_is_proved
 from jaxsac.bandits.oracles import cast
 from jaxsac.bandits.radii import KINDS, DesignNumbers, check_numbers, design_numbers, diagonal_design_numbers, radius_at
 
@@ -53,7 +54,9 @@ class Phased(eqx.Module):
 
 def _phased(action_set, sparsity, rule, *, basis=None, sigma: jax.Array | float | str = 0.0, delta=0.5, commit_at=None, radius="l2", **rest) -> Phased:
     sparsity = static_integer("sparsity", sparsity, 1)
-    choice("radius", radius, KINDS)
+    choice("radius", radius, (*KINDS, "local") if rule == "greedy" else KINDS)
+    local = "radius='local' needs a set whose f(S)^2 is quadratic (Ball, Ellipsoid): use 'hkz'."
+    require(radius != "local" or action_set.quadratic, local)
     auto = isinstance(sigma, str)
     if isinstance(sigma, str):
         choice("sigma", sigma, ("auto",))
@@ -88,8 +91,8 @@ def apsee(
     Box). `sigma`: a bound on the sub-Gaussian scale of the noise, or "auto" to bound it from the data (Gaussian noise only, half of delta
     is spent on it). `radius`: see `error_radius`; `radius_scale` multiplies it (below 1 the guarantee is gone). `basis`: None for the unit
     vectors, or [m, d] from `exploration_basis`. `commit_at`: lock without proof at the end of the first cycle after so many steps.
-    Ties and theta = 0 never lock. Regret O(d sqrt(T)) up to logarithms. Source: arXiv 2605.10151, Algorithm 1; the paper's own radius does
-    not lock within 2,000 steps for d >= 10.
+    Ties and theta = 0 never lock. Regret O(d sqrt(T)) up to logarithms. Source: arXiv 2605.10151, Algorithm 1. The paper's own radius "l2"
+    is loose: theta uniform in [-1, 1]^10 and sigma = 0.1 rarely lock within 2,000 steps.
     """
     require(action_set.modular, "apsee needs a set on which the largest scores are the best support (Ball, LpBall, Box): use apsee_greedy.")
     return _phased(
@@ -114,7 +117,9 @@ def apsee_greedy(
     """APSEE with greedy supports (APSEE-G), for strongly convex sets: as `apsee`, with the greedy choice verified step by step.
 
     The support is locked when the smallest greedy lead of theta_c exceeds gap_factor L eps_c, L the largest norm of an s-sparse action
-    (times sqrt(s) for the radius "coord"). gap_factor = 2 suffices for the proof, 4 is the literal reading of the paper. Its regret is
+    (times sqrt(s) for the radius "coord"). `radius="local"` (Ball, Ellipsoid) takes the error of "hkz" and compares the leads with how far the
+    maximisers are apart instead of with their norms, plus a proved bound on the curvature: never later, several times earlier, and a slower
+    test. gap_factor = 2 suffices for the proof, 4 is the literal reading of the paper. Its regret is
     measured against greedy, or against alpha times the best. Other arguments as in `apsee`. Source: arXiv 2605.10151, Algorithm 2.
     """
     return _phased(
@@ -155,6 +160,7 @@ class Plan(NamedTuple):
     basis: jax.Array
     solve: jax.Array
     numbers: DesignNumbers
+    sensitivity: jax.Array
     lead: jax.Array
     sigma: jax.Array
     delta: jax.Array
@@ -175,25 +181,21 @@ def plan(algorithm: Phased, dimension: int, dtype) -> Plan:
         basis = jnp.asarray(algorithm.basis).astype(dtype)
         require(basis.shape[1] == dimension, f"basis must have {dimension} columns, one for each coordinate of theta, got {basis.shape[1]}.")
         solve, numbers = jnp.linalg.pinv(basis), design_numbers(basis)
+    moves = sensitivity(algorithm, action_set, dimension, dtype)
+    scale, factor = real_scalar("radius_scale", algorithm.radius_scale, dtype), real_scalar("gap_factor", algorithm.gap_factor, dtype)
     return Plan(
         action_set,
         basis,
         solve,
         numbers,
-        _lead(algorithm, action_set, dimension, dtype),
+        moves,
+        scale * factor * moves,
         real_scalar("sigma", algorithm.sigma, dtype),
         real_scalar("delta", algorithm.delta, dtype),
         real_scalar("schedule_scale", algorithm.schedule_scale, dtype),
         jnp.asarray(algorithm.commit_at).astype(jnp.int32),
         real_scalar("lam", algorithm.lam, dtype),
     )
-
-
-def _lead(algorithm: Phased, action_set: ActionSet, dimension: int, dtype) -> jax.Array:
-    """What multiplies the error radius in the test of a lock."""
-    scale = real_scalar("radius_scale", algorithm.radius_scale, dtype)
-    factor = real_scalar("gap_factor", algorithm.gap_factor, dtype)
-    return scale * factor * sensitivity(algorithm, action_set, dimension, dtype)
 
 
 def sensitivity(algorithm: Phased, action_set: ActionSet, dimension: int, dtype) -> jax.Array:
@@ -241,14 +243,19 @@ def verify(algorithm: Phased, plan: Plan, estimate: jax.Array, cycle: jax.Array,
         return jnp.asarray(False)
     if algorithm.rule == "commit":
         return cycle == plan.commit_at
+    commit = cycle * plan.basis.shape[0] >= plan.commit_at
     sigma, delta = noise_level(algorithm, plan, floating, within, plan.basis.shape[0])
     threshold = plan.lead * radius_at(algorithm.radius, plan.numbers, estimate.shape[0], floating, sigma, delta)
+    if algorithm.radius == "local":
+        # The threshold is gap_factor L eps: half of it is L eps for the gap_factor 2 of the proof.
+        error = threshold / (2.0 * plan.sensitivity)
+        return greedy_is_proved(plan.action_set, estimate, algorithm.sparsity, error, plan.sensitivity) | commit
     if algorithm.rule == "margin":
         gap = ranked_gap(plan.action_set.scores(estimate), algorithm.sparsity)  # pyright: ignore[reportAttributeAccessIssue]
     else:
         gap = plan.action_set.greedy(estimate, algorithm.sparsity).gap
     # With s = d nothing is left to choose, and the gap is infinite: locked at the first cycle even where the threshold is infinite.
-    return (gap > threshold) | jnp.isposinf(gap) | (cycle * plan.basis.shape[0] >= plan.commit_at)
+    return (gap > threshold) | jnp.isposinf(gap) | commit
 
 
 def choose(algorithm: Phased, plan: Plan, estimate: jax.Array) -> jax.Array:
@@ -316,7 +323,7 @@ def stopping_time(algorithm: Phased, theta: jax.Array) -> float:
         gap = ranked_gap(action_set.scores(theta), algorithm.sparsity)  # pyright: ignore[reportAttributeAccessIssue]
     else:
         gap = action_set.greedy(theta, algorithm.sparsity).gap
-    factor = prepared.lead + 2.0 * sensitivity(algorithm, action_set, theta.shape[0], theta.dtype)
+    factor = prepared.lead + 2.0 * prepared.sensitivity
 
     def enough(cycle: int) -> bool:
         cycles = jnp.asarray(float(cycle)).astype(theta.dtype)

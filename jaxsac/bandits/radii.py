@@ -38,7 +38,7 @@ def _numbers(eigenvalues, entry):
 
 def radius_at(kind: str, numbers: DesignNumbers, dimension: int, cycle: jax.Array, sigma: jax.Array, delta: jax.Array) -> jax.Array:
     """The radius at `cycle`, a floating scalar >= 1; formulas in `error_radius`."""
-    if kind == "hkz":
+    if kind in ("hkz", "local"):
         level = jnp.log(jnp.pi**2 * cycle**2 / (6.0 * delta))
         spread = numbers.inverse_trace + 2.0 * jnp.sqrt(numbers.inverse_square * level) + 2.0 * numbers.inverse_largest * level
         return sigma * jnp.sqrt(spread / cycle)

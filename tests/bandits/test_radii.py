@@ -97,3 +97,50 @@ def test_the_stopping_time_is_the_first_cycle_that_suffices():
         radius = lambda c: float(bandits.error_radius(c, jnp.eye(D) * norm, sigma=SIGMA, delta=DELTA, kind="hkz"))  # noqa: B023, E731
         assert 4 * norm * radius(cycle) < gap <= 4 * norm * radius(cycle - 1)
     assert bandits.stopping_time(algorithm, jnp.zeros(D)) == np.inf
+
+
+def test_the_local_proof_is_sound_and_reaches_further():
+    """Whatever is proved holds for the worst of many parameters on the sphere of the error, and it is proved at larger errors."""
+    from jaxsac.bandits.local_proof import greedy_is_proved
+
+    d, s = 8, 3
+    factors = np.random.default_rng(0).normal(size=(20, d, d))
+    matrices = jnp.asarray(factors @ factors.transpose(0, 2, 1) / d + 0.5 * np.eye(d))
+    estimates = jnp.asarray(np.random.default_rng(1).uniform(-1, 1, size=(20, d)))
+    directions = jax.random.normal(jax.random.key(0), (500, d))
+    directions = directions / jnp.linalg.norm(directions, axis=1, keepdims=True)
+
+    @jax.jit
+    @jax.vmap
+    def one(matrix, estimate):
+        ellipsoid = bandits.Ellipsoid(matrix)
+        bound = 1 / jnp.sqrt(jnp.linalg.eigvalsh(matrix)[0])
+        selection = ellipsoid.greedy(estimate, s)
+        plain = selection.gap / (2 * bound)
+        errors = plain * 1.15 ** jnp.arange(40.0)
+        proved = jax.vmap(lambda error: greedy_is_proved(ellipsoid, estimate, s, error, bound))(errors)
+        largest = jnp.max(jnp.where(proved, errors, 0.0))
+        near = jax.vmap(lambda direction: ellipsoid.greedy(estimate + largest * direction, s).indices)(directions)
+        far = jax.vmap(lambda direction: ellipsoid.greedy(estimate + 8 * largest * direction, s).indices)(directions)
+        same = lambda rows: jnp.all(rows == selection.indices[None], axis=1)  # noqa: E731
+        return largest / plain, jnp.all(same(near)), jnp.all(same(far)), proved
+
+    ratio, sound, beyond, proved = (np.asarray(x) for x in one(matrices, estimates))
+    assert np.all(sound) and np.mean(beyond) < 0.5  # the sphere test can fail
+    assert np.all(proved[:, :-1] >= proved[:, 1:])  # monotone in the error
+    assert np.median(ratio) > 2 and ratio.min() > 0.85
+
+
+def test_the_local_radius_locks_earlier_and_right():
+    theta, matrix = jnp.asarray([1.0, 0.8, 0.3, -0.2, 0.1, 0.0]), jnp.eye(D) + 0.2 * (jnp.ones((D, D)) - jnp.eye(D))
+    times, keys = [], jax.random.split(jax.random.key(1), 50)
+    for radius in ("hkz", "local"):
+        algorithm = bandits.apsee_greedy(bandits.Ellipsoid(matrix), sparsity=S, sigma=0.1, radius=radius)
+        run = jax.jit(jax.vmap(lambda key: bandits.simulate(key, algorithm, theta, sigma=0.1, horizon=40_000, record=jnp.asarray([1]))))(keys)  # noqa: B023
+        assert np.mean(run.locked) > 0.9
+        right = bandits.greedy_support(bandits.Ellipsoid(matrix), theta, S).indices
+        assert np.all(np.asarray(run.support)[np.asarray(run.locked)] == np.sort(right))
+        times.append(np.median(run.lock_time))
+    assert times[1] < 0.5 * times[0]
+    with pytest.raises(ValueError, match="hkz"):
+        bandits.apsee_greedy(bandits.LpBall(1.5), sparsity=S, sigma=0.1, radius="local")
