@@ -82,8 +82,10 @@ def iterate(
         return carry.status == _RUNNING
 
     def advance(carry: _Carry) -> _Carry:
-        num_steps = jnp.minimum(carry.num_steps + check_every, max_steps)
-        state = lax.fori_loop(carry.num_steps, num_steps, lambda _, inner: step(inner), carry.state)
+        # The first turn takes no step: certifying the start here, and not before the loop as well, compiles `certify` once.
+        done = jnp.maximum(carry.num_steps, 0)
+        num_steps = jnp.maximum(jnp.minimum(carry.num_steps + check_every, max_steps), 0)
+        state = lax.fori_loop(done, num_steps, lambda _, inner: step(inner), carry.state)
         certificate = certify(state)
         improved = certificate.error < 0.999 * carry.best_error
         best_error = jnp.where(improved, certificate.error, carry.best_error)
@@ -91,8 +93,7 @@ def iterate(
         status = judge(certificate, best_error, checks_since_best, num_steps)
         return _Carry(state, certificate, best_error, checks_since_best, status, num_steps)
 
-    certificate = certify(state)
-    none = jnp.int32(0)
-    start = _Carry(state, certificate, certificate.error, none, judge(certificate, certificate.error, none, none), none)
+    unknown = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(certify, state))
+    start = _Carry(state, unknown, jnp.full_like(unknown.error, jnp.inf), jnp.int32(0), jnp.int32(_RUNNING), jnp.int32(-check_every))
     end = lax.while_loop(running, advance, start)
     return Outcome(end.state, end.certificate, end.status, end.num_steps)
