@@ -246,8 +246,7 @@ def _pull_back(problem, inner, x, z, cotangent, sigma, tol, max_steps):
     """c -> c' dy*/dx. The cotangent is made of unit length first, so that sigma d has the size that sigma says."""
     oracle, scheme = Oracle(problem), SCHEMES["central_linear"]
     size = norm(cotangent)
-    size = jnp.where(size > 0, size, 1.0)
-    c = scale(cotangent, 1 / size)
+    c = scale(cotangent, 1 / jnp.where(size > 0, size, 1.0))
     if inner is None:
         z, d = solve_perturbed(oracle, scheme, x, z, zeros(z), sigma, tol, max_steps, c).state
     else:

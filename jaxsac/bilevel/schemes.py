@@ -56,9 +56,9 @@ def _project_forward(projection, z, d, sigma):
 def _central_field(oracle, x, z, d, sigma, c):
     plus, minus = add(z, d, sigma), add(z, d, -sigma)
     upper_plus, upper_minus = oracle.upper_y(x, plus), oracle.upper_y(x, minus)
-    lower = scale(add(oracle.lower_y(x, plus), oracle.lower_y(x, minus)), 0.5)
-    u_z = add(lower, subtract(upper_plus, upper_minus), 0.5 * sigma)
-    u_d = add(scale(add(upper_plus, upper_minus), 0.5), oracle.difference_y(x, minus, scale(d, 2 * sigma)), 0.5 / sigma)
+    change = oracle.difference_y(x, minus, scale(d, 2 * sigma))
+    u_z = add(add(oracle.lower_y(x, minus), change, 0.5), subtract(upper_plus, upper_minus), 0.5 * sigma)
+    u_d = add(scale(add(upper_plus, upper_minus), 0.5), change, 0.5 / sigma)
     return u_z, u_d
 
 

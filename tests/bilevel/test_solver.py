@@ -153,10 +153,11 @@ def test_paired_mini_batches_have_a_spread_that_does_not_depend_on_sigma():
     spread = jax.jit(lambda sigma: jnp.std(jax.vmap(paired, (0, None))(keys, sigma)))
     large, small = float(spread(jnp.asarray(0.01))), float(spread(jnp.asarray(0.001)))
     unpaired = float(jax.jit(lambda sigma: jnp.std(jax.vmap(independent, (0, None))(keys, sigma)))(jnp.asarray(0.01)))
-    assert 0.9 < small / large < 1.1
+    assert 0.8 < small / large < 1.25
     assert unpaired > 100 * large
 
 
+@pytest.mark.slow
 def test_mini_batches_reach_the_full_problem_and_variance_reduction_gets_closer():
     rng = np.random.default_rng(0)
     samples = jnp.asarray(rng.normal(size=(64, 2)) + 1.0)
