@@ -2,6 +2,12 @@
 
 from jaxsac.bandits._protocol import ActionSet as ActionSet
 from jaxsac.bandits._protocol import Selection as Selection
+from jaxsac.bandits.algorithms import apsee as apsee
+from jaxsac.bandits.algorithms import apsee_greedy as apsee_greedy
+from jaxsac.bandits.algorithms import estc as estc
+from jaxsac.bandits.algorithms import explore_then_commit as explore_then_commit
+from jaxsac.bandits.algorithms import phased_greedy as phased_greedy
+from jaxsac.bandits.algorithms import stopping_time as stopping_time
 from jaxsac.bandits.composed_sets import FromProjection as FromProjection
 from jaxsac.bandits.composed_sets import FromSupport as FromSupport
 from jaxsac.bandits.composed_sets import Masked as Masked
@@ -18,12 +24,6 @@ from jaxsac.bandits.oracles import branch_and_bound as branch_and_bound
 from jaxsac.bandits.oracles import greedy_support as greedy_support
 from jaxsac.bandits.oracles import submodularity_ratio as submodularity_ratio
 from jaxsac.bandits.phased import Phased as Phased
-from jaxsac.bandits.phased import apsee as apsee
-from jaxsac.bandits.phased import apsee_greedy as apsee_greedy
-from jaxsac.bandits.phased import estc as estc
-from jaxsac.bandits.phased import explore_then_commit as explore_then_commit
-from jaxsac.bandits.phased import phased_greedy as phased_greedy
-from jaxsac.bandits.phased import stopping_time as stopping_time
 from jaxsac.bandits.polytope import Polytope as Polytope
 from jaxsac.bandits.radii import error_radius as error_radius
 from jaxsac.bandits.simulation import Run as Run

@@ -64,8 +64,8 @@ def regret_of(cost: jax.Array, optimum_gap: jax.Array, explored: jax.Array) -> j
 
 
 class _State(NamedTuple):
-    """Arrays have the lanes last. `sums`: noise [m] by arm, or its image [s] on the locked coordinates; `total` and `lost`: the regret of all
-    exploitation so far in two floats; `next_time`: the first time still to be recorded."""
+    """Arrays have the lanes last. `sums`: noise [m] by arm, or its image [s] on the locked coordinates; `total` and `lost`: the regret of
+    all exploitation so far in two floats; `next_time`: the first time still to be recorded."""
 
     cycle: jax.Array
     time: jax.Array
@@ -86,7 +86,7 @@ _NEVER = jnp.iinfo(jnp.int32).max
 
 
 def simulate_lanes(algorithm: Phased, noise, draws: str, problem: Problem, axes: Problem, num_lanes: int) -> Record:
-    """Simulate `num_lanes` lanes; `axes` marks the leaves of `problem` whose last axis counts lanes (-1) and those that are shared (None)."""
+    """Simulate `num_lanes` lanes; `axes` says which leaves of `problem` have them as their last axis (-1) and which are shared (None)."""
     sparsity, (number, dimension) = algorithm.sparsity, problem.plan.basis.shape[:2]
     dtype, num_times = problem.theta.dtype, problem.times.shape[0]
 
@@ -218,7 +218,9 @@ def simulate_lanes(algorithm: Phased, noise, draws: str, problem: Problem, axes:
     state = lax.while_loop(unfinished, lambda state: run_block(state, first_cycle, block_of(None, number)), state)
     if draws == "support":
         state = _locked_lanes(algorithm, problem, lanes, state, play, block_of(_SUPPORT_STREAM, sparsity), run_block, length, horizon)
-    regret = lanes(lambda problem, recorded, explored: regret_of(problem.cost, recorded, explored), -1, -1)(problem, state.recorded, state.explored)
+    regret = lanes(lambda problem, recorded, explored: regret_of(problem.cost, recorded, explored), -1, -1)(
+        problem, state.recorded, state.explored
+    )
     return Record(regret, state.locked, state.lock_cycle, state.indices)
 
 

@@ -69,7 +69,9 @@ class Ellipsoid(ActionSet):
 
     def restrict(self, indices, dimension):
         kept = indices >= 0
-        block = jnp.where(kept[:, None] & kept[None, :], self.matrix[indices[:, None], indices[None, :]], jnp.eye(len(indices), dtype=self.matrix.dtype))
+        block = jnp.where(
+            kept[:, None] & kept[None, :], self.matrix[indices[:, None], indices[None, :]], jnp.eye(len(indices), dtype=self.matrix.dtype)
+        )
         return EllipsoidSlice(jnp.linalg.inv(block))
 
     def greedy(self, theta, sparsity, mask=None):

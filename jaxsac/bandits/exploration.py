@@ -10,12 +10,20 @@ _KINDS = ("standard", "block_orthogonal", "gaussian_orthogonal", "uniform_orthog
 
 
 def exploration_basis(
-    key: jax.Array, action_set: ActionSet, dimension: int, sparsity: int, *, kind: str = "block_orthogonal", allow_dense: bool = False, dtype=None
+    key: jax.Array,
+    action_set: ActionSet,
+    dimension: int,
+    sparsity: int,
+    *,
+    kind: str = "block_orthogonal",
+    allow_dense: bool = False,
+    dtype=None,
 ) -> jax.Array:
     """Draw d feasible actions [d, d], row by row, whose repetition identifies theta. The key is consumed.
 
     * "standard": the unit vectors, each as long as the set allows;
-    * "block_orthogonal": a random partition of the coordinates into blocks of at most s, a random rotation in each: s-sparse and orthogonal;
+    * "block_orthogonal": a random partition of the coordinates into blocks of at most s, a random rotation in each: s-sparse and
+    orthogonal;
     * "gaussian_orthogonal", "uniform_orthogonal": the Q factor of a Gaussian or uniform matrix. Its rows are dense, so they are no s-sparse
       actions and break the paper's Assumption 3 for s < d, although its figures use them: ask for them with allow_dense=True.
 

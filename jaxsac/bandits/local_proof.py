@@ -10,8 +10,9 @@ from jaxsac.bandits._protocol import ActionSet
 def greedy_is_proved(action_set: ActionSet, estimate: jax.Array, sparsity: int, error: jax.Array, norm_bound: jax.Array) -> jax.Array:
     """Whether every theta with ||theta - estimate||_2 <= error has the greedy support of `estimate`, chosen in the same order.
 
-    Greedy prefers i to j if f_i - f_j > error ||x_i - x_j|| + L^2 error^2 / (2 (f_j - L error)), with f and x the value and the maximiser of
-    the estimate on the support so far plus i or j and L the `norm_bound`; or if f_i - f_j > 2 L error, the weaker test that needs no shape.
+    Greedy prefers i to j if f_i - f_j > error ||x_i - x_j|| + L^2 error^2 / (2 (f_j - L error)), with f and x the value and the maximiser
+    of the estimate on the support so far plus i or j and L the `norm_bound`; or if f_i - f_j > 2 L error, the weaker test that needs no
+    shape.
 
     Proof. Convexity gives f_i(theta) >= f_i + <x_i, theta - estimate>. Where f_j(theta)^2 = theta' B theta with B <= L^2 I, split
     theta - estimate into its part along the estimate, in the inner product B, and the rest: f_j(theta) = sqrt(p^2 + q^2) <= p + q^2 / (2 p)

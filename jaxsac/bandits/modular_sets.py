@@ -106,7 +106,8 @@ class Ball(_Modular):
 
 
 class LpBall(_Modular):
-    """{x : ||x||_p <= radius}, 1 < p < inf: f(S) = radius ||theta_S||_q with 1/p + 1/q = 1, attained where x_i ∝ sign(theta_i) |theta_i|^(q-1).
+    """{x : ||x||_p <= radius}, 1 < p < inf: f(S) = radius ||theta_S||_q with 1/p + 1/q = 1, attained where x_i ∝ sign(theta_i)
+    |theta_i|^(q-1).
 
     f^q is a sum over S, so the s largest |theta_i| are the best support. Strongly convex for p <= 2 only, which decides nothing here: the
     length of the exploitation is the algorithm's choice.
@@ -118,7 +119,9 @@ class LpBall(_Modular):
     def __init__(self, p: jax.Array | float, radius: jax.Array | float = 1.0):
         _positive("radius", radius)
         if is_concrete(p):
-            require(1.0 < float(p) < np.inf, f"p must lie strictly between 1 and infinity, got {p}: CrossPolytope is p = 1, Box is p = inf.")
+            require(
+                1.0 < float(p) < np.inf, f"p must lie strictly between 1 and infinity, got {p}: CrossPolytope is p = 1, Box is p = inf."
+            )
         self.p = p
         self.radius = radius
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxsac._checks import require, real_array, static_integer
+from jaxsac._checks import real_array, require, static_integer
 from jaxsac.bandits._protocol import ActionSet, Selection
 
 MAX_SUPPORTS = 1_000_000
@@ -34,7 +34,8 @@ def cast(action_set: ActionSet, dtype) -> ActionSet:
 
 
 def greedy_support(action_set: ActionSet, theta: jax.Array, sparsity: int) -> Selection:
-    """Choose a support by adding, `sparsity` times, the coordinate i that maximises f(S + i) = max <theta, x> over x in X supported in S + i.
+    """Choose a support by adding, `sparsity` times, the coordinate i that maximises f(S + i) = max <theta, x> over x in X supported in S +
+    i.
 
     `theta` [d]. Ties go to the lowest index. Exact on balls, l_p balls, boxes, the cross-polytope and the simplex. A NaN in theta gives a
     NaN value. Source: arXiv 2605.10151, Algorithm 2; Nemhauser, Wolsey and Fisher (1978).

@@ -1,25 +1,24 @@
-"""Algorithms that alternate exploration of a fixed basis with exploitation of one action: records, decisions, and the online form."""
+"""Algorithms that alternate exploration of a basis with exploitation of one action: the record, its decisions, its online form."""
 
 from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-from jaxsac._checks import choice, is_concrete, real_array, real_scalar, require, static_integer
+from jaxsac._checks import is_concrete, real_scalar, require
 from jaxsac.bandits._protocol import ActionSet
 from jaxsac.bandits.local_proof import greedy_is_proved
 from jaxsac.bandits.oracles import cast
-from jaxsac.bandits.radii import KINDS, DesignNumbers, check_numbers, design_numbers, diagonal_design_numbers, radius_at
+from jaxsac.bandits.radii import DesignNumbers, design_numbers, diagonal_design_numbers, radius_at
 
 FOREVER = 2**30  # longer than any horizon
 
 
 class Phased(eqx.Module):
-    """A phased algorithm: every cycle c plays the basis once, estimates theta by least squares from all completed cycles, and then plays one
-    action ceil(schedule_scale c^schedule_power) times. Build it with `apsee`, `apsee_greedy`, `phased_greedy`, `explore_then_commit` or
+    """A phased algorithm: every cycle c plays the basis once, estimates theta by least squares from all completed cycles, and then plays
+    one action ceil(schedule_scale c^schedule_power) times. Build it with `apsee`, `apsee_greedy`, `phased_greedy`, `explore_then_commit` or
     `estc`; run it with `simulate`, or online with `init`, `act` and `update`.
     """
 
@@ -52,109 +51,9 @@ class Phased(eqx.Module):
         return observe(self, state, reward)
 
 
-def _phased(action_set, sparsity, rule, *, basis=None, sigma: jax.Array | float | str = 0.0, delta=0.5, commit_at=None, radius="l2", **rest) -> Phased:
-    sparsity = static_integer("sparsity", sparsity, 1)
-    choice("radius", radius, (*KINDS, "local") if rule == "greedy" else KINDS)
-    local = "radius='local' needs a set whose f(S)^2 is quadratic (Ball, Ellipsoid): use 'hkz'."
-    require(radius != "local" or action_set.quadratic, local)
-    auto = isinstance(sigma, str)
-    if isinstance(sigma, str):
-        choice("sigma", sigma, ("auto",))
-        sigma = 0.0
-    check_numbers(jnp.result_type(float), sigma=sigma, delta=delta)
-    if isinstance(basis, str):
-        choice("basis", basis, ("standard",))
-        basis = None
-    if basis is not None:
-        basis = real_array("basis", basis, ("m", "d"))
-        if is_concrete(basis):
-            rank = np.linalg.matrix_rank(np.asarray(basis, np.float64))
-            require(rank == basis.shape[1], f"basis must span all {basis.shape[1]} coordinates, its rank is {rank}: add actions.")
-    defaults = {"radius_scale": 1.0, "gap_factor": 2.0, "schedule_scale": 1.0, "lam": 0.0} | rest
-    for name in ("radius_scale", "gap_factor", "schedule_scale", "lam"):
-        real_scalar(name, defaults[name], jnp.result_type(float), 0)
-    if commit_at is not None and is_concrete(commit_at):
-        require(int(commit_at) >= 1, f"commit_at counts from 1, got {commit_at}.")
-    return Phased(
-        action_set, basis, sigma, delta, sparsity=sparsity, rule=rule, commit_at=FOREVER if commit_at is None else commit_at, radius=radius,
-        estimate_sigma=auto, **defaults,
-    )  # fmt: skip
-
-
-def apsee(
-    action_set: ActionSet, *, sparsity: int, sigma, delta=0.05, radius: str = "l2", radius_scale=1.0, basis=None, schedule_scale=1.0, commit_at=None
-) -> Phased:
-    """Adaptive phased sparse exploration and exploitation (APSEE): explore until the support of the s largest scores is verified, then exploit.
-
-    After cycle c the support is locked when |theta_c|_(s) - |theta_c|_(s+1) > 2 eps_c; from then on every cycle plays the basis once and
-    x*(theta_c) on the locked support c times. Wrong locks have probability at most `delta`. `action_set` must be modular (Ball, LpBall,
-    Box). `sigma`: a bound on the sub-Gaussian scale of the noise, or "auto" to bound it from the data (Gaussian noise only, half of delta
-    is spent on it). `radius`: see `error_radius`; `radius_scale` multiplies it (below 1 the guarantee is gone). `basis`: None for the unit
-    vectors, or [m, d] from `exploration_basis`. `commit_at`: lock without proof at the end of the first cycle after so many steps.
-    Ties and theta = 0 never lock. Regret O(d sqrt(T)) up to logarithms. Source: arXiv 2605.10151, Algorithm 1. The paper's own radius "l2"
-    is loose: theta uniform in [-1, 1]^10 and sigma = 0.1 rarely lock within 2,000 steps.
-    """
-    require(action_set.modular, "apsee needs a set on which the largest scores are the best support (Ball, LpBall, Box): use apsee_greedy.")
-    return _phased(
-        action_set, sparsity, "margin", sigma=sigma, delta=delta, radius=radius, radius_scale=radius_scale, basis=basis,
-        schedule_scale=schedule_scale, commit_at=commit_at,
-    )  # fmt: skip
-
-
-def apsee_greedy(
-    action_set: ActionSet,
-    *,
-    sparsity: int,
-    sigma,
-    delta=0.05,
-    radius: str = "l2",
-    radius_scale=1.0,
-    gap_factor=2.0,
-    basis=None,
-    schedule_scale=1.0,
-    commit_at=None,
-) -> Phased:
-    """APSEE with greedy supports (APSEE-G), for strongly convex sets: as `apsee`, with the greedy choice verified step by step.
-
-    The support is locked when the smallest greedy lead of theta_c exceeds gap_factor L eps_c, L the largest norm of an s-sparse action
-    (times sqrt(s) for the radius "coord"). `radius="local"` (Ball, Ellipsoid) takes the error of "hkz" and compares the leads with how far the
-    maximisers are apart instead of with their norms, plus a proved bound on the curvature: never later, several times earlier, and a slower
-    test. gap_factor = 2 suffices for the proof, 4 is the literal reading of the paper. Its regret is
-    measured against greedy, or against alpha times the best. Other arguments as in `apsee`. Source: arXiv 2605.10151, Algorithm 2.
-    """
-    return _phased(
-        action_set, sparsity, "greedy", sigma=sigma, delta=delta, radius=radius, radius_scale=radius_scale, gap_factor=gap_factor, basis=basis,
-        schedule_scale=schedule_scale, commit_at=commit_at,
-    )  # fmt: skip
-
-
-def phased_greedy(action_set: ActionSet, *, sparsity: int, basis=None, schedule_scale=1.0, schedule_power: float = 0.5) -> Phased:
-    """The schedule for compact sets: no verification; every cycle explores, then plays the greedy action ceil(k c^q) times.
-
-    k = schedule_scale, q = schedule_power (static): q = 1/2 has regret O(d T^(2/3)), and k = sqrt(d) improves it to O((d T)^(2/3)).
-    Nothing is ever locked. Source: arXiv 2605.10151, Section 5.
-    """
-    return _phased(action_set, sparsity, "always", basis=basis, schedule_scale=schedule_scale, schedule_power=float(schedule_power))
-
-
-def explore_then_commit(action_set: ActionSet, *, sparsity: int, num_cycles, basis=None) -> Phased:
-    """Play the basis `num_cycles` times, then the greedy action of the estimate for ever. The baseline of Robbins (1952) on the same set."""
-    return _phased(action_set, sparsity, "commit", basis=basis, commit_at=num_cycles)
-
-
-def estc(action_set: ActionSet, *, sparsity: int, num_cycles, lam, basis=None) -> Phased:
-    """Explore the sparsity, then commit: as `explore_then_commit`, with the Lasso estimate of the n = m num_cycles first rewards,
-
-        minimise  (1/n) sum_t (r_t - <b_t, theta>)^2 + lam ||theta||_1.
-
-    Source: Hao, Lattimore and Wang (2020), who take lam = 4 sigma sqrt(log(d) / n); their exploration distribution is here the basis.
-    """
-    return _phased(action_set, sparsity, "commit", basis=basis, commit_at=num_cycles, lam=lam, lasso=True)
-
-
 class Plan(NamedTuple):
-    """What an algorithm needs, made once for a dimension and a dtype: the basis [m, d], the map [d, m] (or its diagonal [d]) from mean rewards to
-    the estimate, and numbers."""
+    """What an algorithm needs, made once for a dimension and a dtype: the basis [m, d], the map [d, m] (or its diagonal [d]) from mean
+    rewards to the estimate, and numbers."""
 
     action_set: ActionSet
     basis: jax.Array
@@ -179,7 +78,9 @@ def plan(algorithm: Phased, dimension: int, dtype) -> Plan:
         basis, solve, numbers = jnp.diag(reach), 1.0 / reach, diagonal_design_numbers(reach)
     else:
         basis = jnp.asarray(algorithm.basis).astype(dtype)
-        require(basis.shape[1] == dimension, f"basis must have {dimension} columns, one for each coordinate of theta, got {basis.shape[1]}.")
+        require(
+            basis.shape[1] == dimension, f"basis must have {dimension} columns, one for each coordinate of theta, got {basis.shape[1]}."
+        )
         solve, numbers = jnp.linalg.pinv(basis), design_numbers(basis)
     moves = sensitivity(algorithm, action_set, dimension, dtype)
     scale, factor = real_scalar("radius_scale", algorithm.radius_scale, dtype), real_scalar("gap_factor", algorithm.gap_factor, dtype)
@@ -243,6 +144,8 @@ def verify(algorithm: Phased, plan: Plan, estimate: jax.Array, cycle: jax.Array,
         return jnp.asarray(False)
     if algorithm.rule == "commit":
         return cycle == plan.commit_at
+    if algorithm.sparsity == estimate.shape[0]:  # nothing is left to choose
+        return ~jnp.any(jnp.isnan(estimate))
     commit = cycle * plan.basis.shape[0] >= plan.commit_at
     sigma, delta = noise_level(algorithm, plan, floating, within, plan.basis.shape[0])
     threshold = plan.lead * radius_at(algorithm.radius, plan.numbers, estimate.shape[0], floating, sigma, delta)
@@ -254,8 +157,7 @@ def verify(algorithm: Phased, plan: Plan, estimate: jax.Array, cycle: jax.Array,
         gap = ranked_gap(plan.action_set.scores(estimate), algorithm.sparsity)  # pyright: ignore[reportAttributeAccessIssue]
     else:
         gap = plan.action_set.greedy(estimate, algorithm.sparsity).gap
-    # With s = d nothing is left to choose, and the gap is infinite: locked at the first cycle even where the threshold is infinite.
-    return (gap > threshold) | jnp.isposinf(gap) | commit
+    return (gap > threshold) | commit
 
 
 def choose(algorithm: Phased, plan: Plan, estimate: jax.Array) -> jax.Array:
@@ -264,7 +166,7 @@ def choose(algorithm: Phased, plan: Plan, estimate: jax.Array) -> jax.Array:
 
 
 def shrink(algorithm: Phased, plan: Plan, estimate: jax.Array) -> jax.Array:
-    """The estimate that is exploited: the Lasso's, by coordinate descent from the least squares one (exact for orthogonal bases), or itself."""
+    """The estimate that is exploited: itself, or the Lasso's by coordinate descent, which is exact for orthogonal bases."""
     if not algorithm.lasso:
         return estimate
     number = plan.basis.shape[0]
@@ -286,10 +188,8 @@ def _soft(value, threshold):
 
 
 def ranked_gap(scores: jax.Array, sparsity: int) -> jax.Array:
-    """The s-th largest score minus the next one (+inf if there is none), by insertion: comparisons only, no sort, fast over many lanes."""
+    """The s-th largest score minus the next one, s < d, by insertion: comparisons only, no sort, fast over many lanes."""
     dimension = scores.shape[0]
-    if sparsity == dimension:
-        return jnp.where(jnp.any(jnp.isnan(scores)), jnp.nan, jnp.asarray(jnp.inf, scores.dtype))
 
     def insert(value, top):
         out = []
@@ -307,43 +207,10 @@ def ranked_gap(scores: jax.Array, sparsity: int) -> jax.Array:
     return top[sparsity - 1] - top[sparsity]
 
 
-def stopping_time(algorithm: Phased, theta: jax.Array) -> float:
-    """Steps after which `algorithm` has locked its support for sure, on the event that its error radius holds; on the host.
-
-    m c_0 with c_0 the first cycle where (2 + gap_factor radius_scale) L eps_c is below the gap of theta: |theta|_(s) - |theta|_(s+1) for
-    `apsee` (L = 1 on balls), the smallest greedy lead for `apsee_greedy`. Infinite if the gap is 0. Source: arXiv 2605.10151, Lemma B.1, by
-    search instead of its closed-form bound.
-    """
-    theta = real_array("theta", theta, ("d",))
-    require(algorithm.rule in ("margin", "greedy"), "only apsee and apsee_greedy verify a support: no stopping time to prove.")
-    require(not algorithm.estimate_sigma, "the stopping time needs a known sigma: give one instead of 'auto'.")
-    prepared = plan(algorithm, theta.shape[0], theta.dtype)
-    action_set = prepared.action_set
-    if algorithm.rule == "margin":
-        gap = ranked_gap(action_set.scores(theta), algorithm.sparsity)  # pyright: ignore[reportAttributeAccessIssue]
-    else:
-        gap = action_set.greedy(theta, algorithm.sparsity).gap
-    factor = prepared.lead + 2.0 * prepared.sensitivity
-
-    def enough(cycle: int) -> bool:
-        cycles = jnp.asarray(float(cycle)).astype(theta.dtype)
-        return bool(factor * radius_at(algorithm.radius, prepared.numbers, theta.shape[0], cycles, prepared.sigma, prepared.delta) < gap)
-
-    if not bool(gap > 0):
-        return float("inf")
-    high = 1
-    while not enough(high):
-        high *= 2
-    low = high // 2  # the radius falls with the cycle from the first or second one on
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return float(high * prepared.basis.shape[0])
-
-
 class PhasedState(NamedTuple):
-    """Where an online run is: cycle (from 1), position in the basis, steps left of the exploitation, sums [m] and squares of rewards by arm,
-    whether and at which cycle the support was locked, the support [s] (-1: none yet), the action [d] that is exploited, and the plan."""
+    """Where an online run is: cycle (from 1), position in the basis, steps left of the exploitation, sums [m] and squares of rewards by
+    arm, whether and at which cycle the support was locked, the support [s] (-1: none yet), the action [d] that is exploited, and the
+    plan."""
 
     cycle: jax.Array
     position: jax.Array
@@ -372,7 +239,9 @@ def observe(algorithm: Phased, state: PhasedState, reward: jax.Array) -> PhasedS
     arm = jnp.where(exploring, state.position, 0)
     sums, squares = state.sums.at[arm].add(reward), state.squares.at[arm].add(reward**2)
     complete = exploring & (state.position == number - 1)
-    state = state._replace(sums=sums, squares=squares, position=jnp.where(exploring, state.position + 1, 0), left=jnp.maximum(state.left - 1, 0))
+    state = state._replace(
+        sums=sums, squares=squares, position=jnp.where(exploring, state.position + 1, 0), left=jnp.maximum(state.left - 1, 0)
+    )
     state = lax.cond(complete, lambda s: _decide(algorithm, s), lambda s: s, state)
     over = (complete & (state.left == 0)) | (~exploring & (state.left == 0))
     return state._replace(cycle=jnp.where(over, state.cycle + 1, state.cycle), position=jnp.where(complete | over, 0, state.position))

@@ -10,7 +10,8 @@ from jaxsac.bandits._protocol import ActionSet, like
 
 
 class Polytope(ActionSet):
-    """The convex hull of `vertices` [n, d], or {x : A x <= b} for `inequalities` = (A [n, d], b [n]); it must be bounded and hold the origin.
+    """The convex hull of `vertices` [n, d], or {x : A x <= b} for `inequalities` = (A [n, d], b [n]); it must be bounded and hold the
+    origin.
 
     f(S) = max <theta, x> subject to x in X and x = 0 off S, a linear program. No approximation factor is promised for greedy: there are
     polytopes with submodularity ratio 0 (see `submodularity_ratio`).

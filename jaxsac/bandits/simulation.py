@@ -23,9 +23,9 @@ _STEP_STREAM = 2**31 - 2  # folded into the key of what a step-wise environment 
 class Run(NamedTuple):
     """What a simulation recorded; K times and s coordinates.
 
-    `regret` [K] is the cumulative pseudo-regret (no noise in it; it may be negative against a benchmark below the best) at `times` int32 [K].
-    `locked` says whether a support was locked, `lock_time` int32 after how many steps (-1: never), and `support` int32 [s] is that support in
-    ascending order (-1: none), or the last one chosen by an algorithm that never locks.
+    `regret` [K] is the cumulative pseudo-regret (no noise in it; it may be negative against a benchmark below the best) at `times` int32
+    [K]. `locked` says whether a support was locked, `lock_time` int32 after how many steps (-1: never), and `support` int32 [s] is that
+    support in ascending order (-1: none), or the last one chosen by an algorithm that never locks.
     """
 
     regret: jax.Array
@@ -52,21 +52,22 @@ def simulate(
 ) -> Run:
     """Play `horizon` steps against rewards <theta, x> + sigma * noise and return the cumulative regret sum_t (benchmark - <theta, x_t>).
 
-    `theta` [d]; `sigma` >= 0 is the true scale of the noise (the algorithm has its own belief); `horizon` >= 1 and below 2^30, may be traced;
-    `record` int [K] are the times of interest, by default 64 in geometric progression, and times after the horizon count as the horizon.
-    `benchmark`: "optimal" is the reward of the best s-sparse action, "greedy" that of the greedy support of theta, "alpha" `alpha` times the
-    optimal one. `noise`: "gaussian", "rademacher", "uniform" (variance 1), or a function (key, shape) -> draws, defined once: a new function is
-    a new compilation.
+    `theta` [d]; `sigma` >= 0 is the true scale of the noise (the algorithm has its own belief); `horizon` >= 1 and below 2^30, may be
+    traced; `record` int [K] are the times of interest, by default 64 in geometric progression, and times after the horizon count as the
+    horizon. `benchmark`: "optimal" is the reward of the best s-sparse action, "greedy" that of the greedy support of theta, "alpha" `alpha`
+    times the optimal one. `noise`: "gaussian", "rademacher", "uniform" (variance 1), or a function (key, shape) -> draws, defined once: a
+    new function is a new compilation.
 
     `engine`: "cycle" for phased algorithms on a fixed set (one iteration per cycle, exact at every time), "step" for all; "auto" takes
     "cycle" where it can. Both make the same decisions from the same key. `draws="support"` draws, after the lock, only the noise of the
-    locked coordinates: equal in law, not draw by draw, faster, Gaussian noise only; under `vmap` it starts when all lanes are locked or done.
+    locked coordinates: equal in law, not draw by draw, faster, Gaussian noise only; under `vmap` it starts when all lanes are locked or
+    done.
 
-    `offer` is what each step makes available, for the step engine: an array or a pytree handed to `algorithm.act` (the arms [K, d] of `lin_ucb`
-    and `lin_ts`, the mask [d] of `adaptive_greedy`), or a function of a key that draws it anew.
+    `offer` is what each step makes available, for the step engine: an array or a pytree handed to `algorithm.act` (the arms [K, d] of
+    `lin_ucb` and `lin_ts`, the mask [d] of `adaptive_greedy`), or a function of a key that draws it anew.
 
-    Batch with `jax.vmap` or `run_trials`, which the cycle engine turns into one hand-written loop over all lanes. Not differentiable: decisions
-    are discrete. A NaN in theta gives NaN regret and no lock. The key is consumed.
+    Batch with `jax.vmap` or `run_trials`, which the cycle engine turns into one hand-written loop over all lanes. Not differentiable:
+    decisions are discrete. A NaN in theta gives NaN regret and no lock. The key is consumed.
     Source: arXiv 2605.10151, Algorithms 1 and 2 and equation 5 (regret).
     """
     theta = real_array("theta", theta, ("d",))
@@ -87,7 +88,9 @@ def simulate(
     require(engine == "step" or (phased and offer is None), "the cycle engine runs phased algorithms on a fixed set: use engine='step'.")
     if draws == "support":
         require(engine == "cycle" and noise == "gaussian", "draws='support' needs the cycle engine and Gaussian noise: use draws='all'.")
-        require(algorithm.rule != "always" and not algorithm.estimate_sigma, "draws='support' needs an algorithm that locks: use draws='all'.")
+        require(
+            algorithm.rule != "always" and not algorithm.estimate_sigma, "draws='support' needs an algorithm that locks: use draws='all'."
+        )
     if record is None:
         times = _geometric_times(horizon)
     else:

@@ -1,4 +1,4 @@
-"""Algorithms that decide anew at every step: LinUCB and LinTS on finite arms, the optimistic index on sparse sets, and time-varying sets."""
+"""Algorithms that decide at every step: LinUCB and LinTS on finite arms, the optimistic index on sparse sets, time-varying sets."""
 
 from typing import Any, NamedTuple
 
@@ -29,7 +29,7 @@ def ridge_start(dimension: int, ridge: jax.Array, dtype) -> Ridge:
 
 
 def ridge_update(state: Ridge, x: jax.Array, reward: jax.Array) -> Ridge:
-    """One observation in O(d^2): (V + x x')^-1 = R (I - w w' / (1 + w'w)) R' with w = R'x, and I - g w w' is a root of the middle factor."""
+    """One observation in O(d^2): (V + x x')^-1 = R (I - w w' / (1 + w'w)) R' with w = R'x, I - g w w' a root of the middle."""
     w = x @ state.root
     size = jnp.sum(w**2)
     back = jnp.sum(state.root * w[None, :], axis=1)
@@ -48,8 +48,8 @@ def confidence_width(state: Ridge, sigma, delta, ridge, bound) -> jax.Array:
 
 
 class _Stepwise(eqx.Module):
-    """`init(key, dimension=, dtype=)`, `act(state, offer)`, `update(state, action, reward, offer)`: pure functions for online use, replay and
-    `simulate`. `offer` is what the step makes available."""
+    """`init(key, dimension=, dtype=)`, `act(state, offer)`, `update(state, action, reward, offer)`: pure functions for online use, replay
+    and `simulate`. `offer` is what the step makes available."""
 
     sigma: jax.Array | float
     delta: jax.Array | float
@@ -247,8 +247,8 @@ def optimistic_greedy(
 ) -> OptimisticGreedy:
     """LinUCB on a sparse set: play the x of largest <theta_t, x> + width_t ||x||_{V^-1} that an ascent finds.
 
-    The index is convex, so from every axis `num_rounds` (static) steps x <- greedy action of its slope climb it; the best of the 2 d ends is
-    played. A local search, so optimism is not guaranteed: a baseline. `bound` >= ||theta||_2. `offer`: the mask [d] of available
+    The index is convex, so from every axis `num_rounds` (static) steps x <- greedy action of its slope climb it; the best of the 2 d ends
+    is played. A local search, so optimism is not guaranteed: a baseline. `bound` >= ||theta||_2. `offer`: the mask [d] of available
     coordinates, or None.
     """
     sparsity, num_rounds = static_integer("sparsity", sparsity, 1), static_integer("num_rounds", num_rounds, 1)
@@ -257,12 +257,14 @@ def optimistic_greedy(
 
 
 def adaptive_greedy(action_set: ActionSet, *, sparsity: int, schedule_scale=1.0, schedule_power: float | None = None) -> AdaptiveGreedy:
-    """The phased schedule when coordinates come and go: every cycle owes each coordinate one exploration, paid when it is available, and has
-    ceil(k c^q) steps of the greedy action on what is available.
+    """The phased schedule when coordinates come and go: every cycle owes each coordinate one exploration, paid when it is available, and
+    has ceil(k c^q) steps of the greedy action on what is available.
 
-    `offer` is the mask bool [d] of the step (None: all); q = 1 on strongly convex sets and 1/2 elsewhere unless `schedule_power` (static) is
-    given. The support cannot be frozen, so nothing is verified. Regret is against the best action on the offered coordinates.
+    `offer` is the mask bool [d] of the step (None: all); q = 1 on strongly convex sets and 1/2 elsewhere unless `schedule_power` (static)
+    is given. The support cannot be frozen, so nothing is verified. Regret is against the best action on the offered coordinates.
     Source: arXiv 2605.10151, Appendix E.
     """
     power = (1.0 if action_set.strongly_convex else 0.5) if schedule_power is None else float(schedule_power)
-    return AdaptiveGreedy(action_set=action_set, sparsity=static_integer("sparsity", sparsity, 1), schedule_scale=schedule_scale, power=power)
+    return AdaptiveGreedy(
+        action_set=action_set, sparsity=static_integer("sparsity", sparsity, 1), schedule_scale=schedule_scale, power=power
+    )

@@ -191,7 +191,10 @@ def test_derivative_of_the_value_is_the_action(name):
 def test_derivatives_in_the_parameters_of_the_set():
     theta, mask, matrix = jnp.asarray(THETA), jnp.asarray(MASK), jnp.asarray(ellipsoid_matrix(0))
     move = ellipsoid_matrix(1) - np.eye(D)
-    for value in (lambda e: bandits.Ellipsoid(matrix + e * move).support(theta, mask), lambda e: bandits.LpBall(1.5 + e).support(theta, mask)):
+    for value in (
+        lambda e: bandits.Ellipsoid(matrix + e * move).support(theta, mask),
+        lambda e: bandits.LpBall(1.5 + e).support(theta, mask),
+    ):
         central = (value(1e-5) - value(-1e-5)) / 2e-5
         np.testing.assert_allclose(jax.grad(value)(0.0), central, rtol=1e-6)
 
@@ -214,9 +217,10 @@ def test_submodularity_ratio():
         theta = jnp.asarray(np.random.default_rng(seed).normal(size=D))
         ratio = bandits.submodularity_ratio(bandits.Ellipsoid(jnp.asarray(matrix)), theta, S)
         assert ratio >= np.linalg.eigvalsh(matrix)[0]  # Das and Kempe's bound for a unit diagonal
-        quality = bandits.greedy_support(bandits.Ellipsoid(jnp.asarray(matrix)), theta, S).value / bandits.best_support(
-            bandits.Ellipsoid(jnp.asarray(matrix)), theta, S
-        ).value
+        quality = (
+            bandits.greedy_support(bandits.Ellipsoid(jnp.asarray(matrix)), theta, S).value
+            / bandits.best_support(bandits.Ellipsoid(jnp.asarray(matrix)), theta, S).value
+        )
         assert quality >= 1 - np.exp(-ratio)
 
 

@@ -1,11 +1,14 @@
 """Confidence radii: coverage at all cycles together, how tight they are, and wrong locks."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxsac import bandits
+from jaxsac.bandits.local_proof import greedy_is_proved
 
 D, S, SIGMA, DELTA, CYCLES, RUNS = 6, 2, 0.3, 0.05, 100, 2000
 
@@ -101,8 +104,6 @@ def test_the_stopping_time_is_the_first_cycle_that_suffices():
 
 def test_the_local_proof_is_sound_and_reaches_further():
     """Whatever is proved holds for the worst of many parameters on the sphere of the error, and it is proved at larger errors."""
-    from jaxsac.bandits.local_proof import greedy_is_proved
-
     d, s = 8, 3
     factors = np.random.default_rng(0).normal(size=(20, d, d))
     matrices = jnp.asarray(factors @ factors.transpose(0, 2, 1) / d + 0.5 * np.eye(d))
@@ -134,11 +135,12 @@ def test_the_local_proof_is_sound_and_reaches_further():
 def test_the_local_radius_locks_earlier_and_right():
     theta, matrix = jnp.asarray([1.0, 0.8, 0.3, -0.2, 0.1, 0.0]), jnp.eye(D) + 0.2 * (jnp.ones((D, D)) - jnp.eye(D))
     times, keys = [], jax.random.split(jax.random.key(1), 50)
+    right = bandits.greedy_support(bandits.Ellipsoid(matrix), theta, S).indices
     for radius in ("hkz", "local"):
         algorithm = bandits.apsee_greedy(bandits.Ellipsoid(matrix), sparsity=S, sigma=0.1, radius=radius)
-        run = jax.jit(jax.vmap(lambda key: bandits.simulate(key, algorithm, theta, sigma=0.1, horizon=40_000, record=jnp.asarray([1]))))(keys)  # noqa: B023
+        simulate = partial(bandits.simulate, algorithm=algorithm, theta=theta, sigma=0.1, horizon=40_000, record=jnp.asarray([1]))
+        run = jax.jit(jax.vmap(simulate))(keys)
         assert np.mean(run.locked) > 0.9
-        right = bandits.greedy_support(bandits.Ellipsoid(matrix), theta, S).indices
         assert np.all(np.asarray(run.support)[np.asarray(run.locked)] == np.sort(right))
         times.append(np.median(run.lock_time))
     assert times[1] < 0.5 * times[0]

@@ -73,7 +73,11 @@ def paper(greedy, horizon, scale):
                 support, lock_time = sorted(chosen), len(regrets)
         if support is not None:
             part = estimate[support]
-            part = np.linalg.solve(MATRIX[np.ix_(support, support)], part) / value(estimate, support) if greedy else 1.5 * part / np.linalg.norm(part)
+            part = (
+                np.linalg.solve(MATRIX[np.ix_(support, support)], part) / value(estimate, support)
+                if greedy
+                else 1.5 * part / np.linalg.norm(part)
+            )
             regrets += [optimum - THETA[support] @ part] * c
         c += 1
     return np.cumsum(regrets)[:horizon], lock_time, support
@@ -116,13 +120,13 @@ def test_a_poisoned_lane_leaves_the_others_bitwise_equal():
 
 
 def test_expected_regret_has_its_closed_form():
-    """One exploitation step of cycle c on the right support costs sigma^2 (s - 1) / (2 c r ||theta_S||) to first order in 1/c, where an arm of
-    length r has noise sigma / r; exploration costs exactly sum_i (r ||theta_S|| - r theta_i)."""
+    """One exploitation step of cycle c on the right support costs sigma^2 (s - 1) / (2 c r ||theta_S||) to first order in 1/c, where an arm
+    of length r has noise sigma / r; exploration costs exactly sum_i (r ||theta_S|| - r theta_i)."""
     theta, radius = np.array([0.9, -0.1, 0.7, 0.05]), 1.5
     algorithm = bandits.apsee(bandits.Ball(radius), sparsity=S, sigma=0.1, radius="hkz", radius_scale=0.5)
     starts = np.cumsum([0] + [D + c for c in range(1, 30)])
-    # An algorithm that believes in no noise locks after its first cycle; the few wrong supports that this risks here are no matter of chance
-    # at all, the gap being 0.6 and the noise 0.07.
+    # An algorithm that believes in no noise locks after its first cycle; the few wrong supports that this risks here are no matter of
+    # chance at all, the gap being 0.6 and the noise 0.07.
     quick = bandits.apsee(bandits.Ball(radius), sparsity=S, sigma=0.0)
     record = np.stack([starts[4:20] + D, starts[5:21]]).astype(np.int32)
     regret = many(quick, 4000, int(starts[21]), jnp.float64, theta, sigma=0.1, record=jnp.asarray(record.ravel())).regret.reshape(-1, 2, 16)
