@@ -54,7 +54,8 @@ def size_weights(scores: jax.Array, counts: jax.Array, budget: int) -> tuple[jax
     difference = jnp.arange(budget + 1)[None, :] - jnp.arange(budget + 1)[:, None]
     toeplitz = jnp.where(difference >= 0, tail[jnp.maximum(difference, 0)], 0)  # [i, r] = tail_{r - i}
     products = jnp.matmul(heads, toeplitz, precision=HIGHEST)
-    whole = jnp.where(jnp.arange(budget + 1) <= ends[-1], products[-1], 0)
+    degrees = jnp.arange(budget + 1, dtype=dtype)
+    whole = jnp.where(degrees <= ends[-1], products[-1], 0)
 
     def leave_out(rest, value):
         rest = jnp.maximum(value - weights * rest, 0)
@@ -67,7 +68,6 @@ def size_weights(scores: jax.Array, counts: jax.Array, budget: int) -> tuple[jax
     positive = whole > 0
     share = weights[None, :] * others / jnp.where(positive[1:], whole[1:], 1)[:, None]
     share = jnp.where(positive[1:, None] & live[None, :], share, 0)
-    degrees = jnp.arange(budget + 1, dtype=dtype)
     log_sizes = jnp.where(positive, jnp.log(jnp.where(positive, whole, 1)) + degrees * unit, -jnp.inf)
     return log_sizes, jnp.concatenate([jnp.zeros((1, scores.shape[0]), dtype), share])
 

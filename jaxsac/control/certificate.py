@@ -63,9 +63,9 @@ def certify(
     unused = float(group_alpha[-1] * np.linalg.norm(features[-1])) if counts[-1] > 0 else 0.0
 
     alphas = np.concatenate([alpha, group_alpha[live]])
-    tops = np.concatenate([to_host(found.top_marginal)[:size], unpad_groups(to_host(found.group_top_marginal), groups)[live]])
+    odds = np.concatenate([to_host(found.top_odds)[:size], unpad_groups(to_host(found.group_top_odds), groups)[live]])
     rise = np.maximum(alphas - 1, 0)
-    tau = max(float(np.max(1 - alphas, initial=0.0)), float(np.max(rise * tops / np.maximum(1 - tops, 1e-300), initial=0.0)))
+    tau = max(float(np.max(1 - alphas, initial=0.0)), float(np.max(rise * odds, initial=0.0)))
     if budget < data.num_actions:
         tau = max(tau, float(np.max(rise, initial=0.0)) * float(found.top_load))
     entropy = float(found.entropy) * (1 - tau) if tau <= 1 else 0.0

@@ -37,8 +37,8 @@ class Digest(NamedTuple):
     slots: jax.Array | None  # int32 [V, N]: positions in `used` of the tools that a record offers, padded with G - 1
 
 
-def digest(log: Log, record_weights: np.ndarray, num_actions: int, budget: int, smoothing: float) -> Digest:
-    """Summarise a checked log; record_weights [T] have mean 1."""
+def digest(log: Log, record_weights: np.ndarray, num_actions: int, budget: int, smoothing: float, *, everyone: bool = False) -> Digest:
+    """Summarise a checked log; record_weights [T] have mean 1. `everyone` lists the unused tools one by one too."""
     contexts = np.asarray(log.contexts)
     dtype = contexts.dtype
     records, q = contexts.shape
@@ -56,6 +56,9 @@ def digest(log: Log, record_weights: np.ndarray, num_actions: int, budget: int, 
         frequency = np.add.reduceat(weight, first)
         feature_sums = np.add.reduceat(weight[:, None] * contexts[record].astype(np.float64), first, axis=0)
     slots = None
+    if everyone:
+        frequency, feature_sums = _spread(frequency, used, num_actions), _spread(feature_sums, used, num_actions)
+        entry_tool, used = used[entry_tool], np.arange(num_actions, dtype=np.int32)
     if log.available is None:
         # Frequencies that differ by rounding alone are one group.
         values, group, sizes = np.unique(-np.round(frequency, 14), return_inverse=True, return_counts=True)

@@ -1,5 +1,6 @@
 """The imitation fit at one lam: working set, block Newton steps, a duality gap over all M tools."""
 
+import functools
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -15,13 +16,14 @@ from jaxsac.solution import Status
 FIRST = 32  # tools in the first working set
 FLOOR_STEPS = 3  # steps during which the curvature assumes at least a tool's own frequency
 SHORTEST = 1e-4  # step length below which a line search gives up
+PATIENCE = 10  # steps in a row without a smaller gap or objective
 SLOW = 0.2  # the curvature is renewed after a step that leaves more than this of the gap
 
 
 class Fitted(NamedTuple):
-    point: Point
+    point: Point  # its working set: tools of zero weights among it keep the intercepts that were certified
     certificate: Certificate
-    status: Status
+    status: Status | None  # None: the unused tools must enter one by one
     scale: float
     lam_max: float
     num_steps: int
@@ -51,16 +53,12 @@ def solve(
     point = null if start is None else start
     if not fixed:
         point = _add_violators(data, point, null_certificate.norms, lam, np.ones(point.tools.size, bool), max(FIRST - point.tools.size, 0))
-    num_steps = num_rounds = num_evaluations = 0
+    num_steps = num_rounds = num_evaluations = idle = 0
     while True:
         num_rounds += 1
         working = working_set(data, point.tools)
         size, width = point.tools.size, working.present.size
-
-        def measure(point: Point, working: Working = working) -> tuple[Point, Evaluation, Certificate]:
-            point, found = evaluate_point(data, working, point, budget, mode)
-            return point, found, certify(data, working, point, found, lam, ridge, budget, mode)
-
+        measure = functools.partial(_measure, data, working, lam, ridge, budget, mode)
         point, found, certificate = measure(point)
         num_evaluations += 1
         model = None
@@ -71,10 +69,13 @@ def solve(
                 report(num_rounds, num_steps, num_evaluations, size, certificate, scale, model is None)
             if status is not None:
                 break
-            if not fixed and certificate.inner_gap < 0.3 * gap and _violators(data, point, certificate.norms, lam).size:
-                break
+            if not fixed and certificate.inner_gap < 0.3 * gap:
+                if _violators(data, point, certificate.norms, lam).size:
+                    break
+                if certificate.unused_norm > lam:
+                    return Fitted(point, certificate, None, scale, lam_max, num_steps, num_rounds, num_evaluations)
             if model is None:
-                floor = working.target * (num_steps < FLOOR_STEPS)
+                floor = working.target if num_steps < FLOOR_STEPS else jnp.zeros_like(working.target)
                 model = step.curvature(data.contexts, data.row_weights, found.marginals, floor, jnp.asarray(ridge, dtype), mode=mode)
             move, intercept_move, change = step.direction(
                 jnp.asarray(pad(point.weights, width), dtype),
@@ -89,7 +90,11 @@ def solve(
             search = _line_search(measure, point, move, intercept_move, certificate, float(change))
             num_steps += 1
             num_evaluations += search.num_evaluations
-            if search.found is None:
+            progress = search.found is not None and (
+                search.certificate.gap < 0.99 * certificate.gap or search.certificate.objective < certificate.objective - certificate.rounding
+            )
+            idle = 0 if progress else idle + 1
+            if search.found is None or idle > PATIENCE:
                 status = Status.STALLED
                 break
             if search.length < 1 or search.certificate.inner_gap > SLOW * certificate.inner_gap:
@@ -99,9 +104,13 @@ def solve(
             break
         keep = (point.norms > 0) | (certificate.norms[point.tools] > 0.9 * lam)
         point = _add_violators(data, point, certificate.norms, lam, keep, max(FIRST, int(keep.sum())))
-    if not fixed:
-        point = regroup(data, point, point.norms > 0, np.zeros(0, int))
     return Fitted(point, certificate, status, scale, lam_max, num_steps, num_rounds, num_evaluations)
+
+
+def _measure(data: Digest, working: Working, lam: float, ridge: float, budget: int, mode: str, point: Point):
+    """The point with its intercepts optimised, the likelihood there, and the certificate."""
+    point, found = evaluate_point(data, working, point, budget, mode)
+    return point, found, certify(data, working, point, found, lam, ridge, budget, mode)
 
 
 class _Search(NamedTuple):
@@ -130,6 +139,8 @@ def _status(certificate: Certificate, gap: float, allowed: float, num_steps: int
         return Status.NONFINITE
     if gap + certificate.rounding <= allowed:
         return Status.CONVERGED
+    if gap <= certificate.rounding:
+        return Status.STALLED  # all that is left is rounding
     return Status.MAX_STEPS if num_steps >= max_steps else None
 
 

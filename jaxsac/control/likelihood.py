@@ -40,8 +40,8 @@ class Evaluation(NamedTuple):
     group_use: jax.Array  # [G]
     group_features: jax.Array  # [G, q]: (1/T) sum_t c_t mu_gt psi_t
     entropy: jax.Array  # sum_t w_t H(policy in row t), prior included
-    top_marginal: jax.Array  # [W]: largest marginal over the rows
-    group_top_marginal: jax.Array  # [G]: a bound on it
+    top_odds: jax.Array  # [W]: bound on mu / (1 - mu) over the rows
+    group_top_odds: jax.Array  # [G]
     top_load: jax.Array  # largest E|a| / (B - E|a|) over the rows
     marginals: jax.Array  # [W, N]
 
@@ -98,11 +98,16 @@ def evaluate(contexts, row_weights, working: Working, weights, intercept, group_
         group_use=group_use,
         group_features=group_features,
         entropy=row_weights @ (log_partition - inner - group_inner) + w0 * (soft - soft_inner),
-        top_marginal=jnp.maximum(jnp.max(marginals, axis=1), prior),
-        group_top_marginal=jnp.maximum(jnp.max(share, axis=0), group_prior),
+        top_odds=top_odds(scores, intercept),
+        group_top_odds=jnp.exp(group_intercept),
         top_load=jnp.max(size / jnp.maximum(budget - size, jnp.finfo(dtype).tiny)),
         marginals=marginals,
     )
+
+
+def top_odds(scores, intercept):
+    """A tool's odds are e^z times a ratio <= 1 (what fits beside it, over what fits without it); in the prior they are e^b."""
+    return jnp.exp(jnp.maximum(jnp.max(scores, axis=1), intercept))
 
 
 class _Eliminated(NamedTuple):

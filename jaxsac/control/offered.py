@@ -99,6 +99,7 @@ def evaluate_offered(
     inner = jnp.sum(marginals * jnp.where(offered, scores, 0), axis=0)
     soft = everyone @ jax.nn.softplus(final)
     size = degrees @ size_law
+    highest = jnp.full((groups,), -jnp.inf, dtype).at[slots].max(scores)
     return Evaluation(
         value=row_weights @ log_partition + w0 * soft - jnp.sum(weights * working.feature_sums) - final @ (everyone * target),
         weight_gradient=jnp.where(present[:, None], features - working.feature_sums, 0),
@@ -108,8 +109,8 @@ def evaluate_offered(
         group_use=use,
         group_features=group_features,
         entropy=row_weights @ (log_partition - inner) + w0 * (soft - everyone @ (prior * final)),
-        top_marginal=jnp.maximum(jnp.max(own_marginals, axis=1), jax.nn.sigmoid(intercept)),
-        group_top_marginal=jnp.zeros((groups,), dtype).at[slots].max(marginals),
+        top_odds=jnp.exp(jnp.maximum(_take(highest, place, width, intercept), intercept)),
+        group_top_odds=jnp.exp(jnp.maximum(highest, final)),
         top_load=jnp.max(size / jnp.maximum(budget - size, jnp.finfo(dtype).tiny)),
         marginals=own_marginals,
     )
