@@ -55,3 +55,12 @@ def _background(background: Any, dtype: Any) -> Background:
     if is_concrete(counts):
         require(bool(np.all(np.asarray(counts) >= 0)), "background counts must be >= 0.")
     return Background(scores, counts)
+
+
+def width(p: Problem) -> int:
+    """Static size of the largest feasible set: the budget, or what the cheapest tools allow; M where the costs are traced."""
+    if p.costs is None:
+        return p.budget
+    if not is_concrete(p.costs):
+        return p.z.shape[0]
+    return int(np.sum(np.cumsum(np.sort(np.asarray(p.costs, np.int64))) <= p.budget))

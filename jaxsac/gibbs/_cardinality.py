@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from jaxsac.gibbs._background import Background, background_ratios, multiply, unreachable
-from jaxsac.gibbs._sets import Sets, adjoint, expand
+from jaxsac.gibbs._sets import Sets, adjoint, expand, head_size
 
 
 class LogPartition(NamedTuple):
@@ -67,7 +67,7 @@ def _evaluate(z, background, budget, exactly) -> tuple[LogPartition, Callable[[]
 
 
 def _constrained(z, budget, exactly):
-    sets = expand(z, budget, budget)
+    sets = expand(z, budget, head_size(budget, z.dtype))
     value, law = size_law(sets.centre, sets.units, sets.values, exactly)
 
     def differentiate() -> Derivative:
@@ -78,7 +78,7 @@ def _constrained(z, budget, exactly):
 
 
 def _with_background(z, background, budget, exactly):
-    sets = expand(z, max(budget, 1), budget) if z.shape[0] and budget else None
+    sets = expand(z, budget, head_size(budget, z.dtype)) if z.shape[0] and budget else None
 
     def all_ratios(values, scores):
         ratios = background_ratios(background._replace(scores=scores), budget)
@@ -145,13 +145,11 @@ def size_law(centre: jax.Array, units: jax.Array, values: jax.Array, exactly: bo
     masses = jnp.exp(exponents - top)
     total = jnp.sum(masses)
     law = masses / jnp.where(total > 0, total, 1)
-    # Of the centres that keep the sum below exact, the one nearest to 0.
-    nearest = jnp.clip(jnp.zeros((), dtype), centre, centre + constant[0]) if budget else centre
-    taken = jnp.where(step[0] <= size, constant + (centre - nearest), 0)
+    taken = jnp.where(step[0] <= size, constant, 0)
     rest = top + jnp.log(total)
     if budget:
         rest = rest + (jnp.sum(taken[1:]) + taken[0])  # the largest last: it may dwarf the others
-    return LogPartition(nearest, size, rest), law
+    return LogPartition(centre, size, rest), law
 
 
 def _ratios(sets: Sets, values: jax.Array) -> jax.Array:

@@ -51,6 +51,55 @@ def prefix_tables(z: jax.Array, costs: jax.Array, budget: int) -> tuple[jax.Arra
     return lax.scan(step, start, (z, costs))
 
 
+def mode(z: jax.Array, costs: jax.Array, budget: int, exactly: bool) -> jax.Array:
+    """Which tools the best set holds, as booleans [M]: ties go to the lowest index, and a score ≤ 0 is taken only where it must be."""
+    lowest = floor(z.dtype)
+
+    def value(best, entry):
+        score, cost = entry
+        with_tool = jnp.maximum(score + _shift_up(best, cost, budget), lowest)
+        return jnp.maximum(best, with_tool), best
+
+    # best_c: the largest score that the tools after this one can make of exactly (at most) the budget c.
+    start = jnp.full((budget + 1,), lowest if exactly else 0.0, z.dtype).at[0].set(0)
+    final, bests = lax.scan(value, start, (z, costs), reverse=True)
+
+    def choose(left, entry):
+        score, cost, best = entry
+        with_tool = score + _shift_up(best, cost, budget)[left]
+        take = (with_tool > lowest / 4) & ((with_tool > best[left]) | ((with_tool == best[left]) & (score > 0)))
+        return jnp.where(take, left - cost, left), take
+
+    _, chosen = lax.scan(choose, jnp.asarray(budget, jnp.int32), (z, costs, bests))
+    feasible = (final[-1] > lowest / 4) & jnp.all(z < jnp.inf) & jnp.all(costs >= 0)
+    return chosen & feasible
+
+
+def sample(key: jax.Array, z: jax.Array, costs: jax.Array, budget: int, exactly: bool, num_samples: int, width: int) -> jax.Array:
+    """Exact draws, int32 [num_samples, width] padded with −1: a total cost, then tool by tool from the last."""
+    final, tables = prefix_tables(z, costs, budget)
+    value = _total(z, costs, final, exactly)
+    cost_key, tool_key = jax.random.split(key)
+    if exactly:
+        total = jnp.full((num_samples,), budget, jnp.int32)
+    else:
+        total = jax.random.categorical(cost_key, final, shape=(num_samples,)).astype(jnp.int32)
+    slots = jnp.arange(width, dtype=jnp.int32)[None, :]
+
+    def step(carry, entry):
+        left, count, sets = carry
+        index, score, cost, table = entry
+        with_tool = score + _shift_up(table, cost, budget)
+        probability = jax.nn.sigmoid(with_tool - table)[left]
+        take = jax.random.uniform(jax.random.fold_in(tool_key, index), left.shape, z.dtype) < probability
+        sets = jnp.where(take[:, None] & (slots == count[:, None]), index, sets)
+        return (left - jnp.where(take, cost, 0), count + take.astype(jnp.int32), sets), None
+
+    start = (total, jnp.zeros_like(total), jnp.full((num_samples, width), -1, jnp.int32))
+    (_, _, sets), _ = lax.scan(step, start, (jnp.arange(z.shape[0], dtype=jnp.int32), z, costs, tables), reverse=True)
+    return jnp.where(value > -jnp.inf, sets, -1)
+
+
 def floor(dtype) -> float:
     """Stands for log 0: finite, so that no difference is NaN."""
     return float(jnp.finfo(dtype).min) / 16

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxsac._checks import real_array
 from jaxsac.gibbs import _cardinality, _knapsack
 from jaxsac.gibbs._arguments import Problem, problem
 
@@ -62,3 +63,62 @@ def _marginals(p: Problem) -> Any:
         return _knapsack.log_partition_and_marginals(p.z, p.costs, p.budget, p.exactly)[1]
     derivative = _cardinality.log_partition_and_derivative(p.z, p.background, p.budget, p.exactly)[1]
     return derivative.marginals if p.background is None else (derivative.marginals, derivative.groups)
+
+
+def entropy(
+    z: Any, budget: int, *, exactly: bool = False, costs: Any = None, background: tuple[Any, Any] | None = None, temperature: Any = 1.0
+) -> jax.Array:
+    """Entropy of the Gibbs policy over budgeted sets, − sum_a pi(a) log pi(a), in nats, [].
+
+    Arguments as in `log_partition`. 0 where no set is feasible (the policy then surely takes no action); NaN where a score is NaN or +inf.
+    Error as that of `log_partition`.
+    """
+    return _entropy(problem(z, budget, exactly, costs, background, temperature))
+
+
+def kl(z: Any, other: Any, budget: int, *, exactly: bool = False, costs: Any = None, temperature: Any = 1.0) -> jax.Array:
+    """Kullback–Leibler divergence sum_a pi_z(a) log(pi_z(a) / pi_other(a)) between two Gibbs policies over the same budgeted sets, in nats, [].
+
+    Arguments as in `log_partition`, with `other` [M] the scores of the second policy. +inf where `other` lacks a tool that `z` uses, or all
+    feasible sets; 0 where neither has a feasible set; NaN where a score is NaN or +inf.
+    """
+    first = problem(z, budget, exactly, costs, None, temperature)
+    return _kl(first, problem(real_array("other", other, first.z.shape, first.z.dtype), budget, exactly, costs, None, temperature))
+
+
+@jax.jit
+def _entropy(p: Problem) -> jax.Array:
+    p = p.cold()
+    value, derivative = _solve(p)
+    return jnp.where(value.rest == -jnp.inf, 0, _cross_entropy(p, value, derivative, p, value))
+
+
+@jax.jit
+def _kl(p: Problem, q: Problem) -> jax.Array:
+    p, q = p.cold(), q.cold()
+    p_value, derivative = _solve(p)
+    q_value, _ = _solve(q)
+    result = _cross_entropy(p, p_value, derivative, q, q_value) - _cross_entropy(p, p_value, derivative, p, p_value)
+    p_empty, q_empty = p_value.rest == -jnp.inf, q_value.rest == -jnp.inf
+    result = jnp.where(p_empty | q_empty, jnp.where(p_empty & q_empty, 0, jnp.inf), jnp.maximum(result, 0))
+    return jnp.where(jnp.isnan(p_value.rest) | jnp.isnan(q_value.rest), jnp.nan, result)
+
+
+def _solve(p: Problem) -> tuple[_cardinality.LogPartition, _cardinality.Derivative]:
+    if p.costs is None:
+        return _cardinality.log_partition_and_derivative(p.z, p.background, p.budget, p.exactly)
+    value, own = _knapsack.log_partition_and_marginals(p.z, p.costs, p.budget, p.exactly)
+    zero = jnp.zeros_like(value)
+    return _cardinality.LogPartition(zero, zero, value), _cardinality.Derivative(own, None, zero)
+
+
+def _cross_entropy(p: Problem, p_value, derivative, q: Problem, q_value) -> jax.Array:
+    """− sum_a p(a) log q(a), from the sizes' difference and centred scores: a huge common offset cancels before it is rounded."""
+    own = derivative.marginals
+    used = jnp.sum(jnp.where(own > 0, own * (jnp.where(own > 0, q.z, 0) - q_value.centre), 0))
+    if q.background is not None:
+        taken = derivative.groups * q.background.counts.astype(own.dtype)
+        used = used + jnp.sum(jnp.where(taken > 0, taken * (jnp.where(taken > 0, q.background.scores, 0) - q_value.centre), 0))
+    if p.costs is None:
+        used = used + q_value.centre * ((p_value.size - q_value.size) + derivative.excess)
+    return q_value.rest - used

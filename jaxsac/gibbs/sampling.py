@@ -1,0 +1,211 @@
+"""Exact samples of budgeted Gibbs policies (Gumbel top-k draws from another distribution, Plackett–Luce)."""
+
+import math
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxsac._checks import static_integer
+from jaxsac.gibbs import _knapsack
+from jaxsac.gibbs._arguments import Problem, problem, width
+from jaxsac.gibbs._cardinality import size_law
+from jaxsac.gibbs._sets import Sets, expand
+from jaxsac.gibbs._tail import elementary
+
+ROUNDS = 64  # rejection rounds before the few sets still missing are drawn one tool at a time
+PAIRS = 32  # set sizes up to which duplicates are found by comparing pairs
+
+
+def sample(
+    key: jax.Array, z: Any, budget: int, num_samples: int, *, exactly: bool = False, costs: Any = None, temperature: Any = 1.0
+) -> jax.Array:
+    """Independent exact draws from the Gibbs policy over budgeted sets, int32 [num_samples, W], padded with −1 (`NO_ACTION`).
+
+    Args:
+      key: a PRNG key; it is consumed.
+      z and the rest: as in `log_partition`. num_samples is static.
+
+    W is `budget`; with `costs` it is the size of the largest set that they allow (M where the costs are traced). Order within a row means
+    nothing. All −1 where no set is feasible, and where a score is NaN or +inf.
+
+    Method: set sizes from their law; then the largest scores (the head) one by one with the conditional probabilities of the partition
+    function's own table; the remaining j tools by independent draws from the tail's weights, redrawn until distinct. With K head entries the
+    expected number of colliding pairs is at most B (B − 1) / (8 (K − B + 1)); K = B + B (B − 1) / 4 bounds it by 1/2, hence the expected
+    number of proposals by 2. Sets still missing after many rounds are drawn tool by tool from the exact conditional probabilities.
+    O(M B) work once and O(M + B³) memory, then O(B²) work a sample; with `costs`, O(M (budget + num_samples · W)).
+    """
+    p = problem(z, budget, exactly, costs, None, temperature)
+    return _sample(key, p, static_integer("num_samples", num_samples, 0), width(p))
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _sample(key: jax.Array, p: Problem, num_samples: int, width: int) -> jax.Array:
+    p = p.cold()
+    size, budget = p.z.shape[0], p.budget
+    if p.costs is not None:
+        return _knapsack.sample(key, p.z, p.costs, budget, p.exactly, num_samples, width)
+    usable = jnp.all(p.z < jnp.inf)
+    if budget == 0 or size == 0:
+        return jnp.full((num_samples, budget), -1, jnp.int32)
+    tools = jnp.arange(size, dtype=jnp.int32)[None, :]
+    if budget >= size:
+        if p.exactly:
+            taken = jnp.broadcast_to(jnp.all(p.z > -jnp.inf), (num_samples, size))
+        else:
+            taken = jax.random.uniform(key, (num_samples, size), p.z.dtype) < jax.nn.sigmoid(p.z)[None, :]
+        sets = jnp.where(taken, tools, -1)
+        sets = jnp.concatenate([sets, jnp.full((num_samples, budget - size), -1, jnp.int32)], axis=1)
+    else:
+        sets = _constrained(key, p.z, budget, p.exactly, num_samples)
+    return jnp.where(usable, sets, -1)
+
+
+def head_entries(size: int, budget: int) -> int:
+    """Head entries for at most 2 expected proposals; all scores where that leaves only a short tail."""
+    enough = budget + math.ceil(budget * (budget - 1) / 4)
+    return size if size <= 2 * enough else enough
+
+
+def _constrained(key, z, budget, exactly, num_samples):
+    sets = expand(z, budget, head_entries(z.shape[0], budget))
+    value, law = size_law(sets.centre, sets.units, sets.values, exactly)
+    size_key, head_key, tail_key = jax.random.split(key, 3)
+    sizes = jax.random.categorical(size_key, jnp.log(law), shape=(num_samples,)).astype(jnp.int32)
+    sizes = jnp.where(value.rest > -jnp.inf, sizes, 0)  # −inf: infeasible; NaN: bad scores
+    remaining, chosen = _draw_head(head_key, sets, sizes)
+    if sets.head.shape[0] < z.shape[0]:
+        chosen = _draw_tail(tail_key, sets, remaining, chosen)
+    return chosen
+
+
+def _draw_head(key: jax.Array, sets: Sets, sizes: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Go through the head backwards: entry k is in a set that still has r tools to choose with probability take_kr e_(r−1) / e_r.
+
+    The tool that is the r-th still to choose goes to column r − 1, so that the tail's tools get the first columns.
+    """
+    count, budget = sets.keep.shape[0], sets.keep.shape[1] - 1
+    with_entry = sets.take[:, 1:] * sets.steps[:, :-1]
+    either = with_entry + sets.keep[:, 1:] * sets.steps[:, 1:]
+    probability = jnp.concatenate([jnp.zeros((count, 1), either.dtype), with_entry / jnp.where(either > 0, either, 1)], axis=1)
+    columns = jnp.arange(1, budget + 1, dtype=jnp.int32)[None, :]
+
+    def step(carry, entry):
+        remaining, chosen = carry
+        number, index, probability = entry
+        uniform = jax.random.uniform(jax.random.fold_in(key, number), remaining.shape, probability.dtype)
+        take = uniform < probability[remaining]
+        chosen = jnp.where(take[:, None] & (columns == remaining[:, None]), index, chosen)
+        return (remaining - take.astype(jnp.int32), chosen), None
+
+    start = (sizes, jnp.full((sizes.shape[0], budget), -1, jnp.int32))
+    entries = (jnp.arange(count, dtype=jnp.int32), sets.head, probability)
+    return lax.scan(step, start, entries, reverse=True)[0]
+
+
+class _Inverse(NamedTuple):
+    """Cumulated weights in two levels: a float32 sum over all tools would round rare ones away."""
+
+    blocks: jax.Array  # [blocks]
+    within: jax.Array  # [blocks, block size]
+    weights: jax.Array  # [M]
+
+
+def _inverse(weights: jax.Array) -> _Inverse:
+    size = weights.shape[0]
+    block = 1 << math.ceil(math.log2(size) / 2)
+    padded = jnp.concatenate([weights, jnp.zeros((-size % block,), weights.dtype)])
+    within = jnp.cumsum(padded.reshape(-1, block), axis=1)
+    return _Inverse(jnp.cumsum(within[:, -1]), within, weights)
+
+
+def _propose(key: jax.Array, inverse: _Inverse, shape: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
+    """Independent draws from the weights, and whether each has a weight > 0 (rounding may land on one that has none)."""
+    outer, inner = jax.random.uniform(key, (2, *shape), inverse.weights.dtype)
+    blocks, size = inverse.within.shape
+    block = jnp.searchsorted(inverse.blocks, outer * inverse.blocks[-1], side="right", method="scan").astype(jnp.int32)
+    block = jnp.minimum(block, blocks - 1)
+    flat = inverse.within.reshape(-1)
+    start = block * size
+    target = inner * flat[start + size - 1]
+    position = jnp.zeros(shape, jnp.int32)
+    width = size // 2
+    while width:  # the number of cumulated weights ≤ target, by bisection
+        position = jnp.where(flat[start + position + (width - 1)] <= target, position + width, position)
+        width //= 2
+    index = jnp.minimum(start + position, inverse.weights.shape[0] - 1)
+    return index, inverse.weights[index] > 0
+
+
+def _draw_tail(key: jax.Array, sets: Sets, remaining: jax.Array, chosen: jax.Array) -> jax.Array:
+    """Fill the first `remaining` columns of each row with distinct tail entries, with probability ∝ the product of their weights."""
+    num_samples, budget = chosen.shape
+    inverse = _inverse(sets.weights)
+    columns = jnp.arange(budget, dtype=jnp.int32)[None, :]
+
+    def propose(key, remaining):
+        index, positive = _propose(key, inverse, (remaining.shape[0], budget))
+        inside = columns < remaining[:, None]
+        return jnp.where(inside, index, -1), _distinct(index, inside) & jnp.all(positive | ~inside, axis=1)
+
+    key, first = jax.random.split(key)
+    proposal, accepted = propose(first, remaining)
+    chosen = jnp.where(accepted[:, None] & (proposal >= 0), proposal, chosen)
+    batch = min(num_samples, max(64, num_samples // 16))
+
+    def again(state):
+        round, key, pending, chosen = state
+        key, own = jax.random.split(key)
+        rows = jnp.nonzero(pending, size=batch, fill_value=num_samples)[0]
+        proposal, accepted = propose(own, remaining.at[rows].get(mode="fill", fill_value=0))
+        target = jnp.where(accepted, rows, num_samples)
+        old = chosen.at[target].get(mode="fill", fill_value=-1)
+        chosen = chosen.at[target].set(jnp.where(proposal >= 0, proposal, old), mode="drop")
+        return round + 1, key, pending.at[target].set(False, mode="drop"), chosen
+
+    def one_by_one(state):
+        key, pending, chosen = state
+        key, own = jax.random.split(key)
+        row = jnp.argmax(pending)
+        tools = _draw_conditionally(own, sets, remaining[row])
+        return key, pending.at[row].set(False), chosen.at[row].set(jnp.where(tools >= 0, tools, chosen[row]))
+
+    state = lax.while_loop(lambda s: (s[0] < ROUNDS) & jnp.any(s[2]), again, (0, key, ~accepted, chosen))
+    return lax.while_loop(lambda s: jnp.any(s[1]), one_by_one, state[1:])[2]
+
+
+def _distinct(index: jax.Array, inside: jax.Array) -> jax.Array:
+    """Whether the entries of each row that are `inside` differ."""
+    size = index.shape[1]
+    if size <= PAIRS:
+        same = jnp.zeros(index.shape[:1], bool)
+        for shift in range(1, size):
+            same |= jnp.any((index[:, shift:] == index[:, :-shift]) & inside[:, shift:], axis=1)  # the insides are the first columns
+        return ~same
+    outside = -jnp.arange(1, size + 1, dtype=index.dtype)[None, :]
+    ordered = jnp.sort(jnp.where(inside, index, outside), axis=1)
+    return jnp.all(ordered[:, 1:] != ordered[:, :-1], axis=1)
+
+
+def _draw_conditionally(key: jax.Array, sets: Sets, count: jax.Array) -> jax.Array:
+    """One set of `count` tail entries, [B] padded with −1: each tool from its exact conditional probability given those already drawn, O(M B)."""
+    budget = sets.units.shape[0]
+
+    def step(r, carry):
+        weights, tools = carry
+        scaled = weights / sets.spread
+        coefficients = elementary(weights, 1 / sets.spread, budget)
+
+        def divide(d, others):  # e_d of all the others, for every entry: e_d(all) − w e_(d−1)(others)
+            return jnp.where(d < count - r, coefficients[d] - scaled * others, others)
+
+        others = lax.fori_loop(0, budget, divide, jnp.zeros_like(scaled))
+        index = _propose(jax.random.fold_in(key, r), _inverse(jnp.maximum(scaled * others, 0)), (1, 1))[0][0, 0]
+        due = r < count
+        return weights.at[index].multiply(jnp.where(due, 0, 1).astype(weights.dtype)), tools.at[r].set(jnp.where(due, index, -1))
+
+    start = (sets.weights, jnp.full((budget,), -1, jnp.int32))
+    return lax.fori_loop(0, budget, step, start)[1]
