@@ -225,7 +225,7 @@ def test_projections_leave_members_alone_and_take_extremes():
 def test_optax_step_is_proximal_gradient_descent():
     groups = Groups.equal(4, 3)
     A, y = jnp.asarray(RNG.normal(size=(20, 12))), jnp.asarray(RNG.normal(size=20))
-    rate, lam = 0.02, 2.0
+    rate, lam = 0.02, 3.0
 
     def gradient(b):
         return (A @ b - y) @ A

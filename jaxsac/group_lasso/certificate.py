@@ -9,15 +9,15 @@ from jaxsac.group_lasso.problem import Coefficients, Problem, when
 from jaxsac.prox import group_norms
 
 _ROUNDING = 8.0
-_FREE_STEPS = 3
+_FREE_STEPS = 6
 
 
 def duality_gap(problem: Problem, point: Coefficients, *, norm: jax.Array, scale: jax.Array, target: jax.Array) -> Certificate:
     """The gap P(b) − D(s ρ) between the objective and a dual value, so that P(b) − min P ≤ gap, up to rounding.
 
     ρ = −∇F at predictions whose unpenalised part is refitted, which makes it orthogonal to that part; s ≤ lam w_g / ‖X_g' ρ‖ for all g.
-    What the refit leaves undone (`FreeFit.remaining`) is added to the gap. `norm` is ‖C^½ X‖₂, and `target` the share of the gap that the
-    refit may leave.
+    What the refit leaves undone (`FreeFit.remaining`) is added to the gap. `norm` is ‖C^½ X‖₂, and `target` the remaining decrease at which
+    the refit may end.
     """
     predictions = problem.predict(point)
     objective = problem.smooth_value(predictions) + problem.penalty(point.coef)
@@ -38,7 +38,10 @@ def duality_gap(problem: Problem, point: Coefficients, *, norm: jax.Array, scale
     limit = jnp.where(worst == 0, jnp.inf, 1.0 / jnp.where(worst == 0, 1.0, worst))
     z = problem.offset + fit.predictions
     _, bound = problem.loss.dual_value(z, problem.y, problem.sample_weight, penalised, limit)
-    gap = objective - bound + fit.remaining
+    gap = jnp.maximum(objective - bound, 0.0)
+    # ρ is orthogonal to the unpenalised part but for what the refit left. The bound lacks (U' ρ)'(u* − u): at most the product of the two
+    # in the norm of the Hessian, the first remaining^½, the second (2 (P − min P))^½.
+    gap = gap + fit.remaining + 2.0 * jnp.sqrt(fit.remaining * (gap + fit.remaining))
 
     # Rounding: of the two values, and of predictions, which move both by ρ' δz; |δz| ≲ eps (|X| |b| + |z|).
     slope = problem.weighted_norm(problem.loss.descent(z, problem.y))
@@ -48,7 +51,7 @@ def duality_gap(problem: Problem, point: Coefficients, *, norm: jax.Array, scale
     rounding = _ROUNDING * info.eps * (jnp.abs(objective) + jnp.abs(bound) + (moved + cancelled) / problem.num_samples)
     # Squares that underflow would look like a gap of 0.
     rounding = rounding + jnp.where(slope > 0, 8.0 * info.tiny, 0.0)
-    return Certificate(jnp.maximum(gap, 0.0), rounding, scale)
+    return Certificate(gap, rounding, scale)
 
 
 def stationarity(problem: Problem, point: Coefficients) -> tuple[jax.Array, jax.Array]:

@@ -85,7 +85,8 @@ def fit_free(
         running = promise > target
 
         def fits(size):
-            return problem.smooth_value(fit.predictions + size * moved) <= value
+            # Small steps change F by less than its rounding, and are the good ones.
+            return problem.smooth_value(fit.predictions + size * moved) <= value + 8.0 * eps * jnp.abs(value)
 
         size = jnp.where(running, jnp.ones_like(target), 0.0)
         if max_halvings:

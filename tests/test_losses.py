@@ -1,0 +1,164 @@
+"""Losses against formulas, automatic differentiation and convex conjugates found by search."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import zoo
+from scipy.optimize import minimize_scalar
+
+from jaxsac import losses
+
+RNG = np.random.default_rng(0)
+T, M = 8, 4
+C = jnp.asarray(np.concatenate([RNG.uniform(0.5, 2, T - 1), [0.0]]))
+
+Z1 = jnp.asarray(RNG.normal(size=T) * 2)
+ZM = jnp.asarray(RNG.normal(size=(T, M)))
+SETS = jnp.asarray([[0, -1], [2, 3], [-1, -1], [1, 0], [3, -1], [-1, 2], [0, 1], [2, 0]], jnp.int32)
+CASES = {
+    "squared": (losses.Squared(), Z1, jnp.asarray(RNG.normal(size=T) * 2)),
+    "huber": (losses.huber(1.345), Z1, jnp.asarray(RNG.normal(size=T) * 3)),
+    "logistic": (losses.Logistic(), Z1, jnp.asarray(RNG.choice([-1.0, 1.0], T))),
+    "poisson": (losses.Poisson(), Z1, jnp.asarray(RNG.poisson(1.5, T).astype(float))),
+    "squared, outputs": (losses.Squared(), ZM, jnp.asarray(RNG.normal(size=(T, M)))),
+    "multinomial": (losses.Multinomial(), ZM, jnp.asarray(RNG.integers(0, M, T), jnp.int32)),
+    "gibbs": (losses.budgeted_gibbs(2), ZM, SETS),
+    "gibbs, exactly": (losses.budgeted_gibbs(1, exactly=True), ZM, jnp.asarray(RNG.integers(0, M, (T, 1)), jnp.int32)),
+    "gibbs, costs": (losses.budgeted_gibbs(4, costs=[1, 2, 1, 3]), ZM, SETS.at[1].set(jnp.asarray([2, 3], jnp.int32))),
+}
+every_loss = pytest.mark.parametrize("name", CASES)
+
+
+@pytest.mark.parametrize("name", ["squared", "huber", "logistic", "poisson"])
+def test_values_and_descent_match_the_formulas(name):
+    loss, z, y = CASES[name]
+    np.testing.assert_allclose(loss.value(z, y, C), zoo.loss_value(name, np.asarray(z), np.asarray(y), np.asarray(C)), rtol=1e-13)
+    np.testing.assert_allclose(loss.descent(z, y), zoo.descent(name, np.asarray(z), np.asarray(y)), rtol=1e-13)
+
+
+def test_budgeted_gibbs_is_the_likelihood_over_all_sets():
+    loss, z, y = CASES["gibbs"]
+    sets = [s for size in range(3) for s in itertools.combinations(range(M), size)]
+    for t in range(T):
+        scores = [sum(float(z[t, j]) for j in s) for s in sets]
+        chosen = sum(float(z[t, j]) for j in np.asarray(y[t]) if j >= 0)
+        np.testing.assert_allclose(loss.per_sample(z, y)[t], np.log(np.sum(np.exp(scores))) - chosen, rtol=1e-12)
+
+
+@every_loss
+def test_negative_gradient_is_minus_the_gradient(name):
+    loss, z, y = CASES[name]
+    slope = jax.grad(lambda u: loss.value(u, y, C))(z)
+    np.testing.assert_allclose(loss.negative_gradient(z, y, C), -slope, rtol=1e-10, atol=1e-13)
+    general = losses.Loss.descent(loss, z, y)
+    np.testing.assert_allclose(loss.descent(z, y), general, rtol=1e-10, atol=1e-12)
+
+
+@every_loss
+def test_curvature_bounds_the_hessian(name):
+    loss, z, y = CASES[name]
+    points = [z * scale for scale in (0.0, 0.1, 1.0)]
+    hessians = [jax.hessian(lambda u, t=t: loss.per_sample(u[None], y[t : t + 1])[0])(point[t]) for point in points for t in range(2)]
+    largest = max(np.linalg.eigvalsh(np.atleast_2d(hessian)).max() for hessian in hessians)
+    smallest = min(np.linalg.eigvalsh(np.atleast_2d(hessian)).min() for hessian in hessians)
+    assert smallest >= -1e-12
+    if loss.curvature is None:
+        assert name == "poisson"
+    else:
+        assert largest <= loss.curvature * (1 + 1e-12)
+        assert largest >= 0.2 * loss.curvature
+
+
+def test_curvature_with_costs_uses_the_largest_affordable_set():
+    assert losses.budgeted_gibbs(4, costs=[1, 2, 1, 3]).curvature == 1.5
+    assert losses.budgeted_gibbs(7, costs=[0, 0, 9]).curvature == 1.0
+    assert losses.budgeted_gibbs(5).curvature == 0.5
+
+
+@every_loss
+@pytest.mark.parametrize("scale", [0.0, 0.4, 1.0])
+def test_dual_values_are_lower_bounds_and_tight_at_one(name, scale):
+    """D(s ρ) + s <ρ, u − w'> ≤ F(u) for every u: the defining property of −F*(−s ρ), tried at many u and near the touching point."""
+    loss, z, y = CASES[name]
+    penalised = 0.3 * z
+    dual = jnp.sum(C * loss.dual_per_sample(z, y, penalised, jnp.asarray(scale))) / T
+    rho = loss.negative_gradient(z, y, C)
+    shape = (200, *z.shape)
+    cloud = jnp.concatenate([z + size * jnp.asarray(RNG.normal(size=shape)) for size in (1e-3, 0.3, 3.0)])
+    values = jax.vmap(lambda u: loss.value(u, y, C) + scale * jnp.sum(rho * (u - z + penalised)))(cloud)
+    assert float(dual) <= float(jnp.min(values)) + 1e-10
+    if scale == 1.0:
+        np.testing.assert_allclose(dual, loss.value(z, y, C) + jnp.sum(rho * penalised), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["squared", "huber", "logistic", "poisson"])
+def test_dual_values_are_the_conjugates(name):
+    loss, z, y = CASES[name]
+    for scale in (0.3, 0.9):
+        ours = loss.dual_per_sample(z, y, z, jnp.asarray(scale))  # nothing unpenalised: −ℓ*(−s g)
+        for t in range(T):
+            point = scale * zoo.descent(name, np.asarray(z), np.asarray(y))[t]
+
+            def negative(u, t=t, point=point):
+                return zoo.loss_value(name, np.asarray([u]), np.asarray([y[t]]), np.ones(1)) + point * u
+
+            least = minimize_scalar(negative, bounds=(-40, 40), method="bounded", options={"xatol": 1e-12}).fun
+            np.testing.assert_allclose(ours[t], least, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["squared", "huber"])
+def test_the_dual_scale_is_the_best_within_its_limit(name):
+    loss, z, y = CASES[name]
+    for limit in (0.2, 5.0):
+        scale, best = loss.dual_value(z, y, C, z, jnp.asarray(limit))
+        grid = np.linspace(0, min(limit, 1.0 if name == "huber" else limit), 400)
+        values = jax.vmap(lambda s: jnp.sum(C * loss.dual_per_sample(z, y, z, s)) / T)(jnp.asarray(grid))
+        assert float(scale) <= limit and float(best) >= float(values.max()) - 1e-12
+
+
+@every_loss
+def test_float32_and_extreme_predictions_stay_finite(name):
+    loss, z, y = CASES[name]
+    y = y.astype(jnp.float32) if jnp.issubdtype(y.dtype, jnp.floating) else y
+    for scale in (1.0, 30.0):
+        u, c = (scale * z).astype(jnp.float32), C.astype(jnp.float32)
+        _, dual = loss.dual_value(u, y, c, u, jnp.float32(0.5))
+        for leaf in (loss.value(u, y, c), loss.negative_gradient(u, y, c), loss.magnitude(u, y), dual):
+            assert leaf.dtype == jnp.float32 and np.all(np.isfinite(leaf))
+
+
+def test_an_unavailable_output_takes_no_part():
+    offset = jnp.asarray([0.0, -jnp.inf, 0.0, 0.0])
+    for name in ("multinomial", "gibbs"):
+        loss, z, _ = CASES[name]
+        y = jnp.asarray([0], jnp.int32) if name == "multinomial" else jnp.asarray([[0, 2]], jnp.int32)
+        scores = z[:1] + offset
+        assert np.isfinite(loss.value(scores, y, C[:1])) and loss.descent(scores, y)[0, 1] == 0
+        assert np.isfinite(loss.dual_value(scores, y, C[:1], z[:1], jnp.asarray(0.7))[1])
+
+
+def test_impossible_targets_have_no_loss():
+    assert np.isnan(losses.Logistic().per_sample(jnp.zeros(1), jnp.zeros(1)))[0]
+    assert np.isnan(losses.Poisson().per_sample(jnp.zeros(1), -jnp.ones(1)))[0]
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: losses.resolve("hinge"), "loss must be one of 'squared', 'logistic', 'huber', 'poisson', 'multinomial'.*got 'hinge'"),
+        (lambda: losses.huber(0.0), "delta must be > 0"),
+        (lambda: losses.budgeted_gibbs(-1), "budget must be at least 0"),
+        (lambda: losses.budgeted_gibbs(2, costs=[0.5]), "costs must be integers"),
+        (lambda: losses.budgeted_gibbs(1).target(SETS, (T, M), float), "rows outside the budget 1"),
+        (lambda: losses.budgeted_gibbs(2).target(SETS + 3, (T, M), float), "y must hold actions below 4"),
+        (lambda: losses.budgeted_gibbs(2).target(jnp.asarray([[1, 1]], jnp.int32), (1, M), float), "lists an action twice"),
+        (lambda: losses.Multinomial().target(jnp.asarray([4], jnp.int32), (1, M), float), r"classes in \[0, 4\)"),
+        (lambda: losses.Multinomial().target(jnp.asarray([1.0]), (1, M), float), "y must hold integers"),
+    ],
+)
+def test_mistakes_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
