@@ -71,24 +71,19 @@ def smooth_hypergradient(data: Smooth) -> np.ndarray:
     return 0.1 * x + linear_map.T @ curvature @ np.linalg.solve(hessian, y - target + np.cos(y) / 10)
 
 
-class Rows(NamedTuple):
-    """Features [T, d] and signs [T] of a logistic lower level."""
-
-    features: Any
-    signs: Any
-
-
-def logistic(num_rows: int = 1000, dimension: int = 20, dtype: Any = jnp.float32) -> Rows:
-    """Normal features, and signs drawn by a logistic model with a normal parameter."""
+def logistic(num_rows: int = 1000, dimension: int = 20, dtype: Any = jnp.float32) -> Split:
+    """Normal features, and signs drawn by a logistic model with a normal parameter; as many rows to judge by as to fit on."""
     keys = jax.random.split(jax.random.key(0), 3)
-    features = jax.random.normal(keys[0], (num_rows, dimension), dtype)
+    features = jax.random.normal(keys[0], (2 * num_rows, dimension), dtype)
     scores = jnp.sum(features * jax.random.normal(keys[1], (1, dimension), dtype), axis=1)
-    return Rows(features, jnp.where(jax.random.uniform(keys[2], (num_rows,), dtype) < jax.nn.sigmoid(scores), 1.0, -1.0).astype(dtype))
+    chosen = jax.random.uniform(keys[2], (2 * num_rows,), dtype) < jax.nn.sigmoid(scores)
+    signs = jnp.where(chosen, 1.0, -1.0).astype(dtype)
+    return Split(features[:num_rows], signs[:num_rows], features[num_rows:], signs[num_rows:])
 
 
-def logistic_lower(x: jax.Array, y: jax.Array, data: Rows) -> jax.Array:
-    """mean log(1 + exp(-t X y)) + ½ (0.01 + x) ‖y‖²; x is a scalar."""
-    return _logistic_loss(data.features, data.signs, y) + 0.5 * (0.01 + x) * jnp.sum(y**2)
+def ridge_logistic_lower(x: jax.Array, y: jax.Array, data: Split) -> jax.Array:
+    """mean log(1 + exp(-t X y)) + ½ (0.01 + x) ‖y‖² on the training rows; x is a scalar. `feature_weights_upper` judges it."""
+    return _logistic_loss(data.train, data.train_targets, y) + 0.5 * (0.01 + x) * jnp.sum(y**2)
 
 
 def _data_set(name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -119,12 +119,12 @@ def test_schedules_of_sigma_and_the_relative_one():
 def test_paired_mini_batches_have_a_spread_that_does_not_depend_on_sigma():
     """The pairing bed: batches of 50, 300 steps. Independent batches would give the two copies noise of their own, over sigma."""
     data = problems.logistic(dtype=jnp.float64)
-    problem = bilevel.Problem(lambda x, y, batch: 0.5 * jnp.sum((y - 1) ** 2), problems.logistic_lower)
+    problem = bilevel.Problem(problems.feature_weights_upper, problems.ridge_logistic_lower)
     method = bilevel.Method(inner=optax.sgd(0.1), outer=optax.sgd(0.0), inner_steps=10)
 
     def rows(key):
         index = jax.random.randint(key, (50,), 0, 1000)
-        return problems.Rows(data.features[index], data.signs[index])
+        return data._replace(train=data.train[index], train_targets=data.train_targets[index])
 
     def paired(key, sigma):
         def one(state, key):
@@ -141,8 +141,9 @@ def test_paired_mini_batches_have_a_spread_that_does_not_depend_on_sigma():
     def independent(key, sigma):
         def copy(key, perturbed):
             def one(y, key):
-                g = jax.grad(problems.logistic_lower, 1)(jnp.asarray(0.0), y, rows(key))
-                return y - 0.1 * (g + perturbed * sigma * (y - 1)), None
+                batch = rows(key)
+                g, f = (jax.grad(part, 1)(jnp.asarray(0.0), y, batch) for part in (problem.lower, problem.upper))
+                return y - 0.1 * (g + perturbed * sigma * f), None
 
             return jax.lax.scan(one, jnp.zeros(20), jax.random.split(key, 300))[0]
 
