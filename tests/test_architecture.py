@@ -27,7 +27,10 @@ FLOORS = [
 FLOOR_OF = {room: level for level, floor in enumerate(FLOORS) for room in floor}
 
 PUBLIC = {
-    "": {"Groups", "Solution", "SolverError", "Status", "run_trials", "summarise", "bandits", "control", "gibbs", "group_lasso"},
+    "": {
+        "Groups", "Solution", "SolverError", "Status", "run_trials", "summarise", "bandits", "bilevel", "control", "gibbs", "group_lasso",
+        "subsample_q",
+    },
     "gibbs": {"NO_ACTION", "entropy", "kl", "log_partition", "log_prob", "marginals", "mode", "sample"},
     "group_lasso": {"lam_max", "path", "solve"},
     "control": {"Log", "SparsePolicy", "fit", "load_policy"},
@@ -36,6 +39,38 @@ PUBLIC = {
         "Polytope", "Product", "Run", "Selection", "Simplex", "adaptive_greedy", "apsee", "apsee_greedy", "best_support",
         "branch_and_bound", "error_radius", "estc", "exploration_basis", "explore_then_commit", "greedy_support", "lin_ts",
         "lin_ucb", "optimistic_greedy", "phased_greedy", "simulate", "stopping_time", "submodularity_ratio",
+    },
+    "bilevel": {
+        "Argmin", "Bilevel", "Diagnostics", "HypergradientCheck", "MDP", "Method", "PairedOptimizer", "Problem", "SoftValues",
+        "State", "Trajectories", "argmin", "check_hypergradient", "diagnose", "expected_return", "hypergradient", "init",
+        "paired_adam", "policy_problem", "policy_value", "rollout", "sampled_policy_problem", "sampled_return", "soft_solve",
+        "softmax_policy", "solve", "step",
+    },
+    "subsample_q": {
+        "BACKENDS",
+        "Bounds",
+        "GapBounds",
+        "HistogramSpace",
+        "Model",
+        "Plan",
+        "QTable",
+        "Run",
+        "Trajectory",
+        "certify",
+        "choose_k",
+        "evaluate",
+        "execution_weights",
+        "learn",
+        "learn_from_trajectory",
+        "lift",
+        "plan",
+        "population_state",
+        "q_learning",
+        "sampling_error",
+        "simulate",
+        "simulate_agents",
+        "solve",
+        "upper_bound",
     },
 }
 
