@@ -1,0 +1,80 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from subsample_q.models import random_arrays, random_model
+
+from jaxsac import subsample_q as sq
+from jaxsac.subsample_q.certify import student_quantile
+
+
+def violations(num_models, n, G=2, A=2, L=3):
+    """How often U_k < V_n*, U_k rises, or the executed policy beats V_n*, over all k, states and models, with the exact evaluation."""
+    arrays = [jnp.asarray(np.stack(part)) for part in zip(*(random_arrays(seed, G, A, L) for seed in range(num_models)), strict=True)]
+    models = jax.vmap(lambda *a: sq.Model(*a, 0.8))(*arrays)
+    best = jax.jit(jax.vmap(lambda m: sq.solve(m, n, tol=1e-9)))(models).check().value.value
+    plan_n = sq.plan(random_model(0, G, A, L), n, backend="dense")
+    upper_before, count = np.inf, 0
+    for k in range(1, n + 1):
+        tables = jax.jit(jax.vmap(lambda m, k=k: sq.solve(m, k, tol=1e-9)))(models).check().value
+        upper = jax.vmap(lambda v: sq.lift(v, L, n))(tables.bounds.upper)
+        executed = jax.jit(jax.vmap(lambda m, t: sq.evaluate(m, t, n, plan_n=plan_n, tol=1e-9)))(models, tables).check().value.value
+        count += int(np.sum(upper < best - 1e-7)) + int(np.sum(upper > upper_before + 1e-7)) + int(np.sum(executed > best + 1e-7))
+        upper_before = upper
+    np.testing.assert_allclose(executed, best, atol=1e-6)  # at k = n nothing is lost
+    return count
+
+
+def test_the_certificate_holds_and_closes_at_k_equal_n():
+    assert violations(30, 3) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_models,n", [(1000, 4), (60, 8)])
+def test_the_certificate_holds_in_many_random_models(num_models, n):
+    assert violations(num_models, n) == 0
+
+
+def test_a_wrong_table_would_be_seen():
+    """The upper bound of a table that is too low falls below the best value: the check above can fail."""
+    model = random_model(0, 2, 2, 3)
+    best = sq.solve(model, 3).value.value
+    table = sq.solve(model, 1).value
+    assert np.any(sq.lift(table.bounds.upper - 5.0, 3, 3) < best)
+
+
+def test_lift_is_the_hypergeometric_mean():
+    model = random_model(1)
+    table = sq.solve(model, 2).value
+    lifted = sq.lift(table.bounds.upper, 3, 5)
+    for position, counts in enumerate(sq.HistogramSpace(5, 3).table):
+        np.testing.assert_allclose(sq.upper_bound(table, (2, counts)), lifted[2, position], atol=1e-12)
+
+
+def test_monte_carlo_bounds_cover_at_their_confidence():
+    model, n, k = random_model(5), 6, 2
+    table = sq.solve(model, k).value
+    counts = np.array([3, 1, 2], np.int32)
+    truth = float(sq.certify(jax.random.key(0), model, table, n, (1, counts), exact=True).lower)
+    one = jax.jit(jax.vmap(lambda key: sq.certify(key, model, table, n, (1, counts), num_rollouts=32, confidence=0.9, horizon=40).lower))
+    covered = np.mean(np.asarray(one(jax.random.split(jax.random.key(7), 400))) <= truth)
+    assert covered > 0.9 - 4 * np.sqrt(0.09 / 400)
+
+
+def test_student_quantiles():
+    stats = pytest.importorskip("scipy.stats")
+    for degrees in (10, 31, 255):
+        for confidence in (0.9, 0.95, 0.999):
+            np.testing.assert_allclose(student_quantile(jnp.float64(confidence), degrees), stats.t.ppf(confidence, degrees), rtol=2e-3)
+
+
+def test_choose_k_meets_the_target_or_says_how_near_it_came():
+    identity = np.full((3, 3), 0.05) + 0.85 * np.eye(3)
+    tracking = sq.Model(np.tile(identity, (3, 1, 1)), np.tile(0.9 * np.eye(3) + 0.1 / 3, (3, 1, 1)), -0.05 * (1 - np.eye(3)), np.eye(3), 0.8)
+    state = (0, np.array([2, 1, 1]))
+    k, bounds = sq.choose_k(jax.random.key(0), tracking, 4, 0.6, state, exact=True)
+    assert 1 < k < 4 or k == 4
+    assert float(bounds.gap) <= 0.6
+    k, bounds = sq.choose_k(jax.random.key(0), tracking, 4, 1e-12, state, exact=True)
+    assert k == 4 and float(bounds.gap) < 1e-4
+    assert sq.sampling_error(3, 4, 4) == 0 < sq.sampling_error(3, 2, 4)

@@ -1,0 +1,82 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxsac import subsample_q as sq
+from jaxsac.subsample_q.dense import dense_kernel
+from jaxsac.subsample_q.operators import expectation, prepare, product_test
+from subsample_q.models import hard_kernels, random_model, tuple_kernel
+
+
+def operator_error(model, k, backend):
+    """Largest error on functions with a known expectation, at full size."""
+    plan = sq.plan(model, k, backend=backend)
+    values, weights, exact = product_test(model, k)
+    out = jax.jit(lambda m, v, p: expectation(prepare(m, p), v, p, m.num_local_states))(model, values, plan)
+    return float(jnp.max(jnp.abs(jnp.einsum("gna,a->gn", out, weights) - exact)))
+
+
+@pytest.mark.parametrize("k,L", [(1, 3), (4, 2), (3, 3), (2, 4)])
+def test_the_dense_kernel_enumerates_all_joint_moves(k, L):
+    P = hard_kernels(1, L)["random"]
+    np.testing.assert_allclose(dense_kernel(jnp.asarray(P), k), tuple_kernel(P, k), atol=1e-14)
+
+
+@pytest.mark.parametrize("backend", ["thinning", "exchange"])
+@pytest.mark.parametrize("k,L", [(3, 2), (4, 4)])
+def test_structured_operators_equal_the_dense_one_on_hard_kernels(backend, k, L):
+    local = np.stack(list(hard_kernels(2, L).values()))
+    model = random_model(0, G=len(local), A=2, L=L, local=local)
+    values = jnp.asarray(np.random.default_rng(0).normal(size=(len(local), len(sq.HistogramSpace(k, L)))))
+
+    def apply(backend):
+        plan = sq.plan(model, k, backend=backend)
+        return jax.jit(lambda m, p: expectation(prepare(m, p), values, p, L))(model, plan)
+
+    np.testing.assert_allclose(apply(backend), apply("dense"), atol=2e-14)
+
+
+def test_more_actions_than_states_and_actions_that_drive_the_agents_take_the_same_answer():
+    generator = np.random.default_rng(3)
+    G, A, L, k = 2, 3, 3, 4
+    Pg, rg = generator.dirichlet(np.ones(G), (G, A)), generator.normal(size=(G, A))
+    Pl, rl = generator.dirichlet(np.ones(L), (G, A, L)), generator.normal(size=(G, A, L))
+    model = sq.Model(Pg, Pl, rg, rl, 0.8)
+    values = jnp.asarray(generator.normal(size=(G, len(sq.HistogramSpace(k, L)))))
+    kernels = np.stack([[np.asarray(dense_kernel(jnp.asarray(Pl[g, a]), k)) for a in range(A)] for g in range(G)])
+    exact = np.einsum("ganm,gac,cm->gna", kernels, Pg, values)
+    for backend in ("dense", "thinning"):
+        plan = sq.plan(model, k, backend=backend)
+        np.testing.assert_allclose(jax.jit(lambda m, p: expectation(prepare(m, p), values, p, L))(model, plan), exact, atol=1e-13)
+    assert sq.solve(model, k, backend="thinning").check().stats["operator_error"] < 1e-13
+
+
+@pytest.mark.parametrize("dtype,tolerance", [(np.float64, 1e-13), (np.float32, 1e-5)])
+def test_the_closed_form_test_at_a_size_without_a_dense_kernel(dtype, tolerance):
+    model = random_model(1, G=2, L=4, dtype=dtype)
+    assert operator_error(model, 12, "thinning") < tolerance
+    assert operator_error(model, 12, "dense") < tolerance
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("k,L", [(20, 5), (20, 3)])
+def test_full_size_accuracy_on_hard_kernels(k, L):
+    for seed in range(3):
+        local = np.stack(list(hard_kernels(seed, L).values()))
+        model = random_model(seed, G=len(local), A=2, L=L, local=local)
+        assert operator_error(model, k, "thinning") < 1e-12
+
+
+def test_plans_say_why_and_what_fits():
+    assert sq.plan(random_model(0), 4).backend == "dense"
+    assert sq.plan(random_model(0), 4, backend="thinning").reason.startswith("asked for, amplification")
+    assert sq.plan(random_model(0, L=5), 10).backend == "thinning"
+    with pytest.raises(ValueError, match="k=2000 sampled agents over 5 local states are .* fits"):
+        sq.plan(random_model(0, L=5), 2000)
+    with pytest.raises(ValueError, match="dense' needs .* GiB"):
+        sq.plan(random_model(0, L=5), 20, backend="dense")
+    with pytest.raises(ValueError, match=r"pass plan=subsample_q.plan\(model, k\)"):
+        jax.vmap(lambda m: sq.solve(m, 20))(jax.tree.map(lambda a: a[None], random_model(0, L=5)))
+    with pytest.raises(ValueError, match="plan was made for k=4"):
+        sq.solve(random_model(0), 3, plan=sq.plan(random_model(0), 4))
