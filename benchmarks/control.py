@@ -32,8 +32,8 @@ def run(options: Options) -> Report:
         "Peak memory of a process that makes the log, tunes and fits": [memory(options, records, sizes[-1])],
     }
     notes = [
-        f"T = {records}, q = {FEATURES}, B = {BUDGET}, {RELEVANT} relevant tools, contexts N(0, I), one seed; the time is that of control.fit on "
-        "numpy arrays: checks, summary of the log, fit, certificate over all tools, policy.",
+        f"T = {records}, q = {FEATURES}, B = {BUDGET}, {RELEVANT} relevant tools, contexts N(0, I), one seed; the time is that of "
+        "control.fit on numpy arrays: checks, summary of the log, fit, certificate over all tools, policy.",
         "gap: relative to the objective of the null model. first_call_ms includes every compilation; other sizes then reuse most of them.",
         "ratio: median over the median at the smallest M in the same interleaved run.",
     ]

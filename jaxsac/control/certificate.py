@@ -4,15 +4,19 @@ Primal, with w_t = c_t / T, prior weight w_0 and targets n_j = (1/T) sum_{t: j i
 
     P = sum_t w_t A_B(z_t) - sum_j (<theta_j, G_j> + n_j b_j) + w_0 sum_j softplus(b_j) + sum_j (lam ||theta_j|| + ridge/2 ||theta_j||^2)
 
-Let mu be the model's marginals, c_j = sum_t w_t mu_tj psi_t and n'_j its uses (prior included). The intercepts are unpenalised, so a dual point
+Let mu be the model's marginals, c_j = sum_t w_t mu_tj psi_t and n'_j its uses (prior included). The intercepts are unpenalised, so a
+dual point
 must meet their targets exactly: take alpha_j mu_tj with alpha_j = n_j / n'_j. It equals (1 - tau) mu + tau v for a point v of the polytope
-{0 <= x <= 1, sum x <= B} in every row once tau covers what x >= 0, x <= 1 and the budget ask for, and the conjugate of A_B (minus an entropy, hence
-<= 0) is convex: it costs no more than a factor 1 - tau of the entropy. With a penalty lam alone, mix s of that point with 1 - s of the recorded
+{0 <= x <= 1, sum x <= B} in every row once tau covers what x >= 0, x <= 1 and the budget ask for, and the conjugate of A_B (minus an
+entropy, hence
+<= 0) is convex: it costs no more than a factor 1 - tau of the entropy. With a penalty lam alone, mix s of that point with 1 - s of the
+recorded
 sets themselves (conjugate <= 0) so that every gradient norm ||alpha_j c_j - G_j|| shrinks to lam. Hence, exactly feasible for all M tools,
 
     D = s (1 - tau) sum_t w_t H(pi_t),  s = min(1, lam / max_j ||alpha_j c_j - G_j||),
 
-and with a ridge D = (1 - tau) sum_t w_t H(pi_t) - sum_j (||alpha_j c_j - G_j|| - lam)_+^2 / (2 ridge), whichever is larger. H includes the prior's.
+and with a ridge D = (1 - tau) sum_t w_t H(pi_t) - sum_j (||alpha_j c_j - G_j|| - lam)_+^2 / (2 ridge), whichever is larger. H includes
+the prior's.
 """
 
 from typing import NamedTuple

@@ -53,32 +53,43 @@ def fit(
 
         (1/T) sum_t c_t [A_B(z_t) - sum_{j in a_t} z_tj] + (s/T) sum_j [softplus(b_j) - m b_j] + lam sum_j ||theta_j||_2,    c_t = 1,
 
-    "weighted" the same with weights c_t of mean 1, and "utility" (1/2T) sum_t (u_t - sum_{j in a_t} <theta_j, psi_t> - constant)^2 + the same penalty.
+    "weighted" the same with weights c_t of mean 1, and "utility" (1/2T) sum_t (u_t - sum_{j in a_t} <theta_j, psi_t> - constant)^2 + the
+    same penalty.
 
-    * `log`: a `Log` of concrete arrays; fit drives its loop on the host (compiled kernels at a few padded sizes), so it is called outside jit
+    * `log`: a `Log` of concrete arrays; fit drives its loop on the host (compiled kernels at a few padded sizes), so it is called
+      outside jit
       and vmap. `num_actions` M, `budget` B >= 1 (B >= M is no budget).
     * `lam`: a number > 0, in units of the gradient norm; "simulated", 1.1 x the 95 % quantile of the largest gradient norm under Gaussian
-      multipliers (500 draws, pilot = null model); "theory", 2 sigma_g (sqrt(q/T) + sqrt(2 log M / T)). Contexts are used as they are: scaling them is
+      multipliers (500 draws, pilot = null model); "theory", 2 sigma_g (sqrt(q/T) + sqrt(2 log M / T)). Contexts are used as they are:
+      scaling them is
       the caller's choice, and `lam` scales with them.
-    * `intercept`: unpenalised. "per_tool" (default) b_j of each tool; "shared" one b; "none" b = 0, the paper's model. For "utility": "shared"
+    * `intercept`: unpenalised. "per_tool" (default) b_j of each tool; "shared" one b; "none" b = 0, the paper's model. For "utility":
+      "shared"
       (default) is the constant, "none" leaves it out.
     * `smoothing` s > 0: the intercepts' conjugate prior, s records without a context in which every tool is used with the same probability
-      m = (mean set size) / M. It keeps every intercept finite (a tool that no record uses would go to minus infinity) at a total weight of s records,
+      m = (mean set size) / M. It keeps every intercept finite (a tool that no record uses would go to minus infinity) at a total weight
+      of s records,
       however many tools there are; the others move by a share s/T.
     * `weighting` of "weighted": "advantage", c_t ∝ exp((u_t - mean u)/advantage_scale) (None: their standard deviation), or "propensity",
       c_t ∝ max(u_t, 0)/p_t; each cut at `clip` times its mean, then scaled to mean 1. stats["effective_sample_size"] = (sum c)^2 / sum c^2.
-    * `refit`: fit once more on the support without the penalty, with (1/2T) sum_j ||theta_j||^2 instead, a standard normal prior that keeps it finite.
+    * `refit`: fit once more on the support without the penalty, with (1/2T) sum_j ||theta_j||^2 instead, a standard normal prior that
+      keeps it finite.
     * `tol` relative to stats["scale"], the objective of the null model; None is 1e-6 in float64, 1e-4 in float32. `max_steps`: None is 500
       (20,000 for "utility"). `state`: that of another solution, for a warm start.
 
-    Returns a `Solution`: a `SparsePolicy`; the status; stats lam, lam_max, objective, gap, scale, num_steps, effective_sample_size and, if asked,
-    refit_objective and refit_gap, for "utility" also constant. CONVERGED: the duality gap over all M tools, plus a bound on its rounding, is at most tol x scale.
+    Returns a `Solution`: a `SparsePolicy`; the status; stats lam, lam_max, objective, gap, scale, num_steps, effective_sample_size and,
+    if asked,
+    refit_objective and refit_gap, for "utility" also constant. CONVERGED: the duality gap over all M tools, plus a bound on its
+    rounding, is at most tol x scale.
 
-    Defined: a context of zeros (it teaches the intercepts alone); a tool used once; repeated tools in a record (a set: they count once); B above every
-    recorded size; a record without tools; equal columns. ValueError, naming the records: an empty log, NaN or infinite data, tools out of range, records
+    Defined: a context of zeros (it teaches the intercepts alone); a tool used once; repeated tools in a record (a set: they count once);
+    B above every
+    recorded size; a record without tools; equal columns. ValueError, naming the records: an empty log, NaN or infinite data, tools out
+    of range, records
     with more than B tools, propensities outside (0, 1], tools used where they were not available. The key is consumed.
 
-    Source: the estimator of arXiv 2601.08271; the multiplier simulation, the block-wise Newton steps and the dual certificate are classical constructions.
+    Source: the estimator of arXiv 2601.08271; the multiplier simulation, the block-wise Newton steps and the dual certificate are
+    classical constructions.
     """
     problem = _prepare(log, num_actions, budget, objective, intercept, smoothing, weighting, advantage_scale, clip)
     data, log, mode = problem.data, problem.log, problem.mode
@@ -115,7 +126,8 @@ def lam_max(
     advantage_scale: float | None = None,
     clip: float = 10.0,
 ) -> jax.Array:
-    """The least lam at which no tool looks at the context: max_j ||gradient_j|| at the null model, whose intercepts are fitted, []. Keywords as in `fit`."""
+    """The least lam at which no tool looks at the context: max_j ||gradient_j|| at the null model, whose intercepts are fitted, [].
+    Keywords as in `fit`."""
     problem = _prepare(log, num_actions, budget, objective, intercept, smoothing, weighting, advantage_scale, clip)
     data = problem.data
     if objective == "utility":
@@ -138,7 +150,8 @@ def simulated_lam(
     advantage_scale: float | None = None,
     clip: float = 10.0,
 ) -> jax.Array:
-    """The lam that `fit(lam="simulated")` takes, []: 1.1 x the 95 % quantile, over 500 draws of Gaussian multipliers, of the largest gradient norm at the
+    """The lam that `fit(lam="simulated")` takes, []: 1.1 x the 95 % quantile, over 500 draws of Gaussian multipliers, of the largest
+    gradient norm at the
     null model. Keywords as in `fit`; the key is consumed."""
     problem = _prepare(log, num_actions, budget, objective, intercept, smoothing, weighting, advantage_scale, clip)
     return jnp.asarray(_lam(key, problem, "simulated"), problem.data.contexts.dtype)
@@ -256,7 +269,8 @@ def _fit_utility(problem: _Problem, lam: float, tol: float, max_steps: int, stat
 
 
 def _warm_start(data: Digest, state: FitState, mode: str) -> Point:
-    """A point of this problem from another fit's: tools that this log does not use are dropped, groups take their members' mean intercept."""
+    """A point of this problem from another fit's: tools that this log does not use are dropped, groups take their members' mean
+    intercept."""
     _checks.require(
         state.intercept.shape == (data.num_actions,) and state.weights.shape[1] == data.feature_sums.shape[1],
         f"state belongs to another problem: it has {state.intercept.size} tools and {state.weights.shape[1]} features.",

@@ -91,7 +91,8 @@ def solve(
             num_steps += 1
             num_evaluations += search.num_evaluations
             progress = search.found is not None and (
-                search.certificate.gap < 0.99 * certificate.gap or search.certificate.objective < certificate.objective - certificate.rounding
+                search.certificate.gap < 0.99 * certificate.gap
+                or search.certificate.objective < certificate.objective - certificate.rounding
             )
             idle = 0 if progress else idle + 1
             if search.found is None or idle > PATIENCE:

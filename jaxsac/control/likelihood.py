@@ -128,7 +128,8 @@ def _beside(log_background):
 
 
 def _eliminate(law, log_start, row_weights, working: Working, intercept, group_intercept, budget: int, mode: str) -> _Eliminated:
-    """Newton on the background's intercepts: curvature diagonal (independent tools) plus rank one, such that the curvature of a common shift
+    """Newton on the background's intercepts: curvature diagonal (independent tools) plus rank one, such that the curvature of a common
+    shift
     is the exact variance of the size; the diagonal part as a step in log odds, which is exact for rare tools however far the start."""
     dtype = law.dtype
     counts, target, w0 = working.counts, working.group_target, working.prior_weight

@@ -12,7 +12,8 @@ Array = Any  # numpy or jax
 class Log(NamedTuple):
     """Logged decisions: T records, each a context, the set of tools used in it, and how well it went.
 
-    contexts [T, q] features psi_t; actions int32 [T, W] the tools used, padded with -1 (a record is a set: order and repetitions carry nothing);
+    contexts [T, q] features psi_t; actions int32 [T, W] the tools used, padded with -1 (a record is a set: order and repetitions carry
+    nothing);
     utilities [T], or None where no objective needs them; propensities [T] in (0, 1], the probability with which the logged set was chosen;
     available the tools that could be chosen in each record, as booleans [T, M] or as int32 lists [T, V] padded with -1 (None: all, always).
     """

@@ -17,7 +17,8 @@ from jaxsac.gibbs import rows
 def evaluate_offered(
     contexts, row_weights, slots, place, working: Working, weights, intercept, group_intercept, *, budget: int, mode: str
 ) -> Evaluation:
-    """As `likelihood.evaluate`; slots int32 [V, N] groups of the offered tools, place int32 [G] their row in the working set (W if outside)."""
+    """As `likelihood.evaluate`; slots int32 [V, N] groups of the offered tools, place int32 [G] their row in the working set (W if
+    outside)."""
     dtype = contexts.dtype
     width, groups = weights.shape[0], group_intercept.shape[0]
     present, counts, w0 = working.present, working.counts, working.prior_weight

@@ -16,9 +16,11 @@ NO_ACTION = -1
 class SparsePolicy(eqx.Module):
     """pi(a | psi) ∝ exp sum_{j in a} z_j over |a| <= B, z_j = <theta_j, psi> + b_j with theta_j = 0 outside the support. A pytree.
 
-    positions int32 [k] (ascending) and weights [k, q] are the tools that look at the context; intercept [M]; background int32 [<= B] are tools
+    positions int32 [k] (ascending) and weights [k, q] are the tools that look at the context; intercept [M]; background int32 [<= B] are
+    tools
     outside the support that their intercept alone brought into the B best of some logged context; tools int32 [M] are the original names of
-    the actions in ascending order in a pruned policy, None in a full one (names 0..M-1). All methods are unbatched and can be jitted and vmapped.
+    the actions in ascending order in a pruned policy, None in a full one (names 0..M-1). All methods are unbatched and can be jitted and
+    vmapped.
     """
 
     positions: jax.Array
@@ -73,7 +75,8 @@ class SparsePolicy(eqx.Module):
         return names if num_samples else names[0]
 
     def log_prob(self, actions: Any, context: Any, available: Any = None) -> jax.Array:
-        """log pi(a | psi) of a set given as int32 [any], -1 ignored; -inf for sets with duplicates, unknown or unavailable tools, or too many."""
+        """log pi(a | psi) of a set given as int32 [any], -1 ignored; -inf for sets with duplicates, unknown or unavailable tools, or too
+        many."""
         scores = self.scores(context, available)
         actions = _checks.integer_array("actions", actions, (None,))
         if self.tools is None:

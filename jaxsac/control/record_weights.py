@@ -9,7 +9,8 @@ SCHEMES = ("advantage", "propensity")
 
 
 def record_weights(log: Log, scheme: str, advantage_scale: float | None, clip: float) -> np.ndarray:
-    """c_t with mean 1, [T]: exp((u_t - mean u) / beta) or max(u_t, 0) / p_t, each clipped at `clip` times its mean before it is normalised."""
+    """c_t with mean 1, [T]: exp((u_t - mean u) / beta) or max(u_t, 0) / p_t, each clipped at `clip` times its mean before it is
+    normalised."""
     _checks.choice("weighting", scheme, SCHEMES)
     _checks.require(log.utilities is not None, 'objective="weighted" needs log.utilities.')
     assert log.utilities is not None

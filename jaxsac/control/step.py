@@ -1,7 +1,8 @@
 """One step of the imitation fit: every tool's own penalised quadratic model, solved exactly.
 
 Given the other tools, a tool's marginal is a logistic regression on its own score: log odds = z_j + (something free of z_j). So the
-diagonal blocks of the Hessian are sum_t w_t mu (1 - mu) psi psi', and what they leave out is the coupling through the budget, which is weak.
+diagonal blocks of the Hessian are sum_t w_t mu (1 - mu) psi psi', and what they leave out is the coupling through the budget, which is
+weak.
 """
 
 import functools
@@ -24,7 +25,8 @@ class Curvature(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("mode",))
 def curvature(contexts, row_weights, marginals, floor, ridge, *, mode: str) -> Curvature:
-    """The blocks at p = max(mu, floor_j): a tool that is not fitted yet has less probability where it will be used than it will get there."""
+    """The blocks at p = max(mu, floor_j): a tool that is not fitted yet has less probability where it will be used than it will get
+    there."""
     p = jnp.maximum(marginals, jnp.minimum(floor[:, None], 0.5))
     spread = p * (1 - p) * row_weights[None, :]
     own = jnp.maximum(jnp.sum(spread, axis=1), jnp.finfo(contexts.dtype).tiny)
@@ -40,7 +42,8 @@ def curvature(contexts, row_weights, marginals, floor, ridge, *, mode: str) -> C
 
 @functools.partial(jax.jit, static_argnames=("mode",))
 def direction(weights, weight_gradient, intercept_gradient, model: Curvature, lam, ridge, *, mode: str):
-    """Minimiser of every tool's g'd + d'Hd/2 + lam ||theta + d||, its intercept eliminated: the step and the predicted change of the objective."""
+    """Minimiser of every tool's g'd + d'Hd/2 + lam ||theta + d||, its intercept eliminated: the step and the predicted change of the
+    objective."""
     smooth = weight_gradient + ridge * weights
     gradient = smooth - model.cross * (intercept_gradient / model.own)[:, None] if mode == "per_tool" else smooth
     target = model.values * _rotate(model, weights) - _rotate(model, gradient)

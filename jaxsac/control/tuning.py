@@ -43,7 +43,8 @@ class Entries(NamedTuple):
 
 
 def multiplier_quantile(key: jax.Array, data: Digest, entries: Entries, factor: np.ndarray, rates: np.ndarray, unused_rate: float) -> float:
-    """The quantile for the scores of `entries` minus rate_j factor_t psi_t, centred. Tools with equally many entries are one batch of products."""
+    """The quantile for the scores of `entries` minus rate_j factor_t psi_t, centred. Tools with equally many entries are one batch of
+    products."""
     records = data.num_records
     contexts = np.asarray(data.contexts, np.float64)[:records] / records
     noise = np.asarray(jax.random.normal(key, (NUM_DRAWS, records), np.float32), np.float64)
@@ -53,7 +54,7 @@ def multiplier_quantile(key: jax.Array, data: Digest, entries: Entries, factor: 
     tools, starts, counts = np.unique(entries.tool, return_index=True, return_counts=True)
     ranking = np.argsort(counts, kind="stable")
     values, first = np.unique(counts[ranking], return_index=True)
-    for count, equal in zip(values, np.split(ranking, first[1:]), strict=True):
+    for count, equal in zip(values, np.split(ranking, first[1:])[: values.size], strict=True):
         size = max(1, MEMORY // (count * (contexts.shape[1] + BLOCK)))
         for part in np.split(equal, np.arange(size, equal.size, size)):
             where = starts[part][:, None] + np.arange(count)  # [m, count]
@@ -92,7 +93,8 @@ def theory(data: Digest, found: Evaluation, budget: int) -> float:
 
 
 def largest_moment(tool: np.ndarray, rows: np.ndarray) -> float:
-    """max_j lambda_max(sum over the rows of tool j of row row'); `tool` ascending. The trace bounds the eigenvalue: most tools are skipped."""
+    """max_j lambda_max(sum over the rows of tool j of row row'); `tool` ascending. The trace bounds the eigenvalue: most tools are
+    skipped."""
     if tool.size == 0:
         return 0.0
     starts = np.flatnonzero(np.diff(tool, prepend=-1))

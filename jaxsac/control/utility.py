@@ -46,7 +46,8 @@ def solve(
 
 
 def refit(data: Digest, log: Log, fitted: UtilityFit, *, intercept: bool, ridge: float, tol: float, max_steps: int) -> UtilityFit:
-    """Least squares on the support with ridge/2 ||theta||^2, by conjugate gradients; the gap is ||gradient||^2 / (2 ridge), by strong convexity."""
+    """Least squares on the support with ridge/2 ||theta||^2, by conjugate gradients; the gap is ||gradient||^2 / (2 ridge), by strong
+    convexity."""
     _, _, utilities = _problem(data, log)
     contexts = jnp.asarray(np.asarray(log.contexts))
     q = contexts.shape[1]

@@ -57,7 +57,8 @@ def marginals(scores: jax.Array, log_rest: jax.Array, log_partition: jax.Array, 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def log_partition(scores: jax.Array, log_rest: jax.Array, budget: int) -> jax.Array:
-    """log Z [N] = log sum_r e_r(exp z) exp(log_rest[r]) from scores [W, N] and log_rest [B + 1, N]; differentiable in both (reverse mode)."""
+    """log Z [N] = log sum_r e_r(exp z) exp(log_rest[r]) from scores [W, N] and log_rest [B + 1, N]; differentiable in both (reverse
+    mode)."""
     return jax.nn.logsumexp(log_size_weights(scores, budget) + log_rest, axis=0)
 
 

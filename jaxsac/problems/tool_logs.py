@@ -8,7 +8,8 @@ import numpy as np
 
 
 class ToolLog(NamedTuple):
-    """A simulated log and the truth behind it: contexts [T, q], actions [T, B] padded with -1, utilities [T], support [k], weights [k, q], intercept [M]."""
+    """A simulated log and the truth behind it: contexts [T, q], actions [T, B] padded with -1, utilities [T], support [k], weights [k,
+    q], intercept [M]."""
 
     contexts: np.ndarray
     actions: np.ndarray
@@ -33,9 +34,11 @@ def sparse_tool_log(
 ) -> ToolLog:
     """Records with contexts psi ~ N(0, I) and sets drawn exactly from pi(a | psi) ∝ exp sum_{j in a} (<theta_j, psi> + b_j), |a| <= B.
 
-    `num_relevant` tools at random places have ||theta_j|| = `strength`; the other M - k share one intercept. The intercepts are such that independent
+    `num_relevant` tools at random places have ||theta_j|| = `strength`; the other M - k share one intercept. The intercepts are such
+    that independent
     tools would be used `mean_size` times a record, a share `relevant_share` of it by the relevant ones. The utility is
-    sum_{j in a} <theta_j, psi> + noise. Works at M = 10^6: the irrelevant tools are drawn by their number, then uniformly without repetition.
+    sum_{j in a} <theta_j, psi> + noise. Works at M = 10^6: the irrelevant tools are drawn by their number, then uniformly without
+    repetition.
     The key is consumed.
     """
     k, q, m = num_relevant, num_features, num_actions

@@ -73,9 +73,7 @@ def enumerated(log: control.Log, record_weight, mode):
 def test_against_enumeration(mode, offered):
     log = small_log(offered)
     for kind in ["imitation", "weighted"] if mode == "per_tool" else ["weighted"]:
-        sol = control.fit(
-            KEY, log, num_actions=M, budget=B, objective=kind, lam=LAM, intercept=mode, smoothing=SMOOTHING, tol=1e-9
-        ).check()
+        sol = control.fit(KEY, log, num_actions=M, budget=B, objective=kind, lam=LAM, intercept=mode, smoothing=SMOOTHING, tol=1e-9).check()
         weight = np.ones(T) if kind == "imitation" else record_weights(log, "advantage", None, 10.0)
         objective = enumerated(log, weight, mode)
         weights = np.zeros((M, Q))

@@ -35,13 +35,13 @@ def padded(members):
 def test_scores_and_choice():
     dense = np.zeros((M, Q))
     dense[[1, 5]] = POLICY.weights
-    expected = dense @ CONTEXT + POLICY.intercept
+    expected = dense @ CONTEXT + np.asarray(POLICY.intercept)
     np.testing.assert_allclose(POLICY.scores(CONTEXT), expected, rtol=1e-14)
     ranking = np.argsort(-expected, kind="stable")
     np.testing.assert_array_equal(POLICY.act(CONTEXT, exactly=True), ranking[:B])
     positive = ranking[: min(B, int((expected > 0).sum()))]
     np.testing.assert_array_equal(POLICY.act(CONTEXT), padded(positive))
-    best = max(law(expected).items(), key=lambda item: item[1])[0]
+    best = max(law(np.asarray(expected)).items(), key=lambda item: item[1])[0]
     assert set(best) == set(positive.tolist())
     available = np.arange(M) != ranking[0]
     np.testing.assert_array_equal(POLICY.act(CONTEXT, available, exactly=True), ranking[1 : B + 1])
