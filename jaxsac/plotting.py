@@ -15,7 +15,7 @@ def color_of(name: str, number: int = 0) -> str:
 
 
 def learning_curves(axes: Any, sizes: Sequence[int], curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], label: str) -> Any:
-    """Means with bars of one standard error against the number of training records, a line per method: `curves[name] = (means, errors)`, each [len(sizes)].
+    """Means and standard errors against training records, a line per method: `curves[name] = (means, errors)`, each [len(sizes)].
 
     A size at which a method was not measured is NaN. `label` names the quantity. Draws on matplotlib `axes` and returns them.
     """
@@ -23,8 +23,10 @@ def learning_curves(axes: Any, sizes: Sequence[int], curves: Mapping[str, tuple[
 
     for number, (name, (means, errors)) in enumerate(curves.items()):
         shift = 1 + 0.012 * (number - (len(curves) - 1) / 2)  # side by side: bars of equal sizes would hide each other
-        positions = np.asarray(sizes, float) * shift
-        axes.errorbar(positions, means, yerr=errors, marker="o", markersize=4, capsize=2.5, linewidth=1.6, label=name, color=color_of(name, number))
+        positions, (means, errors) = np.asarray(sizes, float) * shift, np.asarray((means, errors), float)
+        axes.errorbar(
+            positions, means, yerr=errors, marker="o", markersize=4, capsize=2.5, linewidth=1.6, label=name, color=color_of(name, number)
+        )
     axes.set_xscale("log")
     axes.set_xticks(list(sizes), [f"{size:,}" for size in sizes])
     axes.xaxis.set_minor_formatter(NullFormatter())
@@ -55,7 +57,7 @@ def strengths(axes: Any, names: Sequence[str], values: Sequence[float], *, limit
 
 
 def methods(axes: Any, scores: Mapping[str, tuple[float, float]], label: str) -> Any:
-    """One point with a bar of one standard error for each method, best on top: `scores[name] = (mean, error)`. Draws on `axes` and returns them."""
+    """A point with its standard error per method, best on top: `scores[name] = (mean, error)`. Draws on `axes` and returns them."""
     order = sorted(scores, key=lambda name: scores[name][0])
     for position, name in enumerate(order):
         mean, error = scores[name]

@@ -1,7 +1,6 @@
 """What a sparse router has to beat: popularity, and text retrieval over the tools' own descriptions (the dense policy is in ridge.py)."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,36 +13,11 @@ def fit_popularity(features: np.ndarray, actions: np.ndarray, num_tools: int, bu
     return fit_ridge(features, actions, num_tools, budget, ridge=1.0, support=np.zeros(0, int))
 
 
-def fit_dense(
-    features: np.ndarray,
-    actions: np.ndarray,
-    num_tools: int,
-    budget: int,
-    ridges: Sequence[float],
-    quality: Callable[[Callable[[np.ndarray], np.ndarray]], float],
-    start: RidgeFit | None = None,
-) -> tuple[RidgeFit, list[dict[str, Any]]]:
-    """The dense policy (every tool looks at the context) at the best of `ridges` by `quality` of its scores; and what was tried.
-
-    From the largest ridge down, each start warm; the path ends when two in a row are worse than the best.
-    """
-    best, best_quality, tried = None, -np.inf, []
-    for ridge in sorted(ridges, reverse=True):
-        start = fit_ridge(features, actions, num_tools, budget, ridge, start=start)
-        found = quality(start.scores)
-        tried.append({"ridge": ridge, "validation": found, "evaluations": start.evaluations, "gradient": start.gradient})
-        if found > best_quality:
-            best, best_quality = start, found
-        elif len(tried) >= 3 and tried[-2]["validation"] < best_quality:
-            break
-    assert best is not None
-    return best, tried
-
-
 class Retrieval:
-    """Cosine similarity of TF-IDF vectors: a context against each tool's name and description. Fitted on the descriptions alone or with the training texts.
+    """Cosine similarity of TF-IDF vectors: a context against each tool's name and description.
 
-    `pairs`: word pairs count beside words; `training_texts`: where the word weights (idf) come from beside the descriptions; `name_only`: names without descriptions.
+    `pairs`: word pairs count beside words; `training_texts`: texts that share in the word weights (idf) beside the descriptions;
+    `name_only`: names without descriptions.
     """
 
     def __init__(self, names: Sequence[str], descriptions: Sequence[str], training_texts: Sequence[str], *, pairs: bool, name_only: bool):

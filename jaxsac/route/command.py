@@ -12,9 +12,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxsac import _files
 from jaxsac.route import job, mine, report
 from jaxsac.route.log_file import LogError, RouteLog, read_log
-from jaxsac.route.router import POLICY, choose, load_router
+from jaxsac.route.router import choose, load_router
 
 DESCRIPTION = """\
 Learn a sparse tool router from a log, and keep only the tools that matter.
@@ -42,16 +43,40 @@ def add_parser(commands: Any) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("inputs", nargs="*", metavar="LOG or TEXT", help='a log to learn from; with --policy, texts to route ("-": the lines of the input)')
-    parser.add_argument("--tools", type=pathlib.Path, metavar="FILE", help="tool descriptions (default: tools.json beside the log, if there)")
-    parser.add_argument("--budget", type=_whole, metavar="B", help="tools a record may use (default: the 95th percentile; longer records are dropped)")
-    parser.add_argument("--lam", type=_penalty, default="validation", metavar="LAM", help='penalty: "validation" (default), "simulated", or a number > 0')
-    parser.add_argument("--keep", type=_whole, default=job.Options().keep, metavar="K", help="most tools to keep with --lam validation (default: %(default)s)")
-    parser.add_argument("--features", type=_whole, default=job.Options().size, metavar="Q", help="features of a text (default: %(default)s)")
+    parser.add_argument(
+        "inputs", nargs="*", metavar="LOG or TEXT", help='a log to learn from; with --policy, texts to route ("-": the lines of the input)'
+    )
+    parser.add_argument(
+        "--tools", type=pathlib.Path, metavar="FILE", help="tool descriptions (default: tools.json beside the log, if there)"
+    )
+    parser.add_argument(
+        "--budget", type=_whole, metavar="B", help="tools a record may use (default: the 95th percentile; longer records are dropped)"
+    )
+    parser.add_argument(
+        "--lam", type=_penalty, default="validation", metavar="LAM", help='penalty: "validation" (default), "simulated", or a number > 0'
+    )
+    parser.add_argument(
+        "--keep",
+        type=_whole,
+        default=job.Options().keep,
+        metavar="K",
+        help="most tools to keep with --lam validation (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--features", type=_whole, default=job.Options().size, metavar="Q", help="features of a text (default: %(default)s)"
+    )
     parser.add_argument("--no-curve", action="store_true", help="skip the learning curve (faster)")
     parser.add_argument("--seed", type=int, default=0, help="of the learning curve's subsets and the simulated penalty (default: 0)")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("route-results"), metavar="DIR", help="folder for the results (default: %(default)s)")
-    parser.add_argument("--policy", type=pathlib.Path, metavar="PATH", help="a router to use: the folder of an earlier --out, or its policy.npz")
+    parser.add_argument(
+        "--out",
+        type=pathlib.Path,
+        default=pathlib.Path("route-results"),
+        metavar="DIR",
+        help="folder for the results (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--policy", type=pathlib.Path, metavar="PATH", help="a router to use: the folder of an earlier --out, or its policy.npz"
+    )
     parser.add_argument("--json", action="store_true", help="with --policy: one JSON object a line")
     parser.add_argument("--no-cache", action="store_true", help="mine anew instead of from the cache")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -66,7 +91,7 @@ def run(given: argparse.Namespace) -> int:
         return _route(given) if given.policy is not None else _learn(given)
     except ModuleNotFoundError as error:
         print(f"jaxsac route: {error.name} is not installed: pip install 'jaxsac[route]'.", file=sys.stderr)
-    except ValueError as error:
+    except (LogError, _files.FileError) as error:
         print(f"jaxsac route: {error}", file=sys.stderr)
     return 2
 

@@ -26,8 +26,8 @@ def measure(scores: np.ndarray, actions: np.ndarray, budget: int, *, policy: boo
 
     The B best scores (ties to the lowest index) against the set a: recall@B = |best ∩ a| / |a|,
     nDCG@B = sum_{ranks i of hits} 1 / log2(i + 1), divided by its largest value sum_{i <= min(|a|, B)} 1 / log2(i + 1);
-    log pi(a) = sum_{j in a} z_j - log Z with Z over all sets of at most B of the M tools, in nats. Numbers of M and above in `actions` are tools
-    that the scores do not know: misses to the ranking, left out of the set for the log-likelihood (NaN where none is left).
+    log pi(a) = sum_{j in a} z_j - log Z with Z over all sets of at most B of the M tools, in nats. Numbers of M and above in `actions` are
+    tools that the scores do not know: misses to the ranking, left out of the set for the log-likelihood (NaN where none is left).
     """
     best = np.argsort(-scores, axis=1, kind="stable")[:, :budget]
     hits = (best[:, :, None] == actions[:, None, :]).any(axis=2)

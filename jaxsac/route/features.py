@@ -1,9 +1,11 @@
-"""Contexts to numbers: TF-IDF and a truncated SVD for texts, standardised columns for numbers. Fitted on training records, kept as plain arrays."""
+"""Contexts to numbers: TF-IDF and a truncated SVD for texts, standardised columns for numbers. Fitted on training records, plain arrays."""
 
 import re
 from typing import NamedTuple
 
 import numpy as np
+
+from jaxsac.route.log_file import LogError
 
 
 class TextFeatures(NamedTuple):
@@ -40,7 +42,7 @@ def fit_numbers(contexts: np.ndarray) -> NumberFeatures:
 
 
 def fit_text(texts: list[str], size: int) -> TextFeatures:
-    """Latent semantic features: words and word pairs that occur twice, TF-IDF, the `size` largest singular directions, mean square 1 a feature."""
+    """Latent semantic features: words and word pairs that occur twice, TF-IDF, the `size` largest directions, mean square 1 overall."""
     from sklearn.decomposition import TruncatedSVD
 
     vectorizer = text_vectorizer()
@@ -51,7 +53,7 @@ def fit_text(texts: list[str], size: int) -> TextFeatures:
         matrix = vectorizer.fit_transform(texts)
     size = min(size, *(side - 1 for side in matrix.shape))
     if size < 1:
-        raise ValueError("the training texts hold too few different words for features: give more records, or numeric contexts.")
+        raise LogError("the training texts hold too few different words for features: give more records, or numeric contexts.")
     svd = TruncatedSVD(size, random_state=0).fit(matrix)
     raw = matrix @ svd.components_.T
     center = raw.mean(axis=0)
@@ -64,12 +66,10 @@ def transform(features: Features, contexts: list[str] | np.ndarray) -> np.ndarra
     """The feature rows [T, q] of contexts, in float64."""
     if isinstance(features, NumberFeatures):
         if not isinstance(contexts, np.ndarray) or contexts.ndim != 2 or contexts.shape[1] != features.center.shape[0]:
-            raise ValueError(
-                f"contexts must be lists of {features.center.shape[0]} numbers, as in the log that the features were fitted on."
-            )
+            raise LogError(f"contexts must be lists of {features.center.shape[0]} numbers, as in the log that the features were fitted on.")
         return (contexts - features.center) / features.scale
     if isinstance(contexts, np.ndarray):
-        raise ValueError("contexts must be texts, as in the log that the features were fitted on.")
+        raise LogError("contexts must be texts, as in the log that the features were fitted on.")
     vectorizer = text_vectorizer(vocabulary={word: column for column, word in enumerate(features.words.tolist())})
     vectorizer.idf_ = features.idf
     return (vectorizer.transform(contexts) @ features.components.T - features.center) / features.scale

@@ -1,4 +1,4 @@
-"""The main job: from a log to a judged sparse router. Pure of printing and files: returns a record that the report, the plot and the router are made of."""
+"""The main job: from a log to a judged sparse router. No printing, no files: it returns what report, plot and router are made of."""
 
 import contextlib
 import time
@@ -11,12 +11,11 @@ import numpy as np
 from jaxsac.route import baselines, evaluate, split
 from jaxsac.route.features import Features, fit_features, transform
 from jaxsac.route.log_file import LogError, RouteLog, Tool, log_hash
-from jaxsac.route.ridge import RidgeFit, fit_ridge
+from jaxsac.route.ridge import RidgeFit, fit_ridge, tune_ridge
 from jaxsac.route.router import Router
 from jaxsac.route.sparse import SparseFit, fit_sparse
 
-RIDGES = (2e-2, 1e-2, 5e-3, 2.5e-3)
-REFIT_RIDGES = (1e-2, 5e-3)
+RIDGE = 1e-2  # where the tuning of ridges starts; features have mean square 1
 
 
 class Options(NamedTuple):
@@ -32,6 +31,9 @@ class Options(NamedTuple):
     seed: int = 0
 
 
+DEFAULTS = Options()
+
+
 class Result(NamedTuple):
     """`summary`: plain numbers and texts (JSON); `router`: what is deployed."""
 
@@ -40,7 +42,7 @@ class Result(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """Held-out records: feature rows [n, q], sets int32 [n, B] (numbers of M and above are tools unseen here), groups, texts for retrieval."""
+    """Held-out records: feature rows [n, q], sets int32 [n, B] (M and above: tools unseen here), groups, and the contexts for retrieval."""
 
     features: np.ndarray
     actions: np.ndarray
@@ -64,7 +66,7 @@ Show = Callable[[Iterable[Any], int, str], Iterable[Any]]
 """A progress bar: `show(items, total, label)` gives the items back."""
 
 
-def run(log: RouteLog, options: Options = Options(), show: Show = lambda items, total, label: items) -> Result:
+def run(log: RouteLog, options: Options = DEFAULTS, show: Show = lambda items, total, label: items) -> Result:
     """Learn a sparse router from `log` and judge it on held-out groups against a dense policy, popularity and text retrieval.
 
     Raises LogError for logs that cannot be split or hold no tools.
@@ -88,7 +90,9 @@ def run(log: RouteLog, options: Options = Options(), show: Show = lambda items, 
         methods, tuning, sparse = _learn(fold, budget, options, times)
         if len(subset) == len(parts.training.sets) and isinstance(fold.contexts, list):
             with _clock(times, "retrieval"):
-                found, choice = _retrieval(fold, [log.tools.get(name, Tool()).description for name in fold.names], methods["popularity"], budget)
+                found, choice = _retrieval(
+                    fold, [log.tools.get(name, Tool()).description for name in fold.names], methods["popularity"], budget
+                )
             methods, tuning = methods | found, tuning | choice
         with _clock(times, "evaluation"):
             curve.append({"records": len(subset), "tools": len(fold.names)} | _judge(fold, methods, budget) | {"tuning": tuning})
@@ -97,7 +101,11 @@ def run(log: RouteLog, options: Options = Options(), show: Show = lambda items, 
     summary = {
         "log": log.notes
         | {"hash": log_hash(log), "records": num_records, "tools": num_tools, "tools_used_once": int((uses == 1).sum())}
-        | {"budget": budget, "longer_records_dropped": num_records - len(kept_log.sets), "described": sum(bool(tool.description) for tool in log.tools.values())},
+        | {
+            "budget": budget,
+            "longer_records_dropped": num_records - len(kept_log.sets),
+            "described": sum(bool(tool.description) for tool in log.tools.values()),
+        },
         "split": {name: len(part.sets) for name, part in zip(parts._fields, parts, strict=True)}
         | {f"{name}_groups": len(set(part.groups)) for name, part in zip(parts._fields, parts, strict=True)}
         | {"tools_seen_in_training": len(full), "test_records_judged": len(fold.test.groups), "test_uses": len(test_uses)}
@@ -114,7 +122,7 @@ def run(log: RouteLog, options: Options = Options(), show: Show = lambda items, 
 
 
 def kept_tools(sparse: SparseFit, fold: Fold, log: RouteLog) -> list[dict[str, Any]]:
-    """The kept tools, strongest first: strength = root mean square over the training contexts of <theta_j, psi>, in nats; 0 for those kept by their intercept alone."""
+    """The kept tools, strongest first: root mean square of <theta_j, psi> over the training contexts (nats), 0 without theta_j."""
     uses = np.bincount(fold.actions[fold.actions >= 0], minlength=len(fold.names))
     result = sparse.scores
     spread = np.sqrt(np.mean((fold.rows @ result.weights.T) ** 2, axis=0))
@@ -155,11 +163,15 @@ def _learn(fold: Fold, budget: int, options: Options, times: dict[str, float]) -
     with _clock(times, "popularity"):
         popularity = baselines.fit_popularity(fold.rows, fold.actions, size, budget)
     with _clock(times, "dense policy"):
-        dense, tried = baselines.fit_dense(fold.rows, fold.actions, size, budget, RIDGES, quality, start=popularity)
+
+        def dense_fit(ridge: float, start: RidgeFit | None) -> RidgeFit:
+            return fit_ridge(fold.rows, fold.actions, size, budget, ridge, start=start or popularity)
+
+        dense, tried = tune_ridge(dense_fit, quality, first=RIDGE)
     with _clock(times, "sparse policy"):
         key = jax.random.key(options.seed)
-        limits = {"lam": options.lam, "keep": options.keep, "ridges": REFIT_RIDGES}
-        sparse = fit_sparse(key, fold.rows, fold.actions, size, budget, judge=quality, **limits)
+        limits = {"lam": options.lam, "keep": options.keep, "ridge": RIDGE}
+        sparse = fit_sparse(key, fold.rows, fold.actions, size, budget, quality=quality, **limits)
     methods = {"sparse": sparse.scores, "dense": dense, "popularity": popularity}
     counts = {"kept": int(sparse.policy.kept.size), "support": int(sparse.policy.support.size)}
     return methods, {"dense": tried, "sparse": sparse.tried} | counts, sparse
@@ -172,9 +184,13 @@ def _retrieval(fold: Fold, descriptions: list[str], popularity: RidgeFit, budget
     for choice in baselines.RETRIEVAL_CHOICES:
         retriever = baselines.retrieval(fold.names, descriptions, fold.contexts, choice)
         cosines = retriever.scores(fold.validation.contexts)
-        scales = {scale: _mean_ndcg(scale * cosines + popularity.intercept, fold.validation, budget) for scale in baselines.RETRIEVAL_SCALES}
+        scales = {
+            scale: _mean_ndcg(scale * cosines + popularity.intercept, fold.validation, budget) for scale in baselines.RETRIEVAL_SCALES
+        }
         scale = max(scales, key=lambda scale: scales[scale])
-        tried.append(choice | {"validation": _mean_ndcg(cosines, fold.validation, budget), "scale": scale, "with_popularity": scales[scale]})
+        tried.append(
+            choice | {"validation": _mean_ndcg(cosines, fold.validation, budget), "scale": scale, "with_popularity": scales[scale]}
+        )
     alone, mixed = max(tried, key=lambda row: row["validation"]), max(tried, key=lambda row: row["with_popularity"])
 
     def cosines_of(choice):

@@ -17,7 +17,7 @@ class LogError(ValueError):
 
 
 class Tool(NamedTuple):
-    """What is known about a tool beside its name: a sentence, a cost (tokens, seconds, money: the user's unit) and a family; all optional."""
+    """What is known about a tool beside its name: a sentence, a cost (tokens, seconds: the user's unit) and a family; all optional."""
 
     description: str = ""
     cost: float = 0.0
@@ -25,9 +25,9 @@ class Tool(NamedTuple):
 
 
 class RouteLog(NamedTuple):
-    """T records: contexts (all texts, or a float array [T, q]), the set of tools used in each, how well each went, and groups of related records.
+    """T records: contexts (all texts, or a float array [T, q]), the tools used in each, how well each went, and groups of related records.
 
-    Records of one group stay on one side of a split. `tools` may describe more or fewer tools than the records use; `notes` goes into the report.
+    Records of one group stay on one side of a split. `tools` may describe more or fewer than the records use; `notes` goes into the report.
     """
 
     contexts: list[str] | np.ndarray
@@ -49,8 +49,8 @@ def read_log(path: str | os.PathLike[str], tools: str | os.PathLike[str] | None 
 
     `utility` defaults to 1, and `group` (records that must not be split between training and test: a session, a file) to one group per
     distinct context. `tools` is the path of a tools file, by default `tools.json` in the log's folder where there is one:
-    `{"name": {"description": "text", "cost": 1.0, "family": "name"}}`, each field optional. Other fields are ignored; blank lines are skipped; a tool named twice in
-    a record counts once. Anything else raises LogError with the line numbers.
+    `{"name": {"description": "text", "cost": 1.0, "family": "name"}}`, each field optional. Other fields are ignored; blank lines are
+    skipped; a tool named twice in a record counts once. Anything else raises LogError with the line numbers.
     """
     path = pathlib.Path(path)
     records, problems = [], []

@@ -1,11 +1,12 @@
-"""A real log without a file: each documented function of the installed Python sources is a task, the library calls in its body are the tools it used.
+"""A real log without a file: each documented function of the installed sources is a task, the library calls in its body the tools it used.
 
-* Sources: the standard library and the packages that jaxsac and its `route` extra pin, a fixed sorted list; tests, vendored copies and folders that
-  are no library are left out.
-* Context: module path, name, the docstring's first two sentences and the parameter names. Not the imports: they stand in the same file as the calls.
-* Tools: library names of those sources that the body calls, resolved through the imports and re-exports; one definition is one tool, under the name that the log uses most.
-* Left out of the tools: names with a private part (a leading underscore), the record's own package (what its neighbours in the same folder define),
-  built-in functions, and anything that the imports do not resolve (methods of local objects).
+* Sources: the standard library and the packages that jaxsac and its `route` extra pin, a fixed sorted list; tests, vendored copies and
+  folders that are no library are left out.
+* Context: module path, parameter names, the docstring's first two sentences. Not the imports: they stand in the same file as the calls.
+* Tools: library names of those sources that the body calls, resolved through the imports and re-exports; one definition is one tool,
+  under the name that the log uses most.
+* No tools: names with a private part (a leading underscore), the record's own package (scipy's functions do not use scipy as a tool: those
+  are its internals), built-in functions, and whatever the imports do not resolve (methods of local objects).
 * Functions with no tool left are no records; equal tasks in two modules (vendored twins) count once.
 """
 
@@ -23,7 +24,6 @@ import multiprocessing
 import os
 import pathlib
 import platform
-import re
 import shutil
 import sys
 import sysconfig
@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxsac.route.log_file import LogError, RouteLog, Tool, log_hash, read_log, write_log
-from jaxsac.route.sources import Module, read_module, summary
+from jaxsac.route.sources import Function, Module, read_module, summary
 
 # Import name and distribution name; "python" stands for the standard library.
 PACKAGES = {
@@ -83,8 +83,9 @@ def mine(
 ) -> RouteLog:
     """The log of library calls in the installed sources of `packages` (names of `PACKAGES`), deterministic for given versions.
 
-    `processes > 1` parses in parallel (spawned processes, so a script needs the usual `if __name__ == "__main__"`), `progress(items, total, what)` wraps the loop
-    over files, and `cache` is a folder that keeps the log under a hash of the sources. Unknown or absent packages raise LogError.
+    `processes > 1` parses in parallel (spawned processes, so a script needs the usual `if __name__ == "__main__"`), `progress(items, total,
+    what)` wraps the loop over files, and `cache` is a folder that keeps the log under a hash of the sources. Unknown or absent packages
+    raise LogError.
     """
     sources = [source for package in sorted(packages) for source in find_sources(package)]
     key = _key(sources)
@@ -159,7 +160,7 @@ def _collect(modules: dict[str, Module]) -> RouteLog:
     found = []
     twins = set()
     for module in sorted(modules.values(), key=lambda module: module.name):
-        own = _own_package(module, modules) + "."
+        own = module.name.split(".")[0] + "."
         for function in module.functions:
             calls = []
             for call in function.calls:
@@ -185,7 +186,7 @@ def _collect(modules: dict[str, Module]) -> RouteLog:
     sets = [tuple(sorted({names[definitions[call]] for call in calls})) for _, _, calls in found]
     tools = {name: Tool(description=_description(name, definition, modules)) for definition, name in names.items()}
     return RouteLog(
-        contexts=[_context(module, function.name, function.parameters, function.summary) for module, function, _ in found],
+        contexts=[_context(module, function) for module, function, _ in found],
         sets=sets,
         utilities=np.ones(len(found)),
         groups=[module for module, _, _ in found],
@@ -194,13 +195,8 @@ def _collect(modules: dict[str, Module]) -> RouteLog:
     )
 
 
-def _context(module: str, name: str, parameters: tuple[str, ...], text: str) -> str:
-    return f"{module} {name}({', '.join(parameters)}): {text}"
-
-
-def _own_package(module: Module, modules: dict[str, Module]) -> str:
-    is_package = any(name.startswith(f"{module.name}.") for name in modules)
-    return module.name if is_package or "." not in module.name else module.name.rsplit(".", 1)[0]
+def _context(module: str, function: Function) -> str:
+    return f"{module} ({', '.join(function.parameters)}): {function.summary}"
 
 
 def _split(name: str, modules: dict[str, Module]) -> tuple[str, list[str]]:

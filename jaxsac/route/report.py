@@ -28,10 +28,16 @@ def figure(result: Result) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    summary = result.summary
-    budget = summary["log"]["budget"]
     drawing = Figure(figsize=(13, 8), layout="constrained")
     FigureCanvasAgg(drawing)
+    draw(drawing, result)
+    return drawing
+
+
+def draw(drawing: Any, result: Result) -> None:
+    """Draw a result on a matplotlib figure."""
+    summary = result.summary
+    budget = summary["log"]["budget"]
     left, right = drawing.subfigures(1, 2, width_ratios=(1, 1.05))
     above, below = left.subplots(2, 1, height_ratios=(1.35, 1))
     points = summary["learning_curve"]
@@ -42,13 +48,16 @@ def figure(result: Result) -> Any:
     plotting.learning_curves(above, [point["records"] for point in points], curves, f"nDCG@{budget} on held-out groups")
     above.set_title(f"{summary['result']['tuning']['kept']} of {summary['result']['tools']:,} tools do it", loc="left", fontsize=11)
     methods = summary["result"]["methods"]
-    plotting.methods(below, {name: (values["recall"]["mean"], values["recall"]["error"]) for name, values in methods.items()}, f"recall@{budget}")
+    plotting.methods(
+        below, {name: (values["recall"]["mean"], values["recall"]["error"]) for name, values in methods.items()}, f"recall@{budget}"
+    )
     below.set_title("all methods, all training records", loc="left", fontsize=11)
     kept = [row for row in summary["kept"] if row["by"] == "context"]
     axes = right.subplots()
-    plotting.strengths(axes, [row["tool"] for row in kept], [row["strength"] for row in kept], limit=40, label="spread of the score over contexts (nats)")
+    plotting.strengths(
+        axes, [row["tool"] for row in kept], [row["strength"] for row in kept], limit=40, label="spread of the score over contexts (nats)"
+    )
     axes.set_title(f"the strongest {min(40, len(kept))} of {len(kept)} tools that look at the context", loc="left", fontsize=11)
-    return drawing
 
 
 def check_out(folder: pathlib.Path) -> None:
@@ -90,15 +99,18 @@ def _log(summary: dict[str, Any]) -> str:
         source = log["source"]
     once = log["tools_used_once"] / log["tools"]
     unseen = parts["test_uses_of_unseen_tools"] / max(parts["test_uses"], 1)
-    return "\n".join([
-        f"log       {source}",
-        f"records   {log['records']:,} with {log['tools']:,} tools ({once:.0%} used once), hash {log['hash']}",
-        f"budget    {log['budget']} tools a record; {log['longer_records_dropped']:,} longer records dropped",
-        f"split     {parts['training']:,} training, {parts['validation']:,} validation, {parts['test']:,} test records, by groups "
-        f"({parts['training_groups']:,}, {parts['validation_groups']:,}, {parts['test_groups']:,}); {parts['tools_seen_in_training']:,} tools in training",
-        f"unseen    {unseen:.1%} of the test's uses are of tools that training never saw: left out below "
-        f"({parts['test_records_judged']:,} test records have a tool that it saw)",
-    ])
+    return "\n".join(
+        [
+            f"log       {source}",
+            f"records   {log['records']:,} with {log['tools']:,} tools ({once:.0%} used once), hash {log['hash']}",
+            f"budget    {log['budget']} tools a record; {log['longer_records_dropped']:,} longer records dropped",
+            f"split     {parts['training']:,} training, {parts['validation']:,} validation, {parts['test']:,} test records, by groups "
+            f"({parts['training_groups']:,}, {parts['validation_groups']:,}, {parts['test_groups']:,}); "
+            f"{parts['tools_seen_in_training']:,} tools in training",
+            f"unseen    {unseen:.1%} of the test's uses are of tools that training never saw: left out below "
+            f"({parts['test_records_judged']:,} test records have a tool that it saw)",
+        ]
+    )
 
 
 def _kept(summary: dict[str, Any]) -> str:
@@ -135,24 +147,35 @@ def _quality(summary: dict[str, Any]) -> str:
     ]
     for name, values in result["methods"].items():
         shown = f"{name} ({result['tuning']['kept']} tools)" if name == "sparse" else name
-        lines.append(f"  {shown:24} {_cell(values['ndcg'], 3):>14} {_cell(values['recall'], 3):>14} {_cell(values.get('log_likelihood'), 2):>17}")
+        lines.append(
+            f"  {shown:24} {_cell(values['ndcg'], 3):>14} {_cell(values['recall'], 3):>14} {_cell(values.get('log_likelihood'), 2):>17}"
+        )
     lines += ["", "  paired differences"]
     for name, values in result["differences"].items():
-        lines.append(f"  {name:32} {_cell(values['ndcg'], 3):>14} {_cell(values['recall'], 3):>14} {_cell(values.get('log_likelihood'), 2):>17}")
+        lines.append(
+            f"  {name:32} {_cell(values['ndcg'], 3):>14} {_cell(values['recall'], 3):>14} {_cell(values.get('log_likelihood'), 2):>17}"
+        )
     return "\n".join(lines)
 
 
 def _curve(summary: dict[str, Any]) -> str:
     budget = summary["log"]["budget"]
     lines = [
-        f"learning curve: nDCG@{budget} (log-likelihood) by training records; every training set tuned anew, judged on the same test records",
+        f"learning curve: nDCG@{budget} (log-likelihood) by training records; each tuned anew, all judged on the same test records",
         "",
         f"  {'records':>7} {'tools':>6} {'kept':>5} {'sparse':>18} {'dense':>18} {'popularity':>18} {'sparse - dense':>17}",
     ]
     for point in summary["learning_curve"]:
-        cells = [f"{point['methods'][name]['ndcg']['mean']:.3f} ({point['methods'][name]['log_likelihood']['mean']:.2f})" for name in ("sparse", "dense", "popularity")]
+        cells = [
+            f"{point['methods'][name]['ndcg']['mean']:.3f} ({point['methods'][name]['log_likelihood']['mean']:.2f})"
+            for name in ("sparse", "dense", "popularity")
+        ]
         difference = _cell(point["differences"]["sparse - dense"]["ndcg"], 3)
-        lines.append(f"  {point['records']:7,} {point['tools']:6,} {point['tuning']['kept']:5} {cells[0]:>18} {cells[1]:>18} {cells[2]:>18} {difference:>17}")
+        lines.append(
+            f"  {point['records']:7,} {point['tools']:6,} {point['tuning']['kept']:5} "
+            + " ".join(f"{cell:>18}" for cell in cells)
+            + f" {difference:>17}"
+        )
     lines.append("  log-likelihoods are over the tools that each training set has seen: compare them within a line only")
     return "\n".join(lines)
 
@@ -160,7 +183,8 @@ def _curve(summary: dict[str, Any]) -> str:
 def _certificate(summary: dict[str, Any]) -> str:
     found = summary["certificate"]
     return (
-        f"certificate  {found['status']}: duality gap {found['relative_gap']:.1e} of the null objective over all {summary['result']['tools']:,} tools, "
+        f"certificate  {found['status']}: duality gap {found['relative_gap']:.1e} of the null objective "
+        f"over all {summary['result']['tools']:,} tools, "
         f"lam = {found['lam']:.3g} = {found['lam'] / found['lam_max']:.3f} lam_max\n"
         f"             (of the penalised fit that chose the support; its kept tools were then refitted with "
         f"{'no ridge' if found['ridge'] is None else 'ridge ' + format(found['ridge'], 'g')})"
@@ -168,7 +192,11 @@ def _certificate(summary: dict[str, Any]) -> str:
 
 
 def _times(summary: dict[str, Any]) -> str:
-    return "seconds   " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in summary["seconds"].items()) + f"; in all {sum(summary['seconds'].values()):.1f}"
+    return (
+        "seconds   "
+        + ", ".join(f"{name} {seconds:.1f}" for name, seconds in summary["seconds"].items())
+        + f"; in all {sum(summary['seconds'].values()):.1f}"
+    )
 
 
 def _cell(value: dict[str, float] | None, digits: int) -> str:

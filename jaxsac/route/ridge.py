@@ -1,7 +1,8 @@
 """Ridge-penalised Gibbs policies: the dense baseline (all tools look at the context), and the refit of a sparse one (its support does)."""
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,11 @@ import numpy as np
 
 from jaxsac.gibbs import rows
 
+Scores = Callable[[np.ndarray], np.ndarray]
+
 
 class RidgeFit(NamedTuple):
-    """Scores z_j = <weights_j, psi> + intercept_j for the tools of `support` [k], intercept_j for the others; and how the optimiser ended."""
+    """Scores z_j = <weights_j, psi> + intercept_j for tools of `support` [k], intercept_j for the others; and how the optimiser ended."""
 
     support: np.ndarray
     weights: np.ndarray
@@ -37,11 +40,11 @@ def fit_ridge(
     start: RidgeFit | None = None,
     max_steps: int = 60,
 ) -> RidgeFit:
-    """Minimise mean_t [log Z_t - sum_{j in a_t} z_tj] + ridge/2 sum_j ||theta_j||², z_tj = <theta_j, psi_t> [j in support] + b_j, by L-BFGS.
+    """Minimise mean_t [log Z_t - sum_{j in a_t} z_tj] + ridge/2 sum_j ||theta_j||², z_tj = <theta_j, psi_t> [j in support] + b_j.
 
-    Features [T, q], sets `actions` int32 [T, budget] padded with -1, M = num_tools tools, each used at least once, sets of at most `budget`.
-    The intercepts b are not penalised. Each coordinate is scaled by the square root of its curvature at the frequencies: mean uses times the
-    feature's mean square, plus the ridge. Computed in float32 (the mean objective is good to about 1e-6 of its value).
+    Features [T, q], sets `actions` int32 [T, budget] padded with -1, M = num_tools tools, each used at least once. The intercepts b are
+    not penalised. L-BFGS, each coordinate scaled by the square root of its curvature at the frequencies (mean uses times the feature's
+    mean square, plus the ridge). Computed in float32: the objective is good to about 1e-6 of its value.
     """
     import scipy.optimize
 
@@ -54,7 +57,7 @@ def fit_ridge(
     weights, intercept = np.zeros((support.size, size)), np.log(rate)
     if start is not None:
         intercept = start.intercept
-        common, here, there = np.intersect1d(support, start.support, return_indices=True)
+        _, here, there = np.intersect1d(support, start.support, return_indices=True)
         weights[here] = start.weights[there]
     in_support = np.isin(np.arange(num_tools), support)
     chosen = np.zeros((num_tools, records), bool)
@@ -83,10 +86,41 @@ def fit_ridge(
     )
 
 
+def tune_ridge(
+    fit: Callable[[float, RidgeFit | None], RidgeFit], quality: Callable[[Scores], float], first: float, most: int = 8
+) -> tuple[RidgeFit, list[dict[str, Any]]]:
+    """The fit of best `quality` among ridges `first` * 2^i: down from `first` while it pays, or up if it did not; and what was tried.
+
+    `fit(ridge, start)` fits from a warm start, `quality(scores)` judges a function from feature rows [n, q] to scores [n, M]. At most
+    `most` fits on either side.
+    """
+    tried: list[dict[str, Any]] = []
+
+    def judged(ridge: float, start: RidgeFit | None) -> tuple[float, RidgeFit]:
+        found = fit(ridge, start)
+        value = quality(found.scores)
+        tried.append({"ridge": ridge, "validation": value, "evaluations": found.evaluations, "gradient": found.gradient})
+        return value, found
+
+    value, best = middle = judged(first, None)
+    for factor in (0.5, 2.0):
+        ridge, start = first, middle[1]
+        for _ in range(most):
+            ridge *= factor
+            found = judged(ridge, start)
+            if found[0] <= value:
+                break
+            value, best = found
+            start = best
+        if best is not middle[1]:
+            break
+    return best, tried
+
+
 @functools.partial(jax.jit, static_argnames="budget")
 @functools.partial(jax.value_and_grad, argnums=(0, 1))
 def _objective(theta, bias, features, chosen, support, rest, rate, ridge, budget):
-    """The mean negative log-likelihood plus the ridge. Tools outside the support enter once, as the size weights of a record-free background."""
+    """Mean negative log-likelihood plus ridge. Tools outside the support enter once, as size weights of a record-free background."""
     scores = jnp.matmul(theta, features.T) + bias[support][:, None]
     background = rows.log_size_weights(bias[rest][:, None], budget)[:, 0]
     at_most = jax.lax.cumlogsumexp(background)  # sets of at most r of the other tools

@@ -1,4 +1,4 @@
-"""Read one Python source: its documented functions with the library calls they make, its docstrings, and what it re-exports. Pure `ast`, nothing runs."""
+"""Read one Python source: documented functions with the library calls they make, docstrings, re-exports. Pure `ast`: nothing runs."""
 
 import ast
 import re

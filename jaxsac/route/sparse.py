@@ -8,15 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac import control
-from jaxsac.route.ridge import RidgeFit, fit_ridge
+from jaxsac.route.ridge import RidgeFit, Scores, fit_ridge, tune_ridge
 from jaxsac.solution import Status
 
-PATH_FACTOR = 0.85
-PATH_TOLERANCE = 1e-4  # of the fits on the way; the chosen one is then solved to `control.fit`'s default
-PATIENCE = 4
-
-Judge = Callable[[Callable[[np.ndarray], np.ndarray]], float]
-"""How well scores do on validation records: takes a function from feature rows [n, q] to scores [n, M]; larger is better."""
+PATH_START = 0.5  # of lam_max
+PATH_FACTOR = 0.7
+PATH_TOLERANCE = 1e-3  # of the fits on the way; the chosen one is then solved to `control.fit`'s default
+PATIENCE = 3
 
 
 class SparseFit(NamedTuple):
@@ -26,7 +24,6 @@ class SparseFit(NamedTuple):
     scores: RidgeFit
     certificate: dict[str, Any]
     tried: list[dict[str, Any]]
-    state: Any
 
 
 def fit_sparse(
@@ -38,52 +35,44 @@ def fit_sparse(
     *,
     lam: str | float,
     keep: int,
-    ridges: tuple[float, ...],
-    judge: Judge,
+    ridge: float,
+    quality: Callable[[Scores], float],
 ) -> SparseFit:
-    """Fit with lam a number, "simulated", or "validation": the best validated of a path that ends where more than `keep` tools would be kept.
+    """The policy of `control.fit` with lam a number, "simulated", or "validation": the best by `quality` on a path of penalties.
 
-    The support is then refitted with a ridge chosen among `ridges` by the same judge (or left as it is, if that is better): the group penalty shrinks
-    what it keeps. The certificate belongs to the penalised fit, which chose the support.
+    The path goes down from lam_max / 2 until it gets worse, or until more than `keep` tools would be kept; then it is halved once between
+    the last two. The chosen penalty is solved to `control.fit`'s own tolerance, and its support refitted with a ridge tuned by `quality`
+    from `ridge` on (or left as it is, if that is better): the group penalty shrinks what it keeps. The certificate belongs to the
+    penalised fit, which chose the support.
     """
     log = control.Log(features, actions, np.ones(len(features)))
-    tried = []
+    tried: list[dict[str, Any]] = []
 
     def fit(value, state=None, tol=None):
         return control.fit(key, log, num_actions=num_tools, budget=budget, lam=value, state=state, tol=tol)
 
-    def judged(solution):
-        result = _unrefitted(solution.value)
-        row = {"lam": float(solution.stats["lam"]), "kept": int(solution.value.kept.size), "ridge": None, "validation": judge(result.scores)}
-        tried.append(row)
-        return result, row
+    def judged(solution) -> dict[str, Any]:
+        value = quality(_unrefitted(solution.value).scores)
+        tried.append({"lam": float(solution.stats["lam"]), "kept": int(solution.value.kept.size), "ridge": None, "validation": value})
+        return tried[-1]
 
     if lam == "validation":
-        value = 0.7 * float(control.lam_max(log, num_actions=num_tools, budget=budget))
-        best, since, state = None, 0, None
-        while since < PATIENCE:
-            solution = fit(value, state, PATH_TOLERANCE)
-            state = solution.state
-            if solution.value.kept.size > keep:
-                break
-            _, row = judged(solution)
-            best, since = (row, 0) if best is None or row["validation"] > best["validation"] else (best, since + 1)
-            best_state = state if since == 0 else best_state
-            value *= PATH_FACTOR
-        if best is None:
-            solution = fit(value, state)
-        else:
-            solution = fit(best["lam"], best_state)
+        lam, state = _best_of_path(fit, judged, float(control.lam_max(log, num_actions=num_tools, budget=budget)), keep)
+        solution = fit(lam, state)
     else:
         solution = fit(lam)
-    result, row = judged(solution)
-    chosen = row
-    for ridge in ridges:
-        refitted = fit_ridge(features, actions, num_tools, budget, ridge, support=np.asarray(solution.value.support), start=result)
-        row = row | {"ridge": ridge, "validation": judge(refitted.scores)}
-        tried.append(row)
-        if row["validation"] > chosen["validation"]:
-            result, chosen = refitted, row
+    plain = _unrefitted(solution.value)
+    row = judged(solution)
+
+    def refit(ridge: float, start: RidgeFit | None) -> RidgeFit:
+        return fit_ridge(features, actions, num_tools, budget, ridge, support=plain.support, start=start or plain)
+
+    result, refits = tune_ridge(refit, quality, ridge)
+    refits = [{"lam": row["lam"], "kept": row["kept"], "ridge": each["ridge"], "validation": each["validation"]} for each in refits]
+    tried += refits
+    chosen = max(refits, key=lambda each: each["validation"])
+    if chosen["validation"] <= row["validation"]:
+        result, chosen = plain, row
     stats = solution.stats
     certificate = {
         "lam": float(stats["lam"]),
@@ -94,7 +83,31 @@ def fit_sparse(
         "status": Status(int(solution.status)).name,
         "steps": int(stats["num_steps"]),
     }
-    return SparseFit(_policy(result, features, solution.value, budget), result, certificate, tried, solution.state)
+    return SparseFit(_policy(result, features, solution.value, budget), result, certificate, tried)
+
+
+def _best_of_path(fit, judged, largest: float, keep: int) -> tuple[float, Any]:
+    """The best penalty of a path with at most `keep` kept tools, and a state to start its fit from."""
+    value, state, previous = PATH_START * largest, None, largest
+    best, best_state, since, bisected = None, None, 0, False
+    while since < PATIENCE:
+        solution = fit(value, state, PATH_TOLERANCE)
+        if solution.value.kept.size > keep and best is not None:
+            if bisected:
+                break
+            bisected, value = True, (value * previous) ** 0.5  # between the last that kept few enough and this one
+            continue
+        state = solution.state
+        row = judged(solution)
+        if best is None or row["validation"] > best["validation"]:
+            best, best_state, since = row, state, 0
+        else:
+            since += 1
+        if bisected:
+            break
+        previous, value = value, value * PATH_FACTOR
+    assert best is not None
+    return best["lam"], best_state
 
 
 def _unrefitted(policy: control.SparsePolicy) -> RidgeFit:

@@ -34,8 +34,8 @@ def within_budget(log: RouteLog, budget: int) -> RouteLog:
 def split(log: RouteLog) -> Parts:
     """About 70 % of the records for training, 10 % for validation, 20 % for the test, whole groups each.
 
-    Groups come in the order of their names' hashes, so that the split depends on the log alone: the first ones make the test. Raises LogError for logs that
-    are too small for three parts.
+    Groups come in the order of their names' hashes, so that the split depends on the log alone: the first ones make the test. Raises
+    LogError for logs that are too small for three parts.
     """
     sizes = collections.Counter(log.groups)
     order = sorted(sizes, key=lambda group: hashlib.sha256(group.encode()).digest())

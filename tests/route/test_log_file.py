@@ -71,7 +71,7 @@ def test_all_bad_lines_are_named_up_to_five(tmp_path):
 
 
 def test_numbers_of_another_length(tmp_path):
-    with pytest.raises(LogError, match="line 2.*must be a list of 2 numbers as in the records before it, got a list of 3 numbers"):
+    with pytest.raises(LogError, match=r"line 2.*must be a list of 2 numbers as in the records before it, got a list of 3 numbers"):
         read_log(written(tmp_path, '{"context": [1, 2], "tools": []}', '{"context": [1, 2, 3], "tools": []}'))
 
 

@@ -80,7 +80,12 @@ def test_hidden_names_are_left_out_and_local_imports_count():
                 """D."""
                 json.loads("1")
     ''')
-    assert found == {"parameter": set(), "variable": set(), "local_import": {"scipy.linalg.solve", "json.dumps"}, "Box.method": {"json.loads"}}
+    assert found == {
+        "parameter": set(),
+        "variable": set(),
+        "local_import": {"scipy.linalg.solve", "json.dumps"},
+        "Box.method": {"json.loads"},
+    }
 
 
 def test_parameters_docstrings_and_exports():

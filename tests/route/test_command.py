@@ -1,0 +1,222 @@
+"""The main job from the shell: a log in, a report, a plot, numbers and a router out; new text routed; bad input told what to do."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+
+import jaxsac
+from jaxsac.__main__ import main
+from jaxsac.route import report
+from jaxsac.route.router import choose, load_router
+
+TOPICS = {"chart": ["draw"], "table": ["load", "join"], "mail": ["send"], "sum": ["add"], "photo": ["resize"]}
+FILLERS = ["please", "now", "the", "weekly", "team", "data", "new", "for"]
+
+
+def make_log(folder, records=160, numeric=False):
+    rng = random.Random(0)
+    lines = []
+    for _ in range(records):
+        topics = rng.sample(sorted(TOPICS), rng.choice([1, 1, 2]))
+        words = topics + rng.sample(FILLERS, 3)
+        rng.shuffle(words)
+        tools = [tool for topic in topics for tool in TOPICS[topic] if rng.random() < 0.9] or ["log"]
+        tools += ["log"] if rng.random() < 0.3 else []
+        context = [float(topic in topics) for topic in TOPICS] if numeric else " ".join(words)
+        lines.append(json.dumps({"context": context, "tools": tools, "utility": 1, **({"group": str(len(lines))} if numeric else {})}))
+    lines.append(json.dumps({"context": [0] * 5 if numeric else "everything", "tools": [f"t{number}" for number in range(9)]}))
+    path = folder / "calls.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    descriptions = {"draw": {"description": "Draw a chart.", "cost": 120, "family": "plots"}, "load": {"description": "Load a table."}}
+    (folder / "tools.json").write_text(json.dumps(descriptions))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("route")
+    path = make_log(folder)
+    assert main(["route", str(path), "--out", str(folder / "out"), "--no-curve", "--quiet"]) == 0
+    return folder
+
+
+def numbers(finished):
+    return json.loads((finished / "out" / report.NUMBERS).read_text())
+
+
+def test_the_results_folder(finished):
+    names = {path.name for path in (finished / "out").iterdir()}
+    assert names == {"report.txt", "report.json", "route.png", "policy.npz", "features.npz"}
+    assert sorted(path.name for path in finished.iterdir()) == ["calls.jsonl", "out", "tools.json"]  # no scratch folder is left
+    assert (finished / "out" / "route.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_numbers(finished):
+    found = numbers(finished)
+    sets = [json.loads(line)["tools"] for line in (finished / "calls.jsonl").read_text().splitlines()]
+    dropped = sum(len(tools) > found["log"]["budget"] for tools in sets)
+    assert dropped >= 1 and found["log"]["records"] == 161 and found["log"]["longer_records_dropped"] == dropped
+    assert found["certificate"]["status"] == "CONVERGED" and found["certificate"]["relative_gap"] <= 1e-6
+    methods = found["result"]["methods"]
+    assert set(methods) == {"sparse", "dense", "popularity", "retrieval", "retrieval + popularity"}
+    # The words of a context decide its tools: whoever reads it is far ahead of popularity.
+    for name in ("sparse", "dense"):
+        assert methods[name]["ndcg"]["mean"] > methods["popularity"]["ndcg"]["mean"] + 5 * methods["popularity"]["ndcg"]["error"]
+        assert methods[name]["log_likelihood"]["mean"] > methods["popularity"]["log_likelihood"]["mean"]
+    kept = {row["tool"]: row for row in found["kept"]}
+    assert {"draw", "load", "join", "send", "add", "resize"} <= set(kept)
+    assert kept["draw"]["cost"] == 120 and kept["draw"]["family"] == "plots" and kept["draw"]["strength"] > 0.5
+
+
+def test_the_text_names_what_matters(finished):
+    text = (finished / "out" / "report.txt").read_text()
+    for part in (
+        "longer records dropped",
+        "by their frequency alone",
+        "duality gap",
+        "recall@",
+        "nDCG@",
+        "log-likelihood",
+        "sparse - dense",
+        "seconds",
+        "plots",
+    ):
+        assert part in text
+
+
+def test_new_text_is_routed(finished, capsys):
+    assert main(["route", "--policy", str(finished / "out"), "a chart now", "photo for mail"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "a chart now" and lines[1].split()[0] == "draw" and lines[1].endswith("%")
+    assert main(["route", "--policy", str(finished / "out" / "policy.npz"), "--json", "photo for mail"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {row["tool"] for row in found["tools"][:2]} == {"resize", "send"}
+    assert all(0 <= row["probability"] <= 1 for row in found["tools"])
+
+
+def test_texts_from_the_input(finished, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", iter(["sum this\n", "\n", "a table\n"]))
+    assert main(["route", "--policy", str(finished / "out"), "--json", "-"]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["context"] for row in found] == ["sum this", "a table"] and found[0]["tools"][0]["tool"] == "add"
+
+
+def test_the_saved_router_scores_as_the_policy_says(finished):
+    router = load_router(finished / "out")
+    choices = choose(router, ["a chart for the team"])[0]
+    assert [choice.score for choice in choices] == sorted((choice.score for choice in choices), reverse=True)
+    scores = {name: score for name, score in zip(router.names, np.asarray(router.policy.scores(_features(router))), strict=True)}
+    assert all(np.isclose(scores[choice.tool], choice.score) for choice in choices)
+    marginals = np.asarray(jaxsac.gibbs.marginals(router.policy.scores(_features(router)), budget=router.policy.budget))
+    assert np.isclose(choices[0].probability, marginals.max())
+
+
+def _features(router):
+    from jaxsac.route.features import transform
+
+    return transform(router.features, ["a chart for the team"])[0]
+
+
+def test_a_run_replaces_an_earlier_one_and_nothing_else(finished, tmp_path, capsys):
+    path = make_log(tmp_path, numeric=True)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "report.json").write_text("an earlier run")
+    (out / "stale.txt").write_text("")
+    arguments = ["route", str(path), "--out", str(out), "--no-curve", "--quiet", "--lam", "0.05", "--budget", "3"]
+    assert main(arguments) == 0
+    assert not (out / "stale.txt").exists() and json.loads((out / "report.json").read_text())["certificate"]["lam"] == 0.05
+    # Numeric contexts route numbers.
+    capsys.readouterr()
+    assert main(["route", "--policy", str(out), "[1, 0, 0, 0, 0]"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[0] == "draw"
+    assert main(["route", "--policy", str(out), "chart"]) == 2
+    assert "lists of numbers" in capsys.readouterr().err
+    assert main(["route", "--policy", str(out), "[1, 0]"]) == 2
+    assert "lists of 5 numbers" in capsys.readouterr().err
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("")
+    assert main(["route", str(path), "--out", str(mine)]) == 2
+    assert "holds something else" in capsys.readouterr().err and (mine / "thesis.tex").exists()
+
+
+def test_mixed_up_router_files(finished, tmp_path, capsys):
+    for name in ("policy.npz", "features.npz"):
+        (tmp_path / name).write_bytes((finished / "out" / name).read_bytes())
+    data = bytearray((tmp_path / "features.npz").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "features.npz").write_bytes(data)
+    assert main(["route", "--policy", str(tmp_path), "x"]) == 2
+    assert "features.npz: damaged" in capsys.readouterr().err
+    (tmp_path / "features.npz").unlink()
+    assert main(["route", "--policy", str(tmp_path / "policy.npz"), "x"]) == 2
+    assert "needs features.npz beside it" in capsys.readouterr().err
+    assert main(["route", "--policy", str(tmp_path / "none"), "x"]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a.jsonl", "b.jsonl"], "one log at a time"),
+        (["none.jsonl"], "cannot be read"),
+        (["--tools", "t.json"], "give the log too"),
+        (["--json"], "--json goes with --policy"),
+        (["--policy", "x"], "--policy needs texts"),
+        (["calls.jsonl", "--out", "no/such/folder"], "does not exist: create it"),
+        (["calls.jsonl", "--budget", "1", "--tools", "none.json"], "none.json: cannot be read"),
+    ],
+)
+def test_bad_arguments_say_what_to_do(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    make_log(tmp_path, records=3)
+    assert main(["route", "--quiet", *arguments]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "route-results").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--lam", "-1", "must be"),
+        ("--lam", "nan", "must be"),
+        ("--lam", "best", 'must be "validation"'),
+        ("--budget", "0", ">= 1"),
+        ("--keep", "x", ">= 1"),
+    ],
+)
+def test_bad_options_say_what_to_do(option, value, message, capsys):
+    with pytest.raises(SystemExit):
+        main(["route", option, value])
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([], "no records"),
+        (['{"context": "a b", "tools": []}'] * 9, "no record uses a tool"),
+        (['{"context": "a b", "tools": ["x"]}'] * 9, "too few for training"),
+        (['{"context": "a b", "tools": ["x"]}', '{"context": "a"}'], 'line 2: "tools" is missing'),
+    ],
+)
+def test_bad_logs_say_what_is_wrong(lines, message, tmp_path, capsys):
+    path = tmp_path / "log.jsonl"
+    path.write_text("\n".join(lines))
+    assert main(["route", str(path), "--out", str(tmp_path / "out"), "--quiet"]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_run_that_fails_while_writing_leaves_the_earlier_one(finished, monkeypatch, tmp_path):
+    from jaxsac.route import job
+
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / report.NUMBERS).write_text("{}")
+    result = job.Result(numbers(finished), load_router(finished / "out"))
+    monkeypatch.setattr(report, "save_router", lambda folder, router: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        report.write(out, result)
+    assert (out / report.NUMBERS).read_text() == "{}" and [path.name for path in tmp_path.iterdir()] == ["out"]
