@@ -25,28 +25,34 @@ locals().update(names)
 """
 
 
-def execute(name, checks):
-    environment = os.environ | {"PYTHONPATH": str(NOTEBOOKS.parent)}
-    command = [sys.executable, "-W", "error", "-c", RUNNER + checks, str(NOTEBOOKS / name)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-
-
-def test_a_log_becomes_a_small_set_of_tools():
-    checks = """
-assert figures == [[True, True], [True]]
+# What the text of a notebook claims, as assertions on its names; `figures` has, per figure, whether each of its axes shows data.
+CLAIMS = {
+    "sparse_tool_router.py": """
+assert [len(axes) for axes in figures] == [2, 1]
 assert policy.support.tolist() == truth.support.tolist() and int(sol.status) == 0
 assert deployed.kept.tolist() == policy.kept.tolist()
-assert np.abs(np.asarray(fitted) - np.asarray(true)).max() < 0.2
+assert np.abs(np.asarray(fitted) - np.asarray(true)).max() < 0.12
 for curve in curves.values():
     assert curve.mean[0] < 0.1 and curve.mean[-1] > 0.9 and int(curve.num_nonfinite.sum()) == 0
 few, many = curves.values()  # fall together
 assert np.all(np.abs(few.mean - many.mean) < 0.1 + 4 * (few.standard_error + many.standard_error))
-"""
-    execute("sparse_tool_router.py", checks)
+""",
+}
+
+SOURCES = sorted(NOTEBOOKS.glob("*.py"))
 
 
-@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_notebooks_run_and_show_what_they_say(path):
+    claims = "\nassert figures and all(all(axes) for axes in figures), figures\n" + CLAIMS.get(path.name, "")
+    root = NOTEBOOKS.parent
+    environment = os.environ | {"PYTHONPATH": str(root), "JAX_COMPILATION_CACHE_DIR": str(root / ".cache" / "jax")}
+    command = [sys.executable, "-W", "error", "-c", RUNNER + claims, str(path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
 def test_notebooks_are_short_and_in_the_percent_format(path):
     source = path.read_text(encoding="utf-8")
     assert source.startswith("# ---\n# jupyter:") and "format_name: percent" in source
