@@ -35,7 +35,7 @@ def machine_record() -> dict[str, Any]:
 def measured_rates(dtype: str, *, smoke: bool = False) -> dict[str, float]:
     """The roofline of this machine, now: GB/s of copies (bytes read and written) and of reads, GFLOP/s of a square matrix product.
 
-    The arrays outgrow the caches of most machines. Copies go back and forth in place, so that the pages are there; reads are a matrix-vector
+    The arrays outgrow the caches of most machines. Copies go in place, so that the pages are there; reads are a matrix-vector
     product. Products ask for `precision="highest"`, as gradients and certificates do.
     """
     on_cpu = jax.devices()[0].platform == "cpu"
