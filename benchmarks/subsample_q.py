@@ -1,5 +1,6 @@
 """SUBSAMPLE-Q: whole solves against a general MDP solver, sweeps against their floors, gap against k, learning against m, simulation."""
 
+import functools
 import math
 from typing import Any
 
@@ -26,11 +27,11 @@ def run(options: Options) -> Report:
         "Simulation": simulation(options),
     }
     notes = [
-        "Whole solve: the same random model; quantecon gets the dense kernel over histograms, and building it is not in its time. Ours includes "
-        "the host's choice of pivots. Values agree to the tolerance of both (column difference). Least time of several runs.",
-        "Sweeps: least time of a whole solve over its sweeps (the test of the operator and the acceleration included). The flop floor is "
-        "2 L (L-1) C(k+L, L) G² at this machine's matrix-product rate, the byte floor two passes over N G² numbers for each of the "
-        "L (L-1) shears at its copy rate: neither counts the mixing, the maximum and the history of the acceleration.",
+        "Whole solve: the same random model; quantecon gets the dense kernel over histograms, and building it is not in its time. "
+        "Ours includes the host's choice of pivots. Values agree to the tolerance of both (column difference). Least time of several runs.",
+        "Sweeps: least time of a whole solve over its sweeps (the test of the operator and the acceleration included). "
+        "The flop floor is 2 L (L-1) C(k+L, L) G² at this machine's matrix-product rate, the byte floor two passes over N G² numbers for "
+        "each of the L (L-1) shears at its copy rate: neither counts the mixing, the maximum and the history of the acceleration.",
         "Gap against k: U_k and the exact value of the executed policy at one state, n small enough for the exact value.",
         "Demand response with the released constants has the same policy for every k; the scarce variant does not.",
     ]
@@ -38,7 +39,8 @@ def run(options: Options) -> Report:
 
 
 def model_of(problem: problems.GlobalLocal, options: Options) -> subsample_q.Model:
-    return subsample_q.Model(*(np.asarray(array, options.dtype) for array in problem[:4]), problem.discount)
+    arrays = {name: np.asarray(array, options.dtype) for name, array in problem._asdict().items() if name != "discount"}
+    return subsample_q.Model(**arrays, discount=problem.discount)
 
 
 def against_quantecon(options: Options) -> list[dict[str, Any]]:
@@ -62,7 +64,7 @@ def against_quantecon(options: Options) -> list[dict[str, Any]]:
         scale = float(model.max_reward()) / (1 - float(model.discount))
         for method, rule in RULES.items():
             thunks = {
-                name: lambda name=name, rule=rule: subsample_q.solve(model, k, method=name, stopping=rule, tol=eps / 2 / scale)
+                name: functools.partial(subsample_q.solve, model, k, method=name, stopping=rule, tol=eps / 2 / scale)
                 for name in ("anderson", "value_iteration")
             }
             times = options.time(thunks)
@@ -71,7 +73,8 @@ def against_quantecon(options: Options) -> list[dict[str, Any]]:
             row |= {f"{name} s": timing.minimum for name, timing in times.items()}
             row["quantecon s"] = peer.numbers[method] if peer.ok else NOT_RUN
             row["ratio"] = peer.numbers[method] / times["anderson"].minimum if peer.ok else NOT_RUN
-            row["difference"] = float(np.max(np.abs(peer.arrays[method] - np.asarray(ours.value.value).reshape(-1)))) if peer.ok else NOT_RUN
+            difference = peer.arrays[method] - np.asarray(ours.value.value).reshape(-1) if peer.ok else np.zeros(0)
+            row["difference"] = float(np.max(np.abs(difference))) if peer.ok else NOT_RUN
             rows.append(row)
     return rows
 
@@ -85,7 +88,9 @@ def sweeps(options: Options) -> list[dict[str, Any]]:
     for L, k, discount in options.progress(sizes, "sweeps"):
         model = model_of(problems.random(0, num_local=L, discount=discount), options)
         plan = subsample_q.plan(model, k, backend="thinning")
-        timing = options.time({"solve": lambda m=model, k=k, p=plan: subsample_q.solve(m, k, plan=p)}, min_seconds=1.0, min_repeats=5)["solve"]
+        timing = options.time({"solve": lambda m=model, k=k, p=plan: subsample_q.solve(m, k, plan=p)}, min_seconds=1.0, min_repeats=5)[
+            "solve"
+        ]
         solution = subsample_q.solve(model, k, plan=plan)
         steps, N = int(solution.stats["num_steps"]), solution.value.q.shape[1]
         columns = model.num_global_states**2
@@ -110,7 +115,7 @@ def sweeps(options: Options) -> list[dict[str, Any]]:
 
 
 def gap_against_k(options: Options, curves: dict[str, Any]) -> list[dict[str, Any]]:
-    cases = {
+    cases: dict[str, tuple[problems.GlobalLocal, int, tuple[int, Any]]] = {
         "mode tracking": (problems.mode_tracking(3), 6 if options.smoke else 30, (0, [1, 1, 1])),
         "admission": (problems.admission(), 3 if options.smoke else 12, (1, [1, 1, 1, 1, 1])),
     }
@@ -125,7 +130,8 @@ def gap_against_k(options: Options, curves: dict[str, Any]) -> list[dict[str, An
         for k in ladder:
             table = subsample_q.solve(model, k).value
             bounds = subsample_q.certify(jax.random.key(0), model, table, n, state, exact=True)
-            rows.append({"problem": name, "n": n, "k": k, "value": float(bounds.lower), "upper": float(bounds.upper), "certified gap": float(bounds.gap)})
+            numbers = {"value": float(bounds.lower), "upper": float(bounds.upper), "certified gap": float(bounds.gap)}
+            rows.append({"problem": name, "n": n, "k": k} | numbers)
         best = rows[-1]["upper"]
         for row in rows[-len(ladder) :]:
             row["true gap"] = best - row["value"]
@@ -149,21 +155,25 @@ def against_samples(options: Options, curves: dict[str, Any]) -> list[dict[str, 
 def simulation(options: Options) -> list[dict[str, Any]]:
     sizes = ((3, 4),) if options.smoke else ((3, 8), (5, 20))
     rollouts, horizon = (4, 5) if options.smoke else (256, 100)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for L, k in options.progress(sizes, "simulation"):
         model = model_of(problems.random(2, num_local=L), options)
         table = subsample_q.solve(model, k).value
         keys = jax.random.split(jax.random.key(0), rollouts)
-        thunks = {}
-        for n in (1_000, 1_000_000):
-            state = subsample_q.population_state(0, np.ones(L), n)
-            batch = jax.jit(jax.vmap(lambda key, n=n, state=state: subsample_q.simulate(key, model, table, n, horizon, state).discounted_return))
-            thunks[n] = lambda batch=batch: batch(keys)
+        thunks = {str(n): rollouts_of(model, table, n, horizon, keys) for n in (1_000, 1_000_000)}
         times = options.time(thunks)
         for n, timing in times.items():
-            rows.append({"L": L, "k": k, "n": n, "rollouts": rollouts, "environment steps a second": rollouts * horizon / timing.minimum})
-            rows[-1]["cost over n = 1,000"] = timing.minimum / times[1_000].minimum
+            rows.append(
+                {"L": L, "k": k, "n": int(n), "rollouts": rollouts, "environment steps a second": rollouts * horizon / timing.minimum}
+            )
+            rows[-1]["cost over n = 1,000"] = timing.minimum / times["1000"].minimum
     return rows
+
+
+def rollouts_of(model, table, n: int, horizon: int, keys):
+    state = subsample_q.population_state(0, np.ones(model.num_local_states), n)
+    batch = jax.jit(jax.vmap(lambda key: subsample_q.simulate(key, model, table, n, horizon, state).discounted_return))
+    return functools.partial(batch, keys)
 
 
 def draw(figure, curves: dict[str, Any]) -> None:
@@ -176,6 +186,7 @@ def draw(figure, curves: dict[str, Any]) -> None:
     left.legend()
     rows = curves["samples"]
     right.loglog([row["m"] for row in rows], [row["sup error"] for row in rows], "o-", label="sampled operator")
-    right.loglog([row["m"] for row in rows], [rows[0]["sup error"] * (rows[0]["m"] / row["m"]) ** 0.5 for row in rows], ":", label="m^(-1/2)")
+    first = rows[0]
+    right.loglog([row["m"] for row in rows], [first["sup error"] * (first["m"] / row["m"]) ** 0.5 for row in rows], ":", label="m^(-1/2)")
     right.set(xlabel="m samples", ylabel="sup error of Q")
     right.legend()

@@ -15,7 +15,9 @@ class GlobalLocal(NamedTuple):
     discount: float
 
 
-def random(seed: int, num_global: int = 5, num_actions: int = 5, num_local: int = 5, discount: float = 0.9, stay: float = 0.5) -> GlobalLocal:
+def random(
+    seed: int, num_global: int = 5, num_actions: int = 5, num_local: int = 5, discount: float = 0.9, stay: float = 0.5
+) -> GlobalLocal:
     """Dirichlet transitions, local agents that stay with probability `stay` or more, and normal rewards."""
     generator = np.random.default_rng(seed)
     local = generator.dirichlet(np.ones(num_local), (num_global, num_local))
@@ -77,8 +79,8 @@ def demand_response(*, scarce: bool = False, discount: float = 0.9) -> GlobalLoc
 def admission(capacity: int = 4, discount: float = 0.95, service: float = 0.5, gate: tuple[float, ...] = (0.1, 0.4, 0.8)) -> GlobalLocal:
     """Many equal queues of 0..capacity jobs behind one gate: the action sets the next arrival probability of every queue.
 
-    A queue gains a job with the gate's probability (if it has room), loses one with probability `service` (if it has one), and pays its length;
-    an open gate earns 3 · arrival probability, and moving it costs 0.1. How far to open it depends on how full the queues are.
+    A queue gains a job with the gate's probability (if it has room), loses one with probability `service` (if it has one), and pays its
+    length; an open gate earns 3 · arrival probability, and moving it costs 0.1. How far to open it depends on how full the queues are.
     """
     G, L = len(gate), capacity + 1
     local = np.zeros((G, L, L))

@@ -40,8 +40,8 @@ def evaluate(
 
         V(s_g, h) = sum_a pi(a | s_g, h) Q(s_g, h, a),  pi(a | s_g, h) = sum_{h_k} Hyp(h_k; h) 1{policy(s_g, h_k) = a}
 
-    value [G, N_n], q [G, N_n, A] and MacQueen bounds on V, with tol and status as in `solve`; `policy` is the greedy improvement of V. Needs
-    tables over all n-agent histograms: a ValueError says which n fits. Source: arXiv 2403.00222, algorithm 2.
+    value [G, N_n], q [G, N_n, A] and MacQueen bounds on V, with tol and status as in `solve`; `policy` is the greedy improvement of V.
+    Needs tables over all n-agent histograms: a ValueError says which n fits. Source: arXiv 2403.00222, algorithm 2.
     """
     n = static_integer("num_agents", num_agents, 1)
     k = agents_of(table.policy.shape[1], model.num_local_states)
@@ -157,8 +157,8 @@ def choose_k(
 ) -> tuple[int, GapBounds]:
     """The smallest k on the ladder 1, 2, 4, 8, ..., max_k whose certified gap at `initial` is at most `gap`. On the host.
 
-    Each k starts from the lifted value of the one before. The confidence is shared over the ladder (union bound), so it holds for the k that is
-    returned. If no k meets the target, the one with the least gap is returned, with its bounds: check `bounds.gap <= gap`.
+    Each k starts from the lifted value of the one before. The confidence is shared over the ladder (union bound), so it holds for the k
+    that is returned. If no k meets the target, the one with the least gap is returned, with its bounds: check `bounds.gap <= gap`.
     max_k defaults to the largest k ≤ num_agents with at most 50,000 histograms. The key is consumed. Arguments as in `certify` and `solve`.
     """
     L = model.num_local_states
@@ -171,7 +171,14 @@ def choose_k(
         solution = solve(model, k, initial=start, tol=tol).check()
         previous = solution.value.value
         bounds = certify(
-            jax.random.fold_in(key, position), model, solution.value, num_agents, initial, num_rollouts=num_rollouts, confidence=shared, exact=exact
+            jax.random.fold_in(key, position),
+            model,
+            solution.value,
+            num_agents,
+            initial,
+            num_rollouts=num_rollouts,
+            confidence=shared,
+            exact=exact,
         )
         if best is None or float(bounds.gap) < float(best[1].gap):
             best = k, bounds
@@ -210,4 +217,3 @@ def population_state(global_state: int, shares: Any, num_agents: int) -> tuple[i
     order = np.argsort(counts - shares * num_agents, kind="stable")
     counts[order[: num_agents - counts.sum()]] += 1
     return global_state, counts
-

@@ -12,7 +12,7 @@ from jaxsac.subsample_q.histograms import enumerate_counts, graded_rank
 
 @functools.lru_cache(maxsize=8)
 def _removals(k: int, L: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """First occupied state of each histogram, index after removing one agent from there, and after removing one from each state (N: none)."""
+    """First occupied state of each histogram, index after an agent left it, and after one left each state (N: nobody there)."""
     counts = enumerate_counts(k, L)
     N = len(counts)
     x = counts[:, :-1]

@@ -1,8 +1,8 @@
 """The exact expectation over one move of all k agents, by vertex exchange on a Bézier net.
 
-A function of histograms is a control net on the simplex of the L local states, and "every agent moves by P" reads the same polynomial off the
-simplex whose vertices are the rows of P. One step puts row r into slot i: with c the coordinates of that row in the current simplex,
-b^0 = W, b^m(x) = sum_j c_j b^{m-1}(x + e_j), and the new net is W'(h) = b^{h_i}(h - h_i e_i) (de Casteljau). L steps make up K_P.
+A function of histograms is a control net on the simplex of the L local states, and "every agent moves by P" reads the same polynomial
+off the simplex whose vertices are the rows of P. One step puts row r into slot i: with c the coordinates of that row in the current
+simplex, b^0 = W, b^m(x) = sum_j c_j b^{m-1}(x + e_j), and the new net is W'(h) = b^{h_i}(h - h_i e_i) (de Casteljau). L steps are K_P.
 """
 
 import functools

@@ -83,7 +83,7 @@ class HistogramSpace:
         return num_histograms(k, self.num_states)
 
     def index(self, counts: Any) -> Any:
-        """Position of `counts` [..., L] (integers that sum to k along the last axis; other input gives a meaningless index), int32 [...]."""
+        """Position int32 [...] of `counts` [..., L], integers that sum to k along the last axis (other input: a meaningless index)."""
         require(counts.shape[-1] == self.num_states, f"counts must have {self.num_states} columns, got shape {list(counts.shape)}.")
         return graded_rank(counts[..., :-1], self.k)
 
@@ -104,7 +104,8 @@ def check_size(k: int, num_states: int, bytes_per_histogram: int) -> int:
         while fits > 1 and num_histograms(fits, num_states) > most:
             fits -= 1
         raise ValueError(
-            f"k={k} sampled agents over {num_states} local states are {size:,} histograms, about {size * bytes_per_histogram / 2**30:,.1f} GiB: "
+            f"k={k} sampled agents over {num_states} local states are {size:,} histograms, "
+            f"about {size * bytes_per_histogram / 2**30:,.1f} GiB: "
             f"more than int32 indices or {MEMORY_LIMIT // 2**30} GiB allow. k={fits} fits; so do fewer local states."
         )
     return size

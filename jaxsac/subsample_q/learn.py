@@ -33,9 +33,10 @@ def learn(
 
     resample="once": the draws are made once and used in every sweep, so that T_{k,m} is a contraction and its fixed point is returned
     (CONVERGED as in `solve`, for that fixed point). "per_sweep": fresh draws for each of `max_steps` sweeps (200 by default), averaged with
-    step 1 / (1 + (1-discount) t); that has no fixed point and ends as MAX_STEPS. share_local=True uses the same local draws for every action
-    (unbiased, 1/A of the draws). The distance from the exact table falls as m^(-1/2); `value.bounds` are the trivial ±max|r|/(1-discount).
-    int32 draws take 4 G N A m bytes. Not differentiable: the draws jump with the transitions; use `solve`. The key is consumed. Source: arXiv 2403.00222, equation 10 and algorithm 1.
+    step 1 / (1 + (1-discount) t); that has no fixed point and ends as MAX_STEPS. share_local=True uses the same local draws for every
+    action (unbiased). The distance from the exact table falls as m^(-1/2); `value.bounds` are the trivial ±max|r|/(1-discount).
+    int32 draws take 4 G N A m bytes. Not differentiable: the draws jump with the transitions; use `solve`.
+    The key is consumed. Source: arXiv 2403.00222, equation 10 and algorithm 1.
     """
     k = static_integer("k", k, 1)
     m = static_integer("num_samples", num_samples, 1)
@@ -68,7 +69,9 @@ def _learn(key, model, tol, max_steps, evaluation_sweeps, initial, *, k, m, resa
             stopping="span",
         )
     else:
-        solution = _per_sweep(key, model, k, initial, max_steps, lambda key, values: expect(values, draw_successors(key, model, k, m, share_local)))
+        solution = _per_sweep(
+            key, model, k, initial, max_steps, lambda key, values: expect(values, draw_successors(key, model, k, m, share_local))
+        )
     solution.stats["backend"] = jnp.int32(BACKENDS.index("sampled"))
     return solution._replace(value=solution.value._replace(bounds=trivial_bounds(model, solution.value.value)))
 
@@ -125,7 +128,8 @@ def _invert(cumulative: jax.Array, tickets: jax.Array) -> jax.Array:
     """States drawn by inversion: cumulative [..., S] (broadcast) and uniforms [...], int32 [...]."""
     scaled = tickets * cumulative[..., -1]
     count = cumulative.shape[-1]
-    return jnp.minimum(sum(((scaled >= cumulative[..., s]).astype(jnp.int32) for s in range(1, count)), (scaled >= cumulative[..., 0]).astype(jnp.int32)), count - 1)
+    passed = [(scaled >= cumulative[..., s]).astype(jnp.int32) for s in range(count)]
+    return jnp.minimum(sum(passed[1:], passed[0]), count - 1)
 
 
 def agent_states(k: int, L: int) -> np.ndarray:
@@ -145,7 +149,7 @@ def q_learning(key: jax.Array, model: Model, k: int, num_updates: int, *, initia
 
         Q(s, a) += step · (r + discount max_a' Q(s', a') - Q(s, a)),   step = H / (H + visits(s, a)),   H = 1 / (1 - discount)
 
-    Returns Solution(QTable, MAX_STEPS, stats, state): it never certifies itself; stats["visits"] int32 [G, N, A]; `initial` is a q [G, N, A].
+    Returns Solution(QTable, MAX_STEPS, stats, state): it never certifies itself; stats["visits"] int32 [G, N, A]; `initial` is a q.
     The key is consumed. Source: the surrogate of arXiv 2403.00222, and the rescaled linear step of Qu and Wierman 2020.
     """
     k = static_integer("k", k, 1)

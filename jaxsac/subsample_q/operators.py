@@ -11,7 +11,7 @@ from jax import lax
 from jaxsac._checks import choice, is_concrete, require, static_integer
 from jaxsac.subsample_q.dense import dense_kernel
 from jaxsac.subsample_q.exchange import apply_exchange, prepare_exchange
-from jaxsac.subsample_q.histograms import MEMORY_LIMIT, check_size, enumerate_counts, num_histograms
+from jaxsac.subsample_q.histograms import check_size, enumerate_counts, num_histograms
 from jaxsac.subsample_q.model import Model
 from jaxsac.subsample_q.pivots import exchange_order, thinning_order
 from jaxsac.subsample_q.thinning import apply_thinning, prepare_thinning
@@ -56,17 +56,20 @@ def candidates(model: Model, k: int, backend: str) -> list[Plan]:
     size = check_size(k, L, itemsize * G * (2 * A + 12) + 16 * L)
     kernels = G * (A if model.action_drives_agents else 1)
     dense_fits = kernels * size**2 * itemsize <= _DENSE_LIMIT
-    dense = Plan("dense", k, "asked for" if backend == "dense" else "few histograms" if size <= _SMALL else "the structured forms failed their test")
+    why = "asked for" if backend == "dense" else "few histograms" if size <= _SMALL else "the structured forms failed their test"
+    dense = Plan("dense", k, why)
     if backend == "dense" or L == 1 or (backend == "auto" and size <= _SMALL):
         require(
             dense_fits,
-            f"backend='dense' needs {kernels * size**2 * itemsize / 2**30:,.1f} GiB for {size:,} histograms at k={k}: use backend='thinning', or a smaller k.",
+            f"backend='dense' needs {kernels * size**2 * itemsize / 2**30:,.1f} GiB for {size:,} histograms at k={k}: "
+            "use backend='thinning', or a smaller k.",
         )
         return [dense]
     if not is_concrete(model.local_transition):
         require(
             backend == "auto" and dense_fits and size <= 4 * _SMALL,
-            f"local_transition is traced, and the exact operator over {size:,} histograms needs pivots: pass plan=subsample_q.plan(model, k) made from concrete values.",
+            f"local_transition is traced, and the exact operator over {size:,} histograms needs pivots: "
+            "pass plan=subsample_q.plan(model, k) made from concrete values.",
         )
         return [Plan("dense", k, "traced transitions without a plan")]
     names = {"auto": ("thinning", "exchange"), "thinning": ("thinning",), "exchange": ("exchange",)}[backend]
@@ -83,7 +86,8 @@ def candidates(model: Model, k: int, backend: str) -> list[Plan]:
         fits -= 1
     require(
         bool(found),
-        f"no pivot order exists for backend={backend!r} on this local_transition: use backend='dense' (k={fits} fits) or learn(), which samples.",
+        f"no pivot order exists for backend={backend!r} on this local_transition: "
+        f"use backend='dense' (k={fits} fits) or learn(), which samples.",
     )
     return found
 
@@ -104,13 +108,15 @@ def prepare(model: Model, plan: Plan) -> Operator:
     make = prepare_thinning if plan.backend == "thinning" else prepare_exchange
     assert plan.rows is not None and plan.columns is not None and plan.replacements is not None
     pivots = (plan.rows.reshape(-1, L), plan.columns.reshape(-1, L), plan.replacements.reshape(-1, L, L))
-    return Operator(jax.vmap(lambda kernel, *pivot: make(kernel, *pivot, plan.k))(kernels, *pivots), model.global_transition)
+    return Operator(
+        jax.vmap(lambda kernel, r, c, replaced: make(kernel, r, c, replaced, plan.k))(kernels, *pivots), model.global_transition
+    )
 
 
 def expectation(operator: Operator, values: jax.Array, plan: Plan, num_local_states: int) -> jax.Array:
     """E[V(s_g', h') | s_g, h, a] for V = values [G, N], as [G, N, A].
 
-    Given (s_g, a), s_g' and h' are independent, so either the A mixtures of V or its G columns pass through the kernel: whichever are fewer.
+    Given (s_g, a), s_g' and h' are independent, so either the A mixtures of V or its G columns pass through the kernel, the fewer.
     """
     transition = operator.global_transition
     G, A, _ = transition.shape
@@ -123,7 +129,9 @@ def expectation(operator: Operator, values: jax.Array, plan: Plan, num_local_sta
         apply = apply_thinning if plan.backend == "thinning" else apply_exchange
         return apply(table, columns, plan.k, num_local_states)
 
-    each = _map if plan.backend != "dense" else (lambda f, *args: jax.vmap(f)(*args))
+    def each(function, *arguments):
+        return jax.vmap(function)(*arguments) if plan.backend == "dense" else _map(function, *arguments)
+
     if kernels > G:  # a kernel for each (s_g, a)
         mixtures = jnp.einsum("gac,cn->gan", transition, values, precision="highest").reshape(G * A, 1, N)
         return each(move, operator.tables, mixtures).reshape(G, A, N).transpose(0, 2, 1)
@@ -155,7 +163,8 @@ def product_test(model: Model, k: int) -> tuple[jax.Array, jax.Array, jax.Array]
     counts = jnp.asarray(enumerate_counts(k, L))
 
     def product(x):  # [..., L] -> [..., N]
-        powers = jnp.concatenate([jnp.ones((*x.shape, 1), dtype), jnp.cumprod(jnp.broadcast_to(x[..., None], (*x.shape, k)), axis=-1)], axis=-1)
+        repeated = jnp.broadcast_to(x[..., None], (*x.shape, k))
+        powers = jnp.concatenate([jnp.ones((*x.shape, 1), dtype), jnp.cumprod(repeated, axis=-1)], axis=-1)
         result = powers[..., 0, counts[:, 0]]
         for j in range(1, L):
             result = result * powers[..., j, counts[:, j]]

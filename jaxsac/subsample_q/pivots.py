@@ -63,7 +63,8 @@ def _best(kernel: np.ndarray, width: int, cost: Callable, step: Callable, tiny: 
         np.put_along_axis(open_columns, beam.columns, False, axis=1)
         with np.errstate(divide="ignore", invalid="ignore"):
             step_cost, pivot = cost(beam.matrices, open_rows, tiny)
-        total = np.where(open_rows[:, :, None] & open_columns[:, None, :] & np.isfinite(step_cost), beam.cost[:, None, None] + step_cost, np.inf)
+        allowed = open_rows[:, :, None] & open_columns[:, None, :] & np.isfinite(step_cost)
+        total = np.where(allowed, beam.cost[:, None, None] + step_cost, np.inf)
         log_pivots = beam.log_pivots[:, None, None] + np.log(np.maximum(pivot, 1e-300))
         # Among nearly equal amplifications prefer large pivots: they keep the remaining rows independent.
         ranked = np.argsort((total - 1e-3 * log_pivots).reshape(-1), kind="stable")[:width]

@@ -36,7 +36,7 @@ def draw_counts(key: jax.Array, counts: jax.Array, k: int) -> jax.Array:
 
 
 def hypergeometric_weights(counts: jax.Array, k: int, dtype: Any) -> jax.Array:
-    """P(sample = h) = prod_j C(counts_j, h_j) / C(n, k) for every histogram h of k agents: [N]. Sums of logarithms of ratios, so n may be 10^9."""
+    """P(sample = h) = prod_j C(counts_j, h_j) / C(n, k) for every histogram h of k agents: [N]. Sums of logarithms: n may be 10^9."""
     draws = jnp.arange(k, dtype=dtype)
     ratios = (counts[:, None].astype(dtype) - draws[None, :]) / (draws[None, :] + 1)
     logs = jnp.concatenate([jnp.zeros((counts.shape[0], 1), dtype), jnp.cumsum(jnp.log(jnp.maximum(ratios, 0)), axis=1)], axis=1)

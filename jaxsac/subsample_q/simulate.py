@@ -36,7 +36,8 @@ def simulate(key: jax.Array, model: Model, table: QTable, num_agents: Any, horiz
     """
     L = model.num_local_states
     global_state, counts = _checked(model, table, num_agents, initial)
-    return _simulate(key, model, table.policy, global_state, counts, static_integer("horizon", horizon, 1), agents_of(table.policy.shape[1], L))
+    k = agents_of(table.policy.shape[1], L)
+    return _simulate(key, model, table.policy, global_state, counts, static_integer("horizon", horizon, 1), k)
 
 
 def _checked(model: Model, table: QTable, num_agents: Any, initial: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
@@ -137,6 +138,7 @@ def _simulate_agents(key, model, policy, global_state, agents, horizon, k):
 def simulate_agents(key: jax.Array, model: Model, table: QTable, num_agents: int, horizon: int, initial: tuple[Any, Any]) -> Run:
     """What `simulate` does, agent by agent: n states instead of counts. Slow; an independent check of the draws. The key is consumed."""
     global_state, counts = _checked(model, table, num_agents, initial)
-    agents = jnp.repeat(jnp.arange(model.num_local_states, dtype=jnp.int32), counts, total_repeat_length=static_integer("num_agents", num_agents, 1))
+    n = static_integer("num_agents", num_agents, 1)
+    agents = jnp.repeat(jnp.arange(model.num_local_states, dtype=jnp.int32), counts, total_repeat_length=n)
     k = agents_of(table.policy.shape[1], model.num_local_states)
     return _simulate_agents(key, model, table.policy, global_state, agents, static_integer("horizon", horizon, 1), k)

@@ -111,9 +111,10 @@ def solve(
     The first sweep measures the operator on functions with a known expectation (stats["operator_error"]), which counts as rounding.
     On concrete input a form that fails this test is replaced by the next (stats["backend"], a position in `subsample_q.BACKENDS`).
 
-    stats: num_steps (sweeps, the test included), error (absolute), scale, operator_error, backend, gain. Map over models with jax.vmap (with a
-    plan, or few histograms). q, value and bounds are differentiable in every array of the model (implicitly; the policy is kept fixed,
-    ties are averaged); local transitions need a plan or the dense form, and the average criterion gives no derivative.
+    stats: num_steps (sweeps, the test included), error (absolute), rounding, scale, operator_error, backend, gain. Map over models with
+    jax.vmap (with a plan, or few histograms). q, value and bounds are differentiable in every array of the model (implicitly; the policy
+    is kept fixed, ties are averaged); local transitions need a plan or the dense form, and where rows of a kernel are equal or dependent
+    only the dense form gives their derivative. The average criterion gives none.
     Bad input: ValueError for k < 1, discount = 1 without "average" and tables beyond memory; traced discounts outside [0, 1) end NONFINITE
     or MAX_STEPS. Source: arXiv 2403.00222, equation 9 and algorithm 1 (m → ∞); bounds: MacQueen 1966; Puterman 1994, sections 6.6 and 8.5.
     """
@@ -122,7 +123,8 @@ def solve(
     choice("method", method, METHODS)
     choice("stopping", stopping, ("span", "sup"))
     check_discount(model, criterion)
-    require(plan is None or plan.k == k, f"plan was made for k={plan.k if plan else 0}, not k={k}: make one with subsample_q.plan(model, {k}).")
+    if plan is not None:
+        require(plan.k == k, f"plan was made for k={plan.k}, not k={k}: make one with subsample_q.plan(model, {k}).")
     plans = candidates(model, k, backend) if plan is None else [plan]
     arguments = solver_arguments(model, k, tol, max_steps, evaluation_sweeps, initial)
     for position, candidate in enumerate(plans):
@@ -234,9 +236,10 @@ def fixed_point(
         expected = expect(state.proposal)
         if test is None:
             return learn(state, expected)
-        return lax.cond(state.sweep == 0, lambda: check(state, expected), lambda: learn(state, expected))
+        known = test
+        return lax.cond(state.sweep == 0, lambda: check(state, expected, known), lambda: learn(state, expected))
 
-    def check(state: _State, expected: jax.Array) -> _State:
+    def check(state: _State, expected: jax.Array, test: tuple[jax.Array, jax.Array, jax.Array]) -> _State:
         _, weights, exact = test
         error = jnp.max(jnp.abs(jnp.einsum("gna,a->gn", expected, weights, precision="highest") - exact))
         return state._replace(proposal=initial, operator_error=error, sweep=state.sweep + 1)
@@ -249,7 +252,7 @@ def fixed_point(
             actions = jnp.where(improves, greedy(q, jnp.zeros((), dtype)), state.method.actions)
             after = jnp.take_along_axis(q, actions[..., None], axis=-1)[..., 0]
         else:
-            improves = jnp.asarray(True)
+            improves, actions = jnp.asarray(True), None
             after = value_of(q)
         difference = after - before
         low, high = jnp.min(difference), jnp.max(difference)
@@ -320,9 +323,7 @@ def fixed_point(
         method_state = _History(
             past, past, jnp.zeros((memory, memory), dtype), jnp.full(memory, memory, jnp.int32), jnp.full((), jnp.finfo(dtype).max, dtype)
         )
-    start = _State(
-        initial if test is None else test[0], initial, jnp.zeros((G, N, A), dtype), zero, zero, zero, jnp.int32(0), method_state
-    )
+    start = _State(initial if test is None else test[0], initial, jnp.zeros((G, N, A), dtype), zero, zero, zero, jnp.int32(0), method_state)
     patience = {"policy_iteration": 1_000_000, "modified_policy_iteration": 2_000}.get(method, 200)
     end = iterate(sweep, certify, start, tol=tol, max_steps=max_steps, patience=patience)
 

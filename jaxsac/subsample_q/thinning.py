@@ -1,7 +1,7 @@
 """The exact expectation over one move of all k agents, as a product of one-dimensional binomial thinnings.
 
-With P = E_1 ... E_L Π (see pivots), the operator (K_P W)(h) = E[W(h') | h] factors too. An E_t is L−1 commuting shears "each agent in slot i
-goes to slot t with weight β, else stays", and on the line {h_i + h_t = const} a shear is the lower-triangular matrix
+With P = E_1 ... E_L Π (see pivots), the operator (K_P W)(h) = E[W(h') | h] factors too. An E_t is L−1 commuting shears "each agent in
+slot i goes to slot t with weight β, else stays", and on the line {h_i + h_t = const} a shear is the lower-triangular matrix
 M[r, s] = C(r, s) α^s β^(r−s), whatever the line. Stored with h_i outermost and h_t implied, row s of the other counts is a prefix of row
 s−1, so a shear is k+1 sums of contiguous slices; one gather then brings the next slot outermost. L(L−1) shears in all:
 2 L (L−1) C(k+L, L) flops and as many passes of N numbers for each column, exact for signed weights as well.

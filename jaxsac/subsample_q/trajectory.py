@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from jaxsac._checks import integer_array, real_array, real_scalar, require, static_integer
+from jaxsac._checks import integer_array, is_concrete, real_array, real_scalar, require, static_integer
 from jaxsac.solution import Solution, Status
 from jaxsac.subsample_q.histograms import check_size, enumerate_counts
 from jaxsac.subsample_q.learn import histogram_index, td_update
@@ -40,12 +41,13 @@ def learn_from_trajectory(
 
     A sample Δ is counted at t and again, the same agents, at t+1, with reward r_g + mean over Δ of r_l; the update is that of `q_learning`.
     The behaviour policy must try every action. Returns Solution(QTable, MAX_STEPS, stats, state) with infinite bounds (nothing is known of
-    what was never recorded); stats["visits"] int32 [G, N, A] tells where the table is empty. States or actions out of range are a ValueError
-    when concrete. The key is consumed. Source: the off-policy extension of arXiv 2412.00661, appendix I.
+    what was never recorded); stats["visits"] int32 [G, N, A] tells where the table is empty. States or actions out of range are a
+    ValueError when concrete. The key is consumed. Source: the off-policy extension of arXiv 2412.00661, appendix I.
     """
     k = static_integer("k", k, 1)
     passes = static_integer("num_passes", num_passes, 1)
-    sizes = tuple(static_integer(n, v, 1) for n, v in (("num_global_states", num_global_states), ("num_local_states", num_local_states), ("num_actions", num_actions)))
+    names = {"num_global_states": num_global_states, "num_local_states": num_local_states, "num_actions": num_actions}
+    sizes = tuple(static_integer(name, size, 1) for name, size in names.items())
     rewards = real_array("global_rewards", trajectory.global_rewards, ("T",))
     T, n = rewards.shape[0], jnp.shape(trajectory.local_states)[-1]
     require(k <= n, f"k={k} exceeds the {n} recorded agents.")
@@ -57,9 +59,10 @@ def learn_from_trajectory(
         rewards,
         real_array("local_rewards", trajectory.local_rewards, (T, n), rewards.dtype),
     )
-    for name, array, size in (("global_states", data.global_states, sizes[0]), ("local_states", data.local_states, sizes[1]), ("actions", data.actions, sizes[2])):
-        if not isinstance(array, jax.core.Tracer):
-            require(bool(jnp.all((array >= 0) & (array < size))), f"{name} must lie in 0..{size - 1}.")
+    for name, size in zip(("global_states", "local_states", "actions"), sizes, strict=True):
+        if is_concrete(recorded := getattr(trajectory, name)):
+            numbers = np.asarray(recorded)
+            require(bool(np.all((numbers >= 0) & (numbers < size))), f"{name} must lie in 0..{size - 1}.")
     return _learn(key, data, real_scalar("discount", discount, rewards.dtype, 0.0), k=k, sizes=sizes, passes=passes)
 
 

@@ -33,7 +33,11 @@ CASES = [
         poison="local_reward",
         differentiate=(*NAMES, "discount"),
         scalar=lambda solution: jnp.sum(solution.value.value**2),
-        bad=[({"discount": 1.0}, "discount must lie in"), ({"tol": -1.0}, "tol must be >= 0"), ({"local_reward": jnp.ones((3, 2))}, "local_reward must")],
+        bad=[
+            ({"discount": 1.0}, "discount must lie in"),
+            ({"tol": -1.0}, "tol must be >= 0"),
+            ({"local_reward": jnp.ones((3, 2))}, "local_reward must"),
+        ],
     ),
     Case(
         name="subsample_q.learn",

@@ -41,7 +41,7 @@ def hard_kernels(seed, L):
 
 
 def tuple_kernel(P, k):
-    """Distribution of the next histogram from each histogram by enumerating all L^k joint moves: an oracle without any histogram algebra."""
+    """Distribution of the next histogram from each one by enumerating all L^k joint moves: an oracle without histogram algebra."""
     L = len(P)
     space = sq.HistogramSpace(k, L)
     kernel = np.zeros((len(space), len(space)))
@@ -55,7 +55,9 @@ def tuple_kernel(P, k):
 
 def brute_force_q(model, k, sweeps=400):
     """Value iteration in numpy on the kernel of `tuple_kernel`."""
-    Pg, Pl, rg, rl = (np.asarray(a, float) for a in (model.global_transition, model.local_transition, model.global_reward, model.local_reward))
+    Pg, Pl, rg, rl = (
+        np.asarray(a, float) for a in (model.global_transition, model.local_transition, model.global_reward, model.local_reward)
+    )
     counts = sq.HistogramSpace(k, Pl.shape[-1]).table
     kernels = np.stack([tuple_kernel(P, k) for P in Pl])
     reward = rg[:, None, :] + (rl @ counts.T / k)[:, :, None]

@@ -70,7 +70,9 @@ def test_student_quantiles():
 
 def test_choose_k_meets_the_target_or_says_how_near_it_came():
     identity = np.full((3, 3), 0.05) + 0.85 * np.eye(3)
-    tracking = sq.Model(np.tile(identity, (3, 1, 1)), np.tile(0.9 * np.eye(3) + 0.1 / 3, (3, 1, 1)), -0.05 * (1 - np.eye(3)), np.eye(3), 0.8)
+    tracking = sq.Model(
+        np.tile(identity, (3, 1, 1)), np.tile(0.9 * np.eye(3) + 0.1 / 3, (3, 1, 1)), -0.05 * (1 - np.eye(3)), np.eye(3), 0.8
+    )
     state = (0, np.array([2, 1, 1]))
     k, bounds = sq.choose_k(jax.random.key(0), tracking, 4, 0.6, state, exact=True)
     assert 1 < k < 4 or k == 4

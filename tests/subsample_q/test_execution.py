@@ -39,7 +39,9 @@ def test_weights_stay_exact_for_a_thousand_million_agents():
 def test_a_move_in_counts_has_the_moments_of_the_model():
     model = random_model(0)
     counts = jnp.array([400, 0, 100], jnp.int32)
-    after, moved = jax.jit(jax.vmap(lambda key: move(key, model, jnp.int32(1), counts, jnp.int32(0))))(jax.random.split(jax.random.key(1), 4000))
+    after, moved = jax.jit(jax.vmap(lambda key: move(key, model, jnp.int32(1), counts, jnp.int32(0))))(
+        jax.random.split(jax.random.key(1), 4000)
+    )
     assert np.all(np.asarray(moved).sum(-1) == 500)
     P = np.asarray(model.local_transition[1])
     agree(np.asarray(moved), np.asarray(counts) @ P)
@@ -70,7 +72,9 @@ def test_one_run_is_consistent_and_its_program_does_not_depend_on_n():
         run = sq.simulate(jax.random.key(0), model, table, n, 20, state)
         assert np.all(np.asarray(run.counts).sum(-1) == n) and run.rewards.dtype == np.float32
         np.testing.assert_allclose(run.discounted_return, np.sum(0.8 ** np.arange(20) * np.asarray(run.rewards)), rtol=1e-5)
-        programs.append(str(jax.make_jaxpr(lambda key, counts, n=n: sq.simulate(key, model, table, n, 20, (0, counts)))(jax.random.key(0), state[1])))
+        programs.append(
+            str(jax.make_jaxpr(lambda key, counts, n=n: sq.simulate(key, model, table, n, 20, (0, counts)))(jax.random.key(0), state[1]))
+        )
     assert programs[0] == programs[1]
 
 

@@ -20,7 +20,8 @@ def test_the_sampled_fixed_point_nears_the_exact_one_as_the_root_of_m(exact):
     keys = jax.random.split(jax.random.key(0), 6)
     sizes = (4, 64, 1024)
     errors = [
-        float(jnp.mean(jnp.max(jnp.abs(jax.vmap(lambda key, m=m: sq.learn(key, MODEL, K, m).value.q)(keys) - exact[None]), axis=(1, 2, 3)))) for m in sizes
+        float(jnp.mean(jnp.max(jnp.abs(jax.vmap(lambda key, m=m: sq.learn(key, MODEL, K, m).value.q)(keys) - exact[None]), axis=(1, 2, 3))))
+        for m in sizes
     ]
     slope = np.polyfit(np.log(sizes), np.log(errors), 1)[0]
     assert -0.65 < slope < -0.35

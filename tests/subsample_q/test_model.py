@@ -3,9 +3,9 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from subsample_q.models import random_arrays, random_model
 
 from jaxsac import subsample_q as sq
-from subsample_q.models import random_arrays, random_model
 
 
 def test_rows_are_checked_and_normalised():

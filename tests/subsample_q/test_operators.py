@@ -2,11 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from subsample_q.models import hard_kernels, random_model, tuple_kernel
 
 from jaxsac import subsample_q as sq
 from jaxsac.subsample_q.dense import dense_kernel
 from jaxsac.subsample_q.operators import expectation, prepare, product_test
-from subsample_q.models import hard_kernels, random_model, tuple_kernel
 
 
 def operator_error(model, k, backend):
@@ -72,9 +72,9 @@ def test_plans_say_why_and_what_fits():
     assert sq.plan(random_model(0), 4).backend == "dense"
     assert sq.plan(random_model(0), 4, backend="thinning").reason.startswith("asked for, amplification")
     assert sq.plan(random_model(0, L=5), 10).backend == "thinning"
-    with pytest.raises(ValueError, match="k=2000 sampled agents over 5 local states are .* fits"):
+    with pytest.raises(ValueError, match=r"k=2000 sampled agents over 5 local states are .* fits"):
         sq.plan(random_model(0, L=5), 2000)
-    with pytest.raises(ValueError, match="dense' needs .* GiB"):
+    with pytest.raises(ValueError, match=r"dense' needs .* GiB"):
         sq.plan(random_model(0, L=5), 20, backend="dense")
     with pytest.raises(ValueError, match=r"pass plan=subsample_q.plan\(model, k\)"):
         jax.vmap(lambda m: sq.solve(m, 20))(jax.tree.map(lambda a: a[None], random_model(0, L=5)))

@@ -38,7 +38,9 @@ def test_structured_forms_solve_the_same_problem_in_both_precisions():
 
 def test_anderson_takes_far_fewer_sweeps_than_value_iteration():
     model = random_model(0, discount=0.99)
-    steps = {name: int(sq.solve(model, K, method=name, stopping="sup").check().stats["num_steps"]) for name in ("anderson", "value_iteration")}
+    steps = {
+        name: int(sq.solve(model, K, method=name, stopping="sup").check().stats["num_steps"]) for name in ("anderson", "value_iteration")
+    }
     assert steps["anderson"] < 40 < 1000 < steps["value_iteration"]
 
 
@@ -69,7 +71,7 @@ def test_discount_zero_takes_one_sweep_and_gives_the_reward():
 
 
 def test_absorbing_states_keep_their_reward_for_ever():
-    Pg, _, rg, rl = random_arrays(3)
+    Pg, _, rg, _ = random_arrays(3)
     model = sq.Model(Pg, np.tile(np.eye(3), (3, 1, 1)), 0 * rg, np.tile([1.0, 2.0, 3.0], (3, 1)), 0.8)
     table = sq.solve(model, K).check().value
     np.testing.assert_allclose(table.value, np.tile(np.asarray(table.histograms) @ np.array([1.0, 2.0, 3.0]) / K / 0.2, (3, 1)), rtol=1e-6)
