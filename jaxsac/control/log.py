@@ -45,7 +45,8 @@ def checked(log: Log, num_actions: int, budget: int) -> Log:
     bad = np.flatnonzero(((actions < -1) | (actions >= num_actions)).any(1))
     _checks.require(
         bad.size == 0,
-        f"log.actions must lie in 0..{num_actions - 1} (or be the padding -1): {bad.size} records do not (first: {bad[:1]}); check num_actions.",
+        f"log.actions must lie in 0..{num_actions - 1} (or be the padding -1): "
+        f"{bad.size} records do not (first: {bad[:1]}); check num_actions.",
     )
     actions = np.sort(actions.astype(np.int32), axis=1)
     repeated = np.zeros(actions.shape, bool)
