@@ -48,7 +48,7 @@ def throughput(options: Options, dtype) -> list[dict[str, Any]]:
     theta = jnp.asarray(np.r_[np.linspace(1, 0.8, SPARSITY), np.linspace(0.3, 0.02, DIMENSION - SPARSITY)], dtype)
     keys = jax.random.split(jax.random.key(0), trials)
     ball, ellipsoid = bandits.Ball(), bandits.Ellipsoid(problems.unit_diagonal_matrix(jax.random.key(1), DIMENSION, dtype=dtype))
-    common = {"sparsity": SPARSITY, "sigma": SIGMA, "delta": DELTA}
+    common: dict[str, Any] = {"sparsity": SPARSITY, "sigma": SIGMA, "delta": DELTA}
     long = 10**4 if options.smoke else 10**6
     cases = {
         "APSEE ball, locked, s normals": (bandits.apsee(ball, radius_scale=AT_ONCE, **common), 2000, "support"),
@@ -68,7 +68,7 @@ def throughput(options: Options, dtype) -> list[dict[str, Any]]:
 
         return jax.jit(jax.vmap(one))
 
-    thunks = {name: partial(simulator(*case), keys) for name, case in cases.items()}
+    thunks: dict[str, Any] = {name: partial(simulator(*case), keys) for name, case in cases.items()}
     normals = jax.jit(lambda keys, c: jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, c), (8, DIMENSION), dtype))(keys))
     thunks["normals"] = lambda: normals(keys, 1)
     times = options.time(thunks, min_seconds=4.0)
@@ -176,8 +176,8 @@ def experiments(options: Options, dtype, curves: dict[str, Any]) -> list[dict[st
         kind: bandits.exploration_basis(jax.random.key(7), ellipsoid, d, s, kind=kind, allow_dense=True, dtype=dtype)
         for kind in ("gaussian_orthogonal", "uniform_orthogonal", "block_orthogonal")
     }
-    loose = {"sparsity": s, "sigma": SIGMA, "delta": DELTA, "radius": "l2", "radius_scale": 0.05}
-    proved = {"sparsity": s, "sigma": SIGMA, "delta": DELTA, "radius": "coord"}
+    loose: dict[str, Any] = {"sparsity": s, "sigma": SIGMA, "delta": DELTA, "radius": "l2", "radius_scale": 0.05}
+    proved: dict[str, Any] = {"sparsity": s, "sigma": SIGMA, "delta": DELTA, "radius": "coord"}
     small = bandits.Ellipsoid(problems.unit_diagonal_matrix(jax.random.key(8), 5, dtype=dtype))
     cases = {
         "E1 ellipsoid": (bandits.apsee_greedy(ellipsoid, **loose), uniform, horizon, SIGMA),
@@ -189,7 +189,7 @@ def experiments(options: Options, dtype, curves: dict[str, Any]) -> list[dict[st
         "E2 block basis (sparse)": (bandits.apsee_greedy(ellipsoid, basis=basis["block_orthogonal"], **loose), uniform, horizon, SIGMA),
         "E3 support recovery, standard": (bandits.apsee(bandits.Ball(), **proved), standard, horizon, SIGMA),
         "E3 support recovery, adversarial": (bandits.apsee(bandits.Ball(), **proved), adversarial, horizon, SIGMA),
-        "E4 ball, paper's radius": (bandits.apsee(bandits.Ball(), **(proved | {"radius": "l2"})), standard, horizon, SIGMA),
+        "E4 ball, paper's radius": (bandits.apsee(bandits.Ball(), sparsity=s, sigma=SIGMA, delta=DELTA), standard, horizon, SIGMA),
         "E5 l_1.5 ball": (bandits.apsee(bandits.LpBall(1.5), **proved), standard, horizon, SIGMA),
         "E6 l_1 ball": (bandits.phased_greedy(bandits.CrossPolytope(), sparsity=s), standard, horizon, SIGMA),
         "E7 box, long": (bandits.phased_greedy(bandits.Box(), sparsity=s, schedule_scale=d**0.5), uniform, long, SIGMA),

@@ -18,7 +18,7 @@ def rate(step, contexts, seconds):
 
 
 def mabwiser(name, arms, contexts, reward):
-    from mabwiser.mab import MAB, LearningPolicy
+    from mabwiser.mab import MAB, LearningPolicy  # pyright: ignore[reportMissingImports]
 
     policy = LearningPolicy.LinUCB(alpha=1.0) if name == "LinUCB" else LearningPolicy.LinTS(alpha=1.0)
     model = MAB(list(range(arms)), policy, seed=0)
@@ -32,7 +32,7 @@ def mabwiser(name, arms, contexts, reward):
 
 
 def contextual(name, arms, contexts, reward):
-    from contextualbandits.online import LinTS, LinUCB
+    from contextualbandits.online import LinTS, LinUCB  # pyright: ignore[reportMissingImports]
 
     model = (LinUCB if name == "LinUCB" else LinTS)(nchoices=arms, beta_prior=None, random_state=1)
     start = np.arange(2 * arms) % arms
@@ -46,10 +46,11 @@ def contextual(name, arms, contexts, reward):
 
 
 def bayesian(name, arms, contexts, reward):
-    from bayesianbandits import Arm, ContextualAgent, NormalRegressor, ThompsonSampling, UpperConfidenceBound
+    import bayesianbandits as library  # pyright: ignore[reportMissingImports]
 
-    policy = UpperConfidenceBound() if name == "LinUCB" else ThompsonSampling()
-    agent = ContextualAgent([Arm(i, learner=NormalRegressor(alpha=1.0, beta=1.0)) for i in range(arms)], policy, random_seed=0)
+    policy = library.UpperConfidenceBound() if name == "LinUCB" else library.ThompsonSampling()
+    arms = [library.Arm(i, learner=library.NormalRegressor(alpha=1.0, beta=1.0)) for i in range(arms)]
+    agent = library.ContextualAgent(arms, policy, random_seed=0)
 
     def step(x):
         (arm,) = agent.pull(x[None])
@@ -61,7 +62,7 @@ def bayesian(name, arms, contexts, reward):
 def river(name, arms, contexts, reward):
     if name != "LinUCB":
         raise ImportError("river has no LinTS")
-    from river import bandit
+    from river import bandit  # pyright: ignore[reportMissingImports]
 
     policy = bandit.LinUCBDisjoint(alpha=1.0, seed=0)
     names = list(map(str, range(contexts.shape[1])))

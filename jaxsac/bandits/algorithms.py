@@ -9,9 +9,25 @@ from jaxsac.bandits._protocol import ActionSet
 from jaxsac.bandits.phased import FOREVER, Phased, plan, ranked_gap
 from jaxsac.bandits.radii import KINDS, check_numbers, radius_at
 
+Number = jax.Array | float
+
 
 def _phased(
-    action_set, sparsity, rule, *, basis=None, sigma: jax.Array | float | str = 0.0, delta=0.5, commit_at=None, radius="l2", **rest
+    action_set: ActionSet,
+    sparsity: int,
+    rule: str,
+    *,
+    basis: jax.Array | str | None = None,
+    sigma: Number | str = 0.0,
+    delta: Number = 0.5,
+    commit_at: jax.Array | int | None = None,
+    radius: str = "l2",
+    schedule_scale: Number = 1.0,
+    schedule_power: float = 1.0,
+    radius_scale: Number = 1.0,
+    gap_factor: Number = 2.0,
+    lam: Number = 0.0,
+    lasso: bool = False,
 ) -> Phased:
     sparsity = static_integer("sparsity", sparsity, 1)
     choice("radius", radius, (*KINDS, "local") if rule == "greedy" else KINDS)
@@ -30,28 +46,38 @@ def _phased(
         if is_concrete(basis):
             rank = np.linalg.matrix_rank(np.asarray(basis, np.float64))
             require(rank == basis.shape[1], f"basis must span all {basis.shape[1]} coordinates, its rank is {rank}: add actions.")
-    defaults = {"radius_scale": 1.0, "gap_factor": 2.0, "schedule_scale": 1.0, "lam": 0.0} | rest
-    for name in ("radius_scale", "gap_factor", "schedule_scale", "lam"):
-        real_scalar(name, defaults[name], jnp.result_type(float), 0)
+    numbers = {"radius_scale": radius_scale, "gap_factor": gap_factor, "schedule_scale": schedule_scale, "lam": lam}
+    for name, number in numbers.items():
+        real_scalar(name, number, jnp.result_type(float), 0)
     if commit_at is not None and is_concrete(commit_at):
         require(int(commit_at) >= 1, f"commit_at counts from 1, got {commit_at}.")
     return Phased(
-        action_set, basis, sigma, delta, sparsity=sparsity, rule=rule, commit_at=FOREVER if commit_at is None else commit_at, radius=radius,
-        estimate_sigma=auto, **defaults,
-    )  # fmt: skip
+        action_set=action_set,
+        basis=basis,
+        sigma=sigma,
+        delta=delta,
+        commit_at=FOREVER if commit_at is None else commit_at,
+        sparsity=sparsity,
+        rule=rule,
+        radius=radius,
+        schedule_power=schedule_power,
+        estimate_sigma=auto,
+        lasso=lasso,
+        **numbers,
+    )
 
 
 def apsee(
     action_set: ActionSet,
     *,
     sparsity: int,
-    sigma,
-    delta=0.05,
+    sigma: Number | str,
+    delta: Number = 0.05,
     radius: str = "l2",
-    radius_scale=1.0,
-    basis=None,
-    schedule_scale=1.0,
-    commit_at=None,
+    radius_scale: Number = 1.0,
+    basis: jax.Array | str | None = None,
+    schedule_scale: Number = 1.0,
+    commit_at: jax.Array | int | None = None,
 ) -> Phased:
     """Adaptive phased sparse exploration and exploitation (APSEE): explore until the support of the s largest scores is verified, then
     exploit.
@@ -75,14 +101,14 @@ def apsee_greedy(
     action_set: ActionSet,
     *,
     sparsity: int,
-    sigma,
-    delta=0.05,
+    sigma: Number | str,
+    delta: Number = 0.05,
     radius: str = "l2",
-    radius_scale=1.0,
-    gap_factor=2.0,
-    basis=None,
-    schedule_scale=1.0,
-    commit_at=None,
+    radius_scale: Number = 1.0,
+    gap_factor: Number = 2.0,
+    basis: jax.Array | str | None = None,
+    schedule_scale: Number = 1.0,
+    commit_at: jax.Array | int | None = None,
 ) -> Phased:
     """APSEE with greedy supports (APSEE-G), for strongly convex sets: as `apsee`, with the greedy choice verified step by step.
 
@@ -98,7 +124,9 @@ def apsee_greedy(
     )  # fmt: skip
 
 
-def phased_greedy(action_set: ActionSet, *, sparsity: int, basis=None, schedule_scale=1.0, schedule_power: float = 0.5) -> Phased:
+def phased_greedy(
+    action_set: ActionSet, *, sparsity: int, basis: jax.Array | str | None = None, schedule_scale: Number = 1.0, schedule_power: float = 0.5
+) -> Phased:
     """The schedule for compact sets: no verification; every cycle explores, then plays the greedy action ceil(k c^q) times.
 
     k = schedule_scale, q = schedule_power (static): q = 1/2 has regret O(d T^(2/3)), and k = sqrt(d) improves it to O((d T)^(2/3)).
@@ -107,12 +135,14 @@ def phased_greedy(action_set: ActionSet, *, sparsity: int, basis=None, schedule_
     return _phased(action_set, sparsity, "always", basis=basis, schedule_scale=schedule_scale, schedule_power=float(schedule_power))
 
 
-def explore_then_commit(action_set: ActionSet, *, sparsity: int, num_cycles, basis=None) -> Phased:
+def explore_then_commit(
+    action_set: ActionSet, *, sparsity: int, num_cycles: jax.Array | int, basis: jax.Array | str | None = None
+) -> Phased:
     """Play the basis `num_cycles` times, then the greedy action of the estimate for ever: the baseline of Robbins (1952)."""
     return _phased(action_set, sparsity, "commit", basis=basis, commit_at=num_cycles)
 
 
-def estc(action_set: ActionSet, *, sparsity: int, num_cycles, lam, basis=None) -> Phased:
+def estc(action_set: ActionSet, *, sparsity: int, num_cycles: jax.Array | int, lam: Number, basis: jax.Array | str | None = None) -> Phased:
     """Explore the sparsity, then commit: as `explore_then_commit`, with the Lasso estimate of the n = m num_cycles first rewards,
 
         minimise  (1/n) sum_t (r_t - <b_t, theta>)^2 + lam ||theta||_1.

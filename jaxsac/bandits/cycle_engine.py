@@ -4,7 +4,7 @@ Decisions depend on the exploration rewards alone, so one iteration stands for a
 the support is locked. Regret between recorded times is linear within a phase and needs no storage.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,10 +39,10 @@ class Record(NamedTuple):
     indices: jax.Array
 
 
-def draw_noise(noise, key: jax.Array, shape: tuple[int, ...], dtype) -> jax.Array:
+def draw_noise(noise: Any, key: jax.Array, shape: tuple[int, ...], dtype) -> jax.Array:
     """Noise of scale 1: sub-Gaussian with constant 1 for the named ones."""
     if callable(noise):
-        return noise(key, shape).astype(dtype)
+        return jnp.asarray(noise(key, shape)).astype(dtype)
     if noise == "gaussian":
         return jax.random.normal(key, shape, dtype)
     if noise == "rademacher":

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxsac._checks import choice, real_array, real_scalar, require
+from jaxsac._checks import choice, is_concrete, real_array, real_scalar, require
 
 KINDS = ("l2", "hkz", "coord")
 
@@ -68,6 +68,6 @@ def error_radius(cycle, basis: jax.Array, *, sigma, delta, kind: str = "l2") -> 
 
 def check_numbers(dtype, *, cycle=1, sigma, delta):
     cycle, sigma = real_scalar("cycle", cycle, dtype, 1), real_scalar("sigma", sigma, dtype, 0)
-    if not isinstance(delta, jax.core.Tracer):
+    if is_concrete(delta):
         require(0.0 < float(delta) < 1.0, f"delta is a probability of error and must lie strictly between 0 and 1, got {delta}.")
     return cycle, sigma, real_scalar("delta", delta, dtype)

@@ -65,7 +65,7 @@ def answers(action_set, theta, mask):
     return action_set.support(theta, mask), action, action_set.support(theta), action_set.argmax(theta)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("dtype", [pytest.param(jnp.float32, marks=pytest.mark.slow), jnp.float64])
 @pytest.mark.parametrize("name", NAMES)
 def test_maximiser_is_feasible_sparse_and_attains_the_support(name, dtype):
     action_set = sets(dtype)[name]

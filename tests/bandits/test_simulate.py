@@ -26,7 +26,7 @@ def run(algorithm, horizon, key=KEY, theta=THETA, dtype=jnp.float64, **options):
     return bandits.simulate(key, algorithm, jnp.asarray(theta, dtype), sigma=0.1, horizon=horizon, **options)
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", [name if name.startswith("apsee") else pytest.param(name, marks=pytest.mark.slow) for name in ALGORITHMS])
 def test_both_engines_agree_at_every_horizon(name):
     horizons = jnp.arange(1, 501, dtype=jnp.int32)
     cycle, step = (
