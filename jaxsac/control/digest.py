@@ -54,7 +54,8 @@ def digest(log: Log, record_weights: np.ndarray, num_actions: int, budget: int, 
     frequency, feature_sums = np.zeros(used.size), np.zeros((used.size, q))
     if used.size:
         frequency = np.add.reduceat(weight, first)
-        feature_sums = np.add.reduceat(weight[:, None] * contexts[record].astype(np.float64), first, axis=0)
+        columns = [np.bincount(entry_tool, weight * contexts[record, i], used.size) for i in range(q)]  # much faster than reduceat by rows
+        feature_sums = np.stack(columns, axis=1)
     slots = None
     if everyone:
         frequency, feature_sums = _spread(frequency, used, num_actions), _spread(feature_sums, used, num_actions)

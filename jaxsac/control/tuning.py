@@ -16,7 +16,7 @@ CONFIDENCE = 0.95
 MARGIN = 1.1
 NUM_DRAWS = 500
 BLOCK = 64  # draws at a time
-MEMORY = 8_000_000  # numbers in a batch of tools
+MEMORY = 1_000_000  # numbers in a batch of tools
 
 
 def simulated(key: jax.Array, data: Digest, found: Evaluation, budget: int) -> float:
