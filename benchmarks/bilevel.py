@@ -123,11 +123,14 @@ def trajectories(options: Options, dtype) -> list[dict[str, Any]]:
         mdp = bilevel.MDP(bed.transition, bed.initial, bed.discount)
         sampled = bilevel.sampled_policy_problem(lambda x: (mdp, bed.reward(x)), lambda x, log_probs, uniforms: leader(x, log_probs))
 
+        change = sampled.lower_difference
+        assert change is not None
+
         def one(uniforms, others):
             y, gradient = z + sigma * d, jax.grad(sampled.lower)
             batch, other = ((u[None], bed.temperature) for u in (uniforms, others))
             at_y, at_z = gradient(bed.x, y, batch), gradient(bed.x, z, batch)
-            reweighted = sampled.lower_difference(bed.x, z, sigma * d, batch)[0][0]
+            reweighted = change(bed.x, z, sigma * d, batch)[0][0]
             return jnp.stack([at_y - gradient(bed.x, z, other), at_y - at_z, reweighted]) / sigma
 
         return jax.vmap(one)(first, second)
@@ -250,7 +253,7 @@ def time_to_target(options: Options, dtype) -> list[dict[str, Any]]:
         if options.smoke:
             methods = dict(list(methods.items())[:1])
         tracks = {label: track(bed, method, 20.0, chunk, max_steps) for label, (method, chunk) in methods.items()}
-        peer = {} if options.smoke else jaxopt_tracks(options, name, bed)
+        peer, why = ({}, NOT_RUN) if options.smoke else jaxopt_tracks(options, name, bed)
         evaluate = exact_upper(bed)
         start = evaluate(bed.x)
         values = {label: [evaluate(x) for x in t.xs[:: max(1, len(t.xs) // 200)]] for label, t in (tracks | peer).items()}
@@ -265,11 +268,11 @@ def time_to_target(options: Options, dtype) -> list[dict[str, Any]]:
                 "microseconds per step": 1e6 * t.seconds[-1] / t.steps[-1],
             })  # fmt: skip
         if not peer:
-            rows.append({"problem": name, "method": "jaxopt, LBFGS + implicit", "best": NOT_RUN})
+            rows.append({"problem": name, "method": "jaxopt, LBFGS + implicit", "best": why})
     return rows
 
 
-def jaxopt_tracks(options: Options, name: str, bed: Bed) -> dict[str, Track]:
+def jaxopt_tracks(options: Options, name: str, bed: Bed) -> tuple[dict[str, Track], str]:
     arrays = {field: value for field, value in bed.data._asdict().items() if field in problems.Split._fields}
     settings = {
         "problem": "cleaning" if "digits" in name else "weights",
@@ -279,12 +282,12 @@ def jaxopt_tracks(options: Options, name: str, bed: Bed) -> dict[str, Track]:
     }
     answer = run_peer("bilevel_jaxopt.py", arrays, settings, python=options.peers_python, threads=2)
     if not answer.ok:
-        return {}
+        return {}, answer.status
     tracks = {}
     for rate in settings["rates"]:
         seconds, steps, xs = (answer.arrays[f"{part}_{rate}"] for part in ("seconds", "steps", "xs"))
         tracks[f"jaxopt, LBFGS + implicit, Adam({rate})"] = Track(seconds.tolist(), steps.tolist(), list(xs))
-    return tracks
+    return tracks, answer.status
 
 
 def many_seeds(options: Options, dtype) -> list[dict[str, Any]]:

@@ -73,7 +73,7 @@ def answer(arrays, settings):
             steps.append(len(steps) + 1)
             xs.append(np.asarray(x))
         outputs |= {f"seconds_{rate}": np.asarray(seconds), f"steps_{rate}": np.asarray(steps), f"xs_{rate}": np.stack(xs)}
-    return outputs, {"version": jaxopt.__version__}
+    return outputs, {}
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from jaxsac import _checks
@@ -15,7 +16,7 @@ from jaxsac.bilevel.certificate import Measurement, measure, run_checked
 from jaxsac.bilevel.descent import minimise
 from jaxsac.bilevel.paired import PairedOptimizer, as_paired, paired_step
 from jaxsac.bilevel.problem import Oracle, Problem, Tree, add, arrays_only, dtype_of, norm, original, scale, zeros
-from jaxsac.bilevel.schemes import DIFFERENCES, SCHEMES, Scheme, cross_term
+from jaxsac.bilevel.schemes import DIFFERENCES, SCHEMES, Scheme, cross_term, relative_sigma
 from jaxsac.bilevel.solver import default_tol, positive_sigma
 from jaxsac.solution import Solution, Status
 
@@ -45,7 +46,7 @@ def hypergradient(
 
     * `inner=None` solves for z, then for d, by L-BFGS; a linear optax optimiser or a `PairedOptimizer` moves them together, `max_steps`
       steps at most, which may be few: paired copies have most of their error in common. With `project_y` an `inner` is needed.
-    * `sigma` defaults to 3e-3 in float32 and 1e-4 in float64, in units of ‖z‖ / ‖d‖ (see the diagnostic `cancellation`).
+    * `sigma` defaults to 5e-3 in float32 and 1e-4 in float64, without an `inner` in units of ‖z‖ / ‖d‖, so that it fits any scale of data.
     * `data` is the third argument of upper and lower; `state` = (z, d) of an earlier solution warm-starts.
 
     CONVERGED: ‖field of z‖ + ‖field of d‖ + rounding ≤ tol · max(1, ‖f_y(x, z)‖), and neither diagnostic of a wrong sigma fires (see
@@ -59,22 +60,22 @@ def hypergradient(
     _needs_inner(problem, inner)
     z, d = (y, SCHEMES[difference].start(y)) if state is None else state
     tol = default_tol(dtype) if tol is None else _checks.real_scalar("tol", tol, dtype, 0.0)
+    relative = sigma is None
     sigma = positive_sigma(default_sigma(dtype) if sigma is None else sigma, dtype)
-    solution = _hypergradient(problem, difference, inner, x, z, d, sigma, tol, jnp.asarray(max_steps, jnp.int32), data)
+    solution = _hypergradient(problem, difference, inner, relative, x, z, d, sigma, tol, jnp.asarray(max_steps, jnp.int32), data)
     return solution._replace(value=original(solution.value))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _hypergradient(problem, difference, inner, x, z, d, sigma, tol, max_steps, data) -> Solution:
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _hypergradient(problem, difference, inner, relative, x, z, d, sigma, tol, max_steps, data) -> Solution:
     scheme = SCHEMES[difference]
     oracle = Oracle(problem, data)
     if inner is None:
         lower = solve_lower(oracle, x, z, tol, max_steps)
-        outcome = solve_perturbed(oracle, scheme, x, lower.state, d, sigma, tol, max_steps)
-        z, d = outcome.state
-        num_steps = lower.num_steps + outcome.num_steps
+        z, d, sigma, ended, num_steps = solve_perturbed(oracle, scheme, x, lower.state, d, sigma, tol, max_steps, relative=relative)
+        num_steps = lower.num_steps + num_steps
         measured = measure(oracle, scheme, x, z, d, sigma)
-        status = _final_status(measured, tol, jnp.stack([outcome.status, lower.status]))
+        status = _final_status(measured, tol, jnp.stack([ended, lower.status]))
     else:
         z, d, measured, status, num_steps = _solve_together(oracle, scheme, as_paired(inner, z), x, z, d, sigma, tol, max_steps)
     certificate = measured.certificate
@@ -104,28 +105,59 @@ def solve_lower(oracle: Oracle, x: Tree, y: Tree, tol: jax.Array, max_steps: jax
     return minimise(lambda y: oracle.lower_y(x, y), y, tol=0.25 * tol, max_steps=max_steps, certify=certify)
 
 
+class Perturbed(NamedTuple):
+    """z and d that go together, the sigma that they belong to, and how the solve ended."""
+
+    z: Tree
+    d: Tree
+    sigma: jax.Array
+    status: jax.Array
+    num_steps: jax.Array
+
+
 def solve_perturbed(
-    oracle: Oracle, scheme: Scheme, x: Tree, z: Tree, d: Tree, sigma: jax.Array, tol: jax.Array, max_steps: jax.Array, c: Tree | None = None
-) -> Outcome:
-    """The direction d that goes with z (central: both move); `Outcome.state` is (z, d)."""
+    oracle: Oracle,
+    scheme: Scheme,
+    x: Tree,
+    z: Tree,
+    d: Tree,
+    sigma: jax.Array,
+    tol: jax.Array,
+    max_steps: jax.Array,
+    *,
+    relative: bool,
+    c: Tree | None = None,
+) -> Perturbed:
+    """The direction d that goes with z (central: both move). `relative`: solve twice, then with sigma in units of the first ‖z‖ / ‖d‖."""
     c = oracle.upper_y(x, z) if c is None else c
     size = jnp.maximum(1.0, norm(c)).astype(sigma.dtype)
 
     def certify(error):
         return Certificate(error, jnp.zeros_like(error), size)
 
-    if scheme.moves_z:
-        # In (z, sigma d) the two fields are the gradient of one function, the mean of the two penalised ones.
-        def gradient(point):
-            u_z, u_d = scheme.field(oracle, x, point[0], scale(point[1], 1 / sigma), sigma, c)
-            return u_z, scale(u_d, sigma)
+    def once(start: Perturbed, sigma: jax.Array) -> Perturbed:
+        if scheme.moves_z:
+            # In (z, sigma d) the two fields are the gradient of one function, the mean of the two penalised ones.
+            def gradient(point):
+                u_z, u_d = scheme.field(oracle, x, point[0], scale(point[1], 1 / sigma), sigma, c)
+                return u_z, scale(u_d, sigma)
 
-        tight = 0.25 * tol * jnp.minimum(1.0, sigma)
-        outcome = minimise(gradient, (z, scale(d, sigma)), tol=tight, max_steps=max_steps, certify=certify)
-        z, d = outcome.state
-        return outcome._replace(state=(z, scale(d, 1 / sigma)))
-    outcome = minimise(lambda d: scheme.field(oracle, x, z, d, sigma, c)[1], d, tol=0.25 * tol, max_steps=max_steps, certify=certify)
-    return outcome._replace(state=(z, outcome.state))
+            tight = 0.25 * tol * jnp.minimum(1.0, sigma)
+            outcome = minimise(gradient, (start.z, scale(start.d, sigma)), tol=tight, max_steps=max_steps, certify=certify)
+            z, d = outcome.state[0], scale(outcome.state[1], 1 / sigma)
+        else:
+
+            def field_of_d(d):
+                return scheme.field(oracle, x, start.z, d, sigma, c)[1]
+
+            outcome = minimise(field_of_d, start.d, tol=0.25 * tol, max_steps=max_steps, certify=certify)
+            z, d = start.z, outcome.state
+        return Perturbed(z, d, sigma, outcome.status, start.num_steps + outcome.num_steps)
+
+    start = Perturbed(z, d, sigma, jnp.int32(Status.MAX_STEPS), jnp.int32(0))
+    if not relative:
+        return once(start, sigma)
+    return lax.fori_loop(0, 2, lambda k, last: once(last, relative_sigma(sigma, last.z, scheme.first(last.d))), start)
 
 
 def _solve_together(oracle, scheme, inner, x, z, d, sigma, tol, max_steps, c=None):
@@ -157,7 +189,7 @@ class Argmin(NamedTuple):
 
     def __call__(self, x: Tree) -> Tree:
         """y*(x), differentiable in x by reverse mode."""
-        return original(_argmin((self.problem, self.inner), *self._arguments(x)))
+        return original(_argmin((self.problem, self.inner, self.sigma is None), *self._arguments(x)))
 
     def solution(self, x: Tree) -> Solution:
         """y*(x) with its status: CONVERGED when ‖g_y(x, y)‖ ≤ tol. Not differentiable."""
@@ -224,7 +256,8 @@ def _lower_solution(problem, inner, x, y0, tol, max_steps) -> Solution:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _argmin(static, x, y0, sigma, tol, max_steps):
-    return _lower_solution(*static, x, y0, tol, max_steps).value
+    problem, inner, _ = static
+    return _lower_solution(problem, inner, x, y0, tol, max_steps).value
 
 
 def _argmin_forward(static, x, y0, sigma, tol, max_steps):
@@ -241,14 +274,14 @@ def _argmin_backward(static, saved, cotangent):
 _argmin.defvjp(_argmin_forward, _argmin_backward)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _pull_back(problem, inner, x, z, cotangent, sigma, tol, max_steps):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _pull_back(problem, inner, relative, x, z, cotangent, sigma, tol, max_steps):
     """c -> c' dy*/dx. The cotangent is made of unit length first, so that sigma d has the size that sigma says."""
     oracle, scheme = Oracle(problem), SCHEMES["central_linear"]
     size = norm(cotangent)
     c = scale(cotangent, 1 / jnp.where(size > 0, size, 1.0))
     if inner is None:
-        z, d = solve_perturbed(oracle, scheme, x, z, zeros(z), sigma, tol, max_steps, c).state
+        z, d, sigma, *_ = solve_perturbed(oracle, scheme, x, z, zeros(z), sigma, tol, max_steps, relative=relative, c=c)
     else:
         z, d, *_ = _solve_together(oracle, scheme, as_paired(inner, z), x, z, zeros(z), sigma, tol, max_steps, c)
     return scale(cross_term(oracle, x, z, d, sigma), size)
@@ -292,7 +325,7 @@ def _dense_implicit(problem, x, z, data):
 
 
 def default_sigma(dtype: Any) -> float:
-    return 1e-4 if jnp.finfo(dtype).bits == 64 else 3e-3
+    return 1e-4 if jnp.finfo(dtype).bits == 64 else 5e-3
 
 
 def _needs_inner(problem: Problem, inner: Inner) -> None:

@@ -120,12 +120,15 @@ def as_paired(inner: PairedOptimizer | optax.GradientTransformation, y: Tree) ->
     return linear(inner)
 
 
+_at_trace_time = jax.ensure_compile_time_eval
+
+
 def _is_linear(optimizer: optax.GradientTransformation, y: Tree) -> bool:
     """Whether doubling the gradients (and the parameters) doubles two steps; one of unknown numbers (traced rates) is believed."""
     rng = np.random.default_rng(0)
     tree = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype), y)
     second = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype), y)
-    with jax.ensure_compile_time_eval(), jax.numpy_dtype_promotion("standard"):
+    with _at_trace_time(), jax.numpy_dtype_promotion("standard"):
 
         def steps(factor):
             params = scale(jax.tree.map(jnp.asarray, tree), factor)

@@ -62,7 +62,7 @@ def policy_problem(
 
 
 class Trajectories(NamedTuple):
-    """`states` and `actions`, int32 [n, H]."""
+    """`states` and `actions` of n trajectories of H steps, int32 [n, H]."""
 
     states: jax.Array
     actions: jax.Array

@@ -175,10 +175,13 @@ DIFFERENCES = ("forward", "central", "central_linear", "one_sided")
 COMPARATORS = ("soba", "implicit", "unrolled")
 
 
-def relative_sigma(scheme: Scheme, z: Tree, d: Tree, dtype: Any) -> jax.Array:
-    """The sigma at which rounding and bias balance: sigma |d| is eps^(1/2) (first order) or eps^(1/3) (second order) of |z|."""
-    power = 1 / 2 if scheme.field is _forward_field else 1 / 3
-    factor = float(jnp.finfo(dtype).eps) ** power
+def balanced_factor(scheme: Scheme, dtype: Any) -> float:
+    """The relative size of sigma d at which rounding and bias balance: eps^(1/2) for differences of first order, else eps^(1/3)."""
+    return float(jnp.finfo(dtype).eps) ** (1 / 2 if scheme.field is _forward_field else 1 / 3)
+
+
+def relative_sigma(factor: Any, z: Tree, d: Tree) -> jax.Array:
+    """The sigma for which ‖sigma d‖ = factor · ‖z‖; `factor` itself while d = 0."""
     size = norm(d)
     ratio = jnp.where(size > 0, (norm(z) + 1e-3) / jnp.where(size > 0, size, 1.0), 1.0)
-    return (factor * jnp.clip(ratio, 1e-6, 1e6)).astype(dtype)
+    return (factor * jnp.clip(ratio, 1e-6, 1e6)).astype(size.dtype)

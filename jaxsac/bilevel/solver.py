@@ -14,7 +14,17 @@ from jaxsac._iterate import Certificate
 from jaxsac.bilevel.certificate import Diagnostics, Measurement, measure, run_checked
 from jaxsac.bilevel.paired import PairedOptimizer, as_paired, paired_step
 from jaxsac.bilevel.problem import Oracle, Problem, Tree, add, arrays_only, dtype_of, norm, on_arrays, original, subtract, zeros
-from jaxsac.bilevel.schemes import COMPARATORS, DIFFERENCES, SCHEMES, Scheme, cross_term, hold_direction, relative_sigma, solve_direction
+from jaxsac.bilevel.schemes import (
+    COMPARATORS,
+    DIFFERENCES,
+    SCHEMES,
+    Scheme,
+    balanced_factor,
+    cross_term,
+    hold_direction,
+    relative_sigma,
+    solve_direction,
+)
 from jaxsac.solution import Solution
 
 Sigma = Any  # a number, a schedule (step number -> sigma), or "relative"
@@ -318,7 +328,7 @@ def _sigma_now(sigma: Sigma, scheme: Scheme, state: State) -> jax.Array:
     dtype = dtype_of(state.x)
     if isinstance(sigma, str):
         _checks.choice("sigma", sigma, ("relative",))
-        return relative_sigma(scheme, state.z, scheme.first(state.d), dtype)
+        return relative_sigma(balanced_factor(scheme, dtype), state.z, scheme.first(state.d))
     if callable(sigma):
         return positive_sigma(sigma(state.num_steps), dtype)
     return positive_sigma(sigma, dtype)

@@ -63,7 +63,7 @@ def smooth_upper(x: jax.Array, y: jax.Array, data: Smooth) -> jax.Array:
 def smooth_hypergradient(data: Smooth) -> np.ndarray:
     """The implicit gradient of the smooth problem at its x, by Newton's method and a linear solve in float64 numpy."""
     curvature, linear_map, target, x = (np.asarray(part, np.float64) for part in data)
-    y = np.zeros(50)
+    y, hessian = np.zeros(50), curvature
     for _ in range(50):
         residual = curvature @ (y - linear_map @ x) + np.tanh(y)
         hessian = curvature + np.diag(1 / np.cosh(y) ** 2)
