@@ -126,7 +126,7 @@ def tuning_times(options: Options, records: int, sizes: tuple[int, ...]) -> list
 
 def dense_check(options: Options, records: int, num_actions: int) -> dict[str, Any]:
     """The gap of the returned policy from `gibbs.marginals` on all M scores of every record: no working set, no groups."""
-    if not jax.config.jax_enable_x64:
+    if options.dtype != "float64":
         return {"M": num_actions, "relative gap": NOT_RUN, "why": "needs float64"}
     _, log = simulated_log(records, num_actions, "float64")
     solution = control.fit(jax.random.key(1), log, num_actions=num_actions, budget=BUDGET)
