@@ -47,7 +47,7 @@ def strengths(axes: Any, names: Sequence[str], values: Sequence[float], *, limit
     shown = [names[index] for index in order]
     positions = np.arange(len(shown))
     axes.barh(positions, [values[index] for index in order], color=COLORS["sparse"], height=0.7)
-    axes.set_yticks(positions, [name if len(name) <= 44 else "…" + name[-43:] for name in shown], fontsize=7)
+    axes.set_yticks(positions, [name if len(name) <= 44 else f"…{name[-43:]}" for name in map(str, shown)], fontsize=7)
     axes.set_ylim(max(len(shown), 1) - 0.4, -0.6)
     axes.set_xlabel(label)
     axes.grid(axis="x", alpha=0.3)

@@ -1,7 +1,7 @@
 """Contexts to numbers: TF-IDF and a truncated SVD for texts, standardised columns for numbers. Fitted on training records, plain arrays."""
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -47,19 +47,19 @@ def fit_text(texts: list[str], size: int) -> TextFeatures:
 
     vectorizer = text_vectorizer()
     try:
-        matrix = vectorizer.fit_transform(texts)
+        vectorizer.fit(texts)
     except ValueError:  # no word occurs twice: a tiny log
-        vectorizer = text_vectorizer(min_df=1)
-        matrix = vectorizer.fit_transform(texts)
+        vectorizer = text_vectorizer(min_df=1).fit(texts)
+    matrix: Any = vectorizer.transform(texts)
     size = min(size, *(side - 1 for side in matrix.shape))
     if size < 1:
         raise LogError("the training texts hold too few different words for features: give more records, or numeric contexts.")
-    svd = TruncatedSVD(size, random_state=0).fit(matrix)
-    raw = matrix @ svd.components_.T
+    components = np.asarray(TruncatedSVD(size, random_state=0).fit(matrix).components_)
+    raw = matrix @ components.T
     center = raw.mean(axis=0)
     # One common scale: whitening the directions would blow up the noise of the small ones.
     scale = np.sqrt(np.mean((raw - center) ** 2))
-    return TextFeatures(vectorizer.get_feature_names_out().astype(str), vectorizer.idf_, svd.components_, center, np.asarray(scale or 1.0))
+    return TextFeatures(vectorizer.get_feature_names_out().astype(str), vectorizer.idf_, components, center, np.asarray(scale or 1.0))
 
 
 def transform(features: Features, contexts: list[str] | np.ndarray) -> np.ndarray:

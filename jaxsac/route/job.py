@@ -83,19 +83,12 @@ def run(log: RouteLog, options: Options = DEFAULTS, show: Show = lambda items, t
     parts = split.split(kept_log)
     full = split.catalogue(parts.training)
     subsets = split.nested_subsets(len(parts.training.sets), options.curve, options.seed)
-    curve: list[dict[str, Any]] = []
-    for subset in show(subsets, len(subsets), "training on more and more records"):
-        with _clock(times, "features"):
-            fold = _fold(parts, parts.training.take(subset), full, budget, options)
-        methods, tuning, sparse = _learn(fold, budget, options, times)
-        if len(subset) == len(parts.training.sets) and isinstance(fold.contexts, list):
-            with _clock(times, "retrieval"):
-                found, choice = _retrieval(
-                    fold, [log.tools.get(name, Tool()).description for name in fold.names], methods["popularity"], budget
-                )
-            methods, tuning = methods | found, tuning | choice
-        with _clock(times, "evaluation"):
-            curve.append({"records": len(subset), "tools": len(fold.names)} | _judge(fold, methods, budget) | {"tuning": tuning})
+    trained = [
+        _train(log, parts, subset, full, budget, options, times)
+        for subset in show(subsets, len(subsets), "training on more and more records")
+    ]
+    curve = [point for point, _, _ in trained]
+    _, fold, sparse = trained[-1]
     test_uses = [name for tools in parts.test.sets for name in tools]
     known = set(full)
     summary = {
@@ -135,6 +128,23 @@ def kept_tools(sparse: SparseFit, fold: Fold, log: RouteLog) -> list[dict[str, A
         row = {"tool": name, "strength": strength.get(tool, 0.0), "intercept": float(result.intercept[tool]), "uses": int(uses[tool])}
         rows.append(row | {"by": "context" if tool in strength else "intercept", "cost": about.cost, "family": about.family})
     return rows
+
+
+def _train(
+    log: RouteLog, parts: split.Parts, subset: np.ndarray, full: list[str], budget: int, options: Options, times: dict[str, float]
+) -> tuple[dict[str, Any], Fold, SparseFit]:
+    """All methods on the training records `subset`, judged: a point of the learning curve, and what the router is made of."""
+    with _clock(times, "features"):
+        fold = _fold(parts, parts.training.take(subset), full, budget, options)
+    methods, tuning, sparse = _learn(fold, budget, options, times)
+    if len(subset) == len(parts.training.sets) and isinstance(fold.contexts, list):
+        with _clock(times, "retrieval"):
+            descriptions = [log.tools.get(name, Tool()).description for name in fold.names]
+            found, choice = _retrieval(fold, descriptions, methods["popularity"], budget)
+        methods, tuning = methods | found, tuning | choice
+    with _clock(times, "evaluation"):
+        point = {"records": len(subset), "tools": len(fold.names)} | _judge(fold, methods, budget) | {"tuning": tuning}
+    return point, fold, sparse
 
 
 def _fold(parts: split.Parts, training: RouteLog, full: list[str], budget: int, options: Options) -> Fold:
@@ -179,11 +189,14 @@ def _learn(fold: Fold, budget: int, options: Options, times: dict[str, float]) -
 
 def _retrieval(fold: Fold, descriptions: list[str], popularity: RidgeFit, budget: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Retrieval at its best setting, alone and as a policy on top of popularity: z = scale * cosine + popularity's intercepts."""
-    assert isinstance(fold.contexts, list) and isinstance(fold.validation.contexts, list) and isinstance(fold.test.contexts, list)
+
+    def cosines_of(judged: Judged, choice: dict[str, Any]) -> np.ndarray:
+        assert isinstance(fold.contexts, list) and isinstance(judged.contexts, list)
+        return baselines.retrieval(fold.names, descriptions, fold.contexts, choice).scores(judged.contexts)
+
     tried = []
     for choice in baselines.RETRIEVAL_CHOICES:
-        retriever = baselines.retrieval(fold.names, descriptions, fold.contexts, choice)
-        cosines = retriever.scores(fold.validation.contexts)
+        cosines = cosines_of(fold.validation, choice)
         scales = {
             scale: _mean_ndcg(scale * cosines + popularity.intercept, fold.validation, budget) for scale in baselines.RETRIEVAL_SCALES
         }
@@ -192,11 +205,8 @@ def _retrieval(fold: Fold, descriptions: list[str], popularity: RidgeFit, budget
             choice | {"validation": _mean_ndcg(cosines, fold.validation, budget), "scale": scale, "with_popularity": scales[scale]}
         )
     alone, mixed = max(tried, key=lambda row: row["validation"]), max(tried, key=lambda row: row["with_popularity"])
-
-    def cosines_of(choice):
-        return baselines.retrieval(fold.names, descriptions, fold.contexts, choice).scores(fold.test.contexts)
-
-    scores = {"retrieval": cosines_of(alone), "retrieval + popularity": mixed["scale"] * cosines_of(mixed) + popularity.intercept}
+    with_popularity = mixed["scale"] * cosines_of(fold.test, mixed) + popularity.intercept
+    scores = {"retrieval": cosines_of(fold.test, alone), "retrieval + popularity": with_popularity}
     return scores, {"retrieval": tried}
 
 

@@ -92,7 +92,7 @@ def write_log(folder: str | os.PathLike[str], log: RouteLog) -> None:
 def log_lines(log: RouteLog) -> Iterator[str]:
     """The log's records as JSON lines, without line ends."""
     for context, tools, utility, group in zip(log.contexts, log.sets, log.utilities, log.groups, strict=True):
-        text = context if isinstance(context, str) else [float(number) for number in context]
+        text = context if isinstance(context, str) else np.asarray(context, float).tolist()
         yield json.dumps({"context": text, "tools": list(tools), "utility": float(utility), "group": group}, ensure_ascii=False)
 
 

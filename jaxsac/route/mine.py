@@ -51,19 +51,10 @@ PACKAGES = {
 }
 FORMAT = 1  # of the cached log: raise it when the rules above change
 
-_NO_LIBRARY = {
-    "test",
-    "tests",
-    "testing",
-    "idle_test",
-    "site-packages",
-    "dist-packages",
-    "idlelib",
-    "lib2to3",
-    "turtledemo",
-    "ensurepip",
-    "__pycache__",
-}
+_TESTS = {"test", "tests", "testing", "idle_test"}
+_APPLICATIONS = {"ensurepip", "idlelib", "turtledemo"}
+_REMOVED = {"distutils", "lib2to3"}  # gone since Python 3.12 and 3.13: without them the logs of all versions are alike
+_NO_LIBRARY = _TESTS | _APPLICATIONS | _REMOVED | {"site-packages", "dist-packages", "__pycache__"}
 _VENDORED = {"_vendor", "externals", "extern", "array_api_compat", "array_api_extra"}
 _NEVER_IMPORTED = {"antigravity", "this", "idlelib", "tkinter", "turtle"}  # importing them opens a browser, prints, or needs a display
 
@@ -155,7 +146,7 @@ def _read(source: Source) -> Module | None:
 
 def _collect(modules: dict[str, Module]) -> RouteLog:
     """Records and tools of the parsed modules: names resolved to definitions, own packages and private names left out, twins dropped."""
-    library = {name.split(".")[0] for name in modules} | set(sys.stdlib_module_names)
+    library = ({name.split(".")[0] for name in modules} | set(sys.stdlib_module_names)) - _NO_LIBRARY
     definitions: dict[str, str] = {}
     found = []
     twins = set()

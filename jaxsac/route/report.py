@@ -41,10 +41,8 @@ def draw(drawing: Any, result: Result) -> None:
     left, right = drawing.subfigures(1, 2, width_ratios=(1, 1.05))
     above, below = left.subplots(2, 1, height_ratios=(1.35, 1))
     points = summary["learning_curve"]
-    curves = {
-        name: tuple([point["methods"][name]["ndcg"][part] for point in points] for part in ("mean", "error"))
-        for name in ("dense", "sparse", "popularity")
-    }
+    scores = {name: [point["methods"][name]["ndcg"] for point in points] for name in ("dense", "sparse", "popularity")}
+    curves = {name: ([score["mean"] for score in values], [score["error"] for score in values]) for name, values in scores.items()}
     plotting.learning_curves(above, [point["records"] for point in points], curves, f"nDCG@{budget} on held-out groups")
     above.set_title(f"{summary['result']['tuning']['kept']} of {summary['result']['tools']:,} tools do it", loc="left", fontsize=11)
     methods = summary["result"]["methods"]

@@ -125,6 +125,6 @@ def _objective(theta, bias, features, chosen, support, rest, rate, ridge, budget
     background = rows.log_size_weights(bias[rest][:, None], budget)[:, 0]
     at_most = jax.lax.cumlogsumexp(background)  # sets of at most r of the other tools
     log_rest = jnp.broadcast_to(at_most[::-1, None], (budget + 1, features.shape[0]))
-    log_partition = rows.log_partition(scores, log_rest, budget)
+    log_partition = jnp.asarray(rows.log_partition(scores, log_rest, budget))
     linear = jnp.sum(jnp.where(chosen, scores, 0)) / features.shape[0] + jnp.sum(bias[rest] * rate[rest])
     return jnp.mean(log_partition) - linear + 0.5 * ridge * jnp.sum(theta**2)

@@ -92,7 +92,7 @@ def test_new_text_is_routed(finished, capsys):
     assert lines[0] == "a chart now" and lines[1].split()[0] == "draw" and lines[1].endswith("%")
     assert main(["route", "--policy", str(finished / "out" / "policy.npz"), "--json", "photo for mail"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert {row["tool"] for row in found["tools"][:2]} == {"resize", "send"}
+    assert found["tools"][0]["tool"] == "resize" and "send" in {row["tool"] for row in found["tools"]}
     assert all(0 <= row["probability"] <= 1 for row in found["tools"])
 
 
