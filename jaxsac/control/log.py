@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from jaxsac import _checks
@@ -31,6 +32,7 @@ def checked(log: Log, num_actions: int, budget: int) -> Log:
     contexts = np.asarray(log.contexts)
     if not np.issubdtype(contexts.dtype, np.floating):
         contexts = contexts.astype(np.float64)
+    contexts = contexts.astype(jax.dtypes.canonicalize_dtype(contexts.dtype))  # float32 where x64 is off, as everywhere in jax
     _checks.require(contexts.ndim == 2, f"log.contexts must have shape [T, q], got {list(contexts.shape)}.")
     records = contexts.shape[0]
     _checks.require(
