@@ -52,7 +52,7 @@ def hypergradient(
     CONVERGED: ‖field of z‖ + ‖field of d‖ + rounding ≤ tol · max(1, ‖f_y(x, z)‖), and neither diagnostic of a wrong sigma fires (see
     `Diagnostics`). `tol` defaults to 1e-6 in float64 and 1e-4 in float32. `value` has the structure of x, `stats` the diagnostics by name,
     `error`, `scale`, `sigma`, `num_steps` (of z and d together). Not differentiable by reverse mode; `argmin` is.
-    Sources: Gaur et al., arXiv 2503.17644; Kwon et al. 2023; the linearised difference: Chen et al., arXiv 2509.02937 for the family.
+    Sources: Gaur et al., arXiv 2503.17644; Kwon et al. 2023 (F2SA); the family of differences: F2SA-p, arXiv 2509.02937.
     """
     _checks.choice("difference", difference, DIFFERENCES)
     x, y = arrays_only(x, y0)

@@ -93,6 +93,9 @@ def init(problem: Problem, x0: Tree, y0: Tree, method: Method = DEFAULT, *, key:
     """The state before the first `step`: x = x0, all lower-level copies at y0 (d = 0). `key` is kept for `solve` to draw batches."""
     scheme = _scheme(method)
     x, y = arrays_only(x0, y0)
+    for project, tree in ((problem.project_x, x), (problem.project_y, y)):
+        if project is not None:
+            jax.eval_shape(on_arrays(project), tree)  # a projection of another shape is an error here, and not deep in a loop
     d = scheme.start(y)
     zero = jnp.zeros((), dtype_of(x))
     recursion = _Recursion((zeros(y), zeros(d)), (x, y, d), zeros(x), (x, y, d)) if method.variance_reduction else None
@@ -255,7 +258,7 @@ def solve(
 
     Returns a `Solution`: `value` is `Bilevel(x, y, optimistic_y)`, `stats` has the `Diagnostics` by name, `upper`, `scale`, `error`,
     `num_steps`, `sigma`. Not differentiable (a derivative of a hypergradient needs second-order products): differentiate through `argmin`.
-    Sources: Gaur et al., arXiv 2503.17644; Kwon et al. 2023 (F2SA); Chen et al., arXiv 2306.14853.
+    Sources: Gaur et al., arXiv 2503.17644; Kwon et al. 2023 (F2SA); F2BA, arXiv 2306.14853.
     """
     inner_steps = _checks.static_integer("inner_steps", inner_steps, 1)
     check_every = _checks.static_integer("check_every", check_every, 1)

@@ -222,6 +222,10 @@ def test_failures_have_a_status_and_bad_arguments_a_name():
         run(data=q, inner_steps=0)
     with pytest.raises(ValueError, match="sample needs data"):
         run(sample=lambda key, data: data)
+    with pytest.raises(ValueError, match="must return arrays like its argument"):
+        bilevel.init(QUADRATIC._replace(project_x=lambda x: x[:1]), jnp.zeros(3), jnp.zeros(4))
+    with pytest.raises(ValueError, match="variance_reduction does not go with"):
+        run(data=q, variance_reduction=True, difference="central_linear")
     with pytest.raises(ValueError, match="sample needs a key"):
         run(data=q, sample=lambda key, data: data)
     with pytest.raises(ValueError, match="inner is not linear"):
