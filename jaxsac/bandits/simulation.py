@@ -64,7 +64,7 @@ def simulate(
     done.
 
     `offer` is what each step makes available, for the step engine: an array or a pytree handed to `algorithm.act` (the arms [K, d] of
-    `lin_ucb` and `lin_ts`, the mask [d] of `adaptive_greedy`), or a function of a key that draws it anew.
+    `lin_ucb` and `lin_ts`, the mask [d] of `adaptive_greedy`), or a function of a key, defined once, that draws it anew.
 
     Batch with `jax.vmap` or `run_trials`, which the cycle engine turns into one hand-written loop over all lanes. Not differentiable:
     decisions are discrete. A NaN in theta gives NaN regret and no lock. The key is consumed.

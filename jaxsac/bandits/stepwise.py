@@ -23,6 +23,11 @@ class Ridge(NamedTuple):
     log_det: jax.Array
 
 
+def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a b in full precision: the root is updated for ever, and errors of ten bits would stay in it."""
+    return jnp.matmul(a, b, precision="highest")
+
+
 def ridge_start(dimension: int, ridge: jax.Array, dtype) -> Ridge:
     ridge = jnp.asarray(ridge).astype(dtype)
     return Ridge(jnp.eye(dimension, dtype=dtype) / jnp.sqrt(ridge), jnp.zeros(dimension, dtype), jnp.zeros((), dtype))
@@ -30,7 +35,7 @@ def ridge_start(dimension: int, ridge: jax.Array, dtype) -> Ridge:
 
 def ridge_update(state: Ridge, x: jax.Array, reward: jax.Array) -> Ridge:
     """One observation in O(d^2): (V + x x')^-1 = R (I - w w' / (1 + w'w)) R' with w = R'x, I - g w w' a root of the middle."""
-    w = x @ state.root
+    w = _product(x, state.root)
     size = jnp.sum(w**2)
     back = jnp.sum(state.root * w[None, :], axis=1)
     theta = state.theta + back * ((jnp.asarray(reward).astype(x.dtype) - jnp.sum(x * state.theta)) / (1.0 + size))
@@ -71,7 +76,7 @@ class LinUCB(_Stepwise):
     """Built by `lin_ucb`."""
 
     def act(self, state: Ridge, offer: jax.Array) -> jax.Array:
-        index = offer @ state.theta + self.width(state) * jnp.sqrt(jnp.sum((offer @ state.root) ** 2, axis=1))
+        index = _product(offer, state.theta) + self.width(state) * jnp.sqrt(jnp.sum(_product(offer, state.root) ** 2, axis=1))
         return offer[jnp.argmax(index)]
 
     def benchmark(self, theta, offer, benchmark: str, alpha) -> jax.Array:
@@ -98,7 +103,7 @@ class LinTS(_Stepwise):
         fit = state.ridge
         normal = jax.random.normal(jax.random.fold_in(state.key, state.step), fit.theta.shape, fit.theta.dtype)
         drawn = fit.theta + jnp.asarray(self.sigma).astype(fit.theta.dtype) * jnp.sum(fit.root * normal[None, :], axis=1)
-        return offer[jnp.argmax(offer @ drawn)]
+        return offer[jnp.argmax(_product(offer, drawn))]
 
     def update(self, state: ThompsonState, action: jax.Array, reward: jax.Array, offer: Any = None) -> ThompsonState:
         return ThompsonState(ridge_update(state.ridge, action, reward), state.key, state.step + 1)
@@ -111,7 +116,7 @@ class LinTS(_Stepwise):
 
 
 def _best_arm(theta, offer, benchmark, alpha):
-    best = jnp.max(offer @ theta)
+    best = jnp.max(_product(offer, theta))
     return alpha * best if benchmark == "alpha" else best
 
 
@@ -146,10 +151,10 @@ class OptimisticGreedy(_OnSet, _Stepwise):
         width, axes = self.width(state), jnp.eye(state.theta.shape[0], dtype=state.theta.dtype)
 
         def index(x):
-            return jnp.sum(state.theta * x) + width * jnp.sqrt(jnp.sum((x @ state.root) ** 2))
+            return jnp.sum(state.theta * x) + width * jnp.sqrt(jnp.sum(_product(x, state.root) ** 2))
 
         def climb(x, _):
-            back = x @ state.root
+            back = _product(x, state.root)
             size = jnp.sqrt(jnp.sum(back**2))
             slope = state.theta + width * jnp.sum(state.root * back[None, :], axis=1) / jnp.where(size > 0, size, 1.0)
             return self.choose(slope, offer)[1], None
