@@ -82,8 +82,6 @@ def against_quantecon(options: Options) -> list[dict[str, Any]]:
 def sweeps(options: Options) -> list[dict[str, Any]]:
     sizes = ((4, 6, 0.9),) if options.smoke else ((5, 10, 0.9), (5, 20, 0.9), (5, 20, 0.999), (5, 30, 0.9), (4, 40, 0.9))
     rates = measured_rates(options.dtype, smoke=options.smoke)
-    product = next(rate for name, rate in rates.items() if "GFLOP" in name)
-    copy = next(rate for name, rate in rates.items() if "cop" in name.lower())
     rows = []
     for L, k, discount in options.progress(sizes, "sweeps"):
         model = model_of(problems.random(0, num_local=L, discount=discount), options)
@@ -104,8 +102,8 @@ def sweeps(options: Options) -> list[dict[str, Any]]:
                 "sweeps": steps,
                 "solve s": timing.minimum,
                 "ms a sweep": 1e3 * timing.minimum / steps,
-                "flop floor ms": 2 * L * (L - 1) * math.comb(k + L, L) * columns / product / 1e6,
-                "byte floor ms": 4 * L * (L - 1) * N * columns * item / copy / 1e6,
+                "flop floor ms": 2 * L * (L - 1) * math.comb(k + L, L) * columns / rates["gemm_gflop_per_s"] / 1e6,
+                "byte floor ms": 4 * L * (L - 1) * N * columns * item / rates["copy_gb_per_s"] / 1e6,
                 "first call s": timing.first_call,
                 "operator error": float(solution.stats["operator_error"]),
                 "certified": int(solution.status) == 0,
