@@ -83,9 +83,10 @@ def simulate(
     choice("engine", engine, ("auto", "cycle", "step"))
     choice("benchmark", benchmark, ("optimal", "greedy", "alpha"))
     phased = isinstance(algorithm, Phased)
+    require(not phased or offer is None, "phased algorithms play a fixed set: leave offer out, or use adaptive_greedy.")
     if engine == "auto":
-        engine = "cycle" if phased and offer is None else "step"
-    require(engine == "step" or (phased and offer is None), "the cycle engine runs phased algorithms on a fixed set: use engine='step'.")
+        engine = "cycle" if phased else "step"
+    require(engine == "step" or phased, "the cycle engine runs phased algorithms: use engine='step'.")
     if draws == "support":
         require(engine == "cycle" and noise == "gaussian", "draws='support' needs the cycle engine and Gaussian noise: use draws='all'.")
         require(

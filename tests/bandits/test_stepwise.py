@@ -113,3 +113,6 @@ def test_mistakes_are_named():
         bandits.lin_ucb(sigma=0.1, ridge=0.0)
     with pytest.raises(ValueError, match="engine='step'"):
         bandits.simulate(jax.random.key(0), bandits.lin_ucb(sigma=0.1), jnp.ones(D), sigma=0.1, horizon=5, engine="cycle")
+    with pytest.raises(ValueError, match="adaptive_greedy"):
+        phased = bandits.phased_greedy(bandits.Ball(), sparsity=2)
+        bandits.simulate(jax.random.key(0), phased, jnp.ones(D), sigma=0.1, horizon=5, offer=jnp.ones(D, bool))
