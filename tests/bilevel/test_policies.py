@@ -232,21 +232,31 @@ def test_sampled_returns_have_the_exact_gradients():
 
 
 @pytest.mark.slow
-def test_a_sampled_run_approaches_the_optimum(tangent):
-    problem = bilevel.sampled_policy_problem(model, sampled_leader)
+def test_a_sampled_run_finds_the_optimum_of_the_bandit():
+    """600 outer steps from 256 pulls each, both levels sampled and reweighted, against the closed form."""
+    bed = bilevel_rl.bandit_bed(3, dtype=jnp.float64)
+    mdp = bilevel.MDP(bed.transition, bed.initial, bed.discount)
+
+    def upper(x, log_probs, uniforms):
+        return -bilevel.sampled_return(uniforms, mdp, bed.leader_reward, log_probs) + 0.5 * jnp.sum(x**2)
+
+    @jax.jit
+    def objective(x):
+        return -jnp.sum(jax.nn.softmax(bed.reward(x) / bed.temperature, axis=1) * bed.leader_reward) + 0.5 * jnp.sum(x**2)
+
+    problem = bilevel.sampled_policy_problem(lambda x: (mdp, bed.reward(x)), upper)
     method = bilevel.Method(inner=optax.sgd(0.5), outer=optax.sgd(0.02), inner_steps=2)
-    state = bilevel.init(problem, BED.x, tangent[0], method)
+    start = jnp.asarray([1.0, -1.0, 1.0])
 
     def advance(state, key):
-        batch = (jax.random.uniform(key, (64, 60), jnp.float64), BED.temperature)
-        state, _ = bilevel.step(problem, state, method, sigma=0.02, batch=batch)
-        return state, None
+        batch = (jax.random.uniform(key, (256, 2), jnp.float64), bed.temperature)
+        return bilevel.step(problem, state, method, sigma=0.02, batch=batch)[0], None
 
-    state = jax.jit(lambda s: jax.lax.scan(advance, s, jax.random.split(jax.random.key(0), 400))[0])(state)
-    objective = jax.jit(lambda x: exact_objective(model, leader, x, BED.temperature))
-    best = minimize(objective, np.asarray(BED.x), jac=jax.jit(jax.grad(objective)))
-    gap = [float(objective(x) - best.fun) for x in (BED.x, state.x)]
-    assert gap[1] < 0.1 * gap[0], gap
+    state = bilevel.init(problem, start, jnp.zeros((1, 3)), method)
+    state = jax.jit(lambda s: jax.lax.scan(advance, s, jax.random.split(jax.random.key(0), 600))[0])(state)
+    best = minimize(objective, np.asarray(start), jac=jax.jit(jax.grad(objective)))
+    gaps = [float(objective(x) - best.fun) for x in (start, state.x)]
+    assert gaps[0] > 0.5 and gaps[1] < 2e-3, gaps
 
 
 @pytest.mark.slow

@@ -54,7 +54,7 @@ def test_cleaning_finds_the_corrupted_digits():
     assert np.mean(weights[~wrong][:, None] > weights[wrong][None, :]) > 0.95
 
     def accuracy(coef):
-        return float(jnp.mean(jnp.argmax(data.test @ coef, axis=1) == data.test_targets))
+        return float(jnp.mean(jnp.argmax(data.test @ coef, axis=1).astype(jnp.int32) == data.test_targets))
 
     plain = bilevel.argmin(lambda x, y: problems.cleaning_lower(x, y, data), y0)(x0)
     assert accuracy(solution.value.y) > accuracy(plain) + 0.02
