@@ -213,21 +213,21 @@ def test_constraints_on_y():
 
 
 def test_no_false_certificates_over_many_problems():
-    """500 random problems of mixed conditioning in float32, certified ones recomputed in float64: no residual above the tolerance."""
+    """800 random problems of mixed conditioning in float32, certified ones recomputed in float64: no residual above the tolerance."""
 
     def problem(key):
         keys = jax.random.split(key, 8)
         q = quadratic(0, jnp.float32)
         noise = jax.tree.unflatten(jax.tree.structure(q), list(keys[:7]))
         q = jax.tree.map(lambda part, k: jax.random.normal(k, part.shape, part.dtype), q, noise)
-        small = 10.0 ** jax.random.uniform(keys[7], (), jnp.float32, -4, 0)
+        small = 10.0 ** jax.random.uniform(keys[7], (), jnp.float32, -3, 1)
         return q._replace(A=q.A @ q.A.T + small * jnp.eye(4, dtype=jnp.float32), F=q.F @ q.F.T)
 
-    qs = jax.vmap(problem)(jax.random.split(jax.random.key(0), 500))
+    qs = jax.vmap(problem)(jax.random.split(jax.random.key(0), 800))
     run = jax.jit(jax.vmap(lambda q: bilevel.hypergradient(QUADRATIC, jnp.ones(3, jnp.float32), jnp.zeros(4, jnp.float32), data=q)))
     solution = run(qs)
     certified = np.asarray(solution.status) == Status.CONVERGED
-    assert 100 < certified.sum() < 500  # the rest are honest about it
+    assert 100 < certified.sum() < 800  # the rest are honest about it
     q = jax.tree.map(lambda part: np.asarray(part, np.float64)[certified], qs)
     z, d = (np.asarray(part, np.float64)[certified] for part in solution.state)
     residual_z = np.linalg.norm(np.einsum("nij,nj->ni", q.A, z) + q.a + q.C.sum(1), axis=1)
