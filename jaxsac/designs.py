@@ -1,6 +1,7 @@
 """Designs: linear maps from coefficients [p] to predictions, as a record of two products. None builds a matrix it does not need.
 
-A design has `num_coefficients`, `prediction_shape` ((T,) or (T, M)), `predict(coef)` and its transpose `adjoint(residual)`.
+A design has `num_coefficients`, `prediction_shape` ((T,) or (T, M)), `predict(coef)`, its transpose `adjoint(residual)`, and
+`column_squares(weights)`, Σ_t weights_t x_tj² for each column of what it stores, by which rounding errors are bounded.
 """
 
 from collections.abc import Callable
@@ -34,6 +35,8 @@ class Design(Protocol):
 
     def adjoint(self, residual: jax.Array) -> jax.Array: ...
 
+    def column_squares(self, weights: jax.Array) -> jax.Array: ...
+
 
 class Dense(eqx.Module):
     """predict(b) = X b for a matrix X [T, p]."""
@@ -59,6 +62,9 @@ class Dense(eqx.Module):
     def adjoint(self, residual: jax.Array) -> jax.Array:
         """X' r, [p], written r X: the other order copies the transpose on CPUs."""
         return jnp.dot(residual, self.matrix, precision=_HIGHEST)
+
+    def column_squares(self, weights: jax.Array) -> jax.Array:
+        return jnp.sum(weights[:, None] * self.matrix * self.matrix, axis=0)  # a reduction, so that X² is not stored
 
 
 class BudgetedChoice(eqx.Module):
@@ -95,9 +101,14 @@ class BudgetedChoice(eqx.Module):
 
     def adjoint(self, residual: jax.Array) -> jax.Array:
         """Σ_{t : j ∈ a_t} r_t ψ_t for every action j, [M q]."""
-        pulled = residual[:, None] * self.features
+        return self._scatter(residual[:, None] * self.features)
+
+    def column_squares(self, weights: jax.Array) -> jax.Array:
+        return self._scatter(weights[:, None] * self.features**2)
+
+    def _scatter(self, pulled: jax.Array) -> jax.Array:
         rows = jnp.broadcast_to(pulled[:, None, :], (*self.actions.shape, self.features.shape[1]))
-        sums = jnp.zeros((self.num_actions, self.features.shape[1]), residual.dtype).at[self._rows].add(rows, mode="drop")
+        sums = jnp.zeros((self.num_actions, self.features.shape[1]), pulled.dtype).at[self._rows].add(rows, mode="drop")
         return sums.reshape(-1)
 
 
@@ -135,6 +146,10 @@ class MultiOutput(eqx.Module):
         order = "tm,tq->mq" if self.by == "output" else "tm,tq->qm"
         return jnp.einsum(order, residual, self.features, precision=_HIGHEST).reshape(-1)
 
+    def column_squares(self, weights: jax.Array) -> jax.Array:
+        squares = jnp.sum(weights[:, None] * self.features**2, axis=0)
+        return jnp.tile(squares, self.num_outputs) if self.by == "output" else jnp.repeat(squares, self.num_outputs)
+
 
 class Centred(eqx.Module):
     """Another design minus its weighted mean over samples: what remains of it beside a free intercept.
@@ -168,6 +183,9 @@ class Centred(eqx.Module):
     def adjoint(self, residual: jax.Array) -> jax.Array:
         shares = self.shares.reshape((-1,) + (1,) * (residual.ndim - 1))
         return self.design.adjoint(residual - shares * jnp.sum(residual, axis=0, keepdims=True))
+
+    def column_squares(self, weights: jax.Array) -> jax.Array:
+        return self.design.column_squares(weights)
 
 
 def dense(matrix: Any) -> Dense:

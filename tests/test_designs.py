@@ -78,12 +78,26 @@ def test_squared_norm_is_the_largest_singular_value(name):
     assert designs.squared_norm(design, jnp.zeros(T)) == 0
 
 
+@every_design
+def test_column_squares_are_those_of_the_columns_as_stored(name):
+    build, matrix = CASES[name]
+    matrix = DENSE if name == "centred" else matrix  # rounding is that of the columns before their mean is taken off
+    repeated = np.repeat(WEIGHTS, matrix.shape[0] // T)
+    squares = build(jnp.float64).column_squares(jnp.asarray(WEIGHTS))
+    # a row that lists an action twice counts its entries apart
+    expected = repeated @ matrix**2
+    if name == "budgeted choice":
+        expected = expected - np.where(np.arange(M * Q) // Q == 3, 2 * WEIGHTS[8] * np.tile(PSI[8] ** 2, M), 0)
+    np.testing.assert_allclose(squares, expected, rtol=1e-12)
+
+
 def test_memory_of_the_choice_design_does_not_grow_with_its_matrix():
     """A million actions: nothing in the compiled products is as large as T x M."""
     million = 1_000_000
     design = designs.budgeted_choice(RNG.integers(0, million, (50, 4)), RNG.normal(size=(50, 2)), million)
-    for function, argument in ((design.predict, jnp.ones(2 * million)), (design.adjoint, jnp.ones(50))):
-        memory = jax.jit(function).lower(argument).compile().memory_analysis()
+    products = ((lambda d, b: d.predict(b), jnp.ones(2 * million)), (lambda d, r: d.adjoint(r), jnp.ones(50)))
+    for function, argument in products:
+        memory = jax.jit(function).lower(design, argument).compile().memory_analysis()
         assert memory.temp_size_in_bytes < 8 * 2 * million * 3
 
 

@@ -87,7 +87,7 @@ def test_dual_values_are_lower_bounds_and_tight_at_one(name, scale):
     dual = jnp.sum(C * loss.dual_per_sample(z, y, penalised, jnp.asarray(scale))) / T
     rho = loss.negative_gradient(z, y, C)
     shape = (200, *z.shape)
-    cloud = jnp.concatenate([z + size * jnp.asarray(RNG.normal(size=shape)) for size in (1e-3, 0.3, 3.0)])
+    cloud = jnp.concatenate([z[None] + size * jnp.asarray(RNG.normal(size=shape)) for size in (1e-3, 0.3, 3.0)])
     values = jax.vmap(lambda u: loss.value(u, y, C) + scale * jnp.sum(rho * (u - z + penalised)))(cloud)
     assert float(dual) <= float(jnp.min(values)) + 1e-10
     if scale == 1.0:
@@ -131,7 +131,7 @@ def test_float32_and_extreme_predictions_stay_finite(name):
 
 
 def test_an_unavailable_output_takes_no_part():
-    offset = jnp.asarray([0.0, -jnp.inf, 0.0, 0.0])
+    offset = jnp.asarray([[0.0, -jnp.inf, 0.0, 0.0]])
     for name in ("multinomial", "gibbs"):
         loss, z, _ = CASES[name]
         y = jnp.asarray([0], jnp.int32) if name == "multinomial" else jnp.asarray([[0, 2]], jnp.int32)

@@ -35,11 +35,12 @@ class Iterate(NamedTuple):
 
 
 class Curvature(NamedTuple):
-    """Lipschitz constants of the gradient in the coefficients and in the intercept, and ‖C^½ X‖₂."""
+    """Lipschitz constants of the gradient in the coefficients and in the intercept, ‖C^½ X‖₂, and ‖C^½ x_j‖ for each column [p]."""
 
     coef: jax.Array
     intercept: jax.Array
     norm: jax.Array
+    columns: jax.Array
 
 
 def measure_curvature(problem: Problem, null: jax.Array) -> Curvature:
@@ -61,7 +62,8 @@ def measure_curvature(problem: Problem, null: jax.Array) -> Curvature:
     def positive(number):
         return jnp.where(number == 0, 1.0, _MARGIN * number)
 
-    return Curvature(positive(of_coef), positive(of_intercept), norm)
+    columns = jnp.sqrt(problem.design.column_squares(problem.sample_weight))
+    return Curvature(positive(of_coef), positive(of_intercept), norm, columns)
 
 
 def begin(problem: Problem, state: State) -> Iterate:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxsac.group_lasso.problem import Coefficients, Problem, when
+from jaxsac.group_lasso.rounding import sizes
 
 _MAX_CG_STEPS = 100
 
@@ -32,14 +33,14 @@ def fit_free(
     predictions: jax.Array,
     free: jax.Array,
     *,
-    norm: jax.Array,
+    columns: jax.Array,
     target: jax.Array,
     max_steps: int,
     max_halvings: int = 0,
 ) -> FreeFit:
     """Minimise F over the intercept and over the coefficients marked in `free` [p], starting at `point`.
 
-    `norm` is ‖C^½ X‖₂. Ends when a Newton step promises less than `target`, or after `max_steps`. A step that does not lower F is
+    `columns` are ‖C^½ x_j‖ [p]. Ends when a Newton step promises less than `target`, or after `max_steps`. A step that does not lower F is
     halved up to `max_halvings` times, then refused. `remaining` is that promise, the squared Newton decrement;
     where conjugate gradients could not solve for the step it is the whole objective. Costs nothing where nothing is free.
     """
@@ -47,14 +48,15 @@ def fit_free(
     mask = free.astype(predictions.dtype)
     eps = jnp.finfo(predictions.dtype).eps
 
-    def column_step(residual, at):
+    def column_step(fit, residual):
+        at = fit.predictions
+
         def product(v):
             return mask * problem.design.adjoint(problem.curvature_product(at, problem.design.predict(mask * v)))
 
         gradient = mask * problem.design.adjoint(residual)
         # What rounding leaves of a gradient that should vanish; below it there is nothing to solve.
-        slope = problem.loss.descent(problem.offset + at, problem.y)
-        floor = 32.0 * eps * norm * problem.weighted_norm(slope) / problem.num_samples
+        floor = eps * jnp.sqrt(jnp.sum((mask * columns) ** 2)) * sizes(problem, fit.point, at, columns).residual
         step, solved = _conjugate_gradient(product, gradient, floor)
         return Coefficients(step, jnp.zeros_like(point.intercept)), jnp.vdot(gradient, step), solved
 
@@ -75,7 +77,7 @@ def fit_free(
         fit = carry.fit
         residual = problem.residual(fit.predictions)
         nothing = (Coefficients(jnp.zeros_like(point.coef), jnp.zeros_like(point.intercept)), jnp.zeros_like(target), jnp.asarray(True))
-        direction, promise, solved = when(any_free, lambda: column_step(residual, fit.predictions), nothing)
+        direction, promise, solved = when(any_free, lambda: column_step(fit, residual), nothing)
         if problem.intercept:
             shift, gain = intercept_step(residual, fit.predictions)
             direction, promise = Coefficients(direction.coef, shift), promise + gain

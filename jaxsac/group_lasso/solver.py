@@ -167,19 +167,19 @@ def _step_limit(max_steps: Any) -> jax.Array:
     return jnp.asarray(max_steps, jnp.int32)
 
 
-def _fit_null(problem: Problem, norm: jax.Array) -> tuple[Coefficients, jax.Array]:
+def _fit_null(problem: Problem, columns: jax.Array) -> tuple[Coefficients, jax.Array]:
     """The model with zero for everything penalised (w_g > 0), and its predictions."""
     zeros = problem.zeros()
     predictions = jnp.zeros_like(problem.offset)
     target = 4.0 * jnp.finfo(predictions.dtype).eps ** 2 * problem.smooth_value(predictions)
     free = problem.groups.spread(problem.weights == 0)
-    fit = fit_free(problem, zeros, predictions, free, norm=norm, target=target, max_steps=_NULL_STEPS, max_halvings=_NULL_HALVINGS)
+    fit = fit_free(problem, zeros, predictions, free, columns=columns, target=target, max_steps=_NULL_STEPS, max_halvings=_NULL_HALVINGS)
     return fit.point, fit.predictions
 
 
 def _set_up(problem: Problem) -> _Setup:
     curvature = measure_curvature(problem, jnp.zeros_like(problem.offset))
-    null, predictions = _fit_null(problem, curvature.norm)
+    null, predictions = _fit_null(problem, curvature.columns)
     # A null model that fits exactly leaves rounding for an objective: the scale stays above the rounding of the data.
     eps = jnp.finfo(predictions.dtype).eps
     scale = problem.smooth_value(predictions) + eps * problem.smooth_value(jnp.zeros_like(predictions))
@@ -189,10 +189,10 @@ def _set_up(problem: Problem) -> _Setup:
 def _run(problem: Problem, setup: _Setup, tol: jax.Array, max_steps: jax.Array, state: State):
     """The loop from a state in centred coordinates; nothing here is differentiated."""
     # The refit's gradient counts to the first order: its square, not the decrease itself, is to be small beside the tolerance.
-    target = (0.02 * tol) ** 2 * setup.scale
+    target = (0.002 * tol) ** 2 * setup.scale
 
     def certify(at) -> Certificate:
-        return duality_gap(problem, at.point, norm=setup.curvature.norm, scale=setup.scale, target=target)
+        return duality_gap(problem, at.point, columns=setup.curvature.columns, scale=setup.scale, target=target)
 
     return iterate(
         functools.partial(fista_step, problem, setup.curvature),
@@ -245,8 +245,7 @@ def _solve(problem: Problem, tol: jax.Array, max_steps: jax.Array, state: State 
 @jax.jit
 def _lam_max(problem: Problem) -> jax.Array:
     still = lax.stop_gradient(problem)
-    norm = measure_curvature(still, jnp.zeros_like(problem.offset)).norm
-    null, _ = _fit_null(still, norm)
+    null, _ = _fit_null(still, jnp.sqrt(still.design.column_squares(still.sample_weight)))
     null_problem = _replace_lam(problem, jnp.zeros_like(problem.lam))
     return _largest_pull(null_problem, null)
 

@@ -1,0 +1,33 @@
+"""adelie on group-lasso problems without intercept, weight 1 for every group. `tols` are its change criterion, not a duality gap."""
+
+import numpy as np
+from exchange import seconds, serve
+
+
+def answer(arrays, settings):
+    import adelie
+
+    problems = [(np.asfortranarray(X), y) for X, y in zip(arrays["X"], arrays["y"], strict=True)]
+    size, loss, threads = settings["group_size"], settings["loss"], settings["threads"]
+    starts = np.arange(0, problems[0][0].shape[1], size)
+
+    def fit(X, y, lams, tol):
+        glm = adelie.glm.gaussian(y=y) if loss == "squared" else adelie.glm.binomial(y=(y > 0).astype(float))
+        state = adelie.grpnet(
+            X, glm, groups=starts, penalty=np.ones(starts.size), lmda_path=lams, intercept=False, early_exit=False, tol=tol, irls_tol=tol,
+            n_threads=threads, progress_bar=False,
+        )  # fmt: skip
+        return state.betas.toarray()
+
+    coefs, times = [], []
+    for tol in settings["tols"]:
+
+        def solve(tol=tol):
+            return [fit(X, y, lams, tol) for (X, y), lams in zip(problems, arrays["lams"], strict=True)]
+
+        coefs.append(solve())
+        times.append(seconds(solve, min_repeats=7, min_seconds=settings["min_seconds"]))
+    return {"coef": np.asarray(coefs)}, {"seconds": times, "version": adelie.__version__}
+
+
+serve(answer)

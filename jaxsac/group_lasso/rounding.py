@@ -1,0 +1,37 @@
+"""How large the numbers are whose rounding enters a certificate; multiply by the dtype's eps."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxsac.group_lasso.problem import Coefficients, Problem
+
+
+class Sizes(NamedTuple):
+    """Errors per unit of eps. `residual`: of C^-½ ρ, so that the product of a column with ρ is off by ‖C^½ x_j‖ times it. `value`: of F."""
+
+    residual: jax.Array
+    value: jax.Array
+
+
+def sizes(problem: Problem, point: Coefficients, predictions: jax.Array, columns: jax.Array) -> Sizes:
+    """A prediction is off by about (Σ_j x_tj² b_j²)^½ + |z_t|, ρ by its own size and by its curvature times that, F by ρ' δz and its terms.
+
+    `columns` are ‖C^½ x_j‖ [p] of the columns as stored. Errors are taken as independent, as in any long sum.
+    """
+    z = problem.offset + predictions
+    slope = problem.weighted_norm(problem.loss.descent(z, problem.y))
+    moved = jnp.sqrt(jnp.sum((columns * point.coef) ** 2)) + problem.weighted_norm(jnp.where(jnp.isfinite(z), z, 0.0))
+    cancelled = jnp.sum(problem.sample_weight * problem.loss.magnitude(z, problem.y))
+    residual = (slope + _mean_curvature(problem, predictions) * moved) / problem.num_samples
+    return Sizes(residual, (slope * moved + cancelled) / problem.num_samples)
+
+
+def _mean_curvature(problem: Problem, predictions: jax.Array) -> jax.Array:
+    """The mean of ℓ'' over records, or its bound where outputs interact."""
+    if predictions.ndim > 1 and problem.loss.curvature is not None:
+        return jnp.asarray(problem.loss.curvature, predictions.dtype)
+    total = jnp.sum(problem.sample_weight)
+    curvatures = problem.curvature_product(predictions, jnp.ones_like(predictions))
+    return problem.num_samples * jnp.sum(curvatures) / jnp.where(total == 0, 1.0, total)
