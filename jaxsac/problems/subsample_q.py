@@ -33,8 +33,8 @@ def random(
 def mode_tracking(num_modes: int = 3, discount: float = 0.9, switching_cost: float = 0.05) -> GlobalLocal:
     """The global agent wants to be in the mode where most agents are, and is rewarded by their share.
 
-    Action a leads to mode a with the chance 1 - 0.05 (L-1); agents stay with probability 0.9 or jump anywhere. The gap of the policy that
-    samples k falls about as k^(-1/2): a majority is what a sample estimates.
+    Action a leads to mode a with the chance 1 - 0.05 (L-1); agents stay with probability 0.9 or jump anywhere. A policy that samples
+    k guesses the majority from k agents, so every k < n loses something.
     """
     L = num_modes
     arrive = np.full((L, L), 0.05) + (1 - 0.05 * L) * np.eye(L)

@@ -36,7 +36,7 @@ def learn(
     step 1 / (1 + (1-discount) t); that has no fixed point and ends as MAX_STEPS. share_local=True uses the same local draws for every
     action (unbiased). The distance from the exact table falls as m^(-1/2); `value.bounds` are the trivial ±max|r|/(1-discount).
     int32 draws take 4 G N A m bytes. Not differentiable: the draws jump with the transitions; use `solve`.
-    The key is consumed. Source: arXiv 2403.00222, equation 10 and algorithm 1.
+    The key is consumed. Source: arXiv 2403.00222, algorithm 1.
     """
     k = static_integer("k", k, 1)
     m = static_integer("num_samples", num_samples, 1)

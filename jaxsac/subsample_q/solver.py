@@ -116,7 +116,7 @@ def solve(
     is kept fixed, ties are averaged); local transitions need a plan or the dense form, and where rows of a kernel are equal or dependent
     only the dense form gives their derivative. The average criterion gives none.
     Bad input: ValueError for k < 1, discount = 1 without "average" and tables beyond memory; traced discounts outside [0, 1) end NONFINITE
-    or MAX_STEPS. Source: arXiv 2403.00222, equation 9 and algorithm 1 (m → ∞); bounds: MacQueen 1966; Puterman 1994, sections 6.6 and 8.5.
+    or MAX_STEPS. Source: arXiv 2403.00222, algorithm 1 (m → ∞); bounds: MacQueen 1966; Puterman 1994, sections 6.6 and 8.5.
     """
     k = static_integer("k", k, 1)
     choice("criterion", criterion, ("discounted", "average"))
@@ -185,7 +185,7 @@ def _solve(model, plan, tol, max_steps, evaluation_sweeps, initial, *, criterion
 
 
 def _krylov(matvec: Callable[[Any], Any], right_side: Any) -> Any:
-    """Solve the linearised fixed-point equation, (discount P_π - I) x = right side, to 1e-3 of the square root of the precision."""
+    """Solve the linearised fixed-point equation, (discount P_π - I) x = right side, to 1,000 ulp of the right side."""
     eps = float(jnp.finfo(right_side.dtype).eps)
     return jax.scipy.sparse.linalg.gmres(matvec, right_side, tol=1e3 * eps, atol=0.0, restart=20, maxiter=100, solve_method="batched")[0]
 
