@@ -34,7 +34,7 @@ def mode_tracking(num_modes: int = 3, discount: float = 0.9, switching_cost: flo
     """The global agent wants to be in the mode where most agents are, and is rewarded by their share.
 
     Action a leads to mode a with the chance 1 - 0.05 (L-1); agents stay with probability 0.9 or jump anywhere. A policy that samples
-    k guesses the majority from k agents, so every k < n loses something.
+    k guesses the majority from k agents, so k < n can lose.
     """
     L = num_modes
     arrive = np.full((L, L), 0.05) + (1 - 0.05 * L) * np.eye(L)
