@@ -12,10 +12,11 @@ from jaxsac import Status, bilevel
 from jaxsac.problems import bilevel as problems
 
 SLOW = pytest.mark.slow
-DIFFERENCES = ["forward", "central", "central_linear", "one_sided"]
 
 
-@pytest.mark.parametrize("difference", DIFFERENCES)
+@pytest.mark.parametrize(
+    "difference", ["forward", "central_linear", pytest.param("central", marks=SLOW), pytest.param("one_sided", marks=SLOW)]
+)
 def test_quadratics_have_a_closed_form_at_every_sigma(difference):
     for seed, sigma in ((0, 0.1), (1, 0.01), (2, 0.3)):
         q = quadratic(seed, jnp.float64)
@@ -82,6 +83,7 @@ def test_paired_truncation_has_the_same_error_at_every_sigma(implicit):
     assert max(errors) / min(errors) < 1.01 and errors[0] < 0.5
 
 
+@SLOW
 def test_linear_and_adaptive_inner_optimisers_find_the_same():
     q, x = quadratic(0, jnp.float64), jnp.ones(3)
     expected = penalty_gradients(jax.tree.map(np.asarray, q), np.ones(3), 1.0)["central_linear"]
@@ -99,6 +101,7 @@ def test_an_optimiser_that_breaks_pairing_is_an_error():
         bilevel.init(QUADRATIC, jnp.zeros(3), jnp.zeros(4), bilevel.Method(inner=inner))
 
 
+@SLOW
 def test_cancellation_free_differences_are_opt_in():
     """In float32 with a tiny sigma only a difference without cancellation is any good."""
     data = problems.smooth(jnp.float32)

@@ -68,7 +68,7 @@ def test_soft_solve_names_bad_arguments():
     assert bilevel.soft_solve(MDP, broken, 0.5).status == Status.NONFINITE
 
 
-@pytest.mark.parametrize("penalty", ["value", "bellman"])
+@pytest.mark.parametrize("penalty", ["value", pytest.param("bellman", marks=pytest.mark.slow)])
 def test_the_tabular_hypergradient(penalty):
     exact = jax.jit(jax.grad(lambda x: exact_objective(model, leader, x, BED.temperature)))(BED.x)
     problem = bilevel.policy_problem(model, leader, penalty=penalty)
@@ -103,6 +103,7 @@ def test_the_bandit_in_closed_form():
     np.testing.assert_allclose(run.value.x, best.x, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_potential_based_shaping_changes_nothing():
     """The best policy does not move, so the cross term is zero at every sigma; the naive difference would see value changes."""
     features = bilevel_rl.shaping_features(BED.transition, BED.discount, jnp.asarray(np.random.default_rng(0).normal(size=(8, 3))))
@@ -112,6 +113,7 @@ def test_potential_based_shaping_changes_nothing():
         assert np.abs(h.value).max() < 1e-7
 
 
+@pytest.mark.slow
 def test_preferences_and_controlled_dynamics():
     """Bradley-Terry preferences over enumerated segments, and a leader who moves the dynamics: exact sums on both sides."""
     small = bilevel_rl.random_reward_bed(2, 2, 3, dtype=jnp.float64)
@@ -207,6 +209,7 @@ def test_one_reweighted_batch_beats_independent_trajectories_and_has_no_bias(tan
     assert bias < 3 * spread[1] / np.sqrt(N), (bias, spread)
 
 
+@pytest.mark.slow
 def test_sampled_returns_have_the_exact_gradients():
     """Value, policy gradient, reward gradient and the score of the dynamics, each component within 4 standard errors."""
     game = bilevel_rl.stackelberg(2, 3, 2, dtype=jnp.float64)

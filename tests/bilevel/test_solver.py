@@ -18,7 +18,10 @@ OUTER, INNER = optax.sgd(0.05), optax.sgd(0.3)
 EXACT = {"forward": 2e-2, "central": 1e-3, "central_linear": 1e-5, "one_sided": 1e-3, "soba": 1e-5, "implicit": 1e-5}
 
 
-@pytest.mark.parametrize("difference", EXACT)
+FAST = ("forward", "central_linear", "soba")
+
+
+@pytest.mark.parametrize("difference", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in EXACT])
 def test_every_difference_and_comparator_finds_the_optimum(difference):
     q = quadratic(3, jnp.float64)
     solution = bilevel.solve(
@@ -38,6 +41,7 @@ def test_every_difference_and_comparator_finds_the_optimum(difference):
     np.testing.assert_allclose(q.A @ solution.value.y + q.a + q.C.T @ solution.value.x, 0, atol=1e-1 if difference == "central" else 1e-5)
 
 
+@pytest.mark.slow
 def test_unrolling_is_the_comparator_with_a_truncation_bias():
     run = functools.partial(
         bilevel.solve, SCALAR, 0.0, 0.0, difference="unrolled", outer=optax.sgd(0.3), inner=optax.sgd(0.5), max_steps=300
@@ -101,6 +105,7 @@ def test_warm_starts_continue_and_a_certified_one_stops_at_once():
     assert run(max_steps=5000, state=done.state).stats["num_steps"] <= 10
 
 
+@pytest.mark.slow
 def test_schedules_of_sigma_and_the_relative_one():
     q = quadratic(3, jnp.float64)
     run = functools.partial(
@@ -192,6 +197,7 @@ def test_projections_keep_x_inside():
     assert float(solution.value.x) == 0.2 and solution.stats["hypergradient_norm"] < 1e-6
 
 
+@pytest.mark.slow
 def test_pytrees_and_equinox_modules():
     """The lower level fits a small network; its activation is no array and stays in place."""
     network = eqx.nn.MLP(1, 1, 3, 1, key=jax.random.key(0), dtype=jnp.float32)
