@@ -67,7 +67,7 @@ def _evaluate(z, background, budget, exactly) -> tuple[LogPartition, Callable[[]
 
 
 def _constrained(z, budget, exactly):
-    sets = expand(z, budget, head_size(budget, z.dtype))
+    sets = expand(z, budget, head_size(budget, z.dtype.name))
     value, law = size_law(sets.centre, sets.units, sets.values, exactly)
 
     def differentiate() -> Derivative:
@@ -78,7 +78,7 @@ def _constrained(z, budget, exactly):
 
 
 def _with_background(z, background, budget, exactly):
-    sets = expand(z, budget, head_size(budget, z.dtype)) if z.shape[0] and budget else None
+    sets = expand(z, budget, head_size(budget, z.dtype.name)) if z.shape[0] and budget else None
 
     def all_ratios(values, scores):
         ratios = background_ratios(background._replace(scores=scores), budget)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+FAR = 1e4  # at this distance from the centre float32 resolves 1e-3
 SMALLEST_BLOCK = 12  # below this, finding the blocks costs more than it saves
 
 
@@ -14,6 +15,7 @@ def largest(z: jax.Array, count: int) -> jax.Array:
 
     Two levels: strided blocks of about sqrt(M / count) entries; the largest entries all lie in the `count` blocks with the largest maxima.
     """
+    z = lax.stop_gradient(z)
     size = z.shape[0]
     stride = 1 << max(round(math.log2(math.sqrt(size / count))), 0)
     if stride < SMALLEST_BLOCK:
@@ -31,13 +33,19 @@ def largest(z: jax.Array, count: int) -> jax.Array:
 def _top(values: jax.Array, count: int) -> jax.Array:
     """Indices of the `count` largest values. In float64 the comparison is in float32: `lax.top_k` of float64 is a full sort on CPUs.
 
-    A plain cast would tie scores that a large common offset hides, so the float32 numbers are differences from a value near the threshold.
+    A plain cast would tie scores that a large offset hides, so what is compared are differences from the largest value, and, where that one
+    is so far from the threshold that the differences are coarse, again from the threshold.
     """
     if values.dtype == jnp.float32 or values.shape[0] == count:
         return lax.top_k(values, count)[1].astype(jnp.int32)
-    centre = jnp.max(values)
-    for _ in range(2):
-        keys = (values - jnp.where(jnp.isfinite(centre), centre, 0)).astype(jnp.float32)
-        chosen = lax.top_k(keys, count)[1].astype(jnp.int32)
-        centre = jnp.min(values[chosen])
-    return chosen
+
+    def choose(centre):
+        centre = jnp.where(jnp.isfinite(centre), centre, 0)
+        chosen = lax.top_k((values - centre).astype(jnp.float32), count)[1].astype(jnp.int32)
+        return centre, jnp.min(values[chosen]), chosen
+
+    def coarse(state):
+        centre, threshold, _ = state
+        return jnp.isfinite(threshold) & (jnp.abs(threshold - centre) > FAR)
+
+    return lax.while_loop(coarse, lambda state: choose(state[1]), choose(jnp.max(values)))[2]

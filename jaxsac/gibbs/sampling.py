@@ -16,7 +16,8 @@ from jaxsac.gibbs._cardinality import size_law
 from jaxsac.gibbs._sets import Sets, expand
 from jaxsac.gibbs._tail import elementary
 
-ROUNDS = 64  # rejection rounds before the few sets still missing are drawn one tool at a time
+BATCH = 8  # the part of the sets proposed at a time is one in so many
+ROUNDS = 256  # rejection rounds before the sets still missing are drawn tool by tool
 PAIRS = 32  # set sizes up to which duplicates are found by comparing pairs
 
 
@@ -49,7 +50,7 @@ def _sample(key: jax.Array, p: Problem, num_samples: int, width: int) -> jax.Arr
     if p.costs is not None:
         return _knapsack.sample(key, p.z, p.costs, budget, p.exactly, num_samples, width)
     usable = jnp.all(p.z < jnp.inf)
-    if budget == 0 or size == 0:
+    if budget == 0 or size == 0 or num_samples == 0:
         return jnp.full((num_samples, budget), -1, jnp.int32)
     tools = jnp.arange(size, dtype=jnp.int32)[None, :]
     if budget >= size:
@@ -60,7 +61,7 @@ def _sample(key: jax.Array, p: Problem, num_samples: int, width: int) -> jax.Arr
         sets = jnp.where(taken, tools, -1)
         sets = jnp.concatenate([sets, jnp.full((num_samples, budget - size), -1, jnp.int32)], axis=1)
     else:
-        sets = _constrained(key, p.z, budget, p.exactly, num_samples)
+        sets = _constrained(key, p.z, budget, p.exactly, num_samples, head_entries(size, budget), ROUNDS)
     return jnp.where(usable, sets, -1)
 
 
@@ -70,15 +71,15 @@ def head_entries(size: int, budget: int) -> int:
     return size if size <= 2 * enough else enough
 
 
-def _constrained(key, z, budget, exactly, num_samples):
-    sets = expand(z, budget, head_entries(z.shape[0], budget))
+def _constrained(key, z, budget, exactly, num_samples, head, rounds):
+    sets = expand(z, budget, head)
     value, law = size_law(sets.centre, sets.units, sets.values, exactly)
     size_key, head_key, tail_key = jax.random.split(key, 3)
     sizes = jax.random.categorical(size_key, jnp.log(law), shape=(num_samples,)).astype(jnp.int32)
     sizes = jnp.where(value.rest > -jnp.inf, sizes, 0)  # −inf: infeasible; NaN: bad scores
     remaining, chosen = _draw_head(head_key, sets, sizes)
-    if sets.head.shape[0] < z.shape[0]:
-        chosen = _draw_tail(tail_key, sets, remaining, chosen)
+    if head < z.shape[0]:
+        chosen = _draw_tail(tail_key, sets, remaining, chosen, rounds)
     return chosen
 
 
@@ -107,74 +108,78 @@ def _draw_head(key: jax.Array, sets: Sets, sizes: jax.Array) -> tuple[jax.Array,
 
 
 class _Inverse(NamedTuple):
-    """Cumulated weights in two levels: a float32 sum over all tools would round rare ones away."""
+    """Weights cumulated in two levels: a float32 sum over all tools would round rare ones away. Block b holds the tools b, b + blocks, …"""
 
     blocks: jax.Array  # [blocks]
-    within: jax.Array  # [blocks, block size]
+    within: jax.Array  # [block size, blocks]
     weights: jax.Array  # [M]
 
 
 def _inverse(weights: jax.Array) -> _Inverse:
     size = weights.shape[0]
     block = 1 << math.ceil(math.log2(size) / 2)
-    padded = jnp.concatenate([weights, jnp.zeros((-size % block,), weights.dtype)])
-    within = jnp.cumsum(padded.reshape(-1, block), axis=1)
-    return _Inverse(jnp.cumsum(within[:, -1]), within, weights)
+    padded = jnp.concatenate([weights, jnp.zeros((-size % block,), weights.dtype)]).reshape(block, -1)
+    total, within = _cumulate(padded)
+    return _Inverse(_cumulate(total)[1], within, weights)
+
+
+def _cumulate(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Sums and cumulated sums along the first axis, in a loop: `jnp.cumsum` is slow to compile on CPUs."""
+
+    def step(total, row):
+        return total + row, total + row
+
+    return lax.scan(step, jnp.zeros(rows.shape[1:], rows.dtype), rows)
 
 
 def _propose(key: jax.Array, inverse: _Inverse, shape: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
     """Independent draws from the weights, and whether each has a weight > 0 (rounding may land on one that has none)."""
     outer, inner = jax.random.uniform(key, (2, *shape), inverse.weights.dtype)
-    blocks, size = inverse.within.shape
-    block = jnp.searchsorted(inverse.blocks, outer * inverse.blocks[-1], side="right", method="scan").astype(jnp.int32)
-    block = jnp.minimum(block, blocks - 1)
-    flat = inverse.within.reshape(-1)
-    start = block * size
-    target = inner * flat[start + size - 1]
-    position = jnp.zeros(shape, jnp.int32)
-    width = size // 2
-    while width:  # the number of cumulated weights ≤ target, by bisection
-        position = jnp.where(flat[start + position + (width - 1)] <= target, position + width, position)
-        width //= 2
-    index = jnp.minimum(start + position, inverse.weights.shape[0] - 1)
+    size, blocks = inverse.within.shape
+    block = _bisect(lambda i: inverse.blocks[i], blocks, outer * inverse.blocks[-1])
+    target = inner * inverse.within[-1, block]
+    index = _bisect(lambda i: inverse.within[i, block], size, target) * blocks + block
+    index = jnp.minimum(index, inverse.weights.shape[0] - 1)
     return index, inverse.weights[index] > 0
 
 
-def _draw_tail(key: jax.Array, sets: Sets, remaining: jax.Array, chosen: jax.Array) -> jax.Array:
+def _bisect(value, size: int, target: jax.Array) -> jax.Array:
+    """The number of i < size − 1 with value(i) ≤ target, for rising values."""
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = (low + high) // 2
+        right = value(middle) <= target
+        return jnp.where(right, middle + 1, low), jnp.where(right, high, middle)
+
+    low = jnp.zeros(target.shape, jnp.int32)
+    return lax.fori_loop(0, (size - 1).bit_length(), halve, (low, jnp.full_like(low, size - 1)))[0]
+
+
+def _draw_tail(key: jax.Array, sets: Sets, remaining: jax.Array, chosen: jax.Array, rounds: int) -> jax.Array:
     """Fill the first `remaining` columns of each row with distinct tail entries, with probability ∝ the product of their weights."""
     num_samples, budget = chosen.shape
     inverse = _inverse(sets.weights)
     columns = jnp.arange(budget, dtype=jnp.int32)[None, :]
+    batch = min(num_samples, max(64, num_samples // BATCH))
 
-    def propose(key, remaining):
-        index, positive = _propose(key, inverse, (remaining.shape[0], budget))
-        inside = columns < remaining[:, None]
-        return jnp.where(inside, index, -1), _distinct(index, inside) & jnp.all(positive | ~inside, axis=1)
-
-    key, first = jax.random.split(key)
-    proposal, accepted = propose(first, remaining)
-    chosen = jnp.where(accepted[:, None] & (proposal >= 0), proposal, chosen)
-    batch = min(num_samples, max(64, num_samples // 16))
-
-    def again(state):
-        round, key, pending, chosen = state
-        key, own = jax.random.split(key)
-        rows = jnp.nonzero(pending, size=batch, fill_value=num_samples)[0]
-        proposal, accepted = propose(own, remaining.at[rows].get(mode="fill", fill_value=0))
-        target = jnp.where(accepted, rows, num_samples)
-        old = chosen.at[target].get(mode="fill", fill_value=-1)
-        chosen = chosen.at[target].set(jnp.where(proposal >= 0, proposal, old), mode="drop")
-        return round + 1, key, pending.at[target].set(False, mode="drop"), chosen
+    def propose(state):
+        round, pending, chosen = state
+        due, rows = lax.top_k(pending.astype(jnp.float32), batch)  # the first that are pending
+        index, positive = _propose(jax.random.fold_in(key, round), inverse, (batch, budget))
+        inside = columns < remaining[rows][:, None]
+        accepted = (due > 0) & _distinct(index, inside) & jnp.all(positive | ~inside, axis=1)
+        chosen = chosen.at[rows].set(jnp.where(accepted[:, None] & inside, index, chosen[rows]))
+        return round + 1, pending.at[rows].set((due > 0) & ~accepted), chosen
 
     def one_by_one(state):
-        key, pending, chosen = state
-        key, own = jax.random.split(key)
+        round, pending, chosen = state
         row = jnp.argmax(pending)
-        tools = _draw_conditionally(own, sets, remaining[row])
-        return key, pending.at[row].set(False), chosen.at[row].set(jnp.where(tools >= 0, tools, chosen[row]))
+        tools = _draw_conditionally(jax.random.fold_in(key, round), sets, remaining[row])
+        return round + 1, pending.at[row].set(False), chosen.at[row].set(jnp.where(tools >= 0, tools, chosen[row]))
 
-    state = lax.while_loop(lambda s: (s[0] < ROUNDS) & jnp.any(s[2]), again, (0, key, ~accepted, chosen))
-    return lax.while_loop(lambda s: jnp.any(s[1]), one_by_one, state[1:])[2]
+    state = lax.while_loop(lambda s: (s[0] < rounds) & jnp.any(s[1]), propose, (0, remaining > 0, chosen))
+    return lax.while_loop(lambda s: jnp.any(s[1]), one_by_one, state)[2]
 
 
 def _distinct(index: jax.Array, inside: jax.Array) -> jax.Array:
@@ -203,7 +208,7 @@ def _draw_conditionally(key: jax.Array, sets: Sets, count: jax.Array) -> jax.Arr
             return jnp.where(d < count - r, coefficients[d] - scaled * others, others)
 
         others = lax.fori_loop(0, budget, divide, jnp.zeros_like(scaled))
-        index = _propose(jax.random.fold_in(key, r), _inverse(jnp.maximum(scaled * others, 0)), (1, 1))[0][0, 0]
+        index = jax.random.categorical(jax.random.fold_in(key, r), jnp.log(jnp.maximum(scaled * others, 0))).astype(jnp.int32)
         due = r < count
         return weights.at[index].multiply(jnp.where(due, 0, 1).astype(weights.dtype)), tools.at[r].set(jnp.where(due, index, -1))
 
