@@ -1,1 +1,1 @@
-"""The main job: read or mine a log of tool uses, learn a sparse router, judge it, report it, save it. Start at `job.run` or the command line."""
+"""The main job: read or mine a log of tool uses, learn a sparse router, judge it, report it, save it. Start at `job.run`."""

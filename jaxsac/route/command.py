@@ -78,15 +78,17 @@ def add_parser(commands: Any) -> None:
         "--policy", type=pathlib.Path, metavar="PATH", help="a router to use: the folder of an earlier --out, or its policy.npz"
     )
     parser.add_argument("--json", action="store_true", help="with --policy: one JSON object a line")
-    parser.add_argument("--no-cache", action="store_true", help="mine anew instead of from the cache")
+    parser.add_argument("--no-cache", action="store_true", help="mine and compile anew, and keep nothing for the next run")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     parser.set_defaults(run=run)
 
 
 def run(given: argparse.Namespace) -> int:
     """Run the command; returns the exit code. What a user can mend is one message on stderr and code 2."""
-    # An application's choice, never the library's: certificates in float64.
+    # An application's choices, never the library's: certificates in float64, and compilations kept for the next run.
     jax.config.update("jax_enable_x64", True)
+    if jax.config.jax_compilation_cache_dir is None and not given.no_cache:
+        jax.config.update("jax_compilation_cache_dir", str(mine.cache_folder() / "compiled"))
     try:
         return _route(given) if given.policy is not None else _learn(given)
     except ModuleNotFoundError as error:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxsac.gibbs import rows
 
 DRAWS = 2000
+BLOCK = 256
 METRICS = ("ndcg", "recall", "log_likelihood")
 
 
@@ -45,12 +46,21 @@ def log_likelihood(scores: np.ndarray, actions: np.ndarray, budget: int) -> np.n
     """log pi(a) [n] of the sets (as in `measure`) under the Gibbs policies of the scores."""
     known = (actions >= 0) & (actions < scores.shape[1])
     chosen = np.where(known, np.take_along_axis(scores, np.where(known, actions, 0), axis=1), 0.0).sum(axis=1)
-    value = chosen - np.asarray(_log_partitions(jnp.asarray(scores), budget))
+    value = chosen - _log_partitions(scores, budget)
     return np.where(known.any(axis=1), value, np.nan)
 
 
+def _log_partitions(scores: np.ndarray, budget: int) -> np.ndarray:
+    """log Z [n], by blocks of equal shape so that one compilation serves every number of records."""
+    blocks = -(-len(scores) // BLOCK)
+    padded = np.zeros((blocks * BLOCK, scores.shape[1]), scores.dtype)
+    padded[: len(scores)] = scores
+    found = [np.asarray(_block_log_partitions(jnp.asarray(block), budget)) for block in np.split(padded, blocks)]
+    return np.concatenate(found)[: len(scores)]
+
+
 @functools.partial(jax.jit, static_argnames="budget")
-def _log_partitions(scores, budget):
+def _block_log_partitions(scores, budget):
     free = jnp.zeros((budget + 1, scores.shape[0]), scores.dtype)
     return rows.log_partition(scores.T, free, budget)
 

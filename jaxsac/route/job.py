@@ -164,11 +164,12 @@ def _fold(parts: split.Parts, training: RouteLog, full: list[str], budget: int, 
 
 
 def _learn(fold: Fold, budget: int, options: Options, times: dict[str, float]) -> tuple[dict[str, RidgeFit], dict[str, Any], SparseFit]:
-    """Popularity, the dense and the sparse policy of one training set; the last two tuned by nDCG@B on the validation records."""
+    """Popularity, the dense and the sparse policy of one training set; the last two tuned by the validation records' log-likelihood."""
     size = len(fold.names)
 
     def quality(scores: Callable[[np.ndarray], np.ndarray]) -> float:
-        return _mean_ndcg(scores(fold.validation.features), fold.validation, budget)
+        judged = fold.validation
+        return float(np.nanmean(evaluate.log_likelihood(scores(judged.features), judged.actions, budget)))
 
     with _clock(times, "popularity"):
         popularity = baselines.fit_popularity(fold.rows, fold.actions, size, budget)

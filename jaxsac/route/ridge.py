@@ -74,7 +74,7 @@ def fit_ridge(
         return float(value), np.concatenate([part.ravel() for part in gradient])
 
     point = np.concatenate([(weights / scale_weights).ravel(), intercept / scale_intercept])
-    limits = {"maxiter": max_steps, "maxcor": 10, "ftol": 1e-7, "gtol": 1e-6}
+    limits = {"maxiter": max_steps, "maxcor": 10, "ftol": 1e-6, "gtol": 1e-6}
     found = scipy.optimize.minimize(value_and_gradient, point, jac=True, method="L-BFGS-B", options=limits)
     return RidgeFit(
         support=support,

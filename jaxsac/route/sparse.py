@@ -11,10 +11,12 @@ from jaxsac import control
 from jaxsac.route.ridge import RidgeFit, Scores, fit_ridge, tune_ridge
 from jaxsac.solution import Status
 
-PATH_START = 0.5  # of lam_max
-PATH_FACTOR = 0.7
-PATH_TOLERANCE = 1e-3  # of the fits on the way; the chosen one is then solved to `control.fit`'s default
-PATIENCE = 3
+PATH_START = 0.35  # of lam_max
+PATH_FACTOR = 0.6
+PATH_TOLERANCE = 2e-3  # of the fits on the way; the chosen one is then solved to `control.fit`'s default
+PATIENCE = 3  # worse fits in a row that end the path
+NEAR = 0.95  # of the tools that may be kept: near enough
+REFINEMENTS = 4
 
 
 class SparseFit(NamedTuple):
@@ -40,10 +42,10 @@ def fit_sparse(
 ) -> SparseFit:
     """The policy of `control.fit` with lam a number, "simulated", or "validation": the best by `quality` on a path of penalties.
 
-    The path goes down from lam_max / 2 until it gets worse, or until more than `keep` tools would be kept; then it is halved once between
-    the last two. The chosen penalty is solved to `control.fit`'s own tolerance, and its support refitted with a ridge tuned by `quality`
-    from `ridge` on (or left as it is, if that is better): the group penalty shrinks what it keeps. The certificate belongs to the
-    penalised fit, which chose the support.
+    The path goes down from lam_max / 3 until it gets worse, or until more than `keep` tools would be kept; then it is refined between
+    the last two until nearly `keep` tools are. The chosen penalty is solved to `control.fit`'s own tolerance, and its support refitted
+    with a ridge tuned by `quality` from `ridge` on (or left as it is, if that is better): the group penalty shrinks what it keeps. The
+    certificate belongs to the penalised fit, which chose the support.
     """
     log = control.Log(features, actions, np.ones(len(features)))
     tried: list[dict[str, Any]] = []
@@ -88,25 +90,30 @@ def fit_sparse(
 
 def _best_of_path(fit, judged, largest: float, keep: int) -> tuple[float, Any]:
     """The best penalty of a path with at most `keep` kept tools, and a state to start its fit from."""
-    value, state, previous = PATH_START * largest, None, largest
-    best, best_state, since, bisected = None, None, 0, False
-    while since < PATIENCE:
+    value, state, best, best_state, worse = PATH_START * largest, None, None, None, 0
+    few, many = (largest, 0), None  # (lam, kept) on either side of `keep`
+    refinements = 0
+    while worse < PATIENCE and refinements <= REFINEMENTS and few[1] < NEAR * keep:
         solution = fit(value, state, PATH_TOLERANCE)
-        if solution.value.kept.size > keep and best is not None:
-            if bisected:
-                break
-            bisected, value = True, (value * previous) ** 0.5  # between the last that kept few enough and this one
-            continue
-        state = solution.state
-        row = judged(solution)
-        if best is None or row["validation"] > best["validation"]:
-            best, best_state, since = row, state, 0
+        kept = int(solution.value.kept.size)
+        if kept <= keep:
+            state, few = solution.state, (value, kept)
+            row = judged(solution)
+            if best is None or row["validation"] > best["validation"]:
+                best, best_state, worse = row, state, 0
+            else:
+                worse += 1
         else:
-            since += 1
-        if bisected:
-            break
-        previous, value = value, value * PATH_FACTOR
-    assert best is not None
+            many = (value, kept)
+        if many is None:
+            value *= PATH_FACTOR
+        else:
+            # The number of kept tools is close to linear in the logarithm of the penalty.
+            share = float(np.clip((0.99 * keep - few[1]) / (many[1] - few[1]), 0.1, 0.9))
+            value = few[0] * (many[0] / few[0]) ** share
+            refinements += 1
+    if best is None:  # keep is too small for every fit tried: the null model, with its most frequent tools
+        return largest, None
     return best["lam"], best_state
 
 
