@@ -87,7 +87,7 @@ def run(given: argparse.Namespace) -> int:
     """Run the command; returns the exit code. What a user can mend is one message on stderr and code 2."""
     # An application's choices, never the library's: certificates in float64, and compilations kept for the next run.
     jax.config.update("jax_enable_x64", True)
-    if jax.config.jax_compilation_cache_dir is None and not given.no_cache:
+    if getattr(jax.config, "jax_compilation_cache_dir", None) is None and not given.no_cache:
         jax.config.update("jax_compilation_cache_dir", str(mine.cache_folder() / "compiled"))
     try:
         return _route(given) if given.policy is not None else _learn(given)

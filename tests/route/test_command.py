@@ -92,7 +92,8 @@ def test_new_text_is_routed(finished, capsys):
     assert lines[0] == "a chart now" and lines[1].split()[0] == "draw" and lines[1].endswith("%")
     assert main(["route", "--policy", str(finished / "out" / "policy.npz"), "--json", "photo for mail"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["tools"][0]["tool"] == "resize" and "send" in {row["tool"] for row in found["tools"]}
+    tools = [row["tool"] for row in found["tools"]]
+    assert "resize" in tools[:2] and "send" in tools
     assert all(0 <= row["probability"] <= 1 for row in found["tools"])
 
 
