@@ -183,7 +183,9 @@ def test_dual_norms_with_weights_of_zero():
     weights = jnp.asarray([1.0, 0.0, 2.0, 1.0])
     assert prox.dual_group_norm(v, groups, weights) == np.inf
     cleared = v.at[3:6].set(0.0)
-    np.testing.assert_allclose(prox.dual_group_norm(cleared, groups, weights), np.max(loop_norms(np.asarray(cleared), groups)[[0, 2, 3]] / [1, 2, 1]))
+    np.testing.assert_allclose(
+        prox.dual_group_norm(cleared, groups, weights), np.max(loop_norms(np.asarray(cleared), groups)[[0, 2, 3]] / [1, 2, 1])
+    )
     assert prox.dual_sparse_group_norm(v, groups, 0.0, weights) == np.inf
     np.testing.assert_allclose(prox.dual_sparse_group_norm(v, groups, 1.0, 0.0), np.abs(V).max(), rtol=1e-12)
     np.testing.assert_allclose(prox.dual_sparse_group_norm(v, groups, 0.0, 1.0), loop_norms(V, groups).max(), rtol=1e-12)

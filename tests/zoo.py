@@ -135,6 +135,15 @@ def gap(loss: str, at: Instance, lam, coef, intercept, *, has_intercept: bool):
     return objective(loss, at, lam, coef, intercept) - dual, scale
 
 
+def lam_max(loss: str, at: Instance, *, has_intercept: bool):
+    """max_g ‖X_g' ρ‖ / w_g at the null model."""
+    T = len(at.y)
+    free = np.isin(LABELS, np.flatnonzero(at.weights == 0))
+    U = np.column_stack([at.X[:, free]] + ([np.ones(T)] if has_intercept else []))
+    rho = at.sample_weight * descent(loss, newton(loss, at, at.offset, U), at.y) / T
+    return np.max(norms(rho @ at.X)[at.weights > 0] / at.weights[at.weights > 0])
+
+
 def best_multiple(at: Instance, p):
     square = np.sum(at.sample_weight * p**2)
     return np.sum(at.sample_weight * p * (at.y - at.offset)) / square if square > 0 else 1.0
@@ -144,13 +153,17 @@ def newton(loss: str, at: Instance, z, U):
     """The predictions z + U d of least loss, by damped Newton steps."""
     if U.shape[1] == 0:
         return z
-    U = np.linalg.qr(U)[0]
+    lengths = np.linalg.norm(U, axis=0)
+    left, singular, _ = np.linalg.svd(U / np.where(lengths > 0, lengths, 1), full_matrices=False)
+    U = left[:, singular > 1e-12 * singular.max(initial=1e-300)]  # columns may be zero or dependent
+    if U.shape[1] == 0:
+        return z
     for _ in range(100):
         gradient = (at.sample_weight * descent(loss, z, at.y)) @ U
         hessian = (U * (at.sample_weight * second(loss, z, at.y))[:, None]).T @ U
         step = U @ np.linalg.lstsq(hessian, gradient, rcond=1e-12)[0]
         value, size = loss_value(loss, z, at.y, at.sample_weight), 1.0
-        while size > 1e-8 and not loss_value(loss, z + size * step, at.y, at.sample_weight) <= value:
+        while size > 1e-8 and not loss_value(loss, z + size * step, at.y, at.sample_weight) <= value + 1e-14 * abs(value):
             size *= 0.5
         if size <= 1e-8 or np.abs(step).max() < 1e-14 * (1 + np.abs(z).max()):
             break

@@ -189,7 +189,7 @@ def _set_up(problem: Problem) -> _Setup:
 def _run(problem: Problem, setup: _Setup, tol: jax.Array, max_steps: jax.Array, state: State):
     """The loop from a state in centred coordinates; nothing here is differentiated."""
     # The refit's gradient counts to the first order: its square, not the decrease itself, is to be small beside the tolerance.
-    target = (0.002 * tol) ** 2 * setup.scale
+    target = (0.0005 * tol) ** 2 * setup.scale
 
     def certify(at) -> Certificate:
         return duality_gap(problem, at.point, columns=setup.curvature.columns, scale=setup.scale, target=target)
