@@ -1,5 +1,6 @@
 """Group lasso: minimise (1/T) Σ_t c_t ℓ(y_t, o_t + (X b)_t + intercept) + lam Σ_g w_g ‖b_g‖₂, with a certified duality gap."""
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -251,8 +252,7 @@ def _lam_max(problem: Problem) -> jax.Array:
 
 
 def _replace_lam(problem: Problem, lam: jax.Array) -> Problem:
-    fields = {name: getattr(problem, name) for name in problem.__dataclass_fields__}
-    return Problem(**(fields | {"lam": lam}))
+    return dataclasses.replace(problem, lam=lam)
 
 
 def _largest_pull(problem: Problem, null: Coefficients) -> jax.Array:

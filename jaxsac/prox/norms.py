@@ -46,7 +46,8 @@ def dual_tree_norm(v: jax.Array, levels: Sequence[Level]) -> jax.Array:
     +inf, unless v_g = 0. Differentiable in `v` and the weights.
     """
     check_nested(levels)
-    *inner, (outer, outer_weights) = [Level(g, jnp.broadcast_to(jnp.asarray(w).astype(v.dtype), (g.num_groups,))) for g, w in levels]
+    full = [(groups, jnp.broadcast_to(jnp.asarray(weights).astype(v.dtype), (groups.num_groups,))) for groups, weights in levels]
+    *inner, (outer, outer_weights) = full
     scale, inverse = power_of_two(outer.max(jnp.abs(lax.stop_gradient(v))))
     v = v * outer.spread(inverse)
 

@@ -11,7 +11,7 @@ import optax
 class ProximalState(NamedTuple):
     """The number of updates so far, by which a learning-rate schedule is read."""
 
-    count: jax.Array
+    num_updates: jax.Array
 
 
 def proximal(prox: Callable[[Any, jax.Array], Any], learning_rate: float | jax.Array | Callable) -> optax.GradientTransformation:
@@ -32,8 +32,9 @@ def proximal(prox: Callable[[Any, jax.Array], Any], learning_rate: float | jax.A
     def update(updates, state, params=None):
         if params is None:
             raise ValueError("proximal needs the parameters: call update(updates, state, params).")
-        step = learning_rate(state.count) if callable(learning_rate) else learning_rate
-        moved = prox(optax.apply_updates(params, updates), jnp.asarray(step))
-        return jax.tree.map(lambda new, old: new - old, moved, params), ProximalState(optax.safe_increment(state.count))
+        step = learning_rate(state.num_updates) if callable(learning_rate) else learning_rate
+        step = jnp.asarray(step).astype(jnp.result_type(*jax.tree.leaves(params)))
+        moved = prox(optax.apply_updates(params, updates), step)
+        return jax.tree.map(lambda new, old: new - old, moved, params), ProximalState(state.num_updates + 1)
 
     return optax.GradientTransformation(init, update)
