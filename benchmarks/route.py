@@ -21,7 +21,7 @@ def run(options: Options) -> Report:
         note = "sparse fit in float32: the certificate's tolerance is 1e-4"
     else:
         note = "sparse fit in float64: the certificate's tolerance is 1e-6"
-    settings = job.Options(curve=(200,)) if options.smoke else job.Options()
+    settings = job.Options(curve=(200,)) if options.smoke else job.Options(processes=2)
     result = job.run(log, settings, lambda items, total, label: options.progress(items, label))
     summary = result.summary
     seconds = {"mining": mining} | summary["seconds"]
@@ -67,8 +67,4 @@ def _point(point) -> dict[str, float]:
         for metric in ("ndcg", "recall", "log_likelihood"):
             row[f"{name} {metric}"] = point["methods"][name][metric]["mean"]
     difference = point["differences"]["sparse - dense"]
-    return (
-        row
-        | {f"sparse - dense {metric}": difference[metric]["mean"] for metric in difference}
-        | {"error (ndcg)": difference["ndcg"]["error"]}
-    )
+    return row | {f"sparse - dense {metric}": difference[metric]["mean"] for metric in difference} | {"error (ndcg)": difference["ndcg"]["error"]}

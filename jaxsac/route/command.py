@@ -46,9 +46,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "inputs", nargs="*", metavar="LOG or TEXT", help='a log to learn from; with --policy, texts to route ("-": the lines of the input)'
     )
-    parser.add_argument(
-        "--tools", type=pathlib.Path, metavar="FILE", help="tool descriptions (default: tools.json beside the log, if there)"
-    )
+    parser.add_argument("--tools", type=pathlib.Path, metavar="FILE", help="tool descriptions (default: tools.json beside the log, if there)")
     parser.add_argument(
         "--budget", type=_whole, metavar="B", help="tools a record may use (default: the 95th percentile; longer records are dropped)"
     )
@@ -58,13 +56,11 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--keep",
         type=_whole,
-        default=job.Options().keep,
+        default=job.DEFAULTS.keep,
         metavar="K",
         help="most tools to keep with --lam validation (default: %(default)s)",
     )
-    parser.add_argument(
-        "--features", type=_whole, default=job.Options().size, metavar="Q", help="features of a text (default: %(default)s)"
-    )
+    parser.add_argument("--features", type=_whole, default=job.DEFAULTS.size, metavar="Q", help="features of a text (default: %(default)s)")
     parser.add_argument("--no-curve", action="store_true", help="skip the learning curve (faster)")
     parser.add_argument("--seed", type=int, default=0, help="of the learning curve's subsets and the simulated penalty (default: 0)")
     parser.add_argument(
@@ -74,9 +70,7 @@ def add_parser(commands: Any) -> None:
         metavar="DIR",
         help="folder for the results (default: %(default)s)",
     )
-    parser.add_argument(
-        "--policy", type=pathlib.Path, metavar="PATH", help="a router to use: the folder of an earlier --out, or its policy.npz"
-    )
+    parser.add_argument("--policy", type=pathlib.Path, metavar="PATH", help="a router to use: the folder of an earlier --out, or its policy.npz")
     parser.add_argument("--json", action="store_true", help="with --policy: one JSON object a line")
     parser.add_argument("--no-cache", action="store_true", help="mine and compile anew, and keep nothing for the next run")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -107,7 +101,8 @@ def _learn(given: argparse.Namespace) -> int:
     start = time.perf_counter()
     log = _log(given)
     reading = time.perf_counter() - start
-    options = job.Options(given.budget, given.lam, given.keep, given.features, () if given.no_curve else job.Options().curve, given.seed)
+    curve = () if given.no_curve else job.DEFAULTS.curve
+    options = job.Options(given.budget, given.lam, given.keep, given.features, curve, given.seed, _processes())
     result = job.run(log, options, _bar(given.quiet))
     times = {"mining" if log.notes["source"] == "mined" else "reading": reading} | result.summary["seconds"]
     result = result._replace(summary=result.summary | {"seconds": times})
@@ -123,8 +118,7 @@ def _log(given: argparse.Namespace) -> RouteLog:
         return read_log(given.inputs[0], given.tools)
     if given.tools is not None:
         raise LogError("--tools describes the tools of a log: give the log too.")
-    processes = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    return mine.mine(processes=processes, progress=_bar(given.quiet), cache=None if given.no_cache else mine.cache_folder())
+    return mine.mine(processes=_processes(), progress=_bar(given.quiet), cache=None if given.no_cache else mine.cache_folder())
 
 
 def _route(given: argparse.Namespace) -> int:
@@ -149,6 +143,10 @@ def _numbers(text: str) -> list[float]:
         return [float(number) for number in json.loads(text)]
     except (TypeError, ValueError):
         raise LogError(f"this router's contexts are lists of numbers, such as [0.5, 1], got {text!r}.") from None
+
+
+def _processes() -> int:
+    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def _bar(quiet: bool):

@@ -80,8 +80,7 @@ def text_vectorizer(**options):
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     return TfidfVectorizer(
-        **{"tokenizer": words_of, "token_pattern": None, "lowercase": False, "ngram_range": (1, 2), "min_df": 2, "sublinear_tf": True}
-        | options
+        **{"tokenizer": words_of, "token_pattern": None, "lowercase": False, "ngram_range": (1, 2), "min_df": 2, "sublinear_tf": True} | options
     )
 
 

@@ -1,6 +1,8 @@
 """The main job: from a log to a judged sparse router. No printing, no files: it returns what report, plot and router are made of."""
 
+import concurrent.futures
 import contextlib
+import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -21,7 +23,8 @@ RIDGE = 1e-2  # where the tuning of ridges starts; features have mean square 1
 class Options(NamedTuple):
     """`budget` None: the 95th percentile of the set sizes. `lam`: "validation", "simulated" or a number. `keep`: at most so many kept tools
     (for lam = "validation"). `size`: text features. `curve`: numbers of training records for the learning curve, () for none.
-    `seed`: of the learning curve's subsets and the simulation."""
+    `seed`: of the learning curve's subsets and the simulation. `processes` > 1: the smaller training sets in a process of their own
+    (spawned, so a script needs the usual `if __name__ == "__main__"`)."""
 
     budget: int | None = None
     lam: str | float = "validation"
@@ -29,6 +32,7 @@ class Options(NamedTuple):
     size: int = 128
     curve: tuple[int, ...] = (800, 2000)
     seed: int = 0
+    processes: int = 1
 
 
 DEFAULTS = Options()
@@ -83,12 +87,7 @@ def run(log: RouteLog, options: Options = DEFAULTS, show: Show = lambda items, t
     parts = split.split(kept_log)
     full = split.catalogue(parts.training)
     subsets = split.nested_subsets(len(parts.training.sets), options.curve, options.seed)
-    trained = [
-        _train(log, parts, subset, full, budget, options, times)
-        for subset in show(subsets, len(subsets), "training on more and more records")
-    ]
-    curve = [point for point, _, _ in trained]
-    _, fold, sparse = trained[-1]
+    curve, fold, sparse = _train_all(_Task(log, parts, full, budget, options), subsets, times, show)
     test_uses = [name for tools in parts.test.sets for name in tools]
     known = set(full)
     summary = {
@@ -130,10 +129,51 @@ def kept_tools(sparse: SparseFit, fold: Fold, log: RouteLog) -> list[dict[str, A
     return rows
 
 
-def _train(
-    log: RouteLog, parts: split.Parts, subset: np.ndarray, full: list[str], budget: int, options: Options, times: dict[str, float]
-) -> tuple[dict[str, Any], Fold, SparseFit]:
+class _Task(NamedTuple):
+    log: RouteLog
+    parts: split.Parts
+    full: list[str]
+    budget: int
+    options: Options
+
+
+def _train_all(task: _Task, subsets: list[np.ndarray], times: dict[str, float], show: Show) -> tuple[list[dict[str, Any]], Fold, SparseFit]:
+    """The learning curve's points, and what the router is made of, which is learned on the last subset.
+
+    With `processes` > 1 a second process takes the smaller subsets meanwhile (not on a GPU, whose memory one process claims).
+    """
+    beside = task.options.processes > 1 and len(subsets) > 1 and jax.default_backend() == "cpu"
+    context = multiprocessing.get_context("spawn")
+    start = (jax.dtypes.canonicalize_dtype(float) == np.float64,)
+    with concurrent.futures.ProcessPoolExecutor(1, context, _start_process, start) if beside else contextlib.nullcontext() as pool:
+        waiting = [pool.submit(_train_smaller, task, subset) for subset in subsets[:-1]] if pool else []
+        points, whole = [], []
+
+        def work() -> Iterator[None]:
+            whole.append(_train(task, subsets[-1], times))
+            yield
+            for number, subset in enumerate(subsets[:-1]):
+                with _clock(times, "smaller training sets"):
+                    points.append(waiting[number].result() if pool else _train_smaller(task, subset))
+                yield
+
+        for _ in show(work(), len(subsets), "training sets"):
+            pass
+    ((point, fold, sparse),) = whole
+    return [*points, point], fold, sparse
+
+
+def _start_process(x64: bool) -> None:
+    jax.config.update("jax_enable_x64", x64)
+
+
+def _train_smaller(task: _Task, subset: np.ndarray) -> dict[str, Any]:
+    return _train(task, subset, {})[0]
+
+
+def _train(task: _Task, subset: np.ndarray, times: dict[str, float]) -> tuple[dict[str, Any], Fold, SparseFit]:
     """All methods on the training records `subset`, judged: a point of the learning curve, and what the router is made of."""
+    log, parts, full, budget, options = task
     with _clock(times, "features"):
         fold = _fold(parts, parts.training.take(subset), full, budget, options)
     methods, tuning, sparse = _learn(fold, budget, options, times)
@@ -198,13 +238,9 @@ def _retrieval(fold: Fold, descriptions: list[str], popularity: RidgeFit, budget
     tried = []
     for choice in baselines.RETRIEVAL_CHOICES:
         cosines = cosines_of(fold.validation, choice)
-        scales = {
-            scale: _mean_ndcg(scale * cosines + popularity.intercept, fold.validation, budget) for scale in baselines.RETRIEVAL_SCALES
-        }
+        scales = {scale: _mean_ndcg(scale * cosines + popularity.intercept, fold.validation, budget) for scale in baselines.RETRIEVAL_SCALES}
         scale = max(scales, key=lambda scale: scales[scale])
-        tried.append(
-            choice | {"validation": _mean_ndcg(cosines, fold.validation, budget), "scale": scale, "with_popularity": scales[scale]}
-        )
+        tried.append(choice | {"validation": _mean_ndcg(cosines, fold.validation, budget), "scale": scale, "with_popularity": scales[scale]})
     alone, mixed = max(tried, key=lambda row: row["validation"]), max(tried, key=lambda row: row["with_popularity"])
     with_popularity = mixed["scale"] * cosines_of(fold.test, mixed) + popularity.intercept
     scores = {"retrieval": cosines_of(fold.test, alone), "retrieval + popularity": with_popularity}

@@ -172,16 +172,10 @@ def _read_tools(path: pathlib.Path, needed: bool) -> dict[str, Tool]:
     except UnicodeDecodeError as error:
         raise LogError(f"{path}: not UTF-8 at byte {error.start + 1}.") from None
     except (json.JSONDecodeError, RecursionError) as error:
-        where = (
-            f" at line {error.lineno}, column {error.colno}: {error.msg}"
-            if isinstance(error, json.JSONDecodeError)
-            else ": too deeply nested"
-        )
+        where = f" at line {error.lineno}, column {error.colno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else ": too deeply nested"
         raise LogError(f"{path}: not JSON{where}.") from None
     if not isinstance(data, dict):
-        raise LogError(
-            f'{path}: must be an object {{"tool name": {{"description": "text", "cost": 1.0, "family": "name"}}}}, got {_type(data)}.'
-        )
+        raise LogError(f'{path}: must be an object {{"tool name": {{"description": "text", "cost": 1.0, "family": "name"}}}}, got {_type(data)}.')
     tools = {}
     for name, fields in data.items():
         if not isinstance(fields, dict):

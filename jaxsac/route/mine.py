@@ -112,9 +112,7 @@ def find_sources(package: str) -> list[Source]:
     else:
         spec = importlib.util.find_spec(package)
         if spec is None or not spec.submodule_search_locations:
-            raise LogError(
-                f"{PACKAGES[package]} is not installed, and the mined log needs it: pip install 'jaxsac[route]', or give a log file."
-            )
+            raise LogError(f"{PACKAGES[package]} is not installed, and the mined log needs it: pip install 'jaxsac[route]', or give a log file.")
         root, prefix = pathlib.Path(spec.submodule_search_locations[0]), (package,)
     sources = []
     for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).parts):

@@ -46,9 +46,7 @@ def draw(drawing: Any, result: Result) -> None:
     plotting.learning_curves(above, [point["records"] for point in points], curves, f"nDCG@{budget} on held-out groups")
     above.set_title(f"{summary['result']['tuning']['kept']} of {summary['result']['tools']:,} tools do it", loc="left", fontsize=11)
     methods = summary["result"]["methods"]
-    plotting.methods(
-        below, {name: (values["recall"]["mean"], values["recall"]["error"]) for name, values in methods.items()}, f"recall@{budget}"
-    )
+    plotting.methods(below, {name: (values["recall"]["mean"], values["recall"]["error"]) for name, values in methods.items()}, f"recall@{budget}")
     below.set_title("all methods, all training records", loc="left", fontsize=11)
     kept = [row for row in summary["kept"] if row["by"] == "context"]
     axes = right.subplots()
@@ -145,14 +143,10 @@ def _quality(summary: dict[str, Any]) -> str:
     ]
     for name, values in result["methods"].items():
         shown = f"{name} ({result['tuning']['kept']} tools)" if name == "sparse" else name
-        lines.append(
-            f"  {shown:24} {_cell(values['ndcg'], 3):>14} {_cell(values['recall'], 3):>14} {_cell(values.get('log_likelihood'), 2):>17}"
-        )
+        lines.append(f"  {shown:24} {_cell(values['ndcg'], 3):>14} {_cell(values['recall'], 3):>14} {_cell(values.get('log_likelihood'), 2):>17}")
     lines += ["", "  paired differences"]
     for name, values in result["differences"].items():
-        lines.append(
-            f"  {name:32} {_cell(values['ndcg'], 3):>14} {_cell(values['recall'], 3):>14} {_cell(values.get('log_likelihood'), 2):>17}"
-        )
+        lines.append(f"  {name:32} {_cell(values['ndcg'], 3):>14} {_cell(values['recall'], 3):>14} {_cell(values.get('log_likelihood'), 2):>17}")
     return "\n".join(lines)
 
 

@@ -82,9 +82,7 @@ def _checked(policy: control.SparsePolicy, arrays: dict[str, np.ndarray], metada
         raise _files.FileError("unknown kind of contexts, or names that are no texts")
     _files.check(arrays, _SHAPES[kind])
     if len(names) != policy.num_actions or arrays["center"].size != policy.weights.shape[-1]:
-        raise _files.FileError(
-            f"{len(names)} tools and {arrays['center'].size} features against {policy.num_actions} and {policy.weights.shape[-1]}"
-        )
+        raise _files.FileError(f"{len(names)} tools and {arrays['center'].size} features against {policy.num_actions} and {policy.weights.shape[-1]}")
     if kind == "numbers":
         scale = np.where(arrays["scale"] == 0, np.inf, arrays["scale"])
         return Router(names, NumberFeatures(arrays["center"], scale), policy)

@@ -45,8 +45,7 @@ def read_module(name: str, is_package: bool, source: bytes) -> Module | None:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and docstrings[qualifier]:
                 found.append((qualifier, node))
     functions = tuple(
-        Function(qualifier, _parameters(node), summary(docstrings[qualifier]), _calls(node, exports, name, is_package))
-        for qualifier, node in found
+        Function(qualifier, _parameters(node), summary(docstrings[qualifier]), _calls(node, exports, name, is_package)) for qualifier, node in found
     )
     return Module(name, functions, docstrings, exports, tuple(stars))
 

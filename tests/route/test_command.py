@@ -210,6 +210,25 @@ def test_bad_logs_say_what_is_wrong(lines, message, tmp_path, capsys):
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
+def test_the_learning_curve_is_the_same_in_a_process_of_its_own(tmp_path):
+    from jaxsac.route import job
+    from jaxsac.route.log_file import read_log
+
+    log = read_log(make_log(tmp_path, numeric=True))
+    alone, beside = (job.run(log, job.Options(curve=(40,), lam=0.05, processes=number)).summary["learning_curve"] for number in (1, 2))
+    assert [point["records"] for point in alone] == [40, len(split_of(log).training.sets)]
+    for one, two in zip(alone, beside, strict=True):
+        for method, values in one["methods"].items():
+            np.testing.assert_allclose(values["log_likelihood"]["mean"], two["methods"][method]["log_likelihood"]["mean"], rtol=1e-3)
+
+
+def split_of(log):
+    from jaxsac.route import split
+
+    return split.split(split.within_budget(log, split.default_budget(log)))
+
+
 def test_a_run_that_fails_while_writing_leaves_the_earlier_one(finished, monkeypatch, tmp_path):
     from jaxsac.route import job
 

@@ -5,12 +5,7 @@ import pytest
 
 from jaxsac.route import features as F
 
-TEXTS = [
-    f"{verb} the {noun} of {thing}"
-    for verb in ("read", "write", "plot")
-    for noun in ("table", "chart")
-    for thing in ("alpha", "beta", "gamma")
-]
+TEXTS = [f"{verb} the {noun} of {thing}" for verb in ("read", "write", "plot") for noun in ("table", "chart") for thing in ("alpha", "beta", "gamma")]
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,5 @@ def test_twins_count_once_and_contexts_hold_no_imports():
 
 
 def test_circular_reexports_end():
-    log = collect(
-        made("a", exports={"f": "b.f"}, stars=("b",)), made("b", exports={"f": "a.f"}, stars=("a",)), made("u", [call("g", "a.f", "a.h")])
-    )
+    log = collect(made("a", exports={"f": "b.f"}, stars=("b",)), made("b", exports={"f": "a.f"}, stars=("a",)), made("u", [call("g", "a.f", "a.h")]))
     assert log.sets == [("a.f", "a.h")]
