@@ -33,7 +33,7 @@ def problem(z: Any, budget: Any, exactly: Any = False, costs: Any = None, backgr
     z = real_array("z", z, ("M",))
     require(z.dtype in (jnp.float32, jnp.float64), f"z must be float32 or float64, got {z.dtype}: cast it with .astype.")
     budget = static_integer("budget", budget, 0)
-    require(isinstance(exactly, bool | np.bool_), f"exactly must be True or False, got {exactly!r}: it decides what is computed and is static.")
+    require(isinstance(exactly, bool | np.bool_), f"exactly must be True or False, got {exactly!r}: it is static.")
     temperature = real_scalar("temperature", temperature, z.dtype, 0, strict=True)
     if costs is not None:
         require(background is None, "costs and background cannot be combined: list the background's tools in z with their costs.")
@@ -43,13 +43,12 @@ def problem(z: Any, budget: Any, exactly: Any = False, costs: Any = None, backgr
     elif background is not None:
         background = _background(background, z.dtype)
     else:
-        require(not exactly or budget <= z.shape[0], f"exactly=True needs budget <= M, got budget={budget}, M={z.shape[0]}: lower the budget.")
+        require(not exactly or budget <= z.shape[0], f"exactly=True needs budget <= M, got budget={budget} and M={z.shape[0]}.")
     return Problem(z, temperature, costs, background, budget, bool(exactly))
 
 
 def _background(background: Any, dtype: Any) -> Background:
     require(isinstance(background, tuple | list) and len(background) == 2, "background must be a pair (scores [C], counts [C]).")
-    require(np.ndim(background[0]) == 1, f"background scores must have shape [C], got {list(np.shape(background[0]))}: use jax.vmap for several rows.")
     scores = real_array("background scores", background[0], ("C",), dtype)
     counts = integer_array("background counts", background[1], scores.shape)
     if is_concrete(counts):

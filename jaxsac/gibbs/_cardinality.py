@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from jaxsac.gibbs._background import Background, background_ratios, multiply, unreachable
-from jaxsac.gibbs._sets import Sets, adjoint, expand, head_size
+from jaxsac.gibbs._polynomial import Polynomial, adjoint, expand, head_size
 
 
 class LogPartition(NamedTuple):
@@ -33,22 +33,21 @@ class Derivative(NamedTuple):
 
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def log_partition(z: jax.Array, background: Background | None, budget: int, exactly: bool) -> LogPartition:
-    """log sum_a exp(sum_{j in a} z_j) over the sets of size ≤ budget (= budget with `exactly`); z [M] is finite or −inf, anything else gives NaN."""
+    """log sum_a exp(sum_{j in a} z_j) over the sets of size ≤ budget (= budget with `exactly`); NaN unless z [M] is finite or −inf."""
     return _evaluate(z, background, budget, exactly)[0]
 
 
 @log_partition.defjvp
 def _log_partition_jvp(budget, exactly, primals, tangents):
-    value, derivative = log_partition_and_derivative(*primals, budget, exactly)
+    z, background = primals
+    value, derivative = log_partition_and_derivative(z, background, budget, exactly)
     tangent = jnp.sum(derivative.marginals * tangents[0])
     if derivative.groups is not None:
-        tangent = tangent + jnp.sum(derivative.groups * primals[1].counts.astype(tangent.dtype) * tangents[1].scores)
+        tangent = tangent + jnp.sum(derivative.groups * background.counts.astype(tangent.dtype) * tangents[1].scores)
     return value, LogPartition(jnp.zeros_like(tangent), jnp.zeros_like(tangent), tangent)
 
 
-def log_partition_and_derivative(
-    z: jax.Array, background: Background | None, budget: int, exactly: bool
-) -> tuple[LogPartition, Derivative]:
+def log_partition_and_derivative(z: jax.Array, background: Background | None, budget: int, exactly: bool) -> tuple[LogPartition, Derivative]:
     value, differentiate = _evaluate(z, background, budget, exactly)
     derivative = differentiate()
     return value, jax.tree.map(lambda x: jnp.where(jnp.isnan(value.rest), jnp.nan, x), derivative)
@@ -67,24 +66,24 @@ def _evaluate(z, background, budget, exactly) -> tuple[LogPartition, Callable[[]
 
 
 def _constrained(z, budget, exactly):
-    sets = expand(z, budget, head_size(budget, z.dtype.name))
-    value, law = size_law(sets.centre, sets.units, sets.values, exactly)
+    polynomial = expand(z, budget, head_size(budget, z.dtype.name))
+    value, law = size_law(polynomial.centre, polynomial.units, polynomial.values, exactly)
 
     def differentiate() -> Derivative:
-        cotangent = law / jnp.where(sets.values > 0, sets.values, 1)
-        return Derivative(adjoint(sets, cotangent), None, _excess(law, value.size))
+        cotangent = law / jnp.where(polynomial.values > 0, polynomial.values, 1)
+        return Derivative(adjoint(polynomial, cotangent), None, _excess(law, value.size))
 
     return value, differentiate
 
 
 def _with_background(z, background, budget, exactly):
-    sets = expand(z, budget, head_size(budget, z.dtype.name)) if z.shape[0] and budget else None
+    polynomial = expand(z, budget, head_size(budget, z.dtype.name)) if z.shape[0] and budget else None
 
     def all_ratios(values, scores):
         ratios = background_ratios(background._replace(scores=scores), budget)
-        return ratios if sets is None else multiply(_ratios(sets, values), ratios)
+        return ratios if polynomial is None else multiply(_ratios(polynomial, values), ratios)
 
-    values = None if sets is None else sets.values
+    values = None if polynomial is None else polynomial.values
     ratios, pull = jax.vjp(all_ratios, values, background.scores)
     reachable = jnp.concatenate([jnp.ones((1,), z.dtype), (ratios > unreachable(z.dtype) / 2).astype(z.dtype)])
     value, law = size_law(jnp.zeros((), z.dtype), ratios, reachable, exactly)
@@ -92,7 +91,7 @@ def _with_background(z, background, budget, exactly):
     def differentiate() -> Derivative:
         at_least = jnp.flip(jnp.cumsum(jnp.flip(law[1:])))  # P(|a| ≥ r) is the derivative of log Z along ratio r
         cotangent, expected = pull(at_least)
-        own = jnp.zeros_like(z) if sets is None else adjoint(sets, cotangent)
+        own = jnp.zeros_like(z) if polynomial is None else adjoint(polynomial, cotangent)
         counts = background.counts.astype(z.dtype)
         return Derivative(own, jnp.where(counts > 0, expected / jnp.where(counts > 0, counts, 1), 0), _excess(law, value.size))
 
@@ -128,10 +127,8 @@ def size_law(centre: jax.Array, units: jax.Array, values: jax.Array, exactly: bo
     reachable = values > 0
     logs = jnp.where(reachable, jnp.log(jnp.where(reachable, values, 1)), -jnp.inf)
     constant = lax.stop_gradient(units)
-    if exactly:
-        size = jnp.full((), budget, dtype)
-    else:
-        size = jnp.sum(centre + constant + logs[1:] > logs[:-1], dtype=dtype)  # e_r / e_(r−1) falls with r: the mode is where it crosses 1
+    # e_r / e_(r−1) falls with r: the likeliest size is where it crosses 1.
+    size = jnp.full((), budget, dtype) if exactly else jnp.sum(centre + constant + logs[1:] > logs[:-1], dtype=dtype)
     degree = np.arange(budget + 1).astype(dtype)
     step = degree[None, 1:]
     after = (step <= degree[:, None]) & (step > size)
@@ -152,11 +149,11 @@ def size_law(centre: jax.Array, units: jax.Array, values: jax.Array, exactly: bo
     return LogPartition(centre, size, rest), law
 
 
-def _ratios(sets: Sets, values: jax.Array) -> jax.Array:
+def _ratios(polynomial: Polynomial, values: jax.Array) -> jax.Array:
     """log(e_r / e_(r−1)), [B]."""
     reachable = values > 0
     logs = jnp.log(jnp.where(reachable, values, 1))
-    return jnp.where(reachable[1:], sets.centre + sets.units + logs[1:] - logs[:-1], unreachable(values.dtype))
+    return jnp.where(reachable[1:], polynomial.centre + polynomial.units + logs[1:] - logs[:-1], unreachable(values.dtype))
 
 
 def _excess(law: jax.Array, size: jax.Array) -> jax.Array:

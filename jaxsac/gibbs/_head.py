@@ -11,7 +11,7 @@ SMALLEST_BLOCK = 12  # below this, finding the blocks costs more than it saves
 
 
 def largest(z: jax.Array, count: int) -> jax.Array:
-    """Indices (int32, [count]) of the `count` largest entries of z [M], largest first; −inf entries come last. Order is up to float32 rounding.
+    """Indices (int32, [count]) of the `count` largest entries of z [M], largest first, up to a relative 1e-3 in exp(z); −inf entries last.
 
     Two levels: strided blocks of about sqrt(M / count) entries; the largest entries all lie in the `count` blocks with the largest maxima.
     """

@@ -10,13 +10,14 @@ from jax import lax
 
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def log_partition(z: jax.Array, costs: jax.Array, budget: int, exactly: bool) -> jax.Array:
-    """log sum_a exp(sum_{j in a} z_j) over sets of total cost ≤ budget (= budget with `exactly`); z [M], costs int32 [M]. Time and memory M · budget."""
+    """log sum_a exp(sum_{j in a} z_j) over sets of total cost ≤ budget (= budget with `exactly`); z, costs [M]. Work M · budget."""
     return _total(z, costs, prefix_tables(z, costs, budget)[0], exactly)
 
 
 @log_partition.defjvp
 def _log_partition_jvp(budget, exactly, primals, tangents):
-    value, marginals = log_partition_and_marginals(*primals, budget, exactly)
+    z, costs = primals
+    value, marginals = log_partition_and_marginals(z, costs, budget, exactly)
     return value, jnp.sum(marginals * tangents[0])
 
 

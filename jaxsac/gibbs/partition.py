@@ -77,7 +77,7 @@ def entropy(
 
 
 def kl(z: Any, other: Any, budget: int, *, exactly: bool = False, costs: Any = None, temperature: Any = 1.0) -> jax.Array:
-    """Kullback–Leibler divergence sum_a pi_z(a) log(pi_z(a) / pi_other(a)) between two Gibbs policies over the same budgeted sets, in nats, [].
+    """Kullback–Leibler divergence sum_a p(a) log(p(a) / q(a)) of the Gibbs policies p of `z` and q of `other`, in nats, [].
 
     Arguments as in `log_partition`, with `other` [M] the scores of the second policy. +inf where `other` lacks a tool that `z` uses, or all
     feasible sets; 0 where neither has a feasible set; NaN where a score is NaN or +inf.

@@ -6,14 +6,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from jaxsac._checks import static_integer
 from jaxsac.gibbs import _knapsack
 from jaxsac.gibbs._arguments import Problem, problem, width
 from jaxsac.gibbs._cardinality import size_law
-from jaxsac.gibbs._sets import Sets, expand
+from jaxsac.gibbs._polynomial import Polynomial, expand
 from jaxsac.gibbs._tail import elementary
 
 BATCH = 8  # the part of the sets proposed at a time is one in so many
@@ -21,9 +20,7 @@ ROUNDS = 256  # rejection rounds before the sets still missing are drawn tool by
 PAIRS = 32  # set sizes up to which duplicates are found by comparing pairs
 
 
-def sample(
-    key: jax.Array, z: Any, budget: int, num_samples: int, *, exactly: bool = False, costs: Any = None, temperature: Any = 1.0
-) -> jax.Array:
+def sample(key: jax.Array, z: Any, budget: int, num_samples: int, *, exactly: bool = False, costs: Any = None, temperature: Any = 1.0) -> jax.Array:
     """Independent exact draws from the Gibbs policy over budgeted sets, int32 [num_samples, W], padded with −1 (`NO_ACTION`).
 
     Args:
@@ -34,10 +31,10 @@ def sample(
     nothing. All −1 where no set is feasible, and where a score is NaN or +inf.
 
     Method: set sizes from their law; then the largest scores (the head) one by one with the conditional probabilities of the partition
-    function's own table; the remaining j tools by independent draws from the tail's weights, redrawn until distinct. With K head entries the
-    expected number of colliding pairs is at most B (B − 1) / (8 (K − B + 1)); K = B + B (B − 1) / 4 bounds it by 1/2, hence the expected
-    number of proposals by 2. Sets still missing after many rounds are drawn tool by tool from the exact conditional probabilities.
-    O(M B) work once and O(M + B³) memory, then O(B²) work a sample; with `costs`, O(M (budget + num_samples · W)).
+    function's own table; the remaining tools by independent draws from the tail's weights, redrawn until distinct. With K head scores the
+    expected number of colliding pairs is at most B (B − 1) / (8 (K − B + 1)); K = B + B (B − 1) / 4 bounds it by 1/2, and so the expected
+    number of proposals by 2. Polynomial still missing after many rounds are drawn tool by tool from the exact conditional probabilities.
+    O(M B) work and O(M + B³) memory once, then O(B³) work a sample; with `costs`, O(M · budget + M · num_samples · W).
     """
     p = problem(z, budget, exactly, costs, None, temperature)
     return _sample(key, p, static_integer("num_samples", num_samples, 0), width(p))
@@ -72,25 +69,25 @@ def head_entries(size: int, budget: int) -> int:
 
 
 def _constrained(key, z, budget, exactly, num_samples, head, rounds):
-    sets = expand(z, budget, head)
-    value, law = size_law(sets.centre, sets.units, sets.values, exactly)
+    polynomial = expand(z, budget, head)
+    value, law = size_law(polynomial.centre, polynomial.units, polynomial.values, exactly)
     size_key, head_key, tail_key = jax.random.split(key, 3)
     sizes = jax.random.categorical(size_key, jnp.log(law), shape=(num_samples,)).astype(jnp.int32)
     sizes = jnp.where(value.rest > -jnp.inf, sizes, 0)  # −inf: infeasible; NaN: bad scores
-    remaining, chosen = _draw_head(head_key, sets, sizes)
+    remaining, chosen = _draw_head(head_key, polynomial, sizes)
     if head < z.shape[0]:
-        chosen = _draw_tail(tail_key, sets, remaining, chosen, rounds)
+        chosen = _draw_tail(tail_key, polynomial, remaining, chosen, rounds)
     return chosen
 
 
-def _draw_head(key: jax.Array, sets: Sets, sizes: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _draw_head(key: jax.Array, polynomial: Polynomial, sizes: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Go through the head backwards: entry k is in a set that still has r tools to choose with probability take_kr e_(r−1) / e_r.
 
     The tool that is the r-th still to choose goes to column r − 1, so that the tail's tools get the first columns.
     """
-    count, budget = sets.keep.shape[0], sets.keep.shape[1] - 1
-    with_entry = sets.take[:, 1:] * sets.steps[:, :-1]
-    either = with_entry + sets.keep[:, 1:] * sets.steps[:, 1:]
+    count, budget = polynomial.keep.shape[0], polynomial.keep.shape[1] - 1
+    with_entry = polynomial.take[:, 1:] * polynomial.steps[:, :-1]
+    either = with_entry + polynomial.keep[:, 1:] * polynomial.steps[:, 1:]
     probability = jnp.concatenate([jnp.zeros((count, 1), either.dtype), with_entry / jnp.where(either > 0, either, 1)], axis=1)
     columns = jnp.arange(1, budget + 1, dtype=jnp.int32)[None, :]
 
@@ -103,7 +100,7 @@ def _draw_head(key: jax.Array, sets: Sets, sizes: jax.Array) -> tuple[jax.Array,
         return (remaining - take.astype(jnp.int32), chosen), None
 
     start = (sizes, jnp.full((sizes.shape[0], budget), -1, jnp.int32))
-    entries = (jnp.arange(count, dtype=jnp.int32), sets.head, probability)
+    entries = (jnp.arange(count, dtype=jnp.int32), polynomial.head, probability)
     return lax.scan(step, start, entries, reverse=True)[0]
 
 
@@ -156,10 +153,10 @@ def _bisect(value, size: int, target: jax.Array) -> jax.Array:
     return lax.fori_loop(0, (size - 1).bit_length(), halve, (low, jnp.full_like(low, size - 1)))[0]
 
 
-def _draw_tail(key: jax.Array, sets: Sets, remaining: jax.Array, chosen: jax.Array, rounds: int) -> jax.Array:
+def _draw_tail(key: jax.Array, polynomial: Polynomial, remaining: jax.Array, chosen: jax.Array, rounds: int) -> jax.Array:
     """Fill the first `remaining` columns of each row with distinct tail entries, with probability ∝ the product of their weights."""
     num_samples, budget = chosen.shape
-    inverse = _inverse(sets.weights)
+    inverse = _inverse(polynomial.weights)
     columns = jnp.arange(budget, dtype=jnp.int32)[None, :]
     batch = min(num_samples, max(64, num_samples // BATCH))
 
@@ -175,7 +172,7 @@ def _draw_tail(key: jax.Array, sets: Sets, remaining: jax.Array, chosen: jax.Arr
     def one_by_one(state):
         round, pending, chosen = state
         row = jnp.argmax(pending)
-        tools = _draw_conditionally(jax.random.fold_in(key, round), sets, remaining[row])
+        tools = _draw_conditionally(jax.random.fold_in(key, round), polynomial, remaining[row])
         return round + 1, pending.at[row].set(False), chosen.at[row].set(jnp.where(tools >= 0, tools, chosen[row]))
 
     state = lax.while_loop(lambda s: (s[0] < rounds) & jnp.any(s[1]), propose, (0, remaining > 0, chosen))
@@ -195,14 +192,14 @@ def _distinct(index: jax.Array, inside: jax.Array) -> jax.Array:
     return jnp.all(ordered[:, 1:] != ordered[:, :-1], axis=1)
 
 
-def _draw_conditionally(key: jax.Array, sets: Sets, count: jax.Array) -> jax.Array:
-    """One set of `count` tail entries, [B] padded with −1: each tool from its exact conditional probability given those already drawn, O(M B)."""
-    budget = sets.units.shape[0]
+def _draw_conditionally(key: jax.Array, polynomial: Polynomial, count: jax.Array) -> jax.Array:
+    """One set of `count` tail tools, [B] padded with −1: each from its exact conditional probability given those before it. O(M B²)."""
+    budget = polynomial.units.shape[0]
 
     def step(r, carry):
         weights, tools = carry
-        scaled = weights / sets.spread
-        coefficients = elementary(weights, 1 / sets.spread, budget)
+        scaled = weights / polynomial.level
+        coefficients = elementary(weights, 1 / polynomial.level, budget)
 
         def divide(d, others):  # e_d of all the others, for every entry: e_d(all) − w e_(d−1)(others)
             return jnp.where(d < count - r, coefficients[d] - scaled * others, others)
@@ -212,5 +209,5 @@ def _draw_conditionally(key: jax.Array, sets: Sets, count: jax.Array) -> jax.Arr
         due = r < count
         return weights.at[index].multiply(jnp.where(due, 0, 1).astype(weights.dtype)), tools.at[r].set(jnp.where(due, index, -1))
 
-    start = (sets.weights, jnp.full((budget,), -1, jnp.int32))
+    start = (polynomial.weights, jnp.full((budget,), -1, jnp.int32))
     return lax.fori_loop(0, budget, step, start)[1]

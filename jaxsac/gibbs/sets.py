@@ -31,9 +31,9 @@ def log_prob(
         numbered after those of z, group by group.
       z and the rest: as in `log_partition`.
 
-    −inf for a set that cannot be drawn: duplicate or unknown indices, too many or too costly tools (a ValueError where `a` is concrete), too
-    few with `exactly`, an unavailable tool, no feasible set at all. NaN where a score is NaN or +inf. The gradient in z is 1_a − `marginals`,
-    over the temperature.
+    −inf for a set that cannot be drawn: duplicate or unknown indices, too many or too costly tools (a ValueError where `a` is concrete),
+    too few with `exactly`, an unavailable tool, no feasible set at all. NaN where a score is NaN or +inf. The gradient in z is
+    1_a − `marginals`, over the temperature.
     """
     p = problem(z, budget, exactly, costs, background, temperature)
     require(np.ndim(a) >= 1, f"a must have shape [..., W], got {list(np.shape(a))}: one row of tool indices per set.")
@@ -43,14 +43,12 @@ def log_prob(
     return _log_prob(a, p)
 
 
-def mode(
-    z: Any, budget: int, *, exactly: bool = False, costs: Any = None, background: tuple[Any, Any] | None = None
-) -> jax.Array:
+def mode(z: Any, budget: int, *, exactly: bool = False, costs: Any = None, background: tuple[Any, Any] | None = None) -> jax.Array:
     """The most likely set of tools: the budgeted set of largest total score, int32 [W], highest score first, padded with −1.
 
-    Arguments as in `log_partition`; W is `budget`, with `costs` the size of the largest feasible set (M where the costs are traced). Ties go to
-    the lowest index, and tools with a score ≤ 0 are not taken unless `exactly` needs them. All −1 where no set is feasible, and where a score
-    is NaN or +inf. Not differentiable. With `costs`, time and memory M · budget.
+    Arguments as in `log_partition`; W is `budget`, with `costs` the size of the largest feasible set (M where the costs are traced). Ties
+    go to the lowest index, and tools with a score ≤ 0 are not taken unless `exactly` needs them. All −1 where no set is feasible, and
+    where a score is NaN or +inf. Not differentiable. With `costs`, time and memory M · budget.
     """
     p = problem(z, budget, exactly, costs, background)
     if p.costs is None:

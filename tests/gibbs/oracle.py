@@ -1,4 +1,4 @@
-"""Two independent answers: enumeration of all sets (any budget, few tools), and the log-space programme over tools in extended precision."""
+"""Two independent answers: enumeration of all sets (any budget), and the log-space programme over tools in extended precision."""
 
 import itertools
 
@@ -41,7 +41,7 @@ def log_sum_exp(values):
 
 
 def programme(z, budget, exactly=False):
-    """(log Z, marginals) by the log-space programme, forwards and backwards, in long double around a centre that keeps differences exact."""
+    """(log Z, marginals) by the log-space programme, forwards and backwards, in long double around a centre."""
     z = np.asarray(z, np.longdouble)
     finite = np.sort(z[np.isfinite(z)])[::-1]
     centre = finite[min(budget, len(finite) - 1)] if len(finite) else np.longdouble(0)

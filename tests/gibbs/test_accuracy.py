@@ -9,7 +9,7 @@ import pytest
 from gibbs.oracle import families, programme
 
 from jaxsac import gibbs
-from jaxsac.gibbs._sets import head_size
+from jaxsac.gibbs._polynomial import head_size
 
 BOUNDS = {"float64": (1e-12, 1e-10), "float32": (1e-6, 1e-5)}
 
@@ -19,7 +19,7 @@ def solver(budget, exactly):
     return jax.jit(lambda z: (gibbs.log_partition(z, budget, exactly=exactly), gibbs.marginals(z, budget, exactly=exactly)))
 
 
-def check(num_tools, budget, dtype, exactly, float32_bound=None):
+def check(num_tools, budget, dtype, exactly):
     bound, marginal_bound = BOUNDS[dtype]
     for name, z in families(num_tools, budget):
         z = z.astype(dtype)
