@@ -132,11 +132,12 @@ class Logistic(Loss):
         return 0.25
 
     def target(self, y, prediction_shape, dtype):
+        y = real_array("y", y, prediction_shape, dtype)
         if is_concrete(y):
             known = np.asarray(y)
-            signs = bool(np.all((np.abs(known) == 1) | np.isnan(known.astype(float))))
+            signs = bool(np.all((np.abs(known) == 1) | np.isnan(known)))
             require(signs, "y must be +1 or -1 for the logistic loss: pass 2 * y - 1 for labels 0 and 1.")
-        return real_array("y", y, prediction_shape, dtype)
+        return y
 
     def per_sample(self, z, y):
         return jnp.where(jnp.abs(y) == 1, jax.nn.softplus(-y * z), jnp.nan)
@@ -154,9 +155,10 @@ class Poisson(Loss):
     """ℓ = e^z − y z − (y − y log y) for counts y ≥ 0: half the deviance, log-link. No curvature bound: solvers backtrack."""
 
     def target(self, y, prediction_shape, dtype):
+        y = real_array("y", y, prediction_shape, dtype)
         if is_concrete(y):
             require(not bool(np.any(np.asarray(y) < 0)), "y must be >= 0 for the Poisson loss.")
-        return real_array("y", y, prediction_shape, dtype)
+        return y
 
     def per_sample(self, z, y):
         # Counts that are not counts have no loss: NaN, which a solver reports as NONFINITE.
