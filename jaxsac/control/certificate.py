@@ -68,10 +68,14 @@ def certify(
 
     alphas = np.concatenate([alpha, group_alpha[live]])
     odds = np.concatenate([to_host(found.top_odds)[:size], unpad_groups(to_host(found.group_top_odds), groups)[live]])
-    rise = np.maximum(alphas - 1, 0)
-    tau = max(float(np.max(1 - alphas, initial=0.0)), float(np.max(rise * odds, initial=0.0)))
+    # A tool that is used for sure in some record has infinite odds there. Beside them a rise within rounding of 0 counts as none.
+    slack = 64 * float(jnp.finfo(data.contexts.dtype).eps)
+    rising = alphas > np.where(odds * slack > 1, 1 + slack, 1)
+    rise = alphas[rising] - 1
+    needs = [1 - alphas, rise * odds[rising]]
     if budget < data.num_actions:
-        tau = max(tau, float(np.max(rise, initial=0.0)) * float(found.top_load))
+        needs.append(rise * float(found.top_load))
+    tau = float(np.max(np.concatenate(needs), initial=0.0))  # NaN stays NaN, and fails the comparison below
     entropy = float(found.entropy) * (1 - tau) if tau <= 1 else 0.0
 
     def dual(norms: np.ndarray) -> float:
