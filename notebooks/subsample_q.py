@@ -41,6 +41,7 @@ axes.plot(sizes, [float(b.upper) for b in bounds], "v-", label="no policy does b
 axes.plot(sizes, [float(b.lower) for b in bounds], "^-", label="this policy does at least (95 %)")
 axes.set(xscale="log", xlabel="k sampled agents", ylabel="discounted reward")
 axes.legend()
+plt.show()
 
 # %% [markdown]
 # One run in counts: a million agents cost what a thousand do.
@@ -55,3 +56,4 @@ axes.plot(shares, label=[f"share in mode {j}" for j in range(3)])
 axes.step(range(60), np.asarray(run.global_states) / 2, "k", alpha=0.4, label="mode of the global agent / 2")
 axes.set(xlabel="step")
 axes.legend()
+plt.show()

@@ -40,9 +40,11 @@ assert np.all(np.abs(few.mean - many.mean) < 0.1 + 4 * (few.standard_error + man
 }
 
 SOURCES = sorted(NOTEBOOKS.glob("*.py"))
+# The main job's notebook runs always, the other rooms' with the slow tests: each takes half a minute.
+RUNS = [pytest.param(path, marks=() if path.name in CLAIMS else pytest.mark.slow, id=path.stem) for path in SOURCES]
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RUNS)
 def test_notebooks_run_and_show_what_they_say(path):
     claims = "\nassert figures and all(all(axes) for axes in figures), figures\n" + CLAIMS.get(path.name, "")
     root = NOTEBOOKS.parent
