@@ -179,7 +179,7 @@ def test_every_way_to_end():
     assert jax.jit(lambda lam: group_lasso.solve(X, Y, GROUPS, lam, intercept=True).status)(-1.0) == Status.NONFINITE
 
 
-def test_a_run_continues_bitwise_and_a_solution_restarts_at_once():
+def test_a_run_continues_where_it_was_and_a_solution_restarts_at_once():
     lam = 0.01 * LAM_MAX
     run = functools.partial(group_lasso.solve, X, Y, GROUPS, lam, intercept=False, tol=1e-9)
     whole = run()
@@ -187,7 +187,8 @@ def test_a_run_continues_bitwise_and_a_solution_restarts_at_once():
     part = run(max_steps=50)
     rest = run(state=part.state)
     assert part.stats["num_steps"] + rest.stats["num_steps"] == whole.stats["num_steps"]
-    np.testing.assert_array_equal(rest.value.coef, whole.value.coef)
+    # the same steps; the predictions at the seam are recomputed, in another program, so the last bits may differ
+    np.testing.assert_allclose(rest.value.coef, whole.value.coef, rtol=1e-11)
     again = run(state=whole.state)
     assert again.status == Status.CONVERGED and again.stats["num_steps"] == 0
 
