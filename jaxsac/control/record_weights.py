@@ -19,7 +19,7 @@ def record_weights(log: Log, scheme: str, advantage_scale: float | None, clip: f
     if scheme == "advantage":
         spread = utilities.std()
         beta = float(advantage_scale) if advantage_scale is not None else (spread if spread > 0 else 1.0)
-        _checks.require(beta > 0, f"advantage_scale must be > 0, got {beta:g}: it is the advantage that multiplies a weight by e.")
+        _checks.require(bool(beta > 0), f"advantage_scale must be > 0, got {beta:g}: it is the advantage that multiplies a weight by e.")
         scaled = (utilities - utilities.mean()) / beta
         raw = np.exp(scaled - scaled.max())
     else:
@@ -27,7 +27,7 @@ def record_weights(log: Log, scheme: str, advantage_scale: float | None, clip: f
         assert log.propensities is not None
         raw = np.maximum(utilities, 0) / np.asarray(log.propensities, np.float64)
         _checks.require(
-            raw.max() > 0, 'weighting="propensity" needs a positive utility: with none, every weight is zero. Shift the utilities.'
+            bool(raw.max() > 0), 'weighting="propensity" needs a positive utility: with none, every weight is zero. Shift the utilities.'
         )
         raw = raw / raw.max()
     raw = np.minimum(raw, clip * raw.mean())
