@@ -15,7 +15,7 @@ PATH_START = 0.35  # of lam_max
 PATH_FACTOR = 0.6
 PATH_TOLERANCE = 2e-3  # of the fits on the way; the chosen one is then solved to `control.fit`'s default
 PATIENCE = 3  # worse fits in a row that end the path
-NEAR = 0.95  # of the tools that may be kept: near enough
+NEAR = 0.98  # of the tools that may be kept: near enough
 REFINEMENTS = 4
 
 
