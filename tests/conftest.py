@@ -3,6 +3,7 @@
 import pathlib
 
 import jax
+import pytest
 
 CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "jax"
 
@@ -11,3 +12,10 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _release_compiled_code():
+    """A compiled function holds memory mappings until it is dropped. A process may have 65,530 of them on Linux; a whole run needs more."""
+    yield
+    jax.clear_caches()

@@ -65,7 +65,7 @@ def expand(z: jax.Array, budget: int, count: int) -> Polynomial:
     centre = jnp.clip(jnp.zeros((), z.dtype), least, jnp.maximum(jnp.max(constant), least))
 
     if count < size:
-        weights = jnp.exp(jnp.minimum(z - least, 1)).at[head].set(0)
+        weights = _tail_weights(z, least, head)
         # e_r ≤ p_1^r / r!, with p_1 the sum: scaled to p_1 = B / e, no degree overflows, and the large ones do not underflow in float32.
         level = lax.stop_gradient(jnp.maximum(jnp.sum(weights) * (np.e / budget), 1))
         tail = elementary(weights, 1 / level, budget)
@@ -89,6 +89,18 @@ def expand(z: jax.Array, budget: int, count: int) -> Polynomial:
     else:
         values, steps = _multiply(tail, keep, take)
     return Polynomial(centre, units, values, head, steps, keep, take, tail, weights, level)
+
+
+@jax.custom_jvp
+def _tail_weights(z: jax.Array, least: jax.Array, head: jax.Array) -> jax.Array:
+    """exp(z − least), 0 for the head, where it may overflow: so the derivative is made from the result."""
+    return jnp.exp(z - least).at[head].set(0)
+
+
+@_tail_weights.defjvp
+def _tail_weights_jvp(primals, tangents):
+    weights = _tail_weights(*primals)
+    return weights, weights * tangents[0]
 
 
 def adjoint(polynomial: Polynomial, cotangent: jax.Array) -> jax.Array:

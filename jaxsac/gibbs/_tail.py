@@ -34,9 +34,10 @@ def elementary(weights: jax.Array, scale: jax.Array, budget: int) -> jax.Array:
     def multiply(carry, factors):
         state, lost = carry
         old = state[GROUP:]
-        change = -lost
-        for i, coefficient in enumerate(_multiply_four((factors * scale).reshape(GROUP, lanes))[:budget], 1):
-            change = change + coefficient * state[GROUP - i : GROUP - i + budget + 1]
+        coefficients = _multiply_four((factors * scale).reshape(GROUP, lanes))[:budget]
+        change = sum(c * state[GROUP - i : GROUP - i + budget + 1] for i, c in enumerate(coefficients, 1))
+        if compensate:
+            change = change - lost
         new = old + change
         return jnp.concatenate([padding, new]), (new - old) - change if compensate else lost
 

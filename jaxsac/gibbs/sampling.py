@@ -33,7 +33,7 @@ def sample(key: jax.Array, z: Any, budget: int, num_samples: int, *, exactly: bo
     Method: set sizes from their law; then the largest scores (the head) one by one with the conditional probabilities of the partition
     function's own table; the remaining tools by independent draws from the tail's weights, redrawn until distinct. With K head scores the
     expected number of colliding pairs is at most B (B − 1) / (8 (K − B + 1)); K = B + B (B − 1) / 4 bounds it by 1/2, and so the expected
-    number of proposals by 2. Polynomial still missing after many rounds are drawn tool by tool from the exact conditional probabilities.
+    number of proposals by 2. Sets still missing after many rounds are drawn tool by tool from the exact conditional probabilities.
     O(M B) work and O(M + B³) memory once, then O(B³) work a sample; with `costs`, O(M · budget + M · num_samples · W).
     """
     p = problem(z, budget, exactly, costs, None, temperature)
