@@ -1,5 +1,6 @@
 """One regime for all tests: float64 available (float32 is asked for by dtype), strict promotion, compilations cached across runs."""
 
+import os
 import pathlib
 
 import jax
@@ -7,6 +8,7 @@ import pytest
 
 CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "jax"
 
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several test processes may share a GPU
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
