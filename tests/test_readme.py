@@ -6,21 +6,26 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_every_example_runs_as_a_user_would_run_it(tmp_path):
-    """With jax's own defaults (float32, plain promotion), every block in a fresh namespace, outside the checkout."""
-    blocks = re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
-    assert blocks
-    program = "\n".join(f"exec(compile({block!r}, 'README example {number}', 'exec'), {{}})" for number, block in enumerate(blocks, 1))
+EXAMPLES = re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(1, len(EXAMPLES) + 1))
+def test_every_example_runs_as_a_user_would_run_it(number, tmp_path):
+    """With jax's own defaults (float32, plain promotion), outside the checkout."""
+    program = f"exec(compile({EXAMPLES[number - 1]!r}, 'README example {number}', 'exec'), {{}})"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax")}
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_one_line_commands():
+    assert len(EXAMPLES) >= 6
     commands = [line for line in README.splitlines() if line.startswith("python3 -m venv")]
     assert len(commands) == 2, "one for the main job, one for the tests"
     assert "jaxsac route" in commands[0] and "pytest" in commands[1]

@@ -114,7 +114,8 @@ def solve(
     stats: num_steps (sweeps, the test included), error (absolute), rounding, scale, operator_error, backend, gain. Map over models with
     jax.vmap (with a plan, or few histograms). q, value and bounds are differentiable in every array of the model (implicitly; the policy
     is kept fixed, ties are averaged); local transitions need a plan or the dense form, and where rows of a kernel are equal or dependent
-    only the dense form gives their derivative. The average criterion gives none.
+    only the dense form gives their derivative. The other forms use that rows sum to one: theirs holds along directions that keep the
+    sums. The average criterion gives none.
     Bad input: ValueError for k < 1, discount = 1 without "average" and tables beyond memory; traced discounts outside [0, 1) end NONFINITE
     or MAX_STEPS. Source: arXiv 2403.00222, algorithm 1 (m → ∞); bounds: MacQueen 1966; Puterman 1994, sections 6.6 and 8.5.
     """
