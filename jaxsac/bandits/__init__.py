@@ -4,6 +4,7 @@ from jaxsac.bandits._protocol import ActionSet as ActionSet
 from jaxsac.bandits._protocol import Selection as Selection
 from jaxsac.bandits.algorithms import apsee as apsee
 from jaxsac.bandits.algorithms import apsee_greedy as apsee_greedy
+from jaxsac.bandits.algorithms import e2tc as e2tc
 from jaxsac.bandits.algorithms import estc as estc
 from jaxsac.bandits.algorithms import explore_then_commit as explore_then_commit
 from jaxsac.bandits.algorithms import phased_greedy as phased_greedy

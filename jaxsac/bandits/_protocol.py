@@ -28,12 +28,17 @@ class ActionSet(eqx.Module):
     may be non-zero (None: all). All methods are pure, differentiable where the answer is smooth, and unbatched.
     """
 
-    #: f(S) is an increasing function of a sum over S, so that greedy is exact.
+    #: f(S) is an increasing function of a sum over S of `scores(theta)`: the largest scores are the best support.
     modular: ClassVar[bool] = False
     #: X is strongly convex: actions move with theta in a Lipschitz way and the exploitation of a cycle may be as long as its index.
     strongly_convex: ClassVar[bool] = False
     #: f(S)^2 is a quadratic form of theta_S.
     quadratic: ClassVar[bool] = False
+
+    @property
+    def greedy_is_exact(self) -> bool:
+        """Whether the greedy support is the best one for every theta and every sparsity."""
+        return False
 
     def support(self, theta: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """max <theta, x> over x in X with x = 0 off the mask; 0 at least, since the origin is in X."""
@@ -62,6 +67,10 @@ class ActionSet(eqx.Module):
         """The set of actions supported in `indices` [s], in their own coordinates; an index -1 is a coordinate where theta must be zero."""
         return Slice(self, indices, dimension)
 
+    def extended(self, theta: jax.Array, chosen: jax.Array) -> jax.Array:
+        """f(chosen + i) for every coordinate i, [d]."""
+        return jax.vmap(lambda one: self.support(theta, chosen | one))(jnp.eye(theta.shape[0], dtype=bool))
+
     def greedy(self, theta: jax.Array, sparsity: int, mask: jax.Array | None = None) -> Selection:
         """Add the coordinate of largest f, `sparsity` times; ties go to the lowest index."""
         dimension = theta.shape[0]
@@ -69,8 +78,7 @@ class ActionSet(eqx.Module):
 
         def step(k, carry):
             indices, chosen, gap = carry
-            values = jax.vmap(lambda one: self.support(theta, chosen | one))(jnp.eye(dimension, dtype=bool))
-            best, lead, left = pick(values, available & ~chosen)
+            best, lead, left = pick(self.extended(theta, chosen), available & ~chosen)
             return indices.at[k].set(best), chosen | (left & (jnp.arange(dimension, dtype=jnp.int32) == best)), jnp.minimum(gap, lead)
 
         nothing = jnp.full(sparsity, -1, jnp.int32), jnp.zeros(dimension, bool), jnp.asarray(jnp.inf, theta.dtype)

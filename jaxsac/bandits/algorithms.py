@@ -27,6 +27,7 @@ def _phased(
     radius_scale: Number = 1.0,
     gap_factor: Number = 2.0,
     lam: Number = 0.0,
+    enough: Number = 0.0,
     lasso: bool = False,
 ) -> Phased:
     sparsity = static_integer("sparsity", sparsity, 1)
@@ -46,7 +47,7 @@ def _phased(
         if is_concrete(basis):
             rank = np.linalg.matrix_rank(np.asarray(basis, np.float64))
             require(rank == basis.shape[1], f"basis must span all {basis.shape[1]} coordinates, its rank is {rank}: add actions.")
-    numbers = {"radius_scale": radius_scale, "gap_factor": gap_factor, "schedule_scale": schedule_scale, "lam": lam}
+    numbers = {"radius_scale": radius_scale, "gap_factor": gap_factor, "schedule_scale": schedule_scale, "lam": lam, "enough": enough}
     for name, number in numbers.items():
         real_scalar(name, number, jnp.result_type(float), 0)
     if commit_at is not None and is_concrete(commit_at):
@@ -140,6 +141,30 @@ def explore_then_commit(
 ) -> Phased:
     """Play the basis `num_cycles` times, then the greedy action of the estimate for ever: the baseline of Robbins (1952)."""
     return _phased(action_set, sparsity, "commit", basis=basis, commit_at=num_cycles)
+
+
+def e2tc(
+    action_set: ActionSet,
+    *,
+    sparsity: int,
+    sigma: Number,
+    horizon: Number,
+    scale: Number = 1.0,
+    basis: jax.Array | str | None = None,
+) -> Phased:
+    """Explore until the size of the estimate says that it is enough (E2TC), then commit to its greedy action for ever.
+
+    Stops at the first cycle c with c f(theta_c) >= scale sigma sqrt(horizon / 2), f the value of the greedy support. On the unit ball with
+    s = d, c cycles cost at most c d ||theta|| and the steps after them about (d - 1) sigma^2 / (2 c ||theta||) each, whose sum is least
+    there. The noise alone, f(theta_c) ~ sigma sqrt(d / c), stops no earlier than c ~ horizon / (2 d): regret of order
+    min(d sigma sqrt(horizon) + d ||theta||, ||theta|| horizon), the best possible for s = d on balls, and on ellipsoids {x : x'Ax <= 1}
+    with a `basis` B of its axes, B A B' = I. For s < d the support is that of the estimate, unproved.
+    Source: Zhang, Hadiji and Combes (2025), whose separate estimation of ||theta|| is merged with the exploration here.
+    """
+    sigma = real_scalar("sigma", sigma, jnp.result_type(float), 0)
+    steps = real_scalar("horizon", horizon, jnp.result_type(float), 1)
+    enough = real_scalar("scale", scale, jnp.result_type(float), 0) * sigma * jnp.sqrt(steps / 2.0)
+    return _phased(action_set, sparsity, "value", basis=basis, enough=enough)
 
 
 def estc(action_set: ActionSet, *, sparsity: int, num_cycles: jax.Array | int, lam: Number, basis: jax.Array | str | None = None) -> Phased:

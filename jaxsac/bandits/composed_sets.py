@@ -12,7 +12,11 @@ from jaxsac.bandits._protocol import ActionSet, like, masked
 
 
 class Product(ActionSet):
-    """X_1 x X_2 x ... over consecutive blocks of coordinates of the given `sizes`: f and its maximisers add up."""
+    """X_1 x X_2 x ... over consecutive blocks of coordinates of the given `sizes`: f and its maximisers add up.
+
+    Greedy is exact if it is on every part: its steps then gain less and less within a part, as on all sets here that say so, and s steps
+    of the largest gains are the best division of s among the parts.
+    """
 
     parts: tuple[ActionSet, ...]
     sizes: tuple[int, ...] = eqx.field(static=True)
@@ -21,6 +25,10 @@ class Product(ActionSet):
         require(len(parts) == len(sizes) > 0, "Product needs one size for each part.")
         self.parts = tuple(parts)
         self.sizes = tuple(static_integer("sizes", size, 1) for size in sizes)
+
+    @property
+    def greedy_is_exact(self):
+        return all(part.greedy_is_exact for part in self.parts)
 
     def _blocks(self, vector):
         require(vector.shape[0] == sum(self.sizes), f"theta must have {sum(self.sizes)} coordinates, as the sizes of Product say.")
@@ -36,6 +44,11 @@ class Product(ActionSet):
 
     def argmax(self, theta, mask=None):
         return jnp.concatenate(self._each("argmax", theta, mask))
+
+    def extended(self, theta, chosen):
+        before = self._each("support", theta, chosen)
+        after = self._each("extended", theta, chosen)
+        return jnp.concatenate([values + (sum(before) - own) for values, own in zip(after, before, strict=True)])
 
     def gauge(self, x):
         return jnp.stack([part.gauge(block) for part, block in zip(self.parts, self._blocks(x), strict=True)]).max()
@@ -55,6 +68,10 @@ class Masked(ActionSet):
     def __init__(self, whole: ActionSet, available: jax.Array):
         self.whole = whole
         self.available = jnp.asarray(available).astype(bool)
+
+    @property
+    def greedy_is_exact(self):
+        return self.whole.greedy_is_exact
 
     def _and(self, mask):
         return self.available if mask is None else self.available & mask

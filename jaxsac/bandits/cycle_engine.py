@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxsac.bandits._protocol import ActionSet
-from jaxsac.bandits.phased import Phased, Plan, apply_solve, choose, exploit, exploitation_length, shrink, verify
+from jaxsac.bandits.phased import Phased, Plan, apply_solve, choose, exploit, exploitation_length, verify
 
 BLOCK = 8  # cycles of noise that are drawn together
 _SUPPORT_STREAM = 2**31 - 1  # folded into the key of the noise that is drawn for locked coordinates only
@@ -104,11 +104,11 @@ def simulate_lanes(algorithm: Phased, noise, draws: str, problem: Problem, axes:
         return verify(algorithm, problem.plan, estimate_of(problem, sums, cycle), cycle, within)
 
     def select(problem: Problem, sums, cycle):
-        return choose(algorithm, problem.plan, shrink(algorithm, problem.plan, estimate_of(problem, sums, cycle)))
+        return choose(algorithm, problem.plan, estimate_of(problem, sums, cycle))
 
     def shortfall(problem: Problem, part, indices, sums, cycle):
         """The regret of one step of exploitation."""
-        action = exploit(part, indices, shrink(algorithm, problem.plan, estimate_of(problem, sums, cycle)))
+        action = exploit(algorithm, problem.plan, part, indices, estimate_of(problem, sums, cycle))
         theta = jnp.where(indices >= 0, problem.theta[indices], 0.0).astype(dtype)
         return problem.optimum - jnp.sum(theta * action)
 
@@ -160,11 +160,12 @@ def simulate_lanes(algorithm: Phased, noise, draws: str, problem: Problem, axes:
         return cycle
 
     def lock(state: _State) -> _State:
-        proved = lanes(test, -1, -1, None)(problem, state.sums, state.squares, state.cycle)
+        proved, support = lanes(test, -1, -1, None)(problem, state.sums, state.squares, state.cycle)
         newly = proved & ~state.locked & (state.time + number <= horizon)
 
         def fix(state: _State) -> _State:
-            indices = jnp.where(newly[None], lanes(select, -1, None)(problem, state.sums, state.cycle), state.indices)
+            chosen = lanes(select, -1, None)(problem, state.sums, state.cycle) if support is None else support
+            indices = jnp.where(newly[None], chosen, state.indices)
             return state._replace(
                 locked=state.locked | newly,
                 lock_cycle=jnp.where(newly, state.cycle, state.lock_cycle),

@@ -2,11 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxsac._checks import choice, require, static_integer
+from jaxsac._checks import choice, is_concrete, require, static_integer
 from jaxsac.bandits._protocol import ActionSet
 
-_KINDS = ("standard", "block_orthogonal", "gaussian_orthogonal", "uniform_orthogonal")
+_KINDS = ("standard", "block_orthogonal", "weighing", "gaussian_orthogonal", "uniform_orthogonal")
 
 
 def exploration_basis(
@@ -23,7 +24,9 @@ def exploration_basis(
 
     * "standard": the unit vectors, each as long as the set allows;
     * "block_orthogonal": a random partition of the coordinates into blocks of at most s, a random rotation in each: s-sparse and
-    orthogonal;
+      orthogonal;
+    * "weighing": the same with Hadamard matrices instead of rotations, in blocks of a power of two, each coordinate as long as both its
+      sides allow: on the box [-1, 1]^d a block of h coordinates is measured h times as precisely as by unit vectors;
     * "gaussian_orthogonal", "uniform_orthogonal": the Q factor of a Gaussian or uniform matrix. Its rows are dense, so they are no s-sparse
       actions and break the paper's Assumption 3 for s < d, although its figures use them: ask for them with allow_dense=True.
 
@@ -36,21 +39,43 @@ def exploration_basis(
     dtype = jnp.result_type(float) if dtype is None else dtype
     if kind == "standard":
         return jnp.diag(action_set.reach(dimension, dtype))
-    if kind == "block_orthogonal":
+    if kind in ("block_orthogonal", "weighing"):
         order_key, key = jax.random.split(key)
         order = jax.random.permutation(order_key, dimension)
-        blocks = jnp.zeros((dimension, dimension), dtype)
-        for start in range(0, dimension, sparsity):
+        blocks, start = jnp.zeros((dimension, dimension), dtype), 0
+        while start < dimension:
             size = min(sparsity, dimension - start)
-            block = _rotation(jax.random.normal(jax.random.fold_in(key, start), (size, size), dtype))
+            if kind == "weighing":
+                size = 2 ** (size.bit_length() - 1)
+                block = jnp.asarray(_hadamard(size), dtype)
+            else:
+                block = _rotation(jax.random.normal(jax.random.fold_in(key, start), (size, size), dtype))
             blocks = blocks.at[start : start + size, start : start + size].set(block)
+            start += size
         rows = jnp.zeros_like(blocks).at[:, order].set(blocks)
+        if kind == "weighing":
+            sides = _sides(action_set, dimension, dtype)
+            if is_concrete(sides):
+                require(bool(jnp.all(sides > 0)), "a weighing design needs both signs of every coordinate: use kind='standard'.")
+            rows = rows * sides[None, :]
     else:
         dense = allow_dense or sparsity == dimension
         require(dense, f"the rows of {kind!r} are dense, not {sparsity}-sparse actions: use 'block_orthogonal', or say allow_dense=True.")
         draw = jax.random.normal if kind == "gaussian_orthogonal" else lambda k, shape, t: jax.random.uniform(k, shape, t, -1.0)
         rows = _rotation(draw(key, (dimension, dimension), dtype))
     return rows / jnp.maximum(jax.vmap(action_set.gauge)(rows), 1.0)[:, None]
+
+
+def _hadamard(size: int) -> np.ndarray:
+    """Sylvester's matrix of signs with orthogonal rows, for a power of two."""
+    codes = np.arange(size)
+    return 1.0 - 2.0 * (np.bitwise_count(codes[:, None] & codes[None, :]) % 2)
+
+
+def _sides(action_set: ActionSet, dimension: int, dtype) -> jax.Array:
+    """How far each axis [d] reaches to its shorter side."""
+    axes = jnp.eye(dimension, dtype=dtype)
+    return jax.vmap(lambda axis: jnp.minimum(action_set.support(axis, axis > 0), action_set.support(-axis, axis > 0)))(axes)
 
 
 def _rotation(matrix: jax.Array) -> jax.Array:

@@ -16,6 +16,10 @@ class _Modular(ActionSet):
 
     modular: ClassVar[bool] = True
 
+    @property
+    def greedy_is_exact(self):
+        return True
+
     def weights(self, theta: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The weights [d] and the scale that `value` needs."""
         raise TypeError(f"{type(self).__name__} must define weights(theta).")
@@ -227,6 +231,10 @@ class CrossPolytope(ActionSet):
         _positive("radius", radius)
         self.radius = radius
 
+    @property
+    def greedy_is_exact(self):
+        return True
+
     def support(self, theta, mask=None):
         return like(self.radius, theta) * jnp.max(jnp.abs(masked(theta, mask)))
 
@@ -256,6 +264,10 @@ class Simplex(ActionSet):
     def __init__(self, radius: jax.Array | float = 1.0):
         _positive("radius", radius)
         self.radius = radius
+
+    @property
+    def greedy_is_exact(self):
+        return True
 
     def support(self, theta, mask=None):
         return like(self.radius, theta) * jnp.maximum(jnp.max(masked(theta, mask)), 0.0)

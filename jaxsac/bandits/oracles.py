@@ -50,10 +50,10 @@ def _greedy(action_set, theta, sparsity):
 
 
 def best_support(action_set: ActionSet, theta: jax.Array, sparsity: int) -> Selection:
-    """The support of `sparsity` coordinates of largest f, exactly: in closed form where f is modular, else by visiting all of them.
+    """The support of `sparsity` coordinates of largest f, exactly: greedy where that is exact, else by visiting all of them.
 
     `theta` [d]; `indices` ascend where all are visited, and ties go to the first in that order. Above a million supports the answer is a
-    ValueError: `branch_and_bound` may reach further. The `gap` is the lead over the second best support (in closed form: as in greedy).
+    ValueError: `branch_and_bound` may reach further. The `gap` is the lead over the second best support (as in `greedy_support` where that is exact).
     """
     theta, sparsity = check_problem(theta, sparsity)
     return _best(cast(action_set, theta.dtype), theta, sparsity)
@@ -62,7 +62,7 @@ def best_support(action_set: ActionSet, theta: jax.Array, sparsity: int) -> Sele
 @partial(jax.jit, static_argnames="sparsity")
 def _best(action_set, theta, sparsity):
     dimension = theta.shape[0]
-    if action_set.modular or sparsity == 1:
+    if action_set.greedy_is_exact or sparsity == 1:
         return action_set.greedy(theta, sparsity)
     count = math.comb(dimension, sparsity)
     require(count <= MAX_SUPPORTS, f"{count} supports are too many to visit: use greedy_support, or branch_and_bound outside jit.")

@@ -18,8 +18,8 @@ FOREVER = 2**30  # longer than any horizon
 
 class Phased(eqx.Module):
     """A phased algorithm: every cycle c plays the basis once, estimates theta by least squares from all completed cycles, and then plays
-    one action ceil(schedule_scale c^schedule_power) times. Build it with `apsee`, `apsee_greedy`, `phased_greedy`, `explore_then_commit` or
-    `estc`; run it with `simulate`, or online with `init`, `act` and `update`.
+    one action ceil(schedule_scale c^schedule_power) times. Build it with `apsee`, `apsee_greedy`, `phased_greedy`, `explore_then_commit`,
+    `e2tc` or `estc`; run it with `simulate`, or online with `init`, `act` and `update`.
     """
 
     action_set: ActionSet
@@ -31,8 +31,11 @@ class Phased(eqx.Module):
     schedule_scale: jax.Array | float
     commit_at: jax.Array | int
     lam: jax.Array | float
+    enough: jax.Array | float
     sparsity: int = eqx.field(static=True)
-    rule: str = eqx.field(static=True)  # margin, greedy: verify, then lock the support; always: exploit at once; commit: lock at a cycle
+    #: margin, greedy: verify, then lock the support; always: exploit at once; commit: lock at a cycle; value: lock when the cycle times the
+    #: value of the estimate is `enough`
+    rule: str = eqx.field(static=True)
     radius: str = eqx.field(static=True, default="l2")
     schedule_power: float = eqx.field(static=True, default=1.0)
     estimate_sigma: bool = eqx.field(static=True, default=False)
@@ -66,6 +69,7 @@ class Plan(NamedTuple):
     schedule_scale: jax.Array
     commit_at: jax.Array
     lam: jax.Array
+    enough: jax.Array
 
 
 def plan(algorithm: Phased, dimension: int, dtype) -> Plan:
@@ -96,6 +100,7 @@ def plan(algorithm: Phased, dimension: int, dtype) -> Plan:
         real_scalar("schedule_scale", algorithm.schedule_scale, dtype),
         jnp.asarray(algorithm.commit_at).astype(jnp.int32),
         real_scalar("lam", algorithm.lam, dtype),
+        real_scalar("enough", algorithm.enough, dtype),
     )
 
 
@@ -111,7 +116,7 @@ def sensitivity(algorithm: Phased, action_set: ActionSet, dimension: int, dtype)
 
 def exploitation_length(algorithm: Phased, scale: jax.Array, cycle: jax.Array) -> jax.Array:
     """ceil(scale cycle^power), an int32; guarded against a power that rounding lifts above a whole number."""
-    if algorithm.rule == "commit":
+    if algorithm.rule in ("commit", "value"):
         return jnp.int32(FOREVER)
     length = scale * cycle.astype(scale.dtype) ** algorithm.schedule_power
     length = jnp.ceil(length * (1.0 - 4.0 * float(jnp.finfo(scale.dtype).eps)))
@@ -137,32 +142,37 @@ def noise_level(algorithm: Phased, plan: Plan, cycle: jax.Array, within: jax.Arr
     return jnp.where(least > 0, bound, jnp.inf), plan.delta / 2.0
 
 
-def verify(algorithm: Phased, plan: Plan, estimate: jax.Array, cycle: jax.Array, within: jax.Array) -> jax.Array:
-    """Whether the support of the estimate [d] at the end of `cycle` (int32) is proved."""
+def verify(
+    algorithm: Phased, plan: Plan, estimate: jax.Array, cycle: jax.Array, within: jax.Array
+) -> tuple[jax.Array, jax.Array | None]:
+    """Whether the estimate [d] at the end of `cycle` (int32) may be locked, and its support [s] where finding that out has found it."""
     floating = cycle.astype(estimate.dtype)
     if algorithm.rule == "always":
-        return jnp.asarray(False)
+        return jnp.asarray(False), None
     if algorithm.rule == "commit":
-        return cycle == plan.commit_at
+        return cycle == plan.commit_at, None
+    if algorithm.rule == "value":
+        selection = plan.action_set.greedy(estimate, algorithm.sparsity)
+        return floating * selection.value >= plan.enough, selection.indices
     if algorithm.sparsity == estimate.shape[0]:  # nothing is left to choose
-        return ~jnp.any(jnp.isnan(estimate))
+        return ~jnp.any(jnp.isnan(estimate)), None
     commit = cycle * plan.basis.shape[0] >= plan.commit_at
     sigma, delta = noise_level(algorithm, plan, floating, within, plan.basis.shape[0])
     threshold = plan.lead * radius_at(algorithm.radius, plan.numbers, estimate.shape[0], floating, sigma, delta)
     if algorithm.radius == "local":
         # The threshold is gap_factor L eps: half of it is L eps for the gap_factor 2 of the proof.
         error = threshold / (2.0 * plan.sensitivity)
-        return greedy_is_proved(plan.action_set, estimate, algorithm.sparsity, error, plan.sensitivity) | commit
+        return greedy_is_proved(plan.action_set, estimate, algorithm.sparsity, error, plan.sensitivity) | commit, None
     if algorithm.rule == "margin":
         gap = ranked_gap(plan.action_set.scores(estimate), algorithm.sparsity)  # pyright: ignore[reportAttributeAccessIssue]
-    else:
-        gap = plan.action_set.greedy(estimate, algorithm.sparsity).gap
-    return (gap > threshold) | commit
+        return (gap > threshold) | commit, None
+    selection = plan.action_set.greedy(estimate, algorithm.sparsity)
+    return (selection.gap > threshold) | commit, selection.indices
 
 
 def choose(algorithm: Phased, plan: Plan, estimate: jax.Array) -> jax.Array:
     """The support [s] of the estimate."""
-    return plan.action_set.greedy(estimate, algorithm.sparsity).indices
+    return plan.action_set.greedy(shrink(algorithm, plan, estimate), algorithm.sparsity).indices
 
 
 def shrink(algorithm: Phased, plan: Plan, estimate: jax.Array) -> jax.Array:
@@ -252,13 +262,13 @@ def _decide(algorithm: Phased, state: PhasedState) -> PhasedState:
     cycles = state.cycle.astype(state.sums.dtype)
     estimate = apply_solve(plan.solve, state.sums / cycles)
     within = jnp.sum(state.squares - state.sums**2 / cycles)
-    newly = ~state.locked & verify(algorithm, plan, estimate, state.cycle, within)
-    estimate = shrink(algorithm, plan, estimate)
+    proved, support = verify(algorithm, plan, estimate, state.cycle, within)
+    newly = ~state.locked & proved
     fresh = newly | (algorithm.rule == "always")
-    indices = jnp.where(fresh, choose(algorithm, plan, estimate), state.indices)
+    indices = jnp.where(fresh, choose(algorithm, plan, estimate) if support is None else support, state.indices)
     locked = state.locked | newly
     exploiting = locked | (algorithm.rule == "always")
-    action = exploit(plan.action_set.restrict(indices, estimate.shape[0]), indices, estimate)
+    action = exploit(algorithm, plan, plan.action_set.restrict(indices, estimate.shape[0]), indices, estimate)
     place = jnp.where(indices >= 0, indices, estimate.shape[0])
     full = jnp.zeros_like(state.action).at[place].set(action, mode="drop")
     return state._replace(
@@ -270,6 +280,7 @@ def _decide(algorithm: Phased, state: PhasedState) -> PhasedState:
     )
 
 
-def exploit(part: ActionSet, indices: jax.Array, estimate: jax.Array) -> jax.Array:
+def exploit(algorithm: Phased, plan: Plan, part: ActionSet, indices: jax.Array, estimate: jax.Array) -> jax.Array:
     """The best action on the support, in its own coordinates [s]."""
+    estimate = shrink(algorithm, plan, estimate)
     return part.argmax(jnp.where(indices >= 0, estimate[indices], 0.0).astype(estimate.dtype))

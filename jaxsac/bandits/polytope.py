@@ -90,6 +90,7 @@ class Polytope(ActionSet):
         return jnp.sqrt(jnp.sum(lax.top_k(width, sparsity)[0] ** 2))
 
 
+@jax.jit
 def linear_program(cost: jax.Array, rows: jax.Array, right: jax.Array, allowed: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Maximise <cost, x> subject to rows x = right >= 0, x >= 0 and x = 0 where not allowed: x [n] and whether an optimum was found.
 

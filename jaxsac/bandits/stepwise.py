@@ -135,7 +135,7 @@ class _OnSet(eqx.Module):
         return indices, jnp.zeros_like(theta).at[jnp.where(indices >= 0, indices, dimension)].set(action, mode="drop")
 
     def benchmark(self, theta, offer, benchmark: str, alpha) -> jax.Array:
-        if benchmark == "greedy" or self.action_set.modular:
+        if benchmark == "greedy":
             best = self.action_set.greedy(theta, self.sparsity, offer).value
         else:
             best = best_support(self.action_set if offer is None else Masked(self.action_set, offer), theta, self.sparsity).value
