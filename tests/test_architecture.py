@@ -37,7 +37,7 @@ PUBLIC = {
     "bandits": {
         "ActionSet", "Ball", "Box", "CrossPolytope", "Ellipsoid", "FromProjection", "FromSupport", "LpBall", "Masked", "Phased",
         "Polytope", "Product", "Run", "Selection", "Simplex", "adaptive_greedy", "apsee", "apsee_greedy", "best_support",
-        "branch_and_bound", "error_radius", "estc", "exploration_basis", "explore_then_commit", "greedy_support", "lin_ts",
+        "branch_and_bound", "e2tc", "error_radius", "estc", "exploration_basis", "explore_then_commit", "greedy_support", "lin_ts",
         "lin_ucb", "optimistic_greedy", "phased_greedy", "simulate", "stopping_time", "submodularity_ratio",
     },
     "bilevel": {
