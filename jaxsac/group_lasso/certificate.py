@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsac._iterate import Certificate
-from jaxsac.group_lasso.free import fit_free
+from jaxsac.group_lasso.free import FreeFit, fit_free
 from jaxsac.group_lasso.problem import Coefficients, Problem, when
 from jaxsac.group_lasso.rounding import sizes
 from jaxsac.prox import group_norms
@@ -25,9 +25,7 @@ def duality_gap(problem: Problem, point: Coefficients, *, columns: jax.Array, sc
     predictions = problem.predict(point)
     objective = problem.smooth_value(predictions) + problem.penalty(point.coef)
 
-    thresholds = problem.thresholds
-    free_groups = thresholds == 0
-    free = problem.groups.spread(free_groups)
+    free = problem.groups.spread(problem.thresholds == 0)
     fit = fit_free(problem, point, predictions, free, columns=columns, target=target, max_steps=_FREE_STEPS)
     of_free_columns = when(
         jnp.any(free),
@@ -36,7 +34,17 @@ def duality_gap(problem: Problem, point: Coefficients, *, columns: jax.Array, sc
     )
     penalised = fit.predictions - of_free_columns - problem.constant(fit.point.intercept)
 
-    gradient_norms = group_norms(problem.design.adjoint(problem.residual(fit.predictions)), problem.groups)
+    gradient = problem.design.adjoint(problem.residual(fit.predictions))
+    return gap_after_refit(problem, objective, fit, penalised, gradient, columns=columns, scale=scale)
+
+
+def gap_after_refit(
+    problem: Problem, objective: jax.Array, fit: FreeFit, penalised: jax.Array, gradient: jax.Array, *, columns: jax.Array, scale: jax.Array
+) -> Certificate:
+    """`objective` minus the dual value at the refitted point: `gradient` is X' ρ there, `penalised` the part of its predictions with a penalty."""
+    thresholds = problem.thresholds
+    free_groups = thresholds == 0
+    gradient_norms = group_norms(gradient, problem.groups)
     worst = jnp.max(jnp.where(free_groups, 0.0, gradient_norms / jnp.where(free_groups, 1.0, thresholds)))
     limit = jnp.where(worst == 0, jnp.inf, 1.0 / jnp.where(worst == 0, 1.0, worst))
     z = problem.offset + fit.predictions
@@ -51,26 +59,25 @@ def duality_gap(problem: Problem, point: Coefficients, *, columns: jax.Array, sc
     at = sizes(problem, fit.point, fit.predictions, columns)
     pull = group_norms(columns, problem.groups) * at.residual
     pull = jnp.max(jnp.where(free_groups, 0.0, pull / jnp.where(free_groups, 1.0, thresholds)))
-    rounding = info.eps * (_OF_VALUES * (jnp.abs(objective) + jnp.abs(bound) + at.value) + _OF_PULL * pull * problem.penalty(point.coef))
+    rounding = info.eps * (_OF_VALUES * (jnp.abs(objective) + jnp.abs(bound) + at.value) + _OF_PULL * pull * problem.penalty(fit.point.coef))
     # Squares that underflow would look like a gap of 0.
     rounding = rounding + jnp.where(at.residual > 0, 8.0 * info.tiny, 0.0)
     return Certificate(gap, rounding, scale)
 
 
 def stationarity(problem: Problem, point: Coefficients) -> tuple[jax.Array, jax.Array]:
-    """The objective, and the largest violation of the optimality conditions over groups and intercept, in units of the gradient.
-
-    b_g ≠ 0: ‖X_g' ρ − lam w_g b_g/‖b_g‖‖; b_g = 0: max(0, ‖X_g' ρ‖ − lam w_g); intercept: |Σ_t ρ_t|.
-    """
+    """The objective, and the largest violation of the optimality conditions over groups and intercept, in units of the gradient."""
     predictions = problem.predict(point)
     objective = problem.smooth_value(predictions) + problem.penalty(point.coef)
     residual = problem.residual(predictions)
-    gradient = problem.design.adjoint(residual)
-    norms = group_norms(point.coef, problem.groups)
+    return objective, violation(problem, point.coef, residual, problem.design.adjoint(residual))
+
+
+def violation(problem: Problem, coef: jax.Array, residual: jax.Array, gradient: jax.Array) -> jax.Array:
+    """b_g ≠ 0: ‖X_g' ρ − lam w_g b_g/‖b_g‖‖; b_g = 0: max(0, ‖X_g' ρ‖ − lam w_g); intercept: |Σ_t ρ_t|. The largest."""
+    norms = group_norms(coef, problem.groups)
     zero = norms == 0
     ratio = jnp.where(zero, 0.0, problem.thresholds / jnp.where(zero, 1.0, norms))
-    active = group_norms(gradient - point.coef * problem.groups.spread(ratio), problem.groups)
-    violation = jnp.max(jnp.where(zero, jnp.maximum(active - problem.thresholds, 0.0), active))
-    if problem.intercept:
-        violation = jnp.maximum(violation, jnp.max(jnp.abs(jnp.sum(residual, axis=0))))
-    return objective, violation
+    left = group_norms(gradient - coef * problem.groups.spread(ratio), problem.groups)
+    worst = jnp.max(jnp.where(zero, jnp.maximum(left - problem.thresholds, 0.0), left))
+    return jnp.maximum(worst, jnp.max(jnp.abs(jnp.sum(residual, axis=0)))) if problem.intercept else worst

@@ -23,6 +23,12 @@ class State(NamedTuple):
     inflation: jax.Array
 
 
+def start(point: Coefficients) -> State:
+    """A run that begins at the point."""
+    one = jnp.ones((), point.coef.dtype)
+    return State(*point, *point, one, one)
+
+
 class Iterate(NamedTuple):
     """State of the loop: two points, their predictions, momentum t, and the factor on the curvature."""
 

@@ -31,21 +31,23 @@ def fit_free(
     problem: Problem,
     point: Coefficients,
     predictions: jax.Array,
-    free: jax.Array,
+    free: jax.Array | None,
     *,
     columns: jax.Array,
     target: jax.Array,
     max_steps: int,
     max_halvings: int = 0,
 ) -> FreeFit:
-    """Minimise F over the intercept and over the coefficients marked in `free` [p], starting at `point`.
+    """Minimise F over the intercept and over the coefficients marked in `free` [p] (None: no coefficients), starting at `point`.
 
     `columns` are ‖C^½ x_j‖ [p]. Ends when a Newton step promises less than `target`, or after `max_steps`. A step that does not lower F is
     halved up to `max_halvings` times, then refused. `remaining` is that promise, the squared Newton decrement;
     where conjugate gradients could not solve for the step it is the whole objective. Costs nothing where nothing is free.
     """
-    any_free = jnp.any(free)
-    mask = free.astype(predictions.dtype)
+    if free is None and not problem.intercept:
+        return FreeFit(point, predictions, jnp.zeros_like(target))
+    any_free = None if free is None else jnp.any(free)
+    mask = jnp.zeros_like(point.coef) if free is None else free.astype(predictions.dtype)
     eps = jnp.finfo(predictions.dtype).eps
 
     def column_step(fit, residual):
@@ -77,13 +79,14 @@ def fit_free(
         fit = carry.fit
         residual = problem.residual(fit.predictions)
         nothing = (Coefficients(jnp.zeros_like(point.coef), jnp.zeros_like(point.intercept)), jnp.zeros_like(target), jnp.asarray(True))
-        direction, promise, solved = when(any_free, lambda: column_step(fit, residual), nothing)
+        direction, promise, solved = nothing if any_free is None else when(any_free, lambda: column_step(fit, residual), nothing)
         if problem.intercept:
             shift, gain = intercept_step(residual, fit.predictions)
             direction, promise = Coefficients(direction.coef, shift), promise + gain
         value = problem.smooth_value(fit.predictions)
-        moved = when(any_free, lambda: problem.design.predict(direction.coef), jnp.zeros_like(predictions))
-        moved = moved + problem.constant(direction.intercept)
+        moved = problem.constant(direction.intercept)
+        if any_free is not None:
+            moved = moved + when(any_free, lambda: problem.design.predict(direction.coef), jnp.zeros_like(predictions))
         running = promise > target
 
         def fits(size):
@@ -99,7 +102,7 @@ def fit_free(
         remaining = jnp.where(solved, jnp.abs(promise), jnp.maximum(jnp.abs(promise), value))
         return _Carry(FreeFit(point_, fit.predictions + size * moved, remaining), running & (size > 0), carry.steps + 1)
 
-    running = jnp.asarray(True) if problem.intercept else any_free
+    running = jnp.asarray(True) if problem.intercept or any_free is None else any_free
     start = _Carry(FreeFit(point, predictions, jnp.zeros_like(target)), running, jnp.int32(0))
     return lax.while_loop(lambda c: c.running & (c.steps < max_steps), advance, start).fit
 

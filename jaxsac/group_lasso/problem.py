@@ -35,6 +35,7 @@ class Problem(eqx.Module):
     offset: jax.Array  # of the shape of the predictions
     loss: Loss
     intercept: bool = eqx.field(static=True)
+    free_weights: bool = eqx.field(static=True, default=True)  # whether a weight may be 0; False saves compiling what fits such groups
 
     @property
     def thresholds(self) -> jax.Array:

@@ -14,12 +14,13 @@ from jaxsac._iterate import Certificate, iterate
 from jaxsac.designs import as_design
 from jaxsac.group_lasso.certificate import duality_gap, stationarity
 from jaxsac.group_lasso.derivative import with_derivatives
-from jaxsac.group_lasso.fista import Curvature, State, begin, fista_step, measure_curvature
+from jaxsac.group_lasso.fista import Curvature, State, begin, fista_step, measure_curvature, start
 from jaxsac.group_lasso.free import fit_free
 from jaxsac.group_lasso.problem import Coefficients, Problem, centre, recentre, uncentre
+from jaxsac.group_lasso.working_set import covers, solve_on_host
 from jaxsac.losses import Loss, resolve
 from jaxsac.prox import Groups, dual_group_norm
-from jaxsac.solution import Solution
+from jaxsac.solution import Solution, Status
 
 _CHECK_EVERY = 10
 _PATIENCE = 50  # checks: 500 steps without a smaller gap
@@ -73,7 +74,15 @@ def solve(
     if state is not None:
         check_shape("state.coef", state.coef, (groups.num_coefficients,))
         check_shape("state.intercept", state.intercept, problem.offset.shape[1:])
-    return _solve(problem, tol, _step_limit(max_steps), state)
+    max_steps = _step_limit(max_steps)
+    if is_concrete(problem, tol, max_steps, state) and covers(problem):
+        at = None if state is None else recentre(problem, Coefficients(state.coef, state.intercept))
+        solution = solve_on_host(problem, float(tol), int(max_steps), at)
+        if int(solution.status) in (Status.CONVERGED, Status.MAX_STEPS):
+            return solution
+        # What float32 steps cannot reach, the compiled loop may: it goes on from there, and its verdict is the answer's.
+        state = solution.state if int(solution.status) == Status.STALLED else state
+    return _solve(problem, tol, max_steps, state)
 
 
 def lam_max(
@@ -143,14 +152,16 @@ def _problem(X, y, groups, lam, loss, weights, sample_weight, offset, intercept)
     if isinstance(weights, str):
         require(weights == "sqrt_size", f"weights must be None, 'sqrt_size' or an array [G], got {weights!r}.")
         weights = jnp.sqrt(groups.sizes.astype(dtype))
+    all_one = weights is None
     weights = _non_negative("weights", weights, (groups.num_groups,), dtype)
+    free_weights = not all_one and (not is_concrete(weights) or bool(np.any(np.asarray(weights) == 0)))
     sample_weight = _non_negative("sample_weight", sample_weight, shape[:1], dtype)
     offset = jnp.zeros(shape, dtype) if offset is None else real_array("offset", offset, shape, dtype)
     lam = real_scalar("lam", lam, dtype, 0.0)
     lam = jnp.where(lam >= 0, lam, jnp.nan)
     if intercept:
         design = centre(design, sample_weight)
-    return Problem(design, y, groups, lam, weights, sample_weight, offset, loss, bool(intercept))
+    return Problem(design, y, groups, lam, weights, sample_weight, offset, loss, bool(intercept), free_weights)
 
 
 def _non_negative(name: str, value: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
@@ -173,7 +184,7 @@ def _fit_null(problem: Problem, columns: jax.Array) -> tuple[Coefficients, jax.A
     zeros = problem.zeros()
     predictions = jnp.zeros_like(problem.offset)
     target = 4.0 * jnp.finfo(predictions.dtype).eps ** 2 * problem.smooth_value(predictions)
-    free = problem.groups.spread(problem.weights == 0)
+    free = problem.groups.spread(problem.weights == 0) if problem.free_weights else None
     fit = fit_free(problem, zeros, predictions, free, columns=columns, target=target, max_steps=_NULL_STEPS, max_halvings=_NULL_HALVINGS)
     return fit.point, fit.predictions
 
@@ -206,15 +217,10 @@ def _run(problem: Problem, setup: _Setup, tol: jax.Array, max_steps: jax.Array, 
     )
 
 
-def _start(point: Coefficients) -> State:
-    one = jnp.ones((), point.coef.dtype)
-    return State(*point, *point, one, one)
-
-
 def _finish(problem: Problem, still: Problem, outcome) -> Solution:
     """The solution with its derivatives; `still` is the problem without them."""
     at, (error, rounding, scale) = outcome.state, outcome.certificate
-    _, violation = stationarity(still, at.point)
+    _, kkt = stationarity(still, at.point)
     point = with_derivatives(problem, at.point)
     objective = problem.smooth_value(problem.predict(point)) + problem.penalty(point.coef)
     stats = {
@@ -223,7 +229,7 @@ def _finish(problem: Problem, still: Problem, outcome) -> Solution:
         "rounding": rounding,
         "scale": scale,
         "num_steps": outcome.num_steps,
-        "kkt": violation,
+        "kkt": kkt,
         "num_active": jnp.sum(problem.groups.sum((at.point.coef != 0).astype(jnp.int32)) > 0),
     }
     last, before = uncentre(still, at.point), uncentre(still, at.previous)
@@ -235,7 +241,7 @@ def _solve(problem: Problem, tol: jax.Array, max_steps: jax.Array, state: State 
     still, tol, state = lax.stop_gradient((problem, tol, state))
     setup = _set_up(still)
     if state is None:
-        inner = _start(setup.null)
+        inner = start(setup.null)
     else:
         last = recentre(still, Coefficients(state.coef, state.intercept))
         before = recentre(still, Coefficients(state.previous_coef, state.previous_intercept))
@@ -271,12 +277,12 @@ def _path(problem: Problem, min_ratio: jax.Array, tol: jax.Array, max_steps: jax
     powers = jnp.linspace(0.0, 1.0, num_lams, dtype=largest.dtype) if num_lams > 1 else jnp.zeros(1, largest.dtype)
     lams = largest * min_ratio**powers
 
-    def one(start: State, lam: jax.Array):
+    def one(at: State, lam: jax.Array):
         here = _replace_lam(problem, lam)
         quiet = lax.stop_gradient(here)
-        outcome = _run(quiet, setup, tol, max_steps, start)
+        outcome = _run(quiet, setup, tol, max_steps, at)
         solution = _finish(here, quiet, outcome)
         solution.stats["lam"] = lam
-        return _start(outcome.state.point)._replace(inflation=outcome.state.inflation), solution
+        return start(outcome.state.point)._replace(inflation=outcome.state.inflation), solution
 
-    return lax.scan(one, _start(setup.null), lams)[1]
+    return lax.scan(one, start(setup.null), lams)[1]

@@ -1,0 +1,108 @@
+"""The host-driven method against the compiled one: the same answer, the same certificate, whatever is weighted, shifted or unpenalised."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxsac import Groups, Status, group_lasso
+from jaxsac.group_lasso import solver, working_set
+
+T, G = 64, 1100
+EQUAL = Groups.equal(G, 4)
+UNEQUAL = Groups.from_sizes([1 + (g % 5) for g in range(G + 280)])
+
+
+def problem(seed, loss, groups, dtype):
+    rng = np.random.default_rng(seed)
+    p = groups.num_coefficients
+    X = rng.normal(size=(T, p)) + 0.7 * rng.normal(size=(T, 1)) + rng.uniform(0, 1, size=p)
+    score = X[:, :25] @ rng.normal(size=25)
+    score = (score - score.mean()) / score.std()
+    y = 3 * score + rng.normal(size=T) + 1
+    if loss == "logistic":
+        y = np.where(rng.uniform(size=T) < 1 / (1 + np.exp(-2 * score)), 1.0, -1.0)
+    sample_weight = rng.uniform(0.5, 1.5, T)
+    sample_weight[:2] = 0
+    weights = rng.uniform(0.5, 2, groups.num_groups)
+    weights[[3, 17]] = 0
+    everything = {"weights": weights, "sample_weight": sample_weight, "offset": 0.3 * rng.normal(size=T)}
+    return jnp.asarray(X, dtype), jnp.asarray(y, dtype), {k: jnp.asarray(v, dtype) for k, v in everything.items()}
+
+
+SETTINGS = [
+    pytest.param("squared", EQUAL, False, jnp.float64, id="squared"),
+    pytest.param("squared", UNEQUAL, True, jnp.float64, id="squared, everything, unequal groups"),
+    pytest.param("logistic", EQUAL, True, jnp.float64, id="logistic, everything"),
+    pytest.param("squared", EQUAL, False, jnp.float32, id="squared, float32", marks=pytest.mark.slow),
+    pytest.param("huber", EQUAL, True, jnp.float64, id="huber, everything", marks=pytest.mark.slow),
+    pytest.param("poisson", EQUAL, True, jnp.float64, id="poisson, everything", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("loss, groups, everything, dtype", SETTINGS)
+def test_the_answer_is_that_of_the_compiled_loop(loss, groups, everything, dtype):
+    X, y, more = problem(0, loss if loss != "poisson" else "logistic", groups, dtype)
+    if loss == "poisson":
+        y = jnp.abs(y + 1)
+    keywords = {"loss": loss, "intercept": True, **more} if everything else {"loss": loss}
+    largest = group_lasso.lam_max(X, y, groups, **keywords)
+    tol = 1e-4 if dtype == jnp.float32 else 1e-9
+    for ratio in (0.5, 0.1):
+        keywords["tol"] = tol
+        host = group_lasso.solve(X, y, groups, ratio * largest, **keywords).check()
+        compiled = compiled_solve(X, y, groups, ratio * largest, **keywords).check()
+        assert jax.tree.structure(host) == jax.tree.structure(compiled)
+        assert [leaf.dtype for leaf in jax.tree.leaves(host)] == [leaf.dtype for leaf in jax.tree.leaves(compiled)]
+        assert [leaf.shape for leaf in jax.tree.leaves(host)] == [leaf.shape for leaf in jax.tree.leaves(compiled)]
+        scale = compiled.stats["scale"]
+        np.testing.assert_allclose(host.stats["scale"], scale, rtol=1e-6 if dtype == jnp.float32 else 1e-12)
+        assert abs(host.stats["objective"] - compiled.stats["objective"]) <= tol * scale
+        # passes, not steps: the compiled loop takes hundreds
+        assert host.stats["num_steps"] <= 15 and 0 < host.stats["num_active"] < groups.num_groups // 4
+        # the certificate of the compiled loop, asked about this answer
+        again = compiled_solve(X, y, groups, ratio * largest, **keywords, max_steps=0, state=host.state)
+        assert again.status == Status.CONVERGED
+        np.testing.assert_allclose(again.stats["objective"], host.stats["objective"], rtol=1e-5 if dtype == jnp.float32 else 1e-12)
+        assert group_lasso.solve(X, y, groups, ratio * largest, **keywords, state=compiled.state).stats["num_steps"] <= 3
+
+
+def compiled_solve(X, y, groups, lam, *, loss, tol, state=None, max_steps=20_000, intercept=False, **arrays):
+    at = solver._problem(X, y, groups, lam, loss, arrays.get("weights"), arrays.get("sample_weight"), arrays.get("offset"), intercept)
+    return solver._solve(at, jnp.asarray(tol, X.dtype), jnp.int32(max_steps), state)
+
+
+def test_every_way_to_end():
+    X, y, _ = problem(0, "squared", EQUAL, jnp.float64)
+    largest = group_lasso.lam_max(X, y, EQUAL)
+    above = group_lasso.solve(X, y, EQUAL, 1.001 * largest).check()
+    assert above.stats["num_steps"] == 0 and not np.any(above.value.coef)
+    short = group_lasso.solve(X, y, EQUAL, 0.1 * largest, max_steps=1)
+    assert short.status == Status.MAX_STEPS and short.stats["gap"] > 1e-6 * short.stats["scale"]
+    for bad in (X.at[3, 2].set(jnp.nan), X.at[3, 2].set(jnp.inf)):
+        assert group_lasso.solve(bad, y, EQUAL, 0.1 * largest).status == Status.NONFINITE
+    stalled = group_lasso.solve(X, y, EQUAL, 0.1 * largest, tol=1e-18)
+    assert stalled.status == Status.STALLED and stalled.stats["gap"] < 1e-9 * stalled.stats["scale"]
+
+
+def test_units_do_not_matter():
+    X, y, _ = problem(1, "squared", EQUAL, jnp.float64)
+    lam = 0.1 * group_lasso.lam_max(X, y, EQUAL)
+    base = group_lasso.solve(X, y, EQUAL, lam).check()
+    for of_X, of_y in ((1e60, 1e-60), (1e-60, 1e40)):
+        scaled = group_lasso.solve(of_X * X, of_y * y, EQUAL, of_X * of_y * lam).check()
+        np.testing.assert_allclose(scaled.value.coef * (of_X / of_y), base.value.coef, atol=1e-4)
+        assert scaled.stats["num_steps"] == base.stats["num_steps"]
+
+
+def test_what_is_covered():
+    X, y, _ = problem(0, "squared", EQUAL, jnp.float64)
+
+    def covered(X, groups, lam=0.1, **keywords):
+        arguments = {"weights": None, "sample_weight": None, "offset": None, "intercept": False} | keywords
+        return working_set.covers(solver._problem(X, y, groups, lam, "squared", *arguments.values()))
+
+    assert covered(X, EQUAL) and covered(X, EQUAL, intercept=True)
+    assert not covered(X[:, :40], Groups.equal(10, 4))  # small
+    assert not covered(X, EQUAL, lam=0.0)  # everything unpenalised
+    assert not covered(X, Groups.from_sizes([2000] + [1] * 2400))  # no block form
