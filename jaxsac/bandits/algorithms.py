@@ -1,12 +1,14 @@
 """Phased algorithms by name, and when they are sure to stop exploring."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxsac._checks import choice, is_concrete, real_array, real_scalar, require, static_integer
 from jaxsac.bandits._protocol import ActionSet
-from jaxsac.bandits.phased import FOREVER, Phased, plan, ranked_gap
+from jaxsac.bandits.phased import FOREVER, Phased, Plan, plan, ranked_gap
 from jaxsac.bandits.radii import KINDS, check_numbers, radius_at
 
 Number = jax.Array | float
@@ -87,7 +89,8 @@ def apsee(
     x*(theta_c) on the locked support c times. Wrong locks have probability at most `delta`. `action_set` must be modular (Ball, LpBall,
     Box). `sigma`: a bound on the sub-Gaussian scale of the noise, or "auto" to bound it from the data (Gaussian noise only, half of delta
     is spent on it). `radius`: see `error_radius`; `radius_scale` multiplies it (below 1 the guarantee is gone). `basis`: None for the unit
-    vectors, or [m, d] from `exploration_basis`. `commit_at`: lock without proof at the end of the first cycle after so many steps.
+    vectors, each as long as the set allows (a coordinate whose axis has length 0 is taken to be useless), or [m, d] from
+    `exploration_basis`. `commit_at`: lock without proof at the end of the first cycle after so many steps.
     Ties and theta = 0 never lock. Regret O(d sqrt(T)) up to logarithms. Source: arXiv 2605.10151, Algorithm 1. The paper's own radius "l2"
     is loose: theta uniform in [-1, 1]^10 and sigma = 0.1 rarely lock within 2,000 steps.
     """
@@ -187,22 +190,16 @@ def stopping_time(algorithm: Phased, theta: jax.Array) -> float:
     theta = real_array("theta", theta, ("d",))
     require(algorithm.rule in ("margin", "greedy"), "only apsee and apsee_greedy verify a support: no stopping time to prove.")
     require(not algorithm.estimate_sigma, "the stopping time needs a known sigma: give one instead of 'auto'.")
-    prepared = plan(algorithm, theta.shape[0], theta.dtype)
-    action_set = prepared.action_set
+    prepared, gap = _planned_gap(algorithm, theta)
+    number = prepared.basis.shape[0]
     if algorithm.sparsity == theta.shape[0]:
-        return float(prepared.basis.shape[0])
-    if algorithm.rule == "margin":
-        gap = ranked_gap(action_set.scores(theta), algorithm.sparsity)  # pyright: ignore[reportAttributeAccessIssue]
-    else:
-        gap = action_set.greedy(theta, algorithm.sparsity).gap
-    factor = prepared.lead + 2.0 * prepared.sensitivity
-
-    def enough(cycle: int) -> bool:
-        cycles = jnp.asarray(float(cycle)).astype(theta.dtype)
-        return bool(factor * radius_at(algorithm.radius, prepared.numbers, theta.shape[0], cycles, prepared.sigma, prepared.delta) < gap)
-
+        return float(number)
     if not bool(gap > 0):
         return float("inf")
+
+    def enough(cycle: int) -> bool:
+        return bool(_clear(algorithm.radius, prepared, gap, float(cycle)))
+
     high = 1
     while not enough(high):
         high *= 2
@@ -212,4 +209,21 @@ def stopping_time(algorithm: Phased, theta: jax.Array) -> float:
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)
-    return float(high * prepared.basis.shape[0])
+    return float(high * number)
+
+
+@jax.jit
+def _planned_gap(algorithm: Phased, theta: jax.Array):
+    prepared = plan(algorithm, theta.shape[0], theta.dtype)
+    if algorithm.sparsity == theta.shape[0]:
+        return prepared, jnp.asarray(jnp.inf, theta.dtype)
+    if algorithm.rule == "margin":
+        return prepared, ranked_gap(prepared.action_set.scores(theta), algorithm.sparsity)  # pyright: ignore[reportAttributeAccessIssue]
+    return prepared, prepared.action_set.greedy(theta, algorithm.sparsity).gap
+
+
+@partial(jax.jit, static_argnums=0)
+def _clear(radius: str, prepared: Plan, gap: jax.Array, cycle: jax.Array) -> jax.Array:
+    cycle, dimension = jnp.asarray(cycle).astype(gap.dtype), prepared.basis.shape[1]
+    error = radius_at(radius, prepared.numbers, dimension, cycle, prepared.sigma, prepared.delta)
+    return (prepared.lead + 2.0 * prepared.sensitivity) * error < gap

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxsac._checks import is_concrete, real_scalar, require
+from jaxsac._checks import real_scalar, require
 from jaxsac.bandits._protocol import ActionSet
 from jaxsac.bandits.local_proof import greedy_is_proved
 from jaxsac.bandits.oracles import cast
@@ -77,9 +77,8 @@ def plan(algorithm: Phased, dimension: int, dtype) -> Plan:
     action_set = cast(algorithm.action_set, dtype)
     if algorithm.basis is None:
         reach = action_set.reach(dimension, dtype)
-        if is_concrete(reach):
-            require(bool(jnp.all(reach != 0)), "an axis of the action set has length 0, so its coordinate cannot be learned: pass a basis.")
-        basis, solve, numbers = jnp.diag(reach), 1.0 / reach, diagonal_design_numbers(reach)
+        solve = jnp.where(reach == 0, 0.0, 1.0 / jnp.where(reach == 0, 1.0, reach))
+        basis, numbers = jnp.diag(reach), diagonal_design_numbers(reach)
     else:
         basis = jnp.asarray(algorithm.basis).astype(dtype)
         require(

@@ -23,17 +23,20 @@ class DesignNumbers(NamedTuple):
 
 def design_numbers(basis: jax.Array) -> DesignNumbers:
     gram = jnp.matmul(basis.T, basis, precision="highest")
-    return _numbers(jnp.linalg.eigvalsh(gram), jnp.max(jnp.diag(jnp.linalg.inv(gram))))
+    eigenvalues = jnp.linalg.eigvalsh(gram)
+    return _numbers(eigenvalues, 1.0 / eigenvalues, jnp.max(jnp.diag(jnp.linalg.inv(gram))))
 
 
 def diagonal_design_numbers(reach: jax.Array) -> DesignNumbers:
-    """Those of the basis reach_i e_i."""
-    return _numbers(jnp.sort(reach**2), jnp.max(1.0 / reach**2))
+    """Those of the basis reach_i e_i, without the axes of length 0, of which nothing can be learned."""
+    known = reach != 0
+    squares = jnp.where(known, reach**2, jnp.inf)
+    inverse = 1.0 / squares
+    return _numbers(squares, inverse, jnp.max(inverse))._replace(trace=jnp.sum(reach**2))
 
 
-def _numbers(eigenvalues, entry):
-    inverse = 1.0 / eigenvalues
-    return DesignNumbers(jnp.sum(eigenvalues), eigenvalues[0], jnp.sum(inverse), jnp.sum(inverse**2), inverse[0], entry)
+def _numbers(eigenvalues, inverse, entry):
+    return DesignNumbers(jnp.sum(eigenvalues), jnp.min(eigenvalues), jnp.sum(inverse), jnp.sum(inverse**2), jnp.max(inverse), entry)
 
 
 def radius_at(kind: str, numbers: DesignNumbers, dimension: int, cycle: jax.Array, sigma: jax.Array, delta: jax.Array) -> jax.Array:

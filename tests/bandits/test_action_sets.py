@@ -147,6 +147,13 @@ def test_greedy_is_naive_greedy(name):
         np.testing.assert_allclose(selection.value, value_of(action_set, theta, *chosen), rtol=1e-12)
 
 
+@pytest.mark.slow
+def test_a_coordinate_out_of_reach_is_never_learned_nor_used():
+    algorithm = bandits.apsee_greedy(bandits.Masked(bandits.Ball(), EVERYWHERE & (np.arange(D) != 1)), sparsity=S, sigma=0.01, radius="hkz")
+    run = bandits.simulate(jax.random.key(0), algorithm, jnp.asarray([0.9, 5.0, -0.7, 0.5, 0.1, 0.0]), sigma=0.01, horizon=2000)
+    assert run.locked and run.support.tolist() == [0, 2, 3] and np.all(np.isfinite(run.regret))
+
+
 def test_incremental_greedy_on_thirty_ellipsoids():
     d = 10
     matrices = jnp.asarray(np.stack([ellipsoid_matrix(seed, d) for seed in range(30)]))

@@ -12,7 +12,10 @@ THETA = np.array([0.9, -0.1, 0.7, 0.2])
 ARMS = np.random.default_rng(0).normal(size=(K, D))
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("dtype", [pytest.param(jnp.float32, marks=SLOW), jnp.float64])
 def test_lin_ucb_is_ridge_regression_with_a_confidence_width(dtype):
     sigma, delta, ridge, bound = 0.3, 0.1, 2.0, 1.5
     algorithm = bandits.lin_ucb(sigma=sigma, delta=delta, ridge=ridge, bound=bound)
@@ -67,7 +70,7 @@ def regrets(algorithm, horizon=1500, num=32, **options):
     return np.asarray(run.regret).mean(0)
 
 
-@pytest.mark.parametrize("algorithm", [bandits.lin_ucb(sigma=0.1), bandits.lin_ts(sigma=0.1)])
+@pytest.mark.parametrize("algorithm", [bandits.lin_ucb(sigma=0.1), pytest.param(bandits.lin_ts(sigma=0.1), marks=SLOW)])
 def test_finite_arms_are_learned(algorithm):
     early, late = regrets(algorithm, offer=draw_arms)
     assert late < 1.8 * early  # linear regret would triple
@@ -80,6 +83,26 @@ def test_time_varying_sets():
     assert late < 2.2 * early
 
 
+def test_the_optimistic_index_is_higher_than_anywhere_at_random():
+    """The played action is feasible and its index <theta_t, x> + width sqrt(x' V^-1 x) beats that of 10,000 s-sparse boundary points."""
+    rng, matrix = np.random.default_rng(0), np.eye(D) + 0.2 * (np.ones((D, D)) - np.eye(D))
+    algorithm = bandits.optimistic_greedy(bandits.Ellipsoid(jnp.asarray(matrix)), sparsity=2, sigma=0.3, bound=1.5)
+    state, gram, moment = algorithm.init(dimension=D, dtype=jnp.float64), np.eye(D), np.zeros(D)
+    act, update = jax.jit(lambda state: algorithm.act(state)), jax.jit(lambda *observed: algorithm.update(*observed))
+    points = rng.normal(size=(10_000, D)) * (np.argsort(rng.random((10_000, D)), axis=1) < 2)
+    points /= np.sqrt(np.sum((points @ matrix) * points, axis=1))[:, None]
+    for _ in range(5):
+        action = np.asarray(act(state))
+        assert np.sum(action != 0) <= 2 and action @ matrix @ action <= 1 + 1e-12
+        inverse = np.linalg.inv(gram)
+        width = 0.3 * np.sqrt(2 * np.log(20) + np.linalg.slogdet(gram)[1]) + 1.5
+        index = lambda x: x @ (inverse @ moment) + width * np.sqrt(np.sum((x @ inverse) * x, axis=-1))  # noqa: B023, E731
+        assert index(action) >= np.max(index(points))
+        state = update(state, action, reward := action @ THETA)
+        gram, moment = gram + np.outer(action, action), moment + reward * action
+
+
+@SLOW
 def test_the_optimistic_index_on_a_sparse_ellipsoid():
     ellipsoid = bandits.Ellipsoid(jnp.asarray(np.eye(D) + 0.2 * (np.ones((D, D)) - np.eye(D))))
     early, late = regrets(bandits.optimistic_greedy(ellipsoid, sparsity=2, sigma=0.1), benchmark="greedy")
@@ -90,6 +113,7 @@ def test_exploration_waits_for_its_coordinate_and_actions_stay_on_offer():
     algorithm = bandits.adaptive_greedy(bandits.Ball(), sparsity=2)
     state, rng = algorithm.init(dimension=D), np.random.default_rng(0)
     act, update = jax.jit(algorithm.__class__.act), jax.jit(algorithm.__class__.update)
+    assert np.all(np.asarray(act(algorithm, state, jnp.zeros(D, bool))) == 0)  # nothing available: the origin
     for t in range(200):
         offer = rng.random(D) < 0.5
         offer[1] = t > 100  # the second coordinate comes late
@@ -99,11 +123,6 @@ def test_exploration_waits_for_its_coordinate_and_actions_stay_on_offer():
         if t == 100:
             assert state.counts[1] == 0 and state.owed[1] == state.cycle
     assert state.counts[1] > 0 and np.all(state.counts + state.owed == state.cycle)
-
-
-def test_nothing_available_is_the_origin():
-    algorithm = bandits.adaptive_greedy(bandits.Ball(), sparsity=2)
-    assert np.all(np.asarray(algorithm.act(algorithm.init(dimension=D), jnp.zeros(D, bool))) == 0)
 
 
 def test_mistakes_are_named():
