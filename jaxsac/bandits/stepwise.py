@@ -248,7 +248,7 @@ def lin_ts(*, sigma, ridge=1.0) -> LinTS:
 
 
 def optimistic_greedy(
-    action_set: ActionSet, *, sparsity: int, sigma, delta=0.05, ridge=1.0, bound=1.0, num_rounds: int = 3
+    action_set: ActionSet, *, sparsity: int, sigma, delta=0.05, ridge=1.0, bound=1.0, num_rounds: int = 10
 ) -> OptimisticGreedy:
     """LinUCB on a sparse set: play the x of largest <theta_t, x> + width_t ||x||_{V^-1} that an ascent finds.
 
