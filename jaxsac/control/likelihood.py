@@ -181,9 +181,9 @@ def _eliminate(law, log_start, row_weights, working: Working, intercept, group_i
         return error, jnp.where(live, now.group_intercept + move, now.group_intercept), now.shift
 
     zero = jnp.zeros((), dtype)
-    start = parts(group_intercept, zero)
     if mode == "none":
-        return start
+        return parts(group_intercept, zero)
+    start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(parts, group_intercept, zero))  # replaced in round one
 
     def body(carry):
         _, group_intercept, shift, _, steps = carry

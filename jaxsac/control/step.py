@@ -10,8 +10,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxsac.control.likelihood import HIGHEST
+
+BLOCK = 512  # rows whose pairs of features are made at a time
 
 
 class Curvature(NamedTuple):
@@ -31,13 +34,32 @@ def curvature(contexts, row_weights, marginals, floor, ridge, *, mode: str) -> C
     spread = p * (1 - p) * row_weights[None, :]
     own = jnp.maximum(jnp.sum(spread, axis=1), jnp.finfo(contexts.dtype).tiny)
     cross = jnp.matmul(spread, contexts, precision=HIGHEST)
-    hessian = jax.lax.map(lambda weight: jnp.matmul((contexts * weight[:, None]).T, contexts, precision=HIGHEST), spread)
+    hessian = _second_moments(contexts, spread)
     if mode == "per_tool":
         hessian = hessian - cross[:, :, None] * (cross / own[:, None])[:, None, :]
     values, vectors = jnp.linalg.eigh(hessian)
     # Directions that the records hardly show keep a little curvature, so that a step along them stays bounded.
     values = jnp.maximum(values, 1e-6 * jnp.max(values, axis=1, keepdims=True)) + ridge
     return Curvature(jnp.maximum(values, jnp.finfo(contexts.dtype).tiny * 1e10), vectors, cross, own)
+
+
+def _second_moments(contexts, weights):
+    """sum_t weights[j, t] psi_t psi_t', [W, q, q]: the products of pairs of features, made once for a block of rows, times all weights.
+    Half the work of a product for every tool."""
+    (num_rows, q), num_tools = contexts.shape, weights.shape[0]
+    first, second = np.triu_indices(q)
+    blocks = -(-num_rows // BLOCK)
+    contexts = jnp.pad(contexts, ((0, blocks * BLOCK - num_rows), (0, 0))).reshape(blocks, BLOCK, q)
+    weights = jnp.pad(weights, ((0, 0), (0, blocks * BLOCK - num_rows))).reshape(num_tools, blocks, BLOCK).transpose(1, 0, 2)
+
+    def add(total, block):
+        rows, weights = block
+        return total + jnp.matmul(weights, rows[:, first] * rows[:, second], precision=HIGHEST), None
+
+    upper = jax.lax.scan(add, jnp.zeros((num_tools, first.size), contexts.dtype), (contexts, weights))[0]
+    place = np.zeros((q, q), np.int32)
+    place[first, second] = place[second, first] = np.arange(first.size)
+    return upper[:, place]
 
 
 @functools.partial(jax.jit, static_argnames=("mode",))
