@@ -1,5 +1,6 @@
 """Sparse bandits: simulated steps per second, the greedy oracle, LinUCB beside other libraries, the paper's experiments, real ratings."""
 
+import time
 from functools import partial
 from typing import Any
 
@@ -20,8 +21,8 @@ def run(options: Options) -> Report:
     curves: dict[str, Any] = {}
     tables = {
         "Simulated steps": throughput(options, dtype),
-        "Greedy oracle and LinUCB": small_kernels(options, dtype),
-        "LinUCB and LinTS, one stream, 10 arms": streams(options),
+        "Greedy oracle": greedy_oracle(options, dtype),
+        "LinUCB and LinTS, 10 arms": streams(options, dtype),
         "The paper's experiments": experiments(options, dtype, curves),
         "Share of random parameters locked within 2,000 steps": random_parameters(options, dtype),
         "Growth of the regret": exponents(options, dtype),
@@ -31,6 +32,7 @@ def run(options: Options) -> Report:
         "Simulated steps: d = 20, s = 5, theta = (1, .95, .9, .85, .8 | .3, .28, ..., .02), sigma = 0.1, delta = 0.05; radius 'l2' times 0 "
         "(locked after the first cycle) or times 10^6 (never locked): throughput of the two extremes, not statements about regret.",
         "normals: the engine's exploration noise as a share of the Gaussian draws that 1,000 keys, 160 draws each, give alone.",
+        "The numpy loops run the same algorithms, one trial at a time: what users write without a library.",
         "The other libraries keep one parameter for each arm, ours and the numpy loop share one: other algorithms, no like-for-like.",
         "The paper's own radius ('l2', scale 1) hardly locks within 2,000 steps for d >= 10; each experiment names its radius and scale.",
         "Below scale 1 a lock is not proved: the share of wrong locks is in the table.",
@@ -66,9 +68,12 @@ def throughput(options: Options, dtype) -> list[dict[str, Any]]:
         def one(key):
             return bandits.simulate(key, algorithm, theta, sigma=SIGMA, horizon=horizon, draws=draws, benchmark="greedy")
 
-        return jax.jit(jax.vmap(one))
+        start = time.perf_counter()
+        compiled = jax.jit(jax.vmap(one)).lower(keys).compile()
+        return compiled, time.perf_counter() - start
 
-    thunks: dict[str, Any] = {name: partial(simulator(*case), keys) for name, case in cases.items()}
+    programs: dict[str, Any] = {name: simulator(*case) for name, case in cases.items()}
+    thunks: dict[str, Any] = {name: partial(program, keys) for name, (program, _) in programs.items()}
     normals = jax.jit(lambda keys, c: jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, c), (8, DIMENSION), dtype))(keys))
     thunks["normals"] = lambda: normals(keys, 1)
     times = options.time(thunks, min_seconds=4.0)
@@ -91,36 +96,63 @@ def throughput(options: Options, dtype) -> list[dict[str, Any]]:
                 "Mtrial-cycles/s": trials * cycles / best / 1e6,
                 "normals": f"{trials * cycles * DIMENSION / best / normal_rate:.0%}" if draws == "all" else "",
                 "draws": draws,
+                "compile s": programs[name][1],
+                "bytes/trial": programs[name][0].memory_analysis().temp_size_in_bytes / trials,
+                "verdict": "unstable" if times[name].unstable else "stable",
             }
-            | {key: value for key, value in times[name].row().items() if key in ("first_call_ms", "verdict")}
         )
     rows.append({"case": "normals alone", "trials": trials, "M/s": normal_rate / 1e6})
+    for name, scale in {"numpy loop of APSEE, ball, locked": AT_ONCE, "numpy loop of APSEE, ball, never locked": NEVER}.items():
+        horizon = 200 if options.smoke else 2000
+        runs = [numpy_apsee(np.asarray(theta, np.float64), SPARSITY, horizon, scale, np.random.default_rng(seed)) for seed in range(20)]
+        rates = sorted(horizon / seconds / 1e6 for seconds in runs)
+        rows.append({"case": name, "T": horizon, "trials": 1, "Msteps/s (best)": rates[-1], "Msteps/s (median)": rates[len(rates) // 2]})
     return rows
 
 
-def small_kernels(options: Options, dtype) -> list[dict[str, Any]]:
-    trials, horizon, arms = (20, 100, 10) if options.smoke else (1000, 1000, 10)
+def numpy_apsee(theta, sparsity: int, horizon: int, scale: float, generator) -> float:
+    """Seconds of APSEE on the unit ball, a step at a time."""
+    start, d = time.perf_counter(), theta.shape[0]
+    sums, support, optimum, regret, t, c = np.zeros(d), None, np.linalg.norm(np.sort(np.abs(theta))[-sparsity:]), 0.0, 0, 1
+    while t < horizon:
+        for i in range(d):
+            if t == horizon:
+                break
+            sums[i] += theta[i] + SIGMA * generator.normal()
+            regret += optimum - theta[i]
+            t += 1
+        estimate = sums / c
+        if support is None:
+            size = np.abs(estimate)
+            order = np.argsort(-size)
+            radius = scale * SIGMA * np.sqrt(2 * d * np.log(np.pi**2 * d * c**2 / (3 * DELTA)) / c)
+            if size[order[sparsity - 1]] - size[order[sparsity]] > 2 * radius:
+                support = order[:sparsity]
+        if support is not None:
+            action = np.zeros(d)
+            action[support] = estimate[support] / np.linalg.norm(estimate[support])
+            for _ in range(min(c, horizon - t)):
+                regret += optimum - theta @ action
+                t += 1
+        c += 1
+    return time.perf_counter() - start
+
+
+def greedy_oracle(options: Options, dtype) -> list[dict[str, Any]]:
+    """The incremental greedy, and the naive one that evaluates every extension afresh; they must choose alike."""
+    trials = 20 if options.smoke else 1000
     ellipsoid = bandits.Ellipsoid(problems.unit_diagonal_matrix(jax.random.key(1), DIMENSION, dtype=dtype))
     thetas = jax.random.normal(jax.random.key(2), (trials, DIMENSION), dtype)
-    greedy = jax.jit(jax.vmap(lambda theta: ellipsoid.greedy(theta, SPARSITY), in_axes=-1, out_axes=-1))
+    incremental = jax.jit(jax.vmap(lambda theta: ellipsoid.greedy(theta, SPARSITY), in_axes=-1, out_axes=-1))
+    naive = jax.jit(jax.vmap(lambda theta: bandits.ActionSet.greedy(ellipsoid, theta, SPARSITY)))
     columns = thetas.T
-    contexts = jax.random.normal(jax.random.key(3), (arms, DIMENSION), dtype)
-    keys = jax.random.split(jax.random.key(4), 200 if not options.smoke else 5)
-
-    def policy(algorithm):
-        def one(key):
-            return bandits.simulate(key, algorithm, thetas[0], sigma=SIGMA, horizon=horizon, offer=contexts, record=jnp.asarray([horizon]))
-
-        return jax.jit(jax.vmap(one))
-
-    ucb, thompson = policy(bandits.lin_ucb(sigma=SIGMA)), policy(bandits.lin_ts(sigma=SIGMA))
-    times = options.time({"greedy": lambda: greedy(columns), "LinUCB": lambda: ucb(keys), "LinTS": lambda: thompson(keys)})
-    steps = len(keys) * horizon
+    times = options.time({"incremental": lambda: incremental(columns), "naive": lambda: naive(thetas)})
+    alike = np.mean(np.all(np.asarray(naive(thetas).indices) == np.asarray(incremental(columns).indices).T, axis=1))
     return [
-        {"kernel": "greedy, ellipsoid, d = 20, s = 5", "batch": trials, "us/call": times["greedy"].minimum / trials * 1e6},
-        {"kernel": "LinUCB, 10 arms, d = 20", "batch": len(keys), "steps/s": steps / times["LinUCB"].minimum},
-        {"kernel": "LinTS, 10 arms, d = 20", "batch": len(keys), "steps/s": steps / times["LinTS"].minimum},
-    ]
+        {"oracle": name, "set": "ellipsoid, d = 20, s = 5", "batch": trials, "us/call (best)": timing.minimum / trials * 1e6,
+         "us/call (median)": timing.median / trials * 1e6, "choose alike": f"{alike:.1%}"}
+        for name, timing in times.items()
+    ]  # fmt: skip
 
 
 def numpy_stream(name: str, contexts, theta, generator):
@@ -143,23 +175,43 @@ def numpy_stream(name: str, contexts, theta, generator):
     return step
 
 
-def streams(options: Options) -> list[dict[str, Any]]:
-    import time
+def our_streams(options: Options, dtype) -> list[dict[str, Any]]:
+    horizon, arms = (100, 10) if options.smoke else (1000, 10)
+    offer = jax.random.normal(jax.random.key(3), (arms, DIMENSION), dtype)
+    theta = jax.random.normal(jax.random.key(2), (DIMENSION,), dtype)
+    keys = jax.random.split(jax.random.key(4), 5 if options.smoke else 200)
 
+    def policy(algorithm):
+        def one(key):
+            return bandits.simulate(key, algorithm, theta, sigma=SIGMA, horizon=horizon, offer=offer, record=jnp.asarray([horizon]))
+
+        return jax.jit(jax.vmap(one))
+
+    rows: list[dict[str, Any]] = []
+    for name, algorithm in {"LinUCB": bandits.lin_ucb(sigma=SIGMA), "LinTS": bandits.lin_ts(sigma=SIGMA)}.items():
+        simulator = policy(algorithm)
+        for number, timing in options.time({n: partial(simulator, keys[:n]) for n in (len(keys), 1)}).items():
+            speeds = {"steps/s": number * horizon / timing.minimum, "steps/s (median)": number * horizon / timing.median}
+            rows.append({"library": "jaxsac (shared parameter)", "algorithm": name, "streams": number, **speeds})
+    return rows
+
+
+def streams(options: Options, dtype) -> list[dict[str, Any]]:
     generator, seconds = np.random.default_rng(0), 0.1 if options.smoke else 2.0
     contexts, thetas = generator.normal(size=(2000, DIMENSION)), generator.normal(size=(10, DIMENSION))
-    rows = []
+    rows = our_streams(options, dtype)
     for name in ("LinUCB", "LinTS"):
         arms = generator.normal(size=(200, 10, DIMENSION))
         step, done, start = numpy_stream(name, arms, thetas[0], generator), 0, time.perf_counter()
         while time.perf_counter() - start < seconds:
             step(arms[done % len(arms)])
             done += 1
-        rows.append({"library": "numpy loop (shared parameter)", "algorithm": name, "steps/s": done / (time.perf_counter() - start)})
+        rows.append({"library": "numpy loop (shared parameter)", "algorithm": name, "streams": 1, "steps/s": done / (time.perf_counter() - start)})
         for library in ("MABWiser", "contextualbandits", "BayesianBandits", "river"):
             settings = {"library": library, "algorithm": name, "seconds": seconds}
             peer = run_peer("bandits_linear.py", {"contexts": contexts, "thetas": thetas}, settings, python=options.peers_python)
-            rows.append({"library": library, "algorithm": name, "steps/s": peer.numbers["steps_per_second"] if peer.ok else peer.status})
+            speed = peer.numbers["steps_per_second"] if peer.ok else peer.status
+            rows.append({"library": library, "algorithm": name, "streams": 1, "steps/s": speed})
     return rows
 
 
@@ -176,6 +228,7 @@ def experiments(options: Options, dtype, curves: dict[str, Any]) -> list[dict[st
         kind: bandits.exploration_basis(jax.random.key(7), ellipsoid, d, s, kind=kind, allow_dense=True, dtype=dtype)
         for kind in ("gaussian_orthogonal", "uniform_orthogonal", "block_orthogonal")
     }
+    weighing = bandits.exploration_basis(jax.random.key(7), bandits.Box(-1.0), d, s, kind="weighing", dtype=dtype)
     loose: dict[str, Any] = {"sparsity": s, "sigma": SIGMA, "delta": DELTA, "radius": "l2", "radius_scale": 0.05}
     proved: dict[str, Any] = {"sparsity": s, "sigma": SIGMA, "delta": DELTA, "radius": "coord"}
     small = bandits.Ellipsoid(problems.unit_diagonal_matrix(jax.random.key(8), 5, dtype=dtype))
@@ -192,7 +245,11 @@ def experiments(options: Options, dtype, curves: dict[str, Any]) -> list[dict[st
         "E4 ball, paper's radius": (bandits.apsee(bandits.Ball(), sparsity=s, sigma=SIGMA, delta=DELTA), standard, horizon, SIGMA),
         "E5 l_1.5 ball": (bandits.apsee(bandits.LpBall(1.5), **proved), standard, horizon, SIGMA),
         "E6 l_1 ball": (bandits.phased_greedy(bandits.CrossPolytope(), sparsity=s), standard, horizon, SIGMA),
+        "box [-1, 1]^d, unit vectors": (bandits.apsee(bandits.Box(-1.0), **proved), standard, horizon, SIGMA),
+        "box [-1, 1]^d, weighing design": (
+            bandits.apsee(bandits.Box(-1.0), basis=weighing, **proved), standard, horizon, SIGMA),
         "E7 box, long": (bandits.phased_greedy(bandits.Box(), sparsity=s, schedule_scale=d**0.5), uniform, long, SIGMA),
+        "E2TC, ball": (bandits.e2tc(bandits.Ball(), sparsity=s, sigma=SIGMA, horizon=horizon), standard, horizon, SIGMA),
         "explore then commit, ball": (bandits.explore_then_commit(bandits.Ball(), sparsity=s, num_cycles=20), standard, horizon, SIGMA),
         "ESTC, ball": (
             bandits.estc(bandits.Ball(), sparsity=s, num_cycles=20, lam=4 * SIGMA * (np.log(d) / (20 * d)) ** 0.5),
@@ -206,10 +263,10 @@ def experiments(options: Options, dtype, curves: dict[str, Any]) -> list[dict[st
             jax.vmap(lambda key: bandits.simulate(key, algorithm, theta, sigma=sigma, horizon=steps, benchmark="greedy"))  # noqa: B023
         )(keys)
         regret = np.asarray(run.regret, np.float64)
-        curves[name] = np.asarray(run.times[0]), regret
         right = np.sort(np.asarray(bandits.greedy_support(algorithm.action_set, theta, algorithm.sparsity).indices))
         locked, wrong = np.asarray(run.locked), np.any(np.asarray(run.support) != right, axis=1)
         verified = getattr(algorithm, "rule", "") in ("margin", "greedy")
+        curves[name] = np.asarray(run.times[0]), regret.mean(0), np.asarray(run.lock_time)[locked]
         rows.append(
             {
                 "experiment": name,
@@ -301,13 +358,31 @@ def ratings(options: Options, dtype) -> list[dict[str, Any]]:
 
 
 def draw(figure, curves: dict[str, Any]) -> None:
-    """Cumulative, normalised and average regret."""
-    axes = figure.subplots(1, 3)
-    shown = {name: curve for name, curve in curves.items() if curve[0][-1] == min(c[0][-1] for c in curves.values())}
-    for name, (times, regret) in shown.items():
-        mean = regret.mean(0)
-        for axis, values in zip(axes, (mean, mean / np.sqrt(times), mean / times), strict=True):
-            axis.plot(times, values, label=name, lw=1)
-    for axis, title in zip(axes, ("cumulative regret", "regret / sqrt(T)", "average regret"), strict=True):
-        axis.set(title=title, xlabel="step", xscale="log")
-    axes[0].legend(fontsize=5)
+    """Cumulative, normalised and average regret; the choice of the basis; support recovery; long runs."""
+    axes = figure.subplots(2, 3).ravel()
+
+    def lines(axis, names, scale):
+        for name in names:
+            times, mean, _ = curves[name]
+            axis.plot(times, mean / scale(times), label=name, lw=1)
+        axis.set(xscale="log", xlabel="step")
+
+    shortest = min(times[-1] for times, _, _ in curves.values())
+    short = [name for name, (times, _, _) in curves.items() if times[-1] == shortest]
+    first = [name for name in short if name.startswith(("E1", "E4", "E5", "E6", "E2TC", "optimistic"))]
+    bases = [name for name in short if name.startswith(("E1 ellipsoid", "E2 ")) and "proved" not in name]
+    for axis, title, scale in (
+        (axes[0], "cumulative regret", np.ones_like), (axes[1], "regret / sqrt(t)", np.sqrt), (axes[2], "average regret", lambda t: t)
+    ):  # fmt: skip
+        lines(axis, first, scale)
+        axis.set_title(title)
+    lines(axes[3], bases, np.sqrt)
+    axes[3].set_title("choice of the basis, regret / sqrt(t)")
+    for name in (name for name in curves if name.startswith(("E3", "box"))):
+        axes[4].plot(np.sort(curves[name][2]), np.linspace(0, 1, len(curves[name][2])), label=name, lw=1)
+    axes[4].set(title="share of runs with a proved support", xlabel="step")
+    lines(axes[5], [name for name in curves if name not in short], lambda t: t ** (2 / 3))
+    axes[5].set_title("long runs, regret / t^(2/3)")
+    for axis in axes:
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=5)
