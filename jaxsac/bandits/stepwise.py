@@ -192,7 +192,8 @@ class AdaptiveGreedy(_OnSet):
 
     def _estimate(self, state):
         reach = self.action_set.reach(state.sums.shape[0], state.sums.dtype)
-        return state.sums / (jnp.maximum(state.counts, 1).astype(reach.dtype) * reach), reach
+        weight = jnp.maximum(state.counts, 1).astype(reach.dtype) * jnp.where(reach == 0, 1.0, reach)
+        return jnp.where(reach == 0, 0.0, state.sums / weight), reach
 
     def _due(self, state, offer):
         """The coordinate to explore now and whether there is one: the available one that waits for most visits, then the lowest."""
