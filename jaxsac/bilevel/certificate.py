@@ -9,6 +9,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from jaxsac._iterate import Certificate, iterate
+from jaxsac.bilevel.paired import proximal_directions
 from jaxsac.bilevel.problem import Oracle, Tree, add, dtype_of, norm, on_arrays, subtract
 from jaxsac.bilevel.schemes import Scheme
 
@@ -19,7 +20,8 @@ class Diagnostics(NamedTuple):
     """Scalars that say how far a bilevel state can be trusted.
 
     * `hypergradient_norm`: ‖h‖ (or ‖x - P(x - h)‖ with a projection).
-    * `residual_z`, `residual_d`: norms of the fields that vanish when the lower level, and the direction d, are solved.
+    * `residual_z`, `residual_d`: norms of the fields that vanish when the lower level, and the direction d, are solved; with a `prox_y`,
+      the distance that a proximal step of rate 1 would go.
     * `gap`: [lower(x, z + sigma d) - lower(x, z)] / sigma. Negative beyond rounding: z is no minimiser.
     * `cancellation`: relative error of d from rounding, eps ‖z‖ / (sigma ‖d‖); above 0.1, raise sigma or use float64.
     * `consistency`: how much d misses the equation of 2 sigma, relative to the upper gradient: 0 for quadratics, and O(sigma) or
@@ -49,15 +51,16 @@ def measure(oracle: Oracle, scheme: Scheme, x: Tree, z: Tree, d: Tree, sigma: ja
     u_z, (u_d, doubled) = _at_two_sigmas(lambda sigma: scheme.field(oracle, x, z, d, sigma, c), sigma)
     h = scheme.hypergradient(oracle, x, z, d, sigma)
     first = scheme.first(d)
-    lower = oracle.lower(x, z)
-    gap = (oracle.lower(x, add(z, first, sigma)) - lower) / sigma
+    lower = oracle.whole_lower(x, z)
+    gap = (oracle.whole_lower(x, add(z, first, sigma)) - lower) / sigma
 
     dtype = dtype_of(x)
     eps = float(jnp.finfo(dtype).eps)
     pull, size = norm(c), norm(first)
     cancelled = jnp.where(size > 0, eps * norm(z) / (sigma * jnp.where(size > 0, size, 1.0)), 0.0)
     consistency = norm(subtract(doubled, u_d)) / jnp.where(pull > 0, pull, 1.0)
-    unsolved_z, unsolved_d = _residuals(oracle, scheme, z, d, u_z, u_d, sigma)
+    unsolved = proximal_directions(oracle.problem, scheme, (u_z, u_d), x, z, d, sigma, lambda: jnp.ones((), dtype))
+    unsolved_z, unsolved_d = norm(unsolved[0]), norm(unsolved[1])
     project_x = oracle.problem.project_x
     moved = h if project_x is None else subtract(x, on_arrays(project_x)(subtract(x, h)))
     diagnostics = Diagnostics(norm(moved), unsolved_z, unsolved_d, gap, cancelled, consistency)
@@ -87,15 +90,6 @@ def _at_two_sigmas(field, sigma):
     both = jax.vmap(field)(jnp.stack([sigma, 2 * sigma]))
     u_z, first, second = (jax.tree.map(lambda leaf, k=k: leaf[k], both[part]) for part, k in ((0, 0), (1, 0), (1, 1)))
     return u_z, (first, second)
-
-
-def _residuals(oracle, scheme, z, d, u_z, u_d, sigma):
-    """Norms of the fields, or with a constraint on y the distance that a projected unit step would go."""
-    project_y = oracle.problem.project_y
-    if project_y is None:
-        return norm(u_z), norm(u_d)
-    new_z, new_d = scheme.project(on_arrays(project_y), subtract(z, u_z), subtract(d, u_d), sigma)
-    return norm(subtract(z, new_z)), norm(subtract(d, new_d))
 
 
 class _Checked(NamedTuple):

@@ -45,7 +45,7 @@ def hypergradient(
     penalty function itself and exists for lower levels of several minimisers too. It does not depend on y0 where y*(x) is unique.
 
     * `inner=None` solves for z, then for d, by L-BFGS; a linear optax optimiser or a `PairedOptimizer` moves them together, `max_steps`
-      steps at most, which may be few: paired copies have most of their error in common. With `project_y` an `inner` is needed.
+      steps at most, which may be few: paired copies have most of their error in common. With `prox_y` an `inner` is needed.
     * `sigma` defaults to 5e-3 in float32 and 1e-4 in float64, without an `inner` in units of ‖z‖ / ‖d‖, so that it fits any scale of data.
     * `data` is the third argument of upper and lower; `state` = (z, d) of an earlier solution warm-starts.
 
@@ -166,7 +166,7 @@ def _solve_together(oracle, scheme, inner, x, z, d, sigma, tol, max_steps, c=Non
     def step(state):
         z, d, optimizer = state
         here = oracle.upper_y(x, z) if scheme.linear and c is None else c
-        z, d, optimizer = paired_step(oracle.problem, scheme, inner, scheme.field(oracle, x, z, d, sigma, here), optimizer, z, d, sigma)
+        z, d, optimizer = paired_step(oracle.problem, scheme, inner, scheme.field(oracle, x, z, d, sigma, here), optimizer, x, z, d, sigma)
         return z, d, optimizer
 
     def judge(state):
@@ -213,7 +213,8 @@ def argmin(
     inner: Inner = None,
     tol: Any = None,
     max_steps: Any = 1000,
-    project_y: Callable[[Tree], Tree] | None = None,
+    prox_y: Callable[[Tree, Tree, jax.Array], Tree] | None = None,
+    nonsmooth: Callable[..., Any] | None = None,
 ) -> Argmin:
     """y*(x) = arg min_y lower(x, y) as a function of x with a derivative: no Hessian, no linear solve, no unrolling.
 
@@ -225,9 +226,10 @@ def argmin(
     `lower` closes over, and y0 gets no gradient: the minimiser does not depend on it. Build it once: each `lower` object is compiled anew.
 
     The function itself returns y*(x) alone; `y_star.solution(x)` tells the status, and `hypergradient` that of a derivative. Neither x nor
-    the result is scaled: `tol` bounds ‖g_y‖ absolutely, and in the pull-back relative to max(1, ‖c‖). Other keywords: see `hypergradient`.
+    the result is scaled: `tol` bounds ‖g_y‖ absolutely, and in the pull-back relative to max(1, ‖c‖). `prox_y`, `nonsmooth`: see `Problem`;
+    other keywords: see `hypergradient`.
     """
-    problem = Problem(upper=_no_upper, lower=lower, project_y=project_y)
+    problem = Problem(upper=_no_upper, lower=lower, prox_y=prox_y, nonsmooth=nonsmooth)
     _needs_inner(problem, inner)
     return Argmin(problem, y0, sigma, inner, tol, max_steps)
 
@@ -250,7 +252,7 @@ def _lower_solution(problem, inner, x, y0, tol, max_steps) -> Solution:
             oracle, scheme, optimizer, x, y0, zeros(y0), one, 0.25 * tol, max_steps, zeros(y0)
         )
         certificate = measured.certificate
-    stats = {"error": certificate.error, "scale": certificate.scale, "num_steps": num_steps, "lower": oracle.lower(x, z)}
+    stats = {"error": certificate.error, "scale": certificate.scale, "num_steps": num_steps, "lower": oracle.whole_lower(x, z)}
     return Solution(z, status, stats, z)
 
 
@@ -305,6 +307,7 @@ def check_hypergradient(problem: Problem, x: Tree, y0: Tree, *, data: Any = None
     `error` is ‖difference‖ / ‖implicit‖. A large `condition` says that the lower level is nearly flat somewhere, where the implicit
     gradient is itself uncertain (with several minimisers it does not exist, and the two need not agree). `options`: see `hypergradient`.
     """
+    _checks.require(problem.prox_y is None, "implicit differentiation needs a smooth lower level: there is no check for a prox_y.")
     solution = hypergradient(problem, x, y0, data=data, **options)
     x, _ = arrays_only(x, y0)
     implicit, condition = _dense_implicit(problem, x, solution.state[0], data)
@@ -330,6 +333,6 @@ def default_sigma(dtype: Any) -> float:
 
 def _needs_inner(problem: Problem, inner: Inner) -> None:
     _checks.require(
-        problem.project_y is None or inner is not None,
-        "project_y needs an inner optimiser that takes projected steps: pass inner=optax.sgd(rate) with rate below 1 / curvature.",
+        problem.prox_y is None or inner is not None,
+        "prox_y needs an inner optimiser that takes proximal steps: pass inner=optax.sgd(rate) with rate below 1 / curvature.",
     )

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from jaxsac import _checks
-from jaxsac.bilevel.problem import Problem, Tree, add, on_arrays, scale, zeros
+from jaxsac.bilevel.problem import Problem, Tree, add, prox_at, scale, subtract, zeros
 from jaxsac.bilevel.schemes import Scheme
 
 
@@ -93,15 +93,48 @@ def paired_adam(learning_rate: float, b1: float = 0.9, b2: float = 0.999, eps: f
 
 
 def paired_step(
-    problem: Problem, scheme: Scheme, inner: PairedOptimizer, directions: tuple[Tree, Tree], state: Any, z: Tree, d: Tree, sigma: Any
+    problem: Problem,
+    scheme: Scheme,
+    inner: PairedOptimizer,
+    directions: tuple[Tree, Tree],
+    state: Any,
+    x: Tree,
+    z: Tree,
+    d: Tree,
+    sigma: Any,
 ) -> tuple[Tree, Tree, Any]:
-    """Move z and d together, and project the copies."""
+    """Move z and d together. With a `prox_y` plain SGD takes the proximal gradient step of each copy."""
+    directions = proximal_directions(problem, scheme, directions, x, z, d, sigma, lambda: _first_rate(inner, z, d))
     step_z, state = inner.update_z(directions[0], state, z)
     step_d, state = inner.update_d(directions[1], state, d)
-    z, d = add(z, step_z), add(d, step_d)
-    if problem.project_y is not None:
-        z, d = scheme.project(on_arrays(problem.project_y), z, d, sigma)
-    return z, d, state
+    return add(z, step_z), add(d, step_d), state
+
+
+def proximal_directions(
+    problem: Problem,
+    scheme: Scheme,
+    directions: tuple[Tree, Tree],
+    x: Tree,
+    z: Tree,
+    d: Tree,
+    sigma: Any,
+    rate: Callable[[], jax.Array],
+) -> tuple[Tree, Tree]:
+    """What plays the part of gradients beside a nonsmooth term: [y - prox(y - rate u)] / rate of each copy, in the coordinates (z, d).
+
+    It vanishes where each copy is a minimiser, whatever the rate (Beck 2017, section 10.3), and is the gradient u without a `prox_y`.
+    """
+    if problem.prox_y is None:
+        return directions
+    step = rate()
+    new = scheme.on_copies(prox_at(problem, x, step), add(z, directions[0], -step), add(d, directions[1], -step), sigma)
+    return scale(subtract(z, new[0]), 1 / step), scale(subtract(d, new[1]), 1 / step)
+
+
+def _first_rate(inner: PairedOptimizer, z: Tree, d: Tree) -> jax.Array:
+    """How far the first step goes on a gradient of ones: the rate of plain SGD, and one that suits the others."""
+    steps, _ = inner.update_z(jax.tree.map(jnp.ones_like, z), inner.init(zeros(z), zeros(d)), zeros(z))
+    return jnp.stack([jnp.min(-step) for step in jax.tree.leaves(steps)]).min()
 
 
 def as_paired(inner: PairedOptimizer | optax.GradientTransformation, y: Tree) -> PairedOptimizer:

@@ -19,7 +19,10 @@ class Problem(NamedTuple):
       equinox modules may carry functions beside their arrays. When the lower level has several minimisers, the penalty methods choose
       the one with the least upper value (optimistic selection).
     * `project_x`: Euclidean projection of x on a closed convex set, applied after every outer step.
-    * `project_y`: Euclidean projection of y on a closed convex set, applied to every lower-level copy after every inner step.
+    * `prox_y`: (x, y, rate) -> arg min_u nonsmooth(x, u) + ‖u - y‖² / (2 rate), the proximal operator of what the lower level has beside
+      the smooth `lower`; for a constraint on y the projection, which ignores x and rate. All copies take the same proximal steps.
+    * `nonsmooth`: the term that `prox_y` belongs to, with the arguments of `lower`; only its value and its gradient in x are used.
+      None: zero, or a constraint.
     * `lower_difference`: (x, y, step) or (x, y, step, batch) -> the change of the lower level's gradients in (x, y) when y moves by `step`,
       for lower levels that know a way without cancellation. By default the two gradients are subtracted.
     * `allow_jvp`: use the midpoint rule, a product with the lower level's Hessian, in place of that subtraction. It is free of
@@ -31,7 +34,8 @@ class Problem(NamedTuple):
     upper: Callable[..., Any]
     lower: Callable[..., Any]
     project_x: Callable[[Tree], Tree] | None = None
-    project_y: Callable[[Tree], Tree] | None = None
+    prox_y: Callable[[Tree, Tree, jax.Array], Tree] | None = None
+    nonsmooth: Callable[..., Any] | None = None
     lower_difference: Callable[..., tuple[Tree, Tree]] | None = None
     allow_jvp: bool = False
 
@@ -89,6 +93,13 @@ def on_arrays(function: Callable[[Tree], Tree]) -> Callable[[Tree], Tree]:
     return lambda tree: like(tree, function(original(tree)))
 
 
+def prox_at(problem: Problem, x: Tree, rate: Any) -> Callable[[Tree], Tree]:
+    """The lower level's proximal operator as a map of the solvers' trees."""
+    prox = problem.prox_y
+    assert prox is not None
+    return on_arrays(lambda y: prox(original(x), y, rate))
+
+
 def dtype_of(tree: Tree) -> Any:
     return jax.tree.leaves(tree)[0].dtype
 
@@ -112,6 +123,15 @@ class Oracle:
     def lower(self, x: Tree, y: Tree) -> jax.Array:
         return self._call("lower", self.problem.lower, x, y)
 
+    def _nonsmooth(self, x: Tree, y: Tree) -> jax.Array:
+        assert self.problem.nonsmooth is not None
+        return self._call("nonsmooth", self.problem.nonsmooth, x, y)
+
+    def whole_lower(self, x: Tree, y: Tree) -> jax.Array:
+        """The lower level's value, nonsmooth part and all."""
+        value = self.lower(x, y)
+        return value if self.problem.nonsmooth is None else value + self._nonsmooth(x, y)
+
     def upper_gradients(self, x: Tree, y: Tree) -> tuple[Tree, Tree]:
         return jax.grad(self.upper, (0, 1))(x, y)
 
@@ -122,7 +142,7 @@ class Oracle:
         return jax.grad(self.upper, 1)(x, y)
 
     def lower_x(self, x: Tree, y: Tree) -> Tree:
-        return jax.grad(self.lower, 0)(x, y)
+        return jax.grad(self.whole_lower, 0)(x, y)
 
     def lower_y(self, x: Tree, y: Tree) -> Tree:
         return jax.grad(self.lower, 1)(x, y)
@@ -138,15 +158,20 @@ class Oracle:
         if self.problem.lower_difference is not None:
             with jax.default_matmul_precision("highest"):
                 changes = self.problem.lower_difference(original(x), original(y), original(step), *self.rest)
-            return like((x, y)[argument], changes[argument])
-        if self.problem.allow_jvp:
-            return self.derivative(argument, x, add(y, step, 0.5), step)
-        gradient = (self.lower_x, self.lower_y)[argument]
-        return subtract(gradient(x, add(y, step)), gradient(x, y))
+            change = like((x, y)[argument], changes[argument])
+        elif self.problem.allow_jvp:
+            change = self.derivative(argument, x, add(y, step, 0.5), step)
+        else:
+            gradient = (self.lower_x, self.lower_y)[argument]
+            return subtract(gradient(x, add(y, step)), gradient(x, y))
+        if argument == 1 or self.problem.nonsmooth is None:
+            return change
+        gradient = jax.grad(self._nonsmooth, 0)
+        return add(change, subtract(gradient(x, add(y, step)), gradient(x, y)))
 
     def derivative(self, argument: int, x: Tree, y: Tree, direction: Tree) -> Tree:
-        """Second-order product: the derivative of the lower gradient in `argument` as y moves along `direction`."""
-        gradient = (self.lower_x, self.lower_y)[argument]
+        """Second-order product: the derivative of the smooth lower gradient in `argument` as y moves along `direction`."""
+        gradient = jax.grad(self.lower, argument)
         return jax.jvp(lambda moved: gradient(x, moved), (y,), (direction,))[1]
 
 

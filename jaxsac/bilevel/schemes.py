@@ -20,13 +20,14 @@ class Scheme(NamedTuple):
     """`start(y)` is the first d; `field` gives the descent directions of (z, d), zero at the copies' minimisers.
 
     `linear`: d solves a problem with the upper level linearised at z, whose gradient c there is passed to `field`.
-    `moves_z`: z is the copies' midpoint, and not the lower minimiser.
+    `on_copies(each, z, d, sigma)`: apply a map to every copy, and read (z, d) off again. `moves_z`: z is the copies' midpoint, and not
+    the lower minimiser.
     """
 
     start: Callable[[Tree], Tree]
     field: Callable[[Oracle, Tree, Tree, Tree, Sigma, Tree], tuple[Tree, Tree]]
     hypergradient: Callable[[Oracle, Tree, Tree, Tree, Sigma], Tree]
-    project: Callable[[Callable[[Tree], Tree], Tree, Tree, Sigma], tuple[Tree, Tree]]
+    on_copies: Callable[[Callable[[Tree], Tree], Tree, Tree, Sigma], tuple[Tree, Tree]]
     first: Callable[[Tree], Tree] = lambda d: d  # the direction of the nearest copy
     linear: bool = False
     moves_z: bool = False
@@ -45,9 +46,9 @@ def _forward_hypergradient(oracle, x, z, d, sigma):
     return add(oracle.upper_x(x, add(z, step)), oracle.difference_x(x, z, step), 1 / sigma)
 
 
-def _project_forward(projection, z, d, sigma):
-    projected = projection(z)
-    return projected, scale(subtract(projection(add(z, d, sigma)), projected), 1 / sigma)
+def _map_forward(each, z, d, sigma):
+    mapped = each(z)
+    return mapped, scale(subtract(each(add(z, d, sigma)), mapped), 1 / sigma)
 
 
 # central: the same with sigma and -sigma; z = (y_+ + y_-) / 2
@@ -68,8 +69,8 @@ def _central_hypergradient(oracle, x, z, d, sigma):
     return add(upper, oracle.difference_x(x, minus, scale(d, 2 * sigma)), 0.5 / sigma)
 
 
-def _project_central(projection, z, d, sigma):
-    plus, minus = projection(add(z, d, sigma)), projection(add(z, d, -sigma))
+def _map_central(each, z, d, sigma):
+    plus, minus = each(add(z, d, sigma)), each(add(z, d, -sigma))
     return scale(add(plus, minus), 0.5), scale(subtract(plus, minus), 0.5 / sigma)
 
 
@@ -94,9 +95,9 @@ def _linear_hypergradient(oracle, x, z, d, sigma):
     return add(oracle.upper_x(x, z), cross_term(oracle, x, z, d, sigma))
 
 
-def _project_linear(projection, z, d, sigma):
-    plus, minus = projection(add(z, d, sigma)), projection(add(z, d, -sigma))
-    return projection(z), scale(subtract(plus, minus), 0.5 / sigma)
+def _map_linear(each, z, d, sigma):
+    plus, minus = each(add(z, d, sigma)), each(add(z, d, -sigma))
+    return each(z), scale(subtract(plus, minus), 0.5 / sigma)
 
 
 # one_sided: three copies at 0, sigma, 2 sigma; second order without a negative sigma
@@ -129,10 +130,10 @@ def _one_sided_hypergradient(oracle, x, z, d, sigma):
     return add(upper, lower, 0.5 / sigma)
 
 
-def _project_one_sided(projection, z, d, sigma):
-    projected = projection(z)
-    copies = (scale(subtract(projection(add(z, step)), projected), 1 / penalty) for step, penalty in _one_sided_copies(d, sigma))
-    return projected, _stack(*copies)
+def _map_one_sided(each, z, d, sigma):
+    mapped = each(z)
+    copies = (scale(subtract(each(add(z, step)), mapped), 1 / penalty) for step, penalty in _one_sided_copies(d, sigma))
+    return mapped, _stack(*copies)
 
 
 # comparators: the limit sigma -> 0 with Hessian-vector products
@@ -163,13 +164,13 @@ def _two_zeros(y: Tree) -> Tree:
 
 
 SCHEMES = {
-    "forward": Scheme(zeros, _forward_field, _forward_hypergradient, _project_forward),
-    "central": Scheme(zeros, _central_field, _central_hypergradient, _project_central, moves_z=True),
-    "central_linear": Scheme(zeros, _linear_field, _linear_hypergradient, _project_linear, linear=True),
-    "one_sided": Scheme(_two_zeros, _one_sided_field, _one_sided_hypergradient, _project_one_sided, _nearest),
-    "soba": Scheme(zeros, _soba_field, _second_order_hypergradient, _project_forward),
-    "implicit": Scheme(zeros, _soba_field, _second_order_hypergradient, _project_forward),
-    "unrolled": Scheme(zeros, _soba_field, _second_order_hypergradient, _project_forward),
+    "forward": Scheme(zeros, _forward_field, _forward_hypergradient, _map_forward),
+    "central": Scheme(zeros, _central_field, _central_hypergradient, _map_central, moves_z=True),
+    "central_linear": Scheme(zeros, _linear_field, _linear_hypergradient, _map_linear, linear=True),
+    "one_sided": Scheme(_two_zeros, _one_sided_field, _one_sided_hypergradient, _map_one_sided, _nearest),
+    "soba": Scheme(zeros, _soba_field, _second_order_hypergradient, _map_forward),
+    "implicit": Scheme(zeros, _soba_field, _second_order_hypergradient, _map_forward),
+    "unrolled": Scheme(zeros, _soba_field, _second_order_hypergradient, _map_forward),
 }
 DIFFERENCES = ("forward", "central", "central_linear", "one_sided")
 COMPARATORS = ("soba", "implicit", "unrolled")

@@ -13,7 +13,7 @@ from jaxsac import _checks
 from jaxsac._iterate import Certificate
 from jaxsac.bilevel.certificate import Diagnostics, Measurement, measure, run_checked
 from jaxsac.bilevel.paired import PairedOptimizer, as_paired, paired_step
-from jaxsac.bilevel.problem import Oracle, Problem, Tree, add, arrays_only, dtype_of, norm, on_arrays, original, subtract, zeros
+from jaxsac.bilevel.problem import Oracle, Problem, Tree, add, arrays_only, dtype_of, norm, on_arrays, original, prox_at, subtract, zeros
 from jaxsac.bilevel.schemes import (
     COMPARATORS,
     DIFFERENCES,
@@ -93,11 +93,17 @@ def init(problem: Problem, x0: Tree, y0: Tree, method: Method = DEFAULT, *, key:
     """The state before the first `step`: x = x0, all lower-level copies at y0 (d = 0). `key` is kept for `solve` to draw batches."""
     scheme = _scheme(method)
     x, y = arrays_only(x0, y0)
-    for project, tree in ((problem.project_x, x), (problem.project_y, y)):
-        if project is not None:
-            jax.eval_shape(on_arrays(project), tree)  # a projection of another shape is an error here, and not deep in a loop
-    d = scheme.start(y)
     zero = jnp.zeros((), dtype_of(x))
+    _checks.require(
+        problem.prox_y is None or method.difference not in COMPARATORS,
+        f'difference="{method.difference}" differentiates the lower level twice, which a prox_y does not allow: use one of {DIFFERENCES}.',
+    )
+    # a projection of another shape is an error here, and not deep in a loop
+    if problem.project_x is not None:
+        jax.eval_shape(on_arrays(problem.project_x), x)
+    if problem.prox_y is not None:
+        jax.eval_shape(lambda rate: prox_at(problem, x, rate)(y), zero + 1)
+    d = scheme.start(y)
     recursion = _Recursion((zeros(y), zeros(d)), (x, y, d), zeros(x), (x, y, d)) if method.variance_reduction else None
     return State(x, y, d, as_paired(method.inner, y).init(y, d), method.outer.init(x), zero, jnp.int32(0), zero, key, recursion)
 
@@ -160,7 +166,7 @@ def step(
                 weight = jnp.maximum(momentum, 1 / (state.num_steps * method.inner_steps + k + 1).astype(momentum.dtype))
                 directions = _corrected(directions, at_last, recursion.inner, weight)
                 recursion = recursion._replace(inner=directions, inner_point=(x, z, d))
-            z, d, optimizer = paired_step(problem, scheme, inner, directions, optimizer, z, d, sigma)
+            z, d, optimizer = paired_step(problem, scheme, inner, directions, optimizer, x, z, d, sigma)
             return z, d, optimizer, recursion, (norm(directions[0]), norm(directions[1]))
 
         return repeat(body, (state.z, state.d, state.inner, state.recursion, (zero, zero)))
@@ -187,7 +193,7 @@ def step(
         return h, (z, d, optimizer, None, (residual_z, residual_d))
 
     x = state.x
-    if scheme.linear and problem.project_y is None:
+    if scheme.linear and problem.prox_y is None:
         h, (z, d, optimizer, recursion, residuals) = one_after_the_other(x)
     else:
         z, d, optimizer, recursion, residuals = together(x)

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsac import prox
+
 
 class Split(NamedTuple):
     """Rows to fit on and rows to judge by: features [T, p] and targets [T] (or classes, int32)."""
@@ -169,11 +171,23 @@ def diabetes(dtype: Any = jnp.float32, seed: int = 0, degree: int = 3) -> Split:
     return Split(*(jnp.asarray(part, dtype) for part in parts))
 
 
-def group_weights_lower(x: jax.Array, y: jax.Array, data: Split, smoothing: float = 1e-2) -> jax.Array:
-    """½ mean (t - X y)² + Σ_g exp(x_g) sqrt(‖y_g‖² + smoothing²): a smoothed group lasso; x [G] log-weights, y [G · size] coefficients."""
-    groups = y.reshape(x.shape[0], -1)
-    norms = jnp.sqrt(jnp.sum(groups**2, axis=1) + smoothing**2)
-    return 0.5 * jnp.mean((data.train_targets - data.train @ y) ** 2) + jnp.sum(jnp.exp(x) * norms)
+def group_weights_lower(x: jax.Array, y: jax.Array, data: Split) -> jax.Array:
+    """½ mean (t - X y)² on the training rows: the smooth part of a group lasso with coefficients y [G · size]."""
+    return 0.5 * jnp.mean((data.train_targets - data.train @ y) ** 2)
+
+
+def group_weights_penalty(x: jax.Array, y: jax.Array, data: Split) -> jax.Array:
+    """Σ_g exp(x_g) ‖y_g‖₂, the rest of it; x [G] log-weights."""
+    return prox.group_norm(y, _equal_groups(x, y), jnp.exp(x))
+
+
+def group_weights_prox(x: jax.Array, y: jax.Array, rate: jax.Array) -> jax.Array:
+    """arg min_u rate Σ_g exp(x_g) ‖u_g‖₂ + ½ ‖u - y‖²."""
+    return prox.prox_group(y, _equal_groups(x, y), rate * jnp.exp(x))
+
+
+def _equal_groups(x: jax.Array, y: jax.Array) -> prox.Groups:
+    return prox.Groups.equal(num_groups=x.shape[0], size=y.shape[0] // x.shape[0])
 
 
 def group_weights_upper(x: jax.Array, y: jax.Array, data: Split) -> jax.Array:

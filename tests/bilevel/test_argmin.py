@@ -51,7 +51,10 @@ def test_a_huge_or_tiny_cotangent_changes_nothing_but_the_scale():
 
 
 def test_a_constrained_minimiser_with_an_inner_optimiser():
-    bounded = bilevel.argmin(lambda x, y: 0.5 * jnp.sum((y - x) ** 2), jnp.zeros(3), inner=optax.sgd(0.5), project_y=jax.nn.relu, tol=1e-9)
+    def relu(x, y, rate):
+        return jax.nn.relu(y)
+
+    bounded = bilevel.argmin(lambda x, y: 0.5 * jnp.sum((y - x) ** 2), jnp.zeros(3), inner=optax.sgd(0.5), prox_y=relu, tol=1e-9)
     x = jnp.asarray([1.0, -1.0, 2.0])
     np.testing.assert_allclose(bounded(x), [1, 0, 2], atol=1e-8)
     np.testing.assert_allclose(jax.grad(lambda x: jnp.sum(bounded(x)))(x), [1, 0, 1], atol=1e-6)
@@ -63,7 +66,7 @@ def test_closing_over_a_batched_array_works_and_bad_arguments_are_named():
         return solve(jnp.asarray(3.0))
 
     np.testing.assert_allclose(jax.vmap(one)(jnp.asarray([1.0, 2.0])), [1.5, 2.0], rtol=1e-5)
-    with pytest.raises(ValueError, match="project_y needs an inner"):
-        bilevel.argmin(ridge_lower, {"coef": jnp.zeros(4)}, project_y=lambda y: y)
+    with pytest.raises(ValueError, match="prox_y needs an inner"):
+        bilevel.argmin(ridge_lower, {"coef": jnp.zeros(4)}, prox_y=lambda x, y, rate: y)
     with pytest.raises(ValueError, match="sigma must be > 0"):
         bilevel.argmin(ridge_lower, {"coef": jnp.zeros(4)}, sigma=0.0)(jnp.zeros(4))

@@ -8,7 +8,7 @@ import optax
 import pytest
 from bilevel.beds import QUADRATIC, SMOOTH, penalty_gradients, quadratic
 
-from jaxsac import Status, bilevel
+from jaxsac import Status, bilevel, prox
 from jaxsac.problems import bilevel as problems
 
 SLOW = pytest.mark.slow
@@ -192,8 +192,8 @@ def test_bad_arguments_are_named():
         bilevel.hypergradient(QUADRATIC._replace(upper=lambda x, y, q: y), x, y0, data=q)
     with pytest.raises(ValueError, match="y0 has no arrays"):
         bilevel.hypergradient(QUADRATIC, x, (), data=q)
-    with pytest.raises(ValueError, match="project_y needs an inner"):
-        bilevel.hypergradient(QUADRATIC._replace(project_y=lambda y: y), x, y0, data=q)
+    with pytest.raises(ValueError, match="prox_y needs an inner"):
+        bilevel.hypergradient(QUADRATIC._replace(prox_y=lambda x, y, rate: y), x, y0, data=q)
     with pytest.raises(ValueError, match="must return arrays like its argument"):
         wrong = QUADRATIC._replace(lower_difference=lambda x, y, step, q: (y, y))
         bilevel.hypergradient(wrong, x, y0, data=q)
@@ -203,7 +203,7 @@ def test_constraints_on_y():
     """Where a bound is active y does not move; elsewhere the derivative is that of the free variables."""
     q = quadratic(0, jnp.float64)
     rate = float(0.5 / np.linalg.eigvalsh(q.A).max())
-    problem = QUADRATIC._replace(project_y=lambda y: jnp.clip(y, -1.0, 1.0))
+    problem = QUADRATIC._replace(prox_y=lambda x, y, rate: jnp.clip(y, -1.0, 1.0))
     x = jnp.asarray([0.5, -1.0, 0.2])
     solution = bilevel.hypergradient(problem, x, jnp.zeros(4), data=q, inner=optax.sgd(rate), tol=1e-10, max_steps=5000)
     z, d = solution.state
@@ -213,6 +213,55 @@ def test_constraints_on_y():
     expected[free] = np.linalg.solve(np.asarray(q.A)[np.ix_(free, free)], -(q.F @ z + q.k)[free])
     np.testing.assert_allclose(d, expected, atol=1e-8)
     np.testing.assert_allclose(solution.value, q.H @ x + q.h + q.C @ expected, atol=1e-8)
+
+
+def lasso(data, x):
+    """The lasso by coordinate descent in numpy, and the exact pull-back of an upper gradient on the active coordinates."""
+    X, t, target = (np.asarray(part, np.float64) for part in data)
+    weights, y = np.exp(x), np.zeros(X.shape[1])
+    for _ in range(500):
+        for j in range(len(y)):
+            size = X[:, j] @ X[:, j]
+            free = X[:, j] @ (t - X @ y) + size * y[j]
+            y[j] = np.sign(free) * max(abs(free) - weights[j], 0) / size
+    active = y != 0
+    pull = (y - target)[active]
+    gradient = np.zeros(len(y))
+    gradient[active] = -weights[active] * np.sign(y[active]) * np.linalg.solve(X[:, active].T @ X[:, active], pull)
+    return y, gradient
+
+
+@pytest.mark.parametrize("difference", ["forward", "central_linear", pytest.param("central", marks=SLOW)])
+def test_a_nonsmooth_lower_level(difference):
+    """A weight for each coordinate of a lasso: lower smooth, the 1-norm by its proximal operator."""
+    rng = np.random.default_rng(1)
+    data = tuple(jnp.asarray(part) for part in (rng.normal(size=(20, 6)), 3 * rng.normal(size=20), rng.normal(size=6)))
+    problem = bilevel.Problem(
+        upper=lambda x, y, data: 0.5 * jnp.sum((y - data[2]) ** 2),
+        lower=lambda x, y, data: 0.5 * jnp.sum((data[0] @ y - data[1]) ** 2),
+        nonsmooth=lambda x, y, data: jnp.sum(jnp.exp(x) * jnp.abs(y)),
+        prox_y=lambda x, y, rate: prox.prox_l1(y, rate * jnp.exp(x)),
+    )
+    x = jnp.asarray([2.0, 2.5, 1.0, 2.0, 3.0, 0.0])
+    y, gradient = lasso(data, np.asarray(x))
+    assert 1 <= np.sum(y == 0) <= 4
+    rate = 1 / float(np.linalg.norm(data[0], 2) ** 2)
+    error = {}
+    for momentum in (None, 0.5):
+        inner = optax.sgd(rate, momentum)
+        sol = bilevel.hypergradient(
+            problem, x, jnp.zeros(6), data=data, sigma=1e-5, difference=difference, inner=inner, tol=1e-9, max_steps=5000
+        )
+        assert sol.status == Status.CONVERGED
+        z, d = sol.state
+        np.testing.assert_allclose(z, y, atol=1e-4 if difference == "central" else 1e-9)
+        np.testing.assert_allclose(d[y == 0], 0, atol=1e-8)
+        error[momentum] = relative_error(sol, gradient)
+    assert max(error.values()) < (1e-4 if difference == "forward" else 1e-7), error
+    with pytest.raises(ValueError, match="implicit differentiation needs a smooth lower level"):
+        bilevel.check_hypergradient(problem, x, jnp.zeros(6), data=data)
+    with pytest.raises(ValueError, match="which a prox_y does not allow"):
+        bilevel.init(problem, x, jnp.zeros(6), bilevel.Method("soba"))
 
 
 def test_no_false_certificates_over_many_problems():
