@@ -1,5 +1,6 @@
 """The problem as a record, and its pieces: predictions, gradients, curvature products."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -75,6 +76,10 @@ class Problem(eqx.Module):
         """(Σ_t c_t ‖z_t‖²)^½."""
         squares = (predictions**2).reshape(self.num_samples, -1).sum(axis=1)
         return jnp.sqrt(jnp.sum(self.sample_weight * squares))
+
+
+def with_lam(problem: Problem, lam: Any) -> Problem:
+    return dataclasses.replace(problem, lam=lam)
 
 
 def centre(design: Any, sample_weight: jax.Array) -> Centred:

@@ -1,6 +1,5 @@
 """Group lasso: minimise (1/T) Σ_t c_t ℓ(y_t, o_t + (X b)_t + intercept) + lam Σ_g w_g ‖b_g‖₂, with a certified duality gap."""
 
-import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -16,7 +15,8 @@ from jaxsac.group_lasso.certificate import duality_gap, stationarity
 from jaxsac.group_lasso.derivative import with_derivatives
 from jaxsac.group_lasso.fista import Curvature, State, begin, fista_step, measure_curvature, start
 from jaxsac.group_lasso.free import fit_free
-from jaxsac.group_lasso.problem import Coefficients, Problem, centre, recentre, uncentre
+from jaxsac.group_lasso.homotopy import path_on_host
+from jaxsac.group_lasso.problem import Coefficients, Problem, centre, recentre, uncentre, with_lam
 from jaxsac.group_lasso.working_set import covers, solve_on_host
 from jaxsac.losses import Loss, resolve
 from jaxsac.prox import Groups, dual_group_norm
@@ -128,7 +128,14 @@ def path(
     dtype = problem.offset.dtype
     tol = real_scalar("tol", (1e-4 if dtype == jnp.float32 else 1e-6) if tol is None else tol, dtype, 0.0)
     min_ratio = real_scalar("min_ratio", min_ratio, dtype, 0.0, strict=True)
-    return _path(problem, min_ratio, tol, _step_limit(max_steps), num_lams=static_integer("num_lams", num_lams, 1))
+    num_lams, max_steps = static_integer("num_lams", num_lams, 1), _step_limit(max_steps)
+    if is_concrete(problem, tol, max_steps, min_ratio) and covers(with_lam(problem, jnp.ones_like(problem.lam))):
+
+        def otherwise(here: Problem, unfinished: Solution) -> Solution:
+            return _solve(here, tol, max_steps, unfinished.state if int(unfinished.status) == Status.STALLED else None)
+
+        return path_on_host(problem, num_lams, float(min_ratio), float(tol), int(max_steps), otherwise)
+    return _path(problem, min_ratio, tol, max_steps, num_lams=num_lams)
 
 
 class _Setup(NamedTuple):
@@ -253,12 +260,8 @@ def _solve(problem: Problem, tol: jax.Array, max_steps: jax.Array, state: State 
 def _lam_max(problem: Problem) -> jax.Array:
     still = lax.stop_gradient(problem)
     null, _ = _fit_null(still, jnp.sqrt(still.design.column_squares(still.sample_weight)))
-    null_problem = _replace_lam(problem, jnp.zeros_like(problem.lam))
+    null_problem = with_lam(problem, jnp.zeros_like(problem.lam))
     return _largest_pull(null_problem, null)
-
-
-def _replace_lam(problem: Problem, lam: jax.Array) -> Problem:
-    return dataclasses.replace(problem, lam=lam)
 
 
 def _largest_pull(problem: Problem, null: Coefficients) -> jax.Array:
@@ -273,12 +276,12 @@ def _largest_pull(problem: Problem, null: Coefficients) -> jax.Array:
 def _path(problem: Problem, min_ratio: jax.Array, tol: jax.Array, max_steps: jax.Array, *, num_lams: int) -> Solution:
     still, tol = lax.stop_gradient((problem, tol))
     setup = _set_up(still)
-    largest = _largest_pull(_replace_lam(problem, jnp.zeros_like(problem.lam)), setup.null)
+    largest = _largest_pull(with_lam(problem, jnp.zeros_like(problem.lam)), setup.null)
     powers = jnp.linspace(0.0, 1.0, num_lams, dtype=largest.dtype) if num_lams > 1 else jnp.zeros(1, largest.dtype)
     lams = largest * min_ratio**powers
 
     def one(at: State, lam: jax.Array):
-        here = _replace_lam(problem, lam)
+        here = with_lam(problem, lam)
         quiet = lax.stop_gradient(here)
         outcome = _run(quiet, setup, tol, max_steps, at)
         solution = _finish(here, quiet, outcome)

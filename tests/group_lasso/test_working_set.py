@@ -106,3 +106,31 @@ def test_what_is_covered():
     assert not covered(X[:, :40], Groups.equal(10, 4))  # small
     assert not covered(X, EQUAL, lam=0.0)  # everything unpenalised
     assert not covered(X, Groups.from_sizes([2000] + [1] * 2400))  # no block form
+
+
+@pytest.mark.parametrize(
+    "loss, everything", [("squared", False), pytest.param("logistic", True, marks=pytest.mark.slow)], ids=["squared", "logistic, everything"]
+)
+def test_a_path_is_certified_at_every_lam(loss, everything):
+    X, y, more = problem(2, loss, EQUAL, jnp.float64)
+    keywords = {"loss": loss, "intercept": True, **more} if everything else {"loss": loss}
+    path = group_lasso.path(X, y, EQUAL, num_lams=10, min_ratio=0.05, tol=1e-9, **keywords).check()
+    largest = group_lasso.lam_max(X, y, EQUAL, **keywords)
+    np.testing.assert_allclose(path.stats["lam"], largest * 0.05 ** np.linspace(0, 1, 10), rtol=1e-9)
+    assert path.value.coef.shape == (10, EQUAL.num_coefficients) and path.value.intercept.shape == (10,)
+    assert path.stats["num_active"][0] == 0 and np.all(np.diff(path.stats["num_active"]) >= -3) and path.stats["num_steps"].sum() <= 40
+    for k in range(10):
+        at = jax.tree.map(lambda leaf, k=k: leaf[k], path)
+        again = compiled_solve(X, y, EQUAL, at.stats["lam"], tol=1e-9, max_steps=0, state=at.state, **keywords)
+        assert again.status == Status.CONVERGED
+        np.testing.assert_allclose(again.stats["objective"], at.stats["objective"], rtol=1e-12)
+    apart = compiled_solve(X, y, EQUAL, path.stats["lam"][6], tol=1e-9, **keywords).check()
+    assert abs(apart.stats["objective"] - path.stats["objective"][6]) <= 1e-9 * apart.stats["scale"]
+
+
+def test_a_path_hands_over_what_it_cannot_finish():
+    X, y, _ = problem(2, "squared", EQUAL, jnp.float64)
+    path = group_lasso.path(X, y, EQUAL, num_lams=2, min_ratio=0.5, tol=1e-18)
+    assert path.status[1] == Status.STALLED and path.stats["gap"][1] <= 1e-9 * path.stats["scale"][1]
+    poisoned = group_lasso.path(X.at[3, 2].set(jnp.nan), y, EQUAL, num_lams=2, min_ratio=0.5)
+    assert np.all(np.asarray(poisoned.status) == Status.NONFINITE)

@@ -1,0 +1,244 @@
+"""The compiled pieces of a round of the working-set method: gather, scale, descend, Newton, refit, certify."""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxsac._iterate import Certificate
+from jaxsac.designs import Centred, Dense
+from jaxsac.group_lasso.block_descent import Model, descend, gram_matrices
+from jaxsac.group_lasso.certificate import gap_after_refit, violation
+from jaxsac.group_lasso.free import FreeFit, fit_free
+from jaxsac.group_lasso.newton import newton_direction, shorten
+from jaxsac.group_lasso.problem import Coefficients, Problem
+from jaxsac.prox.groups import group_norms, safe_sqrt
+
+_FREE_STEPS, _FREE_HALVINGS = 50, 30
+_LENGTHS = (1.0, 0.5, 0.25, 0.1, 0.03, 0.0)  # of a step; 0 takes it back
+
+
+class Scaled(NamedTuple):
+    """h^½ X_g / unit in float32, their Gram matrices and bounds, and h^½: the quadratic model, but for what changes with the point."""
+
+    blocks: jax.Array
+    grams: jax.Array
+    bounds: jax.Array
+    root: jax.Array
+
+
+class Point(NamedTuple):
+    """Coefficients of the working set [C, q], the (centred) intercept, and the predictions [T]."""
+
+    coef: jax.Array
+    intercept: jax.Array
+    predictions: jax.Array
+
+
+class Check(NamedTuple):
+    """A full pass: the certificate, the objective, the largest violation of the optimality conditions, and ‖X_g' ρ‖ [G]."""
+
+    certificate: Certificate
+    objective: jax.Array
+    violation: jax.Array
+    norms: jax.Array
+
+
+@jax.jit
+def column_norms(matrix: jax.Array, weights: jax.Array) -> jax.Array:
+    """(Σ_t c_t x_tj²)^½, row by row: a reduction over the long axis would be slow on CPUs."""
+    squares = lax.fori_loop(0, matrix.shape[0], lambda t, total: total + weights[t] * matrix[t] ** 2, jnp.zeros_like(matrix[0]))
+    return jnp.sqrt(squares)
+
+
+@jax.jit
+def gather(matrix: jax.Array, rows: jax.Array) -> jax.Array:
+    """The columns of some groups, [C, q, T]; zeros where padded."""
+    return matrix.T.at[rows].get(mode="fill", fill_value=0)
+
+
+def _centred(problem: Problem, predictions: jax.Array) -> jax.Array:
+    return predictions - problem.design.mean(predictions) if problem.intercept else predictions
+
+
+def _predict(problem: Problem, blocks: jax.Array, coef: jax.Array) -> jax.Array:
+    return _centred(problem, jnp.dot(coef.reshape(-1), blocks.reshape(-1, blocks.shape[2]), precision="highest"))
+
+
+def _products(blocks: jax.Array, vector: jax.Array) -> jax.Array:
+    """X_g' v for each block, [C, q]."""
+    return jnp.dot(blocks.reshape(-1, blocks.shape[2]), vector, precision="highest").reshape(blocks.shape[:2])
+
+
+class Refit(NamedTuple):
+    """A point whose unpenalised part is at its best, the share of its predictions under the penalty, and what the refit left undone."""
+
+    point: Point
+    penalised: jax.Array
+    remaining: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames="num_free")
+def refit(problem: Problem, columns: jax.Array, target: jax.Array, blocks, rows, point: Point, *, num_free: int) -> Refit:
+    """Recompute the predictions and refit the first `num_free` blocks and the intercept."""
+    predictions = _predict(problem, blocks, point.coef) + point.intercept
+    if num_free == 0 and not problem.intercept:
+        return Refit(point._replace(predictions=predictions), predictions, jnp.zeros_like(target))
+    free_rows = rows[:num_free].reshape(-1)
+    design = Dense(blocks[:num_free].reshape(-1, blocks.shape[2]).T)
+    here = dataclasses.replace(problem, design=Centred(design, problem.design.shares) if problem.intercept else design)
+    fit = fit_free(
+        here,
+        Coefficients(point.coef[:num_free].reshape(-1), point.intercept),
+        predictions,
+        jnp.ones(free_rows.shape, bool) if num_free else None,
+        columns=columns.at[free_rows].get(mode="fill", fill_value=0),
+        target=target,
+        max_steps=_FREE_STEPS,
+        max_halvings=_FREE_HALVINGS,
+    )
+    penalised = fit.predictions - fit.point.intercept
+    coef = point.coef
+    if num_free:
+        penalised = penalised - here.design.predict(fit.point.coef)
+        coef = coef.at[:num_free].set(fit.point.coef.reshape(num_free, blocks.shape[1]))
+    return Refit(Point(coef, fit.point.intercept, fit.predictions), penalised, fit.remaining)
+
+
+@jax.jit
+def certify(problem: Problem, columns: jax.Array, scale: jax.Array, coef: jax.Array, at: Refit) -> Check:
+    """One product with all of X: the certificate of the refitted point, whose coefficients are `coef` [p]."""
+    predictions = at.point.predictions
+    residual = problem.residual(predictions)
+    gradient = problem.design.adjoint(residual)
+    objective = problem.smooth_value(predictions) + problem.penalty(coef)
+    fit = FreeFit(Coefficients(coef, at.point.intercept), predictions, at.remaining)
+    certificate = gap_after_refit(problem, objective, fit, at.penalised, gradient, columns=columns, scale=scale)
+    return Check(certificate, objective, violation(problem, coef, residual, gradient), group_norms(gradient, problem.groups))
+
+
+@jax.jit
+def roots(problem: Problem, predictions: jax.Array, floor: jax.Array) -> jax.Array:
+    """h^½, h = ∇²F (a diagonal), kept above `floor` times its mean where a record counts."""
+    curvature = problem.curvature_product(predictions, jnp.ones_like(predictions))
+    counts = problem.sample_weight > 0
+    mean = jnp.sum(curvature) / jnp.maximum(jnp.sum(counts.astype(curvature.dtype)), 1.0)
+    return jnp.where(counts, jnp.sqrt(jnp.maximum(curvature, floor * mean)), 0.0)
+
+
+@jax.jit
+def scale_blocks(problem: Problem, blocks: jax.Array, root: jax.Array, unit: jax.Array) -> jax.Array:
+    """h^½ (x − its mean) / unit in float32; the mean, if there is an intercept, in the metric h, in which the intercept drops out."""
+    if problem.intercept:
+        shares = root**2 / jnp.sum(root**2)
+        blocks = blocks - _products(blocks, shares)[:, :, None]
+    return (blocks * (root / unit)[None, None]).astype(jnp.float32)
+
+
+grams_of = jax.jit(gram_matrices)
+
+
+class _Target(NamedTuple):
+    """The residual of the model in float32, and the units: b = (coefficient of the model) · step."""
+
+    residual: jax.Array
+    step: jax.Array
+    thresholds: jax.Array
+
+
+def _target(problem: Problem, root: jax.Array, residual: jax.Array, thresholds: jax.Array, unit: jax.Array) -> _Target:
+    scaled = jnp.where(root > 0, _without_mean(problem, root, residual) / jnp.where(root > 0, root, 1.0), 0.0)
+    size = jnp.max(jnp.abs(scaled)) * jnp.sqrt(jnp.asarray(scaled.shape[0], scaled.dtype))
+    size = jnp.where(size > 0, size, 1.0)
+    return _Target((scaled / size).astype(jnp.float32), size / unit, (thresholds / (unit * size)).astype(jnp.float32))
+
+
+def _without_mean(problem: Problem, root: jax.Array, residual: jax.Array) -> jax.Array:
+    """ρ after the model's best change of the intercept."""
+    if not problem.intercept:
+        return residual
+    return residual - root**2 * (jnp.sum(residual) / jnp.sum(root**2))
+
+
+def _advance(problem: Problem, blocks, root, thresholds, point: Point, direction, *, noise: float = 0.0) -> Point:
+    """The best of a few lengths of a step, the intercept following as the model has it; the longest within `noise` · eps of the best."""
+    moved = _predict(problem, blocks, direction)
+    if problem.intercept:
+        weights = root**2
+        shift = (jnp.sum(problem.residual(point.predictions)) - jnp.sum(weights * moved)) / jnp.sum(weights)
+    else:
+        shift = jnp.zeros_like(point.intercept)
+    moved = moved + shift
+
+    def value(length):
+        norms = safe_sqrt(jnp.sum((point.coef + length * direction) ** 2, axis=1))
+        return problem.smooth_value(point.predictions + length * moved) + jnp.sum(thresholds * norms)
+
+    lengths = jnp.asarray(_LENGTHS, moved.dtype)
+    values = jax.vmap(value)(lengths)
+    best = jnp.min(jnp.where(jnp.isnan(values), jnp.inf, values))
+    length = lengths[jnp.argmax(values <= best + noise * jnp.finfo(values.dtype).eps * jnp.abs(best))]  # the first of those
+    still = length == 0
+    return jax.tree.map(
+        lambda old, step: jnp.where(still, old, old + length * step), point, Point(direction, shift, moved)
+    )
+
+
+@jax.jit
+def descent_step(problem: Problem, blocks, scaled: Scaled, unit, thresholds, point: Point, order, count, cycles) -> Point:
+    residual = problem.residual(point.predictions)
+    target = _target(problem, scaled.root, residual, thresholds, unit)
+    model = Model(scaled.blocks, scaled.grams, scaled.bounds, target.thresholds)
+    start = (point.coef / target.step).astype(jnp.float32)
+    end, _ = descend(model, start, target.residual, order, count, cycles)
+    # Differences of float32 numbers, so that what did not move does not move by a rounding; what became zero becomes exactly that.
+    direction = jnp.where(end == 0, -point.coef, (end - start).astype(point.coef.dtype) * target.step)
+    return _advance(problem, blocks, scaled.root, thresholds, point, direction)
+
+
+@jax.jit
+def newton_step(problem: Problem, blocks, scaled: Scaled, unit, thresholds, point: Point, support) -> Point:
+    residual = problem.residual(point.predictions)
+    norms = safe_sqrt(jnp.sum(point.coef**2, axis=1, keepdims=True))
+    pull = point.coef / jnp.where(norms == 0, 1.0, norms)
+    pulled = _products(blocks, _without_mean(problem, scaled.root, residual))
+    moving = (norms > 0) | (thresholds == 0)[:, None]
+    descent = jnp.where(moving, pulled - thresholds[:, None] * pull, 0.0)
+    size = jnp.max(jnp.abs(descent)) * jnp.sqrt(jnp.asarray(descent.size, descent.dtype))
+    size = jnp.where(size > 0, size, 1.0)
+    target = _target(problem, scaled.root, residual, thresholds, unit)
+    model = Model(scaled.blocks, scaled.grams, scaled.bounds, target.thresholds)
+    found = newton_direction(model, (point.coef / target.step).astype(jnp.float32), (descent / size).astype(jnp.float32), support)
+    direction = shorten(point.coef, found.astype(descent.dtype) * (size / unit**2), thresholds)
+    # A step that improves the gradient need not show in the objective.
+    return _advance(problem, blocks, scaled.root, thresholds, point, direction, noise=16.0)
+
+
+@jax.jit
+def scales(problem: Problem, columns: jax.Array, null: jax.Array, at_zero: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The null objective, above the rounding of the data, and the size of a column."""
+    largest = jnp.max(columns) / jnp.sqrt(jnp.asarray(problem.num_samples, columns.dtype))
+    return problem.smooth_value(null) + jnp.finfo(null.dtype).eps * at_zero, jnp.where(largest > 0, largest, 1.0)
+
+
+@jax.jit
+def moved(problem: Problem, blocks: jax.Array, coef: jax.Array, intercept: jax.Array) -> Point:
+    """The point with these coefficients."""
+    return Point(coef, intercept, _predict(problem, blocks, coef) + intercept)
+
+
+@jax.jit
+def value_at_zero(problem: Problem) -> jax.Array:
+    return problem.smooth_value(jnp.zeros_like(problem.offset))
+
+
+@jax.jit
+def answer(problem: Problem, blocks: jax.Array, coef: jax.Array, point: Point) -> tuple[Coefficients, jax.Array]:
+    """The coefficients [p] with the intercept of the design as it is, not centred, and how many groups are not zero."""
+    raw = jnp.dot(point.coef.reshape(-1), blocks.reshape(-1, blocks.shape[2]), precision="highest")
+    intercept = point.intercept - problem.design.mean(raw) if problem.intercept else point.intercept
+    num_active = jnp.sum(problem.groups.sum((coef != 0).astype(jnp.int32)) > 0)
+    return Coefficients(coef, intercept), num_active
