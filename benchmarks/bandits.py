@@ -344,6 +344,10 @@ def ratings(options: Options, dtype) -> list[dict[str, Any]]:
     rows = []
     for name, algorithm in {
         "APSEE, box, coord x 1": bandits.apsee(bandits.Box(), sparsity=s, sigma=model.scale, radius="coord"),
+        "APSEE, box, coord x 1, locked without proof after a tenth": bandits.apsee(
+            bandits.Box(), sparsity=s, sigma=model.scale, radius="coord", commit_at=horizon // 10
+        ),
+        "E2TC, box": bandits.e2tc(bandits.Box(), sparsity=s, sigma=model.scale, horizon=horizon),
         "phased greedy, box": bandits.phased_greedy(bandits.Box(), sparsity=s, schedule_scale=d**0.5),
     }.items():
         run = jax.jit(
@@ -389,6 +393,6 @@ def draw(figure, curves: dict[str, Any]) -> None:
     axes[4].set(title="share of runs locked", xlabel="step")
     lines(axes[5], [name for name in curves if name not in short], lambda t: t ** (2 / 3))
     axes[5].set_title("long runs, regret / t^(2/3)")
-    for axis in axes:
+    for axis in (axes[0], *axes[3:]):
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=5)

@@ -18,7 +18,7 @@ ALGORITHMS = {
     "apsee_greedy": bandits.apsee_greedy(ELLIPSOID, sparsity=S, sigma=0.1, radius="hkz", radius_scale=0.4, basis=BASIS),
     "phased_greedy": bandits.phased_greedy(ELLIPSOID, sparsity=S, schedule_scale=1.5),
     "explore_then_commit": bandits.explore_then_commit(bandits.Box(), sparsity=S, num_cycles=20),
-    "e2tc": bandits.e2tc(bandits.Ball(), sparsity=D, sigma=0.1, horizon=500),
+    "e2tc": bandits.e2tc(bandits.Ball(), sparsity=D, sigma=0.1, horizon=500, scale=12.0),
     "estc": bandits.estc(BALL, sparsity=S, num_cycles=20, lam=0.05, basis=BASIS),
 }
 KEY = jax.random.key(5)

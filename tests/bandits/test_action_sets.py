@@ -98,7 +98,7 @@ def test_maximiser_is_feasible_sparse_and_attains_the_support(name, dtype):
     assert np.all(gauges[:2] <= 1 + 1e-4) and gauges[2] >= 2.9
     drawn, gauges = points[3:], gauges[3:]
     inside = drawn[np.isfinite(gauges)] / gauges[np.isfinite(gauges)][:, None]
-    assert len(inside) == 0 or np.max(inside @ THETA) <= value + tol
+    assert len(inside) == 0 or np.max(inside @ THETA) <= float(value) + tol
 
 
 @pytest.mark.parametrize("name", ["vertices", "inequalities"])
