@@ -12,7 +12,9 @@ D, S, LANES, TIMES = 4, 2, 500, 32
 THETA = np.array([0.9, -0.1, 0.7, 0.2])
 MATRIX = np.array([[1.0, 0.3, 0.1, 0.0], [0.3, 1.0, -0.2, 0.1], [0.1, -0.2, 1.0, 0.2], [0.0, 0.1, 0.2, 1.0]])
 BALL, ELLIPSOID = bandits.Ball(1.5), bandits.Ellipsoid(jnp.asarray(MATRIX))
-BASIS = bandits.exploration_basis(jax.random.key(2), ELLIPSOID, D, S, dtype=jnp.float64)
+# Rotations in the blocks {0, 2} and {1, 3}, shrunk into the ellipsoid: 2-sparse actions.
+ROWS = np.array([[0.8, 0, 0.6, 0], [0, 0.9, 0, np.sqrt(0.19)], [-0.6, 0, 0.8, 0], [0, -np.sqrt(0.19), 0, 0.9]])
+BASIS = ROWS / np.maximum(np.sqrt(np.sum((ROWS @ MATRIX) * ROWS, axis=1)), 1.0)[:, None]
 ALGORITHMS = {
     "apsee": bandits.apsee(BALL, sparsity=S, sigma=0.1, radius="hkz", radius_scale=3.0),
     "apsee_greedy": bandits.apsee_greedy(ELLIPSOID, sparsity=S, sigma=0.1, radius="hkz", radius_scale=0.4, basis=BASIS),

@@ -72,6 +72,7 @@ def test_wrong_locks_are_rare_and_locks_happen(radius, sigma):
         assert np.mean(run.lock_time <= proved) >= 1 - delta and proved < 4000
 
 
+@pytest.mark.slow
 def test_the_local_radius_locks_earlier_and_right():
     times, right = [], np.sort(bandits.greedy_support(ELLIPSOID, jnp.asarray(THETA), S).indices)
     for radius in ("hkz", "local"):

@@ -77,6 +77,7 @@ def test_finite_arms_are_learned(algorithm):
     assert late < 100
 
 
+@SLOW
 def test_time_varying_sets():
     """Coordinates come and go: regret is against the best action on what is there, and grows slower than the time."""
     early, late = regrets(bandits.adaptive_greedy(bandits.Ball(), sparsity=2), offer=draw_mask)
