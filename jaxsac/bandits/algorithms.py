@@ -159,7 +159,7 @@ def e2tc(
 
     Stops at the first cycle c with c f(theta_c) >= scale sigma sqrt(horizon / 2), f the value of the greedy support. On the unit ball with
     s = d, c cycles cost at most c d ||theta|| and the steps after them about (d - 1) sigma^2 / (2 c ||theta||) each, whose sum is least
-    there. The noise alone, f(theta_c) ~ sigma sqrt(d / c), stops no earlier than c ~ horizon / (2 d): regret of order
+    about there. The noise alone, f(theta_c) ~ sigma sqrt(d / c), stops no earlier than c ~ horizon / (2 d): regret of order
     min(d sigma sqrt(horizon) + d ||theta||, ||theta|| horizon), the best possible for s = d on balls, and on ellipsoids {x : x'Ax <= 1}
     with a `basis` B of its axes, B A B' = I. For s < d the support is that of the estimate, unproved.
     Source: Zhang, Hadiji and Combes (2025), whose separate estimation of ||theta|| is merged with the exploration here.
