@@ -12,6 +12,11 @@ from jaxsac.subsample_q.histograms import HistogramSpace as HistogramSpace
 from jaxsac.subsample_q.learn import learn as learn
 from jaxsac.subsample_q.learn import q_learning as q_learning
 from jaxsac.subsample_q.model import Model as Model
+from jaxsac.subsample_q.network import Environment as Environment
+from jaxsac.subsample_q.network import QNetwork as QNetwork
+from jaxsac.subsample_q.network import from_model as from_model
+from jaxsac.subsample_q.network import learn_network as learn_network
+from jaxsac.subsample_q.network import network_table as network_table
 from jaxsac.subsample_q.operators import BACKENDS as BACKENDS
 from jaxsac.subsample_q.operators import Plan as Plan
 from jaxsac.subsample_q.operators import plan as plan
