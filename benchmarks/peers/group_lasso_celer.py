@@ -29,7 +29,7 @@ def answer(arrays, settings):
             return [fit(X, y, lams, tol) for (X, y), lams in zip(problems, arrays["lams"], strict=True)]
 
         coefs.append(solve())
-        times.append(seconds(solve, min_repeats=7, min_seconds=settings["min_seconds"]))
+        times.append(seconds(solve, min_repeats=settings["min_repeats"], min_seconds=settings["min_seconds"]))
     return {"coef": np.asarray(coefs)}, {"seconds": times, "version": celer.__version__}
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,12 @@ from jaxsac._iterate import Certificate
 from jaxsac.designs import Centred, Dense
 from jaxsac.group_lasso.block_descent import Model, descend, gram_matrices
 from jaxsac.group_lasso.certificate import gap_after_refit, violation
+from jaxsac.group_lasso.fista import start
 from jaxsac.group_lasso.free import FreeFit, fit_free
 from jaxsac.group_lasso.newton import newton_direction, shorten
 from jaxsac.group_lasso.problem import Coefficients, Problem
 from jaxsac.prox.groups import group_norms, safe_sqrt
+from jaxsac.solution import Solution
 
 _FREE_STEPS, _FREE_HALVINGS = 50, 30
 _LENGTHS = (1.0, 0.5, 0.25, 0.1, 0.03, 0.0)  # of a step; 0 takes it back
@@ -33,7 +35,7 @@ class Scaled(NamedTuple):
 class Point(NamedTuple):
     """Coefficients of the working set [C, q], the (centred) intercept, and the predictions [T]."""
 
-    coef: jax.Array
+    coef: Any
     intercept: jax.Array
     predictions: jax.Array
 
@@ -218,27 +220,43 @@ def newton_step(problem: Problem, blocks, scaled: Scaled, unit, thresholds, poin
 
 
 @jax.jit
-def scales(problem: Problem, columns: jax.Array, null: jax.Array, at_zero: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The null objective, above the rounding of the data, and the size of a column."""
+def scales(problem: Problem, columns: jax.Array, null: jax.Array, at_zero: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The null objective, above the rounding of the data; the size of a column; and the square roots of the curvature there."""
     largest = jnp.max(columns) / jnp.sqrt(jnp.asarray(problem.num_samples, columns.dtype))
-    return problem.smooth_value(null) + jnp.finfo(null.dtype).eps * at_zero, jnp.where(largest > 0, largest, 1.0)
+    scale = problem.smooth_value(null) + jnp.finfo(null.dtype).eps * at_zero
+    return scale, jnp.where(largest > 0, largest, 1.0), roots(problem, null, jnp.zeros_like(at_zero))
 
 
 @jax.jit
-def moved(problem: Problem, blocks: jax.Array, coef: jax.Array, intercept: jax.Array) -> Point:
+def moved(problem: Problem, blocks: jax.Array, coef: Any, intercept: jax.Array) -> Point:
     """The point with these coefficients."""
     return Point(coef, intercept, _predict(problem, blocks, coef) + intercept)
 
 
 @jax.jit
-def value_at_zero(problem: Problem) -> jax.Array:
-    return problem.smooth_value(jnp.zeros_like(problem.offset))
+def nothing(problem: Problem, rows: jax.Array) -> tuple[Point, jax.Array]:
+    """The point zero on a working set, and its smooth value."""
+    dtype = problem.offset.dtype
+    zeros = Point(jnp.zeros(rows.shape, dtype), jnp.zeros((), dtype), jnp.zeros_like(problem.offset))
+    return zeros, problem.smooth_value(zeros.predictions)
 
 
 @jax.jit
-def answer(problem: Problem, blocks: jax.Array, coef: jax.Array, point: Point) -> tuple[Coefficients, jax.Array]:
-    """The coefficients [p] with the intercept of the design as it is, not centred, and how many groups are not zero."""
+def answer(
+    problem: Problem, blocks: jax.Array, coef: jax.Array, point: Point, check: Check, num_passes: jax.Array, status: jax.Array
+) -> Solution:
+    """The solution with coefficients [p] and the intercept of the design as it is, not centred."""
     raw = jnp.dot(point.coef.reshape(-1), blocks.reshape(-1, blocks.shape[2]), precision="highest")
     intercept = point.intercept - problem.design.mean(raw) if problem.intercept else point.intercept
-    num_active = jnp.sum(problem.groups.sum((coef != 0).astype(jnp.int32)) > 0)
-    return Coefficients(coef, intercept), num_active
+    error, rounding, scale = check.certificate
+    stats = {
+        "objective": check.objective,
+        "gap": error,
+        "rounding": rounding,
+        "scale": scale,
+        "num_steps": num_passes,
+        "kkt": check.violation,
+        "num_active": jnp.sum(problem.groups.sum((coef != 0).astype(jnp.int32)) > 0),
+    }
+    value = Coefficients(coef, intercept)
+    return Solution(value, status, stats, start(value))

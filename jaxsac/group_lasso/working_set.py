@@ -8,12 +8,10 @@ next groups (`rounds`). The number of groups is padded to a few capacities, so t
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxsac.designs import Centred, Dense
 from jaxsac.group_lasso import rounds
-from jaxsac.group_lasso.fista import start
 from jaxsac.group_lasso.problem import Coefficients, Problem
 from jaxsac.group_lasso.rounds import Check, Point, Scaled
 from jaxsac.losses import Squared
@@ -38,8 +36,8 @@ class Setup(NamedTuple):
     rows: np.ndarray
     num_free: int
     columns: jax.Array
-    unit: jax.Array
-    scale: jax.Array
+    unit: jax.Array | np.ndarray
+    scale: jax.Array | np.ndarray
     root: jax.Array | None
 
 
@@ -96,15 +94,15 @@ def set_up(problem: Problem) -> tuple[Setup, Place]:
         rows = np.arange(groups.num_coefficients, dtype=np.int32).reshape(groups.num_groups, groups.max_size)
     free = np.flatnonzero(np.asarray(problem.weights) == 0).astype(np.int32)
     columns = rounds.column_norms(_matrix(problem), problem.sample_weight)
-    dtype = problem.offset.dtype
-    at_zero = rounds.value_at_zero(problem)
-    setup = Setup(rows, len(free), columns, jnp.ones((), dtype), at_zero, None)
+    # What is not known yet, the scale and the size of a column, does not matter to the null model.
+    empty = np.ones((), columns.dtype)
+    setup = Setup(rows, len(free), columns, empty, empty, None)
     chosen = working_set(problem, setup, free)
-    zeros = Point(jnp.zeros(chosen.rows.shape, dtype), jnp.zeros((), dtype), jnp.zeros_like(problem.offset))
-    place = check(problem, setup, chosen, zeros, at_zero * float(4.0 * jnp.finfo(dtype).eps ** 2))
-    scale, unit = rounds.scales(problem, columns, place.point.predictions, at_zero)
-    root = rounds.roots(problem, place.point.predictions, jnp.zeros((), dtype)) if isinstance(problem.loss, Squared) else None
-    return Setup(rows, len(free), columns, unit, scale, root), place
+    zeros, at_zero = rounds.nothing(problem, chosen.rows)
+    target = np.asarray(4.0 * float(at_zero), columns.dtype) * np.finfo(columns.dtype).eps ** 2
+    place = check(problem, setup._replace(scale=at_zero), chosen, zeros, target)
+    scale, unit, root = rounds.scales(problem, columns, place.point.predictions, at_zero)
+    return Setup(rows, len(free), columns, unit, scale, root if isinstance(problem.loss, Squared) else None), place
 
 
 def place_at(problem: Problem, setup: Setup, tol: float, at: Coefficients) -> Place:
@@ -113,7 +111,7 @@ def place_at(problem: Problem, setup: Setup, tol: float, at: Coefficients) -> Pl
     free = np.asarray(problem.weights) == 0
     matter = (spread[setup.rows] != 0).any(axis=1) & ~free
     chosen = working_set(problem, setup, np.concatenate([np.flatnonzero(free), np.flatnonzero(matter)]).astype(np.int32))
-    point = Point(jnp.asarray(spread[chosen.rows]), at.intercept, jnp.zeros_like(problem.offset))
+    point = Point(spread[chosen.rows], at.intercept, problem.offset)  # the check recomputes the predictions
     return check(problem, setup, chosen, point, refit_target(setup, tol))
 
 
@@ -174,7 +172,7 @@ def grow(problem: Problem, setup: Setup, place: Place, thresholds: np.ndarray, l
     else:
         more = np.flatnonzero(rest >= 0)
     grown = working_set(problem, setup, np.concatenate([needed, more]).astype(np.int32))
-    return grown, point._replace(coef=jnp.asarray(full(setup, chosen, coef)[grown.rows]))
+    return grown, point._replace(coef=full(setup, chosen, coef)[grown.rows])
 
 
 def improve(
@@ -212,25 +210,15 @@ def check(problem: Problem, setup: Setup, chosen: WorkingSet, point: Point, targ
     return Place(chosen, at.point, rounds.certify(problem, setup.columns, setup.scale, coef, without))
 
 
-def refit_target(setup: Setup, tol: float) -> jax.Array:
+def refit_target(setup: Setup, tol: float) -> np.ndarray:
     # The refit's gradient counts to the first order: its square, not the decrease itself, is to be small beside the tolerance.
-    return setup.scale * (0.0005 * tol) ** 2
+    return np.asarray((0.0005 * tol) ** 2 * float(setup.scale), setup.columns.dtype)
 
 
 def solution(problem: Problem, setup: Setup, ended: Run) -> Solution:
-    place, num_passes, status = ended
-    value, num_active = rounds.answer(problem, place.set.blocks, full(setup, place.set, place.point.coef)[:-1], place.point)
-    error, rounding, scale = place.check.certificate
-    stats = {
-        "objective": place.check.objective,
-        "gap": error,
-        "rounding": rounding,
-        "scale": scale,
-        "num_steps": jnp.int32(num_passes),
-        "kkt": place.check.violation,
-        "num_active": num_active,
-    }
-    return Solution(value, jnp.int32(status), stats, start(value))
+    chosen, point, check = ended.place
+    coef = full(setup, chosen, point.coef)[:-1]
+    return rounds.answer(problem, chosen.blocks, coef, point, check, np.int32(ended.num_passes), np.int32(ended.status))
 
 
 def working_set(problem: Problem, setup: Setup, groups: np.ndarray) -> WorkingSet:

@@ -32,8 +32,8 @@ def problem(seed, loss, groups, dtype):
 
 SETTINGS = [
     pytest.param("squared", EQUAL, False, jnp.float64, id="squared"),
-    pytest.param("squared", UNEQUAL, True, jnp.float64, id="squared, everything, unequal groups"),
-    pytest.param("logistic", EQUAL, True, jnp.float64, id="logistic, everything"),
+    pytest.param("logistic", UNEQUAL, True, jnp.float64, id="logistic, everything, unequal groups"),
+    pytest.param("squared", UNEQUAL, True, jnp.float64, id="squared, everything, unequal groups", marks=pytest.mark.slow),
     pytest.param("squared", EQUAL, False, jnp.float32, id="squared, float32", marks=pytest.mark.slow),
     pytest.param("huber", EQUAL, True, jnp.float64, id="huber, everything", marks=pytest.mark.slow),
     pytest.param("poisson", EQUAL, True, jnp.float64, id="poisson, everything", marks=pytest.mark.slow),
@@ -47,8 +47,8 @@ def test_the_answer_is_that_of_the_compiled_loop(loss, groups, everything, dtype
         y = jnp.abs(y + 1)
     keywords = {"loss": loss, "intercept": True, **more} if everything else {"loss": loss}
     largest = group_lasso.lam_max(X, y, groups, **keywords)
-    tol = 1e-4 if dtype == jnp.float32 else 1e-9
-    for ratio in (0.5, 0.1):
+    tol = 1e-4 if dtype == jnp.float32 else 1e-7
+    for ratio in (0.5, 0.2):
         keywords["tol"] = tol
         host = group_lasso.solve(X, y, groups, ratio * largest, **keywords).check()
         compiled = compiled_solve(X, y, groups, ratio * largest, **keywords).check()
