@@ -32,7 +32,7 @@ PUBLIC = {
         "bandits", "bilevel", "control", "designs", "gibbs", "group_lasso", "losses", "prox", "subsample_q",
     },
     "gibbs": {"NO_ACTION", "entropy", "kl", "log_partition", "log_prob", "marginals", "mode", "sample"},
-    "group_lasso": {"lam_max", "path", "solve"},
+    "group_lasso": {"CrossValidation", "cross_validate", "lam_max", "path", "solve"},
     "control": {"FitState", "Log", "SparsePolicy", "fit", "lam_max", "load_policy", "simulated_lam"},
     "bandits": {
         "ActionSet", "Ball", "Box", "CrossPolytope", "Ellipsoid", "FromProjection", "FromSupport", "LpBall", "Masked", "Phased",

@@ -3,3 +3,5 @@
 from jaxsac.group_lasso.solver import lam_max as lam_max
 from jaxsac.group_lasso.solver import path as path
 from jaxsac.group_lasso.solver import solve as solve
+from jaxsac.group_lasso.tuning import CrossValidation as CrossValidation
+from jaxsac.group_lasso.tuning import cross_validate as cross_validate

@@ -17,31 +17,36 @@ _NEWTON_STEPS = 2
 
 def path_on_host(
     problem: Problem,
+    lams: jax.Array | None,
     num_lams: int,
     min_ratio: float,
     tol: float,
     max_passes: int,
     otherwise: Callable[[Problem, Solution], Solution],
 ) -> Solution:
-    """Solutions for lams in geometric progression from lam_max. `otherwise(problem, solution)` finishes one that did not converge."""
+    """Solutions for `lams` > 0 (None: in geometric progression from lam_max). `otherwise(problem, solution)` finishes one that did not converge."""
     problem = with_lam(problem, jnp.ones_like(problem.lam))
     setup, place = set_up(problem)
     weights = np.asarray(problem.weights)
-    largest = np.max(np.asarray(place.check.norms)[weights > 0] / weights[weights > 0], initial=0.0)
-    powers = np.linspace(0.0, 1.0, num_lams) if num_lams > 1 else np.zeros(1)
-    lams = (largest * min_ratio**powers).astype(weights.dtype)
+    if lams is None:
+        largest = np.max(np.asarray(place.check.norms)[weights > 0] / weights[weights > 0], initial=0.0)
+        powers = np.linspace(0.0, 1.0, num_lams) if num_lams > 1 else np.zeros(1)
+        values = (largest * min_ratio**powers).astype(weights.dtype)
+    else:
+        values = np.asarray(lams)
 
     found: list[Solution] = []
     before: np.ndarray | None = None  # coefficients one lam earlier
-    for k, lam in enumerate(lams):
+    for k, lam in enumerate(values):
         here = with_lam(problem, lam)
         if k == 0:
             place = check(here, setup, place.set, place.point, refit_target(setup, tol))
             ended = run(here, setup, tol, max_passes, place)
         else:
             last = full(setup, place.set, place.point.coef)
-            share = 0.0 if k == 1 else (lams[k - 1] - lam) / (lams[k - 2] - lams[k - 1])
-            place = _predicted(here, setup, place, before, share, (2.0 * lam - lams[k - 1]) * weights, tol)
+            turn = k == 1 or values[k - 2] == values[k - 1]
+            share = 0.0 if turn else (values[k - 1] - lam) / (values[k - 2] - values[k - 1])
+            place = _predicted(here, setup, place, before, share, (2.0 * lam - values[k - 1]) * weights, tol)
             before = last
             ended = run(here, setup, tol, max_passes, place, num_passes=1)
         place = ended.place

@@ -109,6 +109,7 @@ def path(
     y: Any,
     groups: Groups,
     *,
+    lams: Any = None,
     num_lams: int = 100,
     min_ratio: Any = 0.01,
     loss: str | Loss = "squared",
@@ -119,9 +120,11 @@ def path(
     tol: Any = None,
     max_steps: Any = 20_000,
 ) -> Solution:
-    """Solve for `num_lams` values of lam in geometric progression from lam_max to min_ratio · lam_max, each started from the last.
+    """Solve for `lams` [L], best in falling order, each started from the last.
 
-    A `Solution` with a leading axis [num_lams] in value, status, stats and state, each lam with its own certificate; stats["lam"] has the
+    None is `num_lams` values in geometric progression from lam_max to min_ratio · lam_max.
+
+    A `Solution` with a leading axis [L] in value, status, stats and state, each lam with its own certificate; stats["lam"] has the
     values. The keywords are those of `solve`, `max_steps` counts for each lam.
     """
     problem = _problem(X, y, groups, 0.0, loss, weights, sample_weight, offset, intercept)
@@ -129,13 +132,19 @@ def path(
     tol = real_scalar("tol", (1e-4 if dtype == jnp.float32 else 1e-6) if tol is None else tol, dtype, 0.0)
     min_ratio = real_scalar("min_ratio", min_ratio, dtype, 0.0, strict=True)
     num_lams, max_steps = static_integer("num_lams", num_lams, 1), _step_limit(max_steps)
-    if is_concrete(problem, tol, max_steps, min_ratio) and covers(with_lam(problem, jnp.ones_like(problem.lam))):
+    if lams is not None:
+        lams = real_array("lams", lams, ("L",), dtype)
+        require(lams.shape[0] > 0, "lams must hold at least one value.")
+        require(not is_concrete(lams) or not bool(np.any(np.asarray(lams) < 0)), "lams must be >= 0.")
+        lams = jnp.where(lams >= 0, lams, jnp.nan)
+    penalised = lams is None or (is_concrete(lams) and bool(np.all(np.asarray(lams) > 0)))
+    if is_concrete(problem, tol, max_steps, min_ratio) and penalised and covers(with_lam(problem, jnp.ones_like(problem.lam))):
 
         def otherwise(here: Problem, unfinished: Solution) -> Solution:
             return _solve(here, tol, max_steps, unfinished.state if int(unfinished.status) == Status.STALLED else None)
 
-        return path_on_host(problem, num_lams, float(min_ratio), float(tol), int(max_steps), otherwise)
-    return _path(problem, min_ratio, tol, max_steps, num_lams=num_lams)
+        return path_on_host(problem, lams, num_lams, float(min_ratio), float(tol), int(max_steps), otherwise)
+    return _path(problem, lams, min_ratio, tol, max_steps, num_lams=num_lams)
 
 
 class _Setup(NamedTuple):
@@ -273,12 +282,13 @@ def _largest_pull(problem: Problem, null: Coefficients) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames="num_lams")
-def _path(problem: Problem, min_ratio: jax.Array, tol: jax.Array, max_steps: jax.Array, *, num_lams: int) -> Solution:
+def _path(problem: Problem, lams: jax.Array | None, min_ratio: jax.Array, tol: jax.Array, max_steps: jax.Array, *, num_lams: int) -> Solution:
     still, tol = lax.stop_gradient((problem, tol))
     setup = _set_up(still)
-    largest = _largest_pull(with_lam(problem, jnp.zeros_like(problem.lam)), setup.null)
-    powers = jnp.linspace(0.0, 1.0, num_lams, dtype=largest.dtype) if num_lams > 1 else jnp.zeros(1, largest.dtype)
-    lams = largest * min_ratio**powers
+    if lams is None:
+        largest = _largest_pull(with_lam(problem, jnp.zeros_like(problem.lam)), setup.null)
+        powers = jnp.linspace(0.0, 1.0, num_lams, dtype=largest.dtype) if num_lams > 1 else jnp.zeros(1, largest.dtype)
+        lams = largest * min_ratio**powers
 
     def one(at: State, lam: jax.Array):
         here = with_lam(problem, lam)

@@ -1,0 +1,99 @@
+"""The choice of lam by cross-validation."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsac._checks import integer_array, is_concrete, real_array, require
+from jaxsac.designs import as_design
+from jaxsac.group_lasso.solver import path
+from jaxsac.losses import Loss, resolve
+from jaxsac.prox import Groups
+
+
+class CrossValidation(NamedTuple):
+    """Held-out losses for each lam: `lam` [L], `error` and its `standard_error` over folds [L], `fold_error` [K, L], the `best` lam, the
+    largest lam whose error is within one standard error of the best, `best_within_error`, and the `status` of each fit [K, L]."""
+
+    lam: jax.Array
+    error: jax.Array
+    standard_error: jax.Array
+    fold_error: jax.Array
+    best: jax.Array
+    best_within_error: jax.Array
+    status: jax.Array
+
+
+def cross_validate(
+    X: Any,
+    y: Any,
+    groups: Groups,
+    folds: Any,
+    *,
+    lams: Any = None,
+    num_lams: int = 100,
+    min_ratio: Any = 0.01,
+    loss: str | Loss = "squared",
+    weights: Any = None,
+    sample_weight: Any = None,
+    offset: Any = None,
+    intercept: bool = False,
+    tol: Any = None,
+    max_steps: Any = 20_000,
+) -> CrossValidation:
+    """The mean loss on held-out records, Σ_t∈fold c_t ℓ(y_t, z_t) / Σ_t∈fold c_t, for each lam and fold, z_t from the fit without the fold.
+
+    `folds` int [T] in [0, K): the fold of each record; make them at random, or keep related records together. The fit without a fold
+    gives its records weight 0 and scales the other weights to the same sum, so that lam means the same in every fit; X is never cut.
+    `lams` [L] defaults to those of `path` on all records; the other keywords are those of `path`, each fit with its own certificate.
+
+    ValueError for folds that are not integers, or fewer than two of them. A fit that did not converge shows in `status`.
+    """
+    design = as_design(X)
+    resolved, dtype, num_samples = resolve(loss), design.dtype, design.prediction_shape[0]
+    known = integer_array("folds", folds, (num_samples,))
+    require(is_concrete(known), "folds decide how many fits there are and must be concrete: call cross_validate outside jit.")
+    labels = np.asarray(known)
+    num_folds = int(labels.max()) + 1
+    require(labels.min() >= 0 and len(np.unique(labels)) == num_folds >= 2, "folds must use every label in [0, K), K >= 2.")
+    target = resolved.target(y, design.prediction_shape, dtype)
+    counts = jnp.ones(num_samples, dtype) if sample_weight is None else real_array("sample_weight", sample_weight, (num_samples,), dtype)
+    keywords = {
+        "loss": resolved,
+        "weights": weights,
+        "offset": offset,
+        "intercept": intercept,
+        "tol": tol,
+        "max_steps": max_steps,
+    }
+    if lams is None:
+        lams = path(X, y, groups, num_lams=num_lams, min_ratio=min_ratio, sample_weight=sample_weight, **keywords).stats["lam"]
+    base = jnp.zeros(design.prediction_shape, dtype) if offset is None else real_array("offset", offset, design.prediction_shape, dtype)
+
+    errors, statuses = [], []
+    for fold in range(num_folds):
+        held_out = jnp.where(known == fold, counts, 0.0)
+        kept = counts - held_out
+        fit = path(X, y, groups, lams=lams, sample_weight=kept * (jnp.sum(counts) / jnp.sum(kept)), **keywords)
+        errors.append(_errors(design, resolved, target, base, held_out, fit.value))
+        statuses.append(fit.status)
+    fold_error = jnp.stack(errors)
+    error = jnp.mean(fold_error, axis=0)
+    spread = jnp.std(fold_error, axis=0, ddof=1) / jnp.sqrt(jnp.asarray(num_folds, dtype))
+    lams = jnp.asarray(lams, dtype)
+    at = jnp.argmin(error)
+    within = jnp.max(jnp.where(error <= error[at] + spread[at], lams, 0.0))
+    return CrossValidation(lams, error, spread, fold_error, lams[at], within, jnp.stack(statuses))
+
+
+@jax.jit
+def _errors(design: Any, loss: Loss, y: jax.Array, offset: jax.Array, held_out: jax.Array, values: Any) -> jax.Array:
+    """Mean held-out losses [L]."""
+
+    def one(value):
+        z = offset + design.predict(value.coef) + jnp.broadcast_to(value.intercept[None], offset.shape)
+        return jnp.sum(held_out * loss.per_sample(z, y)) / jnp.sum(held_out)
+
+    return jax.vmap(one)(values)
