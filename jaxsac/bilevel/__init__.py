@@ -15,6 +15,7 @@ from jaxsac.bilevel.hypergradient import hypergradient as hypergradient
 from jaxsac.bilevel.paired import PairedOptimizer as PairedOptimizer
 from jaxsac.bilevel.paired import paired_adam as paired_adam
 from jaxsac.bilevel.policies import Trajectories as Trajectories
+from jaxsac.bilevel.policies import natural_gradient as natural_gradient
 from jaxsac.bilevel.policies import policy_problem as policy_problem
 from jaxsac.bilevel.policies import rollout as rollout
 from jaxsac.bilevel.policies import sampled_policy_problem as sampled_policy_problem

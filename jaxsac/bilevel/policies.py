@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxsac import _checks
+from jaxsac.bilevel.paired import PairedOptimizer
 from jaxsac.bilevel.problem import Problem, Tree
 from jaxsac.bilevel.tabular import MDP, expected_return, soft_solve
 
@@ -20,8 +21,8 @@ LogPolicy = Callable[[Tree], jax.Array]
 
 
 def softmax_policy(logits: jax.Array) -> jax.Array:
-    """log pi [S, A] of a table of logits [S, A]."""
-    return jax.nn.log_softmax(logits, axis=1)
+    """log pi [..., S, A] of a table of logits [..., S, A]."""
+    return jax.nn.log_softmax(logits, axis=-1)
 
 
 def policy_problem(
@@ -34,31 +35,64 @@ def policy_problem(
     """minimise_x upper(x, log pi) where pi is the best policy of model(x) at a temperature; exact. `data=temperature` goes to the solver.
 
         penalty="value":    lower = -(initial · V_pi),  the return with entropy bonus of the policy
-        penalty="bellman":  lower = sum_s initial(s) sum_a pi(a|s) [temperature log pi(a|s) - Q*(s, a)],  strongly convex in pi(·|s)
+        penalty="bellman":  lower = mean over s of sum_a pi(a|s) [temperature log pi(a|s) - Q*(s, a)],  strongly convex in pi(·|s)
 
-    Both have the minimiser pi = softmax(Q* / temperature), where the initial distribution has every state. y are the parameters of
+    Both have the minimiser pi = softmax(Q* / temperature), the first where every state is visited. y are the parameters of
     `log_policy(y) -> [S, A]`: a table of logits, or an equinox network. With the temperature as data, regularisation attenuates by calling
     `solve` with falling temperatures and the last `state`, without a new compilation.
+    Contexts: `model` may return C processes on a leading axis of every array, with log pi [C, S, A]; lower is the mean over them.
+    For tables `natural_gradient` is the inner optimiser that does not mind nearly deterministic policies.
     Sources: Gaur et al., arXiv 2503.17644, section 3; Shen et al., arXiv 2402.06886 (both penalties).
     """
     _checks.choice("penalty", penalty, ("value", "bellman"))
 
-    def value_lower(x, y, temperature):
-        mdp, reward = model(x)
-        return -expected_return(mdp, reward, log_policy(y), temperature)
+    def value_lower(mdp, reward, log_probs, temperature):
+        return -expected_return(mdp, reward, log_probs, temperature)
 
-    def bellman_lower(x, y, temperature):
+    def bellman_lower(mdp, reward, log_probs, temperature):
+        reachable = 4 * jnp.finfo(reward.dtype).eps / (1 - mdp.discount)
+        q = soft_solve(mdp, reward, temperature, tol=reachable).value.q
+        return jnp.mean(jnp.sum(jnp.exp(log_probs) * (temperature * log_probs - q), axis=1))
+
+    of_process = value_lower if penalty == "value" else bellman_lower
+
+    def lower(x, y, temperature):
         mdp, reward = model(x)
         log_probs = log_policy(y)
-        q = soft_solve(mdp, reward, temperature, tol=4 * jnp.finfo(reward.dtype).eps).value.q
-        per_state = jnp.sum(jnp.exp(log_probs) * (temperature * log_probs - q), axis=1)
-        return jnp.vdot(mdp.initial, per_state, precision="highest")
+        if reward.ndim == 2:
+            return of_process(mdp, reward, log_probs, temperature)
+        return jnp.mean(jax.vmap(of_process, (0, 0, 0, None))(mdp, reward, log_probs, temperature))
 
     def upper_of_policy(x, y, temperature):
         del temperature
         return upper(x, log_policy(y))
 
-    return Problem(upper=upper_of_policy, lower=value_lower if penalty == "value" else bellman_lower)
+    return Problem(upper=upper_of_policy, lower=lower)
+
+
+def natural_gradient(rate: Any) -> PairedOptimizer:
+    """Natural gradient steps on tables of logits [..., A], with the metric of z's policy shared by all copies: an inner optimiser.
+
+        z <- z - rate · u_z / pi_z,   d <- d - rate · u_d / pi_z
+
+    which is the Fisher metric's inverse up to a shift of each state's logits, and so as quick at nearly deterministic policies as at even
+    ones. With penalty="bellman", C contexts and S states, rate = C S / temperature goes to z's minimiser in one step. Kakade 2001.
+    """
+
+    def metric(z):
+        return jax.tree.map(lambda logits: jnp.maximum(jax.nn.softmax(logits, axis=-1), jnp.finfo(logits.dtype).tiny), z)
+
+    def step(u, probs):
+        return jax.tree.map(lambda gradient, p: -jnp.asarray(rate, p.dtype) * gradient / p, u, probs)
+
+    def update_z(u, state, z):
+        probs = metric(z)
+        return step(u, probs), probs
+
+    def update_d(u, probs, d):
+        return step(u, probs), probs
+
+    return PairedOptimizer(lambda z, d: metric(z), update_z, update_d)
 
 
 class Trajectories(NamedTuple):

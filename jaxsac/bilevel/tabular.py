@@ -13,7 +13,10 @@ from jaxsac.solution import Solution
 
 
 class MDP(NamedTuple):
-    """Dynamics of S states and A actions: `transition` [S, A, S] (rows sum to one), `initial` [S] (first state), `discount` < 1."""
+    """Dynamics of S states and A actions: `transition` [S, A, S], `initial` [S] (first state), `discount` < 1.
+
+    Rows of `transition` sum to one, or to less where an episode may end (exact functions only: a rollout has no end).
+    """
 
     transition: jax.Array
     initial: jax.Array

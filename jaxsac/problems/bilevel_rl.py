@@ -89,17 +89,33 @@ def preference_loss(segments: Segments, reward: jax.Array, true_reward: jax.Arra
 
 
 class FourRooms(NamedTuple):
-    """A grid world with contexts: transition [S, A, S], initial [S], discount [], reward [C, S] for being there, target state index.
+    """A grid world with contexts, each a goal at which the episode ends. S cells, 4 moves, C contexts.
 
-    The leader pays the follower incentives for visiting states, to lead it through `target`.
+    transition [C, S, A, S], initial [C, S], discount [C], goals [C, S] (1 at the goal), target: the index of a cell. The follower is paid 1
+    at its goal; the leader wants it to pass through `target`, and charges it for visiting cells.
     """
 
     transition: jax.Array
     initial: jax.Array
     discount: jax.Array
-    reward: jax.Array
+    goals: jax.Array
     target: int
     cells: np.ndarray
+
+    def charges(self, x: jax.Array) -> jax.Array:
+        """0.2 softmax(x) without its last entry, which charges nobody: [S] of x [S + 1]."""
+        return 0.2 * jax.nn.softmax(x)[:-1]
+
+    def follower_reward(self, x: jax.Array) -> jax.Array:
+        """[C, S, A]: 1 at the goal, and less the charge elsewhere."""
+        reward = self.goals - (1 - self.goals) * self.charges(x)[None, :]
+        return jnp.broadcast_to(reward[:, :, None], self.transition.shape[:3])
+
+    def leader_reward(self, x: jax.Array, cost: Any) -> jax.Array:
+        """[C, S, A]: 1 in the target cell, and at the end -`cost` times the sum of all charges."""
+        here = jnp.zeros_like(self.goals[0]).at[self.target].set(1.0)
+        reward = here[None, :] - jnp.asarray(cost, here.dtype) * self.goals * jnp.sum(self.charges(x))
+        return jnp.broadcast_to(reward[:, :, None], self.transition.shape[:3])
 
 
 _LAYOUT = """
@@ -122,7 +138,7 @@ xxxxxxxxxxxxx
 def four_rooms(discount: float = 0.99, fail: float = 0.33, dtype: Any = jnp.float32) -> FourRooms:
     """The four-rooms grid of 104 cells and 4 moves; a move fails, and goes in one of the other directions, with chance `fail`.
 
-    Contexts are the goals (1, 9) and (11, 11), whose cells pay 1; start (4, 1), target (8, 4). Setting of Thoma et al. 2024 (HPGD).
+    Contexts are the goals (1, 9) and (11, 11), equally likely; start (4, 1), target (8, 4). The setting of Thoma et al. 2024 (HPGD).
     """
     rows = _LAYOUT.strip().split("\n")
     cells = np.array([(i, j) for i, row in enumerate(rows) for j, wall in enumerate(row) if wall != "x"])
@@ -130,16 +146,16 @@ def four_rooms(discount: float = 0.99, fail: float = 0.33, dtype: Any = jnp.floa
     S = len(cells)
     moves = np.array([(-1, 0), (1, 0), (0, -1), (0, 1)])
     arrive = np.array([[index.get((i + di, j + dj), index[i, j]) for di, dj in moves.tolist()] for i, j in cells.tolist()])
-    transition = np.zeros((S, 4, S))
+    transition = np.zeros((2, S, 4, S))
     for action in range(4):
         for actual in range(4):
-            transition[np.arange(S), action, arrive[:, actual]] += 1 - fail if actual == action else fail / 3
-    goals = [index[1, 9], index[11, 11]]
-    reward = np.zeros((2, S))
-    reward[[0, 1], goals] = 1.0
-    initial = np.zeros(S)
-    initial[index[4, 1]] = 1.0
-    arrays = [jnp.asarray(a, dtype) for a in (transition, initial, discount, reward)]
+            transition[:, np.arange(S), action, arrive[:, actual]] += 1 - fail if actual == action else fail / 3
+    ends = [index[1, 9], index[11, 11]]
+    goals, initial = np.zeros((2, S)), np.zeros((2, S))
+    goals[[0, 1], ends] = 1.0
+    transition[[0, 1], ends] = 0.0  # nothing comes after the goal
+    initial[:, index[4, 1]] = 1.0
+    arrays = [jnp.asarray(a, dtype) for a in (transition, initial, np.full(2, discount), goals)]
     return FourRooms(arrays[0], arrays[1], arrays[2], arrays[3], index[8, 4], cells)
 
 
