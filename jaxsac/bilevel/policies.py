@@ -76,7 +76,8 @@ def natural_gradient(rate: Any) -> PairedOptimizer:
         z <- z - rate · u_z / pi_z,   d <- d - rate · u_d / pi_z
 
     which is the Fisher metric's inverse up to a shift of each state's logits, and so as quick at nearly deterministic policies as at even
-    ones. With penalty="bellman", C contexts and S states, rate = C S / temperature goes to z's minimiser in one step. Kakade 2001.
+    ones. With penalty="bellman", C contexts and S states, rate = C S / temperature goes to z's minimiser in one step.
+    Build it once, with a number: each object is compiled anew. Kakade 2001.
     """
 
     def metric(z):

@@ -20,7 +20,8 @@ class Problem(NamedTuple):
       the one with the least upper value (optimistic selection).
     * `project_x`: Euclidean projection of x on a closed convex set, applied after every outer step.
     * `prox_y`: (x, y, rate) -> arg min_u nonsmooth(x, u) + ‖u - y‖² / (2 rate), the proximal operator of what the lower level has beside
-      the smooth `lower`; for a constraint on y the projection, which ignores x and rate. All copies take the same proximal steps.
+      the smooth `lower`; for a constraint on y the projection, which ignores x and rate. All copies take the same proximal steps;
+      with plain SGD inside every point is one of their results, with momentum only the limit is.
     * `nonsmooth`: the term that `prox_y` belongs to, with the arguments of `lower`; only its value and its gradient in x are used.
       None: zero, or a constraint.
     * `lower_difference`: (x, y, step) or (x, y, step, batch) -> the change of the lower level's gradients in (x, y) when y moves by `step`,
