@@ -13,6 +13,7 @@ from jaxsac.solution import Solution, Status
 
 _CYCLES = 2
 _NEWTON_STEPS = 2
+_LEAST = 0.9  # of lam: on a coarse grid the strong rule would keep everything, and the check adds what is missing
 
 
 def path_on_host(
@@ -46,7 +47,7 @@ def path_on_host(
             last = full(setup, place.set, place.point.coef)
             turn = k == 1 or values[k - 2] == values[k - 1]
             share = 0.0 if turn else (values[k - 1] - lam) / (values[k - 2] - values[k - 1])
-            place = _predicted(here, setup, place, before, share, (2.0 * lam - values[k - 1]) * weights, tol)
+            place = _predicted(here, setup, place, before, share, max(2.0 * lam - values[k - 1], _LEAST * lam) * weights, tol)
             before = last
             ended = run(here, setup, tol, max_passes, place, num_passes=1)
         place = ended.place

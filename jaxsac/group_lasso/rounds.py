@@ -124,11 +124,14 @@ def certify(problem: Problem, columns: jax.Array, scale: jax.Array, coef: jax.Ar
 
 @jax.jit
 def roots(problem: Problem, predictions: jax.Array, floor: jax.Array) -> jax.Array:
-    """h^½, h = ∇²F (a diagonal), kept above `floor` times its mean where a record counts."""
+    """h^½, h = ∇²F (a diagonal), kept above `floor` times its bound (its mean, where it has none); `floor` = 1 majorises F."""
     curvature = problem.curvature_product(predictions, jnp.ones_like(predictions))
-    counts = problem.sample_weight > 0
-    mean = jnp.sum(curvature) / jnp.maximum(jnp.sum(counts.astype(curvature.dtype)), 1.0)
-    return jnp.where(counts, jnp.sqrt(jnp.maximum(curvature, floor * mean)), 0.0)
+    if problem.loss.curvature is not None:
+        bound = problem.loss.curvature * problem.sample_weight / problem.num_samples
+    else:
+        total = jnp.sum(problem.sample_weight)
+        bound = problem.sample_weight * (jnp.sum(curvature) / jnp.where(total > 0, total, 1.0))
+    return jnp.where(problem.sample_weight > 0, jnp.sqrt(jnp.maximum(curvature, floor * bound)), 0.0)
 
 
 @jax.jit

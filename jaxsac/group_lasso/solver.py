@@ -60,13 +60,20 @@ def solve(
 
     Returns a `Solution`: `value.coef` [p], `value.intercept` [] or [M]; `stats`: objective, gap, rounding, scale, num_steps,
     kkt (largest violation of the optimality conditions, in units of the gradient), num_active (groups with b_g ≠ 0).
-    lam ≥ lam_max gives the null model without a step. Under `vmap` over `lam`, `y` or `sample_weight` the lanes share X.
+    lam ≥ lam_max gives the null model without a step.
+
+    Two methods, one certificate. Traced arrays, and small problems, go through a compiled loop of accelerated proximal gradient steps
+    (Beck & Teboulle 2009). Concrete arrays with a large dense X on a CPU, one output and groups of not too unequal sizes go through
+    working sets driven from the host: block descent in float32 with Anderson extrapolation, Newton steps on the support, one pass over X
+    a round (`num_steps` counts those; Massias et al. 2018, Bertrand & Massias 2021). Where that stalls, the loop goes on from there.
+
+    Under `vmap` over `lam`, `y` or `sample_weight` the lanes share X.
     Differentiable in lam, y, X, weights, sample_weight and offset on the support (implicit function theorem; the derivative of what is
     zero is zero); its accuracy is that of the solution, so ask for a small `tol`.
 
     ValueError: shapes that do not fit, negative lam or weights (traced ones: NONFINITE), unknown names. NaN or infinite data: NONFINITE.
-    A tolerance that the dtype cannot reach: STALLED. Accelerated proximal gradient (Beck & Teboulle 2009) on the estimator of
-    arXiv 2601.08271; the dual certificates are classical (Ndiaye et al. 2017).
+    A tolerance that the dtype cannot reach: STALLED. The estimator is that of arXiv 2601.08271; the dual certificates are classical
+    (Ndiaye et al. 2017).
     """
     problem = _problem(X, y, groups, lam, loss, weights, sample_weight, offset, intercept)
     dtype = problem.offset.dtype
@@ -125,7 +132,8 @@ def path(
     None is `num_lams` values in geometric progression from lam_max to min_ratio · lam_max.
 
     A `Solution` with a leading axis [L] in value, status, stats and state, each lam with its own certificate; stats["lam"] has the
-    values. The keywords are those of `solve`, `max_steps` counts for each lam.
+    values. The keywords are those of `solve`, `max_steps` counts for each lam; the two methods are those of `solve`, and by the second a lam
+    starts from the secant of the last two solutions on the groups that the sequential strong rule keeps (Tibshirani et al. 2012).
     """
     problem = _problem(X, y, groups, 0.0, loss, weights, sample_weight, offset, intercept)
     dtype = problem.offset.dtype

@@ -23,9 +23,11 @@ _NEWTON_BELOW = 0.1  # relative gap at which Newton steps begin
 _POLISH_BELOW = 1e-5  # and at which they are all that is left to do
 _NEWTON_STEPS = 2
 _CYCLES = 3  # of descent in a round, at most
-_FLOOR, _NEWTON_FLOOR = 1e-3, 1e-8  # of a record's curvature, relative to the mean: for descent, and for Newton steps
-_PATIENCE = 3  # rounds without a smaller gap
+_FLOOR, _NEWTON_FLOOR = 1e-3, 1e-8  # of a record's curvature, relative to its bound: for descent, and for Newton steps
+_RAISE = 30.0  # of the floor after a round that failed: a model with too little curvature steps too far
+_PATIENCE = 4  # rounds without progress
 _MAX_FREE = 256  # unpenalised columns, refitted at every check
+_MAX_SIZE = 128  # columns of a group, whose Gram matrix is stored
 _WORTHWHILE = 1 << 18  # numbers in X below which the compiled loop is as fast
 
 
@@ -70,11 +72,12 @@ def covers(problem: Problem) -> bool:
     """Whether this method is for the problem: a large dense design on a CPU, one output, groups with a block form, few free columns."""
     if not isinstance(_uncentred(problem), Dense) or problem.offset.ndim != 1 or _matrix(problem).size < _WORTHWHILE:
         return False
-    if problem.groups.labels is not None and problem.groups.members is None:
+    groups = problem.groups
+    if (groups.labels is not None and groups.members is None) or groups.max_size > _MAX_SIZE:
         return False
     if next(iter(_matrix(problem).devices())).platform != "cpu":
         return False
-    return int(np.sum(np.asarray(problem.thresholds) == 0)) * problem.groups.max_size <= _MAX_FREE
+    return int(np.sum(np.asarray(problem.thresholds) == 0)) * groups.max_size <= _MAX_FREE
 
 
 def solve_on_host(problem: Problem, tol: float, max_passes: int, at: Coefficients | None) -> Solution:
@@ -119,11 +122,14 @@ def run(problem: Problem, setup: Setup, tol: float, max_passes: int, place: Plac
     """Rounds until the certificate meets the tolerance or no longer falls."""
     thresholds = np.asarray(problem.thresholds)
     scale = float(setup.scale)
-    best, since = np.inf, 0
+    best, least, since, floor = np.inf, np.inf, 0, _FLOOR
     while True:
         gap, rounding = float(place.check.certificate.error), float(place.check.certificate.rounding)
-        since = 0 if gap < 0.9 * best else since + 1
-        best = min(best, gap)
+        # The gap need not fall in every round, for its dual point may get worse while the objective falls.
+        objective = float(place.check.objective)
+        since = 0 if gap < 0.9 * best or objective < least - 0.01 * gap else since + 1
+        best, least = min(best, gap), min(least, objective)
+        floor = min(1.0, _RAISE * floor) if since else floor
         if not np.isfinite(gap + rounding):
             return Run(place, num_passes, Status.NONFINITE)
         if gap + rounding <= tol * scale:
@@ -141,6 +147,7 @@ def run(problem: Problem, setup: Setup, tol: float, max_passes: int, place: Plac
             chosen,
             point,
             np.asarray(place.check.norms),
+            floor=floor,
             cycles=0 if polish else min(num_passes + 1, _CYCLES),
             newton_steps=_NEWTON_STEPS if gap < _NEWTON_BELOW * scale else 0,
         )
@@ -166,7 +173,7 @@ def grow(problem: Problem, setup: Setup, place: Place, thresholds: np.ndarray, l
     # What is left of the capacity goes to the next strongest, so that the set changes less often.
     rest = strength.copy()
     rest[needed] = -1.0
-    extra = capacity(len(needed)) - len(needed)
+    extra = capacity(problem, len(needed)) - len(needed)
     if extra < np.sum(rest >= 0):
         more = np.argpartition(-rest, extra)[:extra]
     else:
@@ -176,27 +183,27 @@ def grow(problem: Problem, setup: Setup, place: Place, thresholds: np.ndarray, l
 
 
 def improve(
-    problem: Problem, setup: Setup, chosen: WorkingSet, point: Point, norms: np.ndarray, *, cycles: int, newton_steps: int
+    problem: Problem, setup: Setup, chosen: WorkingSet, point: Point, norms: np.ndarray, *, cycles: int, newton_steps: int, floor: float = _FLOOR
 ) -> Point:
     """Descent with `cycles` extrapolations (0: none at all), then Newton steps on the support."""
     groups, size = chosen.groups, len(chosen.rows)
     thresholds = np.asarray(problem.thresholds)[groups]
     own = _padded(thresholds, size, 0.0)
 
-    def model(floor: float) -> Scaled:
+    def model(least: float) -> Scaled:
         if chosen.scaled is not None:
             return chosen.scaled
-        return _model(problem, setup, chosen.blocks, rounds.roots(problem, point.predictions, np.asarray(floor, own.dtype)))
+        return _model(problem, setup, chosen.blocks, rounds.roots(problem, point.predictions, np.asarray(least, own.dtype)))
 
     if cycles:
         order = _padded(np.argsort(-norms[groups] / np.where(thresholds > 0, thresholds, 1.0)).astype(np.int32), size, 0)
         count = np.int32(len(groups))
-        point = rounds.descent_step(problem, chosen.blocks, model(_FLOOR), setup.unit, own, point, order, count, np.int32(cycles))
+        point = rounds.descent_step(problem, chosen.blocks, model(floor), setup.unit, own, point, order, count, np.int32(cycles))
     if newton_steps:
         moving = (np.asarray(point.coef) != 0).any(axis=1)
         moving[: len(groups)] |= thresholds == 0
         support = np.flatnonzero(moving).astype(np.int32)
-        support = _padded(support, capacity(len(support)), -1)
+        support = _padded(support, capacity(problem, len(support)), -1)
         for _ in range(newton_steps):
             point = rounds.newton_step(problem, chosen.blocks, model(_NEWTON_FLOOR), setup.unit, own, point, support)
     return point
@@ -222,18 +229,18 @@ def solution(problem: Problem, setup: Setup, ended: Run) -> Solution:
 
 
 def working_set(problem: Problem, setup: Setup, groups: np.ndarray) -> WorkingSet:
-    selected = np.full((capacity(len(groups)), setup.rows.shape[1]), problem.groups.num_coefficients, np.int32)
+    selected = np.full((capacity(problem, len(groups)), setup.rows.shape[1]), problem.groups.num_coefficients, np.int32)
     selected[: len(groups)] = setup.rows[groups]
     blocks = rounds.gather(_matrix(problem), selected)
     scaled = None if setup.root is None else _model(problem, setup, blocks, setup.root)
     return WorkingSet(groups, selected, blocks, scaled)
 
 
-def capacity(count: int) -> int:
+def capacity(problem: Problem, count: int) -> int:
     size = _SMALLEST
     while size < count:
         size *= 2
-    return size
+    return min(size, problem.groups.num_groups)
 
 
 def full(setup: Setup, chosen: WorkingSet, coef: jax.Array | np.ndarray) -> np.ndarray:
