@@ -143,9 +143,8 @@ def test_a_path_hands_over_what_it_cannot_finish():
     "loss", ["squared", *(pytest.param(loss, marks=pytest.mark.slow) for loss in ("logistic", "huber", "poisson"))]
 )
 @pytest.mark.parametrize("dtype", [jnp.float64, pytest.param(jnp.float32, marks=pytest.mark.slow)], ids=["float64", "float32"])
-def test_no_false_convergence(monkeypatch, loss, dtype):
+def test_no_false_convergence(loss, dtype):
     """Small random problems with intercepts, weights (some 0), offsets and records of weight 0, judged in float64 numpy."""
-    monkeypatch.setattr(working_set, "_WORTHWHILE", 0)
     groups, tol = Groups.from_sizes(zoo.SIZES), 1e-6 if dtype == jnp.float64 else 1e-4
     codes, worst = [], 0.0
     for seed in range(500):
