@@ -52,7 +52,7 @@ def against_quantecon(options: Options) -> list[dict[str, Any]]:
         G, A, N = model.num_global_states, model.num_actions, kernels.shape[-1]
         reward = np.asarray(model.global_reward)[:, None, :] + np.asarray(local_rewards(model, k))
         transition = np.einsum("gac,gnm->gnacm", np.asarray(model.global_transition), kernels).reshape(G * N, A, G * N)
-        eps = 1e-6
+        eps = 1e-6 if model.dtype == np.float64 else 1e-3
         peer = run_peer(
             "subsample_q_quantecon.py",
             {"reward": np.broadcast_to(reward, (G, N, A)).reshape(G * N, A).astype(float), "transition": transition.astype(float)},
