@@ -33,7 +33,10 @@ PUBLIC = {
     },
     "gibbs": {"NO_ACTION", "entropy", "kl", "log_partition", "log_prob", "marginals", "mode", "sample"},
     "group_lasso": {"CrossValidation", "cross_validate", "lam_max", "path", "solve"},
-    "control": {"FitState", "Log", "SparsePolicy", "fit", "lam_max", "load_policy", "simulated_lam"},
+    "control": {
+        "FitState", "Log", "SparsePolicy", "Witness", "fit", "irrepresentability", "lam_max", "load_policy", "oracle_witness",
+        "restricted_curvature", "signal_threshold", "simulated_lam",
+    },
     "bandits": {
         "ActionSet", "Ball", "Box", "CrossPolytope", "Ellipsoid", "FromProjection", "FromSupport", "LpBall", "Masked", "Phased",
         "Polytope", "Product", "Run", "Selection", "Simplex", "adaptive_greedy", "apsee", "apsee_greedy", "best_support",
