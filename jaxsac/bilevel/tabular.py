@@ -4,6 +4,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
+from jax.custom_batching import custom_vmap
 
 from jaxsac import _checks
 from jaxsac._implicit import implicit
@@ -97,7 +99,31 @@ def _soft_solve(mdp, reward, temperature, tol, max_steps) -> Solution:
 
 def _dense_solve(matvec, right_side):
     identity = jnp.eye(right_side.shape[0], dtype=right_side.dtype)
-    return jnp.linalg.solve(jax.vmap(matvec, out_axes=1)(identity), right_side)
+    return _solve(jax.vmap(matvec, out_axes=1)(identity), right_side[:, None])[:, 0]
+
+
+@custom_vmap
+def _one_by_one(matrix: jax.Array, right_side: jax.Array) -> jax.Array:
+    return jnp.linalg.solve(matrix, right_side)
+
+
+@_one_by_one.def_vmap
+def _map_one_by_one(size, batched, matrix, right_side):
+    if batched[0]:
+        pairs = (matrix, right_side if batched[1] else jnp.broadcast_to(right_side, (size, *right_side.shape)))
+        return lax.map(lambda pair: _one_by_one(*pair), pairs), True
+    # one matrix: one factorisation, and the right sides are its columns
+    columns = jnp.moveaxis(right_side, 0, -1)
+    solved = _one_by_one(matrix, columns.reshape(columns.shape[0], -1))
+    return jnp.moveaxis(solved.reshape(columns.shape), -1, 0), True
+
+
+def _solve(matrix: jax.Array, right_side: jax.Array) -> jax.Array:
+    """matrix⁻¹ right_side for [S, S] and [S, n]; a batch of matrices one after another on CPUs.
+
+    A batched LU there waits, in a thread of XLA's pool, for other threads of the pool: two at once can lock a small machine for good.
+    """
+    return lax.platform_dependent(matrix, right_side, cpu=_one_by_one, default=jnp.linalg.solve)
 
 
 def policy_value(mdp: MDP, reward: jax.Array, log_probs: jax.Array, temperature: Any = 0.0) -> jax.Array:
@@ -105,9 +131,14 @@ def policy_value(mdp: MDP, reward: jax.Array, log_probs: jax.Array, temperature:
     probs = jnp.exp(log_probs)
     bonus = jnp.where(probs > 0, jnp.asarray(temperature, reward.dtype) * jnp.where(probs > 0, log_probs, 0.0), 0.0)
     gain = jnp.sum(probs * (reward - bonus), axis=1)
-    moves = jnp.einsum("sa,sat->st", probs, mdp.transition, precision="highest")
-    identity = jnp.eye(reward.shape[0], dtype=reward.dtype)
-    return jnp.linalg.solve(identity - jnp.asarray(mdp.discount, reward.dtype) * moves, gain)
+    moves = jnp.asarray(mdp.discount, reward.dtype) * jnp.einsum("sa,sat->st", probs, mdp.transition, precision="highest")
+    matrix = jnp.eye(reward.shape[0], dtype=reward.dtype) - moves
+    return lax.custom_linear_solve(
+        lambda v: jnp.matmul(matrix, v, precision="highest"),
+        gain,
+        solve=lambda _, right_side: _solve(matrix, right_side[:, None])[:, 0],
+        transpose_solve=lambda _, right_side: _solve(matrix.T, right_side[:, None])[:, 0],
+    )
 
 
 def expected_return(mdp: MDP, reward: jax.Array, log_probs: jax.Array, temperature: Any = 0.0) -> jax.Array:
