@@ -13,6 +13,7 @@ from jax.scipy.special import entr, xlogy
 
 from jaxsac import gibbs
 from jaxsac._checks import check_shape, integer_array, is_concrete, real_array, real_scalar, require, static_integer
+from jaxsac.prox.groups import power_of_two, safe_sqrt
 
 
 class Loss(eqx.Module):
@@ -25,6 +26,19 @@ class Loss(eqx.Module):
     def curvature(self) -> float | None:
         """A bound on ℓ'' (on the largest eigenvalue of the Hessian, with several outputs), or None where there is none."""
         return None
+
+    @property
+    def separable(self) -> bool:
+        """Whether F is the mean over records of ℓ, so that its Hessian is a diagonal (of blocks)."""
+        return True
+
+    def for_data(self, y: jax.Array, offset: jax.Array, weights: jax.Array) -> "Loss":
+        """The loss with what it takes from the data, once, before anything is fitted."""
+        return self
+
+    def majorant(self, z: jax.Array, y: jax.Array, weights: jax.Array) -> jax.Array | float | None:
+        """A κ with F(z + d) ≤ F(z) + <∇F(z), d> + κ/(2T) Σ_t c_t ‖d_t‖² for every d, or None where there is none."""
+        return self.curvature
 
     def target(self, y: Any, prediction_shape: tuple[int, ...], dtype: Any) -> jax.Array:
         """`y` as the array that the other methods take; ValueError if it does not fit."""
@@ -49,7 +63,9 @@ class Loss(eqx.Module):
         """The size of the terms that cancel in ℓ, [T]: their rounding error is that of ℓ."""
         return jnp.abs(self.per_sample(z, y))
 
-    def dual_scale(self, z: jax.Array, y: jax.Array, weights: jax.Array, penalised: jax.Array, limit: jax.Array) -> jax.Array:
+    def dual_scale(
+        self, z: jax.Array, y: jax.Array, weights: jax.Array, penalised: jax.Array, limit: jax.Array, ridge: jax.Array | float = 0.0
+    ) -> jax.Array:
         """The multiple s of ρ(z) at which to take the dual value, s ≤ limit."""
         return jnp.minimum(1.0, limit)
 
@@ -61,16 +77,25 @@ class Loss(eqx.Module):
         """ρ = −∇F(z), of the shape of z."""
         return _rows(weights, z) * self.descent(z, y) / z.shape[0]
 
+    def curvature_product(self, z: jax.Array, y: jax.Array, weights: jax.Array, direction: jax.Array) -> jax.Array:
+        """∇²F(z) · direction, or that of a quadratic model above F where the Hessian is no good model."""
+        return -jax.jvp(lambda u: self.negative_gradient(u, y, weights), (z,), (direction,))[1]
+
+    def size(self, z: jax.Array, y: jax.Array, weights: jax.Array) -> jax.Array:
+        """The size of the terms that cancel in F: their rounding error is that of F."""
+        return jnp.sum(weights * self.magnitude(z, y)) / z.shape[0]
+
     def dual_value(
-        self, z: jax.Array, y: jax.Array, weights: jax.Array, penalised: jax.Array, limit: jax.Array
+        self, z: jax.Array, y: jax.Array, weights: jax.Array, penalised: jax.Array, limit: jax.Array, ridge: jax.Array | float = 0.0
     ) -> tuple[jax.Array, jax.Array]:
-        """A multiple s ≤ limit and D(s ρ(z)) = −F*(−s ρ) − s <ρ, z − w>, where w = `penalised` is the part X b of z under the penalty.
+        """A multiple s ≤ limit and D(s ρ(z)) = −F*(−s ρ) − s <ρ, z − w> − ½ s² `ridge`, w = `penalised` the part X b of z under the penalty.
 
         If ‖X_g' ρ‖ limit ≤ lam w_g for all g, and ρ is orthogonal to what is unpenalised, D is a lower bound of the least objective;
-        the rest of z (offset, intercept, unpenalised columns) enters as a constant.
+        the rest of z (offset, intercept, unpenalised columns) enters as a constant. `ridge` is twice the value at b of a quadratic
+        ½ Σ_j r_j b_j² in the objective, X' ρ then being X' ρ − r b: its conjugate at s r b is ½ s² `ridge`.
         """
-        scale = self.dual_scale(z, y, weights, penalised, limit)
-        return scale, jnp.sum(weights * self.dual_per_sample(z, y, penalised, scale)) / z.shape[0]
+        scale = self.dual_scale(z, y, weights, penalised, limit, ridge)
+        return scale, jnp.sum(weights * self.dual_per_sample(z, y, penalised, scale)) / z.shape[0] - 0.5 * scale**2 * ridge
 
 
 class Squared(Loss):
@@ -90,8 +115,8 @@ class Squared(Loss):
         residual = y - z
         return scale * _inner(residual, residual + penalised) - 0.5 * scale**2 * _inner(residual, residual)
 
-    def dual_scale(self, z, y, weights, penalised, limit):
-        return jnp.clip(_best_scale(weights, y - z, y - z + penalised), -limit, limit)
+    def dual_scale(self, z, y, weights, penalised, limit, ridge=0.0):
+        return jnp.clip(_best_scale(weights, y - z, y - z + penalised, ridge), -limit, limit)
 
 
 class Huber(Loss):
@@ -118,10 +143,74 @@ class Huber(Loss):
         residual, clipped = self._clipped(z, y)
         return scale * clipped * (residual + penalised) - 0.5 * scale**2 * clipped**2
 
-    def dual_scale(self, z, y, weights, penalised, limit):
+    def dual_scale(self, z, y, weights, penalised, limit, ridge=0.0):
         residual, clipped = self._clipped(z, y)
         limit = jnp.minimum(1.0, limit)
-        return jnp.clip(_best_scale(weights, clipped, residual + penalised), -limit, limit)
+        return jnp.clip(_best_scale(weights, clipped, residual + penalised, ridge), -limit, limit)
+
+
+class SquareRoot(Loss):
+    """F = min_{σ ≥ σ₀} Σ_t c_t r_t² / (2 T σ) + σ/2, r = y − z: (Σ c r² / T)^½ wherever that is at least σ₀, and smooth below.
+
+    With it the right lam does not depend on the noise level (Belloni et al. 2011; group penalties: Bunea et al. 2014), and the minimising σ
+    estimates that level. σ₀ is `floor` times the standard deviation of y − offset (its root mean square, if that is zero): without it a
+    model that interpolates would end where F has no gradient (Ndiaye et al. 2017). `per_sample`, by which held-out records are judged, is ½ r².
+    """
+
+    floor: jax.Array | float = 0.01
+    least: jax.Array | float = 0.0  # σ₀, in the units of y
+
+    @property
+    def separable(self) -> bool:
+        return False
+
+    def for_data(self, y, offset, weights):
+        target = y - offset
+        total = jnp.sum(weights)
+        mean = jnp.sum(_rows(weights, target) * target, axis=0, keepdims=True) / jnp.where(total == 0, 1.0, total)
+        size, spread = _mean_square_root(target, weights), _mean_square_root(target - mean, weights)
+        # A constant target leaves rounding for a spread.
+        spread = jnp.where(spread > 100.0 * jnp.finfo(spread.dtype).eps * size, spread, size)
+        least = jnp.asarray(self.floor).astype(spread.dtype) * jnp.where(spread == 0, 1.0, spread)
+        return SquareRoot(self.floor, least)
+
+    def scale(self, z: jax.Array, y: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(Σ c r² / T)^½, and the minimising σ, which is not below σ₀."""
+        root = _mean_square_root(y - z, weights)
+        return root, jnp.maximum(root, jnp.asarray(self.least).astype(root.dtype))
+
+    def majorant(self, z, y, weights):
+        return 1.0 / self.scale(z, y, weights)[1]  # F lies below the quadratic of any σ, and touches that of its own
+
+    def per_sample(self, z, y):
+        return 0.5 * _inner(y - z, y - z)
+
+    def descent(self, z, y):
+        return y - z
+
+    def value(self, z, y, weights):
+        root, sigma = self.scale(z, y, weights)
+        return 0.5 * (root * (root / sigma) + sigma)
+
+    def negative_gradient(self, z, y, weights):
+        return _rows(weights, z) * (y - z) / (z.shape[0] * self.scale(z, y, weights)[1])
+
+    def curvature_product(self, z, y, weights, direction):
+        return _rows(weights, z) * direction / (z.shape[0] * self.scale(z, y, weights)[1])
+
+    def size(self, z, y, weights):
+        return self.value(z, y, weights)
+
+    def dual_value(self, z, y, weights, penalised, limit, ridge=0.0):
+        # −F*(−ν) = ν'y + ½ σ₀ (1 − T Σ ν²/c) for T Σ ν²/c ≤ 1, at ν = s ρ = s C r / (T σ).
+        root, sigma = self.scale(z, y, weights)
+        least, share = jnp.asarray(self.least).astype(root.dtype), root / sigma
+        slope = jnp.sum(weights * _inner(y - z, y - z + penalised)) / (z.shape[0] * sigma)
+        bend = least * share**2 + ridge
+        limit = jnp.minimum(limit, jnp.where(share == 0, jnp.inf, 1.0 / jnp.where(share == 0, 1.0, share)))
+        best = slope / jnp.where(bend == 0, 1.0, bend)
+        scale = jnp.where(bend == 0, 0.0, jnp.clip(best, -limit, limit))
+        return scale, scale * slope + 0.5 * least - 0.5 * scale**2 * bend
 
 
 class Logistic(Loss):
@@ -264,6 +353,11 @@ def huber(delta: float | jax.Array = 1.345) -> Huber:
     return Huber(real_scalar("delta", delta, jnp.result_type(float), 0.0, strict=True))
 
 
+def square_root(floor: float | jax.Array = 0.01) -> SquareRoot:
+    """The square-root loss whose σ does not fall below `floor` > 0 times the standard deviation of the targets; traced."""
+    return SquareRoot(real_scalar("floor", floor, jnp.result_type(float), 0.0, strict=True))
+
+
 def budgeted_gibbs(budget: int, *, exactly: bool = False, costs: Any = None) -> BudgetedGibbs:
     """The likelihood of sets |a| ≤ budget (`exactly`: = budget; `costs`: integer costs [M], total ≤ budget)."""
     fixed = None
@@ -276,7 +370,14 @@ def budgeted_gibbs(budget: int, *, exactly: bool = False, costs: Any = None) -> 
     return BudgetedGibbs(static_integer("budget", budget, 0), bool(exactly), fixed)
 
 
-_BY_NAME = {"squared": Squared, "logistic": Logistic, "huber": Huber, "poisson": Poisson, "multinomial": Multinomial}
+_BY_NAME = {
+    "squared": Squared,
+    "logistic": Logistic,
+    "huber": Huber,
+    "sqrt": SquareRoot,
+    "poisson": Poisson,
+    "multinomial": Multinomial,
+}
 
 
 def resolve(loss: str | Loss) -> Loss:
@@ -300,8 +401,15 @@ def _inner(a: jax.Array, b: jax.Array) -> jax.Array:
     return product if product.ndim == 1 else jnp.sum(product, axis=1)
 
 
-def _best_scale(weights: jax.Array, direction: jax.Array, target: jax.Array) -> jax.Array:
-    """argmax_s Σ_t c_t (s <d_t, target_t> − ½ s² ‖d_t‖²), and 1 where d = 0."""
-    squares = jnp.sum(weights * _inner(direction, direction))
+def _best_scale(weights: jax.Array, direction: jax.Array, target: jax.Array, ridge: jax.Array | float) -> jax.Array:
+    """argmax_s Σ_t c_t (s <d_t, target_t> − ½ s² ‖d_t‖²) − ½ s² T ridge, and 1 where d and ridge are 0."""
+    squares = jnp.sum(weights * _inner(direction, direction)) + direction.shape[0] * ridge
     zero = squares == 0
     return jnp.where(zero, 1.0, jnp.sum(weights * _inner(direction, target)) / jnp.where(zero, 1.0, squares))
+
+
+def _mean_square_root(residual: jax.Array, weights: jax.Array) -> jax.Array:
+    """(Σ_t c_t ‖r_t‖² / T)^½ at any scale of the dtype, with the gradient 0 at r = 0."""
+    scale, inverse = power_of_two(jnp.max(jnp.abs(jax.lax.stop_gradient(residual)), initial=0.0))
+    small = residual * inverse
+    return scale * safe_sqrt(jnp.sum(weights * _inner(small, small)) / residual.shape[0])

@@ -32,9 +32,9 @@ PUBLIC = {
         "bandits", "bilevel", "control", "designs", "gibbs", "group_lasso", "losses", "prox", "subsample_q",
     },
     "gibbs": {"NO_ACTION", "entropy", "kl", "log_partition", "log_prob", "marginals", "mode", "sample"},
-    "group_lasso": {"CrossValidation", "cross_validate", "lam_max", "path", "solve"},
+    "group_lasso": {"CrossValidation", "cross_validate", "lam_max", "path", "simulated_lam", "solve"},
     "control": {
-        "FitState", "Log", "SparsePolicy", "Witness", "fit", "irrepresentability", "lam_max", "load_policy", "oracle_witness",
+        "Diagnosis", "FitState", "Log", "SparsePolicy", "Witness", "diagnose", "fit", "irrepresentability", "lam_max", "load_policy", "oracle_witness",
         "restricted_curvature", "signal_threshold", "simulated_lam",
     },
     "bandits": {

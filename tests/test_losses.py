@@ -130,6 +130,45 @@ def test_float32_and_extreme_predictions_stay_finite(name):
             assert leaf.dtype == jnp.float32 and np.all(np.isfinite(leaf))
 
 
+@pytest.mark.parametrize("size", [1.0, 1e-3], ids=["above the floor", "below it"])
+def test_the_square_root_loss_is_the_best_scale_of_squares(size):
+    y, z = 3.0 + Z1, 3.0 + Z1 + size * jnp.asarray(RNG.normal(size=T))
+    loss = losses.square_root(0.1).for_data(y, jnp.zeros(T), C)
+    mean = np.sum(C * y) / np.sum(C)
+    least = float(0.1 * np.sqrt(np.sum(C * (y - mean) ** 2) / T))
+    square = float(np.sum(C * (y - z) ** 2))
+    np.testing.assert_allclose(loss.least, least, rtol=1e-12)
+    found = minimize_scalar(lambda s: square / (2 * T * s) + s / 2, bounds=(least, 100), method="bounded", options={"xatol": 1e-12})
+    np.testing.assert_allclose(loss.value(z, y, C), found.fun, rtol=1e-6)
+    np.testing.assert_allclose(loss.scale(z, y, C)[1], found.x, rtol=1e-4)
+    rho = loss.negative_gradient(z, y, C)
+    np.testing.assert_allclose(rho, -jax.grad(lambda u: loss.value(u, y, C))(z), rtol=1e-10, atol=1e-13)
+    # the conjugate by its defining inequality, at many multiples of ρ and many u; and the quadratic above F
+    cloud = z[None] + jnp.asarray(RNG.normal(size=(500, T))) * 10.0 ** jnp.asarray(RNG.uniform(-4, 1, size=(500, 1)))
+    values = jax.vmap(lambda u: loss.value(u, y, C))(cloud)
+    moves = cloud - z[None]
+    above = loss.value(z, y, C) - moves @ rho + 0.5 * loss.majorant(z, y, C) * jnp.sum(C[None] * moves**2, axis=1) / T
+    assert np.all(values <= above * (1 + 1e-12))
+    penalised = 0.3 * z
+    for limit in (0.2, 1.0, 1e9):
+        scale, dual = loss.dual_value(z, y, C, penalised, jnp.asarray(limit))
+        assert abs(scale) <= limit and float(dual) <= float(jnp.min(values + scale * ((moves + penalised[None]) @ rho))) + 1e-12
+    touching = float(loss.value(z, y, C) + rho @ (penalised - 0.0 * z))
+    assert float(loss.dual_value(z, y, C, penalised, jnp.asarray(1.0))[1]) >= touching - 1e-12  # s = 1 is one of the multiples
+
+
+def test_the_scale_of_the_square_root_loss_is_never_zero():
+    zeros = jnp.zeros(T)
+    for y in (zeros, zeros + 2.5, zeros + 0.1):
+        loss = losses.square_root().for_data(y, zeros, C)
+        assert loss.least > 0 and np.isfinite(loss.value(y, y, C)) and not np.any(loss.negative_gradient(y, y, C))
+        assert loss.dual_value(y, y, C, zeros, jnp.asarray(jnp.inf))[1] == loss.value(y, y, C)
+    for scale in (1e-30, 1e30):
+        y = jnp.asarray(scale * Z1, jnp.float32)
+        loss = losses.square_root().for_data(y, 0 * y, C.astype(jnp.float32))
+        np.testing.assert_allclose(loss.value(0 * y, y, C.astype(jnp.float32)), np.sqrt(np.mean(C * Z1**2)) * scale, rtol=1e-5)
+
+
 def test_an_unavailable_output_takes_no_part():
     offset = jnp.asarray([[0.0, -jnp.inf, 0.0, 0.0]])
     for name in ("multinomial", "gibbs"):
@@ -148,8 +187,9 @@ def test_impossible_targets_have_no_loss():
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: losses.resolve("hinge"), "loss must be one of 'squared', 'logistic', 'huber', 'poisson', 'multinomial'.*got 'hinge'"),
+        (lambda: losses.resolve("hinge"), "loss must be one of 'squared', 'logistic', 'huber', 'sqrt', 'poisson', 'multinomial'.*got 'hinge'"),
         (lambda: losses.huber(0.0), "delta must be > 0"),
+        (lambda: losses.square_root(0.0), "floor must be > 0"),
         (lambda: losses.budgeted_gibbs(-1), "budget must be at least 0"),
         (lambda: losses.budgeted_gibbs(2, costs=[0.5]), "costs must be integers"),
         (lambda: losses.budgeted_gibbs(1).target(SETS, (T, M), float), "rows outside the budget 1"),

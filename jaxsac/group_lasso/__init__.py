@@ -1,5 +1,6 @@
 """Group lasso with smooth convex losses: certified solutions, paths, derivatives."""
 
+from jaxsac.group_lasso.simulation import simulated_lam as simulated_lam
 from jaxsac.group_lasso.solver import lam_max as lam_max
 from jaxsac.group_lasso.solver import path as path
 from jaxsac.group_lasso.solver import solve as solve

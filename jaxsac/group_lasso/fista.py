@@ -50,9 +50,9 @@ class Curvature(NamedTuple):
 
 
 def measure_curvature(problem: Problem, null: jax.Array) -> Curvature:
-    """The constants of a loss with bounded curvature; else those of its Hessian at the predictions `null`, to be backtracked from."""
+    """The constants of the loss's quadratic majorant at the predictions `null`, or of its Hessian there, to be backtracked from."""
     norm = jnp.sqrt(squared_norm(problem.design, problem.sample_weight))
-    bound = problem.loss.curvature
+    bound = problem.majorant(null)
     if bound is not None:
         share = bound / problem.num_samples
         of_coef, of_intercept = share * norm**2, share * jnp.sum(problem.sample_weight)
@@ -113,7 +113,7 @@ def fista_step(problem: Problem, curvature: Curvature, at: Iterate) -> Iterate:
 def _curvature_met(problem, curvature, residual, start, end, point):
     """Twice the second-order part of F along the step, and what rounding may add to it."""
     eps = jnp.finfo(end.dtype).eps
-    bound = problem.loss.curvature
+    bound = problem.majorant(start)
     if bound is not None:
         share = bound / problem.num_samples
         sizes = problem.weighted_norm(end) ** 2 + curvature.norm**2 * jnp.sum(point.coef**2)

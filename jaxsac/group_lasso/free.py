@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxsac._implicit import conjugate_gradient
 from jaxsac.group_lasso.problem import Coefficients, Problem, when
 from jaxsac.group_lasso.rounding import sizes
 
@@ -105,6 +106,28 @@ def fit_free(
     running = jnp.asarray(True) if problem.intercept or any_free is None else any_free
     start = _Carry(FreeFit(point, predictions, jnp.zeros_like(target)), running, jnp.int32(0))
     return lax.while_loop(lambda c: c.running & (c.steps < max_steps), advance, start).fit
+
+
+def without_free(problem: Problem, predictions: jax.Array, residual: jax.Array, free: jax.Array | None) -> jax.Array:
+    """What refitting the unpenalised part leaves of a change of ρ: residual − H U (U' H U)^-1 U' residual, H = ∇²F at the predictions."""
+    if free is None and not problem.intercept:
+        return residual
+    zeros = problem.zeros()
+    mask = jnp.zeros_like(zeros.coef) if free is None else free.astype(zeros.coef.dtype)
+
+    def up(direction: Coefficients) -> jax.Array:
+        moved = problem.constant(direction.intercept)
+        return moved if free is None else moved + problem.design.predict(mask * direction.coef)
+
+    def down(vector: jax.Array) -> Coefficients:
+        pulled = zeros.coef if free is None else mask * problem.design.adjoint(vector)
+        return Coefficients(pulled, jnp.sum(vector, axis=0) if problem.intercept else zeros.intercept)
+
+    def product(direction: Coefficients) -> Coefficients:
+        return down(problem.curvature_product(predictions, up(direction)))
+
+    moved = conjugate_gradient(product, down(residual), max_steps=_MAX_CG_STEPS)
+    return residual - problem.curvature_product(predictions, up(moved))
 
 
 def _conjugate_gradient(product: Callable[[jax.Array], jax.Array], right_side: jax.Array, floor: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -66,8 +66,11 @@ class Problem(eqx.Module):
         return self.loss.negative_gradient(self.offset + predictions, self.y, self.sample_weight)
 
     def curvature_product(self, predictions: jax.Array, direction: jax.Array) -> jax.Array:
-        """∇²F · direction, both of the shape of the predictions."""
-        return -jax.jvp(self.residual, (predictions,), (direction,))[1]
+        """∇²F · direction (see `Loss.curvature_product`), both of the shape of the predictions."""
+        return self.loss.curvature_product(self.offset + predictions, self.y, self.sample_weight, direction)
+
+    def majorant(self, predictions: jax.Array) -> jax.Array | float | None:
+        return self.loss.majorant(self.offset + predictions, self.y, self.sample_weight)
 
     def penalty(self, coef: jax.Array) -> jax.Array:
         return jnp.sum(self.thresholds * group_norms(coef, self.groups))

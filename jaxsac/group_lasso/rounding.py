@@ -21,11 +21,12 @@ def sizes(problem: Problem, point: Coefficients, predictions: jax.Array, columns
     `columns` are ‖C^½ x_j‖ [p] of the columns as stored. Errors are taken as independent, as in any long sum.
     """
     z = problem.offset + predictions
-    slope = problem.weighted_norm(problem.loss.descent(z, problem.y))
+    weights = problem.sample_weight.reshape((-1,) + (1,) * (z.ndim - 1))
+    slope = problem.num_samples * problem.weighted_norm(problem.residual(predictions) / jnp.where(weights > 0, weights, 1.0))
     moved = jnp.sqrt(jnp.sum((columns * point.coef) ** 2)) + problem.weighted_norm(jnp.where(jnp.isfinite(z), z, 0.0))
-    cancelled = jnp.sum(problem.sample_weight * problem.loss.magnitude(z, problem.y))
+    cancelled = problem.loss.size(z, problem.y, problem.sample_weight)
     residual = (slope + _mean_curvature(problem, predictions) * moved) / problem.num_samples
-    return Sizes(residual, (slope * moved + cancelled) / problem.num_samples)
+    return Sizes(residual, slope * moved / problem.num_samples + cancelled)
 
 
 def _mean_curvature(problem: Problem, predictions: jax.Array) -> jax.Array:

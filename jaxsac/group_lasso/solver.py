@@ -10,22 +10,21 @@ from jax import lax
 
 from jaxsac._checks import check_shape, is_concrete, real_array, real_scalar, require, static_integer
 from jaxsac._iterate import Certificate, iterate
-from jaxsac.designs import as_design
 from jaxsac.group_lasso.certificate import duality_gap, stationarity
+from jaxsac.group_lasso.concomitant import scaled_on_host
 from jaxsac.group_lasso.derivative import with_derivatives
 from jaxsac.group_lasso.fista import Curvature, State, begin, fista_step, measure_curvature, start
-from jaxsac.group_lasso.free import fit_free
 from jaxsac.group_lasso.homotopy import path_on_host
-from jaxsac.group_lasso.problem import Coefficients, Problem, centre, recentre, uncentre, with_lam
+from jaxsac.group_lasso.inputs import make_problem as _problem
+from jaxsac.group_lasso.null import fit_null, lam_max_of, null_pull
+from jaxsac.group_lasso.problem import Coefficients, Problem, recentre, uncentre, with_lam
 from jaxsac.group_lasso.working_set import covers, solve_on_host
-from jaxsac.losses import Loss, resolve
-from jaxsac.prox import Groups, dual_group_norm
+from jaxsac.losses import Loss
+from jaxsac.prox import Groups
 from jaxsac.solution import Solution, Status
 
 _CHECK_EVERY = 10
 _PATIENCE = 50  # checks: 500 steps without a smaller gap
-_NULL_STEPS = 50
-_NULL_HALVINGS = 30
 
 
 def solve(
@@ -49,7 +48,8 @@ def solve(
     are: centring and standardising them is the caller's choice. y, z and `offset` are [T], or [T, M] for a design with M outputs.
 
     * `groups`: `jaxsac.Groups` over the p coefficients. `lam` ≥ 0, in units of ℓ per unit of coefficient.
-    * `loss`: "squared", "logistic" (y = ±1), "huber", "poisson", "multinomial", or a `losses.Loss`.
+    * `loss`: "squared", "logistic" (y = ±1), "huber", "sqrt", "poisson", "multinomial", or a `losses.Loss`. With "sqrt" F is
+      (Σ_t c_t r_t² / T)^½, r = y − z, for which the right lam does not depend on the noise (`simulated_lam`; see `losses.SquareRoot`).
     * `weights` w ≥ 0 [G]: None is 1 for every group, "sqrt_size" the square root of its size; 0 is unpenalised.
     * `sample_weight` c ≥ 0 [T]: None is 1. They are not normalised: P divides by T. A record of weight 2 is the same record twice in a
       data set whose T is not changed.
@@ -84,6 +84,8 @@ def solve(
     max_steps = _step_limit(max_steps)
     if is_concrete(problem, tol, max_steps, state) and covers(problem):
         at = None if state is None else recentre(problem, Coefficients(state.coef, state.intercept))
+        if not problem.loss.separable:
+            return _solve(problem, tol, max_steps, scaled_on_host(problem, float(tol), int(max_steps), at))
         solution = solve_on_host(problem, float(tol), int(max_steps), at)
         if int(solution.status) in (Status.CONVERGED, Status.MAX_STEPS):
             return solution
@@ -108,7 +110,7 @@ def lam_max(
     The keywords are those of `solve`; groups of weight 0 and the intercept are fitted in the null model and left out of the maximum.
     0 where nothing is penalised, NaN for data with NaN. Differentiable.
     """
-    return _lam_max(_problem(X, y, groups, 0.0, loss, weights, sample_weight, offset, intercept))
+    return lam_max_of(_problem(X, y, groups, 0.0, loss, weights, sample_weight, offset, intercept))
 
 
 def path(
@@ -146,13 +148,33 @@ def path(
         require(not is_concrete(lams) or not bool(np.any(np.asarray(lams) < 0)), "lams must be >= 0.")
         lams = jnp.where(lams >= 0, lams, jnp.nan)
     penalised = lams is None or (is_concrete(lams) and bool(np.all(np.asarray(lams) > 0)))
-    if is_concrete(problem, tol, max_steps, min_ratio) and penalised and covers(with_lam(problem, jnp.ones_like(problem.lam))):
+    on_host = is_concrete(problem, tol, max_steps, min_ratio) and penalised and covers(with_lam(problem, jnp.ones_like(problem.lam)))
+    if on_host and problem.loss.separable:
 
         def otherwise(here: Problem, unfinished: Solution) -> Solution:
             return _solve(here, tol, max_steps, unfinished.state if int(unfinished.status) == Status.STALLED else None)
 
         return path_on_host(problem, lams, num_lams, float(min_ratio), float(tol), int(max_steps), otherwise)
+    if on_host:
+        return _scaled_path(problem, _geometric(lam_max_of(problem), min_ratio, num_lams) if lams is None else lams, tol, max_steps)
     return _path(problem, lams, min_ratio, tol, max_steps, num_lams=num_lams)
+
+
+def _geometric(largest: jax.Array, min_ratio: jax.Array, num_lams: int) -> jax.Array:
+    powers = jnp.linspace(0.0, 1.0, num_lams, dtype=largest.dtype) if num_lams > 1 else jnp.zeros(1, largest.dtype)
+    return largest * min_ratio**powers
+
+
+def _scaled_path(problem: Problem, lams: jax.Array, tol: jax.Array, max_steps: jax.Array) -> Solution:
+    """The path of the square-root loss, its noise level alternating with the host's solutions."""
+    found, at = [], None
+    for lam in lams:
+        here = with_lam(problem, lam)
+        answer = _solve(here, tol, max_steps, scaled_on_host(here, float(tol), int(max_steps), at))
+        answer.stats["lam"] = lam
+        found.append(answer)
+        at = recentre(problem, answer.value)
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
 
 
 class _Setup(NamedTuple):
@@ -163,59 +185,15 @@ class _Setup(NamedTuple):
     curvature: Curvature
 
 
-def _problem(X, y, groups, lam, loss, weights, sample_weight, offset, intercept) -> Problem:
-    design = as_design(X)
-    require(isinstance(groups, Groups), f"groups must be a jaxsac.Groups, got {type(groups).__name__}: use Groups.equal or from_labels.")
-    require(
-        design.num_coefficients == groups.num_coefficients,
-        f"groups partition {groups.num_coefficients} coefficients but X has {design.num_coefficients}: build them for X.",
-    )
-    shape, dtype = design.prediction_shape, design.dtype
-    loss = resolve(loss)
-    y = loss.target(y, shape, dtype)
-    if isinstance(weights, str):
-        require(weights == "sqrt_size", f"weights must be None, 'sqrt_size' or an array [G], got {weights!r}.")
-        weights = jnp.sqrt(groups.sizes.astype(dtype))
-    all_one = weights is None
-    weights = _non_negative("weights", weights, (groups.num_groups,), dtype)
-    free_weights = not all_one and (not is_concrete(weights) or bool(np.any(np.asarray(weights) == 0)))
-    sample_weight = _non_negative("sample_weight", sample_weight, shape[:1], dtype)
-    offset = jnp.zeros(shape, dtype) if offset is None else real_array("offset", offset, shape, dtype)
-    lam = real_scalar("lam", lam, dtype, 0.0)
-    lam = jnp.where(lam >= 0, lam, jnp.nan)
-    if intercept:
-        design = centre(design, sample_weight)
-    return Problem(design, y, groups, lam, weights, sample_weight, offset, loss, bool(intercept), free_weights)
-
-
-def _non_negative(name: str, value: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    if value is None:
-        return jnp.ones(shape, dtype)
-    value_ = real_array(name, value, shape, dtype)
-    if is_concrete(value_):
-        require(not bool(np.any(np.asarray(value_) < 0)), f"{name} must be >= 0.")
-    return jnp.where(value_ >= 0, value_, jnp.nan)
-
-
 def _step_limit(max_steps: Any) -> jax.Array:
     if is_concrete(max_steps):
         static_integer("max_steps", max_steps, 0)
     return jnp.asarray(max_steps, jnp.int32)
 
 
-def _fit_null(problem: Problem, columns: jax.Array) -> tuple[Coefficients, jax.Array]:
-    """The model with zero for everything penalised (w_g > 0), and its predictions."""
-    zeros = problem.zeros()
-    predictions = jnp.zeros_like(problem.offset)
-    target = 4.0 * jnp.finfo(predictions.dtype).eps ** 2 * problem.smooth_value(predictions)
-    free = problem.groups.spread(problem.weights == 0) if problem.free_weights else None
-    fit = fit_free(problem, zeros, predictions, free, columns=columns, target=target, max_steps=_NULL_STEPS, max_halvings=_NULL_HALVINGS)
-    return fit.point, fit.predictions
-
-
 def _set_up(problem: Problem) -> _Setup:
     curvature = measure_curvature(problem, jnp.zeros_like(problem.offset))
-    null, predictions = _fit_null(problem, curvature.columns)
+    null, predictions = fit_null(problem, curvature.columns)
     # A null model that fits exactly leaves rounding for an objective: the scale stays above the rounding of the data.
     eps = jnp.finfo(predictions.dtype).eps
     scale = problem.smooth_value(predictions) + eps * problem.smooth_value(jnp.zeros_like(predictions))
@@ -273,30 +251,13 @@ def _solve(problem: Problem, tol: jax.Array, max_steps: jax.Array, state: State 
     return _finish(problem, still, _run(still, setup, tol, max_steps, inner))
 
 
-@jax.jit
-def _lam_max(problem: Problem) -> jax.Array:
-    still = lax.stop_gradient(problem)
-    null, _ = _fit_null(still, jnp.sqrt(still.design.column_squares(still.sample_weight)))
-    null_problem = with_lam(problem, jnp.zeros_like(problem.lam))
-    return _largest_pull(null_problem, null)
-
-
-def _largest_pull(problem: Problem, null: Coefficients) -> jax.Array:
-    """max_g ‖X_g' ρ‖ / w_g at the null model, with its derivative."""
-    free = problem.groups.spread(problem.weights == 0)
-    null = with_derivatives(problem, null, support=free)
-    gradient = problem.design.adjoint(problem.residual(problem.predict(null)))
-    return dual_group_norm(jnp.where(free, 0.0, gradient), problem.groups, problem.weights)
-
-
 @functools.partial(jax.jit, static_argnames="num_lams")
 def _path(problem: Problem, lams: jax.Array | None, min_ratio: jax.Array, tol: jax.Array, max_steps: jax.Array, *, num_lams: int) -> Solution:
     still, tol = lax.stop_gradient((problem, tol))
     setup = _set_up(still)
     if lams is None:
-        largest = _largest_pull(with_lam(problem, jnp.zeros_like(problem.lam)), setup.null)
-        powers = jnp.linspace(0.0, 1.0, num_lams, dtype=largest.dtype) if num_lams > 1 else jnp.zeros(1, largest.dtype)
-        lams = largest * min_ratio**powers
+        largest = null_pull(with_lam(problem, jnp.zeros_like(problem.lam)), setup.null)
+        lams = _geometric(largest, min_ratio, num_lams)
 
     def one(at: State, lam: jax.Array):
         here = with_lam(problem, lam)

@@ -1,0 +1,59 @@
+"""From the arguments of the public functions to a checked problem."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsac._checks import is_concrete, real_array, real_scalar, require
+from jaxsac.designs import as_design
+from jaxsac.group_lasso.problem import Problem, centre
+from jaxsac.losses import Loss, resolve
+from jaxsac.prox import Groups
+
+
+def make_problem(
+    X: Any,
+    y: Any,
+    groups: Groups,
+    lam: Any,
+    loss: str | Loss,
+    weights: Any,
+    sample_weight: Any,
+    offset: Any,
+    intercept: bool,
+) -> Problem:
+    """The problem as checked arrays; ValueError for what does not fit."""
+    design = as_design(X)
+    require(isinstance(groups, Groups), f"groups must be a jaxsac.Groups, got {type(groups).__name__}: use Groups.equal or from_labels.")
+    require(
+        design.num_coefficients == groups.num_coefficients,
+        f"groups partition {groups.num_coefficients} coefficients but X has {design.num_coefficients}: build them for X.",
+    )
+    shape, dtype = design.prediction_shape, design.dtype
+    loss = resolve(loss)
+    y = loss.target(y, shape, dtype)
+    if isinstance(weights, str):
+        require(weights == "sqrt_size", f"weights must be None, 'sqrt_size' or an array [G], got {weights!r}.")
+        weights = jnp.sqrt(groups.sizes.astype(dtype))
+    all_one = weights is None
+    weights = _non_negative("weights", weights, (groups.num_groups,), dtype)
+    free_weights = not all_one and (not is_concrete(weights) or bool(np.any(np.asarray(weights) == 0)))
+    sample_weight = _non_negative("sample_weight", sample_weight, shape[:1], dtype)
+    offset = jnp.zeros(shape, dtype) if offset is None else real_array("offset", offset, shape, dtype)
+    lam = real_scalar("lam", lam, dtype, 0.0)
+    lam = jnp.where(lam >= 0, lam, jnp.nan)
+    loss = loss.for_data(y, offset, sample_weight)
+    if intercept:
+        design = centre(design, sample_weight)
+    return Problem(design, y, groups, lam, weights, sample_weight, offset, loss, bool(intercept), free_weights)
+
+
+def _non_negative(name: str, value: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    if value is None:
+        return jnp.ones(shape, dtype)
+    value_ = real_array(name, value, shape, dtype)
+    if is_concrete(value_):
+        require(not bool(np.any(np.asarray(value_) < 0)), f"{name} must be >= 0.")
+    return jnp.where(value_ >= 0, value_, jnp.nan)

@@ -1,0 +1,42 @@
+"""The null model, in which everything penalised is zero, and the least lam at which it is the solution."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxsac.group_lasso.derivative import with_derivatives
+from jaxsac.group_lasso.free import fit_free
+from jaxsac.group_lasso.problem import Coefficients, Problem, with_lam
+from jaxsac.prox import dual_group_norm
+
+_STEPS = 50
+_HALVINGS = 30
+
+
+def fit_null(problem: Problem, columns: jax.Array) -> tuple[Coefficients, jax.Array]:
+    """The model with zero for everything penalised (w_g > 0), and its predictions."""
+    zeros = problem.zeros()
+    predictions = jnp.zeros_like(problem.offset)
+    target = 4.0 * jnp.finfo(predictions.dtype).eps ** 2 * problem.smooth_value(predictions)
+    free = problem.groups.spread(problem.weights == 0) if problem.free_weights else None
+    fit = fit_free(problem, zeros, predictions, free, columns=columns, target=target, max_steps=_STEPS, max_halvings=_HALVINGS)
+    return fit.point, fit.predictions
+
+
+@jax.jit
+def lam_max_of(problem: Problem) -> jax.Array:
+    still = lax.stop_gradient(problem)
+    null, _ = fit_null(still, jnp.sqrt(still.design.column_squares(still.sample_weight)))
+    return null_pull(with_lam(problem, jnp.zeros_like(problem.lam)), null)
+
+
+def null_pull(problem: Problem, null: Coefficients) -> jax.Array:
+    """The largest pull at the null model, with its derivative."""
+    null = with_derivatives(problem, null, support=problem.groups.spread(problem.weights == 0))
+    return largest_pull(problem, problem.design.adjoint(problem.residual(problem.predict(null))))
+
+
+def largest_pull(problem: Problem, gradient: jax.Array) -> jax.Array:
+    """max_g ‖gradient_g‖ / w_g over penalised groups."""
+    free = problem.groups.spread(problem.weights == 0)
+    return dual_group_norm(jnp.where(free, 0.0, gradient), problem.groups, problem.weights)
