@@ -16,12 +16,13 @@ from jaxsac.bilevel.schemes import Scheme
 class PairedOptimizer(NamedTuple):
     """One optimiser for z and d: the step of d must be linear in u_d, and the same in kind as that of z.
 
-    `init(z, d) -> state`, `update_z(u_z, state, z) -> (step, state)`, `update_d(u_d, state, d) -> (step, state)`; z moves first.
+    `init(z, d) -> state`, `update_z(u_z, state, z) -> (step, state)`, `update_d(u_d, state, d, z) -> (step, state)`; z moves first, and
+    the z of `update_d` is the one at which u_d was taken.
     """
 
     init: Callable[[Tree, Tree], Any]
     update_z: Callable[[Tree, Any, Tree], tuple[Tree, Any]]
-    update_d: Callable[[Tree, Any, Tree], tuple[Tree, Any]]
+    update_d: Callable[[Tree, Any, Tree, Tree], tuple[Tree, Any]]
 
 
 def linear(optimizer: optax.GradientTransformation) -> PairedOptimizer:
@@ -30,15 +31,19 @@ def linear(optimizer: optax.GradientTransformation) -> PairedOptimizer:
     def init(z, d):
         return optimizer.init(z), optimizer.init(d)
 
-    def update(part):
-        def of_part(u, state, variable):
-            with jax.numpy_dtype_promotion("standard"):  # optax does not pass the strict setting
-                step, new = optimizer.update(u, state[part], variable)
-            return step, (new, state[1]) if part == 0 else (state[0], new)
+    def update(u, state, variable):
+        with jax.numpy_dtype_promotion("standard"):  # optax does not pass the strict setting
+            return optimizer.update(u, state, variable)
 
-        return of_part
+    def update_z(u, state, z):
+        step, of_z = update(u, state[0], z)
+        return step, (of_z, state[1])
 
-    return PairedOptimizer(init, update(0), update(1))
+    def update_d(u, state, d, z):
+        step, of_d = update(u, state[1], d)
+        return step, (state[0], of_d)
+
+    return PairedOptimizer(init, update_z, update_d)
 
 
 class _Moments(NamedTuple):
@@ -85,7 +90,7 @@ def paired_adam(learning_rate: float, b1: float = 0.9, b2: float = 0.999, eps: f
         step, of_z = advance(u, state.of_z, largest)
         return step, _AdamState(of_z, state.of_d, square, largest)
 
-    def update_d(u, state, d):
+    def update_d(u, state, d, z):
         step, of_d = advance(u, state.of_d, state.largest)
         return step, state._replace(of_d=of_d)
 
@@ -106,7 +111,7 @@ def paired_step(
     """Move z and d together. With a `prox_y` plain SGD takes the proximal gradient step of each copy."""
     directions = proximal_directions(problem, scheme, directions, x, z, d, sigma, lambda: _first_rate(inner, z, d))
     step_z, state = inner.update_z(directions[0], state, z)
-    step_d, state = inner.update_d(directions[1], state, d)
+    step_d, state = inner.update_d(directions[1], state, d, z)
     return add(z, step_z), add(d, step_d), state
 
 

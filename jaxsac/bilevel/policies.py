@@ -80,20 +80,14 @@ def natural_gradient(rate: Any) -> PairedOptimizer:
     Build it once, with a number: each object is compiled anew. Kakade 2001.
     """
 
-    def metric(z):
-        return jax.tree.map(lambda logits: jnp.maximum(jax.nn.softmax(logits, axis=-1), jnp.finfo(logits.dtype).tiny), z)
+    def step(u, z):
+        def of_table(gradient, logits):
+            probs = jnp.maximum(jax.nn.softmax(logits, axis=-1), jnp.finfo(logits.dtype).tiny)
+            return -jnp.asarray(rate, probs.dtype) * gradient / probs
 
-    def step(u, probs):
-        return jax.tree.map(lambda gradient, p: -jnp.asarray(rate, p.dtype) * gradient / p, u, probs)
+        return jax.tree.map(of_table, u, z)
 
-    def update_z(u, state, z):
-        probs = metric(z)
-        return step(u, probs), probs
-
-    def update_d(u, probs, d):
-        return step(u, probs), probs
-
-    return PairedOptimizer(lambda z, d: metric(z), update_z, update_d)
+    return PairedOptimizer(lambda z, d: (), lambda u, state, z: (step(u, z), state), lambda u, state, d, z: (step(u, z), state))
 
 
 class Trajectories(NamedTuple):

@@ -183,7 +183,7 @@ def step(
         def move_d(carry, k, inner_oracle):
             d, optimizer, _ = carry
             u_d = add(c, cross_term(inner_oracle, x, z, d, sigma, of_y=True))
-            change, optimizer = inner.update_d(u_d, optimizer, d)
+            change, optimizer = inner.update_d(u_d, optimizer, d, z)
             return add(d, change), optimizer, norm(u_d)
 
         z, optimizer, residual_z = repeat(move_z, (state.z, state.inner, zero))

@@ -94,6 +94,17 @@ def test_the_tabular_hypergradient(penalty):
     assert min(errors.values()) < 1e-6, errors
 
 
+def test_one_natural_step_solves_a_nearly_sure_follower():
+    """From even odds to the best policy at temperature 0.01, and the gradient there: each natural step takes the metric of where it stands."""
+    temperature = jnp.asarray(0.01)
+    problem = bilevel.policy_problem(model, leader, penalty="bellman")
+    method = bilevel.Method("central_linear", bilevel.natural_gradient(8 / 0.01), optax.sgd(1.0))
+    start = bilevel.init(problem, BED.x, jnp.zeros((8, 4)), method)
+    end = jax.jit(lambda state: bilevel.step(problem, state, method, sigma=1e-8, batch=temperature)[0])(start)
+    exact = jax.jit(jax.grad(lambda x: exact_objective(model, leader, x, temperature)))(BED.x)
+    assert relative_error(BED.x - end.x, exact) < 1e-6
+
+
 def test_the_bandit_in_closed_form():
     """pi = softmax(r(x) / temperature): gradient and optimum without any solver."""
     bed = bilevel_rl.bandit_bed(2, dtype=jnp.float64)
@@ -193,13 +204,41 @@ def test_four_rooms_with_contexts():
     found = bilevel.hypergradient(problem, x, jnp.zeros((2, 104, 4)), sigma=1e-8, tol=1e-8, max_steps=20, **settings).check()
     assert relative_error(found.value, exact) < 1e-7
 
-    # the single loop goes where exact gradients go: of 0.48, reached from 0.15
+    # the single loop goes where exact gradients go: to 0.48, from 0.15
     run = bilevel.solve(
         problem, jnp.zeros(105), jnp.zeros((2, 104, 4)), sigma=1e-7, outer=optax.adam(0.2), max_steps=300, check_every=100, **settings
     )
     best = minimize(lambda x: [np.asarray(part) for part in value(jnp.asarray(x))], np.asarray(run.value.x), jac=True)
     values = [float(-value(point)[0]) for point in (jnp.zeros(105), run.value.x)]
     assert values[0] < 0.2 and -best.fun - 1e-3 < values[1], (values, best.fun)
+
+
+@pytest.mark.slow
+def test_four_rooms_at_a_low_temperature():
+    """Temperature 0.001, where an outer step of Adam turns sure policies round: 100 single-loop steps, and 100 with exact gradients."""
+    tau, outer, x = 0.001, optax.adam(0.2), jnp.zeros(105)
+
+    def objective(x):
+        best = jax.vmap(lambda mdp, reward: bilevel.soft_solve(mdp, reward, tau, tol=1e-11).value.log_probs)
+        return room_leader(x, best(*room_model(x)))
+
+    problem = bilevel.policy_problem(room_model, room_leader, penalty="bellman")
+    method = bilevel.Method("central_linear", bilevel.natural_gradient(2 * 104 / tau), outer)
+
+    def single(_, state):
+        return bilevel.step(problem, state, method, sigma=1e-9, batch=jnp.asarray(tau))[0]
+
+    def exact(_, carry):
+        gradient = jax.grad(objective)(carry[0])
+        with jax.numpy_dtype_promotion("standard"):  # optax does not pass the strict setting
+            update, state = outer.update(gradient, carry[1])
+        return carry[0] + update, state
+
+    start = bilevel.init(problem, x, jnp.zeros((2, 104, 4)), method)
+    ours = jax.jit(lambda: jax.lax.fori_loop(0, 100, single, start).x)()
+    theirs = jax.jit(lambda: jax.lax.fori_loop(0, 100, exact, (x, outer.init(x)))[0])()
+    values = [float(-jax.jit(objective)(point)) for point in (x, ours, theirs)]
+    assert values[0] < 0.25 and values[2] > 0.5 and abs(values[1] - values[2]) < 1e-3, values
 
 
 H, N = 100, 1500
