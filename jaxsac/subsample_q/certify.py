@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxsac._checks import is_concrete, real_scalar, require, static_integer
 from jaxsac.solution import Solution
@@ -14,7 +15,7 @@ from jaxsac.subsample_q.model import Model
 from jaxsac.subsample_q.operators import BACKENDS, Plan, expectation, plan, prepare, product_test
 from jaxsac.subsample_q.sampling import agents_of, hypergeometric_weights, lift
 from jaxsac.subsample_q.simulate import simulate
-from jaxsac.subsample_q.solver import QTable, fixed_point, solve, solver_arguments
+from jaxsac.subsample_q.solver import QTable, attach_derivative, fixed_point, solve, solver_arguments
 
 
 class GapBounds(NamedTuple):
@@ -41,6 +42,7 @@ def evaluate(
         V(s_g, h) = sum_a pi(a | s_g, h) Q(s_g, h, a),  pi(a | s_g, h) = sum_{h_k} Hyp(h_k; h) 1{policy(s_g, h_k) = a}
 
     value [G, N_n], q [G, N_n, A] and MacQueen bounds on V, with tol and status as in `solve`; `policy` is the greedy improvement of V.
+    Differentiable in the model as `solve` is, with the policy held fixed.
     Needs tables over all n-agent histograms: a ValueError says which n fits. Source: arXiv 2403.00222, algorithm 2.
     """
     n = static_integer("num_agents", num_agents, 1)
@@ -53,12 +55,13 @@ def evaluate(
 
 @jax.jit
 def _evaluate(model, plan_n, weights, tol, max_steps, evaluation_sweeps, initial):
-    operator = prepare(model, plan_n)
+    frozen = jax.tree.map(lax.stop_gradient, model)
+    operator = prepare(frozen, plan_n)
     solution = fixed_point(
-        model,
+        frozen,
         plan_n.k,
         lambda values: expectation(operator, values, plan_n, model.num_local_states),
-        product_test(model, plan_n.k),
+        product_test(frozen, plan_n.k),
         (tol, max_steps, evaluation_sweeps, initial),
         criterion="discounted",
         method="anderson",
@@ -66,7 +69,7 @@ def _evaluate(model, plan_n, weights, tol, max_steps, evaluation_sweeps, initial
         action_weights=weights,
     )
     solution.stats["backend"] = jnp.int32(BACKENDS.index(plan_n.backend))
-    return solution
+    return attach_derivative(model, plan_n, solution, weights)
 
 
 def upper_bound(table: QTable, initial: tuple[Any, Any]) -> jax.Array:

@@ -13,15 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxsac.subsample_q.histograms import enumerate_counts, graded_rank, num_histograms
+from jaxsac.subsample_q.histograms import additions, enumerate_counts, graded_rank, num_histograms
 
 
 @functools.lru_cache(maxsize=8)
 def _tables(k: int, L: int) -> tuple[np.ndarray, np.ndarray]:
-    """additions [L-1, N_{k-1}]: index after adding an agent; assembly [L, N]: where W'(h) stands in the stacked levels b^0, b^1, ..."""
+    """[L-1, N_{k-1}]: index after adding an agent; assembly [L, N]: where W'(h) stands in the stacked levels b^0, b^1, ..."""
     counts = enumerate_counts(k, L)
-    smaller = enumerate_counts(k - 1, L)[:, :-1]
-    additions = np.stack([graded_rank(smaller + np.eye(L - 1, dtype=np.int32)[j], k) for j in range(L - 1)])
     sizes = [num_histograms(k - level, L) for level in range(k + 1)]
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int32)
     assembly = np.empty((L, len(counts)), np.int32)
@@ -29,7 +27,7 @@ def _tables(k: int, L: int) -> tuple[np.ndarray, np.ndarray]:
         emptied = counts.copy()
         emptied[:, slot] = 0
         assembly[slot] = starts[counts[:, slot]] + graded_rank(emptied[:, :-1], k)
-    return additions, assembly
+    return np.stack([additions(k, L, j) for j in range(L - 1)]), assembly
 
 
 def coordinates(kernel: jax.Array, rows: jax.Array, columns: jax.Array, replacements: jax.Array) -> jax.Array:
@@ -66,7 +64,7 @@ def prepare_exchange(kernel: jax.Array, rows: jax.Array, columns: jax.Array, rep
 
 def apply_exchange(operator: Exchange, values: jax.Array, k: int, L: int) -> jax.Array:
     """E[W(h') | h] for W = values [C, N] in graded order, as [N, C]."""
-    additions, assembly = _tables(k, L)
+    added, assembly = _tables(k, L)
 
     def exchange(net, step):
         weight, where = step
@@ -74,7 +72,7 @@ def apply_exchange(operator: Exchange, values: jax.Array, k: int, L: int) -> jax
         for size in (num_histograms(k - m, L) for m in range(1, k + 1)):
             moved = weight[L - 1] * level[:size]  # adding an agent in the last slot does not change the index
             for j in range(L - 1):
-                moved = moved + weight[j] * _take(level, additions[j, :size])
+                moved = moved + weight[j] * _take(level, added[j, :size])
             level = moved
             levels.append(level)
         return _take(jnp.concatenate(levels), where), None

@@ -57,6 +57,26 @@ def graded_rank(x: Any, max_total: int) -> Any:
     return rank
 
 
+@functools.lru_cache(maxsize=64)
+def additions(k: int, num_states: int, state: int) -> np.ndarray:
+    """Index among the histograms of k agents after adding one in `state` to each of those of k-1: int32 [N_{k-1}], read-only."""
+    x = enumerate_counts(k - 1, num_states)[:, :-1] + (np.arange(num_states - 1) == state).astype(np.int32)
+    return _frozen(graded_rank(x, k))
+
+
+@functools.lru_cache(maxsize=64)
+def removals(k: int, num_states: int, state: int) -> np.ndarray:
+    """Index among the histograms of k-1 agents after one left `state`: int32 [N_k], read-only; any index where nobody is there."""
+    x = enumerate_counts(k, num_states)[:, :-1] - (np.arange(num_states - 1) == state).astype(np.int32)
+    return _frozen(np.minimum(graded_rank(np.maximum(x, 0), k), num_histograms(k - 1, num_states) - 1))
+
+
+def _frozen(table: np.ndarray) -> np.ndarray:
+    table = table.astype(np.int32)
+    table.setflags(write=False)
+    return table
+
+
 class HistogramSpace:
     """Histograms h of k agents over L local states: N = C(k+L-1, L-1) of them, in an order that does not depend on k.
 

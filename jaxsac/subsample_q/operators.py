@@ -1,5 +1,8 @@
 """The exact Bellman expectation behind one call, and the plan that says which form of it to use."""
 
+import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -7,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
 from jaxsac._checks import choice, is_concrete, require, static_integer
 from jaxsac.subsample_q.dense import dense_kernel
 from jaxsac.subsample_q.exchange import apply_exchange, prepare_exchange
-from jaxsac.subsample_q.histograms import check_size, enumerate_counts, num_histograms
+from jaxsac.subsample_q.histograms import additions, check_size, enumerate_counts, num_histograms, removals
 from jaxsac.subsample_q.model import Model
 from jaxsac.subsample_q.pivots import exchange_order, thinning_order
 from jaxsac.subsample_q.thinning import apply_thinning, prepare_thinning
@@ -102,15 +106,30 @@ class Operator(NamedTuple):
 def prepare(model: Model, plan: Plan) -> Operator:
     """Tables of every kernel; leading axis G (or G·A where actions drive the agents)."""
     L = model.num_local_states
-    kernels = model.local_transition.reshape(-1, L, L)
+    return Operator(_tables(model.local_transition.reshape(-1, L, L), plan), model.global_transition)
+
+
+def _tables(kernels: jax.Array, plan: Plan) -> Any:
+    L = kernels.shape[-1]
     if plan.backend == "dense":
-        return Operator(jax.vmap(lambda kernel: dense_kernel(kernel, plan.k))(kernels), model.global_transition)
+        return jax.vmap(lambda kernel: dense_kernel(kernel, plan.k))(kernels)
     make = prepare_thinning if plan.backend == "thinning" else prepare_exchange
     assert plan.rows is not None and plan.columns is not None and plan.replacements is not None
     pivots = (plan.rows.reshape(-1, L), plan.columns.reshape(-1, L), plan.replacements.reshape(-1, L, L))
-    return Operator(
-        jax.vmap(lambda kernel, r, c, replaced: make(kernel, r, c, replaced, plan.k))(kernels, *pivots), model.global_transition
-    )
+    return jax.vmap(lambda kernel, r, c, replaced: make(kernel, r, c, replaced, plan.k))(kernels, *pivots)
+
+
+def _apply(table: Any, columns: jax.Array, plan: Plan, L: int) -> jax.Array:
+    """E[W(h') | h] of one kernel for W = columns [C, N]: [N, C]."""
+    if plan.backend == "dense":
+        return jnp.matmul(table, columns.T, precision="highest")
+    apply = apply_thinning if plan.backend == "thinning" else apply_exchange
+    return apply(table, columns, plan.k, L)
+
+
+def _each(plan: Plan, function: Callable, *arguments: Any) -> jax.Array:
+    """Apply to the kernels in turn, or to all at once."""
+    return jax.vmap(function)(*arguments) if plan.backend == "dense" else _map(function, *arguments)
 
 
 def expectation(operator: Operator, values: jax.Array, plan: Plan, num_local_states: int) -> jax.Array:
@@ -124,21 +143,89 @@ def expectation(operator: Operator, values: jax.Array, plan: Plan, num_local_sta
     kernels = jax.tree.leaves(operator.tables)[0].shape[0]
 
     def move(table, columns):
-        if plan.backend == "dense":
-            return jnp.matmul(table, columns.T, precision="highest")
-        apply = apply_thinning if plan.backend == "thinning" else apply_exchange
-        return apply(table, columns, plan.k, num_local_states)
-
-    def each(function, *arguments):
-        return jax.vmap(function)(*arguments) if plan.backend == "dense" else _map(function, *arguments)
+        return _apply(table, columns, plan, num_local_states)
 
     if kernels > G:  # a kernel for each (s_g, a)
         mixtures = jnp.einsum("gac,cn->gan", transition, values, precision="highest").reshape(G * A, 1, N)
-        return each(move, operator.tables, mixtures).reshape(G, A, N).transpose(0, 2, 1)
+        return _each(plan, move, operator.tables, mixtures).reshape(G, A, N).transpose(0, 2, 1)
     if A < G:
-        return each(lambda table, mixing: move(table, jnp.matmul(mixing, values, precision="highest")), operator.tables, transition)
-    moved = each(lambda table: move(table, values), operator.tables)
+        return _each(plan, lambda table, mixing: move(table, jnp.matmul(mixing, values, precision="highest")), operator.tables, transition)
+    moved = _each(plan, lambda table: move(table, values), operator.tables)
     return jnp.einsum("gac,gnc->gna", transition, moved, precision="highest")
+
+
+def differentiable_expectation(model: Model, values: jax.Array, plan: Plan) -> jax.Array:
+    """`expectation` of the model itself, with a derivative in the local transitions that is right for every kernel and every form.
+
+        d E[W(h') | h] = E[dW(h') | h] + sum_{i,j} h_i dP_ij E_{k-1}[W(h' + e_j) | h - e_i]
+
+    (each agent in i takes the perturbed step while the k-1 others move). The operator is linear in each agent's row, so this holds for
+    equal and dependent rows too, where a pivot order cannot be differentiated. In directions that change the sum of a row it is the
+    derivative of that polynomial, as of the dense kernel. Second derivatives that would pass through the pivots are refused.
+    """
+    G, A, L = model.num_global_states, model.num_actions, model.num_local_states
+    transition = model.global_transition
+    kernels = model.local_transition.reshape(-1, L, L)
+    if model.action_drives_agents or A < G:
+        columns = jnp.einsum("gac,cn->gan", transition, values, precision="highest")
+        moved = _moved(kernels, columns.reshape(kernels.shape[0], -1, values.shape[1]), plan)
+        return moved.reshape(G, A, -1).transpose(0, 2, 1) if model.action_drives_agents else moved.transpose(0, 2, 1)
+    moved = _moved(kernels, jnp.broadcast_to(values, (kernels.shape[0], *values.shape)), plan)
+    return jnp.einsum("gac,gcn->gna", transition, moved, precision="highest")
+
+
+@jax.custom_jvp
+def _moved(kernels: jax.Array, columns: jax.Array, plan: Plan) -> jax.Array:
+    """E[W(h') | h] of each kernel [K, L, L] for its own W = columns [K, C, N]: [K, C, N]."""
+    L = kernels.shape[-1]
+    tables = _tables(kernels if plan.backend == "dense" else _sealed(kernels), plan)
+    return _each(plan, lambda table, own: _apply(table, own, plan, L).T, tables, columns)
+
+
+@jax.custom_jvp
+def _sealed(kernels: jax.Array) -> jax.Array:
+    """The kernels, where pivots are about to use them: a derivative that gets here would be wrong, so it stops here.
+
+    Reverse mode inlines the rule of `_moved`, and a second derivative of that would go through the pivots.
+    """
+    return kernels
+
+
+@functools.partial(_sealed.defjvp, symbolic_zeros=True)
+def _sealed_jvp(primals, tangents):
+    require(
+        isinstance(tangents[0], SymbolicZero),
+        "Second derivatives in local_transition need the dense form: pass plan=subsample_q.plan(model, k, backend='dense').",
+    )
+    return primals[0], jnp.zeros_like(primals[0])
+
+
+@functools.partial(_moved.defjvp, symbolic_zeros=True)
+def _moved_jvp(primals, tangents):
+    kernels, columns, plan = primals
+    kernels_dot, columns_dot, _ = tangents
+    out = _moved(kernels, columns, plan)
+    out_dot = jnp.zeros_like(out)
+    if not isinstance(columns_dot, SymbolicZero):
+        out_dot = out_dot + _moved(kernels, columns_dot, plan)
+    if not isinstance(kernels_dot, SymbolicZero):
+        out_dot = out_dot + _perturbed(kernels, kernels_dot, columns, plan)
+    return out, out_dot
+
+
+def _perturbed(kernels: jax.Array, direction: jax.Array, columns: jax.Array, plan: Plan) -> jax.Array:
+    """sum_{i,j} h_i dP_ij E_{k-1}[W(h' + e_j) | h - e_i]: [K, C, N], linear in the direction [K, L, L]."""
+    (K, C, _), L, k = columns.shape, kernels.shape[-1], plan.k
+    after = jnp.stack([columns[..., additions(k, L, j)] for j in range(L)], axis=1)  # [K, L, C, N_{k-1}]
+    if k > 1:
+        others = dataclasses.replace(plan, k=k - 1)
+        after = _moved(kernels, after.reshape(K, L * C, -1), others).reshape(after.shape)
+    counts = enumerate_counts(k, L)
+    total = jnp.zeros_like(columns)
+    for i in range(L):
+        moved = jnp.einsum("kj,kjcn->kcn", direction[:, i], after, precision="highest")
+        total = total + jnp.asarray(counts[None, None, :, i], columns.dtype) * moved[..., removals(k, L, i)]
+    return total
 
 
 def _map(function, *args):

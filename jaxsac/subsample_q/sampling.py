@@ -4,11 +4,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from jaxsac._checks import require, static_integer
-from jaxsac.subsample_q.histograms import check_size, enumerate_counts, graded_rank, num_histograms
+from jaxsac.subsample_q.histograms import check_size, enumerate_counts, num_histograms, removals
 
 
 def agents_of(num_rows: int, num_states: int) -> int:
@@ -63,17 +62,6 @@ def lift(values: Any, num_states: int, num_agents: int) -> jax.Array:
     for m in range(k + 1, num_agents + 1):
         counts = enumerate_counts(m, num_states)
         share = jnp.asarray(counts / m, values.dtype)
-        parts = [share[None, :, j] * values[:, _without(m, num_states, j)] for j in range(num_states)]
+        parts = [share[None, :, j] * values[:, removals(m, num_states, j)] for j in range(num_states)]
         values = sum(parts[1:], parts[0])
     return values
-
-
-def _without(k: int, num_states: int, state: int) -> np.ndarray:
-    """Index among the histograms of k-1 agents after removing one from `state`; any index where nobody is there."""
-    counts = enumerate_counts(k, num_states)[:, :-1]
-    fewer = num_histograms(k - 1, num_states)
-    if state == num_states - 1:
-        return np.minimum(np.arange(len(counts)), fewer - 1)
-    less = counts.copy()
-    less[:, state] = np.maximum(less[:, state] - 1, 0)
-    return np.minimum(graded_rank(less, k), fewer - 1)

@@ -14,7 +14,7 @@ from jaxsac._iterate import Certificate, iterate
 from jaxsac.solution import Solution, Status
 from jaxsac.subsample_q.histograms import enumerate_counts
 from jaxsac.subsample_q.model import Model
-from jaxsac.subsample_q.operators import BACKENDS, Plan, candidates, expectation, prepare, product_test
+from jaxsac.subsample_q.operators import BACKENDS, Plan, candidates, differentiable_expectation, expectation, prepare, product_test
 
 METHODS = ("anderson", "value_iteration", "modified_policy_iteration", "policy_iteration")
 _MEMORY = 5  # past sweeps that Anderson acceleration combines
@@ -113,9 +113,9 @@ def solve(
 
     stats: num_steps (sweeps, the test included), error (absolute), rounding, scale, operator_error, backend, gain. Map over models with
     jax.vmap (with a plan, or few histograms). q, value and bounds are differentiable in every array of the model (implicitly; the policy
-    is kept fixed, ties are averaged); local transitions need a plan or the dense form, and where rows of a kernel are equal or dependent
-    only the dense form gives their derivative. The other forms use that rows sum to one: theirs holds along directions that keep the
-    sums. The average criterion gives none.
+    is kept fixed, ties are averaged), whatever the form and the rank of the kernels; where the local transitions are traced they need a
+    plan, or few histograms. In directions that change a row's sum it is the derivative of the polynomial
+    E[W(h')] = sum over the agents' moves of prod_agents P W. Under the average criterion gain and relative values are.
     Bad input: ValueError for k < 1, discount = 1 without "average" and tables beyond memory; traced discounts outside [0, 1) end NONFINITE
     or MAX_STEPS. Source: arXiv 2403.00222, algorithm 1 (m → ∞); bounds: MacQueen 1966; Puterman 1994, sections 6.6 and 8.5.
     """
@@ -169,25 +169,49 @@ def _solve(model, plan, tol, max_steps, evaluation_sweeps, initial, *, criterion
         stopping=stopping,
     )
     solution.stats["backend"] = jnp.int32(BACKENDS.index(plan.backend))
-    if criterion == "average":
-        return solution
+    return (_attach_average_derivative if criterion == "average" else attach_derivative)(model, plan, solution)
+
+
+def attach_derivative(model: Model, plan: Plan, solution: Solution, action_weights: jax.Array | None = None) -> Solution:
+    """The solution, with the derivative in `model` of the fixed point that it solves; action_weights as in `fixed_point`."""
+
+    def value_of(q, weights):
+        return jnp.max(q, axis=-1) if weights is None else jnp.sum(weights * q, axis=-1)
 
     def residual(q, params):
-        model, plan = params
-        expected = expectation(prepare(model, plan), jnp.max(q, axis=-1), plan, L)
+        model, plan, weights = params
+        expected = differentiable_expectation(model, value_of(q, weights), plan)
         return bellman_q(model, plan.k, expected, model.discount) - q
 
     table = solution.value
-    q = implicit(residual, _krylov, table.q, (model, plan), symmetric=False)
-    value = jnp.max(q, axis=-1)
+    q = implicit(residual, _krylov, table.q, (model, plan, action_weights), symmetric=False)
+    value = value_of(q, action_weights)
     width = (table.bounds.upper - table.bounds.lower) / 2
     middle = value + lax.stop_gradient((table.bounds.upper + table.bounds.lower) / 2 - value)
-    return solution._replace(value=table._replace(q=q, value=value, bounds=Bounds(middle - width, middle + width)))
+    return solution._replace(value=table._replace(q=q, value=value, bounds=Bounds(middle - width, middle + width)), state=value)
+
+
+def _attach_average_derivative(model: Model, plan: Plan, solution: Solution) -> Solution:
+    """As `attach_derivative`, of the gain and the relative values: q = r + E[max q] - gain with max_a q[0, 0, a] = 0."""
+
+    def residual(unknown, params):
+        q, gain = unknown
+        model, plan = params
+        expected = differentiable_expectation(model, jnp.max(q, axis=-1), plan)
+        return bellman_q(model, plan.k, expected, jnp.ones((), q.dtype)) - gain - q, jnp.max(q[0, 0])
+
+    table = solution.value
+    q, gain = implicit(residual, _krylov, (table.q, solution.stats["gain"]), (model, plan), symmetric=False)
+    moved = gain - lax.stop_gradient(gain)  # zero, with the derivative of the gain
+    value = jnp.max(q, axis=-1)
+    bounds = Bounds(table.bounds.lower + moved, table.bounds.upper + moved)
+    table = table._replace(q=q, value=value, bounds=bounds)
+    return solution._replace(value=table, stats=solution.stats | {"gain": gain}, state=value)
 
 
 def _krylov(matvec: Callable[[Any], Any], right_side: Any) -> Any:
     """Solve the linearised fixed-point equation, (discount P_π - I) x = right side, to 1,000 ulp of the right side."""
-    eps = float(jnp.finfo(right_side.dtype).eps)
+    eps = float(jnp.finfo(jnp.result_type(*jax.tree.leaves(right_side))).eps)
     return jax.scipy.sparse.linalg.gmres(matvec, right_side, tol=1e3 * eps, atol=0.0, restart=20, maxiter=100, solve_method="batched")[0]
 
 

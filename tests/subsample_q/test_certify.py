@@ -2,37 +2,39 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from subsample_q.models import random_arrays, random_model
+from subsample_q.models import random_model
 
 from jaxsac import subsample_q as sq
 from jaxsac.subsample_q.certify import student_quantile
 
 
-def violations(num_models, n, G=2, A=2, L=3):
-    """How often U_k < V_n*, U_k rises, or the executed policy beats V_n*, over all k, states and models, with the exact evaluation."""
-    arrays = [jnp.asarray(np.stack(part)) for part in zip(*(random_arrays(seed, G, A, L) for seed in range(num_models)), strict=True)]
-    models = jax.vmap(lambda *a: sq.Model(*a, 0.8))(*arrays)
-    best = jax.jit(jax.vmap(lambda m: sq.solve(m, n, tol=1e-9)))(models).check().value.value
-    plan_n = sq.plan(random_model(0, G, A, L), n, backend="dense")
-    upper_before, count = np.inf, 0
-    for k in range(1, n + 1):
-        tables = jax.jit(jax.vmap(lambda m, k=k: sq.solve(m, k, tol=1e-9)))(models).check().value
-        upper = jax.vmap(lambda v: sq.lift(v, L, n))(tables.bounds.upper)
-        executed = jax.jit(jax.vmap(lambda m, t: sq.evaluate(m, t, n, plan_n=plan_n, tol=1e-9)))(models, tables).check().value.value
-        count += int(np.sum(upper < best - 1e-7)) + int(np.sum(upper > upper_before + 1e-7)) + int(np.sum(executed > best + 1e-7))
-        upper_before = upper
-    np.testing.assert_allclose(executed, best, atol=1e-6)  # at k = n nothing is lost
+def violations(num_models, n, sizes, G=2, A=2, L=3):
+    """How often U_k < V_n*, U_k rises, or the executed policy beats V_n*, over k, states and models, with the exact evaluation."""
+    count = 0
+    for seed in range(num_models):
+        model = random_model(seed, G, A, L)
+        solved = sq.solve(model, n, tol=1e-9).check().value
+        upper_before = np.inf
+        for k in sizes:
+            table = solved if k == n else sq.solve(model, k, tol=1e-9).check().value
+            upper = np.asarray(sq.lift(table.bounds.upper, L, n))
+            executed = np.asarray(sq.evaluate(model, table, n, tol=1e-9).check().value.value)
+            count += np.sum(upper < solved.value - 1e-7) + np.sum(upper > upper_before + 1e-7) + np.sum(executed > solved.value + 1e-7)
+            upper_before = upper
+        if n in sizes:
+            np.testing.assert_allclose(executed, solved.value, atol=1e-6)  # at k = n nothing is lost
     return count
 
 
 def test_the_certificate_holds_and_closes_at_k_equal_n():
-    assert violations(30, 3) == 0
+    assert violations(20, 3, (1, 3)) == 0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_models,n", [(1000, 4), (60, 8)])
+@pytest.mark.parametrize("num_models,n", [(500, 4), (400, 6), (100, 8)])
 def test_the_certificate_holds_in_many_random_models(num_models, n):
-    assert violations(num_models, n) == 0
+    """1,000 models in all."""
+    assert violations(num_models, n, range(1, n + 1)) == 0
 
 
 def test_a_wrong_table_would_be_seen():

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from subsample_q.models import brute_force_q, random_arrays, random_model
+from subsample_q.models import brute_force_q, hard_kernels, random_arrays, random_model
 
 from jaxsac import Status
 from jaxsac import subsample_q as sq
@@ -98,20 +98,76 @@ def test_a_batch_of_discounts_and_models():
     batch.check()
 
 
-@pytest.mark.parametrize("backend", ["dense", "thinning", pytest.param("exchange", marks=pytest.mark.slow)])
-def test_derivatives_by_rewards_and_transitions(backend):
-    model = random_model(4)
-    generator = np.random.default_rng(0)
-    plan = sq.plan(model, K, backend=backend)
+RANKS = np.stack([hard_kernels(2, 3)[name] for name in ("equal_rows", "low_rank", "random")])
 
-    @jax.jit
-    def value(arrays):
-        return jnp.sum(sq.solve(sq.Model(*arrays), K, tol=1e-12, plan=plan).value.value ** 2)
 
-    arrays = jax.tree.leaves(model)
-    for i, slope in enumerate(jax.jit(jax.grad(value))(arrays)):
+def slopes_of(model, plan, what=lambda model, plan: jnp.sum(sq.solve(model, K, tol=1e-12, plan=plan).value.value ** 2)):
+    return jax.jit(jax.grad(what))(model, plan), jax.jit(what)
+
+
+def matches_central_differences(model, plan, slopes, value):
+    generator, leaves, structure = np.random.default_rng(0), *jax.tree.flatten(model)
+    for i, slope in enumerate(jax.tree.leaves(slopes)):
         direction = jnp.asarray(generator.normal(size=slope.shape))
-        if i < 2:  # transitions: rows that still sum to one, which the structured forms make use of
+        if i < 2:  # rows that still sum to one
             direction = direction - direction.mean(axis=-1, keepdims=True)
-        ends = [value([*arrays[:i], arrays[i] + h * direction, *arrays[i + 1 :]]) for h in (1e-6, -1e-6)]
-        np.testing.assert_allclose(jnp.sum(slope * direction), (ends[0] - ends[1]) / 2e-6, rtol=1e-5, err_msg=f"{i}")
+        ends = [
+            value(jax.tree.unflatten(structure, [*leaves[:i], leaves[i] + h * direction, *leaves[i + 1 :]]), plan) for h in (1e-6, -1e-6)
+        ]
+        np.testing.assert_allclose(jnp.sum(slope * direction), (ends[0] - ends[1]) / 2e-6, rtol=1e-5, atol=1e-7, err_msg=f"{i}")
+
+
+@pytest.fixture(scope="module")
+def dense_slopes():
+    """The dense kernel is a polynomial in the transitions; the contract's tests hold its slopes against central differences."""
+    model = random_model(4, local=RANKS)
+    return slopes_of(model, sq.plan(model, K, backend="dense"))[0]
+
+
+@pytest.mark.parametrize("backend", ["thinning", pytest.param("exchange", marks=pytest.mark.slow)])
+def test_derivatives_by_rewards_and_transitions_of_any_rank(backend, dense_slopes):
+    """Equal, dependent and independent rows."""
+    model = random_model(4, local=RANKS)
+    slopes, _ = slopes_of(model, sq.plan(model, K, backend=backend))
+    for slope, expected in zip(jax.tree.leaves(slopes), jax.tree.leaves(dense_slopes), strict=True):
+        np.testing.assert_allclose(slope, expected, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.slow
+def test_derivatives_where_actions_drive_the_agents_of_one_agent_and_second_ones():
+    generator = np.random.default_rng(5)
+    local = np.stack([RANKS, RANKS[::-1]], axis=1)
+    model = sq.Model(*random_arrays(4)[:1], local, generator.normal(size=(3, 2)), generator.normal(size=(3, 2, 3)), 0.8)
+    for k in (1, K):
+        both = [
+            slopes_of(model, sq.plan(model, k, backend=b), lambda m, p, k=k: jnp.sum(sq.solve(m, k, plan=p).value.value ** 2))[0]
+            for b in ("dense", "thinning")
+        ]
+        for slope, expected in zip(*map(jax.tree.leaves, both), strict=True):
+            np.testing.assert_allclose(slope, expected, rtol=1e-5, atol=1e-6)
+    model = random_model(4, local=RANKS)
+    with pytest.raises(ValueError, match="need the dense form"):
+        jax.hessian(
+            lambda P: jnp.sum(
+                sq.solve(dataclasses.replace(model, local_transition=P), K, plan=sq.plan(model, K, backend="thinning")).value.value
+            )
+        )(model.local_transition)
+
+
+@pytest.mark.slow
+def test_derivatives_of_the_gain_and_of_the_executed_policy():
+    model = random_model(1)
+    plan = sq.plan(model, K, backend="thinning")
+
+    def average(model, plan):
+        solution = sq.solve(model, K, tol=1e-13, plan=plan, criterion="average", method="value_iteration")
+        return solution.stats["gain"] + 0.1 * jnp.sum(solution.value.value**2) + solution.value.bounds.lower
+
+    table = sq.solve(model, 2).value
+
+    def executed(model, plan):
+        return jnp.sum(sq.evaluate(model, table, K, plan_n=plan, tol=1e-12).value.bounds.lower ** 2)
+
+    for what in (average, executed):
+        slopes, value = slopes_of(model, plan, what)
+        matches_central_differences(model, plan, slopes, value)
