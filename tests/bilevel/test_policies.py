@@ -95,12 +95,12 @@ def test_the_tabular_hypergradient(penalty):
 
 
 def test_one_natural_step_solves_a_nearly_sure_follower():
-    """From even odds to the best policy at temperature 0.01, and the gradient there: each natural step takes the metric of where it stands."""
-    temperature = jnp.asarray(0.01)
+    """From even odds to the best policy at temperature 0.05, and the gradient there: each natural step takes the metric of where it stands."""
+    temperature = jnp.asarray(0.05)
     problem = bilevel.policy_problem(model, leader, penalty="bellman")
-    method = bilevel.Method("central_linear", bilevel.natural_gradient(8 / 0.01), optax.sgd(1.0))
+    method = bilevel.Method("central_linear", bilevel.natural_gradient(8 / 0.05), optax.sgd(1.0))
     start = bilevel.init(problem, BED.x, jnp.zeros((8, 4)), method)
-    end = jax.jit(lambda state: bilevel.step(problem, state, method, sigma=1e-8, batch=temperature)[0])(start)
+    end = jax.jit(lambda state: bilevel.step(problem, state, method, sigma=1e-6, batch=temperature)[0])(start)
     exact = jax.jit(jax.grad(lambda x: exact_objective(model, leader, x, temperature)))(BED.x)
     assert relative_error(BED.x - end.x, exact) < 1e-6
 
