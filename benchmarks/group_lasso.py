@@ -246,7 +246,7 @@ def where_the_time_goes(case: Case, options: Options) -> list[dict[str, Any]]:
     floor = 2.0 * options.time({"product": lambda: product(X, r)})["product"].median
     solve()
     runs = 3 if options.smoke else 9
-    pieces = ("column_norms", "gather", "scale_blocks", "grams_of", "roots", "descent_step", "newton_step", "refit", "certify", "answer")
+    pieces = ("column_norms", "gather", "scale_blocks", "grams_of", "roots", "descent_step", "newton_step", "supporting", "refit", "certify", "answer")
     with watched(pieces) as spent:
         start = time.perf_counter()
         for _ in range(runs):

@@ -14,7 +14,7 @@ from jaxsac.group_lasso.block_descent import Model, descend, gram_matrices
 from jaxsac.group_lasso.certificate import gap_after_refit, violation
 from jaxsac.group_lasso.fista import start
 from jaxsac.group_lasso.free import FreeFit, fit_free
-from jaxsac.group_lasso.newton import newton_direction, shorten
+from jaxsac.group_lasso.newton import admissible, compact, newton_direction
 from jaxsac.group_lasso.problem import Coefficients, Problem
 from jaxsac.prox.groups import group_norms, safe_sqrt
 from jaxsac.solution import Solution
@@ -205,21 +205,32 @@ def descent_step(problem: Problem, blocks, scaled: Scaled, unit, thresholds, poi
 
 
 @jax.jit
-def newton_step(problem: Problem, blocks, scaled: Scaled, unit, thresholds, point: Point, support) -> Point:
+def supporting(scaled: Scaled, thresholds: jax.Array, support: jax.Array) -> Model:
+    """The model on the groups listed in `support`, its thresholds [S] those of the problem: a program of its own, for several Newton steps."""
+    return compact(Model(scaled.blocks, scaled.grams, scaled.bounds, thresholds), support)
+
+
+@jax.jit
+def newton_step(problem: Problem, blocks, root, few: Model, unit, thresholds, point: Point, support) -> Point:
     residual = problem.residual(point.predictions)
     norms = safe_sqrt(jnp.sum(point.coef**2, axis=1, keepdims=True))
     pull = point.coef / jnp.where(norms == 0, 1.0, norms)
-    pulled = _products(blocks, _without_mean(problem, scaled.root, residual))
+    pulled = _products(blocks, _without_mean(problem, root, residual))
     moving = (norms > 0) | (thresholds == 0)[:, None]
     descent = jnp.where(moving, pulled - thresholds[:, None] * pull, 0.0)
     size = jnp.max(jnp.abs(descent)) * jnp.sqrt(jnp.asarray(descent.size, descent.dtype))
     size = jnp.where(size > 0, size, 1.0)
-    target = _target(problem, scaled.root, residual, thresholds, unit)
-    model = Model(scaled.blocks, scaled.grams, scaled.bounds, target.thresholds)
-    found = newton_direction(model, (point.coef / target.step).astype(jnp.float32), (descent / size).astype(jnp.float32), support)
-    direction = shorten(point.coef, found.astype(descent.dtype) * (size / unit**2), thresholds)
+    target = _target(problem, root, residual, few.thresholds, unit)
+    row = jnp.where(support < 0, blocks.shape[0], support)
+
+    def part(array):
+        return array.astype(jnp.float32).at[row].get(mode="fill", fill_value=0)
+
+    model = few._replace(thresholds=target.thresholds)
+    found = newton_direction(model, part(point.coef / target.step), part(descent / size)).astype(descent.dtype) * (size / unit**2)
+    direction = admissible(point.coef, jnp.zeros_like(point.coef).at[row].set(found, mode="drop"), thresholds)
     # A step that improves the gradient need not show in the objective.
-    return _advance(problem, blocks, scaled.root, thresholds, point, direction, noise=16.0)
+    return _advance(problem, blocks, root, thresholds, point, direction, noise=16.0)
 
 
 @jax.jit

@@ -17,7 +17,7 @@ from jaxsac.group_lasso.rounds import Check, Point, Scaled
 from jaxsac.losses import Squared
 from jaxsac.solution import Solution, Status
 
-_SMALLEST = 32  # capacity; they double from here
+_SMALLEST = 32  # capacity; the next ones are half as large again
 _FIRST, _SECOND = 64, 128  # violators admitted in the first two rounds
 _NEWTON_BELOW = 0.1  # relative gap at which Newton steps begin
 _POLISH_BELOW = 1e-5  # and at which they are all that is left to do
@@ -204,8 +204,10 @@ def improve(
         moving[: len(groups)] |= thresholds == 0
         support = np.flatnonzero(moving).astype(np.int32)
         support = _padded(support, capacity(problem, len(support)), -1)
+        scaled = model(_NEWTON_FLOOR)
+        few = rounds.supporting(scaled, own, support)
         for _ in range(newton_steps):
-            point = rounds.newton_step(problem, chosen.blocks, model(_NEWTON_FLOOR), setup.unit, own, point, support)
+            point = rounds.newton_step(problem, chosen.blocks, scaled.root, few, setup.unit, own, point, support)
     return point
 
 
@@ -239,7 +241,7 @@ def working_set(problem: Problem, setup: Setup, groups: np.ndarray) -> WorkingSe
 def capacity(problem: Problem, count: int) -> int:
     size = _SMALLEST
     while size < count:
-        size *= 2
+        size += size // 2
     return min(size, problem.groups.num_groups)
 
 
