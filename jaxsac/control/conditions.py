@@ -52,20 +52,24 @@ def irrepresentability(hessian: Any, support: Any, coefficients: Any, weights: A
     return _irrepresentability(hessian, support, coefficients, weights)
 
 
-def restricted_curvature(hessian: Any, support: Any, *, cone: Any = 3.0, num_restarts: int = 8, num_steps: int = 200) -> Curvature:
+def restricted_curvature(
+    hessian: Any, support: Any, *, cone: Any = 3.0, whole: bool = True, num_restarts: int = 8, num_steps: int = 200
+) -> Curvature:
     """Bounds on mu = min v'Hv / ||v||^2 over the cone sum_{j not in S} ||v_j|| <= c sum_{j in S} ||v_j||, v != 0 (c = `cone`).
 
         lower         = max(0, lambda_min(H), min_g lambda_min(H_gg) - (1 + c)^2 |S| max_{g != h} ||H_gh||_op)
         upper         = the quotient at the best of `num_restarts` projected descents of `num_steps` steps: a feasible v
         upper_support = lambda_min(H_SS): v supported in S
 
-    hessian [n, q, n, q]; support booleans [n], not empty (NaN where traced and empty). The lower bound holds since the sum over pairs of
-    blocks is at most max ||H_gh|| (sum ||v_g||)^2 <= max ||H_gh|| (1 + c)^2 |S| ||v||^2. Source: A3 of arXiv 2601.08271; the bounds are
-    classical (Bickel, Ritov & Tsybakov 2009 for the cone).
+    hessian [n, q, n, q]; support booleans [n], not empty (NaN where it is empty). `whole=False`: the n tools stand for more of their kind
+    (at least two of each kind that has more than one), so that lambda_min(H) is no bound and the other is taken alone. The lower bound
+    holds since the sum over pairs of blocks is at most max ||H_gh|| (sum ||v_g||)^2 <= max ||H_gh|| (1 + c)^2 |S| ||v||^2.
+    Source: A3 of arXiv 2601.08271; the bounds are classical (Bickel, Ritov & Tsybakov 2009 for the cone).
     """
     hessian, support = _blocks(hessian, support)
     cone = real_scalar("cone", cone, hessian.dtype, 0.0)
-    return _restricted_curvature(hessian, support, cone, static_integer("num_restarts", num_restarts, 1), static_integer("num_steps", num_steps, 0))
+    restarts, steps = static_integer("num_restarts", num_restarts, 1), static_integer("num_steps", num_steps, 0)
+    return _restricted_curvature(hessian, support, cone, bool(whole), restarts, steps)
 
 
 def signal_threshold(hessian: Any, support: Any, lam: Any, weights: Any = None) -> jax.Array:
@@ -132,8 +136,8 @@ def _signal_threshold(hessian, support, lam, weights):
     return lam * jnp.max(jnp.where(support, row, 0))
 
 
-@functools.partial(jax.jit, static_argnames=("num_restarts", "num_steps"))
-def _restricted_curvature(hessian, support, cone, num_restarts: int, num_steps: int) -> Curvature:
+@functools.partial(jax.jit, static_argnames=("whole", "num_restarts", "num_steps"))
+def _restricted_curvature(hessian, support, cone, whole: bool, num_restarts: int, num_steps: int) -> Curvature:
     n, q = hessian.shape[:2]
     dtype = hessian.dtype
     matrix = hessian.reshape(n * q, n * q)
@@ -144,7 +148,7 @@ def _restricted_curvature(hessian, support, cone, num_restarts: int, num_steps: 
     values, vectors = jnp.linalg.eigh(matrix)
     # Rounding of an eigenvalue is of the order of eps times the largest: taken off, the bound stays one.
     slack = 4 * n * q * jnp.finfo(dtype).eps * jnp.max(jnp.abs(values))
-    lower = jnp.maximum(jnp.maximum(coherence, values[0]) - slack, 0)
+    lower = jnp.maximum((jnp.maximum(coherence, values[0]) if whole else coherence) - slack, 0)
     top = jnp.maximum(values[-1], jnp.finfo(dtype).tiny)
     inner_values, inner_vectors = jnp.linalg.eigh(_inside(hessian, support, 2 * top))
 

@@ -67,6 +67,17 @@ class SparsePolicy(eqx.Module):
         names = jnp.where(taken, self._names(index.astype(jnp.int32)), NO_ACTION)
         return jnp.concatenate([names, jnp.full((self.budget - names.size,), NO_ACTION, jnp.int32)])
 
+    def offer(self, context: Any, costs: Any, limit: int, available: Any = None) -> jax.Array:
+        """The tools to offer under a budget of tokens: argmax over sets of total cost <= `limit` of sum_{j in a} P(j in a | psi).
+
+        That is the largest expected number of the policy's own tools among those offered. `costs` integers >= 0 [M] in units that keep
+        `limit` small (64 tokens, say): exact by dynamic programming, O(M limit). Returns int32 [most that fit], most probable first,
+        padded with -1; `limit` is static, and so are concrete costs.
+        """
+        scores = self.scores(context, available)
+        index = gibbs.mode(gibbs.marginals(scores, budget=self.budget), budget=limit, costs=costs)
+        return jnp.where(index >= 0, self._names(jnp.maximum(index, 0)), NO_ACTION)
+
     def sample(self, key: jax.Array, context: Any, available: Any = None, *, num_samples: int | None = None) -> jax.Array:
         """Exact samples of the policy, int32 [B] (or [num_samples, B]), padded with -1. The key is consumed."""
         scores = self.scores(context, available)
