@@ -28,6 +28,8 @@ class Problem(NamedTuple):
       for lower levels that know a way without cancellation. By default the two gradients are subtracted.
     * `allow_jvp`: use the midpoint rule, a product with the lower level's Hessian, in place of that subtraction. It is free of
       cancellation, exact for quadratics, and the only second-order product that the penalty methods can be asked to use.
+    * `batch_copies`: the lower level's copies go through its gradient as one batch, by `jax.vmap`. False: one after another, for functions
+      that cannot be batched (callbacks), or whose branches or memory make a batch dear.
 
     The functions are static: build a problem once, and pass what changes as x, y or data.
     """
@@ -39,6 +41,7 @@ class Problem(NamedTuple):
     nonsmooth: Callable[..., Any] | None = None
     lower_difference: Callable[..., tuple[Tree, Tree]] | None = None
     allow_jvp: bool = False
+    batch_copies: bool = True
 
 
 @jax.tree_util.register_static
@@ -149,22 +152,33 @@ class Oracle:
         return jax.grad(self.lower, 1)(x, y)
 
     def difference_x(self, x: Tree, y: Tree, step: Tree) -> Tree:
-        return self._difference(0, x, y, step)
+        return self.lower_changes(0, x, y, step)[1][0]
 
     def difference_y(self, x: Tree, y: Tree, step: Tree) -> Tree:
-        return self._difference(1, x, y, step)
+        return self.lower_changes(1, x, y, step)[1][0]
 
-    def _difference(self, argument: int, x: Tree, y: Tree, step: Tree) -> Tree:
-        """The gradient of `lower` in `argument` at y + step, less that at y."""
+    def lower_changes(self, argument: int, x: Tree, y: Tree, *steps: Tree) -> tuple[Tree, tuple[Tree, ...]]:
+        """The gradient of `lower` in x (argument 0) or y (1) at y, and its change when y moves by each of `steps`."""
+        gradient = (self.lower_x, self.lower_y)[argument]
+        if self.problem.lower_difference is not None or self.problem.allow_jvp:
+            return gradient(x, y), tuple(self._change(argument, x, y, step) for step in steps)
+        points = (y, *(add(y, step) for step in steps))
+        if self.problem.batch_copies:
+            # one batch: a product with the data reads them once for all copies, and is a wider one
+            many = jax.vmap(lambda y: gradient(x, y))(jax.tree.map(lambda *leaves: jnp.stack(leaves), *points))
+            first, *others = (jax.tree.map(lambda leaf, k=k: leaf[k], many) for k in range(len(points)))
+        else:
+            first, *others = (gradient(x, point) for point in points)
+        return first, tuple(subtract(other, first) for other in others)
+
+    def _change(self, argument: int, x: Tree, y: Tree, step: Tree) -> Tree:
+        """The gradient of `lower` in `argument` at y + step, less that at y, without subtracting them."""
         if self.problem.lower_difference is not None:
             with jax.default_matmul_precision("highest"):
                 changes = self.problem.lower_difference(original(x), original(y), original(step), *self.rest)
             change = like((x, y)[argument], changes[argument])
-        elif self.problem.allow_jvp:
-            change = self.derivative(argument, x, add(y, step, 0.5), step)
         else:
-            gradient = (self.lower_x, self.lower_y)[argument]
-            return subtract(gradient(x, add(y, step)), gradient(x, y))
+            change = self.derivative(argument, x, add(y, step, 0.5), step)
         if argument == 1 or self.problem.nonsmooth is None:
             return change
         gradient = jax.grad(self._nonsmooth, 0)

@@ -38,7 +38,8 @@ class Scheme(NamedTuple):
 
 def _forward_field(oracle, x, z, d, sigma, c):
     step = scale(d, sigma)
-    return oracle.lower_y(x, z), add(oracle.upper_y(x, add(z, step)), oracle.difference_y(x, z, step), 1 / sigma)
+    u_z, (change,) = oracle.lower_changes(1, x, z, step)
+    return u_z, add(oracle.upper_y(x, add(z, step)), change, 1 / sigma)
 
 
 def _forward_hypergradient(oracle, x, z, d, sigma):
@@ -57,8 +58,8 @@ def _map_forward(each, z, d, sigma):
 def _central_field(oracle, x, z, d, sigma, c):
     plus, minus = add(z, d, sigma), add(z, d, -sigma)
     upper_plus, upper_minus = oracle.upper_y(x, plus), oracle.upper_y(x, minus)
-    change = oracle.difference_y(x, minus, scale(d, 2 * sigma))
-    u_z = add(add(oracle.lower_y(x, minus), change, 0.5), subtract(upper_plus, upper_minus), 0.5 * sigma)
+    lower_minus, (change,) = oracle.lower_changes(1, x, minus, scale(d, 2 * sigma))
+    u_z = add(add(lower_minus, change, 0.5), subtract(upper_plus, upper_minus), 0.5 * sigma)
     u_d = add(scale(add(upper_plus, upper_minus), 0.5), change, 0.5 / sigma)
     return u_z, u_d
 
@@ -117,17 +118,19 @@ def _nearest(d: Tree) -> Tree:
 
 
 def _one_sided_field(oracle, x, z, d, sigma, c):
+    copies = _one_sided_copies(d, sigma)
+    u_z, changes = oracle.lower_changes(1, x, z, *(step for step, _ in copies))
     directions = (
-        add(oracle.upper_y(x, add(z, step)), oracle.difference_y(x, z, step), 1 / penalty) for step, penalty in _one_sided_copies(d, sigma)
+        add(oracle.upper_y(x, add(z, step)), change, 1 / penalty) for (step, penalty), change in zip(copies, changes, strict=True)
     )
-    return oracle.lower_y(x, z), _stack(*directions)
+    return u_z, _stack(*directions)
 
 
 def _one_sided_hypergradient(oracle, x, z, d, sigma):
     (near, _), (far, _) = _one_sided_copies(d, sigma)
     upper = subtract(scale(oracle.upper_x(x, add(z, near)), 2.0), oracle.upper_x(x, add(z, far)))
-    lower = subtract(scale(oracle.difference_x(x, z, near), 4.0), oracle.difference_x(x, z, far))
-    return add(upper, lower, 0.5 / sigma)
+    _, (to_near, to_far) = oracle.lower_changes(0, x, z, near, far)
+    return add(upper, subtract(scale(to_near, 4.0), to_far), 0.5 / sigma)
 
 
 def _map_one_sided(each, z, d, sigma):

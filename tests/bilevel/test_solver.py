@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from bilevel.beds import QUADRATIC, SCALAR, quadratic, quadratic_x
+from bilevel.beds import QUADRATIC, SCALAR, quadratic, quadratic_lower, quadratic_upper, quadratic_x
 
 from jaxsac import Status, bilevel
 from jaxsac.problems import bilevel as problems
@@ -73,14 +73,14 @@ def test_one_step_is_the_formula():
 
 
 def forward_products(difference, inner_steps):
-    """How often the compiled step multiplies by the lower level's matrix (50 rows) and the upper level's (70): once in every gradient."""
+    """How many vectors the compiled step multiplies by the lower level's matrix (50 rows) and the upper level's (70): one a gradient."""
     rng = np.random.default_rng(0)
     data = jnp.asarray(rng.normal(size=(50, 30)), jnp.float32), jnp.asarray(rng.normal(size=(70, 30)), jnp.float32)
     problem = bilevel.Problem(lambda x, y, d: jnp.sum((d[1] @ (x * y)) ** 4), lambda x, y, d: jnp.sum((d[0] @ (x * y)) ** 4))
     method = bilevel.Method(difference=difference, inner=optax.sgd(0.1), outer=optax.sgd(0.1), inner_steps=inner_steps)
     state = bilevel.init(problem, jnp.ones(30, jnp.float32), jnp.ones(30, jnp.float32), method)
     text = jax.jit(lambda s, d: bilevel.step(problem, s, method, batch=d)).lower(state, data).compile().as_text()
-    return tuple(len(re.findall(rf"= f32\[{rows},1\]\S* dot\(", text)) for rows in (50, 70))
+    return tuple(sum(map(int, re.findall(rf"= f32\[{rows},(\d+)\]\S* dot\(", text))) for rows in (50, 70))
 
 
 @pytest.mark.parametrize(
@@ -92,6 +92,36 @@ def test_cost_in_gradients(difference, K, lower, upper):
     total = {"forward": 2 * K + 3, "central": 2 * K + 4, "central_linear": 3 * K + 3}[difference]
     shared = {"forward": K, "central": 2 * K, "central_linear": 0}[difference]
     assert lower + upper - shared == total
+
+
+def test_copies_that_cannot_be_batched_go_one_after_another():
+    """A lower level with a callback, which has no batching rule: an error by default, the same answer with batch_copies=False."""
+    q = quadratic(0, jnp.float64)
+
+    @jax.custom_vjp
+    def lower(x, y, q):
+        return quadratic_lower(x, y, q)
+
+    def on_host(x, y, q):
+        shapes = jax.ShapeDtypeStruct(x.shape, x.dtype), jax.ShapeDtypeStruct(y.shape, y.dtype)
+        return jax.pure_callback(lambda x, y, q: (q.C @ y, q.A @ y + q.a + q.C.T @ x), shapes, x, y, q)
+
+    lower.defvjp(
+        lambda x, y, q: (lower(x, y, q), (x, y, q)),
+        lambda saved, c: (*(c * part for part in on_host(*saved)), jax.tree.map(jnp.zeros_like, saved[2])),
+    )
+    method = bilevel.Method(inner=INNER, outer=OUTER)
+
+    def after_two(problem):
+        state = bilevel.init(problem, jnp.ones(3), jnp.ones(4), method)
+        for _ in range(2):
+            state, _ = jax.jit(lambda state: bilevel.step(problem, state, method, batch=q))(state)
+        return state.x
+
+    plain = bilevel.Problem(quadratic_upper, lower)
+    np.testing.assert_allclose(after_two(plain._replace(batch_copies=False)), after_two(QUADRATIC), rtol=1e-12)
+    with pytest.raises(Exception, match="vmap"):
+        after_two(plain)
 
 
 def test_warm_starts_continue_and_a_certified_one_stops_at_once():
