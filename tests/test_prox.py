@@ -23,6 +23,8 @@ V = RNG.normal(size=12)
 INNER = Groups.equal(6, 2)
 TREE = (Level(Groups.equal(12, 1), 0.1), Level(INNER, jnp.asarray(RNG.uniform(0.1, 0.5, 6))), Level(Groups.equal(2, 6), 0.4))
 
+EVERYTHING = prox.Penalty(TREE[1:], l1=jnp.asarray(RNG.uniform(0, 0.5, 12)), ridge=0.7, nonnegative=True)
+
 
 def labels_of(groups):
     return np.asarray(groups.spread(jnp.arange(groups.num_groups, dtype=jnp.int32)))
@@ -78,6 +80,10 @@ PROXES = {
         lambda x: prox.sparse_group_norm(x, LAYOUTS["equal"], 0.2, 0.5),
     ),
     "tree": (lambda v: prox.prox_tree(v, TREE), lambda x: prox.tree_norm(x, TREE)),
+    "everything": (
+        lambda v: EVERYTHING.prox(v, 0.5, 0.8),
+        lambda x: 0.8 * jnp.where(jnp.all(x >= 0), EVERYTHING.value(x, 0.5), jnp.inf),
+    ),
     "elastic net": (lambda v: prox.prox_elastic_net(v, 0.3, 0.8), lambda x: 0.3 * jnp.sum(jnp.abs(x)) + 0.4 * jnp.sum(x**2)),
 }
 
@@ -144,6 +150,34 @@ def test_gradients_at_zero_and_at_the_kink_are_finite(groups):
     np.testing.assert_array_equal(jax.jacobian(lambda v: prox.prox_group(v, groups, 0.0))(zero), np.eye(12))
     unit = jnp.zeros(12).at[0].set(1.0)  # norm exactly at the threshold
     assert np.all(np.isfinite(jax.jacobian(lambda v: prox.prox_group(v, groups, 1.0))(unit)))
+
+
+PENALTIES = {
+    "everything": EVERYTHING,
+    "tree": prox.Penalty(TREE),
+    "sparse group": prox.Penalty([Level(LAYOUTS["padded"], 0.5)], l1=0.2),
+    "group": prox.Penalty([Level(LAYOUTS["padded"], 3.0)]),
+    "non-negative": prox.Penalty([Level(LAYOUTS["equal"], jnp.asarray([0.5, 0.0, 1.0, 2.0]))], l1=0.1, nonnegative=True),
+}
+
+
+@pytest.mark.parametrize("name", PENALTIES)
+def test_a_penalty_is_one_convex_function(name):
+    """The dual norm is where the prox vanishes, the bound is above it, and `violation` is zero where the prox puts its minimiser."""
+    penalty, v = PENALTIES[name], jnp.asarray(V)
+    t = penalty.dual_norm(v)
+    assert not np.any(penalty.prox(v, t * (1 + 1e-12))) and np.any(penalty.prox(v, t * (1 - 1e-9)))
+    assert t * (1 - 1e-12) <= penalty.dual_norm_bound(v) <= 3 * t + np.abs(V).max() * 10
+    found = penalty.prox(v, 0.4)
+    assert 0 < np.count_nonzero(found) < 12
+    # found minimises penalty − (v − found)'x, and half of it does not
+    np.testing.assert_allclose(penalty.violation(found, v - found, 0.4), np.zeros(12), atol=1e-14)
+    assert np.abs(penalty.violation(0.5 * found, v - 0.5 * found, 0.4)).max() > 1e-3
+    np.testing.assert_array_equal(penalty.pinned(found, 0.4), found == 0)
+    moving = ~penalty.pinned(found, 0.4)
+    slope = jax.grad(lambda x: penalty.value(jnp.where(moving, x, 0.0), 0.4))(found)
+    np.testing.assert_allclose(jnp.where(moving, penalty.gradient(found, 0.4), 0.0), slope, rtol=1e-12, atol=1e-15)
+    assert not np.any(penalty.unpenalised(12))
 
 
 def test_nan_stays_in_its_group():

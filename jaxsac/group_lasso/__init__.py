@@ -1,5 +1,11 @@
 """Group lasso with smooth convex losses: certified solutions, paths, derivatives."""
 
+from jaxsac.group_lasso.selection import Criterion as Criterion
+from jaxsac.group_lasso.selection import Stability as Stability
+from jaxsac.group_lasso.selection import degrees_of_freedom as degrees_of_freedom
+from jaxsac.group_lasso.selection import ebic as ebic
+from jaxsac.group_lasso.selection import refit as refit
+from jaxsac.group_lasso.selection import stability_selection as stability_selection
 from jaxsac.group_lasso.simulation import simulated_lam as simulated_lam
 from jaxsac.group_lasso.solver import lam_max as lam_max
 from jaxsac.group_lasso.solver import path as path

@@ -12,6 +12,7 @@ from jaxsac.prox import group_norms
 # Multiples of eps, twice what hundreds of random problems needed.
 _OF_VALUES = 4.0
 _OF_PULL = 2.0
+_OF_ROOT = 8.0  # of a dual norm that is found by Newton steps
 _FREE_STEPS = 6
 
 
@@ -25,14 +26,13 @@ def duality_gap(problem: Problem, point: Coefficients, *, columns: jax.Array, sc
     predictions = problem.predict(point)
     objective = problem.smooth_value(predictions) + problem.penalty(point.coef)
 
-    free = problem.groups.spread(problem.thresholds == 0)
+    free = problem.free
     fit = fit_free(problem, point, predictions, free, columns=columns, target=target, max_steps=_FREE_STEPS)
-    of_free_columns = when(
-        jnp.any(free),
-        lambda: problem.design.predict(jnp.where(free, fit.point.coef, 0.0)),
-        jnp.zeros_like(predictions),
-    )
-    penalised = fit.predictions - of_free_columns - problem.constant(fit.point.intercept)
+    penalised = fit.predictions - problem.constant(fit.point.intercept)
+    if problem.ridge is None:  # which would penalise the free columns too
+        penalised = penalised - when(
+            jnp.any(free), lambda: problem.design.predict(jnp.where(free, fit.point.coef, 0.0)), jnp.zeros_like(predictions)
+        )
 
     gradient = problem.design.adjoint(problem.residual(fit.predictions))
     return gap_after_refit(problem, objective, fit, penalised, gradient, columns=columns, scale=scale)
@@ -41,25 +41,32 @@ def duality_gap(problem: Problem, point: Coefficients, *, columns: jax.Array, sc
 def gap_after_refit(
     problem: Problem, objective: jax.Array, fit: FreeFit, penalised: jax.Array, gradient: jax.Array, *, columns: jax.Array, scale: jax.Array
 ) -> Certificate:
-    """`objective` minus the dual value at the refitted point: `gradient` is X' ρ there, `penalised` the part of its predictions with a penalty."""
-    thresholds = problem.thresholds
-    free_groups = thresholds == 0
-    gradient_norms = group_norms(gradient, problem.groups)
-    worst = jnp.max(jnp.where(free_groups, 0.0, gradient_norms / jnp.where(free_groups, 1.0, thresholds)))
-    limit = jnp.where(worst == 0, jnp.inf, 1.0 / jnp.where(worst == 0, 1.0, worst))
+    """`objective` minus the dual value at the refitted point: `gradient` is X' ρ there, `penalised` the part of its predictions with a penalty.
+
+    In general s Ω*(X' ρ − ridge b) ≤ lam, Ω* being the dual norm of all that lam multiplies; the ridge is one more quadratic loss.
+    """
+    free, norms, coef = problem.free, problem.whole_penalty, fit.point.coef
+    ridge = 0.0 if problem.ridge is None else problem.ridge * jnp.sum(coef**2)
+    gradient = gradient if problem.ridge is None else gradient - problem.ridge * coef
+    worst = norms.dual_norm(jnp.where(free, 0.0, gradient))
+    limit = jnp.where(worst == 0, jnp.inf, problem.lam / jnp.where(worst == 0, 1.0, worst))
     z = problem.offset + fit.predictions
-    _, bound = problem.loss.dual_value(z, problem.y, problem.sample_weight, penalised, limit)
+    _, bound = problem.loss.dual_value(z, problem.y, problem.sample_weight, penalised, limit, ridge)
     gap = jnp.maximum(objective - bound, 0.0)
     # ρ is orthogonal to the unpenalised part U but for what the refit left, and the bound lacks (U' ρ)'(u* − u): at most the product of
     # the two in the norm of the Hessian, remaining^½ and a distance, (2 P)^½ at the most.
     gap = gap + fit.remaining + 2.0 * jnp.sqrt(fit.remaining * (scale + gap))
 
-    # Rounding moves the two values, and through X' ρ the scale s, by as much of s ρ' X b = lam Ω(b) as X_g' ρ is off relative to lam w_g.
+    # Rounding moves the two values, and through X' ρ the scale s, by as much of s ρ' X b = lam Ω(b) as X_g' ρ is off relative to lam w_g
+    # (of the whole dual value, where that is linear in s).
     info = jnp.finfo(gap.dtype)
     at = sizes(problem, fit.point, fit.predictions, columns)
-    pull = group_norms(columns, problem.groups) * at.residual
-    pull = jnp.max(jnp.where(free_groups, 0.0, pull / jnp.where(free_groups, 1.0, thresholds)))
-    rounding = info.eps * (_OF_VALUES * (jnp.abs(objective) + jnp.abs(bound) + at.value) + _OF_PULL * pull * problem.penalty(fit.point.coef))
+    pull = norms.dual_norm_bound(jnp.where(free, 0.0, columns)) * at.residual
+    pull = jnp.where(problem.lam == 0, 0.0, pull / jnp.where(problem.lam == 0, 1.0, problem.lam))
+    pull = pull if problem.extra is None else pull + _OF_ROOT
+    lever = problem.penalty(coef) + 0.5 * ridge
+    lever = lever if problem.loss.separable else lever + jnp.abs(bound)
+    rounding = info.eps * (_OF_VALUES * (jnp.abs(objective) + jnp.abs(bound) + at.value) + _OF_PULL * pull * lever)
     # Squares that underflow would look like a gap of 0.
     rounding = rounding + jnp.where(at.residual > 0, 8.0 * info.tiny, 0.0)
     return Certificate(gap, rounding, scale)
@@ -74,10 +81,10 @@ def stationarity(problem: Problem, point: Coefficients) -> tuple[jax.Array, jax.
 
 
 def violation(problem: Problem, coef: jax.Array, residual: jax.Array, gradient: jax.Array) -> jax.Array:
-    """b_g ≠ 0: ‖X_g' ρ − lam w_g b_g/‖b_g‖‖; b_g = 0: max(0, ‖X_g' ρ‖ − lam w_g); intercept: |Σ_t ρ_t|. The largest."""
-    norms = group_norms(coef, problem.groups)
-    zero = norms == 0
-    ratio = jnp.where(zero, 0.0, problem.thresholds / jnp.where(zero, 1.0, norms))
-    left = group_norms(gradient - coef * problem.groups.spread(ratio), problem.groups)
-    worst = jnp.max(jnp.where(zero, jnp.maximum(left - problem.thresholds, 0.0), left))
+    """b_g ≠ 0: ‖X_g' ρ − lam w_g b_g/‖b_g‖‖; b_g = 0: max(0, ‖X_g' ρ‖ − lam w_g); intercept: |Σ_t ρ_t|. The largest.
+
+    In general the distance of X' ρ from the subgradients of the penalty, by groups.
+    """
+    left = problem.whole_penalty.violation(coef, gradient, problem.lam)
+    worst = jnp.max(group_norms(left, problem.groups))
     return jnp.maximum(worst, jnp.max(jnp.abs(jnp.sum(residual, axis=0)))) if problem.intercept else worst

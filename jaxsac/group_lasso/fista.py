@@ -7,7 +7,6 @@ import jax.numpy as jnp
 
 from jaxsac.designs import largest_eigenvalue, squared_norm
 from jaxsac.group_lasso.problem import Coefficients, Problem
-from jaxsac.prox import prox_group
 
 _MARGIN = 1.02  # power iteration gives a lower bound; the check of every step mends the rest
 
@@ -73,8 +72,13 @@ def measure_curvature(problem: Problem, null: jax.Array) -> Curvature:
 
 
 def begin(problem: Problem, state: State) -> Iterate:
-    point, previous = Coefficients(state.coef, state.intercept), Coefficients(state.previous_coef, state.previous_intercept)
-    return Iterate(point, problem.predict(point), previous, problem.predict(previous), state.momentum, state.inflation)
+    """The state with its predictions; what the constraints forbid is brought back."""
+    coefs = (state.coef, state.previous_coef)
+    if problem.extra is not None and problem.extra.nonnegative:
+        coefs = tuple(jnp.maximum(coef, 0.0) for coef in coefs)
+    last = Coefficients(coefs[0], state.intercept)
+    previous = Coefficients(coefs[1], state.previous_intercept)
+    return Iterate(last, problem.predict(last), previous, problem.predict(previous), state.momentum, state.inflation)
 
 
 def fista_step(problem: Problem, curvature: Curvature, at: Iterate) -> Iterate:
@@ -90,7 +94,7 @@ def fista_step(problem: Problem, curvature: Curvature, at: Iterate) -> Iterate:
     residual = problem.residual(start_predictions)
     of_coef, of_intercept = at.inflation * curvature.coef, at.inflation * curvature.intercept
 
-    coef = prox_group(start.coef + problem.design.adjoint(residual) / of_coef, problem.groups, problem.thresholds / of_coef)
+    coef = problem.whole_penalty.prox(start.coef + problem.design.adjoint(residual) / of_coef, problem.lam, 1.0 / of_coef)
     intercept = start.intercept + jnp.sum(residual, axis=0) / of_intercept if problem.intercept else start.intercept
     point = Coefficients(coef, intercept)
     predictions = problem.predict(point)

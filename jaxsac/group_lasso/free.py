@@ -39,7 +39,7 @@ def fit_free(
     max_steps: int,
     max_halvings: int = 0,
 ) -> FreeFit:
-    """Minimise F over the intercept and over the coefficients marked in `free` [p] (None: no coefficients), starting at `point`.
+    """Minimise F, and the ridge, over the intercept and over the coefficients marked in `free` [p] (None: none), starting at `point`.
 
     `columns` are ‖C^½ x_j‖ [p]. Ends when a Newton step promises less than `target`, or after `max_steps`. A step that does not lower F is
     halved up to `max_halvings` times, then refused. `remaining` is that promise, the squared Newton decrement;
@@ -55,13 +55,19 @@ def fit_free(
         at = fit.predictions
 
         def product(v):
-            return mask * problem.design.adjoint(problem.curvature_product(at, problem.design.predict(mask * v)))
+            bent = problem.design.adjoint(problem.curvature_product(at, problem.design.predict(mask * v)))
+            return mask * (bent if problem.ridge is None else bent + problem.ridge * v)
 
-        gradient = mask * problem.design.adjoint(residual)
+        pull = problem.design.adjoint(residual)
+        gradient = mask * (pull if problem.ridge is None else pull - problem.ridge * fit.point.coef)
         # What rounding leaves of a gradient that should vanish; below it there is nothing to solve.
         floor = eps * jnp.sqrt(jnp.sum((mask * columns) ** 2)) * sizes(problem, fit.point, at, columns).residual
         step, solved = _conjugate_gradient(product, gradient, floor)
         return Coefficients(step, jnp.zeros_like(point.intercept)), jnp.vdot(gradient, step), solved
+
+    def energy(predictions, coef):
+        smooth = problem.smooth_value(predictions)
+        return smooth if problem.ridge is None else smooth + 0.5 * problem.ridge * jnp.sum(coef**2)
 
     def intercept_step(residual, at):
         gradient = jnp.sum(residual, axis=0)
@@ -84,7 +90,7 @@ def fit_free(
         if problem.intercept:
             shift, gain = intercept_step(residual, fit.predictions)
             direction, promise = Coefficients(direction.coef, shift), promise + gain
-        value = problem.smooth_value(fit.predictions)
+        value = energy(fit.predictions, fit.point.coef)
         moved = problem.constant(direction.intercept)
         if any_free is not None:
             moved = moved + when(any_free, lambda: problem.design.predict(direction.coef), jnp.zeros_like(predictions))
@@ -92,7 +98,8 @@ def fit_free(
 
         def fits(size):
             # Small steps change F by less than its rounding, and are the good ones.
-            return problem.smooth_value(fit.predictions + size * moved) <= value + 8.0 * eps * jnp.abs(value)
+            there = energy(fit.predictions + size * moved, fit.point.coef + size * direction.coef)
+            return there <= value + 8.0 * eps * jnp.abs(value)
 
         size = jnp.where(running, jnp.ones_like(target), 0.0)
         if max_halvings:

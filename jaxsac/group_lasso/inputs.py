@@ -10,7 +10,7 @@ from jaxsac._checks import is_concrete, real_array, real_scalar, require
 from jaxsac.designs import as_design
 from jaxsac.group_lasso.problem import Problem, centre
 from jaxsac.losses import Loss, resolve
-from jaxsac.prox import Groups
+from jaxsac.prox import Groups, Penalty
 
 
 def make_problem(
@@ -23,6 +23,7 @@ def make_problem(
     sample_weight: Any,
     offset: Any,
     intercept: bool,
+    penalty: Penalty | None = None,
 ) -> Problem:
     """The problem as checked arrays; ValueError for what does not fit."""
     design = as_design(X)
@@ -47,7 +48,10 @@ def make_problem(
     loss = loss.for_data(y, offset, sample_weight)
     if intercept:
         design = centre(design, sample_weight)
-    return Problem(design, y, groups, lam, weights, sample_weight, offset, loss, bool(intercept), free_weights)
+    if penalty is not None:
+        require(isinstance(penalty, Penalty), f"penalty must be a jaxsac.prox.Penalty, got {type(penalty).__name__}.")
+        penalty = penalty.checked(groups, dtype)
+    return Problem(design, y, groups, lam, weights, sample_weight, offset, loss, bool(intercept), free_weights, penalty)
 
 
 def _non_negative(name: str, value: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:

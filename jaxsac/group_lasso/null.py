@@ -7,7 +7,6 @@ from jax import lax
 from jaxsac.group_lasso.derivative import with_derivatives
 from jaxsac.group_lasso.free import fit_free
 from jaxsac.group_lasso.problem import Coefficients, Problem, with_lam
-from jaxsac.prox import dual_group_norm
 
 _STEPS = 50
 _HALVINGS = 30
@@ -18,7 +17,7 @@ def fit_null(problem: Problem, columns: jax.Array) -> tuple[Coefficients, jax.Ar
     zeros = problem.zeros()
     predictions = jnp.zeros_like(problem.offset)
     target = 4.0 * jnp.finfo(predictions.dtype).eps ** 2 * problem.smooth_value(predictions)
-    free = problem.groups.spread(problem.weights == 0) if problem.free_weights else None
+    free = problem.unpenalised if problem.free_weights else None
     fit = fit_free(problem, zeros, predictions, free, columns=columns, target=target, max_steps=_STEPS, max_halvings=_HALVINGS)
     return fit.point, fit.predictions
 
@@ -32,11 +31,10 @@ def lam_max_of(problem: Problem) -> jax.Array:
 
 def null_pull(problem: Problem, null: Coefficients) -> jax.Array:
     """The largest pull at the null model, with its derivative."""
-    null = with_derivatives(problem, null, support=problem.groups.spread(problem.weights == 0))
+    null = with_derivatives(problem, null, support=problem.unpenalised)
     return largest_pull(problem, problem.design.adjoint(problem.residual(problem.predict(null))))
 
 
 def largest_pull(problem: Problem, gradient: jax.Array) -> jax.Array:
-    """max_g ‖gradient_g‖ / w_g over penalised groups."""
-    free = problem.groups.spread(problem.weights == 0)
-    return dual_group_norm(jnp.where(free, 0.0, gradient), problem.groups, problem.weights)
+    """max_g ‖gradient_g‖ / w_g over penalised groups, or the dual norm of another penalty."""
+    return problem.whole_penalty.dual_norm(jnp.where(problem.unpenalised, 0.0, gradient))

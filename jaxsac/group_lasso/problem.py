@@ -10,7 +10,7 @@ from jax import lax
 
 from jaxsac.designs import Centred
 from jaxsac.losses import Loss
-from jaxsac.prox import Groups, group_norms
+from jaxsac.prox import Groups, Level, Penalty
 
 
 class Coefficients(NamedTuple):
@@ -21,7 +21,7 @@ class Coefficients(NamedTuple):
 
 
 class Problem(eqx.Module):
-    """minimise F(offset + X b + intercept) + lam Σ_g w_g ‖b_g‖, F(z) = (1/T) Σ_t c_t ℓ(z_t; y_t).
+    """minimise F(offset + X b + intercept) + lam Σ_g w_g ‖b_g‖ + `extra`, F(z) = (1/T) Σ_t c_t ℓ(z_t; y_t).
 
     With an intercept, X stands for the design minus its weighted mean over samples: the intercept is then orthogonal to the columns in the
     metric of the sample weights, so that each may take its own step size. `uncentre` turns the result back.
@@ -37,10 +37,34 @@ class Problem(eqx.Module):
     loss: Loss
     intercept: bool = eqx.field(static=True)
     free_weights: bool = eqx.field(static=True, default=True)  # whether a weight may be 0; False saves compiling what fits such groups
+    extra: Penalty | None = None  # what the penalty has beside the norms of the groups
 
     @property
     def thresholds(self) -> jax.Array:
         return self.lam * self.weights
+
+    @property
+    def whole_penalty(self) -> Penalty:
+        """The norms of the groups and what is beside them; lam multiplies the norms."""
+        own = Level(self.groups, self.weights)
+        if self.extra is None:
+            return Penalty((own,))
+        return Penalty((own, *self.extra.levels), self.extra.l1, self.extra.ridge, self.extra.nonnegative)
+
+    @property
+    def ridge(self) -> jax.Array | None:
+        return None if self.extra is None else self.extra.ridge
+
+    @property
+    def unpenalised(self) -> jax.Array:
+        """Which coefficients have weights 0, bool [p]."""
+        return self.whole_penalty.unpenalised(self.groups.num_coefficients)
+
+    @property
+    def free(self) -> jax.Array:
+        """Which coefficients neither a norm nor a constraint holds at this lam, bool [p]."""
+        held = self.extra is not None and self.extra.nonnegative
+        return self.unpenalised if held else self.unpenalised | (self.lam == 0)
 
     @property
     def num_samples(self) -> int:
@@ -73,7 +97,7 @@ class Problem(eqx.Module):
         return self.loss.majorant(self.offset + predictions, self.y, self.sample_weight)
 
     def penalty(self, coef: jax.Array) -> jax.Array:
-        return jnp.sum(self.thresholds * group_norms(coef, self.groups))
+        return self.whole_penalty.value(coef, self.lam)
 
     def weighted_norm(self, predictions: jax.Array) -> jax.Array:
         """(Σ_t c_t ‖z_t‖²)^½."""
@@ -83,6 +107,13 @@ class Problem(eqx.Module):
 
 def with_lam(problem: Problem, lam: Any) -> Problem:
     return dataclasses.replace(problem, lam=lam)
+
+
+def with_sample_weight(problem: Problem, sample_weight: jax.Array) -> Problem:
+    """The problem with other weights of records: what a fold, a half or a bootstrap draw is."""
+    design = centre(problem.design.design, sample_weight) if problem.intercept else problem.design
+    loss = problem.loss.for_data(problem.y, problem.offset, sample_weight)
+    return dataclasses.replace(problem, design=design, sample_weight=sample_weight, loss=loss)
 
 
 def centre(design: Any, sample_weight: jax.Array) -> Centred:

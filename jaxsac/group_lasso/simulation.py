@@ -14,7 +14,7 @@ from jaxsac.group_lasso.inputs import make_problem
 from jaxsac.group_lasso.null import fit_null, lam_max_of, largest_pull
 from jaxsac.group_lasso.problem import Coefficients, Problem, recentre
 from jaxsac.losses import Loss
-from jaxsac.prox import Groups
+from jaxsac.prox import Groups, Penalty
 
 _BATCH = 32  # draws at a time: products of X with a matrix, in bounded memory
 
@@ -30,6 +30,7 @@ def simulated_lam(
     sample_weight: Any = None,
     offset: Any = None,
     intercept: bool = False,
+    penalty: Penalty | None = None,
     value: Coefficients | None = None,
     level: Any = 0.05,
     factor: Any = 1.1,
@@ -45,7 +46,7 @@ def simulated_lam(
 
     `num_draws` draws; the other keywords are those of `solve`. The key is consumed.
     """
-    problem = make_problem(X, y, groups, 0.0, loss, weights, sample_weight, offset, intercept)
+    problem = make_problem(X, y, groups, 0.0, loss, weights, sample_weight, offset, intercept, penalty)
     dtype = problem.offset.dtype
     level, factor = real_scalar("level", level, dtype, 0.0), real_scalar("factor", factor, dtype, 0.0)
     num_draws = static_integer("num_draws", num_draws, 1)
@@ -74,7 +75,7 @@ def _pulls(key: jax.Array, problem: Problem, pilot: Coefficients | None, *, num_
     columns = jnp.sqrt(problem.design.column_squares(problem.sample_weight))
     predictions = fit_null(problem, columns)[1] if pilot is None else problem.predict(pilot)
     residual = problem.residual(predictions)
-    free = problem.groups.spread(problem.weights == 0) if problem.free_weights else None
+    free = problem.unpenalised if problem.free_weights else None
 
     def of_signs(key):
         noise = jax.random.normal(key, shape[:1], dtype).reshape((-1,) + (1,) * (len(shape) - 1))

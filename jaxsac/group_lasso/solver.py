@@ -9,18 +9,19 @@ import numpy as np
 from jax import lax
 
 from jaxsac._checks import check_shape, is_concrete, real_array, real_scalar, require, static_integer
-from jaxsac._iterate import Certificate, iterate
+from jaxsac._iterate import Certificate, Outcome, iterate
 from jaxsac.group_lasso.certificate import duality_gap, stationarity
+from jaxsac.group_lasso.compiled_working_set import applies, run_rounds
 from jaxsac.group_lasso.concomitant import scaled_on_host
 from jaxsac.group_lasso.derivative import with_derivatives
 from jaxsac.group_lasso.fista import Curvature, State, begin, fista_step, measure_curvature, start
 from jaxsac.group_lasso.homotopy import path_on_host
 from jaxsac.group_lasso.inputs import make_problem as _problem
 from jaxsac.group_lasso.null import fit_null, lam_max_of, null_pull
-from jaxsac.group_lasso.problem import Coefficients, Problem, recentre, uncentre, with_lam
+from jaxsac.group_lasso.problem import Coefficients, Problem, recentre, uncentre, when, with_lam
 from jaxsac.group_lasso.working_set import covers, solve_on_host
 from jaxsac.losses import Loss
-from jaxsac.prox import Groups
+from jaxsac.prox import Groups, Penalty
 from jaxsac.solution import Solution, Status
 
 _CHECK_EVERY = 10
@@ -38,6 +39,7 @@ def solve(
     sample_weight: Any = None,
     offset: Any = None,
     intercept: bool = False,
+    penalty: Penalty | None = None,
     tol: Any = None,
     max_steps: Any = 20_000,
     state: State | None = None,
@@ -54,6 +56,7 @@ def solve(
     * `sample_weight` c ≥ 0 [T]: None is 1. They are not normalised: P divides by T. A record of weight 2 is the same record twice in a
       data set whose T is not changed.
     * `intercept`: an unpenalised constant, one for each output.
+    * `penalty`: a `jaxsac.prox.Penalty` to be added: a ridge, an l1 norm, families of groups, b ≥ 0. Its norms are multiplied by lam.
     * `tol`: CONVERGED means gap + rounding bound ≤ tol · scale, scale being the objective of the null model (b = 0 but for unpenalised
       parts, which are fitted). None is 1e-6 in float64 and 1e-4 in float32. `max_steps` counts pairs of products with X.
     * `state`: that of another solution of the same shapes, to start from.
@@ -75,14 +78,14 @@ def solve(
     A tolerance that the dtype cannot reach: STALLED. The estimator is that of arXiv 2601.08271; the dual certificates are classical
     (Ndiaye et al. 2017).
     """
-    problem = _problem(X, y, groups, lam, loss, weights, sample_weight, offset, intercept)
+    problem = _problem(X, y, groups, lam, loss, weights, sample_weight, offset, intercept, penalty)
     dtype = problem.offset.dtype
-    tol = real_scalar("tol", (1e-4 if dtype == jnp.float32 else 1e-6) if tol is None else tol, dtype, 0.0)
+    tol = tolerance(tol, dtype)
     if state is not None:
         check_shape("state.coef", state.coef, (groups.num_coefficients,))
         check_shape("state.intercept", state.intercept, problem.offset.shape[1:])
-    max_steps = _step_limit(max_steps)
-    if is_concrete(problem, tol, max_steps, state) and covers(problem):
+    max_steps = step_limit(max_steps)
+    if is_concrete(problem, tol, max_steps, state) and for_host(problem):
         at = None if state is None else recentre(problem, Coefficients(state.coef, state.intercept))
         if not problem.loss.separable:
             return _solve(problem, tol, max_steps, scaled_on_host(problem, float(tol), int(max_steps), at))
@@ -104,13 +107,14 @@ def lam_max(
     sample_weight: Any = None,
     offset: Any = None,
     intercept: bool = False,
+    penalty: Penalty | None = None,
 ) -> jax.Array:
     """The least lam at which all penalised coefficients are zero: max_g ‖X_g' ρ₀‖ / w_g, ρ₀ = −∇F at the null model, [].
 
     The keywords are those of `solve`; groups of weight 0 and the intercept are fitted in the null model and left out of the maximum.
     0 where nothing is penalised, NaN for data with NaN. Differentiable.
     """
-    return lam_max_of(_problem(X, y, groups, 0.0, loss, weights, sample_weight, offset, intercept))
+    return lam_max_of(_problem(X, y, groups, 0.0, loss, weights, sample_weight, offset, intercept, penalty))
 
 
 def path(
@@ -126,6 +130,7 @@ def path(
     sample_weight: Any = None,
     offset: Any = None,
     intercept: bool = False,
+    penalty: Penalty | None = None,
     tol: Any = None,
     max_steps: Any = 20_000,
 ) -> Solution:
@@ -137,18 +142,18 @@ def path(
     values. The keywords are those of `solve`, `max_steps` counts for each lam; the two methods are those of `solve`, and by the second a lam
     starts from the secant of the last two solutions on the groups that the sequential strong rule keeps (Tibshirani et al. 2012).
     """
-    problem = _problem(X, y, groups, 0.0, loss, weights, sample_weight, offset, intercept)
+    problem = _problem(X, y, groups, 0.0, loss, weights, sample_weight, offset, intercept, penalty)
     dtype = problem.offset.dtype
-    tol = real_scalar("tol", (1e-4 if dtype == jnp.float32 else 1e-6) if tol is None else tol, dtype, 0.0)
+    tol = tolerance(tol, dtype)
     min_ratio = real_scalar("min_ratio", min_ratio, dtype, 0.0, strict=True)
-    num_lams, max_steps = static_integer("num_lams", num_lams, 1), _step_limit(max_steps)
+    num_lams, max_steps = static_integer("num_lams", num_lams, 1), step_limit(max_steps)
     if lams is not None:
         lams = real_array("lams", lams, ("L",), dtype)
         require(lams.shape[0] > 0, "lams must hold at least one value.")
         require(not is_concrete(lams) or not bool(np.any(np.asarray(lams) < 0)), "lams must be >= 0.")
         lams = jnp.where(lams >= 0, lams, jnp.nan)
     penalised = lams is None or (is_concrete(lams) and bool(np.all(np.asarray(lams) > 0)))
-    on_host = is_concrete(problem, tol, max_steps, min_ratio) and penalised and covers(with_lam(problem, jnp.ones_like(problem.lam)))
+    on_host = is_concrete(problem, tol, max_steps, min_ratio) and penalised and for_host(with_lam(problem, jnp.ones_like(problem.lam)))
     if on_host and problem.loss.separable:
 
         def otherwise(here: Problem, unfinished: Solution) -> Solution:
@@ -157,7 +162,7 @@ def path(
         return path_on_host(problem, lams, num_lams, float(min_ratio), float(tol), int(max_steps), otherwise)
     if on_host:
         return _scaled_path(problem, _geometric(lam_max_of(problem), min_ratio, num_lams) if lams is None else lams, tol, max_steps)
-    return _path(problem, lams, min_ratio, tol, max_steps, num_lams=num_lams)
+    return compiled_path(problem, lams, min_ratio, tol, max_steps, num_lams=num_lams)
 
 
 def _geometric(largest: jax.Array, min_ratio: jax.Array, num_lams: int) -> jax.Array:
@@ -178,26 +183,37 @@ def _scaled_path(problem: Problem, lams: jax.Array, tol: jax.Array, max_steps: j
 
 
 class _Setup(NamedTuple):
-    """What does not depend on lam."""
+    """What does not depend on lam; the curvature is None where it is to be measured when it is needed."""
 
     null: Coefficients
     scale: jax.Array
-    curvature: Curvature
+    columns: jax.Array
+    curvature: Curvature | None
 
 
-def _step_limit(max_steps: Any) -> jax.Array:
+def for_host(problem: Problem) -> bool:
+    """Whether the host-driven method is for a concrete problem: its penalty has nothing beside the norms of the groups, and it is large."""
+    return problem.extra is None and covers(problem)
+
+
+def tolerance(tol: Any, dtype: Any) -> jax.Array:
+    return real_scalar("tol", (1e-4 if dtype == jnp.float32 else 1e-6) if tol is None else tol, dtype, 0.0)
+
+
+def step_limit(max_steps: Any) -> jax.Array:
     if is_concrete(max_steps):
         static_integer("max_steps", max_steps, 0)
     return jnp.asarray(max_steps, jnp.int32)
 
 
-def _set_up(problem: Problem) -> _Setup:
-    curvature = measure_curvature(problem, jnp.zeros_like(problem.offset))
-    null, predictions = fit_null(problem, curvature.columns)
+def _set_up(problem: Problem, *, measured: bool) -> _Setup:
+    curvature = measure_curvature(problem, jnp.zeros_like(problem.offset)) if measured else None
+    columns = curvature.columns if curvature else jnp.sqrt(problem.design.column_squares(problem.sample_weight))
+    null, predictions = fit_null(problem, columns)
     # A null model that fits exactly leaves rounding for an objective: the scale stays above the rounding of the data.
     eps = jnp.finfo(predictions.dtype).eps
     scale = problem.smooth_value(predictions) + eps * problem.smooth_value(jnp.zeros_like(predictions))
-    return _Setup(null, scale, curvature)
+    return _Setup(null, scale, columns, curvature)
 
 
 def _run(problem: Problem, setup: _Setup, tol: jax.Array, max_steps: jax.Array, state: State):
@@ -205,18 +221,29 @@ def _run(problem: Problem, setup: _Setup, tol: jax.Array, max_steps: jax.Array, 
     # The refit's gradient counts to the first order: its square, not the decrease itself, is to be small beside the tolerance.
     target = (0.0005 * tol) ** 2 * setup.scale
 
-    def certify(at) -> Certificate:
-        return duality_gap(problem, at.point, columns=setup.curvature.columns, scale=setup.scale, target=target)
+    def certify(point: Coefficients) -> Certificate:
+        return duality_gap(problem, point, columns=setup.columns, scale=setup.scale, target=target)
 
-    return iterate(
-        functools.partial(fista_step, problem, setup.curvature),
-        certify,
-        begin(problem, state),
-        tol=tol,
-        max_steps=max_steps,
-        check_every=_CHECK_EVERY,
-        patience=_PATIENCE,
-    )
+    def run_from(state: State, max_steps: jax.Array) -> Outcome:
+        curvature = setup.curvature or measure_curvature(problem, jnp.zeros_like(problem.offset))
+        step = functools.partial(fista_step, problem, curvature)
+        start = begin(problem, state)
+        return iterate(
+            step, lambda at: certify(at.point), start, tol=tol, max_steps=max_steps, check_every=_CHECK_EVERY, patience=_PATIENCE
+        )
+
+    if not applies(problem):
+        return run_from(state, max_steps)
+    early = run_rounds(problem, setup.columns, Coefficients(state.coef, state.intercept), certify, tol, max_steps)
+    finite = early.status != Status.NONFINITE
+    reached = jax.tree.map(lambda new, old: jnp.where(finite, new, old), start(early.state), state)
+
+    def go_on() -> Outcome:
+        late = run_from(reached, max_steps - early.num_steps)
+        return late._replace(num_steps=late.num_steps + early.num_steps)
+
+    ended = Outcome(begin(problem, reached), early.certificate, early.status, early.num_steps)
+    return when(early.status != Status.CONVERGED, go_on, ended)
 
 
 def _finish(problem: Problem, still: Problem, outcome) -> Solution:
@@ -241,7 +268,7 @@ def _finish(problem: Problem, still: Problem, outcome) -> Solution:
 @jax.jit
 def _solve(problem: Problem, tol: jax.Array, max_steps: jax.Array, state: State | None) -> Solution:
     still, tol, state = lax.stop_gradient((problem, tol, state))
-    setup = _set_up(still)
+    setup = _set_up(still, measured=not applies(still))
     if state is None:
         inner = start(setup.null)
     else:
@@ -252,9 +279,9 @@ def _solve(problem: Problem, tol: jax.Array, max_steps: jax.Array, state: State 
 
 
 @functools.partial(jax.jit, static_argnames="num_lams")
-def _path(problem: Problem, lams: jax.Array | None, min_ratio: jax.Array, tol: jax.Array, max_steps: jax.Array, *, num_lams: int) -> Solution:
+def compiled_path(problem: Problem, lams: jax.Array | None, min_ratio: jax.Array, tol: jax.Array, max_steps: jax.Array, *, num_lams: int) -> Solution:
     still, tol = lax.stop_gradient((problem, tol))
-    setup = _set_up(still)
+    setup = _set_up(still, measured=True)
     if lams is None:
         largest = null_pull(with_lam(problem, jnp.zeros_like(problem.lam)), setup.null)
         lams = _geometric(largest, min_ratio, num_lams)

@@ -10,7 +10,7 @@ from jaxsac._checks import integer_array, is_concrete, real_array, require
 from jaxsac.designs import as_design
 from jaxsac.group_lasso.solver import path
 from jaxsac.losses import Loss, resolve
-from jaxsac.prox import Groups
+from jaxsac.prox import Groups, Penalty
 
 
 class CrossValidation(NamedTuple):
@@ -40,6 +40,7 @@ def cross_validate(
     sample_weight: Any = None,
     offset: Any = None,
     intercept: bool = False,
+    penalty: Penalty | None = None,
     tol: Any = None,
     max_steps: Any = 20_000,
 ) -> CrossValidation:
@@ -65,6 +66,7 @@ def cross_validate(
         "weights": weights,
         "offset": offset,
         "intercept": intercept,
+        "penalty": penalty,
         "tol": tol,
         "max_steps": max_steps,
     }

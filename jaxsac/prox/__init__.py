@@ -19,5 +19,6 @@ from jaxsac.prox.operators import prox_group as prox_group
 from jaxsac.prox.operators import prox_l1 as prox_l1
 from jaxsac.prox.operators import prox_sparse_group as prox_sparse_group
 from jaxsac.prox.operators import prox_tree as prox_tree
+from jaxsac.prox.penalty import Penalty as Penalty
 from jaxsac.prox.transform import ProximalState as ProximalState
 from jaxsac.prox.transform import proximal as proximal

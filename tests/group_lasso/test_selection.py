@@ -1,0 +1,131 @@
+"""Degrees of freedom against differences and Stein's formula, information criteria and stability selection against plain loops."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import zoo
+from scipy.special import comb
+
+from jaxsac import Groups, group_lasso
+from jaxsac.group_lasso.selection import _halves
+from jaxsac.prox import Penalty
+
+GROUPS = Groups.from_sizes(zoo.SIZES)
+AT = zoo.instance(3, "squared")
+X, Y, C = jnp.asarray(AT.X), jnp.asarray(AT.y), jnp.asarray(AT.sample_weight)
+T, LANES = zoo.NUM_SAMPLES, 400
+
+
+def batch_of(**keywords):
+    """Fitted values and degrees of freedom for many targets."""
+
+    @jax.jit
+    @jax.vmap
+    def run(y, lam, tol):
+        solution = group_lasso.solve(X, y, GROUPS, lam, tol=tol, **keywords)
+        return X @ solution.value.coef + solution.value.intercept, group_lasso.degrees_of_freedom(X, y, GROUPS, lam, solution.value, **keywords)
+
+    return run
+
+
+SETTINGS = [
+    pytest.param(dict(weights="sqrt_size", sample_weight=C, intercept=True), 0.3, id="weighted, intercept"),
+    pytest.param(dict(penalty=Penalty(l1=0.5, ridge=0.2)), 0.2, id="sparse group, ridge", marks=pytest.mark.slow),
+    pytest.param(dict(loss="sqrt", intercept=True), 0.3, id="sqrt", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("keywords, lam", SETTINGS)
+def test_degrees_of_freedom_are_the_trace_of_the_derivative(keywords, lam):
+    run, step = batch_of(**keywords), 1e-5
+    moved = np.vstack([AT.y + step * np.eye(T), AT.y - step * np.eye(T), np.tile(AT.y, (LANES - 2 * T, 1))])
+    fitted, freedom = run(jnp.asarray(moved), jnp.full(LANES, lam), jnp.full(LANES, 1e-14))
+    central = np.trace((fitted[:T] - fitted[T : 2 * T]) / (2 * step))
+    assert 2 < central < 20
+    np.testing.assert_allclose(freedom[-1], central, rtol=2e-6)
+    loose = group_lasso.solve(X, Y, GROUPS, lam, **keywords).check().value  # concrete: on the columns of the support alone
+    np.testing.assert_allclose(group_lasso.degrees_of_freedom(X, Y, GROUPS, lam, loose, **keywords), central, rtol=2e-6)
+    if "sample_weight" in keywords or "loss" in keywords:
+        return
+    # Stein: E df = Σ cov(z_t, y_t)/σ²
+    sigma = 1.5
+    noise = sigma * np.random.default_rng(0).normal(size=(LANES, T))
+    fitted, freedom = run(jnp.asarray(AT.y + noise), jnp.full(LANES, lam), jnp.full(LANES, 1e-6))
+    difference = np.sum(np.asarray(fitted) * noise, axis=1) / sigma**2 - np.asarray(freedom)
+    assert abs(difference.mean()) <= 4 * difference.std() / np.sqrt(LANES)
+
+
+def test_degrees_of_freedom_at_the_ends():
+    narrow = Groups.equal(4, 2)
+    zero = group_lasso.solve(X[:, :8], Y, narrow, 1e3, intercept=True).value
+    assert abs(group_lasso.degrees_of_freedom(X[:, :8], Y, narrow, 1e3, zero, intercept=True) - 1) < 1e-9
+    everything = group_lasso.solve(X[:, :8], Y, narrow, 0.0, intercept=True).value
+    assert abs(group_lasso.degrees_of_freedom(X[:, :8], Y, narrow, 0.0, everything, intercept=True) - 9) < 1e-9
+
+
+@pytest.mark.parametrize("loss", ["squared", pytest.param("logistic", marks=pytest.mark.slow)])
+def test_the_information_criterion_is_its_formula(loss):
+    at = zoo.instance(4, loss)
+    X, y, c = jnp.asarray(at.X), jnp.asarray(at.y), jnp.asarray(at.sample_weight)
+    keywords = dict(loss=loss, sample_weight=c, intercept=True)
+    lams = group_lasso.lam_max(X, y, GROUPS, **keywords) * jnp.asarray([1.01, 0.5, 0.2, 0.1])
+    found = group_lasso.ebic(X, y, GROUPS, gamma=0.5, lams=lams, **keywords)
+    total = at.sample_weight.sum()
+    for k, lam in enumerate(lams):
+        value = jax.tree.map(lambda leaf, k=k: np.asarray(leaf[k]), found.solution.value)
+        z = at.X @ value.coef + value.intercept
+        fit = 2 * T * zoo.loss_value(loss, z, at.y, at.sample_weight)
+        fit = total * np.log(fit / total) if loss == "squared" else fit
+        freedom = group_lasso.degrees_of_freedom(X, y, GROUPS, lam, jax.tree.map(jnp.asarray, value), **keywords)
+        np.testing.assert_allclose(found.degrees[k], freedom, rtol=1e-9)
+        active = np.count_nonzero(zoo.norms(value.coef))
+        np.testing.assert_allclose(found.score[k], fit + freedom * np.log(total) + np.log(comb(7, active)), rtol=1e-9)
+    assert found.best == lams[np.argmin(found.score)] and found.degrees[0] == pytest.approx(1)
+
+
+def test_stability_selection_counts_fits_on_halves():
+    lam, key, pairs = 0.8, jax.random.key(0), 6
+    found = group_lasso.stability_selection(key, X, Y, GROUPS, lam, num_pairs=pairs, threshold=0.7, intercept=True)
+    halves = np.asarray(_halves(key, jnp.ones(T), num_pairs=pairs)).reshape(pairs, 2, T)
+    assert np.all(np.isin(halves, [0.0, 2.0])) and np.all(halves.sum(axis=1) == 2.0)
+    counts = np.zeros(len(zoo.SIZES))
+    for half in halves.reshape(-1, T):
+        rows = half > 0
+        fit = group_lasso.solve(X[rows], Y[rows], GROUPS, lam, intercept=True).check()
+        counts += zoo.norms(np.asarray(fit.value.coef)) > 0
+    frequency = counts / (2 * pairs)
+    np.testing.assert_allclose(found.frequency, frequency)
+    np.testing.assert_array_equal(found.selected, frequency >= 0.7)
+    assert np.all(np.asarray(found.status) == 0) and 0 < found.selected.sum() < 7
+    share = frequency.sum() ** 2 / 7
+    np.testing.assert_allclose([found.bound, found.unimodal_bound], [share / 0.4, share / (2 * (0.4 - 1 / 12))], rtol=1e-9)
+    with pytest.raises(ValueError, match=r"threshold must lie in \(0.5, 1\]"):
+        group_lasso.stability_selection(key, X, Y, GROUPS, lam, threshold=0.5)
+
+
+@pytest.mark.slow
+def test_noise_is_selected_no_more_often_than_the_bounds_say():
+    groups, chosen, bounds = Groups.equal(40, 1), [], []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        features, y = jnp.asarray(rng.normal(size=(40, 40))), jnp.asarray(rng.normal(size=40))
+        found = group_lasso.stability_selection(jax.random.key(seed), features, y, groups, 0.25, num_pairs=25, threshold=0.8)
+        chosen.append(float(found.selected.sum()))
+        bounds.append([float(found.bound), float(found.unimodal_bound)])
+    error = 4 * np.std(chosen) / np.sqrt(len(chosen))
+    assert np.mean(chosen) > 0 and np.all(np.mean(bounds, axis=0) >= np.mean(chosen) - error)
+    assert np.all(np.asarray(bounds)[:, 1] < np.asarray(bounds)[:, 0])
+
+
+def test_a_refit_is_least_squares_on_the_support():
+    solution = group_lasso.solve(X, Y, GROUPS, 1.0, intercept=True).check()
+    refitted = group_lasso.refit(X, Y, GROUPS, solution.value, sample_weight=C, intercept=True).check()
+    active = (zoo.norms(np.asarray(solution.value.coef)) > 0)[zoo.LABELS]
+    assert 0 < active.sum() < 12
+    columns = np.column_stack([AT.X[:, active], np.ones(T)])
+    exact = np.linalg.lstsq(np.sqrt(AT.sample_weight)[:, None] * columns, np.sqrt(AT.sample_weight) * AT.y, rcond=None)[0]
+    np.testing.assert_allclose(np.append(np.asarray(refitted.value.coef)[active], refitted.value.intercept), exact, rtol=1e-4, atol=1e-5)
+    assert not np.any(np.asarray(refitted.value.coef)[~active])
+    with pytest.raises(ValueError, match="may only be a ridge"):
+        group_lasso.refit(X, Y, GROUPS, solution.value, penalty=Penalty(l1=1.0))
