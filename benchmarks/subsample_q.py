@@ -2,6 +2,7 @@
 
 import functools
 import math
+import time
 from typing import Any
 
 import jax
@@ -23,7 +24,10 @@ def run(options: Options) -> Report:
         "Whole solve against quantecon": against_quantecon(options),
         "Sweeps and solves": sweeps(options),
         "Gap against k": gap_against_k(options, curves),
+        "Certificate for many agents": many_agents(options),
         "Sampled operator against m": against_samples(options, curves),
+        "Local actions": local_actions(options),
+        "Power-of-k dispatch": dispatch(options, curves),
         "Simulation": simulation(options),
     }
     notes = [
@@ -33,7 +37,13 @@ def run(options: Options) -> Report:
         "The flop floor is 2 L (L-1) C(k+L, L) G² at this machine's matrix-product rate, the byte floor two passes over N G² numbers for "
         "each of the L (L-1) shears at its copy rate: neither counts the mixing, the maximum and the history of the acceleration.",
         "Gap against k: U_k and the exact value of the executed policy at one state, n small enough for the exact value.",
-        "Demand response with the released constants has the same policy for every k; the scarce variant does not.",
+        "Demand response with the released constants is degenerate: its best action does not depend on the consumers, so every k is optimal "
+        "and every gap is 0 up to the tolerance; the scarce variant is not.",
+        "Certificate for many agents: U_k and a 95 % lower bound from 256 rollouts in counts, mode tracking from shares .2, .3, .5.",
+        "Sampled operator: slope of log error against log m, with its standard error over seeds (theory: -1/2), in the last column.",
+        "Local actions: value of the k-agent problem and, where agents can choose for themselves, the mean return of k's policy on 1,000 agents "
+        "with its standard error. Dispatch is solved for all its queues: its optimum is known (join the shortest queue).",
+        "Power-of-k dispatch: mean jobs of a queue at load .9, each job to the shortest of k queues; k = 1 is random dispatch.",
     ]
     return Report(tables, notes, lambda figure: draw(figure, curves))
 
@@ -126,9 +136,14 @@ def gap_against_k(options: Options, curves: dict[str, Any]) -> list[dict[str, An
         state = subsample_q.population_state(start, shares, n)
         ladder = sorted({k for k in (1, 2, 3, 5, 8, 12, 20, 30) if k <= n} | {n})
         for k in ladder:
-            table = subsample_q.solve(model, k).value
+            plan = subsample_q.plan(model, k)
+            table = subsample_q.solve(model, k, plan=plan).value
+            began = time.perf_counter()
+            jax.block_until_ready(subsample_q.solve(model, k, plan=plan).value)
+            seconds = time.perf_counter() - began
             bounds = subsample_q.certify(jax.random.key(0), model, table, n, state, exact=True)
             numbers = {"value": float(bounds.lower), "upper": float(bounds.upper), "certified gap": float(bounds.gap)}
+            numbers |= {"solve s": seconds, "form": plan.backend}
             rows.append({"problem": name, "n": n, "k": k} | numbers)
         best = rows[-1]["upper"]
         for row in rows[-len(ladder) :]:
@@ -137,16 +152,83 @@ def gap_against_k(options: Options, curves: dict[str, Any]) -> list[dict[str, An
     return rows
 
 
+def many_agents(options: Options) -> list[dict[str, Any]]:
+    model = model_of(problems.mode_tracking(3), options)
+    rows = []
+    for n in (100,) if options.smoke else (1_000, 1_000_000):
+        state = subsample_q.population_state(0, [0.2, 0.3, 0.5], n)
+        for k in (1, 4) if options.smoke else (1, 2, 4, 8, 16, 32, 64):
+            table = subsample_q.solve(model, k).value
+            bounds = subsample_q.certify(jax.random.key(1), model, table, n, state, num_rollouts=8 if options.smoke else 256)
+            rows.append({"n": n, "k": k, "lower": float(bounds.lower), "upper": float(bounds.upper), "certified gap": float(bounds.gap)})
+    return rows
+
+
 def against_samples(options: Options, curves: dict[str, Any]) -> list[dict[str, Any]]:
     model, k = model_of(problems.random(1, 3, 3, 3), options), 4
     exact = subsample_q.solve(model, k).value.q
-    keys = jax.random.split(jax.random.key(0), 2 if options.smoke else 8)
-    rows = []
-    for m in (2, 8) if options.smoke else (4, 16, 64, 256, 1024):
+    keys = jax.random.split(jax.random.key(0), 2 if options.smoke else 16)
+    sizes = (2, 8) if options.smoke else (4, 16, 64, 256, 1024)
+    errors = []
+    for m in sizes:
         q = jax.vmap(lambda key, m=m: subsample_q.learn(key, model, k, m).value.q)(keys)
-        errors = np.asarray(jnp.max(jnp.abs(q - exact[None]), axis=(1, 2, 3)))
-        rows.append({"m": m, "sup error": float(errors.mean()), "sup error sqrt(m)": float(errors.mean() * np.sqrt(m)), "seeds": len(keys)})
+        errors.append(np.asarray(jnp.max(jnp.abs(q - exact[None]), axis=(1, 2, 3))))
+    slopes = np.polyfit(np.log(sizes), np.log(np.stack(errors)), 1)[0]  # of each seed
+    slope = f"{slopes.mean():.3f} ± {slopes.std(ddof=1) / np.sqrt(len(slopes)):.3f}"
+    rows = [
+        {"m": m, "sup error": float(e.mean()), "sup error sqrt(m)": float(e.mean() * np.sqrt(m)), "seeds": len(keys), "slope": slope}
+        for m, e in zip(sizes, errors, strict=True)
+    ]
     curves["samples"] = rows
+    return rows
+
+
+def local_actions(options: Options) -> list[dict[str, Any]]:
+    squeeze, explore = problems.gaussian_squeeze(slip=0.2), problems.constrained_exploration()
+    cases: list[tuple[str, problems.LocalActions, int]] = [("squeeze", squeeze, 2), ("exploration", explore, 2)]
+    cases += [("dispatch", problems.dispatch(2), 2)]
+    if not options.smoke:
+        cases += [("squeeze", squeeze, k) for k in (1, 3, 4, 6)] + [("exploration", explore, k) for k in (1, 3, 4)]
+        cases += [("dispatch", problems.dispatch(k), k) for k in (3, 4, 5)]
+    rows = []
+    for name, problem, k in options.progress(sorted(cases, key=lambda case: (case[0], case[2])), "local actions"):
+        fields = problem._asdict()
+        arrays = {key: np.asarray(fields.pop(key), options.dtype) for key in list(fields)[:4]}
+        model = subsample_q.LocalActionModel(**arrays, **fields)
+        timing = options.time({"solve": lambda m=model, k=k: subsample_q.solve_local_actions(m, k)}, min_seconds=0.2, min_repeats=3)[
+            "solve"
+        ]
+        table = subsample_q.solve_local_actions(model, k).check().value
+        L, n = model.num_local_states, 100 if options.smoke else 1_000
+        row = {
+            "problem": name,
+            "k": k,
+            "assignments": table.assignments.shape[0],
+            "solve s": timing.minimum,
+            "value": float(table.value[0, 0]),
+        }
+        row |= {"return on 1,000 agents": "", "± error": ""}
+        if model.allowed is None:
+            state = (0, n * np.eye(L, dtype=np.int32)[L - 1])  # the first histogram: everybody in the last state
+            keys = jax.random.split(jax.random.key(0), 4 if options.smoke else 64)
+            one = jax.jit(
+                lambda key, m=model, t=table, n=n, s=state: subsample_q.simulate_local_actions(key, m, t, n, 90, s).discounted_return
+            )
+            returns = np.asarray(jax.vmap(one)(keys))
+            row |= {"return on 1,000 agents": float(returns.mean()), "± error": float(returns.std(ddof=1) / np.sqrt(len(keys)))}
+        rows.append(row)
+    return rows
+
+
+def dispatch(options: Options, curves: dict[str, Any]) -> list[dict[str, Any]]:
+    sizes = ((50, (1, 2)),) if options.smoke else ((1_000, (1, 2, 3, 5, 10, 1_000)), (100_000, (1, 2, 5)))
+    rows = []
+    for n, ks in options.progress(sizes, "dispatch"):
+        for k in ks:
+            jobs, lost = zip(*(problems.power_of_k(seed, k, n, steps=40 if options.smoke else 400) for seed in range(3)), strict=True)
+            error = float(np.std(jobs, ddof=1) / np.sqrt(len(jobs)))
+            rows.append({"queues": n, "k": k, "mean jobs": float(np.mean(jobs)), "± error": error, "lost": float(np.mean(lost))})
+    curves["dispatch"] = rows
     return rows
 
 
@@ -175,16 +257,24 @@ def rollouts_of(model, table, n: int, horizon: int, keys):
 
 
 def draw(figure, curves: dict[str, Any]) -> None:
-    left, right = figure.subplots(1, 2)
+    (left, middle), (right, last) = figure.subplots(2, 2)
     for name in dict.fromkeys(row["problem"] for row in curves["gap"]):
         rows = [row for row in curves["gap"] if row["problem"] == name]
-        line = left.plot([row["k"] for row in rows], [max(row["true gap"], 1e-9) for row in rows], "o-", label=name)[0]
-        left.plot([row["k"] for row in rows], [max(row["certified gap"], 1e-9) for row in rows], "--", color=line.get_color())
+        ks = [row["k"] for row in rows]
+        line = left.plot(ks, [max(row["true gap"], 1e-9) for row in rows], "o-", label=name)[0]
+        left.plot(ks, [max(row["certified gap"], 1e-9) for row in rows], "--", color=line.get_color())
+        middle.loglog(ks, [row["solve s"] for row in rows], "o-", color=line.get_color(), label=name)
     left.set(xscale="log", yscale="log", ylim=(1e-4, None), xlabel="k sampled agents", ylabel="gap (dashed: certified)")
     left.legend()
+    middle.set(xlabel="k sampled agents", ylabel="time of a solve [s]")
     rows = curves["samples"]
     right.loglog([row["m"] for row in rows], [row["sup error"] for row in rows], "o-", label="sampled operator")
     first = rows[0]
     right.loglog([row["m"] for row in rows], [first["sup error"] * (first["m"] / row["m"]) ** 0.5 for row in rows], ":", label="m^(-1/2)")
     right.set(xlabel="m samples", ylabel="sup error of Q")
     right.legend()
+    for n in dict.fromkeys(row["queues"] for row in curves["dispatch"]):
+        rows = [row for row in curves["dispatch"] if row["queues"] == n]
+        last.semilogx([row["k"] for row in rows], [row["mean jobs"] for row in rows], "o-", label=f"{n:,} queues")
+    last.set(xlabel="queues that a job looks at", ylabel="mean jobs of a queue")
+    last.legend()

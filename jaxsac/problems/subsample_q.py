@@ -1,7 +1,10 @@
-"""Global agents above many local ones: arrays for `jaxsac.subsample_q.Model(*problem)`."""
+"""Global agents above many local ones: arrays for `jaxsac.subsample_q.Model(*problem)`, and for `LocalActionModel` where agents act too."""
 
-from typing import NamedTuple
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -91,3 +94,137 @@ def admission(capacity: int = 4, discount: float = 0.95, service: float = 0.5, g
                     local[g, jobs, int(np.clip(min(jobs + comes, capacity) - (served and jobs > 0), 0, capacity))] += p * q
     earned = 3 * np.asarray(gate)[:, None] - 0.1 * (1 - np.eye(G))
     return GlobalLocal(np.tile(np.eye(G), (G, 1, 1)), local, earned, np.tile(-np.arange(L, dtype=float), (G, 1)), discount)
+
+
+class LocalActions(NamedTuple):
+    """The fields of a `LocalActionModel`: [G, A, G], [G, B, L, L], [G, A], [G, B, L], discount; share_reward and allowed are keywords."""
+
+    global_transition: np.ndarray
+    local_transition: np.ndarray
+    global_reward: np.ndarray
+    local_reward: np.ndarray
+    discount: float
+    share_reward: Callable[..., Any] | None = None
+    allowed: Callable[..., Any] | None = None
+
+
+def gaussian_squeeze(
+    num_levels: int = 3,
+    targets: tuple[float, ...] = (0.5, 1.5),
+    width: float = 0.5,
+    slip: float = 0.0,
+    switch: float = 0.2,
+    discount: float = 0.9,
+) -> LocalActions:
+    """Agents choose their effort 0..num_levels-1 so that the mean effort x meets a moving target: r = x exp(-(x - target)² / width²).
+
+    The global state says which of `targets` counts; it changes to a uniform one with probability `switch`, and nobody controls it. An
+    agent's effort counts at the next step: it is the local state, and its action sets it, with probability `slip` it stays. Without
+    slip the best mean effort follows the forecast of the target, a known answer. The reward is of the mean, so it is no sum over agents.
+    """
+    G, L = len(targets), num_levels
+    arrive = (1 - switch) * np.eye(G) + switch / G
+    move = np.stack([(1 - slip) * np.tile(np.eye(L)[b], (L, 1)) + slip * np.eye(L) for b in range(L)])  # [B, L, L]
+    goals, efforts = np.asarray(targets), np.arange(L, dtype=float)
+
+    def share_reward(global_state, shares):
+        mean = jnp.sum(shares * jnp.asarray(efforts, shares.dtype)[:, None])
+        goal = jnp.asarray(goals, shares.dtype)[global_state]
+        return mean * jnp.exp(-(((mean - goal) / width) ** 2))
+
+    return LocalActions(arrive[:, None], np.tile(move, (G, 1, 1, 1)), np.zeros((G, 1)), np.zeros((G, L, L)), discount, share_reward)
+
+
+def constrained_exploration(size: int = 2, crowd: float = 0.5, slip: float = 0.1, discount: float = 0.9) -> LocalActions:
+    """Agents explore a size x size torus; the global agent moves a lamp, and what an agent sees counts only in the lamp's row.
+
+    Global state: the lit row; global action: stay, or one row down (cost 0.1). Local state: the cell; local actions: stay, down, right
+    (cost 0.05 each move), which slip (stay) with probability `slip`. Each agent in the lit row earns 1, and the constraint is soft: all pay
+    `crowd` for the sum of squares of the shares of the cells, least where the agents spread evenly.
+    """
+    L = size * size
+    row, column = np.divmod(np.arange(L), size)
+    targets = np.stack([np.arange(L), (row + 1) % size * size + column, row * size + (column + 1) % size], axis=1)
+    move = np.stack([(1 - slip) * np.eye(L)[targets[:, b]] + slip * np.eye(L) for b in range(3)])
+    lamp = np.stack([np.eye(size), np.roll(np.eye(size), 1, axis=1)], axis=1)  # [G, A, G]
+    lit = row[None, :] == np.arange(size)[:, None]
+    reward = lit[:, None, :] - np.array([0.0, 0.05, 0.05])[None, :, None]
+
+    def share_reward(global_state, shares):
+        return -crowd * jnp.sum(jnp.sum(shares, axis=1) ** 2)
+
+    return LocalActions(
+        lamp, np.tile(move, (size, 1, 1, 1)), np.tile([0.0, -0.1], (size, 1)), np.asarray(reward, float), discount, share_reward
+    )
+
+
+def dispatch(
+    num_queues: int, capacity: int = 4, load: float = 0.7, service: float = 0.5, overflow: float = 10.0, discount: float = 0.9
+) -> LocalActions:
+    """Exchangeable queues of 0..capacity jobs, each tagged or not to receive one of this step's jobs.
+
+    The global state is the number of jobs that arrive, 0..2, binomial with mean load · service · num_queues (at most 2: a small system);
+    that many queues are tagged (`allowed`), never two jobs to one queue. A tagged queue gains a job if it has room (else it is lost, at
+    the cost `overflow`), then every queue that is not empty loses one with probability `service`. Reward: minus the mean number of jobs
+    of a queue. Joining the shortest queues is optimal (Winston 1977, Weber 1978, for equal servers).
+    """
+    L, most = capacity + 1, min(2, num_queues)
+    mean = load * service * num_queues
+    if mean > most:
+        raise ValueError(
+            f"load * service * num_queues = {mean:g} jobs a step, more than the {most} that can arrive: lower load or num_queues."
+        )
+    chance = mean / most
+    law = np.array([math.comb(most, j) * chance**j * (1 - chance) ** (most - j) for j in range(most + 1)])
+    G = most + 1
+    local = np.zeros((2, L, L))
+    reward = np.zeros((2, L))
+    for tagged in range(2):
+        for jobs in range(L):
+            length = min(jobs + tagged, capacity)
+            local[tagged, jobs, length] += 1 - service if length else 1
+            if length:
+                local[tagged, jobs, length - 1] += service
+            reward[tagged, jobs] = -jobs - overflow * (jobs + tagged > capacity)
+    return LocalActions(
+        np.tile(law, (G, 1, 1)),
+        np.tile(local, (G, 1, 1, 1)),
+        np.zeros((G, 1)),
+        np.tile(reward, (G, 1, 1)),
+        discount,
+        None,
+        lambda jobs, tagged: jnp.sum(tagged[:, 1], dtype=jobs.dtype) == jobs,
+    )
+
+
+def power_of_k(
+    seed: int, k: int, num_queues: int = 1000, load: float = 0.9, service: float = 0.5, steps: int = 500, capacity: int = 30
+) -> tuple[float, float]:
+    """Mean number of jobs in a queue, and fraction of jobs lost, when each job joins the shortest of k queues drawn with replacement.
+
+    Binomial(num_queues, load · service) jobs arrive in a step, at queues as they stood when it began; then every queue that is not empty
+    loses a job with probability `service`. Averages over the second half of `steps`, after arrivals. k = 1 is random dispatch: with
+    a = load · service and no limit its mean is (2a - a²) / (2 (service - a)) in many queues; k ≥ num_queues joins the shortest queue.
+    numpy, queue by queue. Source: Mitzenmacher 2001 (the power of two choices).
+    """
+    generator = np.random.default_rng(seed)
+    queues = np.zeros(num_queues, np.int64)
+    total, lost, arrived = 0.0, 0, 0
+    for step in range(steps):
+        jobs = generator.binomial(num_queues, load * service)
+        if k >= num_queues:  # one job after the other, each to a queue that is shortest then: fill the lowest levels
+            chosen = np.zeros(jobs, np.int64)
+            levels = queues + generator.random(num_queues)  # ties at random
+            for j in range(jobs):
+                chosen[j] = np.argmin(levels)
+                levels[chosen[j]] += 1
+        else:
+            sampled = generator.integers(0, num_queues, (jobs, k))
+            chosen = sampled[np.arange(jobs), np.argmin(queues[sampled] + generator.random(sampled.shape), axis=1)]
+        queues = queues + np.bincount(chosen, minlength=num_queues)
+        over = np.maximum(queues - capacity, 0)
+        queues = queues - over
+        if step >= steps // 2:
+            total, lost, arrived = total + queues.mean(), lost + int(over.sum()), arrived + jobs
+        queues = queues - ((queues > 0) & (generator.random(num_queues) < service))
+    return total / (steps - steps // 2), lost / max(arrived, 1)

@@ -1,5 +1,10 @@
 """SUBSAMPLE-Q: a global agent learns on k of n local agents and acts on fresh samples (arXiv 2403.00222)."""
 
+from jaxsac.subsample_q.agent_types import TypedModel as TypedModel
+from jaxsac.subsample_q.agent_types import TypedTable as TypedTable
+from jaxsac.subsample_q.agent_types import simulate_types as simulate_types
+from jaxsac.subsample_q.agent_types import solve_types as solve_types
+from jaxsac.subsample_q.agent_types import upper_bound_types as upper_bound_types
 from jaxsac.subsample_q.certify import GapBounds as GapBounds
 from jaxsac.subsample_q.certify import certify as certify
 from jaxsac.subsample_q.certify import choose_k as choose_k
@@ -11,6 +16,10 @@ from jaxsac.subsample_q.certify import upper_bound as upper_bound
 from jaxsac.subsample_q.histograms import HistogramSpace as HistogramSpace
 from jaxsac.subsample_q.learn import learn as learn
 from jaxsac.subsample_q.learn import q_learning as q_learning
+from jaxsac.subsample_q.local_actions import AssignmentTable as AssignmentTable
+from jaxsac.subsample_q.local_actions import LocalActionModel as LocalActionModel
+from jaxsac.subsample_q.local_actions import simulate_local_actions as simulate_local_actions
+from jaxsac.subsample_q.local_actions import solve_local_actions as solve_local_actions
 from jaxsac.subsample_q.model import Model as Model
 from jaxsac.subsample_q.network import Environment as Environment
 from jaxsac.subsample_q.network import QNetwork as QNetwork

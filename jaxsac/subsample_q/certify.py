@@ -79,7 +79,7 @@ def upper_bound(table: QTable, initial: tuple[Any, Any]) -> jax.Array:
     full reward is the average over subsets. U_k does not increase in k, and U_n = V_n*.
     """
     counts = jnp.asarray(initial[1], jnp.int32)
-    k = agents_of(table.policy.shape[1], counts.shape[0])
+    k = agents_of(table.value.shape[1], counts.shape[0])
     weights = hypergeometric_weights(counts, k, table.value.dtype)
     return jnp.vdot(weights, table.bounds.upper[jnp.asarray(initial[0], jnp.int32)], precision="highest")
 

@@ -29,19 +29,22 @@ def _removals(k: int, L: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def dense_kernel(kernel: jax.Array, k: int) -> jax.Array:
-    """K[h, h'] = P(sum_j Multinomial(h_j, P[j]) = h') for a local kernel P [L, L], as [N, N]: one agent at a time, differentiable in P.
+    """K[h, h'] = P(sum_j Multinomial(h_j, P[j]) = h') for a local kernel P [R, L], as [N_R, N_L]: one agent at a time, differentiable.
 
     K_m(h, h') = sum_t P[first(h), t] K_{m-1}(h - e_first, h' - e_t). The index of a histogram does not depend on m, so one array serves
-    for all m; entries that belong to no histogram of m agents hold nothing that a later step reads.
+    for all m; entries that belong to no histogram of m agents hold nothing that a later step reads. R ≠ L where agents are counted
+    before a move in other classes than after it.
     """
-    L = kernel.shape[-1]
-    first, after, removed = _removals(k, L)
-    N = len(first)
-    weights = kernel[first]  # [N, L]
+    first, after, _ = _removals(k, kernel.shape[0])
+    removed = _removals(k, kernel.shape[1])[2]
+    size = (len(first), removed.shape[1])
+    weights = kernel[first]  # [N_R, L]
 
     def add_agent(table, _):
-        rows = jnp.concatenate([table[after], jnp.zeros((N, 1), table.dtype)], axis=1)
-        return sum((weights[:, t, None] * rows[:, removed[t]] for t in range(1, L)), weights[:, 0, None] * rows[:, removed[0]]), None
+        rows = jnp.concatenate([table[after], jnp.zeros((size[0], 1), table.dtype)], axis=1)
+        return sum(
+            (weights[:, t, None] * rows[:, removed[t]] for t in range(1, len(removed))), weights[:, 0, None] * rows[:, removed[0]]
+        ), None
 
-    nobody = jnp.zeros((N, N), kernel.dtype).at[0, 0].set(1)
+    nobody = jnp.zeros(size, kernel.dtype).at[0, 0].set(1)
     return lax.scan(add_agent, nobody, None, length=k)[0]

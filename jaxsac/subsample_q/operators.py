@@ -16,11 +16,12 @@ from jaxsac._checks import choice, is_concrete, require, static_integer
 from jaxsac.subsample_q.dense import dense_kernel
 from jaxsac.subsample_q.exchange import apply_exchange, prepare_exchange
 from jaxsac.subsample_q.histograms import additions, check_size, enumerate_counts, num_histograms, removals
+from jaxsac.subsample_q.lumping import apply_lumped, find_lumping, prepare_lumped
 from jaxsac.subsample_q.model import Model
 from jaxsac.subsample_q.pivots import exchange_order, thinning_order
 from jaxsac.subsample_q.thinning import apply_thinning, prepare_thinning
 
-BACKENDS = ("dense", "exchange", "thinning", "sampled")  # stats["backend"] is a position in this tuple
+BACKENDS = ("dense", "exchange", "thinning", "sampled", "lumped")  # stats["backend"] is a position in this tuple
 _SMALL = 300  # up to this many histograms a dense product is the fastest form
 _DENSE_LIMIT = 2**31  # bytes of dense kernels that may be built
 
@@ -38,22 +39,25 @@ class Plan(eqx.Module):
     rows: jax.Array | None = None
     columns: jax.Array | None = None
     replacements: jax.Array | None = None
+    classes: jax.Array | None = None
+    num_classes: int = eqx.field(static=True, default=0)
+    by_rows: bool = eqx.field(static=True, default=False)
 
 
 def plan(model: Model, k: int, *, backend: str = "auto") -> Plan:
     """Choose the form of the exact operator for k agents, and its pivots; on the host, from concrete local transitions.
 
-    backend: "thinning" (2 L (L-1) C(k+L, L) flops a column), "exchange" (about the same, other rounding), "dense" (N² a column) or "auto":
-    dense up to 300 histograms, else thinning. Leading axes of a batch of models are kept (map over the plan too). Raises ValueError for
-    traced transitions (unless dense), for tables beyond memory, and where no pivot order exists.
+    backend: "thinning" (2 L (L-1) C(k+L, L) flops a column), "exchange" (about the same, other rounding), "dense" (N² a column), "lumped"
+    (N N_R a column, where local states have R < L different rows, or non-proportional columns; N_R histograms of R classes) or "auto":
+    dense up to 300 histograms, else lumped where that is less work, else thinning. Leading axes of a batch of models are kept (map over
+    the plan too). Raises ValueError for traced transitions (unless dense), for tables beyond memory, and where no such form exists.
     """
-    k = static_integer("k", k, 1)
-    choice("backend", backend, ("auto", "dense", "exchange", "thinning"))
-    return candidates(model, k, backend)[0]
+    return candidates(model, static_integer("k", k, 1), backend)[0]
 
 
 def candidates(model: Model, k: int, backend: str) -> list[Plan]:
     """Plans to try in this order; the solve's own test says whether one is accurate enough."""
+    choice("backend", backend, ("auto", "dense", "exchange", "thinning", "lumped"))
     L = model.num_local_states
     G, A = model.num_global_states, model.num_actions
     itemsize = model.dtype.itemsize
@@ -76,13 +80,27 @@ def candidates(model: Model, k: int, backend: str) -> list[Plan]:
             "pass plan=subsample_q.plan(model, k) made from concrete values.",
         )
         return [Plan("dense", k, "traced transitions without a plan")]
+    if backend in ("auto", "lumped"):
+        lumping = find_lumping(np.asarray(model.local_transition))
+        lumped = num_histograms(k, lumping.num_classes) if lumping else size
+        lumped_bytes = 2 * kernels * size * lumped * itemsize
+        if lumping and lumped_bytes <= _DENSE_LIMIT and (backend == "lumped" or 2 * lumped < L * (L - 1) * (k + L) / L):
+            reason = f"{lumping.num_classes} classes of {'equal rows' if lumping.by_rows else 'exchangeable states'} among {L} local states"
+            classes = jnp.asarray(lumping.classes)
+            return [Plan("lumped", k, reason, classes=classes, num_classes=lumping.num_classes, by_rows=lumping.by_rows)]
+        require(
+            backend == "auto",
+            f"backend='lumped' needs local states with equal rows or proportional columns, few enough that their tables fit in memory; "
+            f"here {lumped:,} histograms of classes and {lumped_bytes / 2**30:,.1f} GiB: use backend='auto', or a smaller k.",
+        )
     names = {"auto": ("thinning", "exchange"), "thinning": ("thinning",), "exchange": ("exchange",)}[backend]
     found = []
     for name in names:
         order = (thinning_order if name == "thinning" else exchange_order)(np.asarray(model.local_transition))
         if np.all(np.isfinite(order.amplification)):
             reason = ("asked for" if backend != "auto" else "many histograms") + f", amplification {order.amplification.max():.2f}"
-            found.append(Plan(name, k, reason, *(jnp.asarray(part) for part in order[:3])))
+            rows, columns, replacements = (jnp.asarray(part) for part in order[:3])
+            found.append(Plan(name, k, reason, rows, columns, replacements))
     if backend == "auto" and dense_fits and size <= 4000:
         found.append(dense)
     fits = k
@@ -106,13 +124,18 @@ class Operator(NamedTuple):
 def prepare(model: Model, plan: Plan) -> Operator:
     """Tables of every kernel; leading axis G (or G·A where actions drive the agents)."""
     L = model.num_local_states
-    return Operator(_tables(model.local_transition.reshape(-1, L, L), plan), model.global_transition)
+    return Operator(kernel_tables(model.local_transition.reshape(-1, L, L), plan), model.global_transition)
 
 
-def _tables(kernels: jax.Array, plan: Plan) -> Any:
+def kernel_tables(kernels: jax.Array, plan: Plan) -> Any:
+    """What the form of `plan` needs of each kernel [K, L, L], made once."""
     L = kernels.shape[-1]
     if plan.backend == "dense":
         return jax.vmap(lambda kernel: dense_kernel(kernel, plan.k))(kernels)
+    if plan.backend == "lumped":
+        assert plan.classes is not None
+        make = functools.partial(prepare_lumped, k=plan.k, num_classes=plan.num_classes, by_rows=plan.by_rows)
+        return jax.vmap(make)(kernels, plan.classes.reshape(-1, L))
     make = prepare_thinning if plan.backend == "thinning" else prepare_exchange
     assert plan.rows is not None and plan.columns is not None and plan.replacements is not None
     pivots = (plan.rows.reshape(-1, L), plan.columns.reshape(-1, L), plan.replacements.reshape(-1, L, L))
@@ -123,13 +146,15 @@ def _apply(table: Any, columns: jax.Array, plan: Plan, L: int) -> jax.Array:
     """E[W(h') | h] of one kernel for W = columns [C, N]: [N, C]."""
     if plan.backend == "dense":
         return jnp.matmul(table, columns.T, precision="highest")
+    if plan.backend == "lumped":
+        return apply_lumped(table, columns, plan.by_rows)
     apply = apply_thinning if plan.backend == "thinning" else apply_exchange
     return apply(table, columns, plan.k, L)
 
 
 def _each(plan: Plan, function: Callable, *arguments: Any) -> jax.Array:
     """Apply to the kernels in turn, or to all at once."""
-    return jax.vmap(function)(*arguments) if plan.backend == "dense" else _map(function, *arguments)
+    return jax.vmap(function)(*arguments) if plan.backend in ("dense", "lumped") else _map(function, *arguments)
 
 
 def expectation(operator: Operator, values: jax.Array, plan: Plan, num_local_states: int) -> jax.Array:
@@ -168,25 +193,28 @@ def differentiable_expectation(model: Model, values: jax.Array, plan: Plan) -> j
     kernels = model.local_transition.reshape(-1, L, L)
     if model.action_drives_agents or A < G:
         columns = jnp.einsum("gac,cn->gan", transition, values, precision="highest")
-        moved = _moved(kernels, columns.reshape(kernels.shape[0], -1, values.shape[1]), plan)
+        moved = moved_columns(kernels, columns.reshape(kernels.shape[0], -1, values.shape[1]), plan)
         return moved.reshape(G, A, -1).transpose(0, 2, 1) if model.action_drives_agents else moved.transpose(0, 2, 1)
-    moved = _moved(kernels, jnp.broadcast_to(values, (kernels.shape[0], *values.shape)), plan)
+    moved = moved_columns(kernels, jnp.broadcast_to(values, (kernels.shape[0], *values.shape)), plan)
     return jnp.einsum("gac,gcn->gna", transition, moved, precision="highest")
 
 
 @jax.custom_jvp
-def _moved(kernels: jax.Array, columns: jax.Array, plan: Plan) -> jax.Array:
+def moved_columns(kernels: jax.Array, columns: jax.Array, plan: Plan) -> jax.Array:
     """E[W(h') | h] of each kernel [K, L, L] for its own W = columns [K, C, N]: [K, C, N]."""
-    L = kernels.shape[-1]
-    tables = _tables(kernels if plan.backend == "dense" else _sealed(kernels), plan)
-    return _each(plan, lambda table, own: _apply(table, own, plan, L).T, tables, columns)
+    return apply_tables(kernel_tables(kernels if plan.backend == "dense" else _sealed(kernels), plan), columns, plan, kernels.shape[-1])
+
+
+def apply_tables(tables: Any, columns: jax.Array, plan: Plan, num_local_states: int) -> jax.Array:
+    """As `moved_columns`, of kernels whose tables are there; not to be differentiated by the kernels."""
+    return _each(plan, lambda table, own: _apply(table, own, plan, num_local_states).T, tables, columns)
 
 
 @jax.custom_jvp
 def _sealed(kernels: jax.Array) -> jax.Array:
     """The kernels, where pivots are about to use them: a derivative that gets here would be wrong, so it stops here.
 
-    Reverse mode inlines the rule of `_moved`, and a second derivative of that would go through the pivots.
+    Reverse mode inlines the rule of `moved_columns`, and a second derivative of that would go through the pivots.
     """
     return kernels
 
@@ -200,14 +228,14 @@ def _sealed_jvp(primals, tangents):
     return primals[0], jnp.zeros_like(primals[0])
 
 
-@functools.partial(_moved.defjvp, symbolic_zeros=True)
-def _moved_jvp(primals, tangents):
+@functools.partial(moved_columns.defjvp, symbolic_zeros=True)
+def _moved_columns_jvp(primals, tangents):
     kernels, columns, plan = primals
     kernels_dot, columns_dot, _ = tangents
-    out = _moved(kernels, columns, plan)
+    out = moved_columns(kernels, columns, plan)
     out_dot = jnp.zeros_like(out)
     if not isinstance(columns_dot, SymbolicZero):
-        out_dot = out_dot + _moved(kernels, columns_dot, plan)
+        out_dot = out_dot + moved_columns(kernels, columns_dot, plan)
     if not isinstance(kernels_dot, SymbolicZero):
         out_dot = out_dot + _perturbed(kernels, kernels_dot, columns, plan)
     return out, out_dot
@@ -219,7 +247,7 @@ def _perturbed(kernels: jax.Array, direction: jax.Array, columns: jax.Array, pla
     after = jnp.stack([columns[..., additions(k, L, j)] for j in range(L)], axis=1)  # [K, L, C, N_{k-1}]
     if k > 1:
         others = dataclasses.replace(plan, k=k - 1)
-        after = _moved(kernels, after.reshape(K, L * C, -1), others).reshape(after.shape)
+        after = moved_columns(kernels, after.reshape(K, L * C, -1), others).reshape(after.shape)
     counts = enumerate_counts(k, L)
     total = jnp.zeros_like(columns)
     for i in range(L):

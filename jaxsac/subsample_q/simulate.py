@@ -83,26 +83,30 @@ def stage_reward(model: Model, global_state: jax.Array, counts: jax.Array, actio
 def move(key: jax.Array, model: Model, global_state: jax.Array, counts: jax.Array, action: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The next global state and counts."""
     global_key, local_key = jax.random.split(key)
-    cumulative = jnp.cumsum(model.global_transition[global_state, action])
-    ticket = jax.random.uniform(global_key, (), model.dtype) * cumulative[-1]
-    after = jnp.minimum(jnp.sum(ticket >= cumulative, dtype=jnp.int32), model.num_global_states - 1)
+    after = move_global(global_key, model.global_transition[global_state, action])
     kernel = model.local_transition[global_state, action] if model.action_drives_agents else model.local_transition[global_state]
-    return after, _multinomial_moves(local_key, counts, kernel)
+    return after, jnp.sum(split(local_key, counts, kernel), axis=0, dtype=jnp.int32)
 
 
-def _multinomial_moves(key: jax.Array, counts: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Sum of the L multinomial draws Multinomial(counts_j, P[j]), int32 [L], by conditional binomials for all j at once."""
-    L = kernel.shape[-1]
-    # P(agent goes to t | not to an earlier state); the tails are summed backwards, so that they vanish exactly where P does
-    tails = jnp.cumsum(kernel[:, ::-1], axis=1)[:, ::-1]
-    chances = jnp.where(tails > 0, jnp.minimum(kernel / jnp.where(tails > 0, tails, 1), 1), 0)
-    remaining, arrived = counts, []
-    for t, subkey in zip(range(L - 1), jax.random.split(key, max(L - 1, 1)), strict=False):
-        going = binomial(subkey, remaining, chances[:, t])
-        arrived.append(jnp.sum(going, dtype=jnp.int32))
+def move_global(key: jax.Array, chances: jax.Array) -> jax.Array:
+    """The next global state, int32, drawn from `chances` [G]."""
+    cumulative = jnp.cumsum(chances)
+    ticket = jax.random.uniform(key, (), chances.dtype) * cumulative[-1]
+    return jnp.minimum(jnp.sum(ticket >= cumulative, dtype=jnp.int32), chances.shape[0] - 1)
+
+
+def split(key: jax.Array, counts: jax.Array, chances: jax.Array) -> jax.Array:
+    """Independent Multinomial(counts_j, chances[j]) draws of every row j: int32 [R, T], by conditional binomials for all j at once."""
+    T = chances.shape[1]
+    # P(agent goes to t | not to an earlier one); the tails are summed backwards, so that they vanish exactly where the chances do
+    tails = jnp.cumsum(chances[:, ::-1], axis=1)[:, ::-1]
+    conditional = jnp.where(tails > 0, jnp.minimum(chances / jnp.where(tails > 0, tails, 1), 1), 0)
+    remaining, parts = counts, []
+    for t, subkey in zip(range(T - 1), jax.random.split(key, max(T - 1, 1)), strict=False):
+        going = binomial(subkey, remaining, conditional[:, t])
+        parts.append(going)
         remaining = remaining - going
-    arrived.append(jnp.sum(remaining, dtype=jnp.int32))
-    return jnp.stack(arrived)
+    return jnp.stack([*parts, remaining], axis=1)
 
 
 def binomial(key: jax.Array, count: jax.Array, chance: jax.Array) -> jax.Array:

@@ -58,6 +58,14 @@ def greedy(q: jax.Array, tie: jax.Array) -> jax.Array:
     return jnp.argmax(q >= jnp.max(q, axis=-1, keepdims=True) - tie, axis=-1).astype(jnp.int32)
 
 
+class Objective(NamedTuple):
+    """What a problem other than a plain `Model` maximises: stage rewards and value_of(q) [G, N] for q of one shape, and max|r|."""
+
+    rewards: jax.Array
+    value_of: Callable[[jax.Array], jax.Array]
+    largest_reward: jax.Array
+
+
 class _State(NamedTuple):
     proposal: jax.Array  # [G, N], what the next sweep evaluates
     evaluated: jax.Array  # [G, N], what the last sweep evaluated
@@ -184,7 +192,7 @@ def attach_derivative(model: Model, plan: Plan, solution: Solution, action_weigh
         return bellman_q(model, plan.k, expected, model.discount) - q
 
     table = solution.value
-    q = implicit(residual, _krylov, table.q, (model, plan, action_weights), symmetric=False)
+    q = implicit(residual, krylov, table.q, (model, plan, action_weights), symmetric=False)
     value = value_of(q, action_weights)
     width = (table.bounds.upper - table.bounds.lower) / 2
     middle = value + lax.stop_gradient((table.bounds.upper + table.bounds.lower) / 2 - value)
@@ -201,7 +209,7 @@ def _attach_average_derivative(model: Model, plan: Plan, solution: Solution) -> 
         return bellman_q(model, plan.k, expected, jnp.ones((), q.dtype)) - gain - q, jnp.max(q[0, 0])
 
     table = solution.value
-    q, gain = implicit(residual, _krylov, (table.q, solution.stats["gain"]), (model, plan), symmetric=False)
+    q, gain = implicit(residual, krylov, (table.q, solution.stats["gain"]), (model, plan), symmetric=False)
     moved = gain - lax.stop_gradient(gain)  # zero, with the derivative of the gain
     value = jnp.max(q, axis=-1)
     bounds = Bounds(table.bounds.lower + moved, table.bounds.upper + moved)
@@ -209,7 +217,7 @@ def _attach_average_derivative(model: Model, plan: Plan, solution: Solution) -> 
     return solution._replace(value=table, stats=solution.stats | {"gain": gain}, state=value)
 
 
-def _krylov(matvec: Callable[[Any], Any], right_side: Any) -> Any:
+def krylov(matvec: Callable[[Any], Any], right_side: Any) -> Any:
     """Solve the linearised fixed-point equation, (discount P_π - I) x = right side, to 1,000 ulp of the right side."""
     eps = float(jnp.finfo(jnp.result_type(*jax.tree.leaves(right_side))).eps)
     return jax.scipy.sparse.linalg.gmres(matvec, right_side, tol=1e3 * eps, atol=0.0, restart=20, maxiter=100, solve_method="batched")[0]
@@ -226,26 +234,31 @@ def fixed_point(
     method: str,
     stopping: str,
     action_weights: jax.Array | None = None,
+    objective: Objective | None = None,
 ) -> Solution:
     """Iterate an expectation operator [G, N] -> [G, N, A] to its certified fixed point; `test` is a first input with a known answer.
 
-    With action_weights [G, N, A], the fixed point is the value of that policy instead of the best one.
+    With action_weights [G, N, A], the fixed point is the value of that policy instead of the best one. An `objective` replaces the stage
+    reward and the best choice of a `Model`; expectation and q then have its shape, and the caller makes the policy from q.
     """
     tol, max_steps, evaluation_sweeps, initial = arguments
-    dtype, (G, N), A = model.dtype, initial.shape, model.num_actions
+    dtype, (G, N) = model.dtype, initial.shape
     average = criterion == "average"
     discount = jnp.ones((), dtype) if average else model.discount
     reach = jnp.ones((), dtype) if average else discount / (1 - discount)  # what a residual of one means for the answer
-    scale = model.max_reward() * (1 if average else 1 / (1 - discount))
+    largest_reward = model.max_reward() if objective is None else objective.largest_reward
+    scale = largest_reward * (1 if average else 1 / (1 - discount))
     eps = jnp.finfo(dtype).eps
-    rewards = local_rewards(model, k)
+    rewards = model.global_reward[:, None, :] + local_rewards(model, k) if objective is None else objective.rewards
     evaluates = method in ("policy_iteration", "modified_policy_iteration")
     memory = _MEMORY if method == "anderson" else 1
 
     def q_of(expected):
-        return model.global_reward[:, None, :] + rewards + discount * expected
+        return rewards + discount * expected
 
     def value_of(q):
+        if objective is not None:
+            return objective.value_of(q)
         return jnp.max(q, axis=-1) if action_weights is None else jnp.sum(action_weights * q, axis=-1)
 
     def half_width(low, high):
@@ -335,7 +348,7 @@ def fixed_point(
 
     def certify(state: _State) -> Certificate:
         error = half_width(state.low, state.high)
-        largest = jnp.max(jnp.abs(state.evaluated)) + model.max_reward()
+        largest = jnp.max(jnp.abs(state.evaluated)) + largest_reward
         rounding = (2 * eps + state.operator_error) * largest * reach
         started = state.sweep > (0 if test is None else 1)
         return Certificate(jnp.where(started, error, jnp.finfo(dtype).max / 4), jnp.where(started, rounding, 0), scale)
@@ -348,7 +361,8 @@ def fixed_point(
         method_state = _History(
             past, past, jnp.zeros((memory, memory), dtype), jnp.full(memory, memory, jnp.int32), jnp.full((), jnp.finfo(dtype).max, dtype)
         )
-    start = _State(initial if test is None else test[0], initial, jnp.zeros((G, N, A), dtype), zero, zero, zero, jnp.int32(0), method_state)
+    unknown = jnp.zeros(jax.eval_shape(expect, initial).shape, dtype)
+    start = _State(initial if test is None else test[0], initial, unknown, zero, zero, zero, jnp.int32(0), method_state)
     patience = {"policy_iteration": 1_000_000, "modified_policy_iteration": 2_000}.get(method, 200)
     end = iterate(sweep, certify, start, tol=tol, max_steps=max_steps, patience=patience)
 

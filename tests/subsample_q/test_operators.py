@@ -5,6 +5,7 @@ import pytest
 from subsample_q.models import hard_kernels, random_model, tuple_kernel
 
 from jaxsac import subsample_q as sq
+from jaxsac.problems import subsample_q as problems
 from jaxsac.subsample_q.dense import dense_kernel
 from jaxsac.subsample_q.operators import expectation, prepare, product_test
 
@@ -35,6 +36,44 @@ def test_structured_operators_equal_the_dense_one_on_hard_kernels(backend, k, L)
         return jax.jit(lambda m, p: expectation(prepare(m, p), values, p, L))(model, plan)
 
     np.testing.assert_allclose(apply(backend), apply("dense"), atol=2e-14)
+
+
+def lumpable(by_rows, L, R, seed=0):
+    """Kernels [2, L, L] with R classes of equal rows, or of proportional columns (not the same ones in both kernels)."""
+    generator = np.random.default_rng(seed)
+    classes = np.stack([generator.permutation(np.arange(L) % R) for _ in range(2)])
+    if by_rows:
+        return np.stack([generator.dirichlet(np.ones(L), R)[c] for c in classes])
+    arrive, weight = generator.dirichlet(np.ones(R), (2, L)), generator.random((2, L))
+    share = np.stack([w / np.bincount(c, w)[c] for w, c in zip(weight, classes, strict=True)])
+    return np.stack([arrive[g][:, classes[g]] * share[g] for g in range(2)])
+
+
+@pytest.mark.parametrize("by_rows", [True, False])
+def test_lumping_equal_rows_or_exchangeable_states_changes_nothing(by_rows):
+    L, k = 5, 3
+    model = random_model(1, G=2, A=3, L=L, local=lumpable(by_rows, L, 2))
+    plan = sq.plan(model, k, backend="lumped")
+    assert plan.num_classes == 2 and plan.by_rows == by_rows
+    values = jnp.asarray(np.random.default_rng(0).normal(size=(2, len(sq.HistogramSpace(k, L)))))
+    lumped, dense = (jax.jit(lambda m, p: expectation(prepare(m, p), values, p, L))(model, p) for p in (plan, sq.plan(model, k)))
+    np.testing.assert_allclose(lumped, dense, atol=1e-14)
+    with pytest.raises(ValueError, match="needs local states with equal rows"):
+        sq.plan(random_model(1, L=3), k, backend="lumped")
+
+
+@pytest.mark.slow
+def test_demand_response_lumps_where_no_other_exact_form_is_cheap():
+    model = sq.Model(*problems.demand_response())
+    assert sq.plan(model, 3).backend == "lumped" and sq.plan(model, 3).num_classes == 5
+    solution = sq.solve(model, 3).check()
+    assert sq.BACKENDS[int(solution.stats["backend"])] == "lumped" and solution.stats["operator_error"] < 1e-12
+    np.testing.assert_allclose(
+        solution.value.q, sq.solve(model, 3, backend="dense").check().value.q, atol=1e-5 * float(solution.stats["scale"])
+    )
+    slopes = jax.grad(lambda m: jnp.sum(sq.solve(m, 2, plan=sq.plan(model, 2, backend="lumped")).value.value))(model)
+    dense = jax.grad(lambda m: jnp.sum(sq.solve(m, 2, plan=sq.plan(model, 2, backend="dense")).value.value))(model)
+    np.testing.assert_allclose(slopes.local_transition, dense.local_transition, rtol=1e-5, atol=1e-5)
 
 
 def test_more_actions_than_states_and_actions_that_drive_the_agents_take_the_same_answer():
