@@ -10,6 +10,7 @@ from jaxsac.prox.groups import safe_sqrt
 
 _EPOCHS = 5  # of a cycle: as many differences enter the extrapolation
 _SQUARINGS = 6
+_SMALL = 16  # columns of a group
 
 
 class Model(NamedTuple):
@@ -36,13 +37,20 @@ def gram_matrices(blocks: jax.Array) -> tuple[jax.Array, jax.Array]:
         trace = jnp.einsum("gaa->g", power)
         trace = jnp.where(trace > 0, trace, 1.0)
         power = power / trace[:, None, None]
-        return jnp.einsum("gab,gbc->gac", power, power), log_bound + jnp.log(trace) * 0.5 ** k.astype(trace.dtype)
+        return _squares(power), log_bound + jnp.log(trace) * 0.5 ** k.astype(trace.dtype)
 
     zeros = jnp.zeros(blocks.shape[0], blocks.dtype)
     power, log_bound = lax.fori_loop(0, _SQUARINGS, square, (grams, zeros))
     last = jnp.einsum("gaa->g", power)
     bound = jnp.exp(log_bound + jnp.log(jnp.where(last > 0, last, 1.0)) * 0.5**_SQUARINGS)
     return grams, jnp.where(jnp.einsum("gaa->g", grams) > 0, bound, 0.0)
+
+
+def _squares(matrices: jax.Array) -> jax.Array:
+    """H_g H_g: as one sum where the matrices are small, for a batched product pays for each of them."""
+    if matrices.shape[1] <= _SMALL:
+        return jnp.sum(matrices[:, :, :, None] * matrices[:, None, :, :], axis=2)
+    return jnp.einsum("gab,gbc->gac", matrices, matrices)
 
 
 def descend(
@@ -62,7 +70,7 @@ def descend(
         visited = jnp.where(everywhere, order, support)
         coef, residual = _epoch(model, coefs[at], residuals[at], visited, jnp.where(everywhere, count, size))
         coefs, residuals = coefs.at[place].set(coef), residuals.at[place].set(residual)
-        support, size = lax.cond(k == 0, lambda: _compact(coef, order, count), lambda: (support, size))
+        support, size = lax.cond(k == 0, lambda: nonzero_order(coef, order, count), lambda: (support, size))
         return *lax.cond(place == _EPOCHS, lambda: _extrapolated(model, coefs, residuals), lambda: (coefs, residuals)), support, size
 
     coefs = jnp.zeros((_EPOCHS + 1, *coef.shape), coef.dtype).at[0].set(coef)
@@ -89,7 +97,7 @@ def _epoch(model: Model, coef: jax.Array, residual: jax.Array, order: jax.Array,
     return lax.fori_loop(0, count, step, (coef, residual))
 
 
-def _compact(coef: jax.Array, order: jax.Array, count: jax.Array) -> tuple[jax.Array, jax.Array]:
+def nonzero_order(coef: jax.Array, order: jax.Array, count: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The part of order[:count] whose blocks are not zero, first in its order, and its length."""
     capacity = order.shape[0]
     active = jnp.any(coef != 0, axis=1)[order] & (jnp.arange(capacity, dtype=order.dtype) < count)
@@ -106,12 +114,12 @@ def _extrapolated(model: Model, coefs, residuals):
     mix = mix / jnp.sum(mix)
     last, last_residual = coefs[-1], residuals[-1]
     mixed, mixed_residual = jnp.tensordot(mix, coefs[1:], axes=1), mix @ residuals[1:]
-    better = _change(model, last, last_residual, mixed, mixed_residual) < 0  # False for NaN
+    better = change(model, last, last_residual, mixed, mixed_residual) < 0  # False for NaN
     start, start_residual = jnp.where(better, mixed, last), jnp.where(better, mixed_residual, last_residual)
     return coefs.at[0].set(start), residuals.at[0].set(start_residual)
 
 
-def _change(model: Model, old, old_residual, new, new_residual):
+def change(model: Model, old, old_residual, new, new_residual):
     """The change of the objective, from differences: the objective itself would hide it in its rounding."""
     smooth = 0.5 * jnp.sum((new_residual - old_residual) * (new_residual + old_residual))
     before, after = (safe_sqrt(jnp.sum(b * b, axis=1)) for b in (old, new))

@@ -20,7 +20,7 @@ from jaxsac.prox.groups import group_norms, safe_sqrt
 from jaxsac.solution import Solution
 
 _FREE_STEPS, _FREE_HALVINGS = 50, 30
-_LENGTHS = (1.0, 0.5, 0.25, 0.1, 0.03, 0.0)  # of a step; 0 takes it back
+LENGTHS = (1.0, 0.5, 0.25, 0.1, 0.03, 0.0)  # of a step; 0 takes it back
 
 
 class Scaled(NamedTuple):
@@ -47,6 +47,11 @@ class Check(NamedTuple):
     objective: jax.Array
     violation: jax.Array
     norms: jax.Array
+
+
+def uncentred(problem: Problem) -> Any:
+    """The design as it was given."""
+    return problem.design.design if isinstance(problem.design, Centred) else problem.design
 
 
 @jax.jit
@@ -146,7 +151,7 @@ def scale_blocks(problem: Problem, blocks: jax.Array, root: jax.Array, unit: jax
 grams_of = jax.jit(gram_matrices)
 
 
-class _Target(NamedTuple):
+class Target(NamedTuple):
     """The residual of the model in float32, and the units: b = (coefficient of the model) · step."""
 
     residual: jax.Array
@@ -154,23 +159,25 @@ class _Target(NamedTuple):
     thresholds: jax.Array
 
 
-def _target(problem: Problem, root: jax.Array, residual: jax.Array, thresholds: jax.Array, unit: jax.Array) -> _Target:
-    scaled = jnp.where(root > 0, _without_mean(problem, root, residual) / jnp.where(root > 0, root, 1.0), 0.0)
+def model_target(problem: Problem, root: jax.Array, residual: jax.Array, thresholds: jax.Array, unit: jax.Array) -> Target:
+    scaled = jnp.where(root > 0, without_mean(problem, root, residual) / jnp.where(root > 0, root, 1.0), 0.0)
     size = jnp.max(jnp.abs(scaled)) * jnp.sqrt(jnp.asarray(scaled.shape[0], scaled.dtype))
     size = jnp.where(size > 0, size, 1.0)
-    return _Target((scaled / size).astype(jnp.float32), size / unit, (thresholds / (unit * size)).astype(jnp.float32))
+    return Target((scaled / size).astype(jnp.float32), size / unit, (thresholds / (unit * size)).astype(jnp.float32))
 
 
-def _without_mean(problem: Problem, root: jax.Array, residual: jax.Array) -> jax.Array:
+def without_mean(problem: Problem, root: jax.Array, residual: jax.Array) -> jax.Array:
     """ρ after the model's best change of the intercept."""
     if not problem.intercept:
         return residual
     return residual - root**2 * (jnp.sum(residual) / jnp.sum(root**2))
 
 
-def _advance(problem: Problem, blocks, root, thresholds, point: Point, direction, *, noise: float = 0.0) -> Point:
-    """The best of a few lengths of a step, the intercept following as the model has it; the longest within `noise` · eps of the best."""
-    moved = _predict(problem, blocks, direction)
+def advance(problem: Problem, root, thresholds, point: Point, direction, moved: jax.Array, *, noise: float = 0.0) -> Point:
+    """The best of a few lengths of a step, the intercept following as the model has it; the longest within `noise` · eps of the best.
+
+    `moved` are the predictions of the direction.
+    """
     if problem.intercept:
         weights = root**2
         shift = (jnp.sum(problem.residual(point.predictions)) - jnp.sum(weights * moved)) / jnp.sum(weights)
@@ -182,7 +189,7 @@ def _advance(problem: Problem, blocks, root, thresholds, point: Point, direction
         norms = safe_sqrt(jnp.sum((point.coef + length * direction) ** 2, axis=1))
         return problem.smooth_value(point.predictions + length * moved) + jnp.sum(thresholds * norms)
 
-    lengths = jnp.asarray(_LENGTHS, moved.dtype)
+    lengths = jnp.asarray(LENGTHS, moved.dtype)
     values = jax.vmap(value)(lengths)
     best = jnp.min(jnp.where(jnp.isnan(values), jnp.inf, values))
     length = lengths[jnp.argmax(values <= best + noise * jnp.finfo(values.dtype).eps * jnp.abs(best))]  # the first of those
@@ -195,13 +202,13 @@ def _advance(problem: Problem, blocks, root, thresholds, point: Point, direction
 @jax.jit
 def descent_step(problem: Problem, blocks, scaled: Scaled, unit, thresholds, point: Point, order, count, cycles) -> Point:
     residual = problem.residual(point.predictions)
-    target = _target(problem, scaled.root, residual, thresholds, unit)
+    target = model_target(problem, scaled.root, residual, thresholds, unit)
     model = Model(scaled.blocks, scaled.grams, scaled.bounds, target.thresholds)
     start = (point.coef / target.step).astype(jnp.float32)
     end, _ = descend(model, start, target.residual, order, count, cycles)
     # Differences of float32 numbers, so that what did not move does not move by a rounding; what became zero becomes exactly that.
     direction = jnp.where(end == 0, -point.coef, (end - start).astype(point.coef.dtype) * target.step)
-    return _advance(problem, blocks, scaled.root, thresholds, point, direction)
+    return advance(problem, scaled.root, thresholds, point, direction, _predict(problem, blocks, direction))
 
 
 @jax.jit
@@ -215,12 +222,12 @@ def newton_step(problem: Problem, blocks, root, few: Model, unit, thresholds, po
     residual = problem.residual(point.predictions)
     norms = safe_sqrt(jnp.sum(point.coef**2, axis=1, keepdims=True))
     pull = point.coef / jnp.where(norms == 0, 1.0, norms)
-    pulled = _products(blocks, _without_mean(problem, root, residual))
+    pulled = _products(blocks, without_mean(problem, root, residual))
     moving = (norms > 0) | (thresholds == 0)[:, None]
     descent = jnp.where(moving, pulled - thresholds[:, None] * pull, 0.0)
     size = jnp.max(jnp.abs(descent)) * jnp.sqrt(jnp.asarray(descent.size, descent.dtype))
     size = jnp.where(size > 0, size, 1.0)
-    target = _target(problem, root, residual, few.thresholds, unit)
+    target = model_target(problem, root, residual, few.thresholds, unit)
     row = jnp.where(support < 0, blocks.shape[0], support)
 
     def part(array):
@@ -230,7 +237,7 @@ def newton_step(problem: Problem, blocks, root, few: Model, unit, thresholds, po
     found = newton_direction(model, part(point.coef / target.step), part(descent / size)).astype(descent.dtype) * (size / unit**2)
     direction = admissible(point.coef, jnp.zeros_like(point.coef).at[row].set(found, mode="drop"), thresholds)
     # A step that improves the gradient need not show in the objective.
-    return _advance(problem, blocks, root, thresholds, point, direction, noise=16.0)
+    return advance(problem, root, thresholds, point, direction, _predict(problem, blocks, direction), noise=16.0)
 
 
 @jax.jit

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxsac.designs import Centred, Dense
+from jaxsac.designs import Dense
 from jaxsac.group_lasso import rounds
 from jaxsac.group_lasso.problem import Coefficients, Problem
-from jaxsac.group_lasso.rounds import Check, Point, Scaled
+from jaxsac.group_lasso.rounds import Check, Point, Scaled, uncentred
 from jaxsac.losses import Squared
 from jaxsac.solution import Solution, Status
 
@@ -70,7 +70,7 @@ class Run(NamedTuple):
 
 def covers(problem: Problem) -> bool:
     """Whether this method is for the problem: a large dense design on a CPU, one output, groups with a block form, few free columns."""
-    if not isinstance(_uncentred(problem), Dense) or problem.offset.ndim != 1 or _matrix(problem).size < _WORTHWHILE:
+    if not isinstance(uncentred(problem), Dense) or problem.offset.ndim != 1 or _matrix(problem).size < _WORTHWHILE:
         return False
     groups = problem.groups
     if (groups.labels is not None and groups.members is None) or groups.max_size > _MAX_SIZE:
@@ -263,9 +263,5 @@ def _padded(numbers: np.ndarray, size: int, fill: Any) -> np.ndarray:
     return np.concatenate([numbers, np.full(size - len(numbers), fill, numbers.dtype)])
 
 
-def _uncentred(problem: Problem) -> Any:
-    return problem.design.design if isinstance(problem.design, Centred) else problem.design
-
-
 def _matrix(problem: Problem) -> jax.Array:
-    return _uncentred(problem).matrix
+    return uncentred(problem).matrix

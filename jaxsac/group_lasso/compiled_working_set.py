@@ -1,0 +1,134 @@
+"""The working-set method as one compiled loop, for traced problems: rounds on the quadratic model in float32, certified in between.
+
+A round minimises the model over the groups that are not zero or should not be, in the order of ‖X_g' ρ‖ / (lam w_g): block descent, then
+Newton steps on the support. It then moves as far as the objective falls. Unlike the host's form it keeps a float32 copy of all columns, so
+that no group is ever left out; only the Newton steps gather columns, to a fixed capacity, and a wider support goes without them.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxsac._iterate import Certificate, Outcome, iterate
+from jaxsac.designs import Dense
+from jaxsac.group_lasso.block_descent import Model, change, descend, gram_matrices, nonzero_order
+from jaxsac.group_lasso.newton import admissible, compact, newton_direction
+from jaxsac.group_lasso.problem import Coefficients, Problem
+from jaxsac.group_lasso.rounds import LENGTHS, Point, Scaled, advance, gather, model_target, roots, scale_blocks, uncentred
+from jaxsac.losses import Squared
+from jaxsac.prox import Groups
+from jaxsac.prox.groups import safe_sqrt
+
+_ROUNDS = 6
+_PATIENCE = 2
+_SWEEPS = 2  # over the model in a round
+_CYCLES = 0  # extrapolated, between the epochs over all that begin and end a sweep
+_NEWTON_STEPS = 2
+_FLOOR = 1e-3  # of a record's curvature, relative to its bound
+_WORTHWHILE = 1 << 15  # numbers in X below which the plain loop compiles sooner and runs as fast
+_GATHERED = 1 << 24  # numbers in the support's columns, at most
+
+
+def applies(problem: Problem) -> bool:
+    """Whether this method is for the problem: a dense design that is not tiny, one output, groups in blocks, nothing else in the penalty."""
+    design = uncentred(problem)
+    if not isinstance(design, Dense) or problem.offset.ndim != 1 or design.matrix.size < _WORTHWHILE:
+        return False
+    blocks = problem.groups.labels is None or problem.groups.members is not None
+    return blocks and problem.extra is None and problem.loss.separable
+
+
+def run_rounds(
+    problem: Problem, columns: jax.Array, start: Coefficients, certify: Callable[[Coefficients], Certificate], tol: jax.Array, max_rounds: jax.Array
+) -> Outcome:
+    """Rounds from `start` until the certificate meets the tolerance or a few were of no use; the state is `Coefficients`.
+
+    On CPUs only: elsewhere no round is taken, for block after block is the wrong order of work there.
+    """
+    groups = problem.groups
+    matrix = uncentred(problem).matrix
+    if groups.labels is None:
+        blocks = matrix.T.reshape(groups.num_groups, groups.max_size, -1)
+    else:
+        blocks = gather(matrix, jnp.asarray(groups.members))
+    largest = jnp.max(columns) / jnp.sqrt(jnp.asarray(problem.num_samples, columns.dtype))
+    unit = jnp.where(largest > 0, largest, 1.0)
+
+    def model_at(predictions: jax.Array) -> Scaled:
+        root = roots(problem, predictions, jnp.asarray(_FLOOR, predictions.dtype))
+        scaled = scale_blocks(problem, blocks, root, unit)
+        return Scaled(scaled, *gram_matrices(lax.optimization_barrier(scaled)), root)
+
+    fixed = model_at(jnp.zeros_like(problem.offset)) if isinstance(problem.loss, Squared) else None
+
+    def step(point: Point) -> Point:
+        scaled = model_at(point.predictions) if fixed is None else fixed
+        residual = problem.residual(point.predictions)
+        target = model_target(problem, scaled.root, residual, problem.thresholds, unit)
+        begin = (point.coef / target.step).astype(jnp.float32)
+        end = minimise(Model(scaled.blocks, scaled.grams, scaled.bounds, target.thresholds), begin, target.residual)
+        # Differences of float32 numbers, so that what did not move does not move by a rounding; what became zero becomes exactly that.
+        direction = jnp.where(end == 0, -point.coef, (end - begin).astype(point.coef.dtype) * target.step)
+        moved = problem.design.predict(flat(groups, direction))
+        return advance(problem, scaled.root, problem.thresholds, point, direction, moved, noise=16.0)
+
+    def certificate(point: Point) -> Certificate:
+        return certify(Coefficients(flat(groups, point.coef), point.intercept))
+
+    on_cpu = lax.platform_dependent(cpu=lambda: jnp.int32(_ROUNDS), default=lambda: jnp.int32(0))
+    first = Point(groups.blocks(start.coef), start.intercept, problem.predict(start))
+    ended = iterate(step, certificate, first, tol=tol, max_steps=jnp.minimum(on_cpu, max_rounds), patience=_PATIENCE)
+    return ended._replace(state=Coefficients(flat(groups, ended.state.coef), ended.state.intercept))
+
+
+def minimise(model: Model, coef: jax.Array, residual: jax.Array) -> jax.Array:
+    """Coefficients [G, q] near the minimum of the model, from `coef` with residual [T]."""
+    return lax.fori_loop(0, _SWEEPS, lambda _, carry: _sweep(model, *carry), (coef, residual))[0]
+
+
+def _sweep(model: Model, coef: jax.Array, residual: jax.Array) -> tuple[jax.Array, jax.Array]:
+    num_groups, size, num_samples = model.blocks.shape
+    pulls = safe_sqrt(jnp.sum((model.blocks.reshape(-1, num_samples) @ residual).reshape(num_groups, size) ** 2, axis=1))
+    needed = (pulls > model.thresholds) | jnp.any(coef != 0, axis=1) | (model.thresholds == 0)
+    strength = pulls / jnp.where(model.thresholds > 0, model.thresholds, 1.0)
+    order = jnp.argsort(jnp.where(needed, -strength, jnp.inf)).astype(jnp.int32)
+    coef, residual = descend(model, coef, residual, order, jnp.sum(needed, dtype=jnp.int32), jnp.int32(_CYCLES))
+
+    support, found = nonzero_order(coef, order, jnp.int32(num_groups))
+    capacity = max(1, min(num_groups, 2 * num_samples // size, _GATHERED // (size * num_samples)))
+    support = jnp.where(jnp.arange(capacity, dtype=jnp.int32) < found, support[:capacity], -1)
+    few = compact(model, support)
+    row = jnp.where(support < 0, num_groups, support)
+    own = coef.at[row].get(mode="fill", fill_value=0)
+    steps = jnp.where(found <= capacity, _NEWTON_STEPS, 0)
+    own, residual = lax.fori_loop(0, steps, lambda _, carry: _newton_step(few, *carry), (own, residual))
+    return coef.at[row].set(own, mode="drop"), residual
+
+
+def _newton_step(few: Model, coef: jax.Array, residual: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A Newton step on the model of the support, of the best of a few lengths."""
+    blocks = few.blocks.reshape(-1, few.blocks.shape[2])
+    norms = safe_sqrt(jnp.sum(coef * coef, axis=1, keepdims=True))
+    pull = few.thresholds[:, None] * coef / jnp.where(norms == 0, 1.0, norms)
+    descent = (blocks @ residual).reshape(coef.shape) - pull
+    descent = jnp.where((norms > 0) | (few.thresholds == 0)[:, None], descent, 0.0)
+    largest = jnp.max(jnp.abs(descent))
+    largest = jnp.where(largest > 0, largest, 1.0)
+    direction = admissible(coef, largest * newton_direction(few, coef, descent / largest), few.thresholds)
+    moved = direction.reshape(-1) @ blocks
+
+    def end(length):
+        return coef + length * direction, residual - length * moved
+
+    lengths = jnp.asarray(LENGTHS, coef.dtype)
+    changes = jax.vmap(lambda length: change(few, coef, residual, *end(length)))(lengths)
+    return end(lengths[jnp.argmin(jnp.where(jnp.isnan(changes), jnp.inf, changes))])
+
+
+def flat(groups: Groups, blocks: jax.Array) -> jax.Array:
+    """[G, q] as [p]: the inverse of `groups.blocks`."""
+    if groups.labels is None:
+        return blocks.reshape(-1)
+    return jnp.zeros(groups.num_coefficients, blocks.dtype).at[jnp.asarray(groups.members)].set(blocks, mode="drop")
