@@ -71,21 +71,45 @@ def enumerate_segments(transition: jax.Array, initial: jax.Array, horizon: int) 
     return Segments(states, actions, jnp.log(initial[states[:, 0]]) + jnp.sum(moves, axis=1))
 
 
+def _segment_returns(table: jax.Array, states: jax.Array, actions: jax.Array, discount: jax.Array) -> jax.Array:
+    weights = discount ** jnp.arange(states.shape[-1]).astype(table.dtype)
+    return jnp.matmul(table[states, actions], weights, precision="highest")
+
+
+def _bradley_terry(margin: jax.Array, label: jax.Array) -> jax.Array:
+    """Cross-entropy of sigmoid(margin) under the chance `label` that the first one is preferred."""
+    return label * jax.nn.softplus(-margin) + (1 - label) * jax.nn.softplus(margin)
+
+
 def preference_loss(segments: Segments, reward: jax.Array, true_reward: jax.Array, log_probs: jax.Array, discount: jax.Array) -> jax.Array:
     """Expected Bradley-Terry loss of `reward` on pairs of segments drawn by the policy and labelled by `true_reward`; an exact sum.
 
     sum over pairs (i, j) of P(i) P(j) · cross-entropy of sigmoid(R_i - R_j) under sigmoid(R*_i - R*_j), R a segment's discounted rewards.
     """
-    weights = discount ** jnp.arange(segments.states.shape[1]).astype(reward.dtype)
-    chances = jnp.exp(segments.log_dynamics + jnp.sum(log_probs[segments.states, segments.actions], axis=1))
-
-    def returns(table):
-        return jnp.sum(weights[None, :] * table[segments.states, segments.actions], axis=1)
-
-    guess, truth = returns(reward), returns(true_reward)
-    margin, label = guess[:, None] - guess[None, :], jax.nn.sigmoid(truth[:, None] - truth[None, :])
-    loss = label * jax.nn.softplus(-margin) + (1 - label) * jax.nn.softplus(margin)
+    states, actions, log_dynamics = segments
+    chances = jnp.exp(log_dynamics + jnp.sum(log_probs[states, actions], axis=1))
+    guess, truth = (_segment_returns(table, states, actions, discount) for table in (reward, true_reward))
+    loss = _bradley_terry(guess[:, None] - guess[None, :], jax.nn.sigmoid(truth[:, None] - truth[None, :]))
     return jnp.einsum("i,ij,j->", chances, loss, chances, precision="highest")
+
+
+def sampled_preference_loss(
+    states: jax.Array, actions: jax.Array, uniforms: jax.Array, reward: jax.Array, true_reward: jax.Array, log_probs: jax.Array,
+    discount: jax.Array,
+) -> jax.Array:  # fmt: skip
+    """`preference_loss` from n pairs of segments that the policy drew, each labelled once: an estimate without bias, gradients too.
+
+        mean over pairs of cross-entropy(label, sigmoid(R_1 - R_2)) · (1, with the score of both segments as its gradient)
+
+    `states`, `actions`: int32 [n, 2, H]; `uniforms` [n]: the first one is preferred where they are below sigmoid(R*_1 - R*_2). The score
+    multiplies the loss less log 2, that of a reward that knows nothing, which changes no mean and lowers the spread.
+    """
+    guess, truth = (_segment_returns(table, states, actions, discount) for table in (reward, true_reward))
+    label = (uniforms < jax.nn.sigmoid(truth[:, 0] - truth[:, 1])).astype(reward.dtype)
+    loss = _bradley_terry(guess[:, 0] - guess[:, 1], label)
+    taken = jnp.sum(log_probs[states, actions], axis=(1, 2))
+    score = jnp.exp(taken - jax.lax.stop_gradient(taken)) - 1  # zero, with the score as its gradient
+    return jnp.mean(loss + (loss - np.log(2.0)) * score)
 
 
 class FourRooms(NamedTuple):
