@@ -18,8 +18,8 @@ from jaxsac.subsample_q.exchange import apply_exchange, prepare_exchange
 from jaxsac.subsample_q.histograms import additions, check_size, enumerate_counts, num_histograms, removals
 from jaxsac.subsample_q.lumping import apply_lumped, find_lumping, prepare_lumped
 from jaxsac.subsample_q.model import Model
-from jaxsac.subsample_q.pivots import exchange_order, thinning_order
-from jaxsac.subsample_q.thinning import apply_thinning, prepare_thinning
+from jaxsac.subsample_q.pivots import Order, exchange_order, thinning_order
+from jaxsac.subsample_q.thinning import apply_thinning, gathers_of, prepare_thinning
 
 BACKENDS = ("dense", "exchange", "thinning", "sampled", "lumped")  # stats["backend"] is a position in this tuple
 _SMALL = 300  # up to this many histograms a dense product is the fastest form
@@ -27,7 +27,7 @@ _DENSE_LIMIT = 2**31  # bytes of dense kernels that may be built
 
 
 class Plan(eqx.Module):
-    """How the expectation over the next histogram is evaluated: the form, and the pivot order of every kernel.
+    """How the expectation over the next histogram is evaluated: the form, and the pivot order (or the classes) of every kernel.
 
     Made by `plan` from concrete local transitions; traced ones may then differ from those, as in a gradient or a batch of near-by
     models: the order decides the rounding, not the answer, and every solve measures that rounding.
@@ -39,6 +39,8 @@ class Plan(eqx.Module):
     rows: jax.Array | None = None
     columns: jax.Array | None = None
     replacements: jax.Array | None = None
+    entry: jax.Array | None = None
+    leave: jax.Array | None = None
     classes: jax.Array | None = None
     num_classes: int = eqx.field(static=True, default=0)
     by_rows: bool = eqx.field(static=True, default=False)
@@ -99,8 +101,9 @@ def candidates(model: Model, k: int, backend: str) -> list[Plan]:
         order = (thinning_order if name == "thinning" else exchange_order)(np.asarray(model.local_transition))
         if np.all(np.isfinite(order.amplification)):
             reason = ("asked for" if backend != "auto" else "many histograms") + f", amplification {order.amplification.max():.2f}"
+            entry, leave = _gathers(order, k) if name == "thinning" else (None, None)
             rows, columns, replacements = (jnp.asarray(part) for part in order[:3])
-            found.append(Plan(name, k, reason, rows, columns, replacements))
+            found.append(Plan(name, k, reason, rows, columns, replacements, entry, leave))
     if backend == "auto" and dense_fits and size <= 4000:
         found.append(dense)
     fits = k
@@ -112,6 +115,13 @@ def candidates(model: Model, k: int, backend: str) -> list[Plan]:
         f"use backend='dense' (k={fits} fits) or learn(), which samples.",
     )
     return found
+
+
+def _gathers(order: Order, k: int) -> tuple[jax.Array, jax.Array]:
+    L = order.rows.shape[-1]
+    pairs = [gathers_of(rows, columns, k) for rows, columns in zip(order.rows.reshape(-1, L), order.columns.reshape(-1, L), strict=True)]
+    entry, leave = (jnp.asarray(np.stack(part)).reshape(*order.rows.shape[:-1], -1) for part in zip(*pairs, strict=True))
+    return entry, leave
 
 
 class Operator(NamedTuple):
@@ -136,10 +146,16 @@ def kernel_tables(kernels: jax.Array, plan: Plan) -> Any:
         assert plan.classes is not None
         make = functools.partial(prepare_lumped, k=plan.k, num_classes=plan.num_classes, by_rows=plan.by_rows)
         return jax.vmap(make)(kernels, plan.classes.reshape(-1, L))
-    make = prepare_thinning if plan.backend == "thinning" else prepare_exchange
     assert plan.rows is not None and plan.columns is not None and plan.replacements is not None
     pivots = (plan.rows.reshape(-1, L), plan.columns.reshape(-1, L), plan.replacements.reshape(-1, L, L))
-    return jax.vmap(lambda kernel, r, c, replaced: make(kernel, r, c, replaced, plan.k))(kernels, *pivots)
+    if plan.backend == "exchange":
+        return jax.vmap(lambda kernel, r, c, replaced: prepare_exchange(kernel, r, c, replaced, plan.k))(kernels, *pivots)
+    gathers = None
+    if plan.entry is not None and plan.leave is not None:
+        gathers = (plan.entry.reshape(kernels.shape[0], -1), plan.leave.reshape(kernels.shape[0], -1))
+        if is_concrete(kernels, pivots, gathers):  # nothing to compile
+            kernels, pivots, gathers = jax.tree.map(np.asarray, (kernels, pivots, gathers))
+    return prepare_thinning(kernels, pivots, gathers, plan.k)
 
 
 def _apply(table: Any, columns: jax.Array, plan: Plan, L: int) -> jax.Array:
@@ -246,7 +262,7 @@ def _perturbed(kernels: jax.Array, direction: jax.Array, columns: jax.Array, pla
     (K, C, _), L, k = columns.shape, kernels.shape[-1], plan.k
     after = jnp.stack([columns[..., additions(k, L, j)] for j in range(L)], axis=1)  # [K, L, C, N_{k-1}]
     if k > 1:
-        others = dataclasses.replace(plan, k=k - 1)
+        others = dataclasses.replace(plan, k=k - 1, entry=None, leave=None)
         after = moved_columns(kernels, after.reshape(K, L * C, -1), others).reshape(after.shape)
     counts = enumerate_counts(k, L)
     total = jnp.zeros_like(columns)
@@ -274,12 +290,12 @@ def product_test(model: Model, k: int) -> tuple[jax.Array, jax.Array, jax.Array]
     generator = np.random.default_rng(2403)
     points = np.where(generator.random((G, L)) < 0.5, -1.0, 1.0) * (0.1 + 0.9 * generator.random((G, L))) ** (1.0 / k)
     weights = jnp.asarray(generator.choice([-1.0, 1.0], A) / A, dtype)
-    points = jnp.asarray(points, dtype)
-    counts = jnp.asarray(enumerate_counts(k, L))
+    points = points.astype(dtype)
+    counts = enumerate_counts(k, L)
 
     def product(x):  # [..., L] -> [..., N]
-        repeated = jnp.broadcast_to(x[..., None], (*x.shape, k))
-        powers = jnp.concatenate([jnp.ones((*x.shape, 1), dtype), jnp.cumprod(repeated, axis=-1)], axis=-1)
+        xp = jnp if isinstance(x, jax.Array) else np  # numbers that are known are not for the compiler to find
+        powers = xp.concatenate([xp.ones((*x.shape, 1), dtype), xp.cumprod(xp.repeat(x[..., None], k, axis=-1), axis=-1)], axis=-1)
         result = powers[..., 0, counts[:, 0]]
         for j in range(1, L):
             result = result * powers[..., j, counts[:, j]]
@@ -290,4 +306,4 @@ def product_test(model: Model, k: int) -> tuple[jax.Array, jax.Array, jax.Array]
     mixed = model.global_transition * weights[None, :, None]
     if not model.action_drives_agents:
         mixed = mixed.sum(axis=1, keepdims=True)
-    return product(points), weights, jnp.einsum("gac,gacn->gn", mixed, moved, precision="highest")
+    return jnp.asarray(product(points)), weights, jnp.einsum("gac,gacn->gn", mixed, moved, precision="highest")

@@ -137,7 +137,9 @@ def solve(
     plans = candidates(model, k, backend) if plan is None else [plan]
     arguments = solver_arguments(model, k, tol, max_steps, evaluation_sweeps, initial)
     for position, candidate in enumerate(plans):
-        solution = _solve(model, candidate, *arguments, criterion=criterion, method=method, stopping=stopping)
+        # On the host where it can be: that is time and compile time saved.
+        ready = prepare(model, candidate) if candidate.backend == "thinning" and is_concrete(model, candidate) else None
+        solution = _solve(model, candidate, ready, *arguments, criterion=criterion, method=method, stopping=stopping)
         error = solution.stats["operator_error"]
         if position + 1 == len(plans) or not is_concrete(error) or float(error) <= _accepted_error(model.dtype):
             return solution
@@ -162,10 +164,10 @@ def _accepted_error(dtype) -> float:
 
 
 @functools.partial(jax.jit, static_argnames=("criterion", "method", "stopping"))
-def _solve(model, plan, tol, max_steps, evaluation_sweeps, initial, *, criterion, method, stopping):
+def _solve(model, plan, operator, tol, max_steps, evaluation_sweeps, initial, *, criterion, method, stopping):
     frozen = jax.tree.map(lax.stop_gradient, model)
     L = model.num_local_states
-    operator = prepare(frozen, plan)
+    operator = prepare(frozen, plan) if operator is None else operator
     solution = fixed_point(
         frozen,
         plan.k,

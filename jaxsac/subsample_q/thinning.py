@@ -9,7 +9,7 @@ s−1, so a shear is k+1 sums of contiguous slices; one gather then brings the n
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,21 +49,27 @@ def _position(counts, offsets: tuple[int, ...], k: int):
     return start + graded_rank(counts[..., 1:-1], k)
 
 
-def eliminate(kernel: jax.Array, rows: jax.Array, columns: jax.Array, replacements: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """alpha, beta [L, L] of P = E_1 ... E_L Π for the given pivots: entry (t, i) belongs to row i in step t. Differentiable in P."""
-    L = kernel.shape[-1]
+def eliminate(kernels: Any, rows: Any, columns: Any, replacements: Any, xp: Any = jnp) -> tuple[Any, Any]:
+    """alpha, beta [K, L, L] of P = E_1 ... E_L Π for the pivots of K kernels [K, L, L]: entry (t, i) belongs to row i in step t.
 
-    def clear(state, step):
-        row, column, replacement = step
-        pivot_row = state[row]
-        replaced = replacement >= 0
-        beta = state[:, column] / pivot_row[column]
-        alpha = jnp.where(replaced | (jnp.arange(L, dtype=jnp.int32) == row), 1, 1 - beta)
-        cleared = (state - beta[:, None] * pivot_row[None, :]) / alpha[:, None]
-        cleared = jnp.where(replaced[:, None], jax.nn.one_hot(replacement, L, dtype=kernel.dtype), cleared.at[row].set(pivot_row))
-        return cleared, (jnp.where(replaced, 0, alpha), jnp.where(replaced, 1, beta))
-
-    return lax.scan(clear, kernel, (rows, columns, replacements))[1]
+    xp is numpy on the host, where this takes no time, or jax.numpy for traced kernels.
+    """
+    K, L, _ = kernels.shape
+    each, numbers = np.arange(K), np.arange(L, dtype=np.int32)
+    state, alphas, betas = kernels, [], []
+    for t in range(L):
+        row, replacement = rows[:, t], replacements[:, t]
+        own, replaced = numbers[None, :] == row[:, None], replacement >= 0
+        pivot_row = state[each, row]
+        beta = state[each, :, columns[:, t]] / pivot_row[each, columns[:, t]][:, None]
+        alpha = xp.where(replaced | own, 1, 1 - beta).astype(state.dtype)
+        cleared = (state - beta[:, :, None] * pivot_row[:, None, :]) / alpha[:, :, None]
+        cleared = xp.where(own[:, :, None], pivot_row[:, None, :], cleared)
+        unit = (replacement[:, :, None] == numbers[None, None, :]).astype(state.dtype)
+        state = xp.where(replaced[:, :, None], unit, cleared)
+        alphas.append(xp.where(replaced, 0, alpha).astype(state.dtype))
+        betas.append(xp.where(replaced, 1, beta).astype(state.dtype))
+    return xp.stack(alphas, axis=1), xp.stack(betas, axis=1)
 
 
 def _schedule(L: int) -> tuple[list[tuple[int, int]], list[int]]:
@@ -83,34 +89,50 @@ def _schedule(L: int) -> tuple[list[tuple[int, int]], list[int]]:
     return shears, order
 
 
-class Thinning(NamedTuple):
-    """One kernel, made ready: the triangles of its shears and the gathers into, between and out of the layouts."""
-
-    triangles: jax.Array  # [L(L-1), k+1, k+1]
-    entry: jax.Array  # int32 [N]
-    gathers: jax.Array  # int32 [3, N]
-
-
-def prepare_thinning(kernel: jax.Array, rows: jax.Array, columns: jax.Array, replacements: jax.Array, k: int) -> Thinning:
-    """The operator of one kernel [L, L], L ≥ 2, for pivots as in `Order`."""
-    L = kernel.shape[-1]
-    layout = _layout(k, L)
+@functools.lru_cache(maxsize=16)
+def _slots(L: int) -> tuple[np.ndarray, list[int]]:
+    """The pivot of each slot (the implied slot of block b belongs to pivot L-1-b: E_L acts first on W), and the slots in final order."""
     shears, final_order = _schedule(L)
-
-    # The implied slot of block b belongs to pivot L-1-b, because E_L acts first on W.
     pivot_of_slot = np.zeros(L, np.int32)
     pivot_of_slot[[target for target, _ in shears[:: L - 1]]] = np.arange(L)[::-1]
-    steps = pivot_of_slot[[target for target, _ in shears]]
-    sources = rows[pivot_of_slot[[source for _, source in shears]]]
-    alpha, beta = eliminate(kernel, rows, columns, replacements)
-    triangles = _triangles(alpha[steps, sources], beta[steps, sources], k)
+    return pivot_of_slot, final_order
 
+
+def gathers_of(rows: Any, columns: Any, k: int) -> tuple[Any, Any]:
+    """Gathers into and out of the layout, int32 [N] each, for the pivots [L] of one kernel; numpy and jax arrays alike."""
+    L = rows.shape[0]
+    layout = _layout(k, L)
+    pivot_of_slot, final_order = _slots(L)
+    xp = jnp if isinstance(rows, jax.Array) else np
     # At the entry the slot of pivot t holds the count of column p_t, at the exit that of row r_t.
-    slot_of_column = jnp.zeros(L, jnp.int32).at[columns].set(jnp.asarray(np.argsort(pivot_of_slot), jnp.int32))
-    entry = graded_rank(jnp.asarray(layout.counts)[:, slot_of_column[: L - 1]], k)
-    leave = _position(jnp.asarray(enumerate_counts(k, L))[:, rows[pivot_of_slot[final_order]]], layout.offsets, k)
-    swap = jnp.asarray(layout.swap)
-    return Thinning(triangles, entry, jnp.stack([jnp.asarray(layout.rotate), swap, swap[leave]]))
+    slot_of_column = xp.asarray(np.argsort(pivot_of_slot).astype(np.int32))[xp.argsort(columns)]
+    entry = graded_rank(xp.asarray(layout.counts)[:, slot_of_column[: L - 1]], k)
+    leave = _position(xp.asarray(enumerate_counts(k, L))[:, rows[pivot_of_slot[final_order]]], layout.offsets, k)
+    return entry, xp.asarray(layout.swap)[leave]
+
+
+class Thinning(NamedTuple):
+    """Kernels, made ready: the triangles of their shears and the gathers into, between and out of the layouts."""
+
+    triangles: Any  # [K, L(L-1), k+1, k+1]
+    entry: Any  # int32 [K, N]
+    gathers: Any  # int32 [K, 3, N]
+
+
+def prepare_thinning(kernels: Any, pivots: tuple[Any, Any, Any], gathers: tuple[Any, Any] | None, k: int) -> Thinning:
+    """The operators of kernels [K, L, L], L ≥ 2, for pivots as in `Order`; `gathers` as in `gathers_of`, if they are there already."""
+    rows, columns, replacements = pivots
+    xp = np if isinstance(kernels, np.ndarray) else jnp
+    K, L, _ = kernels.shape
+    layout, shears, (pivot_of_slot, _) = _layout(k, L), _schedule(L)[0], _slots(L)
+    steps = pivot_of_slot[[target for target, _ in shears]]
+    sources = rows[:, pivot_of_slot[[source for _, source in shears]]]
+    alpha, beta = eliminate(kernels, rows, columns, replacements, xp)
+    each = np.arange(K)[:, None]
+    triangles = _triangles(alpha[each, steps[None], sources], beta[each, steps[None], sources], k, xp)
+    entry, leave = jax.vmap(lambda r, c: gathers_of(r, c, k))(rows, columns) if gathers is None else gathers
+    rotate, swap = (xp.broadcast_to(xp.asarray(part), entry.shape) for part in (layout.rotate, layout.swap))
+    return Thinning(triangles, entry, xp.stack([rotate, swap, leave], axis=1))
 
 
 def apply_thinning(operator: Thinning, values: jax.Array, k: int, L: int) -> jax.Array:
@@ -137,13 +159,13 @@ def _permute(values: jax.Array, index: jax.Array) -> jax.Array:
     return values.at[index].get(mode="promise_in_bounds", unique_indices=True)
 
 
-def _triangles(alpha: jax.Array, beta: jax.Array, k: int) -> jax.Array:
-    """M[t, r, s] = C(r, s) alpha_t^s beta_t^(r-s) for s ≤ r ≤ k, else 0."""
-    binomial = np.array([[math.comb(r, s) for s in range(k + 1)] for r in range(k + 1)], float)
+def _triangles(alpha: Any, beta: Any, k: int, xp: Any) -> Any:
+    """M[.., r, s] = C(r, s) alpha^s beta^(r-s) for s ≤ r ≤ k, else 0: [K, T, k+1, k+1] for alpha, beta [K, T]."""
+    binomial = np.array([[math.comb(r, s) for s in range(k + 1)] for r in range(k + 1)], float).astype(alpha.dtype)
     exponent = np.maximum(np.arange(k + 1)[:, None] - np.arange(k + 1)[None, :], 0)
 
     def powers(base):
-        repeated = jnp.broadcast_to(base[:, None], (base.shape[0], k))
-        return jnp.concatenate([jnp.ones((base.shape[0], 1), base.dtype), jnp.cumprod(repeated, axis=1)], axis=1)
+        repeated = xp.broadcast_to(base[:, :, None], (*base.shape, k))
+        return xp.concatenate([xp.ones((*base.shape, 1), base.dtype), xp.cumprod(repeated, axis=-1)], axis=-1)
 
-    return jnp.asarray(binomial, alpha.dtype)[None] * powers(alpha)[:, None, :] * powers(beta)[:, exponent]
+    return binomial[None, None] * powers(alpha)[:, :, None, :] * powers(beta)[:, :, exponent]
