@@ -34,12 +34,13 @@ PUBLIC = {
     "gibbs": {"NO_ACTION", "entropy", "kl", "log_partition", "log_prob", "marginals", "mode", "sample"},
     "group_lasso": {
         "Criterion", "CrossValidation", "Stability", "cross_validate", "degrees_of_freedom", "ebic", "lam_max", "path", "refit",
-        "simulated_lam", "solve", "stability_selection",
+        "simulated_lam", "solve", "stability_selection", "support_margin",
     },
     "control": {
-        "Diagnosis", "FitState", "Log", "OffPolicyValue", "SparsePolicy", "ToolModel", "Witness", "diagnose", "fit", "fit_tool_model",
-        "importance_value", "irrepresentability", "lam_max", "load_policy", "off_policy_value", "oracle_witness", "restricted_curvature", "signal_threshold",
-        "simulated_lam",
+        "Diagnosis", "DualAverage", "FitState", "Learner", "Log", "OffPolicyValue", "SparsePolicy", "ToolModel", "Witness", "diagnose",
+        "dual_average", "dual_average_step", "explore", "fit", "fit_robust", "fit_tool_model", "importance_value", "irrepresentability",
+        "lam_max", "leverage_weights", "load_policy", "median_of_means", "off_policy_value", "oracle_witness", "restricted_curvature",
+        "robust_regression", "signal_threshold", "simulated_lam", "start_learner", "update_learner",
     },
     "bandits": {
         "ActionSet", "Ball", "Box", "CrossPolytope", "Ellipsoid", "FromProjection", "FromSupport", "LpBall", "Masked", "Phased",
