@@ -76,10 +76,12 @@ def upper_bound(table: QTable, initial: tuple[Any, Any]) -> jax.Array:
     """U_k = sum_{h_k} Hyp(h_k; h_n) V_k*(s_g, h_k) ≥ V_n*(s_g, h_n) at (s_g, counts int32 [L]), from the upper MacQueen bound of V_k*: [].
 
     Any k-subset of the n agents, driven by any policy of the whole, is a controlled k-agent system, so its value is at most V_k*, and the
-    full reward is the average over subsets. U_k does not increase in k, and U_n = V_n*.
+    full reward is the average over subsets. U_k does not increase in k, and U_n = V_n*. ValueError for fewer than k agents.
     """
     counts = jnp.asarray(initial[1], jnp.int32)
     k = agents_of(table.value.shape[1], counts.shape[0])
+    if is_concrete(initial[1]):
+        require(int(np.sum(initial[1])) >= k, f"the table samples k={k} agents, more than the {np.sum(initial[1])} of initial.")
     weights = hypergeometric_weights(counts, k, table.value.dtype)
     return jnp.vdot(weights, table.bounds.upper[jnp.asarray(initial[0], jnp.int32)], precision="highest")
 

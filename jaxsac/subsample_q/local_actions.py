@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxsac._checks import integer_array, is_concrete, require, static_integer
+from jaxsac._checks import require, static_integer
 from jaxsac._implicit import implicit
 from jaxsac.solution import Solution
 from jaxsac.subsample_q.dense import dense_kernel
 from jaxsac.subsample_q.histograms import additions, check_size, enumerate_counts, graded_rank, num_histograms
 from jaxsac.subsample_q.model import Model
 from jaxsac.subsample_q.sampling import agents_of, draw_counts, hypergeometric_weights
-from jaxsac.subsample_q.simulate import Run, move_global, split
+from jaxsac.subsample_q.simulate import Run, checked_start, move_global, split
 from jaxsac.subsample_q.solver import Bounds, Objective, check_discount, fixed_point, krylov, solver_arguments
 
 _TABLE_LIMIT = 2**31  # bytes of kernels from assignments to histograms
@@ -97,9 +97,10 @@ def solve_local_actions(model: LocalActionModel, k: int, *, tol: Any = None, max
         Q(s_g, z, a) = r(s_g, z, a) + discount E[ max over a' and the z' of h' of Q(s_g', z', a') | s_g, z, a ]
 
     for all M = C(k+LB-1, LB-1) assignments z, with one dense kernel [M, N] for each s_g. k = n is the full problem. Returns
-    Solution(AssignmentTable, status, stats, state) with tol, status and stats as in `solve`; a state without an allowed assignment
-    ends NONFINITE. Differentiable in the arrays of the model (implicitly, the policy kept fixed), batched by jax.vmap. ValueError for k < 1
-    and for kernels beyond 2 GiB, with the k that fits. Source: arXiv 2412.00661, algorithm 1 (m → ∞).
+    Solution(AssignmentTable, status, stats, state) with tol, status and stats as in `solve`; a state without an allowed assignment ends
+    NONFINITE. `upper_bound` and `lift` apply to the bounds, unless the model has share_reward or allowed. Differentiable in the arrays of
+    the model (implicitly, the policy kept fixed), batched by jax.vmap. ValueError for k < 1 and for kernels beyond 2 GiB, with the k that
+    fits. Source: arXiv 2412.00661, algorithm 1 (m → ∞).
     """
     k = static_integer("k", k, 1)
     base, B, L = model.base, model.num_local_actions, model.num_local_states
@@ -207,18 +208,13 @@ def simulate_local_actions(
 
     The global action is the policy's for one fresh sample of k agents. An agent in state s samples k - 1 of the others, and takes action
     b with the chance assignment[s, b] / h_s of the histogram h of the sample and itself: given the counts, agents choose independently, and
-    the chances are summed exactly over all samples. Returns a `Run` whose actions are the global ones. The key is consumed. Bad input:
-    ValueError for k > num_agents, counts that do not sum to it, and a model with `allowed` (agents who choose alone cannot keep to it).
+    the chances are summed exactly over all samples. Returns a `Run` whose actions are the global ones. The key is consumed. Bad input: as
+    in `simulate`, and a ValueError for a model with `allowed` (agents who choose alone cannot keep to it).
     Source: arXiv 2412.00661, algorithm 2.
     """
     require(model.allowed is None, "allowed restricts joint assignments, which agents who choose independently do not keep.")
-    counts = integer_array("initial counts", initial[1], (model.num_local_states,))
+    start, counts = checked_start(model.base, table, num_agents, initial)
     k = agents_of(table.value.shape[1], model.num_local_states)
-    if is_concrete(num_agents, initial[1]):
-        require(k <= num_agents, f"the table samples k={k} agents, more than num_agents={num_agents}: solve for a smaller k.")
-        given = int(np.asarray(initial[1]).sum())
-        require(given == num_agents, f"initial counts sum to {given}, not to num_agents={num_agents}.")
-    start = integer_array("initial global state", jnp.asarray(initial[0], jnp.int32), ())
     return _simulate(key, model, table.policy, table.assignment, start, counts, static_integer("horizon", horizon, 1), k)
 
 

@@ -35,12 +35,13 @@ def simulate(key: jax.Array, model: Model, table: QTable, num_agents: Any, horiz
     exactly (2^24 in float32). Source: arXiv 2403.00222, algorithm 2.
     """
     L = model.num_local_states
-    global_state, counts = _checked(model, table, num_agents, initial)
+    global_state, counts = checked_start(model, table, num_agents, initial)
     k = agents_of(table.policy.shape[1], L)
     return _simulate(key, model, table.policy, global_state, counts, static_integer("horizon", horizon, 1), k)
 
 
-def _checked(model: Model, table: QTable, num_agents: Any, initial: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
+def checked_start(model: Model, table: Any, num_agents: Any, initial: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
+    """`initial` as arrays, checked against the number of agents and the k of the table."""
     L = model.num_local_states
     k = agents_of(table.policy.shape[1], L)
     counts = integer_array("initial counts", initial[1], (L,))
@@ -141,7 +142,7 @@ def _simulate_agents(key, model, policy, global_state, agents, horizon, k):
 
 def simulate_agents(key: jax.Array, model: Model, table: QTable, num_agents: int, horizon: int, initial: tuple[Any, Any]) -> Run:
     """What `simulate` does, agent by agent: n states instead of counts. Slow; an independent check of the draws. The key is consumed."""
-    global_state, counts = _checked(model, table, num_agents, initial)
+    global_state, counts = checked_start(model, table, num_agents, initial)
     n = static_integer("num_agents", num_agents, 1)
     agents = jnp.repeat(jnp.arange(model.num_local_states, dtype=jnp.int32), counts, total_repeat_length=n)
     k = agents_of(table.policy.shape[1], model.num_local_states)

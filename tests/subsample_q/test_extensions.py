@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from subsample_q.models import random_arrays
 
+from jaxsac import Status
 from jaxsac import subsample_q as sq
 
 
@@ -49,7 +50,7 @@ def joint_value(Pg, Pl, rg, rl, discount, n, coupling=lambda g, shares: 0.0, swe
     return {(g, s): value[g, i] for g in range(G) for i, s in enumerate(locals_)}
 
 
-@pytest.mark.parametrize("coupled", [False, True])
+@pytest.mark.parametrize("coupled", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_local_actions_solve_the_joint_problem(coupled):
     n, arrays = 3, local_action_arrays(0)
     coupling = (lambda g, shares: shares[0, 1] ** 2 - jnp.where(g == 0, 1.0, 3.0) * shares[1, 0]) if coupled else None
@@ -62,6 +63,26 @@ def test_local_actions_solve_the_joint_problem(coupled):
         np.testing.assert_allclose(table.value[g, h], value, atol=1e-7)
         assert np.all(np.asarray(table.assignment[g, h]).sum(-1) == space.table[h])
     np.testing.assert_array_equal(table.assignments.sum((1, 2)), n)
+
+
+@pytest.mark.slow
+def test_local_actions_in_float32_in_batches_and_without_a_choice():
+    arrays = local_action_arrays(0)
+    nothing = sq.LocalActionModel(*arrays, allowed=lambda g, z: False)
+    assert sq.solve_local_actions(nothing, 2).status == Status.NONFINITE
+    single = sq.LocalActionModel(*(np.float32(array) for array in arrays))
+    exact = sq.solve_local_actions(sq.LocalActionModel(*arrays), 3).check().value
+    rough = sq.solve_local_actions(single, 3).check().value
+    assert rough.q.dtype == np.float32
+    np.testing.assert_allclose(rough.q, exact.q, atol=1e-3)
+    batch = jax.vmap(lambda discount: sq.solve_local_actions(sq.LocalActionModel(*arrays[:4], discount), 3).value.q)(jnp.array([0.5, 0.8]))
+    np.testing.assert_allclose(batch[1], exact.q, atol=1e-5)
+    types = [np.float32(array) for array in typed_arrays(3)]
+    shares = np.float32([0.5, 0.5])
+    one = jax.jit(jax.vmap(lambda discount: sq.solve_types(sq.TypedModel(*types, shares, discount), (2, 2)).value.value))(
+        jnp.float32([0.5, 0.8])
+    )
+    np.testing.assert_allclose(one[1], sq.solve_types(sq.TypedModel(*types, shares, 0.8), (2, 2)).check().value.value, atol=1e-3)
 
 
 @pytest.mark.slow
@@ -108,8 +129,6 @@ def test_allowed_restricts_the_choice_to_a_known_schedule():
     np.testing.assert_allclose(solution.value.value, 5 / 4 / 0.5, rtol=1e-5)
     with pytest.raises(ValueError, match="allowed restricts joint assignments"):
         sq.simulate_local_actions(jax.random.key(0), model, solution.value, 4, 2, (0, np.array([4])))
-    nothing = sq.LocalActionModel(*local_action_arrays(0), allowed=lambda g, z: False)
-    assert int(sq.solve_local_actions(nothing, 2).status) == 2  # NONFINITE
     with pytest.raises(ValueError, match=r"local_reward must have shape \[G, B, L\]"):
         sq.LocalActionModel(*local_action_arrays(0)[:3], np.zeros((2, 2)), 0.8)
     with pytest.raises(ValueError, match=r"k=12 agents .* k=\d+ fits"):
