@@ -37,10 +37,11 @@ PUBLIC = {
         "simulated_lam", "solve", "stability_selection", "support_margin",
     },
     "control": {
-        "Diagnosis", "DualAverage", "FitState", "Learner", "Log", "OffPolicyValue", "SparsePolicy", "ToolModel", "Witness", "diagnose",
-        "dual_average", "dual_average_step", "explore", "fit", "fit_robust", "fit_tool_model", "importance_value", "irrepresentability",
-        "lam_max", "leverage_weights", "load_policy", "median_of_means", "off_policy_value", "oracle_witness", "restricted_curvature",
-        "robust_regression", "signal_threshold", "simulated_lam", "start_learner", "update_learner",
+        "Diagnosis", "DualAverage", "FitState", "Interactions", "Learner", "Log", "OffPolicyValue", "PairwisePolicy", "SparsePolicy",
+        "ToolModel", "Witness", "diagnose", "dual_average", "dual_average_step", "explore", "fit", "fit_interactions", "fit_robust",
+        "fit_tool_model", "importance_value", "irrepresentability", "lam_max", "leverage_weights", "load_policy", "median_of_means",
+        "off_policy_value", "oracle_witness", "pairwise_policy", "restricted_curvature", "robust_regression", "signal_threshold",
+        "simulated_lam", "start_learner", "update_learner",
     },
     "bandits": {
         "ActionSet", "Ball", "Box", "CrossPolytope", "Ellipsoid", "FromProjection", "FromSupport", "LpBall", "Masked", "Phased",

@@ -9,6 +9,10 @@ from jaxsac.control.fit import FitState as FitState
 from jaxsac.control.fit import fit as fit
 from jaxsac.control.fit import lam_max as lam_max
 from jaxsac.control.fit import simulated_lam as simulated_lam
+from jaxsac.control.interactions import Interactions as Interactions
+from jaxsac.control.interactions import PairwisePolicy as PairwisePolicy
+from jaxsac.control.interactions import fit_interactions as fit_interactions
+from jaxsac.control.interactions import pairwise_policy as pairwise_policy
 from jaxsac.control.log import Log as Log
 from jaxsac.control.off_policy import OffPolicyValue as OffPolicyValue
 from jaxsac.control.off_policy import importance_value as importance_value

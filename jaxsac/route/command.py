@@ -30,6 +30,7 @@ EXAMPLES = """\
 examples:
   jaxsac route                                             mine a log, learn, report, write route-results/
   jaxsac route calls.jsonl --out router                    the same from your log
+  jaxsac route calls.jsonl --update router --out router    learn again after the log has grown, from where it stood
   jaxsac route --policy router "plot a histogram"          choose tools for a new text
   jaxsac route --policy router --json - < texts.txt        ... for each line of a file, as JSON lines"""
 
@@ -71,6 +72,11 @@ def add_parser(commands: Any) -> None:
         help="folder for the results (default: %(default)s)",
     )
     parser.add_argument("--policy", type=pathlib.Path, metavar="PATH", help="a router to use: the folder of an earlier --out, or its policy.npz")
+    parser.add_argument("--cost-limit", type=_positive, metavar="C", help="with --policy: as many tools as fit this total cost, not the B best")
+    parser.add_argument("--report", action="store_true", help="also write diagnosis.html: can the kept tools be trusted?")
+    parser.add_argument(
+        "--update", type=pathlib.Path, metavar="DIR", help="learn LOG (old and new lines) from an earlier --out: its features and penalty, warm"
+    )
     parser.add_argument("--json", action="store_true", help="with --policy: one JSON object a line")
     parser.add_argument("--no-cache", action="store_true", help="mine and compile anew, and keep nothing for the next run")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -97,12 +103,15 @@ def _learn(given: argparse.Namespace) -> int:
         raise LogError(f"one log at a time, got {len(given.inputs)}: join them, or use --policy PATH to route texts.")
     if given.json:
         raise LogError("--json goes with --policy.")
+    if given.cost_limit is not None:
+        raise LogError("--cost-limit goes with --policy.")
+    earlier = None if given.update is None else _earlier(given)
     report.check_out(given.out)
     start = time.perf_counter()
     log = _log(given)
     reading = time.perf_counter() - start
-    curve = () if given.no_curve else job.DEFAULTS.curve
-    options = job.Options(given.budget, given.lam, given.keep, given.features, curve, given.seed, _processes())
+    curve = () if given.no_curve or earlier is not None else job.DEFAULTS.curve
+    options = job.Options(given.budget, given.lam, given.keep, given.features, curve, given.seed, _processes(), given.report, earlier)
     result = job.run(log, options, _bar(given.quiet))
     times = {"mining" if log.notes["source"] == "mined" else "reading": reading} | result.summary["seconds"]
     result = result._replace(summary=result.summary | {"seconds": times})
@@ -111,6 +120,18 @@ def _learn(given: argparse.Namespace) -> int:
     print("wrote     " + ", ".join(str(path) for path in paths))
     print(f'next      jaxsac route --policy {given.out} "what you want done"')
     return 0
+
+
+def _earlier(given: argparse.Namespace) -> job.Earlier:
+    """The router of an earlier run, with its penalty and number of records."""
+    if not given.inputs:
+        raise LogError("--update learns from a log: give the file that holds the old and the new lines.")
+    router, path = load_router(given.update), given.update / report.NUMBERS
+    try:
+        numbers = json.loads(path.read_text(encoding="utf-8"))
+        return job.Earlier(router, float(numbers["certificate"]["lam"]), int(numbers["split"]["training"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        raise LogError(f"{path}: not the numbers of an earlier run: --update takes the folder that --out wrote.") from None
 
 
 def _log(given: argparse.Namespace) -> RouteLog:
@@ -127,11 +148,11 @@ def _route(given: argparse.Namespace) -> int:
     router = load_router(given.policy)
     texts = [line for text in given.inputs for line in ((line.strip() for line in sys.stdin) if text == "-" else [text]) if line]
     contexts: list[str] | np.ndarray = texts if hasattr(router.features, "words") else np.asarray([_numbers(text) for text in texts])
-    for text, choices in zip(texts, choose(router, contexts), strict=True):
+    for text, choices in zip(texts, choose(router, contexts, given.cost_limit), strict=True):
         if given.json:
             print(json.dumps({"context": text, "tools": [choice._asdict() for choice in choices]}, ensure_ascii=False))
             continue
-        width = max(len(choice.tool) for choice in choices)
+        width = max((len(choice.tool) for choice in choices), default=0)
         print(text)
         for choice in choices:
             print(f"  {choice.tool:{width}}  {choice.probability:6.1%}")
@@ -167,6 +188,16 @@ def _whole(text: str) -> int:
         number = 0
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number >= 1, got {text!r}")
+    return number
+
+
+def _positive(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = float("nan")
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number > 0, got {text!r}")
     return number
 
 

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import threadpoolctl
 
+from jaxsac import control
 from jaxsac.route import baselines, evaluate, split
 from jaxsac.route.features import Features, fit_features, transform
 from jaxsac.route.log_file import LogError, RouteLog, Tool, log_hash
@@ -18,14 +19,24 @@ from jaxsac.route.ridge import RidgeFit, fit_ridge, tune_ridge
 from jaxsac.route.router import Router
 from jaxsac.route.sparse import SparseFit, fit_sparse
 
+RESAMPLES = 10  # half samples of the diagnosis
 RIDGE = 1e-2  # where the tuning of ridges starts; features have mean square 1
+
+
+class Earlier(NamedTuple):
+    """A router to start from, the penalty that chose its tools, and how many training records it had."""
+
+    router: Router
+    lam: float
+    records: int
 
 
 class Options(NamedTuple):
     """`budget` None: the 95th percentile of the set sizes. `lam`: "validation", "simulated" or a number. `keep`: at most so many kept tools
     (for lam = "validation"). `size`: text features. `curve`: numbers of training records for the learning curve, () for none.
     `seed`: of the learning curve's subsets and the simulation. `processes` > 1: the smaller training sets in a process of their own
-    (spawned, so a script needs the usual `if __name__ == "__main__"`)."""
+    (spawned, so a script needs the usual `if __name__ == "__main__"`). `diagnose`: judge the sparse policy by `control.diagnose` too.
+    `earlier`: keep its features, start from its parameters, at its penalty times sqrt(its records / the records now); `lam` is ignored."""
 
     budget: int | None = None
     lam: str | float = "validation"
@@ -34,16 +45,20 @@ class Options(NamedTuple):
     curve: tuple[int, ...] = (800, 2000)
     seed: int = 0
     processes: int = 1
+    diagnose: bool = False
+    earlier: Earlier | None = None
 
 
 DEFAULTS = Options()
 
 
 class Result(NamedTuple):
-    """`summary`: plain numbers and texts (JSON); `router`: what is deployed."""
+    """`summary`: plain numbers and texts (JSON); `router`: what is deployed; `diagnosis` (if asked for) with the `names` of its tools."""
 
     summary: dict[str, Any]
     router: Router
+    diagnosis: control.Diagnosis | None = None
+    names: tuple[str, ...] = ()
 
 
 class Judged(NamedTuple):
@@ -111,7 +126,12 @@ def run(log: RouteLog, options: Options = DEFAULTS, show: Show = lambda items, t
     }
     pruned = sparse.policy.pruned()
     names = [fold.names[tool] for tool in np.asarray(pruned.tools)]
-    return Result(summary, Router(names, fold.features, pruned))
+    router = Router(names, fold.features, pruned, [log.tools.get(name, Tool()).cost for name in names])
+    diagnosis = None
+    if options.diagnose:
+        with _clock(times, "diagnosis"):
+            diagnosis = control.diagnose(sparse.penalised, control.Log(fold.rows, fold.actions), num_resamples=RESAMPLES)
+    return Result(summary, router, diagnosis, tuple(fold.names))
 
 
 def kept_tools(sparse: SparseFit, fold: Fold, log: RouteLog) -> list[dict[str, Any]]:
@@ -194,7 +214,7 @@ def _train(task: _Task, subset: np.ndarray, times: dict[str, float]) -> tuple[di
 
 def _fold(parts: split.Parts, training: RouteLog, full: list[str], budget: int, options: Options) -> Fold:
     names = split.catalogue(training)
-    features = fit_features(training.contexts, options.size)
+    features = fit_features(training.contexts, options.size) if options.earlier is None else options.earlier.router.features
     ordered = names + sorted(set(full) - set(names))
 
     def judged(part: RouteLog) -> Judged:
@@ -226,11 +246,28 @@ def _learn(fold: Fold, budget: int, options: Options, times: dict[str, float]) -
         dense, tried = tune_ridge(dense_fit, quality, first=RIDGE)
     with _clock(times, "sparse policy"):
         key = jax.random.key(options.seed)
-        limits = {"lam": options.lam, "keep": options.keep, "ridge": RIDGE}
+        limits: dict[str, Any] = {"lam": options.lam, "keep": options.keep, "ridge": RIDGE}
+        if options.earlier is not None:
+            limits |= {"lam": options.earlier.lam * float(np.sqrt(options.earlier.records / len(fold.rows))), "start": _start(options.earlier, fold)}
         sparse = fit_sparse(key, fold.rows, fold.actions, size, budget, quality=quality, **limits)
     methods = {"sparse": sparse.scores, "dense": dense, "popularity": popularity}
     counts = {"kept": int(sparse.policy.kept.size), "support": int(sparse.policy.support.size)}
     return methods, {"dense": tried, "sparse": sparse.tried} | counts, sparse
+
+
+def _start(earlier: Earlier, fold: Fold) -> control.FitState:
+    """The earlier router's parameters in this catalogue; tools that it does not know start at their frequency."""
+    policy, place = earlier.router.policy, {name: number for number, name in enumerate(fold.names)}
+    uses = np.bincount(fold.actions[fold.actions >= 0], minlength=len(fold.names))
+    rate = np.clip(uses / len(fold.rows), 1e-9, 0.9)
+    intercept = np.log(rate) - np.log1p(-rate)
+    numbers = np.array([place.get(name, -1) for name in earlier.router.names])
+    known = numbers >= 0
+    intercept[numbers[known]] = np.asarray(policy.intercept)[known]
+    positions = np.asarray(policy.positions)
+    tools = numbers[positions]
+    order = np.argsort(tools[tools >= 0], kind="stable")
+    return control.FitState(tools[tools >= 0][order], np.asarray(policy.weights, float)[tools >= 0][order], intercept)
 
 
 def _retrieval(fold: Fold, descriptions: list[str], popularity: RidgeFit, budget: int) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -1,5 +1,8 @@
 """What a run says: a text for people, a figure, and the folder that holds both with the numbers and the router."""
 
+import base64
+import html
+import io
 import json
 import math
 import os
@@ -13,7 +16,7 @@ from jaxsac.route.job import Result
 from jaxsac.route.log_file import LogError
 from jaxsac.route.router import save_router
 
-REPORT, NUMBERS, PLOT = "report.txt", "report.json", "route.png"
+REPORT, NUMBERS, PLOT, DIAGNOSIS = "report.txt", "report.json", "route.png", "diagnosis.html"
 SHOWN = 30
 
 
@@ -56,6 +59,27 @@ def draw(drawing: Any, result: Result) -> None:
     axes.set_title(f"the strongest {min(40, len(kept))} of {len(kept)} tools that look at the context", loc="left", fontsize=11)
 
 
+def page(result: Result) -> str:
+    """The diagnosis as one HTML page: the text of `control.Diagnosis.report`, and its plot inside the page."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    assert result.diagnosis is not None
+    drawing = Figure(figsize=(9, 5), layout="constrained")
+    FigureCanvasAgg(drawing)
+    result.diagnosis.plot(drawing.subplots())
+    image = io.BytesIO()
+    drawing.savefig(image, dpi=110, format="png")
+    text = html.escape(result.diagnosis.report(result.names))
+    source = base64.b64encode(image.getvalue()).decode()
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Can the kept tools be trusted?</title>'
+        "<h1>Can the kept tools be trusted?</h1>"
+        "<p>Of the penalised fit that chose the support, on the training records.</p>"
+        f'<pre style="white-space: pre-wrap">{text}</pre><img alt="uses and gradient norms" src="data:image/png;base64,{source}"></html>\n'
+    )
+
+
 def check_out(folder: pathlib.Path) -> None:
     """Raise LogError where a run could not be put at `folder`: something else is there. An earlier run's folder may be replaced."""
     if not folder.parent.is_dir():
@@ -73,6 +97,8 @@ def write(folder: pathlib.Path, result: Result) -> list[pathlib.Path]:
         (scratch / NUMBERS).write_text(json.dumps(_plain(result.summary), indent=1, allow_nan=False) + "\n", encoding="utf-8")
         figure(result).savefig(scratch / PLOT, dpi=130)
         save_router(scratch, result.router)
+        if result.diagnosis is not None:
+            (scratch / DIAGNOSIS).write_text(page(result), encoding="utf-8")
         scratch.chmod(0o755)
         old = None
         if folder.exists():

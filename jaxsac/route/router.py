@@ -12,6 +12,7 @@ from jaxsac.route.features import Features, NumberFeatures, TextFeatures, transf
 
 KIND = "jaxsac.route.Features"
 POLICY, FEATURES = "policy.npz", "features.npz"
+COST_UNITS = 256
 _SHAPES: dict[str, dict[str, tuple[str, tuple[int | str | None, ...]]]] = {
     "text": {"idf": ("f", ("V",)), "components": ("f", ("q", "V")), "center": ("f", ("q",)), "scale": ("f", ())},
     "numbers": {"center": ("f", ("q",)), "scale": ("f", ("q",))},
@@ -19,11 +20,12 @@ _SHAPES: dict[str, dict[str, tuple[str, tuple[int | str | None, ...]]]] = {
 
 
 class Router(NamedTuple):
-    """`names` [K] of the policy's tools, in the order of its scores; `features` from contexts; `policy` on the K kept tools."""
+    """`names` [K] of the policy's tools, in the order of its scores; `features` from contexts; `policy` on the K kept tools; `costs` [K]."""
 
     names: list[str]
     features: Features
     policy: control.SparsePolicy
+    costs: list[float]
 
 
 class Choice(NamedTuple):
@@ -34,8 +36,9 @@ class Choice(NamedTuple):
     probability: float
 
 
-def choose(router: Router, contexts: list[str] | np.ndarray) -> list[list[Choice]]:
-    """For each context the B best tools of the router, best first."""
+def choose(router: Router, contexts: list[str] | np.ndarray, cost_limit: float | None = None) -> list[list[Choice]]:
+    """For each context the B best tools of the router, best first; with `cost_limit` > 0 the tools of total cost within it that hold the
+    largest expected number of the policy's own (costs are rounded up to COST_UNITS-ths of the limit), as many as fit."""
     budget = min(router.policy.budget, len(router.names))
     choices = []
     for row in transform(router.features, contexts):
@@ -43,6 +46,11 @@ def choose(router: Router, contexts: list[str] | np.ndarray) -> list[list[Choice
         probabilities = np.asarray(gibbs.marginals(scores, budget=router.policy.budget))
         scores = np.asarray(scores)
         best = np.argsort(-scores, kind="stable")[:budget]
+        if cost_limit is not None:
+            units = np.minimum(np.ceil(np.asarray(router.costs) / cost_limit * COST_UNITS - 1e-9), COST_UNITS + 1).astype(np.int32)
+            fitting = np.asarray(gibbs.mode(jnp.asarray(probabilities), budget=COST_UNITS, costs=units))
+            fitting = fitting[fitting >= 0]
+            best = fitting[np.argsort(-scores[fitting], kind="stable")]
         choices.append([Choice(router.names[tool], float(scores[tool]), float(probabilities[tool])) for tool in best])
     return choices
 
@@ -52,7 +60,7 @@ def save_router(folder: pathlib.Path, router: Router) -> None:
     router.policy.save(folder / POLICY)
     arrays = router.features._asdict()
     words = arrays.pop("words").tolist() if isinstance(router.features, TextFeatures) else []
-    metadata = {"contexts": "text" if words else "numbers", "words": words, "names": router.names}
+    metadata = {"contexts": "text" if words else "numbers", "words": words, "names": router.names, "costs": router.costs}
     if not words:
         arrays["scale"] = np.where(np.isinf(arrays["scale"]), 0, arrays["scale"])  # constant columns: plain numbers on disk
     _files.save(folder / FEATURES, KIND, arrays, metadata)
@@ -78,6 +86,9 @@ def load_router(path: str | os.PathLike[str]) -> Router:
 
 def _checked(policy: control.SparsePolicy, arrays: dict[str, np.ndarray], metadata: dict) -> Router:
     kind, names, words = metadata["contexts"], metadata["names"], metadata["words"]
+    costs = [float(cost) for cost in metadata.get("costs", [0.0] * len(names))]
+    if len(costs) != len(names) or not all(0 <= cost < float("inf") for cost in costs):
+        raise _files.FileError("the costs are not one number >= 0 for each tool")
     if kind not in _SHAPES or not all(isinstance(name, str) for name in [*names, *words]):
         raise _files.FileError("unknown kind of contexts, or names that are no texts")
     _files.check(arrays, _SHAPES[kind])
@@ -85,7 +96,7 @@ def _checked(policy: control.SparsePolicy, arrays: dict[str, np.ndarray], metada
         raise _files.FileError(f"{len(names)} tools and {arrays['center'].size} features against {policy.num_actions} and {policy.weights.shape[-1]}")
     if kind == "numbers":
         scale = np.where(arrays["scale"] == 0, np.inf, arrays["scale"])
-        return Router(names, NumberFeatures(arrays["center"], scale), policy)
+        return Router(names, NumberFeatures(arrays["center"], scale), policy, costs)
     if len(words) != arrays["idf"].size or len(set(words)) != len(words):
         raise _files.FileError(f"{len(words)} words against {arrays['idf'].size} weights")
-    return Router(names, TextFeatures(np.asarray(words), **arrays), policy)
+    return Router(names, TextFeatures(np.asarray(words), **arrays), policy, costs)

@@ -20,12 +20,13 @@ REFINEMENTS = 4
 
 
 class SparseFit(NamedTuple):
-    """The policy (refitted), its scores as a ridge fit, the certificate of the fit that chose the support, and what was tried."""
+    """The policy (refitted), its scores as a ridge fit, the certificate of the fit that chose the support, what was tried, and that fit."""
 
     policy: control.SparsePolicy
     scores: RidgeFit
     certificate: dict[str, Any]
     tried: list[dict[str, Any]]
+    penalised: control.SparsePolicy
 
 
 def fit_sparse(
@@ -39,13 +40,14 @@ def fit_sparse(
     keep: int,
     ridge: float,
     quality: Callable[[Scores], float],
+    start: control.FitState | None = None,
 ) -> SparseFit:
     """The policy of `control.fit` with lam a number, "simulated", or "validation": the best by `quality` on a path of penalties.
 
     The path goes down from lam_max / 3 until it gets worse, or until more than `keep` tools would be kept; then it is refined between
     the last two until nearly `keep` tools are. The chosen penalty is solved to `control.fit`'s own tolerance, and its support refitted
     with a ridge tuned by `quality` from `ridge` on (or left as it is, if that is better): the group penalty shrinks what it keeps. The
-    certificate belongs to the penalised fit, which chose the support.
+    certificate belongs to the penalised fit, which chose the support. `start`: where that fit begins (an earlier router's parameters).
     """
     log = control.Log(features, actions, np.ones(len(features)))
     tried: list[dict[str, Any]] = []
@@ -62,7 +64,7 @@ def fit_sparse(
         lam, state = _best_of_path(fit, judged, float(control.lam_max(log, num_actions=num_tools, budget=budget)), keep)
         solution = fit(lam, state)
     else:
-        solution = fit(lam)
+        solution = fit(lam, start)
     plain = _unrefitted(solution.value)
     row = judged(solution)
 
@@ -85,7 +87,7 @@ def fit_sparse(
         "status": Status(int(solution.status)).name,
         "steps": int(stats["num_steps"]),
     }
-    return SparseFit(_policy(result, features, solution.value, budget), result, certificate, tried)
+    return SparseFit(_policy(result, features, solution.value, budget), result, certificate, tried, solution.value)
 
 
 def _best_of_path(fit, judged, largest: float, keep: int) -> tuple[float, Any]:

@@ -47,7 +47,10 @@ def profiled(log, policy, mode):
     return np.asarray(hessian).reshape(M, Q, M, Q), np.asarray(jax.grad(loss)(*at)).reshape(M, Q)
 
 
-@pytest.mark.parametrize(("mode", "offered"), [("per_tool", False), ("per_tool", True), ("shared", False), ("none", False)])
+SLOW = [("per_tool", True), ("shared", False), ("none", False)]
+
+
+@pytest.mark.parametrize(("mode", "offered"), [("per_tool", False), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)])
 def test_curvature_and_margin_against_the_whole_hessian(mode, offered):
     available = np.random.default_rng(0).uniform(size=(T, M)) < 0.8
     available[np.arange(T)[:, None], np.where(LOG.actions >= 0, LOG.actions, 0)] = True
@@ -89,6 +92,7 @@ def weights_of(policy):
     return weights
 
 
+@pytest.mark.slow
 def test_utility_diagnosis_against_least_squares():
     solution = control.fit(KEY, LOG, lam=0.1, objective="utility", tol=1e-12, **FIT)
     support = np.asarray(solution.value.support)

@@ -33,6 +33,7 @@ def test_epochs_end_at_the_fit_of_the_whole_log():
         control.update_learner(KEY, learner, LOG, growth=1.0, **OPTIONS)
 
 
+@pytest.mark.slow
 def test_exploration_tries_every_tool_outside_the_set():
     policy = control.SparsePolicy(
         jnp.asarray([0], jnp.int32), jnp.ones((1, Q)), jnp.where(jnp.arange(M) < 2, 3.0, -30.0), jnp.asarray([], jnp.int32), None, B
@@ -49,6 +50,7 @@ def test_exploration_tries_every_tool_outside_the_set():
         assert members.size == np.unique(members).size
 
 
+@pytest.mark.slow
 def test_dual_averaging_against_its_formula_and_its_regret():
     def losses(weights, intercept):
         scores = jnp.matmul(LOG.contexts, weights.T) + intercept[None, :]

@@ -22,6 +22,7 @@ def regression(key, share):
     return X, jnp.matmul(X, coef) + SIGMA * jax.random.normal(noise, (T,)) + wild, coef
 
 
+@pytest.mark.slow
 def test_contamination_barely_moves_the_robust_fit():
     def trial(key):
         errors = []
