@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Any
 
-from benchmarks import control_belief, control_extensions, control_recovery
+from benchmarks import control_belief, control_extensions, control_imitation, control_recovery
 from benchmarks.harness import Options, Report
 
 
@@ -13,6 +13,9 @@ def run(options: Options) -> Report:
     sizes = (64, 128) if smoke else (64, 256, 1024, 4096)
     ks, qs = ((4,), (1,)) if smoke else ((4, 8, 16), (1, 4))
     e1, curves = control_recovery.phase_transition(options, sizes, ks, qs, seeds)
+    logs = control_imitation.phase_transition(
+        options, (64,) if smoke else (64, 256, 1024), (100, 200) if smoke else (100, 200, 400, 800), 2 if smoke else 100
+    )
     budgeted = control_recovery.budgeted_actions(options, (64,) if smoke else (256, 1024), 5, 4, 4 if smoke else 100)
     e2, slopes = control_recovery.dense_against_sparse(options, (16, 32) if smoke else (64, 128, 256, 512), 4, 4 if smoke else 100)
     loss, learned = control_belief.belief_error(
@@ -20,11 +23,13 @@ def run(options: Options) -> Report:
     )
     e4 = control_recovery.near_duplicates(options, 16 if smoke else 128, 4, seeds)
     e5, orders = control_recovery.rates(options, 32 if smoke else 128, seeds)
-    e6 = control_extensions.contamination(options, 16 if smoke else 128, 64 if smoke else 1_000, seeds)
+    e6 = control_extensions.contamination(options, 16 if smoke else 64, 64 if smoke else 1_500, seeds)
     e7, warm = control_extensions.online(options, 12 if smoke else 50, 320 if smoke else 3_200, 2 if smoke else 20)
+    e8 = control_extensions.interactions(options, 6 if smoke else 16, (80,) if smoke else (100, 200, 400), 2 if smoke else 100)
     tables = {
         "E1 Phase transition, dense Gaussian design: midpoints": e1,
         "E1 Do the midpoints agree? (largest - smallest) / mean": control_recovery.collapse(e1),
+        "E1 Imitation logs": logs,
         "E1 Where it fails: least squares on uniformly random budgeted actions": budgeted,
         "E2 Samples until the value gap is 0.1": e2,
         "E2 Slopes": slopes,
@@ -36,6 +41,7 @@ def run(options: Options) -> Report:
         "E6 Contamination": e6,
         "E7 Regret": e7,
         "E7 Warm fits": warm,
+        "E8 Interactions": e8,
     }
     notes = [
         f"{seeds} seeds, noise {control_recovery.NOISE}, lam = 2 sigma (sqrt(q) + sqrt(2 log M)) / sqrt(T) in E1, E2, E4 and E5.",

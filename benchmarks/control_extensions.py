@@ -1,4 +1,4 @@
-"""E6 contamination, E7 online learning."""
+"""E6 contamination, E7 online learning, E8 interactions."""
 
 import functools
 import time
@@ -79,8 +79,8 @@ def dense_weights(policy: control.SparsePolicy) -> tuple[jax.Array, jax.Array]:
 def online(options: Options, num_actions: int, records: int, seeds: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """E7: static regret of epoch re-solves and of dual averaging against the best fixed policy in hindsight; after a change of the truth half
     way, that of a sliding window against the best policy of each half (dynamic)."""
-    shape = {"num_records": records, "num_actions": num_actions, "num_features": 4, "budget": 4, "num_relevant": 5, "mean_size": 2.0}
-    options_of_fit = {"num_actions": num_actions, "budget": 4}
+    shape: dict[str, Any] = {"num_records": records, "num_actions": num_actions, "num_features": 4, "budget": 4, "num_relevant": 5, "mean_size": 2.0}
+    options_of_fit: dict[str, Any] = {"num_actions": num_actions, "budget": 4}
     at = [records // 8, records // 4, records // 2, records]
     found: dict[str, list[np.ndarray]] = {}
     warm = []
@@ -140,3 +140,29 @@ def online(options: Options, num_actions: int, records: int, seeds: int) -> tupl
     ratios = np.array(warm)
     names = ("time of a warm fit after 1 % more records / a cold one", "its evaluations / a cold one's")
     return rows, [{name: float(np.median(ratios[:, i])) for i, name in enumerate(names)}]
+
+
+def interactions(options: Options, num_actions: int, sizes: tuple[int, ...], seeds: int) -> list[dict[str, Any]]:
+    """E8: two true pairs among all observed ones, uniformly random sets of 3 tools; kept pairs, and whether their tools are kept too."""
+    rows = []
+    budget, noise = 3, 0.3
+    truth = {(0, 1), (2, 3)}
+    for records in options.progress(sizes, "E8"):
+        lam = 1.5 * noise * np.sqrt(2 * np.log(num_actions**2 / 2) / records * budget / num_actions)
+        found, false, heredity = [], [], []
+        for seed in range(seeds):
+            random = np.random.default_rng(seed)
+            actions = np.array([random.choice(num_actions, budget, replace=False) for _ in range(records)])
+            inside = np.zeros((records, num_actions))
+            inside[np.arange(records)[:, None], actions] = 1
+            gain = inside[:, 0] + inside[:, 2] + 1.5 * inside[:, 0] * inside[:, 1] - 1.5 * inside[:, 2] * inside[:, 3]
+            log = control.Log(np.ones((records, 1)), actions, gain + noise * random.normal(size=records))
+            model = control.fit_interactions(log, num_actions=num_actions, budget=budget, lam=lam, tol=1e-4).value
+            pairs = {(int(i), int(j)) for i, j in np.asarray(model.pairs)}
+            tools = set(np.asarray(model.tools).tolist())
+            found.append(truth <= pairs)
+            false.append(len(pairs - truth))
+            heredity.append(all(i in tools and j in tools for i, j in pairs))
+        row = {"M": num_actions, "T": records, "P(both pairs found)": float(np.mean(found)), "false pairs": float(np.mean(false))}
+        rows.append(row | {"P(heredity kept)": float(np.mean(heredity)), "pairs in all": num_actions * (num_actions - 1) // 2, "seeds": seeds})
+    return rows

@@ -67,6 +67,7 @@ def midpoint(x: np.ndarray, rates: np.ndarray, seeds: int) -> tuple[float, float
         eta = beta @ design
         return n * (np.logaddexp(0, eta) - share * eta).sum()
 
+    information = np.eye(2)
     for _ in range(200):
         p = 1 / (1 + np.exp(-np.clip(beta @ design, -500, 500)))
         information = (design * (n * np.maximum(p * (1 - p), 1e-9))) @ design.T

@@ -16,6 +16,7 @@ from jaxsac.prox import Groups
 from jaxsac.solution import Solution, Status
 
 PAIR_WEIGHT = math.sqrt(3)
+CAPACITY = 16  # the design has room for a multiple of so many pairs
 ROOM = 32  # pairs that enter at a time
 MOST_SETS = 100_000
 SLACK = 1e-6
@@ -74,8 +75,10 @@ def fit_interactions(
         for i, j in pairs[entered]:
             both = (used[:, i] & used[:, j])[:, None] * contexts
             blocks.append(np.concatenate([single[:, i * q : (i + 1) * q], single[:, j * q : (j + 1) * q], both], axis=1))
-        sizes = [q] * data.used.size + [3 * q] * entered.size
-        weights = np.append(np.ones(data.used.size), np.full(entered.size, pair_weight))
+        room = -(-entered.size // CAPACITY) * CAPACITY  # empty blocks keep the shapes few: each one is compiled
+        blocks.append(np.zeros((records, 3 * q * (room - entered.size))))
+        sizes = [q] * data.used.size + [3 * q] * room
+        weights = np.append(np.ones(data.used.size), np.full(room, pair_weight))
         design = jnp.asarray(np.concatenate(blocks, axis=1), dtype)
         groups = Groups.from_sizes(sizes)
         solution = group_lasso.solve(design, utilities, groups, lam, weights=jnp.asarray(weights, dtype), intercept=True, tol=tol)
@@ -93,7 +96,7 @@ def fit_interactions(
         entered = np.append(entered, violators[np.argsort(-norms[violators], kind="stable")[:ROOM]])
     status = solution.status if not violators.size else jnp.asarray(int(Status.MAX_STEPS), jnp.int32)
     main = coef[: data.used.size * q].reshape(-1, q).copy()
-    extra = coef[data.used.size * q :].reshape(-1, 3, q)
+    extra = coef[data.used.size * q :].reshape(-1, 3, q)[: entered.size]
     for (i, j), block in zip(pairs[entered], extra, strict=True):
         main[i] += block[0]
         main[j] += block[1]

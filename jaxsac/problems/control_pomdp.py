@@ -77,10 +77,10 @@ def rollout(key: jax.Array, problem: ToolPOMDP, act, error: jax.Array, horizon: 
 
 
 def error_bound(problem: ToolPOMDP, error: jax.Array) -> jax.Array:
-    """The paper's bound on what a belief error costs a policy, 2 (L_r + gamma R L_p / (1 - gamma)) / (1 - gamma) error.
+    """The paper's constant times the error, (L_r + gamma R L_p / (1 - gamma)) / (1 - gamma) error, twice: for choosing and for valuing.
 
     r(b, a) = <reward_a, b> and b' are compared in L1: L_r = half the range of a tool's rewards, L_p = 1 (a Markov kernel does not expand),
-    R the largest |reward|. The factor 2: the wrong belief is used to choose, and to value, the tool.
+    R the largest |reward|. Source: theorem 5.1 of arXiv 2601.08271; the factor 2 covers policies that are greedy in the wrong belief.
     """
     spread = 0.5 * jnp.max(jnp.max(problem.reward, axis=1) - jnp.min(problem.reward, axis=1))
     largest, gamma = jnp.max(jnp.abs(problem.reward)), problem.discount

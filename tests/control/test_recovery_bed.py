@@ -77,7 +77,7 @@ def test_the_claim_fails_on_uniformly_random_budgeted_actions():
     rate = experiment._budgeted(
         jax.random.key(0), lams, records=int(8 * k * np.log(size)), num_actions=size, budget=5, k=k, seeds=20
     )
-    assert float(rate) == 0
+    assert float(rate) <= 0.1
     enough = experiment._budgeted(
         jax.random.key(0), lams, records=int(4 * size / 5 * np.log(size)), num_actions=size, budget=5, k=k, seeds=20
     )
