@@ -15,7 +15,7 @@ from jaxsac._iterate import Certificate, Outcome
 from jaxsac.bilevel.certificate import Measurement, measure, run_checked
 from jaxsac.bilevel.descent import minimise
 from jaxsac.bilevel.paired import PairedOptimizer, as_paired, paired_step
-from jaxsac.bilevel.problem import Oracle, Problem, Tree, add, arrays_only, dtype_of, norm, original, scale, zeros
+from jaxsac.bilevel.problem import Oracle, Problem, Tree, add, arrays_only, dtype_of, norm, original, require_like, scale, zeros
 from jaxsac.bilevel.schemes import DIFFERENCES, SCHEMES, Scheme, cross_term, relative_sigma
 from jaxsac.bilevel.solver import default_tol, positive_sigma
 from jaxsac.solution import Solution, Status
@@ -58,7 +58,10 @@ def hypergradient(
     x, y = arrays_only(x, y0)
     dtype = dtype_of(x)
     _needs_inner(problem, inner)
-    z, d = (y, SCHEMES[difference].start(y)) if state is None else state
+    start = (y, SCHEMES[difference].start(y))
+    if state is not None:
+        require_like("state", tuple(state), start)
+    z, d = start if state is None else state
     tol = default_tol(dtype) if tol is None else _checks.real_scalar("tol", tol, dtype, 0.0)
     relative = sigma is None
     sigma = positive_sigma(default_sigma(dtype) if sigma is None else sigma, dtype)

@@ -92,6 +92,19 @@ def like(tree: Tree, result: Tree) -> Tree:
     return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
+def require_like(name: str, tree: Tree, expected: Tree) -> None:
+    """An error unless `tree` has the structure, shapes and dtypes of `expected`."""
+
+    def layout(tree: Tree) -> tuple[Any, list[Any]]:
+        return jax.tree.structure(tree), [(jnp.shape(leaf), str(jnp.result_type(leaf))) for leaf in jax.tree.leaves(tree)]
+
+    (structure, leaves), (wanted, wanted_leaves) = layout(tree), layout(expected)
+    _checks.require(
+        structure == wanted and leaves == wanted_leaves,
+        f"{name} does not fit this problem and method: it has {leaves} where {wanted_leaves} belong. Start without it, or from their own.",
+    )
+
+
 def on_arrays(function: Callable[[Tree], Tree]) -> Callable[[Tree], Tree]:
     """A user's map of trees, such as a projection, as a map of the solvers' trees."""
     return lambda tree: like(tree, function(original(tree)))

@@ -13,7 +13,21 @@ from jaxsac import _checks
 from jaxsac._iterate import Certificate
 from jaxsac.bilevel.certificate import Diagnostics, Measurement, measure, run_checked
 from jaxsac.bilevel.paired import PairedOptimizer, as_paired, paired_step
-from jaxsac.bilevel.problem import Oracle, Problem, Tree, add, arrays_only, dtype_of, norm, on_arrays, original, prox_at, subtract, zeros
+from jaxsac.bilevel.problem import (
+    Oracle,
+    Problem,
+    Tree,
+    add,
+    arrays_only,
+    dtype_of,
+    norm,
+    on_arrays,
+    original,
+    prox_at,
+    require_like,
+    subtract,
+    zeros,
+)
 from jaxsac.bilevel.schemes import (
     COMPARATORS,
     DIFFERENCES,
@@ -134,6 +148,11 @@ def step(
     Cost in gradients: forward 2K + 3, central 2K + 4, central_linear 3K + 3.
     """
     scheme = _scheme(method)
+    require_like("state.d", state.d, jax.eval_shape(scheme.start, state.z))
+    _checks.require(
+        all(jnp.shape(leaf)[:1] == (method.inner_steps,) for leaf in jax.tree.leaves(inner_batches)),
+        f"inner_batches needs a leading axis of inner_steps = {method.inner_steps} in every array: one batch for each inner step.",
+    )
     inner = as_paired(method.inner, state.z)
     sigma = _sigma_now(sigma, scheme, state)
     momentum = jnp.asarray(momentum).astype(sigma.dtype)
@@ -275,8 +294,9 @@ def solve(
     _checks.require(sample is None or key is not None or state is not None, "sample needs a key: pass key=jax.random.key(seed).")
     if state is None:
         state = init(problem, x0, y0, method, key=key)
-    elif key is not None:
-        state = state._replace(key=key)
+    else:
+        require_like("state", (state.x, state.z), arrays_only(x0, y0))
+        state = state if key is None else state._replace(key=key)
     dtype = dtype_of(state.x)
     schedule = sigma if callable(sigma) or isinstance(sigma, str) else None
     number = jnp.zeros((), dtype) if schedule is not None else positive_sigma(sigma, dtype)

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
 
@@ -61,6 +62,10 @@ def soft_solve(mdp: MDP, reward: jax.Array, temperature: Any, *, tol: Any = None
     discount = _checks.real_scalar("mdp.discount", mdp.discount, dtype, 0.0)
     if _checks.is_concrete(discount):
         _checks.require(float(discount) < 1, f"mdp.discount must be below 1, got {float(discount):g}.")
+    if _checks.is_concrete(transition):
+        rows = np.asarray(transition)
+        proper = not (np.any(rows < 0) or np.any(rows.sum(axis=2) > 1 + 1e-4))  # NaN is left to the status
+        _checks.require(proper, "mdp.transition must have entries >= 0 and rows that sum to one (or less, where an episode may end).")
     temperature = _checks.real_scalar("temperature", temperature, dtype, 0.0, strict=True)
     discount = jnp.where((discount >= 0) & (discount < 1), discount, jnp.nan)
     temperature = jnp.where(temperature > 0, temperature, jnp.nan)

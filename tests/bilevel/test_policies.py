@@ -59,6 +59,8 @@ def test_soft_solve_names_bad_arguments():
         bilevel.soft_solve(MDP, BED.base_reward, 0.0)
     with pytest.raises(ValueError, match=r"mdp.transition must have shape"):
         bilevel.soft_solve(MDP._replace(transition=BED.transition[0]), BED.base_reward, 0.5)
+    with pytest.raises(ValueError, match="rows that sum to one"):
+        bilevel.soft_solve(MDP._replace(transition=2 * BED.transition), BED.base_reward, 0.5)
     broken = jnp.asarray(BED.base_reward).at[0, 0].set(jnp.nan)
     assert bilevel.soft_solve(MDP, broken, 0.5).status == Status.NONFINITE
 

@@ -266,3 +266,13 @@ def test_failures_have_a_status_and_bad_arguments_a_name():
         run(data=q, sample=lambda key, data: data)
     with pytest.raises(ValueError, match="inner is not linear"):
         run(data=q, inner=optax.adam(0.1))
+    other = bilevel.init(QUADRATIC, jnp.zeros(3), jnp.zeros(5), bilevel.Method(inner=INNER, outer=OUTER))
+    with pytest.raises(ValueError, match="state does not fit"):
+        run(data=q, state=other)
+    three_copies = bilevel.init(QUADRATIC, jnp.zeros(3), jnp.zeros(4), bilevel.Method("one_sided", INNER, OUTER))
+    with pytest.raises(ValueError, match=r"state.d does not fit"):
+        run(data=q, state=three_copies)
+    with pytest.raises(ValueError, match="state does not fit"):
+        bilevel.hypergradient(QUADRATIC, jnp.zeros(3), jnp.zeros(4), data=q, state=(jnp.zeros(4), jnp.zeros(3)))
+    with pytest.raises(ValueError, match="leading axis of inner_steps = 1"):
+        bilevel.step(QUADRATIC, bilevel.init(QUADRATIC, jnp.zeros(3), jnp.zeros(4)), batch=q, inner_batches=q)
