@@ -18,7 +18,7 @@ from jaxsac.solution import Solution, Status
 
 OBJECTIVES = ("imitation", "weighted", "utility")
 INTERCEPTS = ("per_tool", "shared", "none")
-LAMS = ("simulated", "theory")
+LAMS = ("simulated", "theory", "scaled")
 
 
 class FitState(NamedTuple):
@@ -60,7 +60,9 @@ def fit(
       outside jit
       and vmap. `num_actions` M, `budget` B >= 1 (B >= M is no budget).
     * `lam`: a number > 0, in units of the gradient norm; "simulated", 1.1 x the 95 % quantile of the largest gradient norm under Gaussian
-      multipliers (500 draws, pilot = null model); "theory", 2 sigma_g (sqrt(q/T) + sqrt(2 log M / T)). Contexts are used as they are:
+      multipliers (500 draws, pilot = null model); "theory", 2 sigma_g (sqrt(q/T) + sqrt(2 log M / T)); for "utility" also "scaled",
+      tuning-free: the simulation for noise of unit variance times the standard deviation of the fit's own residuals, both found together
+      (the scaled lasso, Sun & Zhang 2012). Contexts are used as they are:
       scaling them is
       the caller's choice, and `lam` scales with them.
     * `intercept`: unpenalised. "per_tool" (default) b_j of each tool; "shared" one b; "none" b = 0, the paper's model. For "utility":
@@ -199,10 +201,13 @@ def _lam(key, problem: _Problem, lam: Any) -> float:
         _checks.require(0 < lam < np.inf, f"lam must be > 0 and finite, got {lam:g}: refit=True removes the shrinkage on the support.")
         return lam
     _checks.choice("lam", lam, LAMS)
+    _checks.require(lam != "scaled" or problem.objective == "utility", 'lam="scaled" is for objective="utility", which has a noise level.')
     data, with_constant = problem.data, problem.mode == "shared"
     if problem.objective == "utility":
         if lam == "simulated":
             chosen = utility.simulated(key, data, problem.log, intercept=with_constant)
+        elif lam == "scaled":
+            chosen = utility.scaled(key, data, problem.log, intercept=with_constant)
         else:
             chosen = utility.theory(data, problem.log, intercept=with_constant)
     else:

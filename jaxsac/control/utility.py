@@ -14,6 +14,8 @@ from jaxsac.group_lasso.fista import State
 from jaxsac.prox import Groups
 from jaxsac.solution import Status
 
+SCALE_ROUNDS = 20
+
 
 class UtilityFit(NamedTuple):
     tools: np.ndarray  # positions in digest.used
@@ -117,6 +119,31 @@ def simulated(key: jax.Array, data: Digest, log: Log, *, intercept: bool) -> flo
     residual = _residual(log, intercept)
     entries = Entries(data.entry_tool, data.entry_record, residual[data.entry_record])
     return multiplier_quantile(key, data, entries, residual, np.zeros(data.used.size), 0.0)
+
+
+def scaled(key: jax.Array, data: Digest, log: Log, *, intercept: bool) -> float:
+    """lam = lam_1 sigma with lam_1 the multiplier quantile for noise of unit variance and sigma^2 the mean square residual of the fit at lam:
+    alternate from the model without weights, sigma falling, until it stands. sigma stays above 1 % of the utilities' spread."""
+    spread = _residual(log, intercept)
+    ones = np.ones(data.num_records)
+    unit = multiplier_quantile(key, data, Entries(data.entry_tool, data.entry_record, ones[data.entry_record]), ones, np.zeros(data.used.size), 0.0)
+    contexts = np.asarray(log.contexts, np.float64)
+    least = 0.01 * float(np.sqrt(np.mean(spread**2)))
+    sigma, start = 100 * least, None
+    for _ in range(SCALE_ROUNDS):
+        if not sigma > 0 or not unit > 0:
+            return unit * sigma
+        fitted = solve(data, log, unit * sigma, intercept=intercept, tol=1e-4, max_steps=20_000, start=start)
+        start = (fitted.tools, fitted.weights)
+        weights = np.zeros((data.used.size, contexts.shape[1]))
+        weights[fitted.tools] = fitted.weights
+        chosen = np.einsum("eq,eq->e", weights[data.entry_tool], contexts[data.entry_record])
+        residual = np.asarray(log.utilities, np.float64) - np.bincount(data.entry_record, chosen, data.num_records)
+        residual = residual - residual.mean() * intercept
+        before, sigma = sigma, max(float(np.sqrt(np.mean(residual**2))), least)
+        if abs(sigma - before) <= 1e-3 * before:
+            break
+    return unit * sigma
 
 
 def theory(data: Digest, log: Log, *, intercept: bool) -> float:

@@ -132,3 +132,14 @@ def test_utility_is_the_group_lasso_on_the_chosen_sets():
     centred = dense[:, columns] - dense[:, columns].mean(0)
     ridge = np.linalg.solve(centred.T @ centred / T + np.eye(columns.size) / T, centred.T @ (LOG.utilities - LOG.utilities.mean()) / T)
     assert_allclose(np.asarray(again.value.weights).ravel(), ridge, atol=1e-4)
+
+
+def test_scaled_lam_knows_the_noise_not_the_signal():
+    fit = {"num_actions": M, "budget": B, "objective": "utility"}
+    found = control.fit(KEY, LOG, lam="scaled", **fit).check()
+    # a fixed point: the residuals' standard deviation times the quantile for unit noise
+    unit = float(control.fit(KEY, LOG._replace(utilities=1e6 * LOG.utilities), lam="scaled", **fit).stats["lam"]) / 1e6
+    assert_allclose(found.stats["lam"], unit, rtol=1e-2)  # in the utility's units
+    assert float(found.stats["lam"]) < 0.9 * float(control.simulated_lam(KEY, LOG, **fit))
+    with pytest.raises(ValueError, match="scaled"):
+        control.fit(KEY, LOG, num_actions=M, budget=B, lam="scaled")
