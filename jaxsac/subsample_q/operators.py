@@ -286,24 +286,29 @@ def product_test(model: Model, k: int) -> tuple[jax.Array, jax.Array, jax.Array]
     |x_j|^k ≥ 0.1), weights [A] and the exact sum_a weights_a E[W | s_g, h, a], [G, N].
     """
     G, A, L = model.num_global_states, model.num_actions, model.num_local_states
-    dtype = model.dtype
-    generator = np.random.default_rng(2403)
-    points = np.where(generator.random((G, L)) < 0.5, -1.0, 1.0) * (0.1 + 0.9 * generator.random((G, L))) ** (1.0 / k)
-    weights = jnp.asarray(generator.choice([-1.0, 1.0], A) / A, dtype)
-    points = points.astype(dtype)
-    counts = enumerate_counts(k, L)
-
-    def product(x):  # [..., L] -> [..., N]
-        xp = jnp if isinstance(x, jax.Array) else np  # numbers that are known are not for the compiler to find
-        powers = xp.concatenate([xp.ones((*x.shape, 1), dtype), xp.cumprod(xp.repeat(x[..., None], k, axis=-1), axis=-1)], axis=-1)
-        result = powers[..., 0, counts[:, 0]]
-        for j in range(1, L):
-            result = result * powers[..., j, counts[:, j]]
-        return result
-
+    points, weights = probe_points(G, A, L, k, model.dtype)
     kernels = model.local_transition if model.action_drives_agents else model.local_transition[:, None]
-    moved = product(jnp.einsum("gaij,cj->gaci", kernels, points, precision="highest"))  # [G, A or 1, G', N]
-    mixed = model.global_transition * weights[None, :, None]
+    moved = monomials(jnp.einsum("gaij,cj->gaci", kernels, points, precision="highest"), k)  # [G, A or 1, G', N]
+    mixed = model.global_transition * jnp.asarray(weights)[None, :, None]
     if not model.action_drives_agents:
         mixed = mixed.sum(axis=1, keepdims=True)
-    return jnp.asarray(product(points)), weights, jnp.einsum("gac,gacn->gn", mixed, moved, precision="highest")
+    exact = jnp.einsum("gac,gacn->gn", mixed, moved, precision="highest")
+    return jnp.asarray(monomials(points, k)), jnp.asarray(weights), exact
+
+
+def probe_points(G: int, A: int, L: int, k: int, dtype: Any, seed: int = 2403) -> tuple[np.ndarray, np.ndarray]:
+    """x [G, L] and weights [A] of `product_test`."""
+    generator = np.random.default_rng(seed)
+    points = np.where(generator.random((G, L)) < 0.5, -1.0, 1.0) * (0.1 + 0.9 * generator.random((G, L))) ** (1.0 / k)
+    return points.astype(dtype), (generator.choice([-1.0, 1.0], A) / A).astype(dtype)
+
+
+def monomials(x: Any, k: int) -> Any:
+    """prod_j x_j^{h_j} of x [..., L] for all histograms h of k agents: [..., N]; numpy for numpy, which leaves nothing to compile."""
+    xp = jnp if isinstance(x, jax.Array) else np
+    counts = enumerate_counts(k, x.shape[-1])
+    powers = xp.concatenate([xp.ones((*x.shape, 1), x.dtype), xp.cumprod(xp.repeat(x[..., None], k, axis=-1), axis=-1)], axis=-1)
+    result = powers[..., 0, counts[:, 0]]
+    for j in range(1, x.shape[-1]):
+        result = result * powers[..., j, counts[:, j]]
+    return result

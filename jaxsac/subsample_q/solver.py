@@ -123,7 +123,8 @@ def solve(
     jax.vmap (with a plan, or few histograms). q, value and bounds are differentiable in every array of the model (implicitly; the policy
     is kept fixed, ties are averaged), whatever the form and the rank of the kernels; where the local transitions are traced they need a
     plan, or few histograms. In directions that change a row's sum it is the derivative of the polynomial
-    E[W(h')] = sum over the agents' moves of prod_agents P W. Under the average criterion gain and relative values are.
+    E[W(h')] = sum over the agents' moves of prod_agents P W; second derivatives in them need the dense form (ValueError otherwise). Under
+    the average criterion gain and relative values are differentiable.
     Bad input: ValueError for k < 1, discount = 1 without "average" and tables beyond memory; traced discounts outside [0, 1) end NONFINITE
     or MAX_STEPS. Source: arXiv 2403.00222, algorithm 1 (m → ∞); bounds: MacQueen 1966; Puterman 1994, sections 6.6 and 8.5.
     """

@@ -145,7 +145,9 @@ def test_types_solve_the_problem_of_one_histogram_over_type_and_state():
     """Types written as parts of the local state that never change: the block-diagonal model, solved by the plain solver."""
     (Pg, Pl, rg, rl), ks = typed_arrays(3), (2, 1)
     model = sq.TypedModel(Pg, Pl, rg, rl, np.array(ks) / 3, 0.8)
-    table = sq.solve_types(model, ks, tol=1e-9).check().value
+    solution = sq.solve_types(model, ks, tol=1e-9).check()
+    assert 0 < solution.stats["operator_error"] < 1e-14
+    table = solution.value
     blocks = np.zeros((2, 4, 4))
     blocks[:, :2, :2], blocks[:, 2:, 2:] = Pl
     plain = sq.solve(sq.Model(Pg, blocks, rg, np.concatenate(list(rl), axis=-1), 0.8), 3, tol=1e-9).check().value
@@ -178,6 +180,7 @@ def test_types_bound_execute_and_differentiate():
     )  # nothing is lost where everybody is sampled
     assert abs(paid.mean() - float(best)) < 5 * paid.std() / np.sqrt(len(paid))
     plans = [sq.plan(model.of_type(e), 3, backend=backend) for e, backend in enumerate(("thinning", "dense"))]
+    assert sq.solve_types(model, (3, 3), plans=plans).check().stats["operator_error"] < 1e-14
     slope = jax.grad(
         lambda P: jnp.sum(sq.solve_types(sq.TypedModel(Pg, P, rg, rl, model.shares, 0.8), (3, 3), plans=plans, tol=1e-11).value.value)
     )(model.local_transition)
