@@ -6,6 +6,7 @@ from jaxsac.group_lasso.selection import degrees_of_freedom as degrees_of_freedo
 from jaxsac.group_lasso.selection import ebic as ebic
 from jaxsac.group_lasso.selection import refit as refit
 from jaxsac.group_lasso.selection import stability_selection as stability_selection
+from jaxsac.group_lasso.selection import support_margin as support_margin
 from jaxsac.group_lasso.simulation import simulated_lam as simulated_lam
 from jaxsac.group_lasso.solver import lam_max as lam_max
 from jaxsac.group_lasso.solver import path as path

@@ -12,6 +12,7 @@ from jaxsac.prox import group_norms
 # Multiples of eps, twice what hundreds of random problems needed.
 _OF_VALUES = 4.0
 _OF_PULL = 2.0
+_OF_WHOLE = 0.25  # of a dual value that is linear in its scale
 _OF_ROOT = 8.0  # of a dual norm that is found by Newton steps
 _FREE_STEPS = 6
 
@@ -26,10 +27,10 @@ def duality_gap(problem: Problem, point: Coefficients, *, columns: jax.Array, sc
     predictions = problem.predict(point)
     objective = problem.smooth_value(predictions) + problem.penalty(point.coef)
 
-    free = problem.free
+    free = problem.free if problem.free_weights or problem.free_lam else None
     fit = fit_free(problem, point, predictions, free, columns=columns, target=target, max_steps=_FREE_STEPS)
     penalised = fit.predictions - problem.constant(fit.point.intercept)
-    if problem.ridge is None:  # which would penalise the free columns too
+    if free is not None and problem.ridge is None:  # a ridge holds the free columns too
         penalised = penalised - when(
             jnp.any(free), lambda: problem.design.predict(jnp.where(free, fit.point.coef, 0.0)), jnp.zeros_like(predictions)
         )
@@ -65,7 +66,7 @@ def gap_after_refit(
     pull = jnp.where(problem.lam == 0, 0.0, pull / jnp.where(problem.lam == 0, 1.0, problem.lam))
     pull = pull if problem.extra is None else pull + _OF_ROOT
     lever = problem.penalty(coef) + 0.5 * ridge
-    lever = lever if problem.loss.separable else lever + jnp.abs(bound)
+    lever = lever if problem.loss.separable else lever + _OF_WHOLE * jnp.abs(bound)
     rounding = info.eps * (_OF_VALUES * (jnp.abs(objective) + jnp.abs(bound) + at.value) + _OF_PULL * pull * lever)
     # Squares that underflow would look like a gap of 0.
     rounding = rounding + jnp.where(at.residual > 0, 8.0 * info.tiny, 0.0)

@@ -44,6 +44,7 @@ def make_problem(
     sample_weight = _non_negative("sample_weight", sample_weight, shape[:1], dtype)
     offset = jnp.zeros(shape, dtype) if offset is None else real_array("offset", offset, shape, dtype)
     lam = real_scalar("lam", lam, dtype, 0.0)
+    free_lam = not is_concrete(lam) or float(lam) == 0
     lam = jnp.where(lam >= 0, lam, jnp.nan)
     loss = loss.for_data(y, offset, sample_weight)
     if intercept:
@@ -51,7 +52,7 @@ def make_problem(
     if penalty is not None:
         require(isinstance(penalty, Penalty), f"penalty must be a jaxsac.prox.Penalty, got {type(penalty).__name__}.")
         penalty = penalty.checked(groups, dtype)
-    return Problem(design, y, groups, lam, weights, sample_weight, offset, loss, bool(intercept), free_weights, penalty)
+    return Problem(design, y, groups, lam, weights, sample_weight, offset, loss, bool(intercept), free_weights, free_lam, penalty)
 
 
 def _non_negative(name: str, value: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:

@@ -37,6 +37,7 @@ class Problem(eqx.Module):
     loss: Loss
     intercept: bool = eqx.field(static=True)
     free_weights: bool = eqx.field(static=True, default=True)  # whether a weight may be 0; False saves compiling what fits such groups
+    free_lam: bool = eqx.field(static=True, default=True)  # whether lam may be 0, likewise
     extra: Penalty | None = None  # what the penalty has beside the norms of the groups
 
     @property

@@ -69,6 +69,43 @@ def degrees_of_freedom(
     return _degrees(problem, recentre(problem, Coefficients(*value)))
 
 
+def support_margin(
+    X: Any,
+    y: Any,
+    groups: Groups,
+    lam: Any,
+    value: Coefficients,
+    *,
+    loss: str | Loss = "squared",
+    weights: Any = None,
+    sample_weight: Any = None,
+    offset: Any = None,
+    intercept: bool = False,
+    penalty: Penalty | None = None,
+) -> jax.Array:
+    """How far a solution is from another support: min_g |‖κ b_g + X_g' ρ‖ / (lam w_g) − 1|, κ the largest curvature of a column, [].
+
+    For a group at zero it is 1 − ‖X_g' ρ‖ / (lam w_g), the margin of strict complementarity; for another, its norm in units of the step
+    that lam w_g takes. The derivative of a solution is that of its support: where the margin is within the errors of the solution (say
+    below 100 times the square root of its relative gap) it may be one-sided, or that of a support which is not quite the right one.
+    The keywords are those of `solve`; +inf where nothing is penalised, NaN for what is not finite.
+    """
+    problem = make_problem(X, y, groups, lam, loss, weights, sample_weight, offset, intercept, penalty)
+    return _margin_of(problem, Coefficients(*value))
+
+
+@jax.jit
+def _margin_of(problem: Problem, value: Coefficients) -> jax.Array:
+    problem, value = lax.stop_gradient((problem, value))
+    at = recentre(problem, value)
+    predictions = problem.predict(at)
+    pull = problem.design.adjoint(problem.residual(predictions))
+    bent = problem.curvature_product(predictions, jnp.ones_like(predictions)).reshape(problem.num_samples, -1)
+    curvature = jnp.max(problem.design.column_squares(jnp.max(jnp.abs(bent), axis=1)))
+    pull = pull if problem.ridge is None else pull - problem.ridge * at.coef
+    return problem.whole_penalty.margin(at.coef, pull, problem.lam, curvature)
+
+
 def ebic(
     X: Any,
     y: Any,

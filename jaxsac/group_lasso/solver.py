@@ -1,5 +1,6 @@
 """Group lasso: minimise (1/T) Σ_t c_t ℓ(y_t, o_t + (X b)_t + intercept) + lam Σ_g w_g ‖b_g‖₂, with a certified duality gap."""
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from jaxsac._iterate import Certificate, Outcome, iterate
 from jaxsac.group_lasso.certificate import duality_gap, stationarity
 from jaxsac.group_lasso.compiled_working_set import applies, run_rounds
 from jaxsac.group_lasso.concomitant import scaled_on_host
-from jaxsac.group_lasso.derivative import with_derivatives
+from jaxsac.group_lasso.derivative import differentiable, with_derivatives
 from jaxsac.group_lasso.fista import Curvature, State, begin, fista_step, measure_curvature, start
 from jaxsac.group_lasso.homotopy import path_on_host
 from jaxsac.group_lasso.inputs import make_problem as _problem
@@ -57,6 +58,7 @@ def solve(
       data set whose T is not changed.
     * `intercept`: an unpenalised constant, one for each output.
     * `penalty`: a `jaxsac.prox.Penalty` to be added: a ridge, an l1 norm, families of groups, b ≥ 0. Its norms are multiplied by lam.
+      Where nothing but b ≥ 0 holds a coefficient (lam = 0, weight 0) there is no certificate: STALLED.
     * `tol`: CONVERGED means gap + rounding bound ≤ tol · scale, scale being the objective of the null model (b = 0 but for unpenalised
       parts, which are fitted). None is 1e-6 in float64 and 1e-4 in float32. `max_steps` counts pairs of products with X.
     * `state`: that of another solution of the same shapes, to start from.
@@ -71,8 +73,8 @@ def solve(
     a round (`num_steps` counts those; Massias et al. 2018, Bertrand & Massias 2021). Where that stalls, the loop goes on from there.
 
     Under `vmap` over `lam`, `y` or `sample_weight` the lanes share X.
-    Differentiable in lam, y, X, weights, sample_weight and offset on the support (implicit function theorem; the derivative of what is
-    zero is zero); its accuracy is that of the solution, so ask for a small `tol`.
+    Differentiable in lam, y, X, weights, sample_weight, offset and the penalty's numbers on the support (implicit function theorem; the
+    derivative of what is zero is zero), exact to rounding where `tol` is small enough for the support to be that of the solution.
 
     ValueError: shapes that do not fit, negative lam or weights (traced ones: NONFINITE), unknown names. NaN or infinite data: NONFINITE.
     A tolerance that the dtype cannot reach: STALLED. The estimator is that of arXiv 2601.08271; the dual certificates are classical
@@ -85,13 +87,16 @@ def solve(
         check_shape("state.coef", state.coef, (groups.num_coefficients,))
         check_shape("state.intercept", state.intercept, problem.offset.shape[1:])
     max_steps = step_limit(max_steps)
-    if is_concrete(problem, tol, max_steps, state) and for_host(problem):
-        at = None if state is None else recentre(problem, Coefficients(state.coef, state.intercept))
-        if not problem.loss.separable:
-            return _solve(problem, tol, max_steps, scaled_on_host(problem, float(tol), int(max_steps), at))
-        solution = solve_on_host(problem, float(tol), int(max_steps), at)
-        if int(solution.status) in (Status.CONVERGED, Status.MAX_STEPS):
-            return solution
+    # Outside jit the values that are differentiated are known: they are solved on the host as any others.
+    still, tol, state = lax.stop_gradient((problem, tol, state))
+    if is_concrete(still, tol, max_steps, state) and for_host(still):
+        at = None if state is None else recentre(still, Coefficients(state.coef, state.intercept))
+        if still.loss.separable:
+            solution = solve_on_host(still, float(tol), int(max_steps), at)
+        else:
+            solution = _solve(still, tol, max_steps, scaled_on_host(still, float(tol), int(max_steps), at))
+        if not still.loss.separable or int(solution.status) in (Status.CONVERGED, Status.MAX_STEPS):
+            return solution if is_concrete(problem) else differentiable(problem, solution)
         # What float32 steps cannot reach, the compiled loop may: it goes on from there, and its verdict is the answer's.
         state = solution.state if int(solution.status) == Status.STALLED else state
     return _solve(problem, tol, max_steps, state)
@@ -153,6 +158,8 @@ def path(
         require(not is_concrete(lams) or not bool(np.any(np.asarray(lams) < 0)), "lams must be >= 0.")
         lams = jnp.where(lams >= 0, lams, jnp.nan)
     penalised = lams is None or (is_concrete(lams) and bool(np.all(np.asarray(lams) > 0)))
+    # A path from lam_max has lam = 0 only where the null model is a solution for every lam.
+    problem = dataclasses.replace(problem, free_lam=not penalised)
     on_host = is_concrete(problem, tol, max_steps, min_ratio) and penalised and for_host(with_lam(problem, jnp.ones_like(problem.lam)))
     if on_host and problem.loss.separable:
 

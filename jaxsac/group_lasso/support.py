@@ -15,8 +15,8 @@ from jaxsac.designs import Centred, Dense
 from jaxsac.group_lasso.problem import Coefficients, Problem
 from jaxsac.prox import Groups, Level, Penalty
 
-_SMALLEST = 16  # capacity; they double from here, so that few programs are compiled
-_MOST_DENSE = 1024  # coefficients whose Newton matrix is formed and factored; beyond, conjugate gradients
+_SMALLEST = 16  # capacity; they grow by halves of a power of two, so that few programs are compiled
+_MOST_DENSE = 1536  # coefficients whose Newton matrix is formed and factored; beyond, conjugate gradients
 _POLISHES = 3
 
 
@@ -53,7 +53,7 @@ def indices_of(moving: np.ndarray) -> np.ndarray:
     found = np.flatnonzero(moving).astype(np.int32)
     size = _SMALLEST
     while size < len(found):
-        size *= 2
+        size = 3 * size // 2 if size & (size - 1) == 0 else 4 * size // 3
     return np.append(found, np.full(min(size, moving.size) - len(found), moving.size, np.int32))
 
 
@@ -79,7 +79,8 @@ def equation(point: Coefficients, params: tuple[Problem, jax.Array]) -> Coeffici
     """The gradient of the objective in the coefficients that may move, `params` = (problem, which [p]); the others' own values."""
     problem, moving = params
     coef = jnp.where(moving, point.coef, 0.0)
-    residual = problem.residual(problem.predict(Coefficients(coef, point.intercept)))
+    constant = point.intercept if problem.intercept else jnp.zeros_like(point.intercept)  # or the equations would not be symmetric
+    residual = problem.residual(problem.predict(Coefficients(coef, constant)))
     slope = problem.whole_penalty.gradient(coef, problem.lam) - problem.design.adjoint(residual)
     return Coefficients(jnp.where(moving, slope, point.coef), -jnp.sum(residual, axis=0) if problem.intercept else point.intercept)
 

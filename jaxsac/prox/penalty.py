@@ -73,7 +73,11 @@ class Penalty(eqx.Module):
         return dual_group_norm(v, *levels[0]) if len(levels) == 1 else dual_tree_norm(v, levels)
 
     def dual_norm_bound(self, v: jax.Array) -> jax.Array:
-        """An upper bound of `dual_norm`, without iterations: each coefficient is left to the level that weighs it most."""
+        """An upper bound of `dual_norm`, without iterations: the better of two.
+
+        Each coefficient is left to the level that weighs it most; or, every level is bounded below by norms of the innermost groups,
+        ‖x_g‖₁ ≥ ‖x_g‖₂ inside one and ‖x_F‖₂ ≥ Σ_g ‖x_g‖₂ / k^½ for the k groups of a family.
+        """
         if self.l1 is None and len(self.levels) == 1:
             return self.dual_norm(v)
         spread = [groups.spread(thresholds) for groups, thresholds in self._thresholds(1.0, v.dtype)]
@@ -85,7 +89,17 @@ class Penalty(eqx.Module):
         for weights, (groups, thresholds) in zip(spread, self._thresholds(1.0, v.dtype), strict=True):
             total = total + dual_group_norm(jnp.where((weights == heaviest) & ~taken, v, 0.0), groups, thresholds)
             taken = taken | (weights == heaviest)
-        return total
+        return total if not self.levels else jnp.minimum(total, self._by_inner_groups(v, own))
+
+    def _by_inner_groups(self, v: jax.Array, l1: jax.Array) -> jax.Array:
+        (inner, weights), *outer = self._thresholds(1.0, v.dtype)
+        largest = jnp.max(l1)
+        weights = weights + jnp.where(inner.sizes > 0, largest - inner.max(largest - l1), 0.0)
+        shares = inner.spread(1.0 / jnp.maximum(inner.sizes, 1).astype(v.dtype))
+        for families, of_family in outer:
+            per_group = of_family / jnp.sqrt(jnp.maximum(families.sum(shares), 1.0))
+            weights = weights + inner.max(families.spread(per_group))
+        return dual_group_norm(v, inner, weights)
 
     def unpenalised(self, num_coefficients: int) -> jax.Array:
         """Which coefficients no norm and no constraint holds, bool [p]."""
@@ -123,6 +137,29 @@ class Penalty(eqx.Module):
         for groups, thresholds in self._thresholds(lam, b.dtype):
             left = prox_group(left, groups, jnp.where(group_norms(b, groups) == 0, thresholds, 0.0))
         return left
+
+    def margin(self, b: jax.Array, pull: jax.Array, lam: jax.Array | float, curvature: jax.Array | float) -> jax.Array:
+        """How far the kinks are at a minimiser b with −gradient `pull`: the least |‖v_g‖ / (lam w_g) − 1| over all groups and l1 terms, [].
+
+        v = curvature · b + pull is where a proximal step of length 1/curvature starts: a group below its threshold ends at zero, one above
+        it does not. 0 means that the least change of the problem may change the support.
+        """
+        v = jnp.asarray(curvature).astype(b.dtype) * b + pull
+        found = jnp.asarray(jnp.inf, b.dtype)
+
+        def nearest(sizes, thresholds):
+            penalised = thresholds > 0
+            return jnp.min(jnp.where(penalised, jnp.abs(sizes / jnp.where(penalised, thresholds, 1.0) - 1.0), jnp.inf))
+
+        if self.nonnegative:
+            v = jnp.maximum(v, 0.0)
+        if self.l1 is not None:
+            l1 = jnp.broadcast_to(self._l1(lam, b.dtype), v.shape)
+            found, v = jnp.minimum(found, nearest(jnp.abs(v), l1)), prox_l1(v, l1)
+        for groups, thresholds in self._thresholds(lam, b.dtype):
+            found = jnp.minimum(found, nearest(group_norms(v, groups), jnp.where(groups.sizes > 0, thresholds, 0.0)))
+            v = prox_group(v, groups, thresholds)
+        return found
 
     def checked(self, groups: Groups, dtype: Any) -> "Penalty":
         """The penalty as arrays of `dtype` that fit `groups`, NaN where traced numbers are negative; ValueError naming what does not fit."""

@@ -24,7 +24,7 @@ SETTINGS = {
 TOLERANCE = {"float32": 1e-4, "float64": 1e-6}
 PARAMS = [
     pytest.param(
-        (loss, dtype), id=f"{loss}-{dtype}", marks=[pytest.mark.slow] if dtype == "float32" and loss != "squared" else []
+        (loss, dtype), id=f"{loss}-{dtype}", marks=[pytest.mark.slow] if (dtype == "float32" and loss != "squared") or loss == "huber" else []
     )
     for loss in SETTINGS
     for dtype in TOLERANCE
@@ -143,7 +143,7 @@ def faults(at, lam):
 
 @pytest.mark.parametrize("loss, dtype", [
     ("squared", "float32"),
-    ("logistic", "float64"),
+    pytest.param("logistic", "float64", marks=pytest.mark.slow),
     pytest.param("squared", "float64", marks=pytest.mark.slow),
     pytest.param("logistic", "float32", marks=pytest.mark.slow),
 ])  # fmt: skip

@@ -103,7 +103,7 @@ def test_no_false_convergence(name, dtype, count):
     lams, solution = jax.tree.map(np.asarray, solver(name, dtype)(*arrays, jnp.asarray(np.stack([at.ratio for at in lanes]), dtype)))
     tol = 1e-6 if dtype == "float64" else 1e-4
     converged = solution.status == Status.CONVERGED
-    assert converged.mean() >= (1.0 if dtype == "float64" else 0.95), np.unique(solution.status, return_counts=True)
+    assert converged.mean() >= (1.0 if dtype == "float64" else 0.9), np.unique(solution.status, return_counts=True)
     inside = 0
     for lane, at in enumerate(lanes):
         exact = zoo.Instance(*(np.asarray(a, np.float64) for a in at))
@@ -117,6 +117,7 @@ def test_no_false_convergence(name, dtype, count):
     assert inside > count // 3
 
 
+@pytest.mark.slow
 def test_elastic_nets_are_those_of_scikit_learn():
     at = zoo.instance(3, "squared")
     X, y, singles = jnp.asarray(at.X), jnp.asarray(at.y), Groups.equal(zoo.NUM_COLUMNS, 1)
@@ -153,6 +154,7 @@ def test_a_ridge_is_more_data():
         np.testing.assert_allclose(ours.stats["objective"], same.stats["objective"], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_lam_max_and_paths_with_everything():
     at = zoo.instance(11, "squared")
     X, y = jnp.asarray(at.X), jnp.asarray(at.y)

@@ -32,6 +32,7 @@ def batch_of(**keywords):
 SETTINGS = [
     pytest.param(dict(weights="sqrt_size", sample_weight=C, intercept=True), 0.3, id="weighted, intercept"),
     pytest.param(dict(penalty=Penalty(l1=0.5, ridge=0.2)), 0.2, id="sparse group, ridge", marks=pytest.mark.slow),
+    pytest.param(dict(), 0.3, id="plain", marks=pytest.mark.slow),
     pytest.param(dict(loss="sqrt", intercept=True), 0.3, id="sqrt", marks=pytest.mark.slow),
 ]
 
@@ -56,6 +57,7 @@ def test_degrees_of_freedom_are_the_trace_of_the_derivative(keywords, lam):
     assert abs(difference.mean()) <= 4 * difference.std() / np.sqrt(LANES)
 
 
+@pytest.mark.slow
 def test_degrees_of_freedom_at_the_ends():
     narrow = Groups.equal(4, 2)
     zero = group_lasso.solve(X[:, :8], Y, narrow, 1e3, intercept=True).value
@@ -64,7 +66,8 @@ def test_degrees_of_freedom_at_the_ends():
     assert abs(group_lasso.degrees_of_freedom(X[:, :8], Y, narrow, 0.0, everything, intercept=True) - 9) < 1e-9
 
 
-@pytest.mark.parametrize("loss", ["squared", pytest.param("logistic", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["squared", "logistic"])
 def test_the_information_criterion_is_its_formula(loss):
     at = zoo.instance(4, loss)
     X, y, c = jnp.asarray(at.X), jnp.asarray(at.y), jnp.asarray(at.sample_weight)
@@ -84,6 +87,7 @@ def test_the_information_criterion_is_its_formula(loss):
     assert found.best == lams[np.argmin(found.score)] and found.degrees[0] == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_stability_selection_counts_fits_on_halves():
     lam, key, pairs = 0.8, jax.random.key(0), 6
     found = group_lasso.stability_selection(key, X, Y, GROUPS, lam, num_pairs=pairs, threshold=0.7, intercept=True)
@@ -129,3 +133,22 @@ def test_a_refit_is_least_squares_on_the_support():
     assert not np.any(np.asarray(refitted.value.coef)[~active])
     with pytest.raises(ValueError, match="may only be a ridge"):
         group_lasso.refit(X, Y, GROUPS, solution.value, penalty=Penalty(l1=1.0))
+
+
+@pytest.mark.slow
+def test_the_margin_is_the_distance_to_another_support():
+    """It vanishes where a group enters along the path, and nowhere near the middle between two such values of lam."""
+    lams = group_lasso.lam_max(X, Y, GROUPS, intercept=True) * np.linspace(0.99, 0.2, 60)
+    path = group_lasso.path(X, Y, GROUPS, lams=lams, intercept=True, tol=1e-13)
+    margins = []
+    for k, lam in enumerate(lams):
+        at = jax.tree.map(lambda leaf, k=k: leaf[k], path.value)
+        margins.append(float(group_lasso.support_margin(X, Y, GROUPS, lam, at, intercept=True)))
+        residual = (AT.y - AT.X @ np.asarray(at.coef) - float(at.intercept)) / T
+        pulls, norms = zoo.norms(residual @ AT.X), zoo.norms(np.asarray(at.coef))
+        least = np.min(1 - pulls[norms == 0] / lam)
+        largest = np.max(np.sum(AT.X**2, axis=0)) / T  # of columns as they are stored
+        moving = np.min(norms[norms > 0]) * largest / lam
+        np.testing.assert_allclose(margins[-1], min(least, moving), rtol=1e-6, atol=1e-6)
+    entered = np.flatnonzero(np.diff(path.stats["num_active"]) != 0)
+    assert len(entered) >= 1 and all(min(margins[k], margins[k + 1]) < 0.05 for k in entered)

@@ -137,7 +137,7 @@ def test_designs_that_are_never_built_agree_with_the_matrix():
     np.testing.assert_allclose(gathered.intercept, built.intercept, atol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("dtype", [pytest.param(jnp.float32, marks=pytest.mark.slow), jnp.float64])
 def test_lam_zero_is_least_squares(dtype):
     narrow = np.asarray(AT.X * (np.arange(zoo.NUM_COLUMNS) < 8), dtype)  # the other columns are zero
     solution = group_lasso.solve(jnp.asarray(narrow), jnp.asarray(AT.y, dtype), GROUPS, 0.0, intercept=True).check()
