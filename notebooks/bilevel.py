@@ -37,8 +37,7 @@ from jaxsac.problems import bilevel_rl
 data = problems.digits_cleaning(corruption=0.5)
 cleaning = bilevel.Problem(upper=problems.cleaning_upper, lower=problems.cleaning_lower)
 inner = optax.sgd(0.2, momentum=0.9, nesterov=True)
-x0, y0 = jnp.zeros(1000), jnp.zeros((64, 10))
-sol = bilevel.solve(cleaning, x0, y0, data=data, sigma=1e-2, outer=optax.adam(0.1), inner=inner, max_steps=150)
+sol = bilevel.solve(cleaning, jnp.zeros(1000), jnp.zeros((64, 10)), data=data, sigma=1e-2, outer=optax.adam(0.1), inner=inner, max_steps=150)
 weights, wrong = np.asarray(jax.nn.sigmoid(sol.value.x)), np.asarray(data.corrupted)
 area = np.mean(weights[~wrong][:, None] > weights[wrong][None, :])
 print(f"validation loss {float(sol.stats['upper']):.3f}; a right label outweighs a wrong one with chance {area:.3f}")
@@ -76,12 +75,85 @@ for difference in ("forward", "central_linear"):
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
 axes[0].hist([weights[~wrong], weights[wrong]], bins=20, label=["right label", "wrong label"])
-axes[0].set_xlabel("learned weight")
-axes[0].set_ylabel("digits")
+axes[0].set(xlabel="learned weight", ylabel="digits")
 axes[0].legend()
 for difference, values in errors.items():
     axes[1].loglog(sigmas, values, marker="o", label=difference)
-axes[1].set_xlabel("sigma")
-axes[1].set_ylabel("relative error of the hypergradient")
+axes[1].set(xlabel="sigma", ylabel="relative error of the hypergradient")
 axes[1].legend()
+plt.show()
+
+# %% [markdown]
+# ## Why the copies share their samples
+#
+# The difference of the two copies is divided by sigma. Drawn from trajectories of their own, its noise grows as 1 / sigma; one set of
+# trajectories, reweighted for the perturbed policy, has a spread that does not depend on sigma.
+
+# %%
+z, d = bilevel.hypergradient(problem, bed.x, jnp.zeros((8, 4)), data=bed.temperature).state
+sampled = bilevel.sampled_policy_problem(model, lambda x, log_probs, uniforms: leader(x, log_probs))
+
+
+@jax.jit
+def cross_terms(uniforms, others, sigma):
+    """Of each trajectory: the cross term from two independent ones, and from one, reweighted."""
+
+    def one(first, second):
+        batch, other, gradient = (first[None], bed.temperature), (second[None], bed.temperature), jax.grad(sampled.lower)
+        reweighted = sampled.lower_difference(bed.x, z, sigma * d, batch)[0][0]
+        return jnp.stack([gradient(bed.x, z + sigma * d, batch) - gradient(bed.x, z, other), reweighted]) / sigma
+
+    return jax.vmap(one)(uniforms, others)
+
+
+terms = [cross_terms(*jax.random.uniform(jax.random.key(0), (2, 300, 100)), s) for s in sigmas]
+spread = np.asarray([jnp.sqrt(jnp.sum(jnp.var(term, axis=0), axis=1)) for term in terms])
+print(f"at sigma = {sigmas[-1]}: {spread[-1, 0]:.0f} with independent trajectories, {spread[-1, 1]:.0f} with one reweighted set")
+
+# %% [markdown]
+# ## How many samples?
+#
+# A bandit whose follower and leader are both sampled, 16 pulls a step, and the exact gradient along the way. The exponent p in
+# samples ~ epsilon^-p is for a gradient *norm* of epsilon. The paper states 4 in its first version and about 3 in the later ones, as upper
+# bounds for bilevel RL in its own convention: a slope on one problem is no test of them.
+
+# %%
+bandit = bilevel_rl.bandit_bed(3)
+pulls = bilevel.MDP(bandit.transition, bandit.initial, bandit.discount)
+
+
+def objective(x):
+    return -jnp.sum(jax.nn.softmax(bandit.reward(x) / bandit.temperature, axis=1) * bandit.leader_reward) + 0.5 * jnp.sum(x**2)
+
+
+pulled = bilevel.sampled_policy_problem(
+    lambda x: (pulls, bandit.reward(x)),
+    lambda x, log_probs, uniforms: -bilevel.sampled_return(uniforms, pulls, bandit.leader_reward, log_probs) + 0.5 * jnp.sum(x**2),
+)
+falling = (optax.sgd(lambda t, rate=rate: rate / jnp.sqrt(1.0 + t / 20)) for rate in (0.5, 0.2))
+method = bilevel.Method("forward", *falling, inner_steps=2)
+
+
+def gradient_norms(key):
+    def advance(state, key):
+        batch = (jax.random.uniform(key, (16, 2)), bandit.temperature)
+        return bilevel.step(pulled, state, method, sigma=0.02, batch=batch)[0], jnp.linalg.norm(jax.grad(objective)(state.x))
+
+    start = bilevel.init(pulled, jnp.asarray([1.0, -1.0, 1.0]), jnp.zeros((1, 3)), method)
+    return jax.lax.scan(advance, start, jax.random.split(key, 4000))[1]
+
+
+norms = np.asarray(jnp.mean(jax.jit(jax.vmap(gradient_norms))(jax.random.split(jax.random.key(0), 16)), axis=0))
+times = np.geomspace(500, 4000, 6).astype(int)
+late = np.asarray([norms[t // 2 : t].mean() for t in times])
+print(f"samples ~ epsilon^-{-1 / np.polyfit(np.log(16 * times), np.log(late), 1)[0]:.1f}")
+
+# %%
+figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+for values, label in zip(spread.T, ("independent", "one set, reweighted"), strict=True):
+    axes[0].loglog(sigmas, values, marker="o", label=label)
+axes[0].set(xlabel="sigma", ylabel="spread of the cross term")
+axes[0].legend()
+axes[1].loglog(16 * times, late, marker="o")
+axes[1].set(xlabel="samples", ylabel="gradient norm")
 plt.show()
