@@ -42,7 +42,7 @@ def run(options: Options) -> Report:
         "these ran seven times in turns, and count the least time of each chunk of steps. "
         "A peer's row is the best of its settings: an inner solve to tolerance (LBFGS, BFGS) and an implicit pull-back at every step, for "
         "three rates of Adam; benchmark_bilevel's own SGD with its own schedules on batches of 64, for six pairs (step, step / outer step),"
-        " 2 seconds and checkpoints of 128 steps each.",
+        " 2 seconds and checkpoints of 128 steps each. A peer ran once, so that a busy machine shows in its row more than in ours.",
         "Samples: norm of the exact gradient of the bilevel objective over the second half of T stochastic steps, seeds averaged; p: the "
         "exponent in samples ~ epsilon^-p for a gradient NORM of epsilon. The paper states epsilon^-4 in its first version and about "
         "epsilon^-3 in the later ones, for bilevel RL and in its own convention; a measured slope on one problem is no test of a bound.",
