@@ -16,7 +16,7 @@ from jaxsac.designs import Dense
 from jaxsac.group_lasso.block_descent import Model, change, descend, gram_matrices, nonzero_order
 from jaxsac.group_lasso.newton import admissible, compact, newton_direction
 from jaxsac.group_lasso.problem import Coefficients, Problem
-from jaxsac.group_lasso.rounds import LENGTHS, Point, Scaled, advance, gather, model_target, roots, scale_blocks, uncentred
+from jaxsac.group_lasso.rounds import LENGTHS, Point, Scaled, advance, gather, model_target, roots, scale_blocks, uncentred, without_mean
 from jaxsac.losses import Squared
 from jaxsac.prox import Groups
 from jaxsac.prox.groups import safe_sqrt
@@ -24,8 +24,8 @@ from jaxsac.prox.groups import safe_sqrt
 _ROUNDS = 6
 _PATIENCE = 2
 _SWEEPS = 2  # over the model in a round
-_CYCLES = 0  # extrapolated, between the epochs over all that begin and end a sweep
-_NEWTON_STEPS = 2
+_CYCLES = 3  # of extrapolated descent in a sweep, at most; none in the first round, one more in each
+_NEWTON_STEPS = 1  # in a sweep
 _FLOOR = 1e-3  # of a record's curvature, relative to its bound
 _WORTHWHILE = 1 << 15  # numbers in X below which the plain loop compiles sooner and runs as fast
 _GATHERED = 1 << 24  # numbers in the support's columns, at most
@@ -59,52 +59,87 @@ def run_rounds(
     def model_at(predictions: jax.Array) -> Scaled:
         root = roots(problem, predictions, jnp.asarray(_FLOOR, predictions.dtype))
         scaled = scale_blocks(problem, blocks, root, unit)
-        return Scaled(scaled, *gram_matrices(lax.optimization_barrier(scaled)), root)
+        grams, bounds = gram_matrices(lax.optimization_barrier(scaled))
+        return Scaled(scaled, grams, bounds, root)
 
     fixed = model_at(jnp.zeros_like(problem.offset)) if isinstance(problem.loss, Squared) else None
 
-    def step(point: Point) -> Point:
+    def step(state: tuple[Point, jax.Array]) -> tuple[Point, jax.Array]:
+        point, num_rounds = state
         scaled = model_at(point.predictions) if fixed is None else fixed
         residual = problem.residual(point.predictions)
         target = model_target(problem, scaled.root, residual, problem.thresholds, unit)
         begin = (point.coef / target.step).astype(jnp.float32)
-        end = minimise(Model(scaled.blocks, scaled.grams, scaled.bounds, target.thresholds), begin, target.residual)
+        model = Model(scaled.blocks, scaled.grams, scaled.bounds, target.thresholds)
+        end = minimise(model, begin, target.residual, jnp.minimum(num_rounds, _CYCLES))
         # Differences of float32 numbers, so that what did not move does not move by a rounding; what became zero becomes exactly that.
         direction = jnp.where(end == 0, -point.coef, (end - begin).astype(point.coef.dtype) * target.step)
         moved = problem.design.predict(flat(groups, direction))
-        return advance(problem, scaled.root, problem.thresholds, point, direction, moved, noise=16.0)
+        point = advance(problem, scaled.root, problem.thresholds, point, direction, moved, noise=16.0)
+        return polish(problem, scaled, unit, point), num_rounds + 1
 
-    def certificate(point: Point) -> Certificate:
-        return certify(Coefficients(flat(groups, point.coef), point.intercept))
+    def certificate(state: tuple[Point, jax.Array]) -> Certificate:
+        return certify(Coefficients(flat(groups, state[0].coef), state[0].intercept))
 
     on_cpu = lax.platform_dependent(cpu=lambda: jnp.int32(_ROUNDS), default=lambda: jnp.int32(0))
     first = Point(groups.blocks(start.coef), start.intercept, problem.predict(start))
-    ended = iterate(step, certificate, first, tol=tol, max_steps=jnp.minimum(on_cpu, max_rounds), patience=_PATIENCE)
-    return ended._replace(state=Coefficients(flat(groups, ended.state.coef), ended.state.intercept))
+    ended = iterate(step, certificate, (first, jnp.int32(0)), tol=tol, max_steps=jnp.minimum(on_cpu, max_rounds), patience=_PATIENCE)
+    point = ended.state[0]
+    return ended._replace(state=Coefficients(flat(groups, point.coef), point.intercept))
 
 
-def minimise(model: Model, coef: jax.Array, residual: jax.Array) -> jax.Array:
+def polish(problem: Problem, scaled: Scaled, unit: jax.Array, point: Point) -> Point:
+    """A Newton step with a gradient in the arrays' own dtype: what float32 makes of a residual ends at a gap of about 1e-8."""
+    residual = problem.residual(point.predictions)
+    target = model_target(problem, scaled.root, residual, problem.thresholds, unit)
+    model = Model(scaled.blocks, scaled.grams, scaled.bounds, target.thresholds)
+    order = jnp.arange(len(scaled.blocks), dtype=jnp.int32)
+    few, row, enough = _support(model, point.coef, order)
+    norms = safe_sqrt(jnp.sum(point.coef**2, axis=1, keepdims=True))
+    pull = problem.thresholds[:, None] * point.coef / jnp.where(norms == 0, 1.0, norms)
+    pulled = problem.groups.blocks(problem.design.adjoint(without_mean(problem, scaled.root, residual)))
+    moving = ((norms > 0) | (problem.thresholds == 0)[:, None]) & enough
+    descent = jnp.where(moving, pulled - pull, 0.0)
+    size = jnp.max(jnp.abs(descent))
+    size = jnp.where(size > 0, size, 1.0)
+
+    def part(array):
+        return array.astype(jnp.float32).at[row].get(mode="fill", fill_value=0)
+
+    found = newton_direction(few, part(point.coef / target.step), part(descent / size)).astype(descent.dtype) * (size / unit**2)
+    direction = admissible(point.coef, jnp.zeros_like(point.coef).at[row].set(found, mode="drop"), problem.thresholds)
+    moved = problem.design.predict(flat(problem.groups, direction))
+    return advance(problem, scaled.root, problem.thresholds, point, direction, moved, noise=16.0)
+
+
+def minimise(model: Model, coef: jax.Array, residual: jax.Array, cycles: jax.Array) -> jax.Array:
     """Coefficients [G, q] near the minimum of the model, from `coef` with residual [T]."""
-    return lax.fori_loop(0, _SWEEPS, lambda _, carry: _sweep(model, *carry), (coef, residual))[0]
+    return lax.fori_loop(0, _SWEEPS, lambda _, carry: _sweep(model, carry[0], carry[1], cycles), (coef, residual))[0]
 
 
-def _sweep(model: Model, coef: jax.Array, residual: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _sweep(model: Model, coef: jax.Array, residual: jax.Array, cycles: jax.Array) -> tuple[jax.Array, jax.Array]:
     num_groups, size, num_samples = model.blocks.shape
     pulls = safe_sqrt(jnp.sum((model.blocks.reshape(-1, num_samples) @ residual).reshape(num_groups, size) ** 2, axis=1))
     needed = (pulls > model.thresholds) | jnp.any(coef != 0, axis=1) | (model.thresholds == 0)
     strength = pulls / jnp.where(model.thresholds > 0, model.thresholds, 1.0)
     order = jnp.argsort(jnp.where(needed, -strength, jnp.inf)).astype(jnp.int32)
-    coef, residual = descend(model, coef, residual, order, jnp.sum(needed, dtype=jnp.int32), jnp.int32(_CYCLES))
+    coef, residual = descend(model, coef, residual, order, jnp.sum(needed, dtype=jnp.int32), cycles)
 
-    support, found = nonzero_order(coef, order, jnp.int32(num_groups))
-    capacity = max(1, min(num_groups, 2 * num_samples // size, _GATHERED // (size * num_samples)))
-    support = jnp.where(jnp.arange(capacity, dtype=jnp.int32) < found, support[:capacity], -1)
-    few = compact(model, support)
-    row = jnp.where(support < 0, num_groups, support)
+    few, row, enough = _support(model, coef, order)
     own = coef.at[row].get(mode="fill", fill_value=0)
-    steps = jnp.where(found <= capacity, _NEWTON_STEPS, 0)
+    steps = jnp.where(enough, _NEWTON_STEPS, 0)
     own, residual = lax.fori_loop(0, steps, lambda _, carry: _newton_step(few, *carry), (own, residual))
     return coef.at[row].set(own, mode="drop"), residual
+
+
+def _support(model: Model, coef: jax.Array, order: jax.Array) -> tuple[Model, jax.Array, jax.Array]:
+    """The model on the groups that are not zero or have no threshold, their rows in `coef` (padded with G), and whether all found room."""
+    num_groups, size, num_samples = model.blocks.shape
+    capacity = max(1, min(num_groups, 2 * num_samples // size, _GATHERED // (size * num_samples)))
+    held = jnp.where((model.thresholds == 0)[:, None], jnp.ones_like(coef), coef)
+    support, found = nonzero_order(held, order, jnp.int32(num_groups))
+    support = jnp.where(jnp.arange(capacity, dtype=jnp.int32) < found, support[:capacity], -1)
+    return compact(model, support), jnp.where(support < 0, num_groups, support), found <= capacity
 
 
 def _newton_step(few: Model, coef: jax.Array, residual: jax.Array) -> tuple[jax.Array, jax.Array]:
