@@ -53,7 +53,7 @@ class TypedModel(eqx.Module):
         self.local_transition = jnp.stack([model.local_transition for model in models])
         self.local_reward = jnp.stack([model.local_reward for model in models])
         self.shares = real_array("shares", shares, (len(models),), self.global_transition.dtype)
-        if is_concrete(shares):
+        if is_concrete(self.shares):
             given = np.asarray(self.shares)
             require(bool(np.all(given >= 0)) and abs(given.sum() - 1) <= 1e-6, f"shares must be non-negative and sum to one, got {given}.")
 
