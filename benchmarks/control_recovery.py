@@ -171,29 +171,38 @@ def budgeted_actions(options: Options, sizes, budget: int, k: int, seeds: int) -
 
 
 @functools.partial(jax.jit, static_argnames=("samples", "num_actions", "k", "seeds"))
-def _cosines(key, *, samples: int, num_actions: int, k: int, seeds: int):
-    """Cosine with the truth of the sparse estimate (theory lam) and of the best ridge of a grid, [seeds] each."""
+def _sparse_cosines(key, *, samples: int, num_actions: int, k: int, seeds: int):
+    """Cosine with the truth of the sparse estimate at the theory's lam, [seeds]."""
+    groups = jaxsac.Groups.equal(num_groups=num_actions, size=1)
+    lam = theory_lam(float(num_actions), float(samples), 1)
+
+    def trial(key):
+        problem = bed.gaussian_regression(key, samples, num_actions, 1, k, NOISE)
+        return cosine(group_lasso.solve(problem.X, problem.y, groups, lam, tol=1e-3, max_steps=1000).value.coef, problem.coef)
+
+    return jax.lax.map(trial, jax.random.split(key, seeds), batch_size=10)
+
+
+@functools.partial(jax.jit, static_argnames=("samples", "num_actions", "k", "seeds"))
+def _dense_cosines(key, *, samples: int, num_actions: int, k: int, seeds: int):
+    """The same of the best of four ridges, each data set's own, [seeds]."""
     ridges = jnp.asarray([1e-3, 1e-2, 1e-1, 1.0], jnp.result_type(float))
 
     def trial(key):
         problem = bed.gaussian_regression(key, samples, num_actions, 1, k, NOISE)
-
-        def cosine(coef):
-            return jnp.vdot(coef, problem.coef) / jnp.maximum(jnp.linalg.norm(coef) * jnp.linalg.norm(problem.coef), 1e-12)
-
-        groups = jaxsac.Groups.equal(num_groups=num_actions, size=1)
-        lam = theory_lam(float(num_actions), float(samples), 1)
-        sparse = group_lasso.solve(problem.X, problem.y, groups, lam, tol=1e-4, max_steps=2000).value.coef
-        values, vectors = jnp.linalg.eigh(jnp.matmul(problem.X, problem.X.T, precision=HIGHEST) / samples)
-        turned = jnp.matmul(vectors.T, problem.y, precision=HIGHEST)
+        gram = jnp.matmul(problem.X, problem.X.T, precision=HIGHEST) / samples
 
         def ridge(r):
-            dual = jnp.matmul(vectors, turned / (jnp.maximum(values, 0) + r), precision=HIGHEST)
-            return cosine(jnp.matmul(dual, problem.X, precision=HIGHEST))
+            dual = jnp.linalg.solve(gram + r * jnp.eye(samples, dtype=gram.dtype), problem.y)
+            return cosine(jnp.matmul(dual, problem.X, precision=HIGHEST), problem.coef)
 
-        return cosine(sparse), jnp.max(jax.vmap(ridge)(ridges))
+        return jnp.max(jax.lax.map(ridge, ridges))
 
-    return jax.lax.map(trial, jax.random.split(key, seeds), batch_size=10)
+    return jax.lax.map(trial, jax.random.split(key, seeds))
+
+
+def cosine(coef, truth):
+    return jnp.vdot(coef, truth) / jnp.maximum(jnp.linalg.norm(coef) * jnp.linalg.norm(truth), 1e-12)
 
 
 def needed(samples: np.ndarray, cosines: np.ndarray, target: float) -> float:
@@ -215,11 +224,8 @@ def dense_against_sparse(options: Options, sizes, k: int, seeds: int) -> tuple[l
         sparse_grid = np.unique(np.round(k * np.log(size) * np.geomspace(0.6, 4, 6)).astype(int))
         dense_grid = np.unique(np.round(size * np.array([0.6, 0.75, 0.9, 1.1])).astype(int))
         found = {}
-        for name, grid in (("sparse", sparse_grid), ("dense", dense_grid)):
-            which = 0 if name == "sparse" else 1
-            values = [
-                np.asarray(_cosines(jax.random.key(3), samples=int(t), num_actions=size, k=k, seeds=seeds)[which]) for t in grid
-            ]
+        for name, grid, run in (("sparse", sparse_grid, _sparse_cosines), ("dense", dense_grid, _dense_cosines)):
+            values = [np.asarray(run(jax.random.key(3), samples=int(t), num_actions=size, k=k, seeds=seeds)) for t in grid]
             found[name] = needed(grid.astype(float), np.stack(values), 0.9)
         row = {"M": size, "k": k, "T sparse": found["sparse"], "T sparse / (k log M)": found["sparse"] / (k * np.log(size))}
         rows.append(row | {"T dense": found["dense"], "T dense / M": found["dense"] / size})

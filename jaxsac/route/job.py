@@ -261,7 +261,7 @@ def _start(earlier: Earlier, fold: Fold) -> control.FitState:
     uses = np.bincount(fold.actions[fold.actions >= 0], minlength=len(fold.names))
     rate = np.clip(uses / len(fold.rows), 1e-9, 0.9)
     intercept = np.log(rate) - np.log1p(-rate)
-    numbers = np.array([place.get(name, -1) for name in earlier.router.names])
+    numbers = np.array([place.get(name, -1) for name in earlier.router.names], int)
     known = numbers >= 0
     intercept[numbers[known]] = np.asarray(policy.intercept)[known]
     positions = np.asarray(policy.positions)

@@ -99,7 +99,8 @@ def witness_problem(key, noise_only=False):
     return X, y, support, share
 
 
-@pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1000])
 def test_a_positive_oracle_margin_implies_that_no_irrelevant_tool_is_kept(count):
     groups = jaxsac.Groups.equal(num_groups=20, size=2)
 

@@ -22,6 +22,7 @@ def pair_log(seed=0):
     return control.Log(contexts, actions, utilities + 0.2 * random.normal(size=T)), inside
 
 
+@pytest.mark.slow
 def test_pairs_are_found_with_their_tools_and_the_optimum_is_one():
     log, inside = pair_log()
     lam = 0.02

@@ -134,6 +134,7 @@ def test_utility_is_the_group_lasso_on_the_chosen_sets():
     assert_allclose(np.asarray(again.value.weights).ravel(), ridge, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_scaled_lam_knows_the_noise_not_the_signal():
     fit = {"num_actions": M, "budget": B, "objective": "utility"}
     found = control.fit(KEY, LOG, lam="scaled", **fit).check()

@@ -120,7 +120,7 @@ def test_the_model_is_cross_fitted_and_its_mean_exact():
 def test_offers_within_a_token_budget():
     """The offer has the largest expected number of used tools among all sets within the cost."""
     costs = np.array([3, 1, 4, 2, 2])
-    for context, limit in zip(CONTEXTS[:6], (0, 1, 3, 5, 7, 20), strict=True):
+    for context, limit in zip(CONTEXTS[:8], (3, 5, 5, 5, 5, 5, 5, 5), strict=True):
         marginals = np.asarray(gibbs.marginals(TARGET.scores(context), budget=B))
         found = np.asarray(TARGET.offer(context, costs, limit))
         found = found[found >= 0]

@@ -49,6 +49,7 @@ def test_the_answer_is_a_certified_huber_fit_at_its_own_scale():
     np.testing.assert_allclose(found.value.coef, direct.value.coef, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_robust_fit_of_a_log_flags_the_wild_records():
     random = np.random.default_rng(0)
     records, tools = 400, 12

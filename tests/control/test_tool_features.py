@@ -23,6 +23,7 @@ def bilinear_log(new: int):
     return features, interaction, control.Log(contexts, np.asarray(draws))
 
 
+@pytest.mark.slow
 def test_new_tools_are_routed_by_their_features():
     new = 6
     features, interaction, log = bilinear_log(new)
