@@ -45,6 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
 
     jax.config.update("jax_enable_x64", given.dtype == "float64")
+    jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)  # for rows that spread many problems; the others use the first
     jax.config.update("jax_enable_compilation_cache", False)  # first calls are to be compiled, here and now
     options = Options(given.smoke, given.dtype, given.out, given.peers_python, not given.quiet)
     machine = machine_record() | {"dtype": given.dtype, "smoke": given.smoke, "rates": measured_rates(given.dtype, smoke=given.smoke)}
