@@ -87,6 +87,7 @@ def test_one_natural_step_solves_a_nearly_sure_follower():
     assert relative_error(BED.x - end.x, exact) < 1e-6
 
 
+@pytest.mark.slow
 def test_the_bandit_in_closed_form():
     """pi = softmax(r(x) / temperature): gradient and optimum without any solver."""
     bed = bilevel_rl.bandit_bed(2, dtype=jnp.float64)

@@ -27,6 +27,7 @@ def newton_gradient(data, x):
     return -np.exp(x) * y * np.linalg.solve(hessian, pull)
 
 
+@pytest.mark.slow
 def test_feature_weights_on_breast_cancer():
     data = problems.breast_cancer(jnp.float64)
     x = np.random.default_rng(0).normal(size=30) - 2

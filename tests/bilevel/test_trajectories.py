@@ -31,6 +31,7 @@ def sampled_leader(x, log_probs, uniforms):
     return -bilevel.sampled_return(uniforms, MDP, BED.leader_reward, log_probs) + 0.1 * jnp.sum(x**2)
 
 
+@pytest.mark.slow
 def test_one_reweighted_batch_beats_independent_trajectories_and_has_no_bias(tangent):
     z, d, exact = tangent
     sigma = 0.01
@@ -116,6 +117,7 @@ def sampled_preferences(x, log_probs, uniforms):
     return loss + 0.05 * jnp.sum(x**2)
 
 
+@pytest.mark.slow
 def test_sampled_preferences_have_the_exact_loss_and_gradients():
     """Value, gradient in the reward's parameters and policy gradient, each component within 4 standard errors of the exact sums."""
     logits = jnp.asarray([[0.5, -0.5], [0.0, 1.0]])
