@@ -21,8 +21,8 @@ from jaxsac.losses import Squared
 from jaxsac.prox import Groups
 from jaxsac.prox.groups import safe_sqrt
 
-_ROUNDS = 6
-_PATIENCE = 2
+_ROUNDS = 10
+_PATIENCE = 4  # rounds without progress
 _SWEEPS = 2  # over the model in a round
 _CYCLES = 3  # of extrapolated descent in a sweep, at most; none in the first round, one more in each
 _NEWTON_STEPS = 1  # in a sweep

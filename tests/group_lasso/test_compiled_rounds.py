@@ -45,8 +45,8 @@ def test_no_false_convergence(loss, dtype, monkeypatch):
         worst = max(worst, gap / scale)
     assert worst <= (1e-4 if dtype == jnp.float32 else 1e-6), worst
     assert np.mean(status == Status.CONVERGED) >= (0.99 if dtype == jnp.float64 else 0.9), np.unique(status, return_counts=True)
-    # The rounds, not the loop after them, solve most problems.
-    assert np.mean(np.asarray(found.stats["num_steps"]) <= ROUNDS) >= 0.8
+    # The rounds, not the loop after them, solve most problems; Huber's curvature is 0 on outliers, and its model may step too far.
+    assert np.mean(np.asarray(found.stats["num_steps"]) <= ROUNDS) >= (0.7 if loss == "huber" else 0.95)
 
 
 @functools.cache
