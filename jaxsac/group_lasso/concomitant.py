@@ -52,4 +52,5 @@ def _centred_zeros(problem: Problem) -> Coefficients:
 
 @jax.jit
 def _sigma(problem: Problem, at: Coefficients) -> Any:
-    return problem.loss.scale(problem.offset + problem.predict(at), problem.y, problem.sample_weight)[1]
+    loss: Any = problem.loss  # a SquareRoot
+    return loss.scale(problem.offset + problem.predict(at), problem.y, problem.sample_weight)[1]

@@ -79,7 +79,8 @@ def fit_free(
             slope = product(jnp.ones_like(gradient))
             step = gradient / jnp.where(slope > 0, slope, 1.0)
             return step, gradient * step
-        step, _ = _conjugate_gradient(product, gradient, jnp.zeros((), gradient.dtype))
+        # A shift of all outputs may not matter at all: what rounding leaves of the gradient along it is no direction to go.
+        step, _ = _conjugate_gradient(product, gradient, 8.0 * eps * jnp.max(jnp.sum(jnp.abs(residual), axis=0)))
         return step, jnp.vdot(gradient, step)
 
     def advance(carry: _Carry) -> _Carry:

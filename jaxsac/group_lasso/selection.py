@@ -63,7 +63,8 @@ def degrees_of_freedom(
     tr(X_S K^-1 X_S' C / T), K = X_S' C X_S / T + lam blockdiag(w_g/‖b_g‖ (I − b_g b_g'/‖b_g‖²)) and what the penalty and the intercept
     add (Kato 2009; Vaiter et al. 2017): for Gaussian noise of variance σ² the expectation of df is Σ_t cov(ẑ_t, y_t)/σ² (Stein 1981).
     For other losses C is ∇²F, the usual generalisation. `value` is that of a solution at `lam`, and the keywords are those it had.
-    On concrete arrays only the columns of the support are touched; traced ones form a p × p matrix. NaN for what is not finite.
+    On concrete arrays only the columns of the support are touched, at a cost cubic in their number; traced ones form a p × p matrix.
+    NaN for what is not finite.
     """
     problem = make_problem(X, y, groups, lam, loss, weights, sample_weight, offset, intercept, penalty)
     return _degrees(problem, recentre(problem, Coefficients(*value)))
@@ -128,7 +129,8 @@ def ebic(
 
     k is the number of groups that are not zero among the G, df the exact degrees of freedom, N = Σ_t c_t. −2 log L is 2 T F for a loss that
     is a negative log-likelihood, and N log(Σ_t c_t r_t² / N) for "squared" and "sqrt", whose noise level is not known.
-    gamma = 0 is the ordinary criterion; 0.5 suits G near or above N. The other keywords are those of `path`; outside jit.
+    gamma = 0 is the ordinary criterion; 0.5 suits G near or above N. The other keywords are those of `path`; outside jit. Each df costs
+    the cube of the support's coefficients: end the path where supports are no longer of interest.
     """
     keywords: dict[str, Any] = dict(
         loss=loss, weights=weights, sample_weight=sample_weight, offset=offset, intercept=intercept, penalty=penalty

@@ -137,8 +137,8 @@ def test_a_refit_is_least_squares_on_the_support():
 
 @pytest.mark.slow
 def test_the_margin_is_the_distance_to_another_support():
-    """It vanishes where a group enters along the path, and nowhere near the middle between two such values of lam."""
-    lams = group_lasso.lam_max(X, Y, GROUPS, intercept=True) * np.linspace(0.99, 0.2, 60)
+    """It is small on both sides of a lam at which a group enters, and else what the optimality conditions say."""
+    lams = group_lasso.lam_max(X, Y, GROUPS, intercept=True) * np.geomspace(0.99, 0.05, 60)
     path = group_lasso.path(X, Y, GROUPS, lams=lams, intercept=True, tol=1e-13)
     margins = []
     for k, lam in enumerate(lams):
@@ -150,5 +150,5 @@ def test_the_margin_is_the_distance_to_another_support():
         largest = np.max(np.sum(AT.X**2, axis=0)) / T  # of columns as they are stored
         moving = np.min(norms[norms > 0]) * largest / lam
         np.testing.assert_allclose(margins[-1], min(least, moving), rtol=1e-6, atol=1e-6)
-    entered = np.flatnonzero(np.diff(path.stats["num_active"]) != 0)
-    assert len(entered) >= 1 and all(min(margins[k], margins[k + 1]) < 0.05 for k in entered)
+    entered = np.flatnonzero(np.diff(np.asarray(path.stats["num_active"], int)) != 0)
+    assert len(entered) >= 1 and all(min(margins[k], margins[k + 1]) < 0.1 for k in entered)
