@@ -25,7 +25,7 @@ def run(options: Options) -> Report:
     e5, orders = control_recovery.rates(options, 32 if smoke else 128, seeds)
     e6 = control_extensions.contamination(options, 16 if smoke else 64, 64 if smoke else 1_500, seeds)
     e7, warm = control_extensions.online(options, 12 if smoke else 50, 320 if smoke else 3_200, 2 if smoke else 20)
-    e8 = control_extensions.interactions(options, 6 if smoke else 16, (80,) if smoke else (100, 200, 400), 2 if smoke else 100)
+    e8 = control_extensions.interactions(options, 6 if smoke else 16, (80,) if smoke else (150, 300, 600), 2 if smoke else 100)
     tables = {
         "E1 Phase transition, dense Gaussian design: midpoints": e1,
         "E1 Do the midpoints agree? (largest - smallest) / mean": control_recovery.collapse(e1),
