@@ -13,32 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.group_lasso_cases import LONG_PATH_TOLS, Case, cases, random_cases
 from benchmarks.harness import NOT_RUN, Options, Report, run_peer
 from jaxsac import Groups, Status, group_lasso
 from jaxsac.group_lasso import rounds
-from jaxsac.problems.regression import group_classification, group_regression
 
-# Each peer's own stopping rule, from loose to tight: the fastest setting that meets the common gap is its row.
-TOLS = {
-    "adelie": {"squared": (1e-11, 1e-13, 1e-15), "logistic": (1e-11, 1e-13, 1e-15)},
-    "skglm": {"squared": (1e-4, 1e-5), "logistic": (1e-5, 1e-6, 1e-7)},
-    "celer": {"squared": (1e-6, 1e-7, 1e-8)},
-}
-LONG_PATH_TOLS = {"adelie": {"squared": (1e-13, 1e-15, 1e-17)}}  # the others take minutes
 TARGET = {"float64": 1e-6, "float32": 1e-4}
 TURNS = 3  # ours and the peers are timed in turns, so that what else the machine does falls on all
-
-
-class Case(NamedTuple):
-    """Problems of one shape: X [N, T, p], y [N, T], lams [N, L]."""
-
-    name: str
-    loss: str
-    X: np.ndarray
-    y: np.ndarray
-    lams: np.ndarray
-    group_size: int
-    tols: dict[str, dict[str, tuple[float, ...]]]
 
 
 def relative_gap(loss: str, X: np.ndarray, y: np.ndarray, lam: float, coef: np.ndarray, group_size: int) -> float:
@@ -66,35 +47,6 @@ def worst_gap(case: Case, coefs: np.ndarray) -> float:
         for X, y, lams, rows in zip(case.X, case.y, case.lams, coefs, strict=True)
         for lam, coef in zip(lams, rows, strict=True)
     )
-
-
-def cases(smoke: bool, dtype: str) -> list[Case]:
-    T, G, q, active, many = (60, 12, 3, 3, 4) if smoke else (1000, 1000, 10, 10, 64)
-    small = (40, 10, 3, 3) if smoke else (200, 200, 5, 5)
-    num_lams = 4 if smoke else 20
-
-    def build(name, make, sizes, ratios, count=1, tols=TOLS, **more):
-        keys = jax.random.split(jax.random.key(0), count)
-        problems = [make(key, *sizes, dtype=jnp.dtype(dtype), **more) for key in keys]
-        X, y = (np.stack([np.asarray(getattr(problem, field)) for problem in problems]) for field in ("X", "y"))
-        X, y = X.astype(np.float64), y.astype(np.float64)
-        slope = y if make is group_regression else 0.5 * y
-        pulls = np.einsum("nt,ntp->np", slope, X).reshape(count, sizes[1], sizes[2]) / sizes[0]
-        largest = np.linalg.norm(pulls, axis=2).max(axis=1)
-        loss = "squared" if make is group_regression else "logistic"
-        return Case(name, loss, X, y, largest[:, None] * ratios, sizes[2], tols)
-
-    one, big = np.asarray([0.1]), (T, G, q, active)
-    few, long = np.linspace(0, 1, num_lams), np.linspace(0, 1, 5 * num_lams)
-    return [
-        build(f"one lambda, {T} x {G * q}", group_regression, big, one),
-        build(f"one lambda, {T} x {G * q}, {4 * active} true groups", group_regression, (T, G, q, 4 * active), one),
-        build(f"one lambda, {T} x {G * q}, correlation 0.95", group_regression, big, one, correlation=0.95),
-        build(f"one lambda, logistic, {T} x {G * q}", group_classification, big, one),
-        build(f"{num_lams} lambdas to 0.1, {T} x {G * q}", group_regression, big, 0.1**few),
-        build(f"{5 * num_lams} lambdas to 0.01, {T} x {G * q}", group_regression, big, 0.01**long, tols=LONG_PATH_TOLS),
-        build(f"{many} problems, {small[0]} x {small[1] * small[2]}", group_regression, small, one, many),
-    ]
 
 
 def ours(case: Case, dtype: str) -> dict[str, Callable[[], Any]]:
@@ -215,13 +167,13 @@ def timed_row(case: Case, name: str, seconds: list[float], gap: float, options: 
     }
 
 
-def compare(case: Case, options: Options) -> list[dict[str, Any]]:
+def compare(case: Case, options: Options, turns: int = TURNS) -> list[dict[str, Any]]:
     """Ours and the peers', timed in turns."""
     thunks = ours(case, options.dtype)
     peers = {name: best for peer, tols in case.tols.items() if case.loss in tols for name, best in best_of(peer, case, options).items()}
     samples: dict[str, list[float]] = {name: [] for name in (*thunks, *peers)}
     first: dict[str, float] = {}
-    for _ in range(1 if options.smoke else TURNS):
+    for _ in range(1 if options.smoke else turns):
         for name, timing in options.time(thunks, **({} if options.smoke else {"min_repeats": 5, "min_seconds": 1.0})).items():
             samples[name] += [timing.minimum, timing.median, timing.p90]
             first.setdefault(name, timing.first_call)
@@ -311,6 +263,9 @@ def run(options: Options) -> Report:
         rows += compare(case, options)
         if len(case.X) == 1 and case.lams.shape[1] == 1 and jax.default_backend() == "cpu" and not options.smoke:
             pieces += where_the_time_goes(case, options)
+    drawn: list[dict[str, Any]] = []
+    for case in random_cases(options.smoke, options.dtype):
+        drawn += compare(case, options, turns=1)
     notes = [
         f"Relative gap: duality gap over the null objective, recomputed in float64; the largest over problems and lambdas; target "
         f"{TARGET[options.dtype]:g}. A peer's row is its fastest setting (its own tolerance; adelie with 1 and 2 threads) that meets it, or the one "
@@ -320,7 +275,8 @@ def run(options: Options) -> Report:
         "First calls of ours include compilation; the peers' warm-up is left out.",
         "Where the time goes: every piece waited for, so the sum is above the time of a plain call.",
     ]
-    return Report({"time at an equal gap": rows, "where the time goes": pieces}, notes, functools.partial(_plot, rows))
+    tables = {"time at an equal gap": rows, "ten random problems": drawn, "where the time goes": pieces}
+    return Report(tables, notes, functools.partial(_plot, rows))
 
 
 def _plot(rows: list[dict[str, Any]], figure: Any) -> None:
