@@ -40,7 +40,7 @@ def exact_recovery(key, num_actions, samples, *, k: int, q: int, most: int):
     outside = NOISE**2 * 2 * jax.random.gamma(rest, freedom / 2, dtype=coef.dtype) / samples
     square = jnp.mean(residual**2) + outside
     norms = jnp.sqrt(square / samples) * jnp.linalg.norm(jax.random.normal(others, (most, q)), axis=1)
-    largest = jnp.max(jnp.where(jnp.arange(most) < num_actions - k, norms, 0))
+    largest = jnp.max(jnp.where(jnp.arange(most).astype(norms.dtype) < num_actions - k, norms, 0))
     kept = jnp.min(jnp.linalg.norm(solution.value.coef.reshape(k, q), axis=1))
     return (largest < lam) & (kept > 0)
 
@@ -140,7 +140,7 @@ def _budgeted(key, lams, *, records: int, num_actions: int, budget: int, k: int,
     def trial(key):
         action_key, noise_key = jax.random.split(key)
         actions = bed.random_actions(action_key, records, num_actions, budget)
-        design = jnp.any(actions[:, :, None] == jnp.arange(k)[None, None, :], axis=1).astype(jnp.result_type(float))
+        design = jnp.any(actions[:, :, None] == jnp.arange(k, dtype=jnp.int32)[None, None, :], axis=1).astype(jnp.result_type(float))
         y = jnp.sum(design, axis=1) + NOISE * jax.random.normal(noise_key, (records,), design.dtype)
         y, centred = y - jnp.mean(y), design - jnp.mean(design, axis=0)[None, :]
         base = 2 * NOISE * jnp.sqrt(2 * jnp.log(float(num_actions)) / records * (budget / num_actions))
