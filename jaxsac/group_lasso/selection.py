@@ -186,6 +186,7 @@ def stability_selection(
     if is_concrete(threshold):
         require(0.5 < float(threshold) <= 1.0, f"threshold must lie in (0.5, 1], got {float(threshold):g}.")
     lams = real_array("lam", lam, (() if jnp.ndim(lam) == 0 else ("L",)), dtype)
+    require(not is_concrete(lams) or not bool(np.any(np.asarray(lams) < 0)), "lam must be >= 0.")
     halves = _halves(key, problem.sample_weight, num_pairs=num_pairs)
     if is_concrete(problem, lams, tol, max_steps) and for_host(with_lam(problem, jnp.ones_like(problem.lam))):
         keywords: dict[str, Any] = dict(loss=loss, weights=weights, offset=offset, intercept=intercept, tol=tol, max_steps=max_steps)

@@ -87,6 +87,12 @@ def test_the_information_criterion_is_its_formula(loss):
     assert found.best == lams[np.argmin(found.score)] and found.degrees[0] == pytest.approx(1)
 
 
+def test_mistakes_are_named():
+    for changed, message in ((dict(lam=-1.0), "lam must be >= 0"), (dict(lam=1.0, threshold=0.5), r"threshold must lie in \(0.5, 1\]")):
+        with pytest.raises(ValueError, match=message):
+            group_lasso.stability_selection(jax.random.key(0), X, Y, GROUPS, **changed)
+
+
 @pytest.mark.slow
 def test_stability_selection_counts_fits_on_halves():
     lam, key, pairs = 0.8, jax.random.key(0), 6
@@ -104,8 +110,6 @@ def test_stability_selection_counts_fits_on_halves():
     assert np.all(np.asarray(found.status) == 0) and 0 < found.selected.sum() < 7
     share = frequency.sum() ** 2 / 7
     np.testing.assert_allclose([found.bound, found.unimodal_bound], [share / 0.4, share / (2 * (0.4 - 1 / 12))], rtol=1e-9)
-    with pytest.raises(ValueError, match=r"threshold must lie in \(0.5, 1\]"):
-        group_lasso.stability_selection(key, X, Y, GROUPS, lam, threshold=0.5)
 
 
 @pytest.mark.slow
