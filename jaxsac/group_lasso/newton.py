@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxsac.group_lasso.block_descent import Model
+from jaxsac.group_lasso.inverses import inverses
 from jaxsac.prox.groups import safe_sqrt
 
 _MAX_CG_STEPS = 30
@@ -41,8 +42,7 @@ def newton_direction(model: Model, coef: jax.Array, descent: jax.Array) -> jax.A
     own = model.grams + bend[:, None, None] * (identity[None] - unit[:, :, None] * unit[:, None, :])
     bounded = jnp.trace(own, axis1=1, axis2=2) > 0  # not a padded block
     ridge = 1e-6 * jnp.trace(own, axis1=1, axis2=2) + jnp.where(bounded, 1e-30, 1.0)
-    factor = jnp.linalg.cholesky(own + ridge[:, None, None] * identity[None])
-    inverse = jax.scipy.linalg.cho_solve((factor, True), jnp.broadcast_to(identity[None], own.shape))
+    inverse = inverses(own + ridge[:, None, None] * identity[None])
 
     def precondition(v):
         return jnp.einsum("gab,gb->ga", inverse, v)
