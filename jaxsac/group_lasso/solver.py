@@ -68,9 +68,10 @@ def solve(
     lam ≥ lam_max gives the null model without a step.
 
     Two methods, one certificate. Traced arrays, and small problems, go through a compiled loop of accelerated proximal gradient steps
-    (Beck & Teboulle 2009). Concrete arrays with a large dense X on a CPU, one output and groups of not too unequal sizes go through
-    working sets driven from the host: block descent in float32 with Anderson extrapolation, Newton steps on the support, one pass over X
-    a round (`num_steps` counts those; Massias et al. 2018, Bertrand & Massias 2021). Where that stalls, the loop goes on from there.
+    (Beck & Teboulle 2009), which on CPUs up to ten rounds of working sets precede where X is dense and not tiny. Concrete arrays with a
+    large dense X on a CPU, one output and groups of not too unequal sizes go through working sets driven from the host. A round of either
+    kind is block descent in float32, Newton steps on the support, and one pass over X (`num_steps` counts those; Massias et al. 2018,
+    Bertrand & Massias 2021). Where that stalls, the loop goes on from there.
 
     Under `vmap` over `lam`, `y` or `sample_weight` the lanes share X.
     Differentiable in lam, y, X, weights, sample_weight, offset and the penalty's numbers on the support (implicit function theorem; the
