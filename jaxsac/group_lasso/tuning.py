@@ -8,9 +8,12 @@ import numpy as np
 
 from jaxsac._checks import integer_array, is_concrete, real_array, require
 from jaxsac.designs import as_design
+from jaxsac.group_lasso.compiled_working_set import applies
+from jaxsac.group_lasso.inputs import make_problem
 from jaxsac.group_lasso.solver import path
 from jaxsac.losses import Loss, resolve
 from jaxsac.prox import Groups, Penalty
+from jaxsac.solution import Solution
 
 
 class CrossValidation(NamedTuple):
@@ -74,20 +77,26 @@ def cross_validate(
         lams = path(X, y, groups, num_lams=num_lams, min_ratio=min_ratio, sample_weight=sample_weight, **keywords).stats["lam"]
     base = jnp.zeros(design.prediction_shape, dtype) if offset is None else real_array("offset", offset, design.prediction_shape, dtype)
 
-    errors, statuses = [], []
-    for fold in range(num_folds):
-        held_out = jnp.where(known == fold, counts, 0.0)
-        kept = counts - held_out
-        fit = path(X, y, groups, lams=lams, sample_weight=kept * (jnp.sum(counts) / jnp.sum(kept)), **keywords)
-        errors.append(_errors(design, resolved, target, base, held_out, fit.value))
-        statuses.append(fit.status)
-    fold_error = jnp.stack(errors)
+    held_out = jnp.where(known[None, :] == jnp.arange(num_folds, dtype=known.dtype)[:, None], counts[None], 0.0)  # [K, T]
+    kept = counts[None] - held_out
+    kept = kept * (jnp.sum(counts) / jnp.sum(kept, axis=1, keepdims=True))
+
+    def fit(sample_weight: jax.Array) -> Solution:
+        return path(X, y, groups, lams=lams, sample_weight=sample_weight, **keywords)
+
+    # Folds share the products with X in a batch; by working sets, which differ, they are faster one after another.
+    problem = make_problem(X, y, groups, 1.0, resolved, weights, kept[0], offset, intercept, penalty)
+    if applies(problem) and jax.default_backend() == "cpu":
+        fits = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(fit(sample_weight) for sample_weight in kept))
+    else:
+        fits = jax.vmap(fit)(kept)
+    fold_error = jax.vmap(_errors, in_axes=(None, None, None, None, 0, 0))(design, resolved, target, base, held_out, fits.value)
     error = jnp.mean(fold_error, axis=0)
     spread = jnp.std(fold_error, axis=0, ddof=1) / jnp.sqrt(jnp.asarray(num_folds, dtype))
     lams = jnp.asarray(lams, dtype)
     at = jnp.argmin(error)
     within = jnp.max(jnp.where(error <= error[at] + spread[at], lams, 0.0))
-    return CrossValidation(lams, error, spread, fold_error, lams[at], within, jnp.stack(statuses))
+    return CrossValidation(lams, error, spread, fold_error, lams[at], within, fits.status)
 
 
 @jax.jit
