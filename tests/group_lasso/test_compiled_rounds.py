@@ -81,6 +81,7 @@ def test_the_objective_has_the_derivative_of_its_penalty():
     np.testing.assert_allclose(slope, np.linalg.norm(np.asarray(coef).reshape(250, 4), axis=1).sum(), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_beyond_the_capacity_of_newton_steps(monkeypatch):
     X, y, groups = wide_problem()
     lam = 0.02 * group_lasso.lam_max(X, y, groups)
