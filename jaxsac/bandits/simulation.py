@@ -102,7 +102,7 @@ def simulate(
     if callable(offer):
         draw, offer = offer, None
     algorithm = _cast(algorithm, dtype)
-    return _simulate(key, algorithm, theta, sigma, horizon, times, alpha, offer, benchmark, noise, draws, engine, draw)
+    return _simulate(key, algorithm, Trial(theta, sigma, horizon, times, alpha, offer), Setting(benchmark, noise, draws, engine, draw))
 
 
 def _cast(algorithm, dtype):
@@ -119,19 +119,40 @@ def _geometric_times(horizon: jax.Array) -> jax.Array:
     return jnp.minimum(times, horizon).at[-1].set(horizon)
 
 
-@partial(jax.jit, static_argnames=("benchmark", "noise", "draws", "engine", "draw"))
-def _simulate(key, algorithm, theta, sigma, horizon, times, alpha, offer, benchmark, noise, draws, engine, draw):
+class Trial(NamedTuple):
+    """What may differ between the trials of one compiled simulation."""
+
+    theta: jax.Array
+    sigma: jax.Array
+    horizon: jax.Array
+    times: jax.Array
+    alpha: jax.Array
+    offer: Any
+
+
+class Setting(NamedTuple):
+    """What is compiled in; `draw` makes the offers, where they are not given."""
+
+    benchmark: str
+    noise: str | Callable
+    draws: str
+    engine: str
+    draw: Callable | None
+
+
+@partial(jax.jit, static_argnames="setting")
+def _simulate(key: jax.Array, algorithm: Any, trial: Trial, setting: Setting) -> Run:
     if not isinstance(algorithm, Phased):
-        return _simulate_steps(key, algorithm, theta, sigma, horizon, times, alpha, offer, benchmark, noise, draw)
+        return _simulate_steps(key, algorithm, trial, setting)
+    theta, times = trial.theta, trial.times
     prepared = plan(algorithm, theta.shape[0], theta.dtype)
-    optimum = benchmark_value(prepared.action_set, theta, algorithm.sparsity, benchmark, alpha)
+    optimum = benchmark_value(prepared.action_set, theta, algorithm.sparsity, setting.benchmark, trial.alpha)
     cost = optimum - jnp.matmul(prepared.basis, theta, precision="highest")
-    problem = Problem(key, theta, sigma, prepared, optimum, cost, horizon, times)
-    if engine == "cycle":
-        recorded = simulate_batched(algorithm, noise, draws, problem)
-        regret, locked, lock_cycle, indices = recorded
+    problem = Problem(key, theta, trial.sigma, prepared, optimum, cost, trial.horizon, times)
+    if setting.engine == "cycle":
+        regret, locked, lock_cycle, indices = simulate_batched(algorithm, setting.noise, setting.draws, problem)
     else:
-        regret, locked, lock_cycle, indices = _simulate_phased_steps(algorithm, noise, problem)
+        regret, locked, lock_cycle, indices = _simulate_phased_steps(algorithm, setting.noise, problem)
     return Run(regret, times, locked, jnp.where(locked, lock_cycle * prepared.basis.shape[0], -1), jnp.sort(indices))
 
 
@@ -185,20 +206,20 @@ def _simulate_phased_steps(algorithm: Phased, noise, problem: Problem):
     return regret, state.locked, state.lock_cycle, state.indices
 
 
-def _simulate_steps(key, algorithm, theta, sigma, horizon, times, alpha, offer, benchmark, noise, draw):
-    dtype = theta.dtype
+def _simulate_steps(key: jax.Array, algorithm: Any, trial: Trial, setting: Setting) -> Run:
+    theta, draw, dtype = trial.theta, setting.draw, trial.theta.dtype
     init_key, key = jax.random.split(jax.random.fold_in(key, _STEP_STREAM))
     state = algorithm.init(init_key, dimension=theta.shape[0], dtype=dtype)
-    fixed = None if draw is not None else algorithm.benchmark(theta, offer, benchmark, alpha)
+    fixed = None if draw is not None else algorithm.benchmark(theta, trial.offer, setting.benchmark, trial.alpha)
 
     def step(t, state):
         noise_key, offer_key = jax.random.split(jax.random.fold_in(key, t))
-        offered = offer if draw is None else draw(offer_key)
-        best = algorithm.benchmark(theta, offered, benchmark, alpha) if fixed is None else fixed
+        offered = trial.offer if draw is None else draw(offer_key)
+        best = algorithm.benchmark(theta, offered, setting.benchmark, trial.alpha) if fixed is None else fixed
         action = algorithm.act(state, offered)
         mean = jnp.sum(theta * action)
-        error = draw_noise(noise, noise_key, (), dtype)
-        return algorithm.update(state, action, mean + sigma * error, offered), best - mean
+        error = draw_noise(setting.noise, noise_key, (), dtype)
+        return algorithm.update(state, action, mean + trial.sigma * error, offered), best - mean
 
-    state, regret = _record_steps(times, horizon, dtype, state, step)
-    return Run(regret, times, jnp.asarray(False), jnp.int32(-1), jnp.sort(algorithm.support(state)))
+    state, regret = _record_steps(trial.times, trial.horizon, dtype, state, step)
+    return Run(regret, trial.times, jnp.asarray(False), jnp.int32(-1), jnp.sort(algorithm.support(state)))

@@ -7,6 +7,7 @@ import zoo
 from sklearn.linear_model import LassoCV
 
 from jaxsac import Groups, group_lasso
+from jaxsac.group_lasso import tuning
 
 AT = zoo.instance(3, "squared")
 X, Y = jnp.asarray(AT.X), jnp.asarray(AT.y)
@@ -51,3 +52,13 @@ def test_weights_of_records_are_weights_of_errors():
 def test_mistakes_are_named(changed, message):
     with pytest.raises(ValueError, match=message):
         group_lasso.cross_validate(**(dict(X=X, y=Y, groups=Groups.from_sizes(zoo.SIZES), folds=FOLDS, lams=LAMS) | changed))
+
+
+def test_folds_as_a_batch_and_one_after_another_agree(monkeypatch):
+    arguments = dict(X=X, y=Y, groups=Groups.from_sizes(zoo.SIZES), folds=FOLDS, lams=LAMS, intercept=True, tol=1e-10)
+    batch = group_lasso.cross_validate(**arguments)
+    monkeypatch.setattr(tuning, "applies", lambda problem: True)
+    apart = group_lasso.cross_validate(**arguments)
+    assert np.all(np.asarray(batch.status) == 0) and np.all(np.asarray(apart.status) == 0)
+    np.testing.assert_allclose(batch.fold_error, apart.fold_error, rtol=1e-6)
+    assert batch.best == apart.best

@@ -1,0 +1,50 @@
+"""The pieces of a Newton step, each against dense numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxsac.group_lasso.block_descent import Model, gram_matrices
+from jaxsac.group_lasso.inverses import inverses
+from jaxsac.group_lasso.newton import admissible, newton_direction
+
+
+@pytest.mark.parametrize("dtype, tol", [(jnp.float32, 1e-3), (jnp.float64, 1e-11)], ids=["float32", "float64"])
+@pytest.mark.parametrize("size", [1, 5, 20])
+def test_inverses(size, dtype, tol):
+    rows = np.random.default_rng(size).normal(size=(7, size, size + 4))
+    matrices = jnp.asarray(rows @ rows.transpose(0, 2, 1), dtype)
+    np.testing.assert_allclose(jax.jit(inverses)(matrices), np.linalg.inv(np.asarray(matrices, np.float64)), atol=tol, rtol=tol)
+
+
+def test_what_a_step_may_do_to_a_group():
+    """Rows: growing, shrinking past zero, shrinking, turning too far, unpenalised, zero without a penalty."""
+    coef = jnp.asarray([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 0.0]])
+    step = jnp.asarray([[5.0, 0.0], [-1.5, 0.2], [-0.5, 0.3], [0.5, 2.0], [-3.0, 4.0], [2.0, 1.0]])
+    thresholds = jnp.asarray([1.0, 1.0, 1.0, 1.0, 0.0, 0.0])
+    expected = [[5.0, 0.0], [-1.0, 0.0], [-0.5, 0.3], [0.5, 0.7], [-3.0, 4.0], [2.0, 1.0]]
+    np.testing.assert_allclose(admissible(coef, step, thresholds), expected, rtol=1e-12)
+    assert np.all(np.asarray(coef + admissible(coef, step, thresholds))[1] == 0)  # exactly
+
+
+def test_a_direction_solves_the_newton_equations_of_what_moves():
+    rng = np.random.default_rng(0)
+    blocks = jnp.asarray(rng.normal(size=(5, 3, 40)), jnp.float32)
+    blocks = blocks.at[4].set(0)  # padded
+    thresholds = jnp.asarray([1.0, 2.0, 0.5, 0.0, 0.0], jnp.float32)
+    coef = jnp.asarray(rng.normal(size=(5, 3)), jnp.float32).at[1].set(0).at[4].set(0)  # a penalised group at zero stays there
+    descent = jnp.asarray(rng.normal(size=(5, 3)), jnp.float32).at[4].set(0)
+    found = np.asarray(newton_direction(Model(blocks, *gram_matrices(blocks), thresholds), coef, descent))
+    moving = [0, 2, 3]
+    A = np.asarray(blocks, np.float64)[moving].reshape(9, 40)
+    K = A @ A.T
+    for place, g in enumerate(moving):
+        if thresholds[g] > 0:
+            norm = np.linalg.norm(coef[g])
+            u = np.asarray(coef[g], np.float64) / norm
+            K[3 * place : 3 * place + 3, 3 * place : 3 * place + 3] += float(thresholds[g]) / norm * (np.eye(3) - np.outer(u, u))
+    exact = np.linalg.solve(K, np.asarray(descent, np.float64)[moving].reshape(-1)).reshape(3, 3)
+    assert np.all(found[[1, 4]] == 0)
+    # conjugate gradients stop at 3 % of the preconditioned residual
+    assert np.linalg.norm(found[moving] - exact) <= 0.1 * np.linalg.norm(exact)
