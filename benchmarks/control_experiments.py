@@ -3,11 +3,23 @@
 from functools import partial
 from typing import Any
 
+import jax
+
 from benchmarks import control_belief, control_extensions, control_imitation, control_recovery
 from benchmarks.harness import Options, Report
 
 
 def run(options: Options) -> Report:
+    before = jax.config.jax_disable_most_optimizations
+    # A smoke run is nearly all compilation, and its figures mean nothing.
+    jax.config.update("jax_disable_most_optimizations", options.smoke or before)
+    try:
+        return _run(options)
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+
+
+def _run(options: Options) -> Report:
     smoke = options.smoke
     seeds = 8 if smoke else 100
     sizes = (64, 128) if smoke else (64, 256, 1024, 4096)
@@ -17,7 +29,7 @@ def run(options: Options) -> Report:
         options, (64,) if smoke else (64, 256, 1024), (100, 200) if smoke else (100, 200, 400, 800), 2 if smoke else 100
     )
     budgeted = control_recovery.budgeted_actions(options, (64,) if smoke else (256, 1024), 5, 4, 4 if smoke else 100)
-    e2, slopes = control_recovery.dense_against_sparse(options, (16, 32) if smoke else (64, 128, 256, 512), 4, 4 if smoke else 100)
+    e2, slopes = control_recovery.dense_against_sparse(options, (64, 128) if smoke else (64, 128, 256, 512, 1024), 4, 4 if smoke else 100)
     loss, learned = control_belief.belief_error(
         options, (20,) if smoke else (100, 1_000, 10_000), seeds, 2 if smoke else 20, 240 if smoke else 3_000
     )

@@ -13,6 +13,8 @@ from jaxsac import group_lasso
 from jaxsac.problems import control_recovery as bed
 
 NOISE = 0.25
+LANES = 25  # seeds at a time
+RESAMPLES = 200
 HIGHEST = jax.lax.Precision.HIGHEST
 
 
@@ -28,17 +30,14 @@ def exact_recovery(key, num_actions, samples, *, k: int, q: int, most: int):
     exceeds lam and none of the k is zero. The other columns are independent of the residual, so X_j'rho / T ~ N(0, ||rho||^2 / T^2 I_q)
     exactly: M - k norms are drawn instead of M - k columns. M and T are traced.
     """
-    truth, data_key, rest, others = jax.random.split(key, 4)
+    truth, data_key, others = jax.random.split(key, 3)
     coef = bed.sphere(truth, k, q).reshape(-1)
     lam = theory_lam(num_actions, samples, q)
     problem = bed.rotated_regression(data_key, coef, samples, NOISE)
     groups = jaxsac.Groups.equal(num_groups=k, size=q)
     solution = group_lasso.solve(problem.X, problem.y, groups, lam, tol=1e-6)
     residual = problem.y - jnp.matmul(problem.X, solution.value.coef, precision=HIGHEST)
-    # ||y - X b||^2 / T: the rotated part, and the part of the noise outside the span of the k q columns.
-    freedom = samples - k * q
-    outside = NOISE**2 * 2 * jax.random.gamma(rest, freedom / 2, dtype=coef.dtype) / samples
-    square = jnp.mean(residual**2) + outside
+    square = jnp.mean(residual**2) + problem.outside  # ||y - X b||^2 / T
     norms = jnp.sqrt(square / samples) * jnp.linalg.norm(jax.random.normal(others, (most, q)), axis=1)
     largest = jnp.max(jnp.where(jnp.arange(most).astype(norms.dtype) < num_actions - k, norms, 0))
     kept = jnp.min(jnp.linalg.norm(solution.value.coef.reshape(k, q), axis=1))
@@ -133,28 +132,41 @@ def collapse(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-@functools.partial(jax.jit, static_argnames=("records", "num_actions", "budget", "k", "seeds"))
-def _budgeted(key, lams, *, records: int, num_actions: int, budget: int, k: int, seeds: int):
-    """Share of seeds in which some lam of `lams` (units of theory) finds exactly the support from uniformly random budgeted actions."""
+def many(trial, key, seeds: int):
+    """`trial` of `seeds` keys, in vmapped chunks."""
+    return jaxsac.run_trials(trial, key, seeds, batch_size=min(seeds, LANES))
+
+
+@functools.partial(jax.jit, static_argnames=("most", "num_actions", "budget", "k", "seeds"))
+def recovered_share(key, lams, records, *, most: int, num_actions: int, budget: int, k: int, seeds: int):
+    """Share of seeds in which some lam of `lams` (units of theory) finds exactly the support from `records` <= `most` uniformly random
+    budgeted actions. Least squares on the k relevant tools sees their Gram matrix alone: the solves have k rows."""
+    groups = jaxsac.Groups.equal(num_groups=k, size=1)
+    live = jnp.arange(most).astype(jnp.result_type(float)) < records
 
     def trial(key):
         action_key, noise_key = jax.random.split(key)
-        actions = bed.random_actions(action_key, records, num_actions, budget)
+        actions = jnp.where(live[:, None], bed.random_actions(action_key, most, num_actions, budget), num_actions)
         design = jnp.any(actions[:, :, None] == jnp.arange(k, dtype=jnp.int32)[None, None, :], axis=1).astype(jnp.result_type(float))
-        y = jnp.sum(design, axis=1) + NOISE * jax.random.normal(noise_key, (records,), design.dtype)
-        y, centred = y - jnp.mean(y), design - jnp.mean(design, axis=0)[None, :]
+        y = jnp.where(live, jnp.sum(design, axis=1) + NOISE * jax.random.normal(noise_key, (most,), design.dtype), 0)
+        centred = jnp.where(live[:, None], design - jnp.sum(design, axis=0)[None, :] / records, 0)
+        y = jnp.where(live, y - jnp.sum(y) / records, 0)
+        values, vectors = jnp.linalg.eigh(jnp.matmul(centred.T, centred, precision=HIGHEST) / records)
+        roots = jnp.sqrt(jnp.maximum(values, 0))
+        target = jnp.matmul(jnp.matmul(y, centred, precision=HIGHEST), vectors, precision=HIGHEST) / records
+        rows = jnp.sqrt(float(k)) * roots[:, None] * vectors.T
+        y_rows = jnp.sqrt(float(k)) * jnp.where(values > 1e-9, target / jnp.where(values > 1e-9, roots, 1), 0)
         base = 2 * NOISE * jnp.sqrt(2 * jnp.log(float(num_actions)) / records * (budget / num_actions))
-        groups = jaxsac.Groups.equal(num_groups=k, size=1)
 
         def at(lam):
-            coef = group_lasso.solve(centred, y, groups, lam * base, tol=1e-6).value.coef
+            coef = group_lasso.solve(rows, y_rows, groups, lam * base, tol=1e-6).value.coef
             residual = y - jnp.matmul(centred, coef, precision=HIGHEST)
-            pull = jnp.zeros(num_actions, residual.dtype).at[actions].add(residual[:, None]) / records
+            pull = jnp.zeros(num_actions, residual.dtype).at[actions].add(residual[:, None], mode="drop") / records
             return (jnp.max(jnp.abs(pull[k:])) < lam * base) & jnp.all(coef != 0)
 
-        return jnp.any(jax.lax.map(at, lams))
+        return jnp.any(jax.vmap(at)(lams))
 
-    return jnp.mean(jax.lax.map(trial, jax.random.split(key, seeds), batch_size=10))
+    return jnp.mean(many(trial, key, seeds))
 
 
 def budgeted_actions(options: Options, sizes, budget: int, k: int, seeds: int) -> list[dict[str, Any]]:
@@ -162,43 +174,62 @@ def budgeted_actions(options: Options, sizes, budget: int, k: int, seeds: int) -
     rows = []
     lams = jnp.asarray(np.geomspace(0.1, 10, 9), jnp.result_type(float))
     for size in options.progress(sizes, "E1, budgeted actions"):
-        for name, unit, factors in (("k log M", k * np.log(size), (8, 32)), ("M/B log M", size / budget * np.log(size), (1, 2, 4))):
-            for factor in factors:
-                records = int(np.ceil(factor * unit))
-                rate = _budgeted(jax.random.key(2), lams, records=records, num_actions=size, budget=budget, k=k, seeds=seeds)
-                rows.append({"M": size, "T": records, "in units of": name, "units": factor, "P(exact) at the best lam": float(rate)})
+        units = {"k log M": (k * np.log(size), (8, 32)), "M/B log M": (size / budget * np.log(size), (1, 2, 4))}
+        grid = [(name, factor, int(np.ceil(factor * unit))) for name, (unit, factors) in units.items() for factor in factors]
+        most = max(records for _, _, records in grid)
+        for name, factor, records in grid:
+            at = jnp.asarray(records, lams.dtype)
+            rate = float(recovered_share(jax.random.key(2), lams, at, most=most, num_actions=size, budget=budget, k=k, seeds=seeds))
+            row = {"M": size, "T": records, "in units of": name, "units": factor, "P(exact) at the best lam": rate}
+            rows.append(row | {"standard error": float(np.sqrt(rate * (1 - rate) / seeds)), "seeds": seeds})
     return rows
 
 
-@functools.partial(jax.jit, static_argnames=("samples", "num_actions", "k", "seeds"))
-def _sparse_cosines(key, *, samples: int, num_actions: int, k: int, seeds: int):
-    """Cosine with the truth of the sparse estimate at the theory's lam, [seeds]."""
-    groups = jaxsac.Groups.equal(num_groups=num_actions, size=1)
-    lam = theory_lam(float(num_actions), float(samples), 1)
-
-    def trial(key):
-        problem = bed.gaussian_regression(key, samples, num_actions, 1, k, NOISE)
-        return cosine(group_lasso.solve(problem.X, problem.y, groups, lam, tol=1e-3, max_steps=1000).value.coef, problem.coef)
-
-    return jax.lax.map(trial, jax.random.split(key, seeds), batch_size=10)
+def _part(problem: bed.Regression, samples, num_actions) -> bed.Regression:
+    """The problem of the first `samples` rows and `num_actions` columns (traced): the others are zero, and the mean squares those of the
+    rows that count."""
+    rows, columns = (jnp.arange(size).astype(problem.y.dtype) for size in problem.X.shape)
+    keep = jnp.where(rows < samples, jnp.sqrt(rows.size / samples), 0)
+    return problem._replace(X=jnp.where(columns < num_actions, keep[:, None] * problem.X, 0), y=keep * problem.y)
 
 
-@functools.partial(jax.jit, static_argnames=("samples", "num_actions", "k", "seeds"))
-def _dense_cosines(key, *, samples: int, num_actions: int, k: int, seeds: int):
-    """The same of the best of four ridges, each data set's own, [seeds]."""
+@functools.partial(jax.jit, static_argnames=("most", "width", "k", "seeds"))
+def _sparse_cosines(key, samples, num_actions, *, most: int, width: int, k: int, seeds: int):
+    """Cosine with the truth of the sparse estimate at the theory's lam, [n, seeds], for each number of samples [n]."""
+    groups = jaxsac.Groups.equal(num_groups=width, size=1)
+
+    def at(samples):
+        lam = theory_lam(num_actions, samples, 1)
+
+        def trial(key):
+            problem = _part(bed.gaussian_regression(key, most, width, 1, k, NOISE), samples, num_actions)
+            return cosine(group_lasso.solve(problem.X, problem.y, groups, lam, tol=1e-3, max_steps=1000).value.coef, problem.coef)
+
+        return many(trial, key, seeds)
+
+    return jax.lax.map(at, samples)
+
+
+@functools.partial(jax.jit, static_argnames=("most", "width", "k", "seeds"))
+def _dense_cosines(key, samples, num_actions, *, most: int, width: int, k: int, seeds: int):
+    """The same of the best of four ridges, each data set's own, [n, seeds]."""
     ridges = jnp.asarray([1e-3, 1e-2, 1e-1, 1.0], jnp.result_type(float))
 
-    def trial(key):
-        problem = bed.gaussian_regression(key, samples, num_actions, 1, k, NOISE)
-        gram = jnp.matmul(problem.X, problem.X.T, precision=HIGHEST) / samples
+    def at(samples):
+        def trial(key):
+            problem = _part(bed.gaussian_regression(key, most, width, 1, k, NOISE), samples, num_actions)
+            gram = jnp.matmul(problem.X, problem.X.T, precision=HIGHEST) / most
 
-        def ridge(r):
-            dual = jnp.linalg.solve(gram + r * jnp.eye(samples, dtype=gram.dtype), problem.y)
-            return cosine(jnp.matmul(dual, problem.X, precision=HIGHEST), problem.coef)
+            def ridge(r):
+                factor = jax.scipy.linalg.cho_factor(gram + r * jnp.eye(most, dtype=gram.dtype))
+                dual = jax.scipy.linalg.cho_solve(factor, problem.y)
+                return cosine(jnp.matmul(dual, problem.X, precision=HIGHEST), problem.coef)
 
-        return jnp.max(jax.lax.map(ridge, ridges))
+            return jnp.max(jax.lax.map(ridge, ridges))
 
-    return jax.lax.map(trial, jax.random.split(key, seeds))
+        return jaxsac.run_trials(trial, key, seeds, batch_size=1)
+
+    return jax.lax.map(at, samples)
 
 
 def cosine(coef, truth):
@@ -216,19 +247,30 @@ def needed(samples: np.ndarray, cosines: np.ndarray, target: float) -> float:
     return float(np.exp(np.log(samples[i - 1]) + share * np.log(samples[i] / samples[i - 1])))
 
 
+def sample_grid(name: str, k: int, num_actions: int) -> np.ndarray:
+    if name == "sparse":
+        return np.round(k * np.log(num_actions) * np.geomspace(0.6, 4, 6))
+    return np.round(num_actions * np.array([0.6, 0.75, 0.9, 1.1]))
+
+
 def dense_against_sparse(options: Options, sizes, k: int, seeds: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """E2: samples until the relative value gap is 0.1. The value of an estimate, used to pick the best of random candidates x ~ N(0, I), is
-    proportional to its cosine with the truth: the gap is 1 - cosine."""
+    proportional to its cosine with the truth: the gap is 1 - cosine. Standard errors by resampling the seeds."""
     rows = []
+    random = np.random.default_rng(0)
     for size in options.progress(sizes, "E2"):
-        sparse_grid = np.unique(np.round(k * np.log(size) * np.geomspace(0.6, 4, 6)).astype(int))
-        dense_grid = np.unique(np.round(size * np.array([0.6, 0.75, 0.9, 1.1])).astype(int))
-        found = {}
-        for name, grid, run in (("sparse", sparse_grid, _sparse_cosines), ("dense", dense_grid, _dense_cosines)):
-            values = [np.asarray(run(jax.random.key(3), samples=int(t), num_actions=size, k=k, seeds=seeds)) for t in grid]
-            found[name] = needed(grid.astype(float), np.stack(values), 0.9)
-        row = {"M": size, "k": k, "T sparse": found["sparse"], "T sparse / (k log M)": found["sparse"] / (k * np.log(size))}
-        rows.append(row | {"T dense": found["dense"], "T dense / M": found["dense"] / size})
+        width = max(size, 128)  # small sizes share a compilation
+        found: dict[str, tuple[float, float]] = {}
+        for name, run in (("sparse", _sparse_cosines), ("dense", _dense_cosines)):
+            grid, longest = (sample_grid(name, k, m) for m in (size, width))
+            numbers = jnp.asarray(grid, jnp.result_type(float)), jnp.asarray(size, jnp.result_type(float))
+            values = np.asarray(run(jax.random.key(3), *numbers, most=int(longest[-1]), width=width, k=k, seeds=seeds))
+            again = [needed(grid, values[:, random.integers(0, seeds, seeds)], 0.9) for _ in range(RESAMPLES)]
+            found[name] = needed(grid, values, 0.9), float(np.nanstd(again))
+        unit = k * np.log(size)
+        row = {"M": size, "k": k, "T sparse": found["sparse"][0], "its standard error": found["sparse"][1]}
+        row |= {"T sparse / (k log M)": found["sparse"][0] / unit, "T dense": found["dense"][0], "standard error, dense": found["dense"][1]}
+        rows.append(row | {"T dense / M": found["dense"][0] / size, "seeds": seeds})
     log_sizes = np.log([row["M"] for row in rows])
     slopes = {name: float(np.polyfit(log_sizes, np.log([row[f"T {name}"] for row in rows]), 1)[0]) for name in ("sparse", "dense")}
     loglog = float(np.polyfit(log_sizes, np.log(log_sizes), 1)[0])
@@ -259,7 +301,7 @@ def _duplicates(key, correlation, *, samples: int, num_actions: int, k: int, see
         )
         return exact, own / jnp.maximum(spread * jnp.linalg.norm(problem.coef), 1e-12)
 
-    return jax.lax.map(trial, jax.random.split(key, seeds), batch_size=20)
+    return many(trial, key, seeds)
 
 
 def near_duplicates(options: Options, num_actions: int, k: int, seeds: int) -> list[dict[str, Any]]:
@@ -275,16 +317,18 @@ def near_duplicates(options: Options, num_actions: int, k: int, seeds: int) -> l
     return rows
 
 
-@functools.partial(jax.jit, static_argnames=("num_actions", "k", "seeds"))
-def _errors(key, samples, *, num_actions: int, k: int, seeds: int):
+@functools.partial(jax.jit, static_argnames=("num_actions", "seeds"))
+def _errors(key, k, samples, *, num_actions: int, seeds: int):
+    """||estimate - truth|| [seeds] for k tools of norm 1 and T samples, both traced."""
+
     def trial(key):
-        coef = jnp.where(jnp.arange(num_actions) < k, 1.0, 0.0).astype(jnp.result_type(float))
+        coef = jnp.where(jnp.arange(num_actions).astype(jnp.result_type(float)) < k, 1.0, 0.0).astype(jnp.result_type(float))
         problem = bed.rotated_regression(key, coef, samples, NOISE)
         groups = jaxsac.Groups.equal(num_groups=num_actions, size=1)
         found = group_lasso.solve(problem.X, problem.y, groups, theory_lam(float(num_actions), samples, 1), tol=1e-6)
         return jnp.linalg.norm(found.value.coef - coef)
 
-    return jax.lax.map(trial, jax.random.split(key, seeds), batch_size=25)
+    return many(trial, key, seeds)
 
 
 def rates(options: Options, num_actions: int, seeds: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -293,9 +337,8 @@ def rates(options: Options, num_actions: int, seeds: int) -> tuple[list[dict[str
     in_samples = [(8, factor * num_actions) for factor in (2, 4, 8, 16, 32)]
     in_k = [(k, 16 * num_actions) for k in (2, 4, 8, 16, 32)]
     for k, samples in options.progress(sorted(set(in_samples + in_k)), "E5"):
-        error = np.asarray(
-            _errors(jax.random.key(5), jnp.asarray(samples, jnp.result_type(float)), num_actions=num_actions, k=k, seeds=seeds)
-        )
+        numbers = (jnp.asarray(number, jnp.result_type(float)) for number in (k, samples))
+        error = np.asarray(_errors(jax.random.key(5), *numbers, num_actions=num_actions, seeds=seeds))
         rows.append({"k": k, "T": samples, "error": float(error.mean()), "standard error": float(error.std(ddof=1) / np.sqrt(seeds))})
     table = {(row["k"], row["T"]): row["error"] for row in rows}
 

@@ -11,13 +11,20 @@ from jaxsac.control.log import Log
 ROW_MULTIPLE = 512
 
 
+def row_capacity(records: int) -> int:
+    """Records are padded to a multiple of 512 or, from 8,192 on, of an eighth of the power of two below: a log that grows by one per cent
+    seldom needs a new compilation."""
+    step = max(ROW_MULTIPLE, 1 << max(records.bit_length() - 4, 0))
+    return -(-records // step) * step
+
+
 class Digest(NamedTuple):
     """A log summarised for the likelihood; `used` are the U tools that occur, in ascending order.
 
     With availability `used` are the tools that any record offers, and each is a group of its own.
     """
 
-    contexts: jax.Array  # [N, q]: the T contexts, then zeros up to a multiple of ROW_MULTIPLE
+    contexts: jax.Array  # [N, q]: the T contexts, then zeros up to `row_capacity(T)`
     row_weights: jax.Array  # [N]: c_t / T with sum c_t = T, then zeros
     prior_weight: float  # smoothing / T
     used: np.ndarray  # int32 [U]
@@ -76,7 +83,7 @@ def digest(log: Log, record_weights: np.ndarray, num_actions: int, budget: int, 
     mean_size = float(frequency.sum())
     reach = min(budget, num_actions)
     prior_size = min(max(mean_size, 0.5), reach - 0.5) if reach > 0 else 0.0
-    rows = -(-records // ROW_MULTIPLE) * ROW_MULTIPLE
+    rows = row_capacity(records)
     padded = np.zeros((rows, q), dtype)
     padded[:records] = contexts
     row_weights = np.zeros(rows)

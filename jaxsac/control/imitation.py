@@ -14,7 +14,7 @@ from jaxsac.control.working import Point, evaluate_point, null_point, pad, regro
 from jaxsac.solution import Status
 
 FIRST = 32  # tools in the first working set
-FLOOR_STEPS = 3  # steps during which the curvature assumes at least a tool's own frequency
+FLOOR_STEPS = 3  # steps from the null model during which the curvature assumes at least a tool's own frequency
 SHORTEST = 1e-4  # step length below which a line search gives up
 PATIENCE = 10  # steps in a row without a smaller gap or objective
 SLOW = 0.2  # the curvature is renewed after a step that leaves more than this of the gap
@@ -75,15 +75,16 @@ def solve(
                 if certificate.unused_norm > lam:
                     return Fitted(point, certificate, None, scale, lam_max, num_steps, num_rounds, num_evaluations)
             if model is None:
-                floor = working.target if num_steps < FLOOR_STEPS else jnp.zeros_like(working.target)
-                model = step.curvature(data.contexts, data.row_weights, found.marginals, floor, jnp.asarray(ridge, dtype), mode=mode)
+                floor = working.target if start is None and num_steps < FLOOR_STEPS else jnp.zeros_like(working.target)
+                model = step.curvature(data.contexts, data.row_weights, found.marginals, floor, np.asarray(ridge, dtype), mode=mode)
             move, intercept_move, change = step.direction(
-                jnp.asarray(pad(point.weights, width), dtype),
+                pad(point.weights, width).astype(dtype),
                 found.weight_gradient,
-                found.use - working.target,
+                found.use,
+                working.target,
                 model,
-                jnp.asarray(lam, dtype),
-                jnp.asarray(ridge, dtype),
+                np.asarray(lam, dtype),
+                np.asarray(ridge, dtype),
                 mode=mode,
             )
             move, intercept_move = np.asarray(move, np.float64)[:size], np.asarray(intercept_move, np.float64)[:size]

@@ -63,26 +63,26 @@ def _second_moments(contexts, weights):
 
 
 @functools.partial(jax.jit, static_argnames=("mode",))
-def direction(weights, weight_gradient, intercept_gradient, model: Curvature, lam, ridge, *, mode: str):
+def direction(weights, weight_gradient, use, target, model: Curvature, lam, ridge, *, mode: str):
     """Minimiser of every tool's g'd + d'Hd/2 + lam ||theta + d||, its intercept eliminated: the step and the predicted change of the
     objective."""
-    smooth = weight_gradient + ridge * weights
+    smooth, intercept_gradient = weight_gradient + ridge * weights, use - target
     gradient = smooth - model.cross * (intercept_gradient / model.own)[:, None] if mode == "per_tool" else smooth
-    target = model.values * _rotate(model, weights) - _rotate(model, gradient)
-    norm = jnp.sqrt(jnp.sum(target**2, axis=1))
+    pull = model.values * _rotate(model, weights) - _rotate(model, gradient)
+    norm = jnp.sqrt(jnp.sum(pull**2, axis=1))
     alive = norm > lam  # without a penalty: all
 
     def newton(_, length):
         # Root of ||v / (s length + lam)|| = 1 by Newton on its inverse, which is nearly linear: monotone from 0.
         scale = model.values * length[:, None] + lam
-        squares = jnp.sum((target / scale) ** 2, axis=1)
-        slope = jnp.sum(model.values * target**2 / scale**3, axis=1)
+        squares = jnp.sum((pull / scale) ** 2, axis=1)
+        slope = jnp.sum(model.values * pull**2 / scale**3, axis=1)
         return length + jnp.maximum(squares * (jnp.sqrt(squares) - 1) / jnp.where(slope > 0, slope, 1), 0)
 
     penalised = lam > 0
     length = jax.lax.fori_loop(0, jnp.where(penalised, 16, 0), newton, jnp.zeros_like(norm))
     scale = jnp.where(penalised, model.values + lam / jnp.where(length > 0, length, 1)[:, None], model.values)
-    new = jnp.einsum("wij,wj->wi", model.vectors, target / scale, precision=HIGHEST)
+    new = jnp.einsum("wij,wj->wi", model.vectors, pull / scale, precision=HIGHEST)
     step = jnp.where(alive[:, None], new, 0) - weights
     if mode == "per_tool":
         intercept_step = -(intercept_gradient + jnp.sum(model.cross * step, axis=1)) / model.own

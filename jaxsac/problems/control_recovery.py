@@ -9,11 +9,12 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 
 
 class Regression(NamedTuple):
-    """X [n, p], y [n] and the true coefficients [p]."""
+    """X [n, p], y [n], the true coefficients [p], and `outside` []: what (1/T) ||y - X c||^2 of all T samples is larger than (1/n) of these."""
 
     X: jax.Array
     y: jax.Array
     coef: jax.Array
+    outside: jax.Array
 
 
 def sphere(key: jax.Array, rows: int, size: int, dtype=None) -> jax.Array:
@@ -27,16 +28,18 @@ def rotated_regression(key: jax.Array, coef: jax.Array, num_samples: jax.Array |
 
     With X = QR (R has positive diagonal): ||y - X c||^2 = ||Q'y - R c||^2 + what does not depend on c; R is drawn by Bartlett's
     decomposition (R_ii^2 ~ chi^2_{T-i}, R_ij ~ N(0, 1) above), Q'y = R b + N(0, noise^2 I). Scaled by sqrt(p / T), so that (1/p) ||.||^2
-    here is (1/T) ||.||^2 there. T is traced, and costs nothing. Consumes the key.
+    here is (1/T) ||.||^2 there, up to `outside`, the noise's part beside the span of X: noise^2 chi^2_{T-p} / T. T is traced, and costs
+    nothing. Consumes the key.
     """
     p, dtype = coef.shape[0], coef.dtype
     above, diagonal, noise_key = jax.random.split(key, 3)
-    samples = jnp.asarray(num_samples).astype(dtype)
-    freedom = samples - jnp.arange(p).astype(dtype)
-    R = jnp.triu(jax.random.normal(above, (p, p), dtype), 1) + jnp.diag(jnp.sqrt(2 * jax.random.gamma(diagonal, freedom / 2, dtype=dtype)))
-    target = jnp.matmul(R, coef, precision=_HIGHEST) + jnp.asarray(noise).astype(dtype) * jax.random.normal(noise_key, (p,), dtype)
+    samples, noise = jnp.asarray(num_samples).astype(dtype), jnp.asarray(noise).astype(dtype)
+    freedom = samples - jnp.arange(p + 1).astype(dtype)
+    squares = 2 * jax.random.gamma(diagonal, jnp.maximum(freedom, jnp.finfo(dtype).tiny) / 2, dtype=dtype)  # chi^2; the last one the noise's
+    R = jnp.triu(jax.random.normal(above, (p, p), dtype), 1) + jnp.diag(jnp.sqrt(squares[:p]))
+    target = jnp.matmul(R, coef, precision=_HIGHEST) + noise * jax.random.normal(noise_key, (p,), dtype)
     scale = jnp.sqrt(jnp.asarray(p, dtype) / samples)
-    return Regression(scale * R, scale * target, coef)
+    return Regression(scale * R, scale * target, coef, noise**2 * squares[p] / samples)
 
 
 def gaussian_regression(
@@ -55,7 +58,7 @@ def gaussian_regression(
     coef = jnp.zeros((num_groups, group_size), X.dtype).at[:num_active].set(sphere(direction, num_active, group_size, X.dtype)).reshape(-1)
     X = X.reshape(num_samples, -1)
     e = jnp.asarray(noise).astype(X.dtype) * jax.random.normal(noise_key, (num_samples,), X.dtype)
-    return Regression(X, jnp.matmul(X, coef, precision=_HIGHEST) + e, coef)
+    return Regression(X, jnp.matmul(X, coef, precision=_HIGHEST) + e, coef, jnp.zeros((), X.dtype))
 
 
 def random_actions(key: jax.Array, num_records: int, num_actions: int, budget: int) -> jax.Array:
