@@ -1,5 +1,7 @@
-"""Utility regression that a share of wild records cannot move: Huber's loss with its scale fitted, leverage weights, outlier flags."""
+"""Utility regression that a share of wild records cannot move: Huber's loss with its scale fitted, then least squares without the records
+that it shows to be wild; leverage weights, outlier flags."""
 
+import functools
 from typing import Any
 
 import jax
@@ -11,12 +13,12 @@ from jaxsac.control.digest import digest
 from jaxsac.control.log import Log, checked
 from jaxsac.control.policy import SparsePolicy
 from jaxsac.control.tuning import Entries, multiplier_quantile
+from jaxsac.group_lasso.fista import State
 from jaxsac.prox import Groups
 from jaxsac.solution import Solution
 
 NORMAL = 1.4826  # standard deviation of a normal per median absolute deviation
 PILOTS = 2
-FLAG = 3.5  # scales beyond which a record is flagged: 1 in 2,000 normal ones
 
 
 def robust_regression(
@@ -26,42 +28,71 @@ def robust_regression(
     lam: Any,
     *,
     threshold: Any = 1.345,
+    reject: Any = 3.0,
     sample_weight: Any = None,
     intercept: bool = False,
     num_rounds: int = 5,
+    num_reweights: int = 2,
     tol: Any = None,
     max_steps: Any = 20_000,
 ) -> Solution:
-    """Group lasso with Huber's loss at delta = `threshold` times the residuals' scale, both fitted in turn, `num_rounds` times.
+    """Group lasso by Huber's loss with the residuals' scale fitted in turn, then by least squares on the records that it does not reject.
 
-        minimise (1/T) sum_t c_t huber_delta(y_t - z_t) + lam sum_g ||b_g||,    delta = threshold * 1.4826 median_t |r_t - median r|
+        num_rounds + 1 times:     minimise (1/T) sum_t c_t huber_delta(r_t) + lam sum_g ||b_g||,  delta = threshold * scale
+        num_reweights times then: minimise (1/2T) sum_t c'_t r_t^2 + lam sum_g ||b_g||,           c'_t ∝ c_t 1[|r_t before| <= reject * scale]
 
-    X (matrix or design), y [T], `groups`, lam, `sample_weight` c, `intercept`, `tol` and `max_steps` as in `group_lasso.solve`. A larger
-    threshold is nearer to least squares: 1.345 loses 5 % on normal noise; for heavy tails without contamination
-    sqrt(T / (q + log M)) keeps the bias small (Fan, Li & Wang 2017). Returns the last round's `Solution`, certified at its delta; stats
-    also noise [] (the residuals' scale), delta [] and scale_change
-    (of it, relative, in the last round). One large residual weighs at most delta: the estimate stays
-    within its clean error while the share of wild y is clearly below one half; wild rows of X need weights c_t, see `leverage_weights`.
-    Pure, to be jitted and vmapped. Source: Huber 1981; the robust extension of arXiv 2601.08271.
+    r_t = y_t - z_t, scale = 1.4826 median_t |r_t - median r| of the fit before, c' of the same sum as c. X (matrix or design), y [T], `groups`,
+    lam, `sample_weight` c, `intercept`, `tol` and `max_steps` as in `group_lasso.solve`. Returns the last round's `Solution`, certified for
+    its own weights; stats also noise [] (the scale of its residuals), delta [] and scale_change [] (relative) of the last round by Huber's
+    loss, outlier [T] booleans: |r_t| > reject * noise.
+
+    Huber's loss bounds what a wild record can do; the second stage takes away the bias that this bound leaves, and what Huber's loss gives
+    away on normal noise (a threshold of 1.345 shrinks as a lam larger by a fifth would; reject = 3 leaves out 1 normal record in 370).
+    `num_reweights` = 0 is Huber's fit itself: for heavy tails without contamination with a threshold of about sqrt(T / (q + log M)) (Fan, Li &
+    Wang 2017). All this while the share of wild y is clearly below one half; wild rows of X need weights c_t, see `leverage_weights`.
+    Pure, to be jitted and vmapped. Source: Huber 1981; Gervini & Yohai 2002 (reweighting); the robust extension of arXiv 2601.08271.
     """
     design = designs.as_design(X)
-    y = _checks.real_array("y", y, design.prediction_shape, design.dtype)
-    threshold = _checks.real_scalar("threshold", threshold, design.dtype, 0.0, strict=True)
-    options = {"sample_weight": sample_weight, "intercept": intercept, "tol": tol, "max_steps": max_steps}
-    start = group_lasso.solve(design, y, groups, lam, loss=losses.Huber(threshold * _scale(y)), **options)
+    dtype = design.dtype
+    y = _checks.real_array("y", y, design.prediction_shape, dtype)
+    threshold = _checks.real_scalar("threshold", threshold, dtype, 0.0, strict=True)
+    reject = _checks.real_scalar("reject", reject, dtype, 0.0, strict=True)
+    num_rounds, num_reweights = (
+        _checks.static_integer("num_rounds", num_rounds, 0),
+        _checks.static_integer("num_reweights", num_reweights, 0),
+    )
+    weight = jnp.ones_like(y) if sample_weight is None else _checks.real_array("sample_weight", sample_weight, y.shape, dtype)
 
-    def again(_, carry):
-        solution, _, _ = carry
-        old = _scale(y - design.predict(solution.value.coef) - solution.value.intercept)
-        solution = _aligned(group_lasso.solve(design, y, groups, lam, loss=losses.Huber(threshold * old), state=solution.state, **options), start)
-        new = _scale(y - design.predict(solution.value.coef) - solution.value.intercept)
-        return solution, old, jnp.abs(new / jnp.where(old > 0, old, 1) - 1)
+    def residual_of(solution: Solution) -> jax.Array:
+        return y - design.predict(solution.value.coef) - solution.value.intercept
 
-    zero = jnp.zeros((), design.dtype)
-    num_rounds = _checks.static_integer("num_rounds", num_rounds, 1)
-    solution, scale, change = jax.lax.fori_loop(0, num_rounds, again, (start, zero, zero))
-    stats = solution.stats | {"noise": scale, "delta": threshold * scale, "scale_change": change}
-    return solution._replace(stats=stats)
+    def solve(delta, weight, state) -> Solution:
+        # Huber's loss at an infinite delta is least squares: one compilation for both.
+        options = {"sample_weight": weight, "intercept": intercept, "tol": tol, "max_steps": max_steps, "state": state}
+        return group_lasso.solve(design, y, groups, lam, loss=losses.Huber(delta), **options)
+
+    def again(number, carry):
+        solution, scale, _ = carry
+        residual = residual_of(solution)
+        before = _scale(residual)
+        by_huber = number <= num_rounds
+        kept = jnp.where(by_huber | (jnp.abs(residual) <= reject * before), weight, 0)
+        total = jnp.sum(kept)
+        kept = jnp.where(total > 0, kept * (jnp.sum(weight) / jnp.where(total > 0, total, 1)), weight)
+        solution = _aligned(solve(jnp.where(by_huber, threshold * before, jnp.inf), kept, solution.state), solution)
+        scale = jnp.where(by_huber, before, scale)
+        after = _scale(residual_of(solution))
+        return solution, scale, jnp.where(by_huber, jnp.abs(after / jnp.where(before > 0, before, 1) - 1), carry[2])
+
+    zero = jnp.zeros((), dtype)
+    point, one = (jnp.zeros(groups.num_coefficients, dtype), zero), jnp.ones((), dtype)
+    state = State(*point, *point, one, one)
+    start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(solve, zero, weight, state))._replace(state=state)
+    solution, scale, change = jax.lax.fori_loop(0, num_rounds + 1 + num_reweights, again, (start, zero, zero))
+    residual = residual_of(solution)
+    noise = _scale(residual)
+    stats = {"noise": noise, "delta": threshold * scale, "scale_change": change, "outlier": jnp.abs(residual) > reject * noise}
+    return solution._replace(stats=solution.stats | stats)
 
 
 def leverage_weights(contexts: Any, quantile: float = 0.95) -> jax.Array:
@@ -101,21 +132,24 @@ def fit_robust(
     budget: int,
     lam: Any = "simulated",
     threshold: float = 1.345,
+    reject: float = 3.0,
+    num_reweights: int = 2,
     leverage: float | None = None,
     tol: float | None = None,
     max_steps: int = 20_000,
 ) -> Solution:
-    """`fit(objective="utility")` with Huber's loss at a fitted scale: a share of wild utilities cannot move the kept tools.
+    """`fit(objective="utility")` by `robust_regression`: a share of wild utilities cannot move the kept tools.
 
-    minimise (1/T) sum_t c_t huber_delta(u_t - sum_{j in a_t} <theta_j, psi_t> - constant) + lam sum_j ||theta_j||, delta from the residuals'
-    median absolute deviation (see `robust_regression`).
+    Huber's loss of u_t - sum_{j in a_t} <theta_j, psi_t> - constant at a fitted scale, then least squares without the records that it
+    rejects, each + lam sum_j ||theta_j||.
 
-    * `lam`: a number > 0, or "simulated": 1.1 x the 95 % quantile of the largest gradient norm under multipliers, of the clipped residuals
-      of a pilot: first of the median alone, then of the fit so found, twice.
-    * `leverage`: None, or the quantile of context lengths beyond which records count less. `threshold` as in `robust_regression`.
+    * `lam`: a number > 0, or "simulated": 1.1 x the 95 % quantile of the largest gradient norm under multipliers, of the residuals within
+      `reject` scales of a pilot: first of the median alone, then of the fit so found, twice.
+    * `leverage`: None, or the quantile of context lengths beyond which records count less. `threshold`, `reject` and `num_reweights` as in
+      `robust_regression`.
 
-    Returns a `Solution`: a `SparsePolicy` with zero intercepts; stats of `robust_regression`, lam, constant, and outlier, booleans [T]: the
-    residual exceeds 3.5 scales. Runs on the host. ValueError as `fit`. The key is consumed.
+    Returns a `Solution`: a `SparsePolicy` with zero intercepts; stats of `robust_regression` (outlier [T] flags the wild records), lam and
+    constant. Runs on the host. ValueError as `fit`. The key is consumed.
     """
     num_actions = _checks.static_integer("num_actions", num_actions, 1)
     log = checked(log, num_actions, _checks.static_integer("budget", budget, 1))
@@ -131,8 +165,10 @@ def fit_robust(
     weight = None if leverage is None else leverage_weights(contexts, leverage)
     groups = Groups.equal(num_groups=tools, size=contexts.shape[1])
 
+    limits = jnp.asarray(threshold, dtype), jnp.asarray(reject, dtype)
+
     def solve(lam) -> tuple[Solution, jax.Array]:
-        solution = _robust(design, utilities, groups, jnp.asarray(lam, dtype), jnp.asarray(threshold, dtype), weight, tol, max_steps)
+        solution = _robust(design, utilities, groups, jnp.asarray(lam, dtype), *limits, weight, tol, max_steps, num_reweights)
         return solution, utilities - design.predict(solution.value.coef) - solution.value.intercept
 
     if not isinstance(lam, str):
@@ -141,9 +177,9 @@ def fit_robust(
         _checks.choice("lam", lam, ("simulated",))
         solution, residual = None, utilities - jnp.median(utilities)
         for pilot in range(PILOTS + 1):
-            clipped = np.asarray(_clipped(residual, threshold), np.float64)
-            entries = Entries(data.entry_tool, data.entry_record, clipped[data.entry_record])
-            lam = multiplier_quantile(jax.random.fold_in(key, pilot), data, entries, clipped, np.zeros(data.used.size), 0.0)
+            within = np.asarray(_within(residual, reject), np.float64)
+            entries = Entries(data.entry_tool, data.entry_record, within[data.entry_record])
+            lam = multiplier_quantile(jax.random.fold_in(key, pilot), data, entries, within, np.zeros(data.used.size), 0.0)
             solution, residual = solve(lam)
     assert solution is not None
     coef = np.asarray(solution.value.coef).reshape(tools, -1)
@@ -156,20 +192,20 @@ def fit_robust(
         tools=None,
         budget=min(budget, num_actions),
     )
-    outlier = jnp.abs(residual) > FLAG * solution.stats["noise"]
-    stats = solution.stats | {"lam": jnp.asarray(lam, dtype), "constant": solution.value.intercept, "outlier": outlier}
+    stats = solution.stats | {"lam": jnp.asarray(lam, dtype), "constant": solution.value.intercept}
     return solution._replace(value=policy, stats=stats)
 
 
-@jax.jit
-def _robust(design, utilities, groups, lam, threshold, weight, tol, max_steps) -> Solution:
-    options = {"threshold": threshold, "sample_weight": weight, "tol": tol, "max_steps": max_steps}
-    return robust_regression(design, utilities, groups, lam, intercept=True, **options)
+@functools.partial(jax.jit, static_argnames="num_reweights")
+def _robust(design, utilities, groups, lam, threshold, reject, weight, tol, max_steps, num_reweights: int) -> Solution:
+    options = {"threshold": threshold, "reject": reject, "sample_weight": weight, "tol": tol, "max_steps": max_steps}
+    return robust_regression(design, utilities, groups, lam, intercept=True, num_reweights=num_reweights, **options)
 
 
-def _clipped(residual: jax.Array, threshold: Any) -> jax.Array:
-    bound = jnp.asarray(threshold, residual.dtype) * _scale(residual)
-    return jnp.clip(residual - jnp.median(residual), -bound, bound)
+def _within(residual: jax.Array, reject: Any) -> jax.Array:
+    """The residuals about their median, 0 beyond `reject` scales."""
+    centred = residual - jnp.median(residual)
+    return jnp.where(jnp.abs(centred) <= jnp.asarray(reject, residual.dtype) * _scale(residual), centred, 0)
 
 
 def _scale(residual: jax.Array) -> jax.Array:

@@ -33,20 +33,26 @@ def test_contamination_barely_moves_the_robust_fit():
         return jnp.stack(errors)
 
     clean, plain_clean, robust, plain = np.asarray(jaxsac.run_trials(trial, jax.random.key(0), 20)).mean(0)
-    assert clean < 1.3 * plain_clean and robust < 1.7 * clean
-    assert plain > 3 * plain_clean and plain > 1.8 * robust
+    assert clean < 1.1 * plain_clean and robust < 1.5 * clean
+    assert plain > 3 * plain_clean and plain > 2.5 * robust
 
 
 @pytest.mark.slow
 def test_the_answer_is_a_certified_huber_fit_at_its_own_scale():
-    X, y, _ = regression(jax.random.key(1), 0.1)
-    found = jax.jit(lambda X, y: control.robust_regression(X, y, GROUPS, LAM, num_rounds=12, tol=1e-8))(X, y).check()
+    X, y, coef = regression(jax.random.key(1), 0.1)
+    found = jax.jit(lambda X, y: control.robust_regression(X, y, GROUPS, LAM, num_rounds=12, num_reweights=0, tol=1e-8))(X, y).check()
     residual = np.asarray(y - X @ found.value.coef)
     scale = 1.4826 * np.median(np.abs(residual - np.median(residual)))
     np.testing.assert_allclose(found.stats["noise"], scale, rtol=1e-3)
     assert float(found.stats["scale_change"]) < 1e-3
     direct = group_lasso.solve(X, y, GROUPS, LAM, loss=losses.huber(float(found.stats["delta"])), tol=1e-8)
     np.testing.assert_allclose(found.value.coef, direct.value.coef, atol=1e-4)
+    # The second stage is the group lasso of the records that the first one keeps, and finds every wild one.
+    second = control.robust_regression(X, y, GROUPS, LAM, num_rounds=12, num_reweights=1, tol=1e-8).check()
+    kept = np.abs(residual) <= 3 * scale
+    plain = group_lasso.solve(X[kept], y[kept], GROUPS, LAM, tol=1e-8)
+    np.testing.assert_allclose(second.value.coef, plain.value.coef, atol=1e-3)
+    assert np.asarray(second.stats["outlier"])[np.asarray(jnp.abs(y - X @ coef)) > 8 * SIGMA].all()
 
 
 @pytest.mark.slow
