@@ -13,6 +13,7 @@ from jaxsac.problems import control_pomdp as bed
 
 STATES, HORIZON, SHARPNESS = 3, 60, 6.0
 ERRORS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
+EPISODES = 500  # by which a learned policy is valued
 
 
 def expert(key, seen):
@@ -56,8 +57,9 @@ def logged(key, error, *, episodes: int):
     return jax.vmap(lambda key: bed.rollout(key, problem, expert, error, HORIZON))(jax.random.split(key, episodes))
 
 
-def learned(seed: int, error: float, num_actions: int, records: int) -> tuple[bool, float]:
-    """Fit the expert's log seen through the compressor among M tools; is the support exact, and what is the policy worth at that error?"""
+def learned(seed: int, error: float, num_actions: int, records: int, lam: Any) -> tuple[bool, float, float]:
+    """Fit the expert's log seen through the compressor among M tools: is the support exact, what is the policy worth at that error, and
+    which lam was it?"""
     key = jax.random.fold_in(jax.random.key(11), seed)
     episode = logged(key, jnp.asarray(error, jnp.result_type(float)), episodes=-(-records // HORIZON))
     seen = np.asarray(episode.seen).reshape(-1, STATES)[:records]
@@ -68,7 +70,7 @@ def learned(seed: int, error: float, num_actions: int, records: int) -> tuple[bo
     contexts = seen - seen.mean(0)
     contexts = contexts @ np.linalg.svd(np.ones((1, STATES)))[2][1:].T  # beliefs have S - 1 free coordinates
     scale = contexts.std()
-    solution = control.fit(key, control.Log(contexts / scale, actions.astype(np.int32)), num_actions=num_actions, budget=2)
+    solution = control.fit(key, control.Log(contexts / scale, actions.astype(np.int32)), num_actions=num_actions, budget=2, lam=lam)
     support = np.asarray(solution.value.support)
     basis = np.linalg.svd(np.ones((1, STATES)))[2][1:]
     weights = np.zeros((STATES, STATES))
@@ -77,8 +79,8 @@ def learned(seed: int, error: float, num_actions: int, records: int) -> tuple[bo
     intercept = np.asarray(solution.value.intercept)[:STATES] - weights @ seen.mean(0)
     idle = np.log(max((tools == STATES).mean(), 1e-6))
     arrays = (jnp.asarray(a, jnp.result_type(float)) for a in (weights, intercept, idle, error))
-    values = policy_values(jax.random.fold_in(key, 1), *arrays, episodes=2000)
-    return bool(support.size == STATES and inside.all()), float(np.mean(values))
+    values = policy_values(jax.random.fold_in(key, 1), *arrays, episodes=EPISODES)
+    return bool(support.size == STATES and inside.all()), float(np.mean(values)), float(solution.stats["lam"])
 
 
 def belief_error(options: Options, sizes, seeds: int, fits: int, records: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -95,8 +97,11 @@ def belief_error(options: Options, sizes, seeds: int, fits: int, records: int) -
     table = []
     for num_actions in options.progress(sizes, "E3"):
         for error in ERRORS[::2]:
-            found = [learned(seed, error, num_actions, records) for seed in range(fits)]
-            exact, value = (np.array(column, float) for column in zip(*found, strict=True))
+            found, lam = [], "simulated"  # the first log's: it varies little
+            for seed in range(fits):
+                found.append(learned(seed, error, num_actions, records, lam))
+                lam = found[-1][2]
+            exact, value, _ = (np.array(column, float) for column in zip(*found, strict=True))
             row = {"M": num_actions, "belief error": error, "T": records, "P(exact support)": float(exact.mean())}
             table.append(row | {"value": float(value.mean()), "standard error": float(value.std(ddof=1) / np.sqrt(fits)), "fits": fits})
     return rows, table

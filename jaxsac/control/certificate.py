@@ -15,8 +15,11 @@ sets themselves (conjugate <= 0) so that every gradient norm ||alpha_j c_j - G_j
 
     D = s (1 - tau) sum_t w_t H(pi_t),  s = min(1, lam / max_j ||alpha_j c_j - G_j||),
 
-and with a ridge D = (1 - tau) sum_t w_t H(pi_t) - sum_j (||alpha_j c_j - G_j|| - lam)_+^2 / (2 ridge), whichever is larger. H includes
-the prior's.
+(with families the maximum is their dual norm of these gradient norms), and with a ridge
+
+    D = (1 - tau) sum_t w_t H(pi_t) - sum_j (||alpha_j c_j - G_j|| - lam)_+^2 / (2 ridge),
+
+whichever is larger. H includes the prior's.
 """
 
 from typing import NamedTuple
@@ -25,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac.control.digest import Digest
+from jaxsac.control.families import Split
 from jaxsac.control.likelihood import Evaluation, Working
 from jaxsac.control.working import Point, to_host, unpad_groups
 
@@ -40,11 +44,20 @@ class Certificate(NamedTuple):
 
 
 def certify(
-    data: Digest, working: Working, point: Point, found: Evaluation, lam: float, ridge: float, budget: int, mode: str
+    data: Digest,
+    working: Working,
+    point: Point,
+    found: Evaluation,
+    lam: float,
+    ridge: float,
+    budget: int,
+    mode: str,
+    families: Split | None = None,
 ) -> Certificate:
     """The gap at a point from one evaluation there: O(U q) on the host, for the unused tools one norm."""
     size, groups = point.tools.size, data.group_size.size
-    objective = float(found.value) + lam * float(point.norms.sum()) + ridge / 2 * float((point.weights**2).sum())
+    penalty = float(point.norms.sum()) if families is None else families.value(point.tools, point.weights)
+    objective = float(found.value) + lam * penalty + ridge / 2 * float((point.weights**2).sum())
     counts = unpad_groups(to_host(working.counts), groups)
     live = counts > 0
     use, group_use = to_host(found.use)[:size], unpad_groups(to_host(found.group_use), groups)
@@ -78,17 +91,18 @@ def certify(
     tau = float(np.max(np.concatenate(needs), initial=0.0))  # NaN stays NaN, and fails the comparison below
     entropy = float(found.entropy) * (1 - tau) if tau <= 1 else 0.0
 
-    def dual(norms: np.ndarray) -> float:
-        largest = float(norms.max(initial=0.0))
+    def dual(norms: np.ndarray, beside: float, chosen: np.ndarray | None = None) -> float:
+        largest = float(norms.max(initial=beside) if families is None else families.dual_norm(norms, beside, chosen)[0])
         scaled = entropy * min(1.0, lam / largest) if largest > 0 else entropy
-        return max(scaled, entropy - float((np.maximum(norms - lam, 0) ** 2).sum()) / (2 * ridge)) if ridge > 0 else scaled
+        over = float((np.maximum(np.append(norms, beside) - lam, 0) ** 2).sum())
+        return max(scaled, entropy - over / (2 * ridge)) if ridge > 0 else scaled
 
     eps = float(jnp.finfo(data.contexts.dtype).eps)
     rounding = 16 * eps * (abs(objective) + abs(float(found.value)) + abs(entropy))
     return Certificate(
         objective=objective,
-        gap=objective - dual(np.append(norms, unused)),
-        inner_gap=objective - dual(norms[point.tools]),
+        gap=objective - dual(norms, unused),
+        inner_gap=objective - dual(norms[point.tools], 0.0, point.tools),
         rounding=rounding,
         intercept_share=tau,
         norms=norms,

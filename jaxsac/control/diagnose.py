@@ -38,6 +38,8 @@ def diagnose(
     weighting: str = "advantage",
     advantage_scale: float | None = None,
     clip: float = 10.0,
+    families: Any = None,
+    family_share: float = 0.5,
 ) -> Diagnosis:
     """Judge a fitted policy on the log that it was fitted to; `print` the result, or draw it with `.plot(axes)`.
 
@@ -53,7 +55,8 @@ def diagnose(
       was refitted they are not: the margin is then NaN, so pass the penalised fit. With an empty support, pass lam.
     * `num_resamples`: fits of half samples, rounded up to pairs; 0 skips them and the nested fits (the costly part). `key`: of the half
       samples, the multipliers and the choice of records for H; None is `jax.random.key(0)`. It is consumed.
-    * `objective`, `intercept` and the rest: as given to `fit`; `intercept` None reads it off the policy.
+    * `objective`, `intercept` and the rest: as given to `fit`; `intercept` None reads it off the policy. With `families` pass lam, which
+      no gradient norm shows then; the margin is NaN, and irrepresentability and beta-min are those of the penalty without families.
 
     H is formed where tools x features allow it (k up to about 1,000 / q): two tools of every kind outside the support stand for all that
     have the same intercept, so that M does not matter; beyond, only the signed irrepresentability is computed, by conjugate gradients.
@@ -74,6 +77,8 @@ def diagnose(
         "weighting": weighting,
         "advantage_scale": advantage_scale,
         "clip": clip,
+        "families": families,
+        "family_share": family_share,
     }
     problem = _prepare(log, *(options[name] for name in _PREPARED))
     _checks.require(
@@ -89,7 +94,8 @@ def diagnose(
     known = inferred if lam is None else float(lam)
     stationarity = float(np.max(np.abs(on_support / known - 1), initial=0.0)) if known > 0 else float("nan")
     outside = np.delete(norms, state.tools)
-    margin = 1 - float(outside.max(initial=0.0)) / known if stationarity < 0.05 else float("nan")
+    tight = stationarity < 0.05 and problem.families is None
+    margin = 1 - float(outside.max(initial=0.0)) / known if tight else float("nan")
     numbers = _conditions(curvature, known)
     stability = grown = None
     if num_resamples > 0 and known > 0:
@@ -125,7 +131,7 @@ def diagnose(
     return diagnosis._replace(signatures=signatures(diagnosis))
 
 
-_PREPARED = ("num_actions", "budget", "objective", "intercept", "smoothing", "weighting", "advantage_scale", "clip")
+_PREPARED = ("num_actions", "budget", "objective", "intercept", "smoothing", "weighting", "advantage_scale", "clip", "families", "family_share")
 
 
 def _judge_likelihood(problem: _Problem, state: FitState, draw_key, curvature_key, lam, truth):

@@ -89,7 +89,7 @@ def _report(d: Diagnosis, name) -> str:
         f"coverage        {used.size:,} tools used: least {used.min() if used.size else 0}, median "
         f"{np.median(used) if used.size else 0:g}; in the support: least {d.uses[d.support].min() if d.support.size else 0} uses",
         f"lam             {d.lam:.4g}, the largest noise (95 %) is {d.noise:.4g}; norms on the support are within "
-        f"{d.stationarity:.1%} of lam" + ("" if d.stationarity < 0.05 else " (a refitted policy: margins need the penalised fit)"),
+        f"{d.stationarity:.1%} of lam" + ("" if d.stationarity < 0.05 else " (refitted, or with families: no margin)"),
         f"witness margin  {_number(d.witness_margin)} at this support: above 0 it is the only optimum. It says nothing about the truth",
     ]
     if not np.isnan(d.oracle_margin):

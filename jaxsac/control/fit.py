@@ -10,6 +10,7 @@ from jaxsac import _checks
 from jaxsac.control import imitation, tuning, utility
 from jaxsac.control.certificate import certify
 from jaxsac.control.digest import Digest, digest
+from jaxsac.control.families import Families, Split, checked_families
 from jaxsac.control.log import Log, checked
 from jaxsac.control.policy import SparsePolicy
 from jaxsac.control.record_weights import effective_sample_size, record_weights
@@ -43,6 +44,8 @@ def fit(
     weighting: str = "advantage",
     advantage_scale: float | None = None,
     clip: float = 10.0,
+    families: Any = None,
+    family_share: float = 0.5,
     tol: float | None = None,
     max_steps: int | None = None,
     state: FitState | None = None,
@@ -74,6 +77,9 @@ def fit(
       however many tools there are; the others move by a share s/T.
     * `weighting` of "weighted": "advantage", c_t ∝ exp((u_t - mean u)/advantage_scale) (None: their standard deviation), or "propensity",
       c_t ∝ max(u_t, 0)/p_t; each cut at `clip` times its mean, then scaled to mean 1. stats["effective_sample_size"] = (sum c)^2 / sum c^2.
+    * `families`: None, or int [M], the family of each tool (negative: none). The penalty is then lam [(1 - r) sum_j ||theta_j|| +
+      r sum_F ||theta_F||], r = `family_share` in [0, 1), theta_F all weights of the family's tools together: once one of them is kept the
+      others follow more easily, and a family without a use goes as one. A tool without a family is penalised as ever, by lam ||theta_j||.
     * `refit`: fit once more on the support without the penalty, with (1/2T) sum_j ||theta_j||^2 instead, a standard normal prior that
       keeps it finite.
     * `tol` relative to stats["scale"], the objective of the null model; None is 1e-6 in float64, 1e-4 in float32. `max_steps`: None is 500
@@ -93,7 +99,8 @@ def fit(
     Source: the estimator of arXiv 2601.08271; the multiplier simulation, the block-wise Newton steps and the dual certificate are
     classical constructions.
     """
-    problem = _prepare(log, num_actions, budget, objective, intercept, smoothing, weighting, advantage_scale, clip)
+    own = weighting, advantage_scale, clip, families, family_share
+    problem = _prepare(log, num_actions, budget, objective, intercept, smoothing, *own)
     data, log, mode = problem.data, problem.log, problem.mode
     dtype = data.contexts.dtype
     tol = float(tol) if tol is not None else (1e-6 if dtype == jnp.float64 else 1e-4)
@@ -127,16 +134,19 @@ def lam_max(
     weighting: str = "advantage",
     advantage_scale: float | None = None,
     clip: float = 10.0,
+    families: Any = None,
+    family_share: float = 0.5,
 ) -> jax.Array:
-    """The least lam at which no tool looks at the context: max_j ||gradient_j|| at the null model, whose intercepts are fitted, [].
-    Keywords as in `fit`."""
-    problem = _prepare(log, num_actions, budget, objective, intercept, smoothing, weighting, advantage_scale, clip)
-    data = problem.data
+    """The least lam at which no tool looks at the context: max_j ||gradient_j|| (with families their dual norm) at the null model, whose
+    intercepts are fitted, []. Keywords as in `fit`."""
+    own = weighting, advantage_scale, clip, families, family_share
+    problem = _prepare(log, num_actions, budget, objective, intercept, smoothing, *own)
+    data, split = problem.data, problem.split(problem.data)
     if objective == "utility":
-        return jnp.asarray(utility.lam_max(data, problem.log, intercept=problem.mode == "shared"), data.contexts.dtype)
+        return jnp.asarray(utility.lam_max(data, problem.log, intercept=problem.mode == "shared", families=split), data.contexts.dtype)
     point, found = null_point(data, problem.budget, problem.mode)
     certificate = certify(data, working_set(data, point.tools), point, found, 0.0, 0.0, problem.budget, problem.mode)
-    return jnp.asarray(max(float(certificate.norms.max(initial=0.0)), certificate.unused_norm), data.contexts.dtype)
+    return jnp.asarray(imitation.largest_norm(certificate, split), data.contexts.dtype)
 
 
 def simulated_lam(
@@ -151,11 +161,14 @@ def simulated_lam(
     weighting: str = "advantage",
     advantage_scale: float | None = None,
     clip: float = 10.0,
+    families: Any = None,
+    family_share: float = 0.5,
 ) -> jax.Array:
     """The lam that `fit(lam="simulated")` takes, []: 1.1 x the 95 % quantile, over 500 draws of Gaussian multipliers, of the largest
     gradient norm at the
     null model. Keywords as in `fit`; the key is consumed."""
-    problem = _prepare(log, num_actions, budget, objective, intercept, smoothing, weighting, advantage_scale, clip)
+    own = weighting, advantage_scale, clip, families, family_share
+    problem = _prepare(log, num_actions, budget, objective, intercept, smoothing, *own)
     return jnp.asarray(_lam(key, problem, "simulated"), problem.data.contexts.dtype)
 
 
@@ -166,9 +179,15 @@ class _Problem(NamedTuple):
     budget: int
     objective: str
     mode: str
+    families: Families | None = None
+
+    def split(self, data: Digest) -> Split | None:
+        return None if self.families is None else self.families.of(data.used)
 
 
-def _prepare(log, num_actions, budget, objective, intercept, smoothing, weighting, advantage_scale, clip) -> _Problem:
+def _prepare(
+    log, num_actions, budget, objective, intercept, smoothing, weighting, advantage_scale, clip, families=None, family_share=0.5
+) -> _Problem:
     num_actions = _checks.static_integer("num_actions", num_actions, 1)
     budget = _checks.static_integer("budget", budget, 1)
     _checks.choice("objective", objective, OBJECTIVES)
@@ -178,7 +197,7 @@ def _prepare(log, num_actions, budget, objective, intercept, smoothing, weightin
     _checks.require(
         0 < smoothing < np.inf, f"smoothing must be > 0 and finite, got {smoothing:g}: without it an unused tool has no intercept."
     )
-    log = checked(log, num_actions, budget)
+    log, together = checked(log, num_actions, budget), checked_families(families, family_share, num_actions)
     if objective == "utility":
         log = log._replace(available=None)  # which sets could have been chosen says nothing about the utility of the one that was
     budget = min(budget, num_actions)
@@ -192,7 +211,7 @@ def _prepare(log, num_actions, budget, objective, intercept, smoothing, weightin
         )
         _checks.require(log.utilities is not None, 'objective="utility" needs log.utilities.')
     prior = smoothing if mode != "none" and objective != "utility" else 0.0
-    return _Problem(log, digest(log, weights, num_actions, budget, prior), weights, budget, objective, mode)
+    return _Problem(log, digest(log, weights, num_actions, budget, prior), weights, budget, objective, mode, together)
 
 
 def _lam(key, problem: _Problem, lam: Any) -> float:
@@ -202,29 +221,31 @@ def _lam(key, problem: _Problem, lam: Any) -> float:
         return lam
     _checks.choice("lam", lam, LAMS)
     _checks.require(lam != "scaled" or problem.objective == "utility", 'lam="scaled" is for objective="utility", which has a noise level.')
-    data, with_constant = problem.data, problem.mode == "shared"
+    data, with_constant, split = problem.data, problem.mode == "shared", problem.split(problem.data)
     if problem.objective == "utility":
         if lam == "simulated":
-            chosen = utility.simulated(key, data, problem.log, intercept=with_constant)
+            chosen = utility.simulated(key, data, problem.log, intercept=with_constant, families=split)
         elif lam == "scaled":
-            chosen = utility.scaled(key, data, problem.log, intercept=with_constant)
+            chosen = utility.scaled(key, data, problem.log, intercept=with_constant, families=split)
         else:
             chosen = utility.theory(data, problem.log, intercept=with_constant)
     else:
         found = null_point(data, problem.budget, problem.mode)[1]
-        chosen = tuning.simulated(key, data, found, problem.budget) if lam == "simulated" else tuning.theory(data, found, problem.budget)
+        simulate = lam == "simulated"
+        chosen = tuning.simulated(key, data, found, problem.budget, split) if simulate else tuning.theory(data, found, problem.budget)
     return max(chosen, float(np.finfo(np.float32).tiny))  # a log of zero contexts has no noise to measure
 
 
 def _fit_likelihood(problem: _Problem, lam: float, tol: float, max_steps: int, state: FitState | None, refit: bool):
     data, budget, mode = problem.data, problem.budget, problem.mode
     start = None if state is None else _warm_start(data, state, mode)
-    fitted = imitation.solve(data, lam, budget=budget, mode=mode, tol=tol, max_steps=max_steps, start=start)
+    options: dict[str, Any] = {"budget": budget, "mode": mode, "tol": tol, "max_steps": max_steps}
+    fitted = imitation.solve(data, lam, start=start, families=problem.split(data), **options)
     if fitted.status is None:
         # Even tools that nobody used look at the context at this lam (few tools, no intercepts of their own): list them one by one.
         reached = FitState(data.used[fitted.point.tools], fitted.point.weights, _intercepts(data, fitted.point))
         data = digest(problem.log, problem.weights, data.num_actions, budget, data.prior_weight * data.num_records, everyone=True)
-        fitted = imitation.solve(data, lam, budget=budget, mode=mode, tol=tol, max_steps=max_steps, start=_warm_start(data, reached, mode))
+        fitted = imitation.solve(data, lam, start=_warm_start(data, reached, mode), families=problem.split(data), **options)
     status = fitted.status
     assert status is not None
     stats: dict[str, Any] = {
@@ -237,9 +258,7 @@ def _fit_likelihood(problem: _Problem, lam: float, tol: float, max_steps: int, s
     }
     if refit:
         support = regroup(data, fitted.point, fitted.point.norms > 0, np.zeros(0, int))
-        again = imitation.solve(
-            data, 0.0, budget=budget, mode=mode, tol=tol, max_steps=max_steps, start=support, ridge=1 / data.num_records, fixed=True
-        )
+        again = imitation.solve(data, 0.0, start=support, ridge=1 / data.num_records, fixed=True, **options)
         stats |= {"refit_objective": again.certificate.objective, "refit_gap": again.certificate.inner_gap}
         assert again.status is not None
         status = status if status != Status.CONVERGED else again.status
@@ -263,8 +282,9 @@ def _fit_utility(problem: _Problem, lam: float, tol: float, max_steps: int, stat
     if state is not None:
         known = np.isin(state.tools, data.used)
         start = (np.searchsorted(data.used, state.tools[known]), state.weights[known])
-    fitted = utility.solve(data, log, lam, intercept=constant, tol=tol, max_steps=max_steps, start=start)
-    status, stats = fitted.status, {"lam_max": utility.lam_max(data, log, intercept=constant), **fitted.stats}
+    split = problem.split(data)
+    fitted = utility.solve(data, log, lam, intercept=constant, tol=tol, max_steps=max_steps, start=start, families=split)
+    status, stats = fitted.status, {"lam_max": utility.lam_max(data, log, intercept=constant, families=split), **fitted.stats}
     if refit:
         fitted = utility.refit(data, log, fitted, intercept=constant, ridge=1 / data.num_records, tol=tol, max_steps=max_steps)
         stats |= fitted.stats

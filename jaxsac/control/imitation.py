@@ -9,6 +9,7 @@ import numpy as np
 from jaxsac.control import step
 from jaxsac.control.certificate import Certificate, certify
 from jaxsac.control.digest import Digest
+from jaxsac.control.families import Split
 from jaxsac.control.likelihood import Evaluation, Working
 from jaxsac.control.working import Point, evaluate_point, null_point, pad, regroup, working_set
 from jaxsac.solution import Status
@@ -42,23 +43,26 @@ def solve(
     start: Point | None = None,
     ridge: float = 0.0,
     fixed: bool = False,
+    families: Split | None = None,
     report=None,
 ) -> Fitted:
     """Minimise from the null model or from `start`; `fixed` keeps the working set of `start` and certifies on it alone."""
     dtype = data.contexts.dtype
     null, null_found = null_point(data, budget, mode)
-    null_certificate = certify(data, working_set(data, null.tools), null, null_found, lam, ridge, budget, mode)
+    null_certificate = certify(data, working_set(data, null.tools), null, null_found, lam, ridge, budget, mode, families)
     scale = float(null_found.value)
-    lam_max = max(float(null_certificate.norms.max(initial=0.0)), null_certificate.unused_norm)
+    lam_max = largest_norm(null_certificate, families)
     point = null if start is None else start
     if not fixed:
-        point = _add_violators(data, point, null_certificate.norms, lam, np.ones(point.tools.size, bool), max(FIRST - point.tools.size, 0))
+        everything = np.ones(point.tools.size, bool)
+        point = _add_violators(data, point, null_certificate.norms, lam, families, everything, max(FIRST - point.tools.size, 0))
     num_steps = num_rounds = num_evaluations = idle = 0
     while True:
         num_rounds += 1
         working = working_set(data, point.tools)
         size, width = point.tools.size, working.present.size
-        measure = functools.partial(_measure, data, working, lam, ridge, budget, mode)
+        measure = functools.partial(_measure, data, working, lam, ridge, budget, mode, families)
+        together = None if families is None else _family_step(families, point.tools, width, dtype)
         point, found, certificate = measure(point)
         num_evaluations += 1
         model = None
@@ -70,9 +74,9 @@ def solve(
             if status is not None:
                 break
             if not fixed and certificate.inner_gap < 0.3 * gap:
-                if _violators(data, point, certificate.norms, lam).size:
+                if _violators(data, point, certificate.norms, lam, families).size:
                     break
-                if certificate.unused_norm > lam:
+                if _unused_enter(point, certificate, lam, families):
                     return Fitted(point, certificate, None, scale, lam_max, num_steps, num_rounds, num_evaluations)
             if model is None:
                 floor = working.target if start is None and num_steps < FLOOR_STEPS else jnp.zeros_like(working.target)
@@ -85,6 +89,7 @@ def solve(
                 model,
                 np.asarray(lam, dtype),
                 np.asarray(ridge, dtype),
+                together,
                 mode=mode,
             )
             move, intercept_move = np.asarray(move, np.float64)[:size], np.asarray(intercept_move, np.float64)[:size]
@@ -104,15 +109,22 @@ def solve(
             point, found, certificate = search.point, search.found, search.certificate
         if status is not None:
             break
-        keep = (point.norms > 0) | (certificate.norms[point.tools] > 0.9 * lam)
-        point = _add_violators(data, point, certificate.norms, lam, keep, max(FIRST, int(keep.sum())))
+        keep = (point.norms > 0) | (certificate.norms[point.tools] > 0.9 * lam * (1 if families is None else 1 - families.share))
+        point = _add_violators(data, point, certificate.norms, lam, families, keep, max(FIRST, int(keep.sum())))
     return Fitted(point, certificate, status, scale, lam_max, num_steps, num_rounds, num_evaluations)
 
 
-def _measure(data: Digest, working: Working, lam: float, ridge: float, budget: int, mode: str, point: Point):
+def largest_norm(certificate: Certificate, families: Split | None) -> float:
+    """The least lam at which this gradient asks for no tool."""
+    if families is not None:
+        return float(families.dual_norm(certificate.norms, certificate.unused_norm)[0])
+    return max(float(certificate.norms.max(initial=0.0)), certificate.unused_norm)
+
+
+def _measure(data: Digest, working: Working, lam: float, ridge: float, budget: int, mode: str, families: Split | None, point: Point):
     """The point with its intercepts optimised, the likelihood there, and the certificate."""
     point, found = evaluate_point(data, working, point, budget, mode)
-    return point, found, certify(data, working, point, found, lam, ridge, budget, mode)
+    return point, found, certify(data, working, point, found, lam, ridge, budget, mode, families)
 
 
 class _Search(NamedTuple):
@@ -146,14 +158,34 @@ def _status(certificate: Certificate, gap: float, allowed: float, num_steps: int
     return Status.MAX_STEPS if num_steps >= max_steps else None
 
 
-def _violators(data: Digest, point: Point, norms: np.ndarray, lam: float) -> np.ndarray:
-    outside = norms > lam
+def _excess(point: Point, norms: np.ndarray, lam: float, families: Split | None) -> np.ndarray:
+    """By how much each used tool's gradient asks it to leave zero, [U]; not above 0: it need not."""
+    return norms - lam if families is None else families.excess(norms, point.tools[point.norms > 0], lam)
+
+
+def _unused_enter(point: Point, certificate: Certificate, lam: float, families: Split | None) -> bool:
+    if families is None:
+        return certificate.unused_norm > lam
+    return families.unused_enter(certificate.norms, certificate.unused_norm, point.tools[point.norms > 0], lam)
+
+
+def _violators(data: Digest, point: Point, norms: np.ndarray, lam: float, families: Split | None) -> np.ndarray:
+    outside = _excess(point, norms, lam, families) > 0
     outside[point.tools] = False
     return np.flatnonzero(outside)
 
 
-def _add_violators(data: Digest, point: Point, norms: np.ndarray, lam: float, keep: np.ndarray, room: int) -> Point:
+def _add_violators(
+    data: Digest, point: Point, norms: np.ndarray, lam: float, families: Split | None, keep: np.ndarray, room: int
+) -> Point:
     """The kept tools and the worst violators among the others, at most `room`."""
-    violators = _violators(data, point, norms, lam)
+    violators = _violators(data, point, norms, lam, families)
     worst = violators[np.argsort(-norms[violators], kind="stable")][:room]
     return regroup(data, point, keep, worst)
+
+
+def _family_step(families: Split, tools: np.ndarray, width: int, dtype) -> step.FamilyStep:
+    """Labels numbered within the working set; its padding has a family of its own, of norm zero."""
+    label = np.unique(families.label[tools], return_inverse=True)[1].reshape(-1)
+    padded = np.append(label, np.full(width - tools.size, min(label.max(initial=-1) + 1, width - 1)))
+    return step.FamilyStep(jnp.asarray(padded, jnp.int32), jnp.asarray(families.share, dtype))

@@ -15,6 +15,7 @@ import numpy as np
 from jaxsac.control.likelihood import HIGHEST
 
 BLOCK = 512  # rows whose pairs of features are made at a time
+FAMILY_ROUNDS = 12
 
 
 class Curvature(NamedTuple):
@@ -62,35 +63,71 @@ def _second_moments(contexts, weights):
     return upper[:, place]
 
 
+class FamilyStep(NamedTuple):
+    """`label` int32 [W], below W, of the tools in the working set; `share` of the penalty that is on the families' norms."""
+
+    label: jax.Array
+    share: jax.Array
+
+
 @functools.partial(jax.jit, static_argnames=("mode",))
-def direction(weights, weight_gradient, use, target, model: Curvature, lam, ridge, *, mode: str):
+def direction(weights, weight_gradient, use, target, model: Curvature, lam, ridge, families: FamilyStep | None = None, *, mode: str):
     """Minimiser of every tool's g'd + d'Hd/2 + lam ||theta + d||, its intercept eliminated: the step and the predicted change of the
-    objective."""
+    objective. With families, of every family's: their tools share the norm lam share ||theta_F + d_F||."""
     smooth, intercept_gradient = weight_gradient + ridge * weights, use - target
     gradient = smooth - model.cross * (intercept_gradient / model.own)[:, None] if mode == "per_tool" else smooth
     pull = model.values * _rotate(model, weights) - _rotate(model, gradient)
+    own = lam if families is None else lam * (1 - families.share)
     norm = jnp.sqrt(jnp.sum(pull**2, axis=1))
-    alive = norm > lam  # without a penalty: all
 
-    def newton(_, length):
-        # Root of ||v / (s length + lam)|| = 1 by Newton on its inverse, which is nearly linear: monotone from 0.
-        scale = model.values * length[:, None] + lam
-        squares = jnp.sum((pull / scale) ** 2, axis=1)
-        slope = jnp.sum(model.values * pull**2 / scale**3, axis=1)
-        return length + jnp.maximum(squares * (jnp.sqrt(squares) - 1) / jnp.where(slope > 0, slope, 1), 0)
+    def minimised(values):
+        """Every tool's minimiser, in its eigenvectors, where its curvatures are `values` [W, q]."""
 
-    penalised = lam > 0
-    length = jax.lax.fori_loop(0, jnp.where(penalised, 16, 0), newton, jnp.zeros_like(norm))
-    scale = jnp.where(penalised, model.values + lam / jnp.where(length > 0, length, 1)[:, None], model.values)
-    new = jnp.einsum("wij,wj->wi", model.vectors, pull / scale, precision=HIGHEST)
-    step = jnp.where(alive[:, None], new, 0) - weights
+        def newton(_, length):
+            # Root of ||v / (s length + lam)|| = 1 by Newton on its inverse, which is nearly linear: monotone from 0.
+            scale = values * length[:, None] + own
+            squares = jnp.sum((pull / scale) ** 2, axis=1)
+            slope = jnp.sum(values * pull**2 / scale**3, axis=1)
+            return length + jnp.maximum(squares * (jnp.sqrt(squares) - 1) / jnp.where(slope > 0, slope, 1), 0)
+
+        penalised = own > 0
+        length = jax.lax.fori_loop(0, jnp.where(penalised, 16, 0), newton, jnp.zeros_like(norm))
+        scale = jnp.where(penalised, values + own / jnp.where(length > 0, length, 1)[:, None], values)
+        return jnp.where((norm > own)[:, None], pull / scale, 0)  # without a penalty: all
+
+    rotated = minimised(model.values) if families is None else _with_families(minimised, model.values, weights, norm, own, lam, families)
+    step = jnp.einsum("wij,wj->wi", model.vectors, rotated, precision=HIGHEST) - weights
     if mode == "per_tool":
         intercept_step = -(intercept_gradient + jnp.sum(model.cross * step, axis=1)) / model.own
     else:
         intercept_step = jnp.zeros_like(intercept_gradient)
     growth = jnp.sqrt(jnp.sum((weights + step) ** 2, axis=1)) - jnp.sqrt(jnp.sum(weights**2, axis=1))
-    change = jnp.sum(smooth * step) + jnp.sum(intercept_gradient * intercept_step) + lam * jnp.sum(growth)
+    change = jnp.sum(smooth * step) + jnp.sum(intercept_gradient * intercept_step) + own * jnp.sum(growth)
+    if families is not None:
+        together = _family_norms(weights + step, families.label) - _family_norms(weights, families.label)
+        change = change + lam * families.share * jnp.sum(together)
     return step, intercept_step, change
+
+
+def _with_families(minimised, values, weights, norm, own, lam, families: FamilyStep):
+    """The families' minimisers. At a norm r of its family a tool has lam share / r more curvature: r <- ||minimiser at r|| rises or falls to
+    the one fixed point, from the present norm. A family is zero iff ||((||pull_j|| - lam (1 - share))_+)_F|| <= lam share."""
+    over = jnp.sqrt(jax.ops.segment_sum(jnp.maximum(norm - own, 0) ** 2, families.label, norm.size))
+    alive = over > lam * families.share
+    now = _family_norms(weights, families.label)
+
+    def at(radius):
+        safe = jnp.where(radius > 0, radius, 1)
+        return jnp.where(alive[families.label][:, None], minimised(values + (lam * families.share / safe)[families.label][:, None]), 0)
+
+    radius = jnp.where(now > 0, now, _family_norms(minimised(values), families.label))
+    radius = jax.lax.fori_loop(0, FAMILY_ROUNDS, lambda _, radius: _family_norms(at(radius), families.label), radius)
+    return at(radius)
+
+
+def _family_norms(weights, label):
+    """||theta_F|| [W] by label."""
+    return jnp.sqrt(jax.ops.segment_sum(jnp.sum(weights**2, axis=1), label, label.size))
 
 
 def _rotate(model: Curvature, vectors):

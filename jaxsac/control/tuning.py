@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac.control.digest import Digest
+from jaxsac.control.families import Split
 from jaxsac.control.likelihood import Evaluation
 from jaxsac.control.working import to_host, unpad_groups
 from jaxsac.gibbs import rows
@@ -19,7 +20,7 @@ BLOCK = 64  # draws at a time
 MEMORY = 1_000_000  # numbers in a batch of tools
 
 
-def simulated(key: jax.Array, data: Digest, found: Evaluation, budget: int) -> float:
+def simulated(key: jax.Array, data: Digest, found: Evaluation, budget: int, families: Split | None = None) -> float:
     """1.1 x the 95 % quantile of max_j ||(1/T) sum_t eps_t (g_tj - mean g_j)|| over 500 draws, g_tj = c_t (1[j in a_t] - mu_tj) psi_t.
 
     The pilot is the null model: intercepts fitted, no weights (`found`). Unless records offer their own tools mu_tj does not depend on the
@@ -30,8 +31,8 @@ def simulated(key: jax.Array, data: Digest, found: Evaluation, budget: int) -> f
     if data.slots is None:
         rates, unused_rate = _null_rates(data, found)
         entries = Entries(data.entry_tool, data.entry_record, weights[data.entry_record])
-        return multiplier_quantile(key, data, entries, weights, rates, unused_rate if data.group_size[-1] > 0 else 0.0)
-    return multiplier_quantile(key, data, _offered_scores(data, found, weights, budget), weights, np.zeros(data.used.size), 0.0)
+        return multiplier_quantile(key, data, entries, weights, rates, unused_rate if data.group_size[-1] > 0 else 0.0, families)
+    return multiplier_quantile(key, data, _offered_scores(data, found, weights, budget), weights, np.zeros(data.used.size), 0.0, families)
 
 
 class Entries(NamedTuple):
@@ -42,15 +43,25 @@ class Entries(NamedTuple):
     value: np.ndarray
 
 
-def multiplier_quantile(key: jax.Array, data: Digest, entries: Entries, factor: np.ndarray, rates: np.ndarray, unused_rate: float) -> float:
+def multiplier_quantile(
+    key: jax.Array,
+    data: Digest,
+    entries: Entries,
+    factor: np.ndarray,
+    rates: np.ndarray,
+    unused_rate: float,
+    families: Split | None = None,
+) -> float:
     """The quantile for the scores of `entries` minus rate_j factor_t psi_t, centred. Tools with equally many entries are one batch of
-    products."""
+    products. With families the largest norm is their dual norm of all tools' norms."""
     records = data.num_records
     contexts = np.asarray(data.contexts, np.float64)[:records] / records
     noise = np.asarray(jax.random.normal(key, (NUM_DRAWS, records), np.float32), np.float64)
     noise -= noise.mean(1, keepdims=True)  # centring the scores is centring the noise
     common = (noise * factor) @ contexts  # [R, q]
-    largest = (unused_rate * np.linalg.norm(common, axis=1)) ** 2
+    beside = unused_rate * np.linalg.norm(common, axis=1)
+    largest = beside**2
+    everyone = None if families is None else np.zeros((NUM_DRAWS, data.used.size))
     tools, starts, counts = np.unique(entries.tool, return_index=True, return_counts=True)
     ranking = np.argsort(counts, kind="stable")
     values, first = np.unique(counts[ranking], return_index=True)
@@ -61,21 +72,23 @@ def multiplier_quantile(key: jax.Array, data: Digest, entries: Entries, factor: 
             scores = contexts[entries.record[where]] * entries.value[where][:, :, None]
             for low in range(0, NUM_DRAWS, BLOCK):
                 draws = slice(low, low + BLOCK)
-                squares = _largest_squares(noise[draws], common[draws], entries.record[where], scores, rates[tools[part]])
-                largest[draws] = np.maximum(largest[draws], squares)
+                squares = _squares(noise[draws], common[draws], entries.record[where], scores, rates[tools[part]])
+                largest[draws] = np.maximum(largest[draws], squares.max(1))
+                if everyone is not None:
+                    everyone[draws, tools[part]] = np.sqrt(np.maximum(squares, 0))
+    if families is not None and everyone is not None:
+        largest = families.dual_norm(everyone, beside) ** 2
     return MARGIN * float(np.sqrt(np.quantile(largest, CONFIDENCE)))
 
 
-def _largest_squares(noise, common, records, scores, rate):
-    """max over these tools of ||sum_t eps_t scores_t - rate common||^2, one per draw."""
+def _squares(noise, common, records, scores, rate):
+    """||sum_t eps_t scores_t - rate common||^2 of each of these tools, [R, m]."""
     if records.shape[1] == 1:  # expanded, so that no [R, m, q] array appears
         score = scores[:, 0]
         e = noise[:, records[:, 0]]
-        squares = e**2 * (score**2).sum(1) - 2 * e * rate * (common @ score.T) + rate**2 * (common**2).sum(1)[:, None]
-    else:
-        own = np.matmul(noise[:, records].transpose(1, 0, 2), scores) - rate[:, None, None] * common
-        squares = np.einsum("mrq,mrq->rm", own, own)
-    return squares.max(1)
+        return e**2 * (score**2).sum(1) - 2 * e * rate * (common @ score.T) + rate**2 * (common**2).sum(1)[:, None]
+    own = np.matmul(noise[:, records].transpose(1, 0, 2), scores) - rate[:, None, None] * common
+    return np.einsum("mrq,mrq->rm", own, own)
 
 
 def theory(data: Digest, found: Evaluation, budget: int) -> float:

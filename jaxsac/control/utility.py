@@ -8,10 +8,13 @@ import numpy as np
 
 from jaxsac import designs, group_lasso
 from jaxsac.control.digest import Digest
+from jaxsac.control.families import Split
 from jaxsac.control.log import Log
 from jaxsac.control.tuning import Entries, largest_moment, multiplier_quantile, theory_rate
+from jaxsac.control.working import capacity
 from jaxsac.group_lasso.fista import State
-from jaxsac.prox import Groups
+from jaxsac.prox import Groups, Penalty
+from jaxsac.prox.operators import Level
 from jaxsac.solution import Status
 
 SCALE_ROUNDS = 20
@@ -26,20 +29,28 @@ class UtilityFit(NamedTuple):
 
 
 def solve(
-    data: Digest, log: Log, lam: float, *, intercept: bool, tol: float, max_steps: int, start: tuple[np.ndarray, np.ndarray] | None
+    data: Digest,
+    log: Log,
+    lam: float,
+    *,
+    intercept: bool,
+    tol: float,
+    max_steps: int,
+    start: tuple[np.ndarray, np.ndarray] | None,
+    families: Split | None = None,
 ) -> UtilityFit:
     """Group lasso through `group_lasso.solve` on the used tools alone: an unused one has gradient zero, hence weights zero, exactly."""
     design, groups, utilities = _problem(data, log)
     q = data.feature_sums.shape[1]
-    state = None
+    coef = np.zeros((groups.num_groups, q))
     if start is not None:
-        coef = np.zeros((data.used.size, q))
         coef[start[0]] = start[1]
-        zero, one = jnp.zeros((), design.dtype), jnp.ones((), design.dtype)
-        flat = jnp.asarray(coef.reshape(-1), design.dtype)
-        state = State(flat, zero, flat, zero, one, one)
-    solution = group_lasso.solve(design, utilities, groups, lam, intercept=intercept, tol=tol, max_steps=max_steps, state=state)
-    coef = np.asarray(solution.value.coef, np.float64).reshape(data.used.size, q)
+    zero, one = jnp.zeros((), design.dtype), jnp.ones((), design.dtype)
+    flat = jnp.asarray(coef.reshape(-1), design.dtype)
+    state = State(flat, zero, flat, zero, one, one)  # from nothing too: one compilation for both
+    options = {"intercept": intercept, "tol": tol, "max_steps": max_steps, "state": state, **_penalty(groups, q, families)}
+    solution = group_lasso.solve(design, utilities, groups, lam, **options)
+    coef = np.asarray(solution.value.coef, np.float64).reshape(groups.num_groups, q)
     tools = np.flatnonzero(np.any(coef != 0, axis=1))
     names = ("objective", "gap", "scale", "num_steps")
     return UtilityFit(
@@ -109,31 +120,43 @@ def _ridge(design, utilities, start, ridge, allowed: float, max_steps: int, inte
     return coef, jnp.vdot(final, final) / (2 * ridge), objective, constant
 
 
-def lam_max(data: Digest, log: Log, *, intercept: bool) -> float:
+def _penalty(groups: Groups, num_features: int, families: Split | None) -> dict[str, Any]:
+    """What families add to the keywords of `group_lasso.solve`; the padding tools are families of one."""
+    if families is None:
+        return {}
+    label = np.unique(families.label, return_inverse=True)[1].reshape(-1)
+    padding = groups.num_groups - label.size
+    label = np.append(label, label.max(initial=-1) + 1 + np.arange(padding))
+    level = Level(Groups.from_labels(np.repeat(label, num_features)), families.share)
+    return {"weights": np.full(groups.num_groups, 1 - families.share), "penalty": Penalty(levels=(level,))}
+
+
+def lam_max(data: Digest, log: Log, *, intercept: bool, families: Split | None = None) -> float:
     design, groups, utilities = _problem(data, log)
-    return float(group_lasso.lam_max(design, utilities, groups, intercept=intercept))
+    return float(group_lasso.lam_max(design, utilities, groups, intercept=intercept, **_penalty(groups, data.feature_sums.shape[1], families)))
 
 
-def simulated(key: jax.Array, data: Digest, log: Log, *, intercept: bool) -> float:
+def simulated(key: jax.Array, data: Digest, log: Log, *, intercept: bool, families: Split | None = None) -> float:
     """The multiplier quantile of max_j ||(1/T) sum_{t: j in a_t} eps_t r_t psi_t||, r_t = u_t - mean u: the pilot has no weights."""
     residual = _residual(log, intercept)
     entries = Entries(data.entry_tool, data.entry_record, residual[data.entry_record])
-    return multiplier_quantile(key, data, entries, residual, np.zeros(data.used.size), 0.0)
+    return multiplier_quantile(key, data, entries, residual, np.zeros(data.used.size), 0.0, families)
 
 
-def scaled(key: jax.Array, data: Digest, log: Log, *, intercept: bool) -> float:
+def scaled(key: jax.Array, data: Digest, log: Log, *, intercept: bool, families: Split | None = None) -> float:
     """lam = lam_1 sigma with lam_1 the multiplier quantile for noise of unit variance and sigma^2 the mean square residual of the fit at lam:
     alternate from the model without weights, sigma falling, until it stands. sigma stays above 1 % of the utilities' spread."""
     spread = _residual(log, intercept)
     ones = np.ones(data.num_records)
-    unit = multiplier_quantile(key, data, Entries(data.entry_tool, data.entry_record, ones[data.entry_record]), ones, np.zeros(data.used.size), 0.0)
+    entries = Entries(data.entry_tool, data.entry_record, ones[data.entry_record])
+    unit = multiplier_quantile(key, data, entries, ones, np.zeros(data.used.size), 0.0, families)
     contexts = np.asarray(log.contexts, np.float64)
     least = 0.01 * float(np.sqrt(np.mean(spread**2)))
     sigma, start = 100 * least, None
     for _ in range(SCALE_ROUNDS):
         if not sigma > 0 or not unit > 0:
             return unit * sigma
-        fitted = solve(data, log, unit * sigma, intercept=intercept, tol=1e-4, max_steps=20_000, start=start)
+        fitted = solve(data, log, unit * sigma, intercept=intercept, tol=1e-4, max_steps=20_000, start=start, families=families)
         start = (fitted.tools, fitted.weights)
         weights = np.zeros((data.used.size, contexts.shape[1]))
         weights[fitted.tools] = fitted.weights
@@ -161,7 +184,7 @@ def _problem(data: Digest, log: Log):
     contexts = jnp.asarray(np.asarray(log.contexts))
     lookup = np.full(data.num_actions + 1, -1, np.int32)
     lookup[data.used] = np.arange(data.used.size)
-    tools = max(data.used.size, 1)
+    tools = capacity(data.used.size)  # tools without records keep the shapes few
     design = designs.budgeted_choice(lookup[np.asarray(log.actions)], contexts, tools)
     utilities = jnp.asarray(np.asarray(log.utilities), contexts.dtype)
     return design, Groups.equal(num_groups=tools, size=contexts.shape[1]), utilities

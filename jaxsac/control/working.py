@@ -39,16 +39,13 @@ def working_set(data: Digest, tools: np.ndarray) -> Working:
     np.subtract.at(counts, data.group[tools], 1)
     width = capacity(tools.size)
     groups = group_capacity(counts.size) if data.slots is None else counts.size
-    # Put on the device once, in one go, for all evaluations on this working set.
-    return jax.device_put(
-        Working(
-            feature_sums=pad(data.feature_sums[tools], width).astype(dtype),
-            target=pad(data.frequency[tools] + data.prior_use, width).astype(dtype),
-            present=np.arange(width) < tools.size,
-            counts=pad_groups(counts, groups).astype(dtype),
-            group_target=pad_groups(data.group_frequency + data.prior_use, groups, 0.5).astype(dtype),
-            prior_weight=np.asarray(data.prior_weight, dtype),
-        )
+    return Working(
+        feature_sums=jax.device_put(pad(data.feature_sums[tools], width).astype(dtype)),
+        target=jax.device_put(pad(data.frequency[tools] + data.prior_use, width).astype(dtype)),
+        present=jax.device_put(np.arange(width) < tools.size),
+        counts=jax.device_put(pad_groups(counts, groups).astype(dtype)),
+        group_target=jax.device_put(pad_groups(data.group_frequency + data.prior_use, groups, 0.5).astype(dtype)),
+        prior_weight=jax.device_put(np.asarray(data.prior_weight, dtype)),
     )
 
 

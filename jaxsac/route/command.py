@@ -61,6 +61,13 @@ def add_parser(commands: Any) -> None:
         metavar="K",
         help="most tools to keep with --lam validation (default: %(default)s)",
     )
+    parser.add_argument(
+        "--family-share",
+        type=_share,
+        default=job.DEFAULTS.family_share,
+        metavar="R",
+        help="share of the penalty on families of tools, where the tools file names some; 0: none (default: %(default)s)",
+    )
     parser.add_argument("--features", type=_whole, default=job.DEFAULTS.size, metavar="Q", help="features of a text (default: %(default)s)")
     parser.add_argument("--no-curve", action="store_true", help="skip the learning curve (faster)")
     parser.add_argument("--seed", type=int, default=0, help="of the learning curve's subsets and the simulated penalty (default: 0)")
@@ -111,7 +118,8 @@ def _learn(given: argparse.Namespace) -> int:
     log = _log(given)
     reading = time.perf_counter() - start
     curve = () if given.no_curve or earlier is not None else job.DEFAULTS.curve
-    options = job.Options(given.budget, given.lam, given.keep, given.features, curve, given.seed, _processes(), given.report, earlier)
+    numbers = given.budget, given.lam, given.keep, given.features, curve, given.seed, _processes()
+    options = job.Options(*numbers, diagnose=given.report, family_share=given.family_share, earlier=earlier)
     result = job.run(log, options, _bar(given.quiet))
     times = {"mining" if log.notes["source"] == "mined" else "reading": reading} | result.summary["seconds"]
     result = result._replace(summary=result.summary | {"seconds": times})
@@ -198,6 +206,16 @@ def _positive(text: str) -> float:
         number = float("nan")
     if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"must be a number > 0, got {text!r}")
+    return number
+
+
+def _share(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = float("nan")
+    if not 0 <= number < 1:
+        raise argparse.ArgumentTypeError(f"must be a number >= 0 and below 1, got {text!r}")
     return number
 
 

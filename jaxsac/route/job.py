@@ -36,6 +36,7 @@ class Options(NamedTuple):
     (for lam = "validation"). `size`: text features. `curve`: numbers of training records for the learning curve, () for none.
     `seed`: of the learning curve's subsets and the simulation. `processes` > 1: the smaller training sets in a process of their own
     (spawned, so a script needs the usual `if __name__ == "__main__"`). `diagnose`: judge the sparse policy by `control.diagnose` too.
+    `family_share`: of the penalty that is on the families of tools, where the tools file names some (see `control.fit`).
     `earlier`: keep its features, start from its parameters, at its penalty times sqrt(its records / the records now); `lam` is ignored."""
 
     budget: int | None = None
@@ -46,6 +47,7 @@ class Options(NamedTuple):
     seed: int = 0
     processes: int = 1
     diagnose: bool = False
+    family_share: float = 0.5
     earlier: Earlier | None = None
 
 
@@ -71,7 +73,8 @@ class Judged(NamedTuple):
 
 
 class Fold(NamedTuple):
-    """One training set: its catalogue of M tools, features [T, q], sets int32 [T, B], and the records to judge on."""
+    """One training set: its catalogue of M tools, features [T, q], sets int32 [T, B], the records to judge on, and the tools' families int
+    [M] (-1: none; None where no tool has one)."""
 
     names: list[str]
     features: Features
@@ -80,6 +83,7 @@ class Fold(NamedTuple):
     contexts: list[str] | np.ndarray
     validation: Judged
     test: Judged
+    families: np.ndarray | None
 
 
 Show = Callable[[Iterable[Any], int, str], Iterable[Any]]
@@ -130,7 +134,9 @@ def run(log: RouteLog, options: Options = DEFAULTS, show: Show = lambda items, t
     diagnosis = None
     if options.diagnose:
         with _clock(times, "diagnosis"):
-            diagnosis = control.diagnose(sparse.penalised, control.Log(fold.rows, fold.actions), num_resamples=RESAMPLES)
+            shared = {} if fold.families is None else {"families": fold.families, "family_share": options.family_share}
+            shared |= {"lam": sparse.certificate["lam"]} if shared else {}
+            diagnosis = control.diagnose(sparse.penalised, control.Log(fold.rows, fold.actions), num_resamples=RESAMPLES, **shared)
     return Result(summary, router, diagnosis, tuple(fold.names))
 
 
@@ -225,7 +231,13 @@ def _fold(parts: split.Parts, training: RouteLog, full: list[str], budget: int, 
         return Judged(transform(features, part.contexts), actions, part.groups, part.contexts)
 
     rows, actions = transform(features, training.contexts), split.action_table(training, names, budget)
-    return Fold(names, features, rows, actions, training.contexts, judged(parts.validation), judged(parts.test))
+    return Fold(names, features, rows, actions, training.contexts, judged(parts.validation), judged(parts.test), _families(names, training))
+
+
+def _families(names: list[str], log: RouteLog) -> np.ndarray | None:
+    named = [log.tools.get(name, Tool()).family for name in names]
+    numbers = {family: number for number, family in enumerate(sorted(set(named) - {""}))}
+    return np.array([numbers.get(family, -1) for family in named]) if numbers else None
 
 
 def _learn(fold: Fold, budget: int, options: Options, times: dict[str, float]) -> tuple[dict[str, RidgeFit], dict[str, Any], SparseFit]:
@@ -247,6 +259,7 @@ def _learn(fold: Fold, budget: int, options: Options, times: dict[str, float]) -
     with _clock(times, "sparse policy"):
         key = jax.random.key(options.seed)
         limits: dict[str, Any] = {"lam": options.lam, "keep": options.keep, "ridge": RIDGE}
+        limits |= {"families": fold.families, "family_share": options.family_share}
         if options.earlier is not None:
             limits |= {"lam": options.earlier.lam * float(np.sqrt(options.earlier.records / len(fold.rows))), "start": _start(options.earlier, fold)}
         sparse = fit_sparse(key, fold.rows, fold.actions, size, budget, quality=quality, **limits)

@@ -148,7 +148,8 @@ def _kept(summary: dict[str, Any]) -> str:
         lines.append(f"cost      {cost:g} for the kept tools")
     families = sorted({row["family"] for row in kept if row["family"]})
     if families:
-        lines.append(f"families  {', '.join(families)}")
+        share = summary["certificate"].get("family_share", 0.0)
+        lines.append(f"families  {', '.join(families)}" + (f": {share:g} of the penalty is on families" if share else ""))
     width = max([len(row["tool"]) for row in kept[:SHOWN]] + [4])
     lines += ["", f"  {'tool':{width}}  strength  uses", f"  {'-' * width}  --------  ----"]
     lines += [f"  {row['tool']:{width}}  {row['strength']:8.2f}  {row['uses']:4d}" for row in by_context[:SHOWN]]

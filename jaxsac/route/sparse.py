@@ -41,6 +41,8 @@ def fit_sparse(
     ridge: float,
     quality: Callable[[Scores], float],
     start: control.FitState | None = None,
+    families: np.ndarray | None = None,
+    family_share: float = 0.0,
 ) -> SparseFit:
     """The policy of `control.fit` with lam a number, "simulated", or "validation": the best by `quality` on a path of penalties.
 
@@ -48,12 +50,14 @@ def fit_sparse(
     the last two until nearly `keep` tools are. The chosen penalty is solved to `control.fit`'s own tolerance, and its support refitted
     with a ridge tuned by `quality` from `ridge` on (or left as it is, if that is better): the group penalty shrinks what it keeps. The
     certificate belongs to the penalised fit, which chose the support. `start`: where that fit begins (an earlier router's parameters).
+    `families` int [M] and `family_share`: as in `control.fit`.
     """
     log = control.Log(features, actions, np.ones(len(features)))
     tried: list[dict[str, Any]] = []
+    shape: dict[str, Any] = {"num_actions": num_tools, "budget": budget, "families": families, "family_share": family_share}
 
     def fit(value, state=None, tol=None):
-        return control.fit(key, log, num_actions=num_tools, budget=budget, lam=value, state=state, tol=tol)
+        return control.fit(key, log, lam=value, state=state, tol=tol, **shape)
 
     def judged(solution) -> dict[str, Any]:
         value = quality(_unrefitted(solution.value).scores)
@@ -61,7 +65,7 @@ def fit_sparse(
         return tried[-1]
 
     if lam == "validation":
-        lam, state = _best_of_path(fit, judged, float(control.lam_max(log, num_actions=num_tools, budget=budget)), keep)
+        lam, state = _best_of_path(fit, judged, float(control.lam_max(log, **shape)), keep)
         solution = fit(lam, state)
     else:
         solution = fit(lam, start)
@@ -86,6 +90,7 @@ def fit_sparse(
         "relative_gap": float(stats["gap"] / stats["scale"]),
         "status": Status(int(solution.status)).name,
         "steps": int(stats["num_steps"]),
+        "family_share": 0.0 if families is None else float(family_share),
     }
     return SparseFit(_policy(result, features, solution.value, budget), result, certificate, tried, solution.value)
 

@@ -30,6 +30,7 @@ def make_log(folder, records=160, numeric=False):
     path = folder / "calls.jsonl"
     path.write_text("\n".join(lines) + "\n")
     descriptions = {"draw": {"description": "Draw a chart.", "cost": 120, "family": "plots"}, "load": {"description": "Load a table."}}
+    descriptions["resize"] = {"family": "plots"}
     (folder / "tools.json").write_text(json.dumps(descriptions))
     return path
 
@@ -81,7 +82,7 @@ def test_the_text_names_what_matters(finished):
         "log-likelihood",
         "sparse - dense",
         "seconds",
-        "plots",
+        "plots: 0.5 of the penalty is on families",
     ):
         assert part in text
 

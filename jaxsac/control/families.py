@@ -1,0 +1,101 @@
+"""Families of tools: a norm over each family beside the norm of each tool, and its dual, from the tools' gradient norms alone."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxsac import _checks
+
+ROUNDS = 100
+
+
+class Families(NamedTuple):
+    """Omega(theta) = (1 - share) sum_j ||theta_j|| + share sum_F ||theta_F||; `label` int [M], 0..F-1, a tool without a family is one."""
+
+    label: np.ndarray
+    share: float
+
+    def of(self, used: np.ndarray) -> "Split":
+        """As a fit sees them: the labels of the used tools, and how many unused ones each family has."""
+        inside, number = self.label[used], int(self.label.max()) + 1
+        counts = np.bincount(self.label, minlength=number) - np.bincount(inside, minlength=number)
+        return Split(inside, counts.astype(float), self.share)
+
+
+class Split(NamedTuple):
+    """`label` int [U] of the used tools, `unused` [F] numbers of tools that no record uses, `share`."""
+
+    label: np.ndarray
+    unused: np.ndarray
+    share: float
+
+    def dual_norm(self, norms: np.ndarray, unused_norm: float | np.ndarray, chosen: np.ndarray | None = None) -> np.ndarray:
+        """The least t at which ||((||g_j|| - t (1 - share))_+)_{j in F}|| <= t share in every family: Omega*, [...] for norms [..., U].
+
+        `unused_norm` ([...] too) is that of every unused tool. With `chosen` the norms are those of these used tools (positions), and no other
+        tool counts. By bisection from an upper
+        bound to below a relative 1e-13, returned from above: a feasible dual point stays one.
+        """
+        labels = self.label if chosen is None else self.label[chosen]
+        norms = np.atleast_2d(norms)
+        unused = np.zeros_like(self.unused) if chosen is not None else self.unused
+        beside = np.broadcast_to(np.asarray(unused_norm, float), norms.shape[:1])
+        largest = np.maximum(norms.max(1, initial=0.0), beside * unused.any())
+        if self.share == 0:
+            return largest
+        families, label = np.unique(np.append(labels, np.flatnonzero(unused)), return_inverse=True)
+        label, count = label[: labels.size], unused[families]
+
+        def over(t: np.ndarray) -> np.ndarray:
+            inside = np.maximum(norms - t[:, None] * (1 - self.share), 0) ** 2
+            sums = np.stack([np.bincount(label, row, families.size) for row in inside])
+            sums += count * np.maximum(beside - t * (1 - self.share), 0)[:, None] ** 2
+            return np.sqrt(sums.max(1, initial=0.0)) > t * self.share
+
+        # Omega >= the largest single tool's share; Omega* is at most that of the family norm alone with the other weight dropped.
+        low, high = largest, largest * np.sqrt(np.bincount(label, minlength=families.size).max(initial=1) + count.max(initial=0)) / self.share
+        for _ in range(ROUNDS):
+            if not (high - low > 1e-13 * high).any():
+                break
+            middle = (low + high) / 2
+            above = over(middle)
+            low, high = np.where(above, middle, low), np.where(above, high, middle)
+        return high
+
+    def excess(self, norms: np.ndarray, alive: np.ndarray, lam: float) -> np.ndarray:
+        """||g_j|| - lam (1 - share) of the used tools that may enter, -1 of the others: a family that is not zero lets in every tool above
+        lam (1 - share); one that is, only if ||((||g_j|| - lam (1 - share))_+)_F|| > lam share. `alive` are positions of non-zero tools."""
+        over = np.maximum(norms - lam * (1 - self.share), 0)
+        open_ = np.sqrt(np.bincount(self.label, over**2, self.unused.size)) > lam * self.share
+        open_[self.label[alive]] = True
+        return np.where(open_[self.label] & (over > 0), over, -1.0)
+
+    def unused_enter(self, norms: np.ndarray, unused_norm: float, alive: np.ndarray, lam: float) -> bool:
+        """Whether a family has to let in tools that no record uses."""
+        over = max(unused_norm - lam * (1 - self.share), 0.0)
+        inside = np.bincount(self.label, np.maximum(norms - lam * (1 - self.share), 0) ** 2, self.unused.size)
+        open_ = np.sqrt(inside + self.unused * over**2) > lam * self.share
+        open_[self.label[alive]] = True
+        return over > 0 and bool((open_ & (self.unused > 0)).any())
+
+    def value(self, tools: np.ndarray, weights: np.ndarray) -> float:
+        """Omega of weights [W, q] of the used tools `tools` (positions)."""
+        squares = (weights**2).sum(1)
+        return float((1 - self.share) * np.sqrt(squares).sum() + self.share * np.sqrt(np.bincount(self.label[tools], squares)).sum())
+
+
+def checked_families(labels: Any, share: float, num_actions: int) -> Families | None:
+    """Checked and numbered 0..F-1; negative labels are tools without a family. None where nothing is shared."""
+    if labels is None:
+        return None
+    labels = np.asarray(labels)
+    _checks.require(
+        labels.shape == (num_actions,) and np.issubdtype(labels.dtype, np.integer),
+        f"families must be integers [{num_actions}], one for each tool (negative: none), got {labels.dtype} {list(labels.shape)}.",
+    )
+    share = float(share)
+    _checks.require(0 <= share < 1, f"family_share must lie in [0, 1), got {share:g}: at 1 a family would be kept whole.")
+    alone = labels < 0
+    labels = np.where(alone, labels.max(initial=0) + 1 + np.arange(num_actions), labels)
+    numbers = np.unique(labels, return_inverse=True)[1].reshape(-1)
+    return Families(numbers, share) if share > 0 and np.bincount(numbers).max() > 1 else None
