@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import jaxsac
+from benchmarks import control_belief as belief
 from benchmarks import control_recovery as experiment
 from jaxsac import group_lasso
 from jaxsac.problems import control_pomdp, control_recovery
@@ -80,3 +81,27 @@ def test_the_claim_fails_on_uniformly_random_budgeted_actions():
         for records in (float(int(8 * k * np.log(size))), float(most))
     ]
     assert float(rates[0]) <= 0.1 and float(rates[1]) > 0.9
+
+
+@pytest.mark.slow
+def test_the_belief_bound_holds_but_is_far_from_linear_losses():
+    """The additive bound is true; it is tens of times too large, and the loss grows faster than the error at first."""
+    errors = jnp.asarray([0.0, 0.05, 0.4])
+    values = np.asarray(belief.expert_values(jax.random.key(0), errors, seeds=40, episodes=100))
+    loss = (values[:1] - values)[1:]
+    mean, spread = loss.mean(1), loss.std(1, ddof=1) / np.sqrt(loss.shape[1])
+    bound = np.array([float(control_pomdp.error_bound(control_pomdp.repair_problem(belief.STATES), error)) for error in errors[1:]])
+    assert (mean - 4 * spread < bound).all() and (bound > 20 * (mean + 4 * spread)).all()
+    per_error = mean / np.asarray(errors[1:])
+    assert per_error[1] - per_error[0] > 4 * np.sqrt((spread / np.asarray(errors[1:])) ** 2).sum()
+
+
+@pytest.mark.slow
+def test_near_duplicates_take_the_support_and_leave_the_value():
+    runs = [
+        experiment._duplicates(jax.random.key(0), jnp.asarray(cosine), samples=60, num_actions=24, k=3, seeds=25) for cosine in (0.0, 0.99)
+    ]
+    exact, value = (np.stack(column) for column in zip(*runs, strict=True))
+    assert exact[0].mean() > 0.9 and exact[1].mean() < 0.5
+    error = value.std(1, ddof=1) / 5
+    assert value[1].mean() > value[0].mean() - 4 * error.sum() and value[1].mean() > 0.9
