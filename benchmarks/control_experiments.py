@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 
 from benchmarks import control_belief, control_extensions, control_imitation, control_online, control_recovery
 from benchmarks.harness import Options, Report
@@ -44,7 +45,7 @@ def _run(options: Options) -> Report:
     e7 = control_online.regret(options, 12 if smoke else 50, 320 if smoke else 3_200, shape, 2 if smoke else 100)
     warm = control_online.warm_fits(options, (small,) if smoke else (small, large | {"num_actions": 10_000}), 2 if smoke else 15)
     tried = control_online.exploration(options, 16, 50 if smoke else 400, 1 if smoke else 6, 2 if smoke else 100)
-    e8 = control_extensions.interactions(options, 6 if smoke else 16, (80,) if smoke else (150, 300, 600), 2 if smoke else 100)
+    e8 = control_extensions.interactions(options, 6 if smoke else 16, (80,) if smoke else (300, 600, 1_200), 2 if smoke else 100)
     tables = {
         "E1 Phase transition, dense Gaussian design: midpoints": e1,
         "E1 Do the midpoints agree? (largest - smallest) / mean": control_recovery.collapse(e1),
@@ -68,6 +69,7 @@ def _run(options: Options) -> Report:
         "E1: the support is exact iff the witness at the true support is strictly feasible and no relevant tool is zero; columns outside it are "
         "independent of the residual there, so their gradients are drawn, not computed. The tests compare with solves on all columns.",
         "q-aware scale: k m / 2, m the median of the largest of M - k chi^2_q (2 log M at q = 1 and large M).",
+        "E1, imitation: the relevant tools are half of all uses at every M, so the others get rarer as M grows, and T at 50 % does not grow.",
         "E1 failing case: B = 5, k = 4, q = 1; the best of nine values of lam for each seed.",
         "E2: the dense estimate is the best of four ridges, chosen for each data set knowing the truth.",
         "E2: standard errors by resampling the seeds; E6: a share of the records is off by 10 sigma, sigma = "
@@ -75,24 +77,38 @@ def _run(options: Options) -> Report:
         "E7: warm = after 1 % more records, from the last solution, lam times sqrt(T / T'); cold = from nothing, with the simulation of lam.",
         "E3: the bound is the paper's constant with a factor 2 for choosing and valuing by the wrong belief.",
     ]
-    return Report(tables, notes, partial(draw, curves, e4, loss))
+    return Report(tables, notes, partial(draw, curves, e4, loss, e7, seeds))
 
 
-def draw(curves: dict, duplicates: list[dict[str, Any]], loss: list[dict[str, Any]], figure: Any) -> None:
-    axes = figure.subplots(1, 3)
+def draw(curves: dict, duplicates: list[dict[str, Any]], loss: list[dict[str, Any]], regret: list[dict[str, Any]], seeds: int, figure: Any) -> None:
+    """95 % bands and bars throughout."""
+    figure.set_size_inches(10, 8)
+    (recovery, copies), (beliefs, drift) = figure.subplots(2, 2)
     first_q = min(q for q, _, _ in curves)
+    ks, sizes = sorted({k for _, k, _ in curves}), sorted({size for _, _, size in curves})
     for (q, k, size), (samples, rates) in curves.items():
         if q == first_q:
-            scale = control_recovery.scales(size, k, q)["k log M"]
-            axes[0].plot(samples / scale, rates, linewidth=1, label=f"k = {k}, M = {size}")
-    axes[0].set(xscale="log", xlabel="T / (k log M)", ylabel="P(exact support)", title=f"E1, q = {first_q}")
-    axes[0].legend(fontsize=5, frameon=False)
+            x = samples / control_recovery.scales(size, k, q)["k log M"]
+            colour, style = f"C{ks.index(k)}", ("-", "--", "-.", ":")[sizes.index(size) % 4]
+            half = 1.96 * np.sqrt((rates * (1 - rates) + 1 / seeds) / seeds)
+            recovery.plot(x, rates, style, color=colour, linewidth=1, label=f"k = {k}, M = {size}")
+            recovery.fill_between(x, np.maximum(rates - half, 0), np.minimum(rates + half, 1), color=colour, alpha=0.08, linewidth=0)
+    recovery.set(xscale="log", xlabel="T / (k log M)", ylabel="P(exact support)", title=f"E1, q = {first_q}")
+    recovery.legend(fontsize=6, frameon=False)
     cosine = [row["cosine"] for row in duplicates]
-    axes[1].plot(cosine, [row["P(exact support)"] for row in duplicates], "o-", label="exact support")
-    value, error = ([row[name] for row in duplicates] for name in ("relative value", "standard error"))
-    axes[1].errorbar(cosine, value, yerr=error, fmt="o-", label="relative value")
-    axes[1].set(xlabel="cosine of a tool and its copy", ylim=(0, 1.05), title="E4, near duplicates")
-    axes[1].legend(frameon=False)
-    x = [row["belief error (L1)"] for row in loss]
-    axes[2].errorbar(x, [row["loss of value"] for row in loss], yerr=[row["standard error"] for row in loss], fmt="o-")
-    axes[2].set(xlabel="belief error (L1)", ylabel="loss of value", title="E3, belief error")
+    exact = np.array([row["P(exact support)"] for row in duplicates])
+    copies.errorbar(cosine, exact, yerr=1.96 * np.sqrt(exact * (1 - exact) / seeds), fmt="o-", label="exact support")
+    _bars(copies, cosine, duplicates, "relative value", "relative value")
+    copies.set(xlabel="cosine of a tool and its copy", ylim=(0, 1.05), title="E4, near duplicates")
+    copies.legend(frameon=False)
+    _bars(beliefs, [row["belief error (L1)"] for row in loss], loss, "loss of value", None)
+    beliefs.set(xlabel="belief error (L1)", ylabel="loss of value", title="E3, belief error")
+    for name in ("drift: all records", "drift: window", "epochs"):
+        rows = [row for row in regret if row["learner"] == name]
+        _bars(drift, [row["T"] for row in rows], rows, "regret, nats", "no drift, all records" if name == "epochs" else name)
+    drift.set(xlabel="records (the truth changes half way)", ylabel="regret, nats", title="E7, epochs of re-solving")
+    drift.legend(frameon=False)
+
+
+def _bars(axes: Any, x: list[float], rows: list[dict[str, Any]], name: str, label: str | None) -> None:
+    axes.errorbar(x, [row[name] for row in rows], yerr=[1.96 * row["standard error"] for row in rows], fmt="o-", label=label)
