@@ -68,8 +68,11 @@ def enumerated(log: control.Log, record_weight, mode):
     return objective
 
 
-@pytest.mark.parametrize("offered", [False, True])
-@pytest.mark.parametrize("mode", ["per_tool", "shared", "none"])
+@pytest.mark.parametrize(
+    ("mode", "offered"),
+    [("per_tool", False), ("shared", False), ("per_tool", True), ("none", True)]
+    + [pytest.param(*case, marks=pytest.mark.slow) for case in (("none", False), ("shared", True))],
+)
 def test_against_enumeration(mode, offered):
     log = small_log(offered)
     for kind in ["imitation", "weighted"] if mode == "per_tool" else ["weighted"]:
@@ -127,7 +130,7 @@ def fit_million(num_actions, dtype="float64", **options):
     return log, made, control.fit(KEY, made, num_actions=num_actions, budget=5, **options)
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.slow)])
 def test_recovers_the_support_among_a_million_tools(dtype):
     log, made, sol = fit_million(1_000_000, dtype)
     sol.check()

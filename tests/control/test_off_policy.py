@@ -79,6 +79,7 @@ def test_intervals_cover_the_enumerated_value():
     assert errors[2] < errors[1] < errors[0]
 
 
+@pytest.mark.slow
 def test_logs_through_the_policies_own_probabilities():
     log = draw(0)
     for method in ("self_normalised", "inverse_propensity"):

@@ -50,18 +50,19 @@ def test_scores_and_choice():
     np.testing.assert_array_equal(batch[1], ranking[:B])
 
 
-def test_log_prob_and_sample():
-    for policy in (POLICY, POLICY.pruned()):
-        names = np.arange(M) if policy.tools is None else np.asarray(policy.tools)
-        sets = law(np.asarray(policy.scores(CONTEXT)))
-        members = list(sets)[:: max(1, len(sets) // 12)]
-        actions = np.stack([padded(names[list(m)]) for m in members])
-        found = jax.vmap(lambda a, policy=policy: policy.log_prob(a, CONTEXT))(actions)
-        np.testing.assert_allclose(found, [np.log(sets[m]) for m in members], rtol=1e-10)
-        draws = np.asarray(jax.vmap(lambda key, policy=policy: policy.sample(key, CONTEXT))(jax.random.split(jax.random.key(1), 4000)))
-        for name, tool in zip(names, range(names.size), strict=True):
-            share = sum(p for m, p in sets.items() if tool in m)
-            assert abs((draws == name).any(1).mean() - share) < 4.5 * np.sqrt(share * (1 - share) / 4000)
+@pytest.mark.parametrize("pruned", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_log_prob_and_sample(pruned):
+    policy = POLICY.pruned() if pruned else POLICY
+    names = np.arange(M) if policy.tools is None else np.asarray(policy.tools)
+    sets = law(np.asarray(policy.scores(CONTEXT)))
+    members = list(sets)[:: max(1, len(sets) // 12)]
+    actions = np.stack([padded(names[list(m)]) for m in members])
+    found = jax.vmap(lambda a: policy.log_prob(a, CONTEXT))(actions)
+    np.testing.assert_allclose(found, [np.log(sets[m]) for m in members], rtol=1e-10)
+    draws = np.asarray(jax.vmap(lambda key: policy.sample(key, CONTEXT))(jax.random.split(jax.random.key(1), 4000)))
+    for name, tool in zip(names, range(names.size), strict=True):
+        share = sum(p for m, p in sets.items() if tool in m)
+        assert abs((draws == name).any(1).mean() - share) < 4.5 * np.sqrt(share * (1 - share) / 4000)
     assert float(POLICY.pruned().log_prob(jnp.asarray([2, -1, -1]), CONTEXT)) == -np.inf  # a tool that was pruned
     blocked = jnp.arange(M) != 1
     assert float(POLICY.log_prob(jnp.asarray([1, -1, -1]), CONTEXT, blocked)) == -np.inf

@@ -40,6 +40,7 @@ def test_midpoint_of_a_known_curve():
     assert np.isfinite(experiment.midpoint(x, (x > 7).astype(float), 100)).all()  # a perfect step
 
 
+@pytest.mark.slow
 def test_beliefs_are_exact_and_errors_are_as_large_as_said():
     problem = control_pomdp.repair_problem(3)
     np.testing.assert_allclose(problem.transition.sum(2), 1)

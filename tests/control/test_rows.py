@@ -25,7 +25,7 @@ def enumerate_rows(scores, log_rest):
     return np.log(total), chosen / total, sizes / total
 
 
-@pytest.mark.parametrize(("dtype", "accuracy"), [("float64", 1e-13), ("float32", 1e-5)])
+@pytest.mark.parametrize(("dtype", "accuracy"), [("float64", 1e-13), pytest.param("float32", 1e-5, marks=pytest.mark.slow)])
 def test_rows_against_enumeration(dtype, accuracy):
     random = np.random.default_rng(0)
     scores = 3 * random.normal(size=(6, 8))
@@ -58,8 +58,11 @@ def log_space(scores, budget):
     return table
 
 
-@pytest.mark.parametrize(("dtype", "accuracy"), [("float64", 1e-11), ("float32", 2e-5)])
-@pytest.mark.parametrize("budget", [1, 5, 32])
+@pytest.mark.parametrize(
+    ("budget", "dtype", "accuracy"),
+    [(1, "float64", 1e-11), (5, "float32", 2e-5), (32, "float64", 1e-11)]
+    + [pytest.param(*case, marks=pytest.mark.slow) for case in ((1, "float32", 2e-5), (5, "float64", 1e-11), (32, "float32", 2e-5))],
+)
 def test_background_against_log_space(budget, dtype, accuracy):
     spread = np.linspace(2, -8, 20)
     cases = [
