@@ -70,8 +70,8 @@ def enumerated(log: control.Log, record_weight, mode):
 
 @pytest.mark.parametrize(
     ("mode", "offered"),
-    [("per_tool", False), ("shared", False), ("per_tool", True), ("none", True)]
-    + [pytest.param(*case, marks=pytest.mark.slow) for case in (("none", False), ("shared", True))],
+    [("per_tool", False), ("shared", False), ("per_tool", True)]
+    + [pytest.param(*case, marks=pytest.mark.slow) for case in (("none", False), ("none", True), ("shared", True))],
 )
 def test_against_enumeration(mode, offered):
     log = small_log(offered)

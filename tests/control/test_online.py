@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxsac import control, gibbs
+from jaxsac.control import likelihood, step
 from jaxsac.control.resampling import take
 from jaxsac.problems.tool_logs import sparse_tool_log
 
@@ -27,6 +28,12 @@ def test_epochs_end_at_the_fit_of_the_whole_log():
     # one per cent more: a step or two
     more = control.fit(KEY, LOG, lam=learner.lam, state=learner.state, **OPTIONS)
     assert int(more.stats["num_steps"]) <= 1 < int(whole.stats["num_steps"])
+    # and from the solution without them, nothing is compiled and less than half of the work is done
+    fewer = control.fit(KEY, take(LOG, np.arange(T - T // 100)), lam=learner.lam, **OPTIONS).check()
+    compiled = likelihood.evaluate._cache_size(), step.direction._cache_size(), step.curvature._cache_size()
+    warm = control.fit(KEY, LOG, lam=learner.lam, state=fewer.state, **OPTIONS).check()
+    assert compiled == (likelihood.evaluate._cache_size(), step.direction._cache_size(), step.curvature._cache_size())
+    assert 2 * int(warm.stats["num_evaluations"]) <= int(whole.stats["num_evaluations"])
     recent = control.update_learner(KEY, learner, take(LOG, np.arange(10)), window=200, force=True, lam=0.05, **OPTIONS)
     assert np.shape(recent.log.contexts)[0] == 200 and recent.lam == pytest.approx(0.05)
     with pytest.raises(ValueError, match="growth"):
