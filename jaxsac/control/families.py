@@ -16,14 +16,17 @@ class Families(NamedTuple):
     share: float
 
     def of(self, used: np.ndarray) -> "Split":
-        """As a fit sees them: the labels of the used tools, and how many unused ones each family has."""
+        """As a fit sees them. All unused tools have one gradient, so that of the families without a used tool the largest stands for all."""
         inside, number = self.label[used], int(self.label.max()) + 1
         counts = np.bincount(self.label, minlength=number) - np.bincount(inside, minlength=number)
-        return Split(inside, counts.astype(float), self.share)
+        named, label = np.unique(inside, return_inverse=True)
+        unused = np.append(counts[named], np.delete(counts, named).max(initial=0))
+        return Split(label.reshape(-1), unused.astype(float), self.share)
 
 
 class Split(NamedTuple):
-    """`label` int [U] of the used tools, `unused` [F] numbers of tools that no record uses, `share`."""
+    """`label` int [U] of the used tools, 0..F-1; `unused` [F + 1], how many tools of each family no record uses, and last of the largest
+    family that is all unused; `share`."""
 
     label: np.ndarray
     unused: np.ndarray
@@ -33,8 +36,7 @@ class Split(NamedTuple):
         """The least t at which ||((||g_j|| - t (1 - share))_+)_{j in F}|| <= t share in every family: Omega*, [...] for norms [..., U].
 
         `unused_norm` ([...] too) is that of every unused tool. With `chosen` the norms are those of these used tools (positions), and no other
-        tool counts. By bisection from an upper
-        bound to below a relative 1e-13, returned from above: a feasible dual point stays one.
+        tool counts. By bisection to a relative 1e-13, returned from above: a feasible dual point stays one.
         """
         labels = self.label if chosen is None else self.label[chosen]
         norms = np.atleast_2d(norms)

@@ -79,7 +79,7 @@ def fit(
       c_t ∝ max(u_t, 0)/p_t; each cut at `clip` times its mean, then scaled to mean 1. stats["effective_sample_size"] = (sum c)^2 / sum c^2.
     * `families`: None, or int [M], the family of each tool (negative: none). The penalty is then lam [(1 - r) sum_j ||theta_j|| +
       r sum_F ||theta_F||], r = `family_share` in [0, 1), theta_F all weights of the family's tools together: once one of them is kept the
-      others follow more easily, and a family without a use goes as one. A tool without a family is penalised as ever, by lam ||theta_j||.
+      others follow more easily, and a family that does not matter goes as one. A tool without a family is penalised as ever, by lam ||theta_j||.
     * `refit`: fit once more on the support without the penalty, with (1/2T) sum_j ||theta_j||^2 instead, a standard normal prior that
       keeps it finite.
     * `tol` relative to stats["scale"], the objective of the null model; None is 1e-6 in float64, 1e-4 in float32. `max_steps`: None is 500

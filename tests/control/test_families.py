@@ -110,6 +110,7 @@ def test_the_dual_norm_by_its_definition_and_what_may_enter():
     together = families.checked_families(LABELS, SHARE, M)
     assert together is not None
     split = together.of(np.arange(M - 1))
+    np.testing.assert_array_equal(together.of(np.array([0, 4])).unused, [2, 3, 1])  # the rest are families of one
     (t,) = split.dual_norm(norms, unused)
     full = np.append(norms, unused)
 
