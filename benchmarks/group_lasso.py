@@ -234,8 +234,9 @@ def where_the_time_goes(case: Case, options: Options) -> list[dict[str, Any]]:
     floor = 2.0 * options.time({"product": lambda: product(X, r)})["product"].median
     solve()
     runs = 3 if options.smoke else 9
-    steps = ("roots", "scale_blocks", "grams_of", "descent_step", "supporting", "newton_step")
-    pieces = ("column_norms", "gather", *steps, "refit", "certify", "answer")
+    model = ("roots", "scale_blocks", "grams_of", "put", "widen")
+    steps = ("descent_step", "supporting", "model_newton_steps", "arrive", "exact_newton_step")
+    pieces = ("column_norms", "gather", *model, *steps, "refit", "certify", "answer")
     with watched(pieces) as spent:
         start = time.perf_counter()
         for _ in range(runs):

@@ -13,10 +13,10 @@ from jax import lax
 
 from jaxsac._iterate import Certificate, Outcome, iterate
 from jaxsac.designs import Dense
-from jaxsac.group_lasso.block_descent import Model, change, descend, gram_matrices, nonzero_order
-from jaxsac.group_lasso.newton import admissible, compact, newton_direction
+from jaxsac.group_lasso.block_descent import Model, descend, gram_matrices, nonzero_order
+from jaxsac.group_lasso.newton import admissible, compact, newton_direction, newton_steps
 from jaxsac.group_lasso.problem import Coefficients, Problem
-from jaxsac.group_lasso.rounds import LENGTHS, Point, Scaled, advance, gather, model_target, roots, scale_blocks, uncentred, without_mean
+from jaxsac.group_lasso.rounds import Point, Scaled, advance, gather, model_target, roots, scale_blocks, uncentred, without_mean
 from jaxsac.losses import Squared
 from jaxsac.prox import Groups
 from jaxsac.prox.groups import safe_sqrt
@@ -127,8 +127,7 @@ def _sweep(model: Model, coef: jax.Array, residual: jax.Array, cycles: jax.Array
 
     few, row, enough = _support(model, coef, order)
     own = coef.at[row].get(mode="fill", fill_value=0)
-    steps = jnp.where(enough, _NEWTON_STEPS, 0)
-    own, residual = lax.fori_loop(0, steps, lambda _, carry: _newton_step(few, *carry), (own, residual))
+    own, residual = newton_steps(few, own, residual, jnp.float32(0), jnp.where(enough, _NEWTON_STEPS, 0))
     return coef.at[row].set(own, mode="drop"), residual
 
 
@@ -140,26 +139,6 @@ def _support(model: Model, coef: jax.Array, order: jax.Array) -> tuple[Model, ja
     support, found = nonzero_order(held, order, jnp.int32(num_groups))
     support = jnp.where(jnp.arange(capacity, dtype=jnp.int32) < found, support[:capacity], -1)
     return compact(model, support), jnp.where(support < 0, num_groups, support), found <= capacity
-
-
-def _newton_step(few: Model, coef: jax.Array, residual: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A Newton step on the model of the support, of the best of a few lengths."""
-    blocks = few.blocks.reshape(-1, few.blocks.shape[2])
-    norms = safe_sqrt(jnp.sum(coef * coef, axis=1, keepdims=True))
-    pull = few.thresholds[:, None] * coef / jnp.where(norms == 0, 1.0, norms)
-    descent = (blocks @ residual).reshape(coef.shape) - pull
-    descent = jnp.where((norms > 0) | (few.thresholds == 0)[:, None], descent, 0.0)
-    largest = jnp.max(jnp.abs(descent))
-    largest = jnp.where(largest > 0, largest, 1.0)
-    direction = admissible(coef, largest * newton_direction(few, coef, descent / largest), few.thresholds)
-    moved = direction.reshape(-1) @ blocks
-
-    def end(length):
-        return coef + length * direction, residual - length * moved
-
-    lengths = jnp.asarray(LENGTHS, coef.dtype)
-    changes = jax.vmap(lambda length: change(few, coef, residual, *end(length)))(lengths)
-    return end(lengths[jnp.argmin(jnp.where(jnp.isnan(changes), jnp.inf, changes))])
 
 
 def flat(groups: Groups, blocks: jax.Array) -> jax.Array:

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsac.group_lasso import rounds
 from jaxsac.group_lasso.problem import Problem, with_lam
 from jaxsac.group_lasso.working_set import Place, check, full, grow, improve, refit_target, run, set_up, solution
+from jaxsac.losses import Squared
 from jaxsac.solution import Solution, Status
 
-_CYCLES = 2
-_NEWTON_STEPS = 2
+_CYCLES = 0  # of descent: one more where the curvature changes
+_NEWTON_STEPS = 6
 _LEAST = 0.9  # of lam: on a coarse grid the strong rule would keep everything, and the check adds what is missing
 
 
@@ -62,10 +62,14 @@ def path_on_host(
 def _predicted(problem: Problem, setup, place: Place, before: np.ndarray | None, share: float, keep: np.ndarray, tol: float) -> Place:
     """One round at a new lam: groups with ‖X_g' ρ‖ above `keep` (Tibshirani et al. 2012), from the last two solutions' secant."""
     chosen, point = grow(problem, setup, place, keep, keep.size)
+    ahead = None
     if before is not None and share > 0:
         earlier, now = before[chosen.rows], np.asarray(point.coef)
         both = (earlier != 0).any(axis=1) & (now != 0).any(axis=1)
         ahead = np.where(both[:, None], now + np.asarray(share, now.dtype) * (now - earlier), now)
-        point = rounds.moved(problem, chosen.blocks, ahead, point.intercept)
-    point = improve(problem, setup, chosen, point, np.asarray(place.check.norms), cycles=_CYCLES, newton_steps=_NEWTON_STEPS)
+    place = Place(chosen, point, place.check)
+    cycles = _CYCLES + (not isinstance(problem.loss, Squared))
+    chosen, point = improve(
+        problem, setup, place, tol=tol, cycles=cycles, newton_steps=_NEWTON_STEPS, exact=False, ahead=ahead, stale=True
+    )
     return check(problem, setup, chosen, point, refit_target(setup, tol))

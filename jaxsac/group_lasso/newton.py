@@ -1,16 +1,20 @@
-"""Newton directions on the support: float32 conjugate gradients for a gradient that was computed in the arrays' own dtype."""
+"""Newton steps on the support, on the quadratic model in float32: directions by conjugate gradients, lengths by the model."""
+
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxsac.group_lasso.block_descent import Model
+from jaxsac.group_lasso.block_descent import Model, change
 from jaxsac.group_lasso.inverses import inverses
 from jaxsac.prox.groups import safe_sqrt
 
 _MAX_CG_STEPS = 30
-_CG_TOLERANCE = 3e-2
+CG_TOLERANCE, _LOOSEST = 3e-2, 0.3  # of the residual that a direction leaves
 _LONGEST = 0.7
+_NOISE = 1.0  # multiples of eps times the objective that a difference of objectives may be off
+LENGTHS = (1.0, 0.5, 0.25, 0.1, 0.03, 0.0)  # of a step; 0 takes it back
 
 
 def compact(model: Model, support: jax.Array) -> Model:
@@ -19,7 +23,67 @@ def compact(model: Model, support: jax.Array) -> Model:
     return Model(*(array.at[row].get(mode="fill", fill_value=0) for array in model))
 
 
-def newton_direction(model: Model, coef: jax.Array, descent: jax.Array) -> jax.Array:
+class _Running(NamedTuple):
+    coef: jax.Array
+    residual: jax.Array
+    descent: jax.Array
+    worst: jax.Array
+    steps: jax.Array
+
+
+def newton_steps(few: Model, coef: jax.Array, residual: jax.Array, accuracy: jax.Array, limit: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """At most `limit` steps, until no group's gradient is further from the penalty's than `accuracy` times its threshold.
+
+    `coef` b [S, q] of the blocks of `few`, `residual` r [T]; returns both.
+    """
+    relative = jnp.where(few.thresholds > 0, few.thresholds, jnp.max(few.thresholds))
+    relative = jnp.where(relative > 0, relative, 1.0)
+
+    def at(coef: jax.Array, residual: jax.Array, steps: jax.Array) -> _Running:
+        descent = descent_direction(few, coef, residual)
+        return _Running(coef, residual, descent, jnp.max(jnp.sqrt(jnp.sum(descent**2, axis=1)) / relative), steps)
+
+    def advance(now: _Running) -> _Running:
+        # The last step need not be solved for more than is asked.
+        tolerance = jnp.clip(0.3 * accuracy / now.worst, CG_TOLERANCE, _LOOSEST)
+        return at(*newton_step(few, now.coef, now.residual, now.descent, tolerance), now.steps + 1)
+
+    ended = lax.while_loop(lambda now: (now.steps < limit) & (now.worst > accuracy), advance, at(coef, residual, jnp.int32(0)))
+    return ended.coef, ended.residual
+
+
+def descent_direction(few: Model, coef: jax.Array, residual: jax.Array) -> jax.Array:
+    """Minus the gradient of the model at the blocks that are not zero, or have no threshold; 0 at the others."""
+    norms = safe_sqrt(jnp.sum(coef * coef, axis=1, keepdims=True))
+    pull = few.thresholds[:, None] * coef / jnp.where(norms == 0, 1.0, norms)
+    pulled = (few.blocks.reshape(-1, few.blocks.shape[2]) @ residual).reshape(coef.shape)
+    return jnp.where((norms > 0) | (few.thresholds == 0)[:, None], pulled - pull, 0.0)
+
+
+def newton_step(
+    few: Model, coef: jax.Array, residual: jax.Array, descent: jax.Array, tolerance: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """A step of the best of a few lengths: the longest of those that rounding cannot tell from the best.
+
+    Far below the rounding of the objective a step still improves the gradient, on which the certificate depends to the first order.
+    """
+    largest = jnp.max(jnp.abs(descent))
+    largest = jnp.where(largest > 0, largest, 1.0)
+    direction = admissible(coef, largest * newton_direction(few, coef, descent / largest, tolerance), few.thresholds)
+    moved = direction.reshape(-1) @ few.blocks.reshape(-1, few.blocks.shape[2])
+
+    def end(length):
+        return coef + length * direction, residual - length * moved
+
+    lengths = jnp.asarray(LENGTHS, coef.dtype)
+    changes = jax.vmap(lambda length: change(few, coef, residual, *end(length)))(lengths)
+    changes = jnp.where(jnp.isnan(changes), jnp.inf, changes)
+    value = 0.5 * jnp.sum(residual**2) + jnp.sum(few.thresholds * safe_sqrt(jnp.sum(coef * coef, axis=1)))
+    good = changes <= jnp.min(changes) + _NOISE * jnp.finfo(coef.dtype).eps * value
+    return end(lengths[jnp.argmax(good)])
+
+
+def newton_direction(model: Model, coef: jax.Array, descent: jax.Array, tolerance: Any = CG_TOLERANCE) -> jax.Array:
     """An approximate solution d of K d = descent on the blocks that are not zero, or have no threshold; 0 on the others.
 
     K = A A' + blockdiag(threshold_g / ‖b_g‖ (I − u u')), u = b_g / ‖b_g‖: the Hessian of the objective where no group is zero.
@@ -49,7 +113,7 @@ def newton_direction(model: Model, coef: jax.Array, descent: jax.Array) -> jax.A
 
     def running(carry):
         _, _, _, left, start, steps = carry
-        return (left > _CG_TOLERANCE**2 * start) & (steps < _MAX_CG_STEPS)
+        return (left > tolerance**2 * start) & (steps < _MAX_CG_STEPS)
 
     def advance(carry):
         x, residual, direction, left, start, steps = carry

@@ -14,13 +14,12 @@ from jaxsac.group_lasso.block_descent import Model, descend, gram_matrices
 from jaxsac.group_lasso.certificate import gap_after_refit, violation
 from jaxsac.group_lasso.fista import start
 from jaxsac.group_lasso.free import FreeFit, fit_free
-from jaxsac.group_lasso.newton import admissible, compact, newton_direction
+from jaxsac.group_lasso.newton import LENGTHS, admissible, compact, newton_direction, newton_steps
 from jaxsac.group_lasso.problem import Coefficients, Problem
 from jaxsac.prox.groups import group_norms, safe_sqrt
 from jaxsac.solution import Solution
 
 _FREE_STEPS, _FREE_HALVINGS = 50, 30
-LENGTHS = (1.0, 0.5, 0.25, 0.1, 0.03, 0.0)  # of a step; 0 takes it back
 
 
 class Scaled(NamedTuple):
@@ -65,6 +64,18 @@ def column_norms(matrix: jax.Array, weights: jax.Array) -> jax.Array:
 def gather(matrix: jax.Array, rows: jax.Array) -> jax.Array:
     """The columns of some groups, [C, q, T]; zeros where padded."""
     return matrix.T.at[rows].get(mode="fill", fill_value=0)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def put(arrays: Any, fresh: Any, slots: jax.Array) -> Any:
+    """Arrays [C, ...] with the rows `fresh` [F, ...] at `slots` [F] (C or more: nowhere), in place."""
+    return jax.tree.map(lambda array, rows: array.at[slots].set(rows, mode="drop"), arrays, fresh)
+
+
+@functools.partial(jax.jit, static_argnames="size")
+def widen(arrays: Any, *, size: int) -> Any:
+    """Arrays [C, ...] with zeros up to [size, ...]."""
+    return jax.tree.map(lambda array: jnp.zeros((size, *array.shape[1:]), array.dtype).at[: len(array)].set(array), arrays)
 
 
 def _centred(problem: Problem, predictions: jax.Array) -> jax.Array:
@@ -199,26 +210,55 @@ def advance(problem: Problem, root, thresholds, point: Point, direction, moved: 
     )
 
 
+class Descended(NamedTuple):
+    """Where descent on the model began and ended [C, q], the residual there [T], in the units of `target`, and the target."""
+
+    start: jax.Array
+    end: jax.Array
+    residual: jax.Array
+    target: Target
+
+
 @jax.jit
-def descent_step(problem: Problem, blocks, scaled: Scaled, unit, thresholds, point: Point, order, count, cycles) -> Point:
-    residual = problem.residual(point.predictions)
-    target = model_target(problem, scaled.root, residual, thresholds, unit)
+def descent_step(problem: Problem, scaled: Scaled, unit, thresholds, point: Point, ahead: jax.Array, order, count, cycles) -> Descended:
+    """Descent on the model at `point`, from the coefficients `ahead` [C, q]."""
+    target = model_target(problem, scaled.root, problem.residual(point.predictions), thresholds, unit)
     model = Model(scaled.blocks, scaled.grams, scaled.bounds, target.thresholds)
     start = (point.coef / target.step).astype(jnp.float32)
-    end, _ = descend(model, start, target.residual, order, count, cycles)
+    jump = (ahead / target.step).astype(jnp.float32) - start
+    flat = scaled.blocks.reshape(-1, scaled.blocks.shape[2])
+    residual = lax.cond(jnp.any(jump != 0), lambda: target.residual - jump.reshape(-1) @ flat, lambda: target.residual)
+    end, residual = descend(model, start + jump, residual, order, count, cycles)
+    return Descended(start, end, residual, target)
+
+
+@jax.jit
+def supporting(scaled: Scaled, thresholds: jax.Array, coef: jax.Array, support: jax.Array) -> tuple[Model, jax.Array]:
+    """The model and the coefficients on the groups listed in `support` [S] (padded with −1), contiguous: for many products."""
+    row = jnp.where(support < 0, len(coef), support)
+    return compact(Model(scaled.blocks, scaled.grams, scaled.bounds, thresholds), support), coef.at[row].get(mode="fill", fill_value=0)
+
+
+model_newton_steps = jax.jit(newton_steps)
+
+
+@jax.jit
+def arrive(problem: Problem, root, unit, thresholds, point: Point, descended: Descended, support, coef, residual: jax.Array) -> Point:
+    """From the model back to the problem: as far towards the model's end as the objective falls. `coef` [S, q] are those of `support`."""
+    row = jnp.where(support < 0, len(descended.end), support)
+    end = descended.end.at[row].set(coef, mode="drop")
+    step = descended.target.step
     # Differences of float32 numbers, so that what did not move does not move by a rounding; what became zero becomes exactly that.
-    direction = jnp.where(end == 0, -point.coef, (end - start).astype(point.coef.dtype) * target.step)
-    return advance(problem, scaled.root, thresholds, point, direction, _predict(problem, blocks, direction))
+    direction = jnp.where(end == 0, -point.coef, (end - descended.start).astype(step.dtype) * step)
+    fallen = (descended.target.residual - residual).astype(step.dtype) * (step * unit)
+    moved = _centred(problem, jnp.where(root > 0, fallen / jnp.where(root > 0, root, 1.0), 0.0))
+    return advance(problem, root, thresholds, point, direction, moved, noise=16.0)
 
 
 @jax.jit
-def supporting(scaled: Scaled, thresholds: jax.Array, support: jax.Array) -> Model:
-    """The model on the groups listed in `support`, its thresholds [S] those of the problem: a program of its own, for several Newton steps."""
-    return compact(Model(scaled.blocks, scaled.grams, scaled.bounds, thresholds), support)
-
-
-@jax.jit
-def newton_step(problem: Problem, blocks, root, few: Model, unit, thresholds, point: Point, support) -> Point:
+def exact_newton_step(problem: Problem, blocks, root, few: Model, unit, thresholds, point: Point, support) -> Point:
+    """A Newton step with the gradient, and the predictions it is of, in the arrays' own dtype: float32's end at a gap of about 1e-6."""
+    point = point._replace(predictions=_predict(problem, blocks, point.coef) + point.intercept)
     residual = problem.residual(point.predictions)
     norms = safe_sqrt(jnp.sum(point.coef**2, axis=1, keepdims=True))
     pull = point.coef / jnp.where(norms == 0, 1.0, norms)
@@ -227,13 +267,13 @@ def newton_step(problem: Problem, blocks, root, few: Model, unit, thresholds, po
     descent = jnp.where(moving, pulled - thresholds[:, None] * pull, 0.0)
     size = jnp.max(jnp.abs(descent)) * jnp.sqrt(jnp.asarray(descent.size, descent.dtype))
     size = jnp.where(size > 0, size, 1.0)
-    target = model_target(problem, root, residual, few.thresholds, unit)
+    target = model_target(problem, root, residual, thresholds, unit)
     row = jnp.where(support < 0, blocks.shape[0], support)
 
     def part(array):
         return array.astype(jnp.float32).at[row].get(mode="fill", fill_value=0)
 
-    model = few._replace(thresholds=target.thresholds)
+    model = few._replace(thresholds=part(target.thresholds))
     found = newton_direction(model, part(point.coef / target.step), part(descent / size)).astype(descent.dtype) * (size / unit**2)
     direction = admissible(point.coef, jnp.zeros_like(point.coef).at[row].set(found, mode="drop"), thresholds)
     # A step that improves the gradient need not show in the objective.
@@ -241,17 +281,11 @@ def newton_step(problem: Problem, blocks, root, few: Model, unit, thresholds, po
 
 
 @jax.jit
-def scales(problem: Problem, columns: jax.Array, null: jax.Array, at_zero: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The null objective, above the rounding of the data; the size of a column; and the square roots of the curvature there."""
+def scales(problem: Problem, columns: jax.Array, null: jax.Array, at_zero: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The null objective, above the rounding of the data, and the size of a column."""
     largest = jnp.max(columns) / jnp.sqrt(jnp.asarray(problem.num_samples, columns.dtype))
     scale = problem.smooth_value(null) + jnp.finfo(null.dtype).eps * at_zero
-    return scale, jnp.where(largest > 0, largest, 1.0), roots(problem, null, jnp.zeros_like(at_zero))
-
-
-@jax.jit
-def moved(problem: Problem, blocks: jax.Array, coef: Any, intercept: jax.Array) -> Point:
-    """The point with these coefficients."""
-    return Point(coef, intercept, _predict(problem, blocks, coef) + intercept)
+    return scale, jnp.where(largest > 0, largest, 1.0)
 
 
 @jax.jit

@@ -21,9 +21,13 @@ _SMALLEST = 32  # capacity; the next ones are half as large again
 _FIRST, _SECOND = 64, 128  # violators admitted in the first two rounds
 _NEWTON_BELOW = 0.1  # relative gap at which Newton steps begin
 _POLISH_BELOW = 1e-5  # and at which they are all that is left to do
-_NEWTON_STEPS = 2
+_NEWTON_STEPS = 6  # in float32, at most
+_EXACT_STEPS = 2
 _CYCLES = 3  # of descent in a round, at most
-_FLOOR, _NEWTON_FLOOR = 1e-3, 1e-8  # of a record's curvature, relative to its bound: for descent, and for Newton steps
+_SHARE, _FINEST = 0.6, 1e-6  # of the tolerance, for what Newton steps leave of a gradient; and the least that float32 can tell
+_BEFORE_EXACT = 10.0  # times as much may be left before an exact step
+_NEAR = 0.8  # of its threshold: a group below it, and zero, is not visited
+_FLOOR = 1e-3  # of a record's curvature, relative to its bound
 _RAISE = 30.0  # of the floor after a round that failed: a model with too little curvature steps too far
 _PATIENCE = 4  # rounds without progress
 _MAX_FREE = 256  # unpenalised columns, refitted at every check
@@ -33,23 +37,27 @@ _WORTHWHILE = 1 << 18  # numbers in X below which the compiled loop is as fast
 
 class Setup(NamedTuple):
     """What does not depend on lam: the rows of coefficients of each group [G, q] (padded with p), how many groups are unpenalised,
-    ‖C^½ x_j‖ [p], the size of a column, the null objective, and for a quadratic loss the square root of its curvature [T]."""
+    ‖C^½ x_j‖ [p], the size of a column, and the null objective."""
 
     rows: np.ndarray
     num_free: int
     columns: jax.Array
     unit: jax.Array | np.ndarray
     scale: jax.Array | np.ndarray
-    root: jax.Array | None
 
 
 class WorkingSet(NamedTuple):
-    """Some groups, the unpenalised ones first, their rows of coefficients [C, q], their columns [C, q, T], and these scaled if that lasts."""
+    """Slots for some groups, the unpenalised ones first: which group [C] (−1: empty), its rows of coefficients [C, q], its columns [C, q, T],
+    and the quadratic model of the loss on them where it was last made."""
 
     groups: np.ndarray
     rows: np.ndarray
     blocks: jax.Array
     scaled: Scaled | None
+
+    @property
+    def used(self) -> np.ndarray:
+        return self.groups >= 0
 
 
 class Place(NamedTuple):
@@ -99,13 +107,13 @@ def set_up(problem: Problem) -> tuple[Setup, Place]:
     columns = rounds.column_norms(_matrix(problem), problem.sample_weight)
     # What is not known yet, the scale and the size of a column, does not matter to the null model.
     empty = np.ones((), columns.dtype)
-    setup = Setup(rows, len(free), columns, empty, empty, None)
+    setup = Setup(rows, len(free), columns, empty, empty)
     chosen = working_set(problem, setup, free)
     zeros, at_zero = rounds.nothing(problem, chosen.rows)
     target = np.asarray(4.0 * float(at_zero), columns.dtype) * np.finfo(columns.dtype).eps ** 2
     place = check(problem, setup._replace(scale=at_zero), chosen, zeros, target)
-    scale, unit, root = rounds.scales(problem, columns, place.point.predictions, at_zero)
-    return Setup(rows, len(free), columns, unit, scale, root if isinstance(problem.loss, Squared) else None), place
+    scale, unit = rounds.scales(problem, columns, place.point.predictions, at_zero)
+    return Setup(rows, len(free), columns, unit, scale), place
 
 
 def place_at(problem: Problem, setup: Setup, tol: float, at: Coefficients) -> Place:
@@ -141,16 +149,10 @@ def run(problem: Problem, setup: Setup, tol: float, max_passes: int, place: Plac
         limit = {0: _FIRST, 1: _SECOND}.get(num_passes, thresholds.size)
         chosen, point = grow(problem, setup, place, thresholds, limit)
         polish = gap < _POLISH_BELOW * scale and since == 0 and chosen is place.set
-        point = improve(
-            problem,
-            setup,
-            chosen,
-            point,
-            np.asarray(place.check.norms),
-            floor=floor,
-            cycles=0 if polish else min(num_passes + 1, _CYCLES),
-            newton_steps=_NEWTON_STEPS if gap < _NEWTON_BELOW * scale else 0,
-        )
+        place = Place(chosen, point, place.check)
+        cycles = None if polish else min(num_passes + 1, _CYCLES)
+        newton_steps = _NEWTON_STEPS if gap < _NEWTON_BELOW * scale else 0
+        chosen, point = improve(problem, setup, place, tol=tol, cycles=cycles, newton_steps=newton_steps, exact=True, floor=floor)
         place = check(problem, setup, chosen, point, refit_target(setup, tol))
         num_passes += 1
 
@@ -159,7 +161,7 @@ def grow(problem: Problem, setup: Setup, place: Place, thresholds: np.ndarray, l
     """The set with the `limit` worst groups beyond their thresholds, if there are any outside; groups that are zero leave for them."""
     chosen, point, check = place
     norms = np.asarray(check.norms)
-    old = chosen.groups
+    old = chosen.groups[chosen.used]
     outside = np.ones(len(norms), bool)
     outside[old] = False
     new = np.flatnonzero(outside & (norms > thresholds)).astype(np.int32)
@@ -169,7 +171,7 @@ def grow(problem: Problem, setup: Setup, place: Place, thresholds: np.ndarray, l
     if len(new) > limit:
         new = new[np.argpartition(-strength[new], limit)[:limit]]
     coef = np.asarray(point.coef)
-    needed = np.concatenate([old[(coef[: len(old)] != 0).any(axis=1) | (thresholds[old] == 0) | (strength[old] > 1.0)], new])
+    needed = np.concatenate([old[(coef[chosen.used] != 0).any(axis=1) | (thresholds[old] == 0) | (strength[old] > 1.0)], new])
     # What is left of the capacity goes to the next strongest, so that the set changes less often.
     rest = strength.copy()
     rest[needed] = -1.0
@@ -178,37 +180,95 @@ def grow(problem: Problem, setup: Setup, place: Place, thresholds: np.ndarray, l
         more = np.argpartition(-rest, extra)[:extra]
     else:
         more = np.flatnonzero(rest >= 0)
-    grown = working_set(problem, setup, np.concatenate([needed, more]).astype(np.int32))
+    grown = _exchanged(problem, setup, chosen, np.concatenate([needed, more]).astype(np.int32))
     return grown, point._replace(coef=full(setup, chosen, coef)[grown.rows])
 
 
 def improve(
-    problem: Problem, setup: Setup, chosen: WorkingSet, point: Point, norms: np.ndarray, *, cycles: int, newton_steps: int, floor: float = _FLOOR
-) -> Point:
-    """Descent with `cycles` extrapolations (0: none at all), then Newton steps on the support."""
-    groups, size = chosen.groups, len(chosen.rows)
-    thresholds = np.asarray(problem.thresholds)[groups]
-    own = _padded(thresholds, size, 0.0)
+    problem: Problem,
+    setup: Setup,
+    place: Place,
+    *,
+    tol: float,
+    cycles: int | None,
+    newton_steps: int,
+    exact: bool,
+    ahead: np.ndarray | None = None,
+    stale: bool = False,
+    floor: float = _FLOOR,
+) -> tuple[WorkingSet, Point]:
+    """Descent on the quadratic model with `cycles` extrapolations, from the coefficients `ahead`, and Newton steps on its support, all in
+    float32; then a Newton step with an exact gradient if `exact`, or if it is needed. Without cycles only such steps.
 
-    def model(least: float) -> Scaled:
-        if chosen.scaled is not None:
-            return chosen.scaled
-        return _model(problem, setup, chosen.blocks, rounds.roots(problem, point.predictions, np.asarray(least, own.dtype)))
+    `place` is checked, but for groups that have come in with zeros. `stale`: the model of the last round will do for the descent.
+    """
+    chosen, point, check = place
+    used = chosen.used
+    every, norms = np.asarray(problem.thresholds), np.asarray(check.norms)
+    thresholds = np.where(used, every[chosen.groups], 0.0)
+    quadratic = isinstance(problem.loss, Squared)
+    wanted = _accuracy(thresholds, place, tol * float(setup.scale))
+    exact = exact or not quadratic or wanted < _FINEST
+    accuracy = np.float32(max(_BEFORE_EXACT * wanted if exact else wanted, _FINEST))
 
-    if cycles:
-        order = _padded(np.argsort(-norms[groups] / np.where(thresholds > 0, thresholds, 1.0)).astype(np.int32), size, 0)
-        count = np.int32(len(groups))
-        point = rounds.descent_step(problem, chosen.blocks, model(floor), setup.unit, own, point, order, count, np.int32(cycles))
-    if newton_steps:
-        moving = (np.asarray(point.coef) != 0).any(axis=1)
-        moving[: len(groups)] |= thresholds == 0
-        support = np.flatnonzero(moving).astype(np.int32)
-        support = _padded(support, capacity(problem, len(support)), -1)
-        scaled = model(_NEWTON_FLOOR)
-        few = rounds.supporting(scaled, own, support)
-        for _ in range(newton_steps):
-            point = rounds.newton_step(problem, chosen.blocks, scaled.root, few, setup.unit, own, point, support)
+    def modelled(at: Point) -> WorkingSet:
+        root = rounds.roots(problem, at.predictions, np.asarray(floor, thresholds.dtype))
+        return chosen._replace(scaled=_model(problem, setup, chosen.blocks, root))
+
+    def turn(at: Point, begin: Any, visited: int, cycles: int, limit: int) -> Point:
+        """To the model, down there, and back."""
+        scaled = chosen.scaled
+        assert scaled is not None
+        descended = rounds.descent_step(problem, scaled, setup.unit, thresholds, at, begin, order, np.int32(visited), np.int32(cycles))
+        support = _support(problem, np.asarray(descended.end), thresholds, used)
+        few, coef = rounds.supporting(scaled, descended.target.thresholds, descended.end, support)
+        coef, residual = rounds.model_newton_steps(few, coef, descended.residual, accuracy, np.int32(limit))
+        return rounds.arrive(problem, scaled.root, setup.unit, thresholds, at, descended, support, coef, residual)
+
+    if chosen.scaled is None or not (quadratic or stale):
+        chosen = modelled(point)
+    if cycles is None:
+        return chosen, _polish(problem, setup, chosen, thresholds, point, _EXACT_STEPS)
+    strength = np.where(used, norms[chosen.groups] / np.where(thresholds > 0, thresholds, 1.0), -np.inf)
+    matter = (np.asarray(point.coef) != 0).any(axis=1) | (strength > _NEAR) | (used & (thresholds == 0))
+    order, count = np.argsort(np.where(matter, -strength, np.inf)).astype(np.int32), int(matter.sum())
+    begin = point.coef if ahead is None else ahead
+    if quadratic or not newton_steps:
+        point = turn(point, begin, count, cycles, newton_steps)
+    else:
+        point = turn(point, begin, count, cycles, 0)
+        chosen = modelled(point)
+        point = turn(point, point.coef, 0, 0, newton_steps)
+    if exact and newton_steps:
+        point = _polish(problem, setup, chosen, thresholds, point, 1)
+    return chosen, point
+
+
+def _polish(problem: Problem, setup: Setup, chosen: WorkingSet, thresholds: np.ndarray, point: Point, num_steps: int) -> Point:
+    scaled = chosen.scaled
+    assert scaled is not None
+    support = _support(problem, np.asarray(point.coef), thresholds, chosen.used)
+    nothing = np.zeros(point.coef.shape, np.float32)  # exact steps have thresholds and coefficients of their own
+    few, _ = rounds.supporting(scaled, nothing[:, 0], nothing, support)
+    for _ in range(num_steps):
+        point = rounds.exact_newton_step(problem, chosen.blocks, scaled.root, few, setup.unit, thresholds, point, support)
     return point
+
+
+def _support(problem: Problem, coef: np.ndarray, thresholds: np.ndarray, used: np.ndarray) -> np.ndarray:
+    """The slots that are not zero, or have no threshold, padded with −1."""
+    moving = (coef != 0).any(axis=1) | (used & (thresholds == 0))
+    support = np.flatnonzero(moving).astype(np.int32)
+    return np.concatenate([support, np.full(capacity(problem, len(support)) - len(support), -1, np.int32)])
+
+
+def _accuracy(thresholds: np.ndarray, place: Place, error: float) -> float:
+    """How far, relative to its threshold, a group's gradient may be off for a gap of `error`.
+
+    The gap is of the first order in it: the dual point shrinks by the worst of these, and its value by that share of the penalty.
+    """
+    penalty = float(thresholds @ np.linalg.norm(np.asarray(place.point.coef), axis=1))
+    return _SHARE * error / penalty if penalty > 0 else 1.0
 
 
 def check(problem: Problem, setup: Setup, chosen: WorkingSet, point: Point, target: Any) -> Place:
@@ -231,11 +291,39 @@ def solution(problem: Problem, setup: Setup, ended: Run) -> Solution:
 
 
 def working_set(problem: Problem, setup: Setup, groups: np.ndarray) -> WorkingSet:
-    selected = np.full((capacity(problem, len(groups)), setup.rows.shape[1]), problem.groups.num_coefficients, np.int32)
-    selected[: len(groups)] = setup.rows[groups]
-    blocks = rounds.gather(_matrix(problem), selected)
-    scaled = None if setup.root is None else _model(problem, setup, blocks, setup.root)
-    return WorkingSet(groups, selected, blocks, scaled)
+    """A set of its own with these groups."""
+    size = capacity(problem, len(groups))
+    slots = _padded(groups, size, -1)
+    rows = _rows(problem, setup, slots)
+    return WorkingSet(slots, rows, rounds.gather(_matrix(problem), rows), None)
+
+
+def _exchanged(problem: Problem, setup: Setup, chosen: WorkingSet, members: np.ndarray) -> WorkingSet:
+    """The set with these groups instead: those that stay keep their slots, and only what is new is gathered. Consumes `chosen`."""
+    size = max(capacity(problem, len(members)), len(chosen.groups))
+    groups = np.concatenate([chosen.groups, np.full(size - len(chosen.groups), -1, np.int32)])
+    stays = (groups >= 0) & np.isin(groups, members)
+    fresh = np.setdiff1d(members, groups[stays], assume_unique=True)
+    slots = np.flatnonzero(~stays)[: len(fresh)].astype(np.int32)
+    groups = np.where(stays, groups, -1).astype(np.int32)
+    groups[slots] = fresh
+    if not stays.any():
+        return working_set(problem, setup, members)
+    rows, scaled = _rows(problem, setup, groups), chosen.scaled
+    room = capacity(problem, len(fresh))
+    blocks = rounds.gather(_matrix(problem), _rows(problem, setup, _padded(fresh, room, -1)))
+    # The root belongs to the samples, not to the slots.
+    old = chosen.blocks, None if scaled is None else scaled._replace(root=None)
+    new = blocks, None if scaled is None else _model(problem, setup, blocks, scaled.root)._replace(root=None)
+    if size > len(chosen.groups):
+        old = rounds.widen(old, size=size)
+    blocks, put = rounds.put(old, new, _padded(slots, room, size))
+    return WorkingSet(groups, rows, blocks, None if scaled is None else put._replace(root=scaled.root))
+
+
+def _rows(problem: Problem, setup: Setup, groups: np.ndarray) -> np.ndarray:
+    """The rows of coefficients of some groups (−1: none)."""
+    return np.where((groups >= 0)[:, None], setup.rows[groups], np.int32(problem.groups.num_coefficients)).astype(np.int32)
 
 
 def capacity(problem: Problem, count: int) -> int:

@@ -7,7 +7,7 @@ import pytest
 
 from jaxsac.group_lasso.block_descent import Model, gram_matrices
 from jaxsac.group_lasso.inverses import inverses
-from jaxsac.group_lasso.newton import admissible, newton_direction
+from jaxsac.group_lasso.newton import admissible, newton_direction, newton_steps
 
 
 @pytest.mark.parametrize("dtype, tol", [(jnp.float32, 1e-3), (jnp.float64, 1e-11)], ids=["float32", "float64"])
@@ -48,3 +48,24 @@ def test_a_direction_solves_the_newton_equations_of_what_moves():
     assert np.all(found[[1, 4]] == 0)
     # conjugate gradients stop at 3 % of the preconditioned residual
     assert np.linalg.norm(found[moving] - exact) <= 0.1 * np.linalg.norm(exact)
+
+
+def test_steps_in_float32_go_below_the_rounding_of_the_objective():
+    """Where a step no longer shows in the objective, it must still be taken: the gradient decides what is certified."""
+    rng = np.random.default_rng(1)
+    blocks = jnp.asarray(rng.normal(size=(6, 3, 40)) / 6, jnp.float32).at[5].set(0)
+    thresholds = jnp.asarray([0.02, 0.05, 0.03, 0.04, 0.0, 0.0], jnp.float32)
+    few = Model(blocks, *gram_matrices(blocks), thresholds)
+    start = jnp.asarray(rng.normal(size=(6, 3)), jnp.float32).at[5].set(0)
+    # The start is some way from the truth.
+    residual = jnp.asarray(0.3 * rng.normal(size=18) @ np.asarray(blocks).reshape(18, 40) + 0.05 * rng.normal(size=40), jnp.float32)
+    coef, left = jax.jit(newton_steps)(few, start, residual, jnp.float32(2e-6), jnp.int32(20))
+    b, A = np.asarray(coef, np.float64), np.asarray(blocks, np.float64)
+    pulled = np.einsum("gqt,t->gq", A, np.asarray(left, np.float64))
+    pull = np.asarray(thresholds)[:, None] * b / np.maximum(np.linalg.norm(b, axis=1), 1e-30)[:, None]
+    assert np.all(np.any(b[:5] != 0, axis=1)) and np.all(b[5] == 0)
+    assert np.linalg.norm(pulled - pull, axis=1).max() <= 1e-5 * 0.02
+    exact = np.asarray(residual, np.float64) - np.einsum("gqt,gq->t", A, b - np.asarray(start, np.float64))
+    np.testing.assert_allclose(left, exact, atol=1e-5)
+    unmoved, _ = jax.jit(newton_steps)(few, start, residual, jnp.float32(2e-6), jnp.int32(0))
+    np.testing.assert_array_equal(unmoved, start)
