@@ -1,4 +1,4 @@
-"""Group lasso at an equal duality gap: one lambda, logistic loss, paths, 64 small problems; against adelie, skglm and celer."""
+"""Group lasso at an equal duality gap: one lambda, logistic loss, paths, cross-validation, 64 small problems; against adelie, skglm and celer."""
 
 import collections
 import concurrent.futures
@@ -55,6 +55,10 @@ def ours(case: Case, dtype: str) -> dict[str, Callable[[], Any]]:
     X, y, lams = (jnp.asarray(array, dtype) for array in (case.X, case.y, case.lams))
     # In float64 the certificate's own gap includes a rounding bound far below the tolerance.
     solve = functools.partial(group_lasso.solve, groups=groups, loss=case.loss, tol=TARGET[dtype])
+    if case.whole is not None:
+        X, y, folds = (jnp.asarray(array, kind) for array, kind in zip(case.whole, (dtype, dtype, jnp.int32), strict=True))
+        keywords = {"lams": lams[0], "loss": case.loss, "tol": TARGET[dtype]}
+        return {"jaxsac, cross_validate": lambda: group_lasso.cross_validate(X, y, groups, folds, **keywords)}
     if len(case.X) > 1:
         batch = jax.jit(jax.vmap(lambda X, y, lam: solve(X, y, lam=lam)))
 
@@ -87,6 +91,26 @@ def ours(case: Case, dtype: str) -> dict[str, Callable[[], Any]]:
         )
         return {"jaxsac, path": steps}
     return {"jaxsac": lambda: solve(X, y, lam=lam)}
+
+
+def fold_paths(case: Case, dtype: str) -> Any:
+    """The fits of a cross-validation, which keeps only their losses, for the judge: a Solution with coefficients [K, L, p]."""
+    assert case.whole is not None
+    X, y, folds = case.whole
+    groups = Groups.equal(X.shape[1] // case.group_size, case.group_size)
+    paths = [
+        group_lasso.path(
+            jnp.asarray(X, dtype),
+            jnp.asarray(y, dtype),
+            groups,
+            lams=jnp.asarray(case.lams[0], dtype),
+            loss=case.loss,
+            sample_weight=jnp.asarray((folds != fold) * len(y) / np.sum(folds != fold), dtype),
+            tol=TARGET[dtype],
+        )
+        for fold in range(len(case.X))
+    ]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *paths)
 
 
 class Answer(NamedTuple):
@@ -186,7 +210,7 @@ def compare(case: Case, options: Options, turns: int = TURNS) -> list[dict[str, 
                 samples[peer] += [min(times), *np.quantile(times, [0.5, 0.9]).tolist()]
     rows = []
     for name, thunk in thunks.items():
-        solution = thunk()
+        solution = thunk() if case.whole is None else fold_paths(case, options.dtype)
         gap = worst_gap(case, np.asarray(solution.value.coef).reshape(len(case.X), case.lams.shape[1], -1))
         more = {
             "status": ", ".join(Status(code).name for code in np.unique(solution.status)),

@@ -20,7 +20,7 @@ ONLY_ADELIE = {"adelie": TOLS["adelie"]}  # elsewhere the fastest by far
 
 
 class Case(NamedTuple):
-    """Problems of one shape: X [N, T, p], y [N, T], lams [N, L]."""
+    """Problems of one shape: X [N, T, p], y [N, T], lams [N, L]; of cross-validation the training sets, and `whole`: X, y and folds [T]."""
 
     name: str
     loss: str
@@ -29,6 +29,7 @@ class Case(NamedTuple):
     lams: np.ndarray
     group_size: int
     tols: dict[str, dict[str, tuple[float, ...]]]
+    whole: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
 
 def build(name: str, make: Any, sizes: tuple, ratios: Any, dtype: str, *, count: int = 1, tols: Any = TOLS, seed: int = 0, **more: Any) -> Case:
@@ -55,6 +56,7 @@ def cases(smoke: bool, dtype: str) -> list[Case]:
     def case(name, make, sizes, ratios, **more):
         return build(f"{name}, {sizes[0]} x {sizes[1] * sizes[2]}", make, sizes, ratios, dtype, **more)
 
+    path = case(f"{5 * num_lams} lambdas to 0.01", group_regression, big, 0.01**long, tols=LONG_PATH_TOLS)
     return [
         case("one lambda", group_regression, big, one),
         case(f"one lambda, {4 * active} true groups", group_regression, (T, G, q, 4 * active), one),
@@ -64,9 +66,27 @@ def cases(smoke: bool, dtype: str) -> list[Case]:
         case("one lambda, logistic", group_classification, big, one),
         case(f"{num_lams} lambdas to 0.1", group_regression, big, 0.1**few),
         case(f"{num_lams} lambdas to 0.1, logistic", group_classification, big, 0.1**few, tols=ONLY_ADELIE),
-        case(f"{5 * num_lams} lambdas to 0.01", group_regression, big, 0.01**long, tols=LONG_PATH_TOLS),
+        path,
+        cross_validation(path, 5),
         case(f"{many} problems", group_regression, small, one, count=many),
     ]
+
+
+def cross_validation(case: Case, num_folds: int) -> Case:
+    """The training sets of a problem cut at random, at its own lambdas."""
+    X, y = case.X[0], case.y[0]
+    folds = np.random.default_rng(0).permutation(len(y)) % num_folds
+    parts = [folds != fold for fold in range(num_folds)]
+    return Case(
+        f"{num_folds}-fold cross-validation, {case.name}",
+        case.loss,
+        np.stack([X[part] for part in parts]),
+        np.stack([y[part] for part in parts]),
+        np.repeat(case.lams, num_folds, axis=0),
+        case.group_size,
+        case.tols,
+        (X, y, folds.astype(np.int32)),
+    )
 
 
 def random_cases(smoke: bool, dtype: str) -> Iterator[Case]:

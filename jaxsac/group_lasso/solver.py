@@ -169,11 +169,12 @@ def path(
 
         return path_on_host(problem, lams, num_lams, float(min_ratio), float(tol), int(max_steps), otherwise)
     if on_host:
-        return _scaled_path(problem, _geometric(lam_max_of(problem), min_ratio, num_lams) if lams is None else lams, tol, max_steps)
+        return _scaled_path(problem, geometric(lam_max_of(problem), min_ratio, num_lams) if lams is None else lams, tol, max_steps)
     return compiled_path(problem, lams, min_ratio, tol, max_steps, num_lams=num_lams)
 
 
-def _geometric(largest: jax.Array, min_ratio: jax.Array, num_lams: int) -> jax.Array:
+def geometric(largest: jax.Array, min_ratio: jax.Array, num_lams: int) -> jax.Array:
+    """From the largest lam to min_ratio times that."""
     powers = jnp.linspace(0.0, 1.0, num_lams, dtype=largest.dtype) if num_lams > 1 else jnp.zeros(1, largest.dtype)
     return largest * min_ratio**powers
 
@@ -292,7 +293,7 @@ def compiled_path(problem: Problem, lams: jax.Array | None, min_ratio: jax.Array
     setup = _set_up(still, measured=True)
     if lams is None:
         largest = null_pull(with_lam(problem, jnp.zeros_like(problem.lam)), setup.null)
-        lams = _geometric(largest, min_ratio, num_lams)
+        lams = geometric(largest, min_ratio, num_lams)
 
     def one(at: State, lam: jax.Array):
         here = with_lam(problem, lam)

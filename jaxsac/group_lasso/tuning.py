@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsac._checks import integer_array, is_concrete, real_array, require
+from jaxsac._checks import integer_array, is_concrete, real_array, real_scalar, require, static_integer
 from jaxsac.designs import as_design
 from jaxsac.group_lasso.compiled_working_set import applies
 from jaxsac.group_lasso.inputs import make_problem
-from jaxsac.group_lasso.solver import path
+from jaxsac.group_lasso.solver import geometric, lam_max, path
 from jaxsac.losses import Loss, resolve
 from jaxsac.prox import Groups, Penalty
 from jaxsac.solution import Solution
@@ -74,7 +74,10 @@ def cross_validate(
         "max_steps": max_steps,
     }
     if lams is None:
-        lams = path(X, y, groups, num_lams=num_lams, min_ratio=min_ratio, sample_weight=sample_weight, **keywords).stats["lam"]
+        place = {name: keyword for name, keyword in keywords.items() if name not in ("tol", "max_steps")}
+        min_ratio = real_scalar("min_ratio", min_ratio, dtype, 0.0, strict=True)
+        largest = lam_max(X, y, groups, sample_weight=sample_weight, **place)
+        lams = geometric(largest, min_ratio, static_integer("num_lams", num_lams, 1))
     base = jnp.zeros(design.prediction_shape, dtype) if offset is None else real_array("offset", offset, design.prediction_shape, dtype)
 
     held_out = jnp.where(known[None, :] == jnp.arange(num_folds, dtype=known.dtype)[:, None], counts[None], 0.0)  # [K, T]
