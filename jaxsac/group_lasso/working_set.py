@@ -220,9 +220,14 @@ def improve(
         scaled = chosen.scaled
         assert scaled is not None
         descended = rounds.descent_step(problem, scaled, setup.unit, thresholds, at, begin, order, np.int32(visited), np.int32(cycles))
-        support = _support(problem, np.asarray(descended.end), thresholds, used)
-        few, coef = rounds.supporting(scaled, descended.target.thresholds, descended.end, support)
-        coef, residual = rounds.model_newton_steps(few, coef, descended.residual, accuracy, np.int32(limit))
+        residual = descended.residual
+        if limit:
+            support = _support(problem, np.asarray(descended.end), thresholds, used)
+            few, coef = rounds.supporting(scaled, descended.target.thresholds, descended.end, support)
+            coef, residual = rounds.model_newton_steps(few, coef, residual, accuracy, np.int32(limit))
+        else:
+            support = np.full(capacity(problem, 0), -1, np.int32)
+            coef = np.zeros((len(support), at.coef.shape[1]), np.float32)
         return rounds.arrive(problem, scaled.root, setup.unit, thresholds, at, descended, support, coef, residual)
 
     if chosen.scaled is None or not (quadratic or stale):
