@@ -80,7 +80,11 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--policy", type=pathlib.Path, metavar="PATH", help="a router to use: the folder of an earlier --out, or its policy.npz")
     parser.add_argument("--cost-limit", type=_positive, metavar="C", help="with --policy: as many tools as fit this total cost, not the B best")
-    parser.add_argument("--report", action="store_true", help="also write diagnosis.html: can the kept tools be trusted?")
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="also write diagnosis.html: can the kept tools be trusted? (learns 10 halves of the log too: minutes more)",
+    )
     parser.add_argument(
         "--update", type=pathlib.Path, metavar="DIR", help="learn LOG (old and new lines) from an earlier --out: its features and penalty, warm"
     )
