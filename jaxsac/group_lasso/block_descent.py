@@ -53,33 +53,31 @@ def _squares(matrices: jax.Array) -> jax.Array:
     return jnp.einsum("gab,gbc->gac", matrices, matrices)
 
 
-def descend(
-    model: Model, coef: jax.Array, residual: jax.Array, order: jax.Array, count: jax.Array, cycles: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def descend(model: Model, coef: jax.Array, residual: jax.Array, order: jax.Array, count: jax.Array, cycles: jax.Array) -> tuple[jax.Array, jax.Array]:
     """One epoch over the blocks order[:count], `cycles` extrapolated cycles over those that are not zero, one more epoch over all.
 
     `coef` b [C, q], `residual` r [T]. Returns both after the descent. The objective never rises, up to rounding.
     """
     last = _EPOCHS * cycles + 1
 
-    def epoch(k, carry):
+    def visit(k, carry):
         coefs, residuals, support, size = carry
         place = jnp.where(k == 0, 0, (k - 1) % _EPOCHS + 1)  # of what this epoch leaves in the history of its cycle
         at = jnp.maximum(place - 1, 0)
         everywhere = (k == 0) | (k == last)
         visited = jnp.where(everywhere, order, support)
-        coef, residual = _epoch(model, coefs[at], residuals[at], visited, jnp.where(everywhere, count, size))
+        coef, residual = epoch(model, coefs[at], residuals[at], visited, jnp.where(everywhere, count, size))
         coefs, residuals = coefs.at[place].set(coef), residuals.at[place].set(residual)
         support, size = lax.cond(k == 0, lambda: nonzero_order(coef, order, count), lambda: (support, size))
         return *lax.cond(place == _EPOCHS, lambda: _extrapolated(model, coefs, residuals), lambda: (coefs, residuals)), support, size
 
     coefs = jnp.zeros((_EPOCHS + 1, *coef.shape), coef.dtype).at[0].set(coef)
     residuals = jnp.zeros((_EPOCHS + 1, *residual.shape), residual.dtype).at[0].set(residual)
-    coefs, residuals, _, _ = lax.fori_loop(0, last + 1, epoch, (coefs, residuals, order, count))
+    coefs, residuals, _, _ = lax.fori_loop(0, last + 1, visit, (coefs, residuals, order, count))
     return coefs[1], residuals[1]  # the last epoch is the first of a cycle that ends there
 
 
-def _epoch(model: Model, coef: jax.Array, residual: jax.Array, order: jax.Array, count: jax.Array) -> tuple[jax.Array, jax.Array]:
+def epoch(model: Model, coef: jax.Array, residual: jax.Array, order: jax.Array, count: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Minimise over one block after another, its Gram matrix replaced by its bound (so that a step is a product, a shrinkage, a product)."""
 
     def step(k, carry):

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac.group_lasso.problem import Problem, with_lam
-from jaxsac.group_lasso.working_set import Place, check, full, grow, improve, refit_target, run, set_up, solution
+from jaxsac.group_lasso.working_set import Place, check, checks, full, grow, improve, refit_target, run, set_up, solution
 from jaxsac.losses import Squared
 from jaxsac.solution import Solution, Status
 
-_CYCLES = 0  # of descent: one more where the curvature changes
-_NEWTON_STEPS = 6
-_LEAST = 0.9  # of lam: on a coarse grid the strong rule would keep everything, and the check adds what is missing
+_MOST_AHEAD = 8  # lams that share a pass over X
+_REACH = 0.8  # of the last lam: the batch goes no further down
+_LEAST = 0.95  # of lam: on a coarse grid the strong rule would keep everything, and the check adds what is missing
 
 
 def path_on_host(
@@ -36,40 +36,59 @@ def path_on_host(
     else:
         values = np.asarray(lams)
 
+    target = refit_target(setup, tol)
     found: list[Solution] = []
     before: np.ndarray | None = None  # coefficients one lam earlier
-    for k, lam in enumerate(values):
-        here = with_lam(problem, lam)
+    ahead = 1
+    while len(found) < len(values):
+        k = len(found)
         if k == 0:
-            place = check(here, setup, place.set, place.point, refit_target(setup, tol))
-            ended = run(here, setup, tol, max_passes, place)
+            places, num_passes = [check(with_lam(problem, values[0]), setup, place.set, place.point, target)], 0
         else:
-            last = full(setup, place.set, place.point.coef)
-            turn = k == 1 or values[k - 2] == values[k - 1]
-            share = 0.0 if turn else (values[k - 1] - lam) / (values[k - 2] - values[k - 1])
-            place = _predicted(here, setup, place, before, share, max(2.0 * lam - values[k - 1], _LEAST * lam) * weights, tol)
-            before = last
-            ended = run(here, setup, tol, max_passes, place, num_passes=1)
-        place = ended.place
-        answer = solution(here, setup, ended)
-        if ended.status not in (Status.CONVERGED, Status.MAX_STEPS):
-            answer = otherwise(here, answer)
-        answer.stats["lam"] = jnp.asarray(lam)
-        found.append(answer)
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
+            near = max(1, int(np.sum(values[k : k + ahead] >= _REACH * values[k - 1])))
+            places, num_passes = _ahead(problem, setup, place, before, values, slice(k, k + near), weights, tol), 1
+        kept = 0
+        for lam, start in zip(values[k:], places, strict=False):
+            here = with_lam(problem, lam)
+            before = full(setup, place.set, place.point.coef) if k + kept > 0 else None
+            ended = run(here, setup, tol, max_passes, start, num_passes)
+            answer = solution(here, setup, ended)
+            if ended.status not in (Status.CONVERGED, Status.MAX_STEPS):
+                answer = jax.device_get(otherwise(here, answer))
+            answer.stats["lam"] = lam
+            found.append(answer)
+            place, kept = ended.place, kept + 1
+            if place is not start:
+                break  # the rest of the batch began from what has changed
+        ahead = min(_MOST_AHEAD, 2 * ahead) if kept == len(places) else max(1, kept)
+    return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *found)
 
 
-def _predicted(problem: Problem, setup, place: Place, before: np.ndarray | None, share: float, keep: np.ndarray, tol: float) -> Place:
-    """One round at a new lam: groups with ‖X_g' ρ‖ above `keep` (Tibshirani et al. 2012), from the last two solutions' secant."""
+def _ahead(problem: Problem, setup, place: Place, before: np.ndarray | None, values: np.ndarray, which: slice, weights, tol: float) -> list[Place]:
+    """A round for each of several lams on one working set, and one pass over X for all of them.
+
+    The groups are those with ‖X_g' ρ‖ above what the sequential strong rule asks (Tibshirani et al. 2012); each round begins from the
+    secant of the last two solutions.
+    """
+    lams, last = values[which], values[which.start - 1]
+    keep = max(2.0 * lams.min() - last, _LEAST * lams.min()) * weights
     chosen, point = grow(problem, setup, place, keep, keep.size)
-    ahead = None
-    if before is not None and share > 0:
-        earlier, now = before[chosen.rows], np.asarray(point.coef)
-        both = (earlier != 0).any(axis=1) & (now != 0).any(axis=1)
-        ahead = np.where(both[:, None], now + np.asarray(share, now.dtype) * (now - earlier), now)
-    place = Place(chosen, point, place.check)
-    cycles = _CYCLES + (not isinstance(problem.loss, Squared))
-    chosen, point = improve(
-        problem, setup, place, tol=tol, cycles=cycles, newton_steps=_NEWTON_STEPS, exact=False, ahead=ahead, stale=True
-    )
-    return check(problem, setup, chosen, point, refit_target(setup, tol))
+    earlier = None if before is None else before[chosen.rows]
+    place, points = Place(chosen, point, place.check), []
+    for lam, at, one_earlier in zip(lams, values[which.start - 1 :], [None, *values][which.start - 1 :], strict=False):
+        here, now = with_lam(problem, lam), np.asarray(place.point.coef)
+        share = 0.0 if one_earlier is None or one_earlier == at else (at - lam) / (one_earlier - at)
+        start = None
+        if earlier is not None and share > 0:
+            both = (earlier != 0).any(axis=1) & (now != 0).any(axis=1)
+            start = np.where(both[:, None], now + np.asarray(share, now.dtype) * (now - earlier), now)
+        # Where the curvature changes, so does the model, and descent on the last one takes a cycle more.
+        cycles = 0 if isinstance(problem.loss, Squared) else 1
+        place = improve(here, setup, place, tol=tol, cycles=cycles, exact=False, ahead=start, stale=True)
+        earlier = now
+        points.append(place.point)
+    # A pass for fewer would be another program.
+    size = len(points) if len(points) == 1 else _MOST_AHEAD
+    padded = [*points, *[points[-1]] * (size - len(points))]
+    every = np.concatenate([lams, np.full(size - len(points), lams[-1])])
+    return checks(problem, every, setup, place.set, padded, refit_target(setup, tol))[: len(points)]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxsac.group_lasso.block_descent import Model, change
+from jaxsac.group_lasso.block_descent import Model, change, epoch, nonzero_order
 from jaxsac.group_lasso.inverses import inverses
 from jaxsac.prox.groups import safe_sqrt
 
@@ -27,6 +27,7 @@ class _Running(NamedTuple):
     coef: jax.Array
     residual: jax.Array
     descent: jax.Array
+    entering: jax.Array
     worst: jax.Array
     steps: jax.Array
 
@@ -34,35 +35,43 @@ class _Running(NamedTuple):
 def newton_steps(few: Model, coef: jax.Array, residual: jax.Array, accuracy: jax.Array, limit: jax.Array) -> tuple[jax.Array, jax.Array]:
     """At most `limit` steps, until no group's gradient is further from the penalty's than `accuracy` times its threshold.
 
-    `coef` b [S, q] of the blocks of `few`, `residual` r [T]; returns both.
+    A zero group beyond its threshold is given its own minimum first. `coef` b [S, q] of the blocks of `few`, `residual` r [T]; returns both.
     """
     relative = jnp.where(few.thresholds > 0, few.thresholds, jnp.max(few.thresholds))
     relative = jnp.where(relative > 0, relative, 1.0)
 
     def at(coef: jax.Array, residual: jax.Array, steps: jax.Array) -> _Running:
-        descent = descent_direction(few, coef, residual)
-        return _Running(coef, residual, descent, jnp.max(jnp.sqrt(jnp.sum(descent**2, axis=1)) / relative), steps)
+        descent, beyond = descent_direction(few, coef, residual)
+        off = jnp.maximum(jnp.sqrt(jnp.sum(descent**2, axis=1)), beyond) / relative
+        return _Running(coef, residual, descent, (beyond > accuracy * relative), jnp.max(off), steps)
 
     def advance(now: _Running) -> _Running:
-        # The last step need not be solved for more than is asked.
-        tolerance = jnp.clip(0.3 * accuracy / now.worst, CG_TOLERANCE, _LOOSEST)
-        return at(*newton_step(few, now.coef, now.residual, now.descent, tolerance), now.steps + 1)
+        def enter():
+            order, count = nonzero_order(now.entering[:, None].astype(coef.dtype), jnp.arange(len(coef), dtype=jnp.int32), jnp.int32(len(coef)))
+            return epoch(few, now.coef, now.residual, order, count)
+
+        def step():
+            # The last step need not be solved for more than is asked.
+            tolerance = jnp.clip(0.3 * accuracy / now.worst, CG_TOLERANCE, _LOOSEST)
+            return newton_step(few, now.coef, now.residual, now.descent, tolerance)
+
+        return at(*lax.cond(jnp.any(now.entering), enter, step), now.steps + 1)
 
     ended = lax.while_loop(lambda now: (now.steps < limit) & (now.worst > accuracy), advance, at(coef, residual, jnp.int32(0)))
     return ended.coef, ended.residual
 
 
-def descent_direction(few: Model, coef: jax.Array, residual: jax.Array) -> jax.Array:
-    """Minus the gradient of the model at the blocks that are not zero, or have no threshold; 0 at the others."""
+def descent_direction(few: Model, coef: jax.Array, residual: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Minus the gradient of the model at the blocks that are not zero, or have no threshold, 0 at the others; and how far those are beyond it."""
     norms = safe_sqrt(jnp.sum(coef * coef, axis=1, keepdims=True))
     pull = few.thresholds[:, None] * coef / jnp.where(norms == 0, 1.0, norms)
     pulled = (few.blocks.reshape(-1, few.blocks.shape[2]) @ residual).reshape(coef.shape)
-    return jnp.where((norms > 0) | (few.thresholds == 0)[:, None], pulled - pull, 0.0)
+    moving = (norms > 0) | (few.thresholds == 0)[:, None]
+    beyond = jnp.maximum(safe_sqrt(jnp.sum(pulled * pulled, axis=1)) - few.thresholds, 0.0)
+    return jnp.where(moving, pulled - pull, 0.0), jnp.where(moving[:, 0], 0.0, beyond)
 
 
-def newton_step(
-    few: Model, coef: jax.Array, residual: jax.Array, descent: jax.Array, tolerance: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def newton_step(few: Model, coef: jax.Array, residual: jax.Array, descent: jax.Array, tolerance: jax.Array) -> tuple[jax.Array, jax.Array]:
     """A step of the best of a few lengths: the longest of those that rounding cannot tell from the best.
 
     Far below the rounding of the objective a step still improves the gradient, on which the certificate depends to the first order.

@@ -12,12 +12,10 @@ from jaxsac._iterate import Certificate
 from jaxsac.designs import Centred, Dense
 from jaxsac.group_lasso.block_descent import Model, descend, gram_matrices
 from jaxsac.group_lasso.certificate import gap_after_refit, violation
-from jaxsac.group_lasso.fista import start
 from jaxsac.group_lasso.free import FreeFit, fit_free
 from jaxsac.group_lasso.newton import LENGTHS, admissible, compact, newton_direction, newton_steps
-from jaxsac.group_lasso.problem import Coefficients, Problem
+from jaxsac.group_lasso.problem import Coefficients, Problem, with_lam
 from jaxsac.prox.groups import group_norms, safe_sqrt
-from jaxsac.solution import Solution
 
 _FREE_STEPS, _FREE_HALVINGS = 50, 30
 
@@ -40,12 +38,13 @@ class Point(NamedTuple):
 
 
 class Check(NamedTuple):
-    """A full pass: the certificate, the objective, the largest violation of the optimality conditions, and ‖X_g' ρ‖ [G]."""
+    """A full pass: the certificate, the objective, the largest violation of the optimality conditions, ‖X_g' ρ‖ [G], and the mean of X b."""
 
     certificate: Certificate
-    objective: jax.Array
-    violation: jax.Array
-    norms: jax.Array
+    objective: Any
+    violation: Any
+    norms: Any
+    centre: Any
 
 
 def uncentred(problem: Problem) -> Any:
@@ -82,8 +81,12 @@ def _centred(problem: Problem, predictions: jax.Array) -> jax.Array:
     return predictions - problem.design.mean(predictions) if problem.intercept else predictions
 
 
+def _combined(blocks: jax.Array, coef: jax.Array) -> jax.Array:
+    return jnp.dot(coef.reshape(-1), blocks.reshape(-1, blocks.shape[2]), precision="highest")
+
+
 def _predict(problem: Problem, blocks: jax.Array, coef: jax.Array) -> jax.Array:
-    return _centred(problem, jnp.dot(coef.reshape(-1), blocks.reshape(-1, blocks.shape[2]), precision="highest"))
+    return _centred(problem, _combined(blocks, coef))
 
 
 def _products(blocks: jax.Array, vector: jax.Array) -> jax.Array:
@@ -92,19 +95,26 @@ def _products(blocks: jax.Array, vector: jax.Array) -> jax.Array:
 
 
 class Refit(NamedTuple):
-    """A point whose unpenalised part is at its best, the share of its predictions under the penalty, and what the refit left undone."""
+    """A point whose unpenalised part is at its best, the share of its predictions under the penalty, what the refit left undone, and the
+    mean of X b, which the intercept of the design as it was given lacks."""
 
     point: Point
     penalised: jax.Array
     remaining: jax.Array
+    centre: jax.Array
 
 
 @functools.partial(jax.jit, static_argnames="num_free")
-def refit(problem: Problem, columns: jax.Array, target: jax.Array, blocks, rows, point: Point, *, num_free: int) -> Refit:
-    """Recompute the predictions and refit the first `num_free` blocks and the intercept."""
+def refit(problem: Problem, columns: jax.Array, target: jax.Array, blocks, rows, points: tuple[Point, ...], *, num_free: int) -> Refit:
+    """Recompute the predictions and refit the first `num_free` blocks and the intercept, of several points at once."""
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *points)
+    return jax.vmap(lambda point: _refit(problem, columns, target, blocks, rows, point, num_free))(stacked)
+
+
+def _refit(problem: Problem, columns: jax.Array, target: jax.Array, blocks, rows, point: Point, num_free: int) -> Refit:
     predictions = _predict(problem, blocks, point.coef) + point.intercept
     if num_free == 0 and not problem.intercept:
-        return Refit(point._replace(predictions=predictions), predictions, jnp.zeros_like(target))
+        return Refit(point._replace(predictions=predictions), predictions, jnp.zeros_like(target), jnp.zeros_like(target))
     free_rows = rows[:num_free].reshape(-1)
     design = Dense(blocks[:num_free].reshape(-1, blocks.shape[2]).T)
     here = dataclasses.replace(problem, design=Centred(design, problem.design.shares) if problem.intercept else design)
@@ -123,19 +133,25 @@ def refit(problem: Problem, columns: jax.Array, target: jax.Array, blocks, rows,
     if num_free:
         penalised = penalised - here.design.predict(fit.point.coef)
         coef = coef.at[:num_free].set(fit.point.coef.reshape(num_free, blocks.shape[1]))
-    return Refit(Point(coef, fit.point.intercept, fit.predictions), penalised, fit.remaining)
+    centre = problem.design.mean(_combined(blocks, coef)) if problem.intercept else jnp.zeros_like(target)
+    return Refit(Point(coef, fit.point.intercept, fit.predictions), penalised, fit.remaining, centre)
 
 
 @jax.jit
-def certify(problem: Problem, columns: jax.Array, scale: jax.Array, coef: jax.Array, at: Refit) -> Check:
-    """One product with all of X: the certificate of the refitted point, whose coefficients are `coef` [p]."""
-    predictions = at.point.predictions
-    residual = problem.residual(predictions)
-    gradient = problem.design.adjoint(residual)
-    objective = problem.smooth_value(predictions) + problem.penalty(coef)
-    fit = FreeFit(Coefficients(coef, at.point.intercept), predictions, at.remaining)
-    certificate = gap_after_refit(problem, objective, fit, at.penalised, gradient, columns=columns, scale=scale)
-    return Check(certificate, objective, violation(problem, coef, residual, gradient), group_norms(gradient, problem.groups))
+def certify(problem: Problem, lams: jax.Array, columns: jax.Array, scale: jax.Array, coefs: jax.Array, at: Refit) -> Check:
+    """One product with all of X: the certificates of refitted points [B], each at its own lam, whose coefficients are `coefs` [B, p]."""
+
+    def one(lam: jax.Array, coef: jax.Array, at: Refit) -> Check:
+        here = with_lam(problem, lam)
+        predictions = at.point.predictions
+        residual = here.residual(predictions)
+        gradient = here.design.adjoint(residual)
+        objective = here.smooth_value(predictions) + here.penalty(coef)
+        fit = FreeFit(Coefficients(coef, at.point.intercept), predictions, at.remaining)
+        certificate = gap_after_refit(here, objective, fit, at.penalised, gradient, columns=columns, scale=scale)
+        return Check(certificate, objective, violation(here, coef, residual, gradient), group_norms(gradient, here.groups), at.centre)
+
+    return jax.vmap(one)(lams, coefs, at)
 
 
 @jax.jit
@@ -205,9 +221,7 @@ def advance(problem: Problem, root, thresholds, point: Point, direction, moved: 
     best = jnp.min(jnp.where(jnp.isnan(values), jnp.inf, values))
     length = lengths[jnp.argmax(values <= best + noise * jnp.finfo(values.dtype).eps * jnp.abs(best))]  # the first of those
     still = length == 0
-    return jax.tree.map(
-        lambda old, step: jnp.where(still, old, old + length * step), point, Point(direction, shift, moved)
-    )
+    return jax.tree.map(lambda old, step: jnp.where(still, old, old + length * step), point, Point(direction, shift, moved))
 
 
 class Descended(NamedTuple):
@@ -243,8 +257,14 @@ model_newton_steps = jax.jit(newton_steps)
 
 
 @jax.jit
-def arrive(problem: Problem, root, unit, thresholds, point: Point, descended: Descended, support, coef, residual: jax.Array) -> Point:
-    """From the model back to the problem: as far towards the model's end as the objective falls. `coef` [S, q] are those of `support`."""
+def arrive(
+    problem: Problem, scaled: Scaled, unit, thresholds, point: Point, descended: Descended, support, coef, residual: jax.Array
+) -> tuple[Point, jax.Array]:
+    """From the model back to the problem: as far towards the model's end as the objective falls; and ‖X_g' ρ‖ [C] at that end, roughly.
+
+    `coef` [S, q] are those of `support`.
+    """
+    root = scaled.root
     row = jnp.where(support < 0, len(descended.end), support)
     end = descended.end.at[row].set(coef, mode="drop")
     step = descended.target.step
@@ -252,7 +272,9 @@ def arrive(problem: Problem, root, unit, thresholds, point: Point, descended: De
     direction = jnp.where(end == 0, -point.coef, (end - descended.start).astype(step.dtype) * step)
     fallen = (descended.target.residual - residual).astype(step.dtype) * (step * unit)
     moved = _centred(problem, jnp.where(root > 0, fallen / jnp.where(root > 0, root, 1.0), 0.0))
-    return advance(problem, root, thresholds, point, direction, moved, noise=16.0)
+    pulls = (scaled.blocks.reshape(-1, len(residual)) @ residual).reshape(end.shape).astype(step.dtype)
+    norms = safe_sqrt(jnp.sum(pulls**2, axis=1)) * (step * unit**2)
+    return advance(problem, root, thresholds, point, direction, moved, noise=16.0), norms
 
 
 @jax.jit
@@ -294,24 +316,3 @@ def nothing(problem: Problem, rows: jax.Array) -> tuple[Point, jax.Array]:
     dtype = problem.offset.dtype
     zeros = Point(jnp.zeros(rows.shape, dtype), jnp.zeros((), dtype), jnp.zeros_like(problem.offset))
     return zeros, problem.smooth_value(zeros.predictions)
-
-
-@jax.jit
-def answer(
-    problem: Problem, blocks: jax.Array, coef: jax.Array, point: Point, check: Check, num_passes: jax.Array, status: jax.Array
-) -> Solution:
-    """The solution with coefficients [p] and the intercept of the design as it is, not centred."""
-    raw = jnp.dot(point.coef.reshape(-1), blocks.reshape(-1, blocks.shape[2]), precision="highest")
-    intercept = point.intercept - problem.design.mean(raw) if problem.intercept else point.intercept
-    error, rounding, scale = check.certificate
-    stats = {
-        "objective": check.objective,
-        "gap": error,
-        "rounding": rounding,
-        "scale": scale,
-        "num_steps": num_passes,
-        "kkt": check.violation,
-        "num_active": jnp.sum(problem.groups.sum((coef != 0).astype(jnp.int32)) > 0),
-    }
-    value = Coefficients(coef, intercept)
-    return Solution(value, status, stats, start(value))

@@ -8,10 +8,12 @@ next groups (`rounds`). The number of groups is padded to a few capacities, so t
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxsac.designs import Dense
 from jaxsac.group_lasso import rounds
+from jaxsac.group_lasso.fista import State
 from jaxsac.group_lasso.problem import Coefficients, Problem
 from jaxsac.group_lasso.rounds import Check, Point, Scaled, uncentred
 from jaxsac.losses import Squared
@@ -19,14 +21,13 @@ from jaxsac.solution import Solution, Status
 
 _SMALLEST = 32  # capacity; the next ones are half as large again
 _FIRST, _SECOND = 64, 128  # violators admitted in the first two rounds
-_NEWTON_BELOW = 0.1  # relative gap at which Newton steps begin
-_POLISH_BELOW = 1e-5  # and at which they are all that is left to do
+_POLISH_BELOW = 1e-5  # relative gap at which exact Newton steps may be all that is left to do
 _NEWTON_STEPS = 6  # in float32, at most
 _EXACT_STEPS = 2
 _CYCLES = 3  # of descent in a round, at most
 _SHARE, _FINEST = 0.6, 1e-6  # of the tolerance, for what Newton steps leave of a gradient; and the least that float32 can tell
 _BEFORE_EXACT = 10.0  # times as much may be left before an exact step
-_NEAR = 0.8  # of its threshold: a group below it, and zero, is not visited
+_NEAR = 0.9  # of its threshold: a group below it, and zero, is not visited
 _FLOOR = 1e-3  # of a record's curvature, relative to its bound
 _RAISE = 30.0  # of the floor after a round that failed: a model with too little curvature steps too far
 _PATIENCE = 4  # rounds without progress
@@ -61,7 +62,7 @@ class WorkingSet(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Between two rounds: the working set, the refitted point on it, and its check."""
+    """The working set, the point on it, and the last check: of this point if it was refitted, else with norms that are rough for the set."""
 
     set: WorkingSet
     point: Point
@@ -93,7 +94,7 @@ def solve_on_host(problem: Problem, tol: float, max_passes: int, at: Coefficient
     setup, place = set_up(problem)
     if at is not None:
         place = place_at(problem, setup, tol, at)
-    return solution(problem, setup, run(problem, setup, tol, max_passes, place))
+    return jax.tree.map(jnp.asarray, solution(problem, setup, run(problem, setup, tol, max_passes, place)))
 
 
 def set_up(problem: Problem) -> tuple[Setup, Place]:
@@ -148,12 +149,10 @@ def run(problem: Problem, setup: Setup, tol: float, max_passes: int, place: Plac
             return Run(place, num_passes, Status.MAX_STEPS)
         limit = {0: _FIRST, 1: _SECOND}.get(num_passes, thresholds.size)
         chosen, point = grow(problem, setup, place, thresholds, limit)
-        polish = gap < _POLISH_BELOW * scale and since == 0 and chosen is place.set
-        place = Place(chosen, point, place.check)
+        polish = gap < _POLISH_BELOW * scale and since == 0 and chosen is place.set and not _entering(place, thresholds, tol * scale)
         cycles = None if polish else min(num_passes + 1, _CYCLES)
-        newton_steps = _NEWTON_STEPS if gap < _NEWTON_BELOW * scale else 0
-        chosen, point = improve(problem, setup, place, tol=tol, cycles=cycles, newton_steps=newton_steps, exact=True, floor=floor)
-        place = check(problem, setup, chosen, point, refit_target(setup, tol))
+        place = improve(problem, setup, Place(chosen, point, place.check), tol=tol, cycles=cycles, exact=True, floor=floor)
+        place = check(problem, setup, place.set, place.point, refit_target(setup, tol))
         num_passes += 1
 
 
@@ -191,12 +190,11 @@ def improve(
     *,
     tol: float,
     cycles: int | None,
-    newton_steps: int,
     exact: bool,
     ahead: np.ndarray | None = None,
     stale: bool = False,
     floor: float = _FLOOR,
-) -> tuple[WorkingSet, Point]:
+) -> Place:
     """Descent on the quadratic model with `cycles` extrapolations, from the coefficients `ahead`, and Newton steps on its support, all in
     float32; then a Newton step with an exact gradient if `exact`, or if it is needed. Without cycles only such steps.
 
@@ -215,44 +213,49 @@ def improve(
         root = rounds.roots(problem, at.predictions, np.asarray(floor, thresholds.dtype))
         return chosen._replace(scaled=_model(problem, setup, chosen.blocks, root))
 
-    def turn(at: Point, begin: Any, visited: int, cycles: int, limit: int) -> Point:
+    def turn(at: Point, begin: Any, visited: int, cycles: int, newton: bool) -> tuple[Point, Any]:
         """To the model, down there, and back."""
         scaled = chosen.scaled
         assert scaled is not None
         descended = rounds.descent_step(problem, scaled, setup.unit, thresholds, at, begin, order, np.int32(visited), np.int32(cycles))
         residual = descended.residual
-        if limit:
-            support = _support(problem, np.asarray(descended.end), thresholds, used)
+        if newton:
+            support = _support(problem, expected | (np.asarray(descended.end) != 0).any(axis=1))
             few, coef = rounds.supporting(scaled, descended.target.thresholds, descended.end, support)
-            coef, residual = rounds.model_newton_steps(few, coef, residual, accuracy, np.int32(limit))
+            coef, residual = rounds.model_newton_steps(few, coef, residual, accuracy, np.int32(_NEWTON_STEPS))
         else:
             support = np.full(capacity(problem, 0), -1, np.int32)
             coef = np.zeros((len(support), at.coef.shape[1]), np.float32)
-        return rounds.arrive(problem, scaled.root, setup.unit, thresholds, at, descended, support, coef, residual)
+        return rounds.arrive(problem, scaled, setup.unit, thresholds, at, descended, support, coef, residual)
 
     if chosen.scaled is None or not (quadratic or stale):
         chosen = modelled(point)
     if cycles is None:
-        return chosen, _polish(problem, setup, chosen, thresholds, point, _EXACT_STEPS)
+        return Place(chosen, _polish(problem, setup, chosen, thresholds, point, _EXACT_STEPS), check)
     strength = np.where(used, norms[chosen.groups] / np.where(thresholds > 0, thresholds, 1.0), -np.inf)
-    matter = (np.asarray(point.coef) != 0).any(axis=1) | (strength > _NEAR) | (used & (thresholds == 0))
-    order, count = np.argsort(np.where(matter, -strength, np.inf)).astype(np.int32), int(matter.sum())
     begin = point.coef if ahead is None else ahead
-    if quadratic or not newton_steps:
-        point = turn(point, begin, count, cycles, newton_steps)
+    nonzero, free = (np.asarray(begin) != 0).any(axis=1), used & (thresholds == 0)
+    matter = nonzero | (np.asarray(point.coef) != 0).any(axis=1) | (strength > _NEAR) | free
+    order, count = np.argsort(np.where(matter, -strength, np.inf)).astype(np.int32), int(matter.sum())
+    # Those that descent leaves at zero may be beyond their thresholds again after the Newton steps on the others.
+    expected = nonzero | (strength > 1.0) | free
+    if quadratic:
+        point, pulls = turn(point, begin, count, cycles, True)
     else:
-        point = turn(point, begin, count, cycles, 0)
+        point, _ = turn(point, begin, count, cycles, False)
         chosen = modelled(point)
-        point = turn(point, point.coef, 0, 0, newton_steps)
-    if exact and newton_steps:
+        point, pulls = turn(point, point.coef, 0, 0, True)
+    if exact:
         point = _polish(problem, setup, chosen, thresholds, point, 1)
-    return chosen, point
+    rough = norms.copy()
+    rough[chosen.groups[used]] = np.asarray(pulls)[used]
+    return Place(chosen, point, check._replace(norms=rough))
 
 
 def _polish(problem: Problem, setup: Setup, chosen: WorkingSet, thresholds: np.ndarray, point: Point, num_steps: int) -> Point:
     scaled = chosen.scaled
     assert scaled is not None
-    support = _support(problem, np.asarray(point.coef), thresholds, chosen.used)
+    support = _support(problem, (np.asarray(point.coef) != 0).any(axis=1) | (chosen.used & (thresholds == 0)))
     nothing = np.zeros(point.coef.shape, np.float32)  # exact steps have thresholds and coefficients of their own
     few, _ = rounds.supporting(scaled, nothing[:, 0], nothing, support)
     for _ in range(num_steps):
@@ -260,11 +263,19 @@ def _polish(problem: Problem, setup: Setup, chosen: WorkingSet, thresholds: np.n
     return point
 
 
-def _support(problem: Problem, coef: np.ndarray, thresholds: np.ndarray, used: np.ndarray) -> np.ndarray:
-    """The slots that are not zero, or have no threshold, padded with −1."""
-    moving = (coef != 0).any(axis=1) | (used & (thresholds == 0))
+def _support(problem: Problem, moving: np.ndarray) -> np.ndarray:
+    """The slots marked in `moving` [C], padded with −1."""
     support = np.flatnonzero(moving).astype(np.int32)
-    return np.concatenate([support, np.full(capacity(problem, len(support)) - len(support), -1, np.int32)])
+    return _padded(support, capacity(problem, len(support)), -1)
+
+
+def _entering(place: Place, thresholds: np.ndarray, error: float) -> bool:
+    """Whether a group of the set that is zero is so far beyond its threshold that it matters to a gap of `error`."""
+    chosen, point, check = place
+    own = np.where(chosen.used, thresholds[chosen.groups], 0.0)
+    zero = (own > 0) & (np.asarray(point.coef) == 0).all(axis=1)
+    beyond = np.asarray(check.norms)[chosen.groups[zero]] / own[zero] - 1.0
+    return bool(np.max(beyond, initial=0.0) > _accuracy(own, place, error))
 
 
 def _accuracy(thresholds: np.ndarray, place: Place, error: float) -> float:
@@ -278,10 +289,21 @@ def _accuracy(thresholds: np.ndarray, place: Place, error: float) -> float:
 
 def check(problem: Problem, setup: Setup, chosen: WorkingSet, point: Point, target: Any) -> Place:
     """Refit what is unpenalised and certify: one pass over X."""
-    at = rounds.refit(problem, setup.columns, target, chosen.blocks, chosen.rows, point, num_free=setup.num_free)
-    coef = full(setup, chosen, at.point.coef)[:-1]
+    return checks(problem, np.asarray(problem.lam)[None], setup, chosen, [point], target)[0]
+
+
+def checks(problem: Problem, lams: np.ndarray, setup: Setup, chosen: WorkingSet, points: list[Point], target: Any) -> list[Place]:
+    """Points at several lams [B] refitted and certified in one pass."""
+    at = rounds.refit(problem, setup.columns, target, chosen.blocks, chosen.rows, tuple(points), num_free=setup.num_free)
+    refitted = jax.device_get(at.point)
+    coefs = np.stack([full(setup, chosen, coef)[:-1] for coef in refitted.coef])
     without = at._replace(point=at.point._replace(coef=None))  # of another shape in every set
-    return Place(chosen, at.point, rounds.certify(problem, setup.columns, setup.scale, coef, without))
+    certified = jax.device_get(rounds.certify(problem, lams, setup.columns, setup.scale, coefs, without))
+
+    def one(k: int) -> Place:
+        return Place(chosen, *jax.tree.map(lambda leaf: leaf[k], (refitted, certified)))
+
+    return [one(k) for k in range(len(points))]
 
 
 def refit_target(setup: Setup, tol: float) -> np.ndarray:
@@ -290,9 +312,21 @@ def refit_target(setup: Setup, tol: float) -> np.ndarray:
 
 
 def solution(problem: Problem, setup: Setup, ended: Run) -> Solution:
+    """The answer in NumPy arrays, the intercept that of the design as it was given, not centred."""
     chosen, point, check = ended.place
-    coef = full(setup, chosen, point.coef)[:-1]
-    return rounds.answer(problem, chosen.blocks, coef, point, check, np.int32(ended.num_passes), np.int32(ended.status))
+    value = Coefficients(full(setup, chosen, np.asarray(point.coef))[:-1], np.asarray(point.intercept - check.centre))
+    error, rounding, scale = check.certificate
+    stats = {
+        "objective": check.objective,
+        "gap": error,
+        "rounding": rounding,
+        "scale": scale,
+        "num_steps": np.int32(ended.num_passes),
+        "kkt": check.violation,
+        "num_active": np.sum((point.coef != 0).any(axis=1)),
+    }
+    one = np.ones((), value.coef.dtype)
+    return Solution(value, np.int32(ended.status), stats, State(*value, *value, one, one))
 
 
 def working_set(problem: Problem, setup: Setup, groups: np.ndarray) -> WorkingSet:

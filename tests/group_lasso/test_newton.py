@@ -73,3 +73,20 @@ def test_steps_in_float32_go_below_the_rounding_of_the_objective():
     assert np.sum(worst > 5e-5) <= 2, np.sort(worst)[-12:]
     unmoved, _ = jax.jit(jax.vmap(run, (0, 0, 0, None)))(blocks, start, residual, jnp.int32(0))
     np.testing.assert_array_equal(unmoved, start)
+
+
+def test_a_group_that_is_zero_comes_back():
+    """Zero groups beyond their thresholds get a value before the Newton steps; those within stay exactly zero."""
+    rng = np.random.default_rng(3)
+    blocks = jnp.asarray(rng.normal(size=(5, 3, 40)) / 6, jnp.float32).at[4].set(0)
+    model = Model(blocks, *gram_matrices(blocks), jnp.asarray([0.05, 0.05, 0.05, 100.0, 0.0], jnp.float32))
+    truth = jnp.asarray(rng.normal(size=(2, 3)), jnp.float32)
+    residual = jnp.einsum("gq,gqt->t", truth, blocks[:2])  # nothing is known yet of the two groups that it is made of
+    coef, left = newton_steps(model, jnp.zeros((5, 3), jnp.float32), residual, jnp.float32(1e-5), jnp.int32(20))
+    b, A, r = (np.asarray(array, np.float64) for array in (coef, blocks, left))
+    pulls = np.einsum("gqt,t->gq", A, r)
+    norms = np.linalg.norm(b, axis=1)
+    assert np.all(norms[:2] > 0) and np.all(b[3:] == 0)
+    nonzero = norms > 0
+    np.testing.assert_allclose(pulls[nonzero], 0.05 * (b / np.where(norms > 0, norms, 1)[:, None])[nonzero], atol=2e-6)
+    assert np.all(np.linalg.norm(pulls[:3][~nonzero[:3]], axis=1) <= 0.05 * (1 + 1e-4))

@@ -7,7 +7,7 @@ import pytest
 import zoo
 
 from jaxsac import Groups, Status, group_lasso
-from jaxsac.group_lasso import solver, working_set
+from jaxsac.group_lasso import homotopy, solver, working_set
 
 T, G = 64, 1100
 EQUAL = Groups.equal(G, 4)
@@ -157,6 +157,36 @@ def test_a_path_is_certified_at_every_lam(loss, everything):
     # The compiled loop may stall before that tolerance where groups are unpenalised: its gap says how near it came.
     apart = compiled_solve(X, y, EQUAL, path.stats["lam"][6], tol=1e-7, **keywords)
     assert abs(apart.stats["objective"] - path.stats["objective"][6]) <= apart.stats["gap"] + 1e-7 * apart.stats["scale"]
+
+
+@pytest.mark.parametrize("least", [None, 3.0], ids=["as it is", "too few groups"])
+def test_lams_that_share_a_pass(least, monkeypatch):
+    """On a fine grid several lams are certified in one pass; where the set lacked groups, the lam is mended and the rest begins again."""
+    X, y, _ = problem(2, "squared", EQUAL, jnp.float64)
+    passes, checks = [], homotopy.checks
+    monkeypatch.setattr(homotopy, "checks", lambda *arguments: passes.append(len(arguments[1])) or checks(*arguments))
+    if least is not None:
+        monkeypatch.setattr(homotopy, "_LEAST", least)
+    path = group_lasso.path(X, y, EQUAL, num_lams=24, min_ratio=0.25, tol=1e-7, intercept=True).check()
+    if least is None:
+        assert len(passes) <= 8 and np.all(np.asarray(path.stats["num_steps"]) <= 2)
+    else:
+        assert np.max(path.stats["num_steps"]) > 1  # mended by a pass of its own
+    for k in range(24):
+        at = jax.tree.map(lambda leaf, k=k: leaf[k], path)
+        again = compiled_solve(X, y, EQUAL, at.stats["lam"], loss="squared", tol=1e-7, max_steps=0, state=at.state, intercept=True)
+        assert again.status == Status.CONVERGED
+        np.testing.assert_allclose(again.stats["objective"], at.stats["objective"], rtol=1e-12)
+
+
+def test_lams_in_any_order():
+    X, y, _ = problem(2, "squared", EQUAL, jnp.float64)
+    largest = group_lasso.lam_max(X, y, EQUAL)
+    ratios = jnp.asarray([0.5, 0.47, 0.8, 0.44, 0.44, 0.42, 0.41, 0.6])
+    path = group_lasso.path(X, y, EQUAL, lams=ratios * largest, tol=1e-7).check()
+    alone = group_lasso.solve(X, y, EQUAL, 0.41 * largest, tol=1e-7)
+    np.testing.assert_allclose(path.stats["objective"][6], alone.stats["objective"], atol=2e-7 * alone.stats["scale"])
+    np.testing.assert_allclose(path.stats["objective"][3], path.stats["objective"][4], atol=1e-7 * alone.stats["scale"])
 
 
 def test_a_path_hands_over_what_it_cannot_finish():
