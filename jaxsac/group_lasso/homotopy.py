@@ -1,4 +1,8 @@
-"""The host-driven path: each lam starts from a prediction, on the groups that the sequential strong rule keeps."""
+"""The host-driven path: each lam starts from a prediction, on the groups that the sequential strong rule keeps; several share a pass over X.
+
+‖X_g' ρ‖ changes so slowly with lam that it tells which groups the next lams need: their rounds are taken one after another on one working
+set, and one product with X, with a vector for each lam, certifies all. A lam that it does not certify goes on alone, and the rest begins again.
+"""
 
 from collections.abc import Callable
 
@@ -11,7 +15,7 @@ from jaxsac.group_lasso.working_set import Place, check, checks, full, grow, imp
 from jaxsac.losses import Squared
 from jaxsac.solution import Solution, Status
 
-_MOST_AHEAD = 8  # lams that share a pass over X
+_MOST_AHEAD = 4  # lams that share a pass over X
 _REACH = 0.8  # of the last lam: the batch goes no further down
 _LEAST = 0.95  # of lam: on a coarse grid the strong rule would keep everything, and the check adds what is missing
 
@@ -45,22 +49,24 @@ def path_on_host(
         if k == 0:
             places, num_passes = [check(with_lam(problem, values[0]), setup, place.set, place.point, target)], 0
         else:
-            near = max(1, int(np.sum(values[k : k + ahead] >= _REACH * values[k - 1])))
-            places, num_passes = _ahead(problem, setup, place, before, values, slice(k, k + near), weights, tol), 1
-        kept = 0
+            within = np.append(values[k : k + ahead] >= _REACH * values[k - 1], False)
+            which = slice(k, k + max(1, int(np.argmin(within))))
+            places, num_passes = _ahead(problem, setup, place, before, values, which, weights, tol), 1
+        kept, whole = 0, True
         for lam, start in zip(values[k:], places, strict=False):
             here = with_lam(problem, lam)
             before = full(setup, place.set, place.point.coef) if k + kept > 0 else None
             ended = run(here, setup, tol, max_passes, start, num_passes)
-            answer = solution(here, setup, ended)
+            answer = solution(setup, ended)
             if ended.status not in (Status.CONVERGED, Status.MAX_STEPS):
                 answer = jax.device_get(otherwise(here, answer))
             answer.stats["lam"] = lam
             found.append(answer)
             place, kept = ended.place, kept + 1
-            if place is not start:
+            whole = place is start and ended.status == Status.CONVERGED
+            if not whole:
                 break  # the rest of the batch began from what has changed
-        ahead = min(_MOST_AHEAD, 2 * ahead) if kept == len(places) else max(1, kept)
+        ahead = min(_MOST_AHEAD, 2 * ahead) if whole else max(1, kept - 1)
     return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *found)
 
 

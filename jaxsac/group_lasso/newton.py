@@ -1,4 +1,4 @@
-"""Newton steps on the support, on the quadratic model in float32: directions by conjugate gradients, lengths by the model."""
+"""Newton steps on the support, and on what enters it, on the quadratic model in float32: directions by conjugate gradients, lengths by the model."""
 
 from typing import Any, NamedTuple
 
@@ -29,25 +29,27 @@ class _Running(NamedTuple):
     descent: jax.Array
     entering: jax.Array
     worst: jax.Array
+    entered: jax.Array  # in the last turn: a Newton step comes between two of those
     steps: jax.Array
 
 
 def newton_steps(few: Model, coef: jax.Array, residual: jax.Array, accuracy: jax.Array, limit: jax.Array) -> tuple[jax.Array, jax.Array]:
     """At most `limit` steps, until no group's gradient is further from the penalty's than `accuracy` times its threshold.
 
-    A zero group beyond its threshold is given its own minimum first. `coef` b [S, q] of the blocks of `few`, `residual` r [T]; returns both.
+    A zero group beyond its threshold is given its own minimum before a step. `coef` b [S, q] of the blocks of `few`, `residual` r [T]; returns both.
     """
     relative = jnp.where(few.thresholds > 0, few.thresholds, jnp.max(few.thresholds))
     relative = jnp.where(relative > 0, relative, 1.0)
 
-    def at(coef: jax.Array, residual: jax.Array, steps: jax.Array) -> _Running:
+    def at(coef: jax.Array, residual: jax.Array, entered: jax.Array, steps: jax.Array) -> _Running:
         descent, beyond = descent_direction(few, coef, residual)
         off = jnp.maximum(jnp.sqrt(jnp.sum(descent**2, axis=1)), beyond) / relative
-        return _Running(coef, residual, descent, (beyond > accuracy * relative), jnp.max(off), steps)
+        return _Running(coef, residual, descent, beyond > accuracy * relative, jnp.max(off), entered, steps)
 
     def advance(now: _Running) -> _Running:
         def enter():
-            order, count = nonzero_order(now.entering[:, None].astype(coef.dtype), jnp.arange(len(coef), dtype=jnp.int32), jnp.int32(len(coef)))
+            every = jnp.arange(len(now.coef), dtype=jnp.int32)
+            order, count = nonzero_order(now.entering[:, None].astype(now.coef.dtype), every, jnp.int32(len(now.coef)))
             return epoch(few, now.coef, now.residual, order, count)
 
         def step():
@@ -55,14 +57,18 @@ def newton_steps(few: Model, coef: jax.Array, residual: jax.Array, accuracy: jax
             tolerance = jnp.clip(0.3 * accuracy / now.worst, CG_TOLERANCE, _LOOSEST)
             return newton_step(few, now.coef, now.residual, now.descent, tolerance)
 
-        return at(*lax.cond(jnp.any(now.entering), enter, step), now.steps + 1)
+        enters = jnp.any(now.entering) & ~now.entered
+        coef, residual = lax.cond(enters, enter, step)
+        return at(coef, residual, enters, now.steps + jnp.where(enters, 0, 1).astype(jnp.int32))
 
-    ended = lax.while_loop(lambda now: (now.steps < limit) & (now.worst > accuracy), advance, at(coef, residual, jnp.int32(0)))
+    start = at(coef, residual, jnp.asarray(False), jnp.int32(0))
+    ended = lax.while_loop(lambda now: (now.steps < limit) & (now.worst > accuracy), advance, start)
     return ended.coef, ended.residual
 
 
 def descent_direction(few: Model, coef: jax.Array, residual: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Minus the gradient of the model at the blocks that are not zero, or have no threshold, 0 at the others; and how far those are beyond it."""
+    """Minus the gradient of the model at the blocks that are not zero, or have no threshold, 0 at the others; and by how much
+    the gradients of those others are beyond their thresholds [S]."""
     norms = safe_sqrt(jnp.sum(coef * coef, axis=1, keepdims=True))
     pull = few.thresholds[:, None] * coef / jnp.where(norms == 0, 1.0, norms)
     pulled = (few.blocks.reshape(-1, few.blocks.shape[2]) @ residual).reshape(coef.shape)

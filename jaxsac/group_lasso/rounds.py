@@ -96,7 +96,7 @@ def _products(blocks: jax.Array, vector: jax.Array) -> jax.Array:
 
 class Refit(NamedTuple):
     """A point whose unpenalised part is at its best, the share of its predictions under the penalty, what the refit left undone, and the
-    mean of X b, which the intercept of the design as it was given lacks."""
+    mean of X b, which the intercept of the design as it was given lacks. Of several points with a leading axis [B]."""
 
     point: Point
     penalised: jax.Array
@@ -106,7 +106,7 @@ class Refit(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames="num_free")
 def refit(problem: Problem, columns: jax.Array, target: jax.Array, blocks, rows, points: tuple[Point, ...], *, num_free: int) -> Refit:
-    """Recompute the predictions and refit the first `num_free` blocks and the intercept, of several points at once."""
+    """Recompute the predictions and refit the first `num_free` blocks and the intercept, of several points at once; lam does not matter."""
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *points)
     return jax.vmap(lambda point: _refit(problem, columns, target, blocks, rows, point, num_free))(stacked)
 

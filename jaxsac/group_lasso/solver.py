@@ -146,7 +146,8 @@ def path(
 
     A `Solution` with a leading axis [L] in value, status, stats and state, each lam with its own certificate; stats["lam"] has the
     values. The keywords are those of `solve`, `max_steps` counts for each lam; the two methods are those of `solve`, and by the second a lam
-    starts from the secant of the last two solutions on the groups that the sequential strong rule keeps (Tibshirani et al. 2012).
+    starts from the secant of the last two solutions on the groups that the sequential strong rule keeps (Tibshirani et al. 2012), and up to
+    four lams near each other share a pass over X, which `num_steps` counts for each of them.
     """
     problem = _problem(X, y, groups, 0.0, loss, weights, sample_weight, offset, intercept, penalty)
     dtype = problem.offset.dtype

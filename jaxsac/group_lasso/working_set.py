@@ -62,7 +62,7 @@ class WorkingSet(NamedTuple):
 
 
 class Place(NamedTuple):
-    """The working set, the point on it, and the last check: of this point if it was refitted, else with norms that are rough for the set."""
+    """The working set, the point on it, and the last check: of this point if it was refitted; else of an earlier one, with rough norms."""
 
     set: WorkingSet
     point: Point
@@ -94,7 +94,7 @@ def solve_on_host(problem: Problem, tol: float, max_passes: int, at: Coefficient
     setup, place = set_up(problem)
     if at is not None:
         place = place_at(problem, setup, tol, at)
-    return jax.tree.map(jnp.asarray, solution(problem, setup, run(problem, setup, tol, max_passes, place)))
+    return jax.tree.map(jnp.asarray, solution(setup, run(problem, setup, tol, max_passes, place)))
 
 
 def set_up(problem: Problem) -> tuple[Setup, Place]:
@@ -195,10 +195,12 @@ def improve(
     stale: bool = False,
     floor: float = _FLOOR,
 ) -> Place:
-    """Descent on the quadratic model with `cycles` extrapolations, from the coefficients `ahead`, and Newton steps on its support, all in
-    float32; then a Newton step with an exact gradient if `exact`, or if it is needed. Without cycles only such steps.
+    """Descent on the quadratic model with `cycles` extrapolations, from the coefficients `ahead`, and Newton steps on its support
+    and on the groups that may enter it, all in float32; then a Newton step with an exact gradient if `exact`, or if it is needed.
+    Without cycles only such steps.
 
-    `place` is checked, but for groups that have come in with zeros. `stale`: the model of the last round will do for the descent.
+    `place` is checked, but for groups that have come in with zeros, or comes from this function, at another lam. `stale`: the model of
+    the last round will do for the descent.
     """
     chosen, point, check = place
     used = chosen.used
@@ -311,10 +313,14 @@ def refit_target(setup: Setup, tol: float) -> np.ndarray:
     return np.asarray((0.0005 * tol) ** 2 * float(setup.scale), setup.columns.dtype)
 
 
-def solution(problem: Problem, setup: Setup, ended: Run) -> Solution:
+def solution(setup: Setup, ended: Run) -> Solution:
     """The answer in NumPy arrays, the intercept that of the design as it was given, not centred."""
     chosen, point, check = ended.place
-    value = Coefficients(full(setup, chosen, np.asarray(point.coef))[:-1], np.asarray(point.intercept - check.centre))
+    coef: Any = full(setup, chosen, np.asarray(point.coef))[:-1]
+    with np.errstate(all="ignore"):  # the status says what is not finite
+        intercept: Any = np.asarray(point.intercept - check.centre)
+    status: Any = np.int32(ended.status)
+    one: Any = np.ones((), coef.dtype)
     error, rounding, scale = check.certificate
     stats = {
         "objective": check.objective,
@@ -323,10 +329,9 @@ def solution(problem: Problem, setup: Setup, ended: Run) -> Solution:
         "scale": scale,
         "num_steps": np.int32(ended.num_passes),
         "kkt": check.violation,
-        "num_active": np.sum((point.coef != 0).any(axis=1)),
+        "num_active": np.sum((np.asarray(point.coef) != 0).any(axis=1)),
     }
-    one = np.ones((), value.coef.dtype)
-    return Solution(value, np.int32(ended.status), stats, State(*value, *value, one, one))
+    return Solution(Coefficients(coef, intercept), status, stats, State(coef, intercept, coef, intercept, one, one))
 
 
 def working_set(problem: Problem, setup: Setup, groups: np.ndarray) -> WorkingSet:

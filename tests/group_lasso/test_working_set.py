@@ -159,24 +159,36 @@ def test_a_path_is_certified_at_every_lam(loss, everything):
     assert abs(apart.stats["objective"] - path.stats["objective"][6]) <= apart.stats["gap"] + 1e-7 * apart.stats["scale"]
 
 
-@pytest.mark.parametrize("least", [None, 3.0], ids=["as it is", "too few groups"])
-def test_lams_that_share_a_pass(least, monkeypatch):
+SHARED = [
+    pytest.param("squared", False, jnp.float64, None, id="squared"),
+    pytest.param("squared", False, jnp.float64, 3.0, id="squared, too few groups"),
+    pytest.param("squared", False, jnp.float32, None, id="squared, float32", marks=pytest.mark.slow),
+    pytest.param("logistic", True, jnp.float64, None, id="logistic, everything", marks=pytest.mark.slow),
+    pytest.param("logistic", True, jnp.float64, 3.0, id="logistic, everything, too few groups", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("loss, everything, dtype, least", SHARED)
+def test_lams_that_share_a_pass(loss, everything, dtype, least, monkeypatch):
     """On a fine grid several lams are certified in one pass; where the set lacked groups, the lam is mended and the rest begins again."""
-    X, y, _ = problem(2, "squared", EQUAL, jnp.float64)
+    X, y, more = problem(2, loss, EQUAL, dtype)
+    tol = 1e-7 if dtype == jnp.float64 else 1e-4
+    keywords = {"loss": loss, "intercept": True, "tol": tol, **(more if everything else {})}
     passes, checks = [], homotopy.checks
     monkeypatch.setattr(homotopy, "checks", lambda *arguments: passes.append(len(arguments[1])) or checks(*arguments))
     if least is not None:
         monkeypatch.setattr(homotopy, "_LEAST", least)
-    path = group_lasso.path(X, y, EQUAL, num_lams=24, min_ratio=0.25, tol=1e-7, intercept=True).check()
+    path = group_lasso.path(X, y, EQUAL, num_lams=24, min_ratio=0.25, **keywords).check()
+    assert max(passes) == 4
     if least is None:
-        assert len(passes) <= 8 and np.all(np.asarray(path.stats["num_steps"]) <= 2)
+        assert len(passes) <= 10 and np.all(np.asarray(path.stats["num_steps"]) <= 3)
     else:
         assert np.max(path.stats["num_steps"]) > 1  # mended by a pass of its own
     for k in range(24):
         at = jax.tree.map(lambda leaf, k=k: leaf[k], path)
-        again = compiled_solve(X, y, EQUAL, at.stats["lam"], loss="squared", tol=1e-7, max_steps=0, state=at.state, intercept=True)
+        again = compiled_solve(X, y, EQUAL, at.stats["lam"], max_steps=0, state=at.state, **keywords)
         assert again.status == Status.CONVERGED
-        np.testing.assert_allclose(again.stats["objective"], at.stats["objective"], rtol=1e-12)
+        np.testing.assert_allclose(again.stats["objective"], at.stats["objective"], rtol=1e-12 if dtype == jnp.float64 else 1e-5)
 
 
 def test_lams_in_any_order():
@@ -187,6 +199,9 @@ def test_lams_in_any_order():
     alone = group_lasso.solve(X, y, EQUAL, 0.41 * largest, tol=1e-7)
     np.testing.assert_allclose(path.stats["objective"][6], alone.stats["objective"], atol=2e-7 * alone.stats["scale"])
     np.testing.assert_allclose(path.stats["objective"][3], path.stats["objective"][4], atol=1e-7 * alone.stats["scale"])
+    short = group_lasso.path(X, y, EQUAL, lams=ratios * largest, tol=1e-9, max_steps=1)
+    assert Status.MAX_STEPS in short.status and np.all(np.asarray(short.stats["num_steps"]) <= 1)
+    assert np.all(np.isin(short.status, [Status.MAX_STEPS, Status.CONVERGED]))
 
 
 def test_a_path_hands_over_what_it_cannot_finish():
