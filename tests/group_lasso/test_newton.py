@@ -90,3 +90,18 @@ def test_a_group_that_is_zero_comes_back():
     nonzero = norms > 0
     np.testing.assert_allclose(pulls[nonzero], 0.05 * (b / np.where(norms > 0, norms, 1)[:, None])[nonzero], atol=2e-6)
     assert np.all(np.linalg.norm(pulls[:3][~nonzero[:3]], axis=1) <= 0.05 * (1 + 1e-4))
+
+
+def test_a_group_that_cannot_enter_does_not_hold_up_the_others():
+    """A block whose Gram matrix underflowed stays zero however far it is beyond its threshold; the steps on the rest are still taken."""
+    rng = np.random.default_rng(4)
+    blocks = jnp.asarray(rng.normal(size=(3, 3, 40)) / 6, jnp.float32)
+    grams, bounds = gram_matrices(blocks)
+    model = Model(blocks, grams, bounds.at[2].set(0), jnp.full(3, 0.01, jnp.float32))
+    start = jnp.asarray(rng.normal(size=(3, 3)), jnp.float32).at[2].set(0)
+    residual = jnp.asarray(rng.normal(size=40), jnp.float32)
+    coef, left = newton_steps(model, start, residual, jnp.float32(1e-5), jnp.int32(8))
+    b, A, r = (np.asarray(array, np.float64) for array in (coef, blocks, left))
+    assert np.all(b[2] == 0) and np.linalg.norm(A[2] @ r) > 0.01
+    norms = np.linalg.norm(b[:2], axis=1, keepdims=True)
+    np.testing.assert_allclose(np.einsum("gqt,t->gq", A[:2], r), 0.01 * b[:2] / norms, atol=2e-6)
