@@ -15,11 +15,11 @@ from jaxsac.designs import Dense
 from jaxsac.group_lasso import rounds
 from jaxsac.group_lasso.fista import State
 from jaxsac.group_lasso.problem import Coefficients, Problem
-from jaxsac.group_lasso.rounds import Check, Point, Scaled, uncentred
+from jaxsac.group_lasso.rounds import Check, Point, uncentred
+from jaxsac.group_lasso.slots import Setup, WorkingSet, capacity, exchanged, full, matrix, model, padded, working_set
 from jaxsac.losses import Squared
 from jaxsac.solution import Solution, Status
 
-_SMALLEST = 32  # capacity; the next ones are half as large again
 _FIRST, _SECOND = 64, 128  # violators admitted in the first two rounds
 _POLISH_BELOW = 1e-5  # relative gap at which exact Newton steps may be all that is left to do
 _NEWTON_STEPS = 6  # in float32, at most
@@ -34,31 +34,6 @@ _PATIENCE = 4  # rounds without progress
 _MAX_FREE = 256  # unpenalised columns, refitted at every check
 _MAX_SIZE = 128  # columns of a group, whose Gram matrix is stored
 _WORTHWHILE = 1 << 18  # numbers in X below which the compiled loop is as fast
-
-
-class Setup(NamedTuple):
-    """What does not depend on lam: the rows of coefficients of each group [G, q] (padded with p), how many groups are unpenalised,
-    ‖C^½ x_j‖ [p], the size of a column, and the null objective."""
-
-    rows: np.ndarray
-    num_free: int
-    columns: jax.Array
-    unit: jax.Array | np.ndarray
-    scale: jax.Array | np.ndarray
-
-
-class WorkingSet(NamedTuple):
-    """Slots for some groups, the unpenalised ones first: which group [C] (−1: empty), its rows of coefficients [C, q], its columns [C, q, T],
-    and the quadratic model of the loss on them where it was last made."""
-
-    groups: np.ndarray
-    rows: np.ndarray
-    blocks: jax.Array
-    scaled: Scaled | None
-
-    @property
-    def used(self) -> np.ndarray:
-        return self.groups >= 0
 
 
 class Place(NamedTuple):
@@ -79,57 +54,59 @@ class Run(NamedTuple):
 
 def covers(problem: Problem) -> bool:
     """Whether this method is for the problem: a large dense design on a CPU, one output, groups with a block form, few free columns."""
-    if not isinstance(uncentred(problem), Dense) or problem.offset.ndim != 1 or _matrix(problem).size < _WORTHWHILE:
+    if not isinstance(uncentred(problem), Dense) or problem.offset.ndim != 1 or matrix(problem).size < _WORTHWHILE:
         return False
     groups = problem.groups
     if (groups.labels is not None and groups.members is None) or groups.max_size > _MAX_SIZE:
         return False
-    if next(iter(_matrix(problem).devices())).platform != "cpu":
+    if next(iter(matrix(problem).devices())).platform != "cpu":
         return False
     return int(np.sum(np.asarray(problem.thresholds) == 0)) * groups.max_size <= _MAX_FREE
 
 
 def solve_on_host(problem: Problem, tol: float, max_passes: int, at: Coefficients | None) -> Solution:
     """The solution of a problem that `covers` accepts; with the status of the last check, which need not be CONVERGED."""
-    setup, place = set_up(problem)
+    setup, place = set_up(problem, tol)
     if at is not None:
-        place = place_at(problem, setup, tol, at)
-    return jax.tree.map(jnp.asarray, solution(setup, run(problem, setup, tol, max_passes, place)))
+        place = place_at(setup, at)
+    return jax.tree.map(jnp.asarray, solution(setup, run(setup, np.asarray(problem.lam), max_passes, place)))
 
 
-def set_up(problem: Problem) -> tuple[Setup, Place]:
+def set_up(problem: Problem, tol: float) -> tuple[Setup, Place]:
     """The null model, which gives the scale, and its check."""
-    groups = problem.groups
+    groups, weights = problem.groups, np.asarray(problem.weights)
     if groups.members is not None:
         rows = np.asarray(groups.members)
     else:
         rows = np.arange(groups.num_coefficients, dtype=np.int32).reshape(groups.num_groups, groups.max_size)
-    free = np.flatnonzero(np.asarray(problem.weights) == 0).astype(np.int32)
-    columns = rounds.column_norms(_matrix(problem), problem.sample_weight)
-    # What is not known yet, the scale and the size of a column, does not matter to the null model.
+    free = np.flatnonzero(weights == 0).astype(np.int32)
+    columns = rounds.column_norms(matrix(problem), problem.sample_weight)
+    # What is not known yet, the scale and the size of a column, does not matter to the null model; nor does its lam.
     empty = np.ones((), columns.dtype)
-    setup = Setup(rows, len(free), columns, empty, empty)
-    chosen = working_set(problem, setup, free)
+    setup = Setup(problem, tol, rows, weights, len(free), columns, empty, empty, empty)
+    chosen = working_set(setup, free)
     zeros, at_zero = rounds.nothing(problem, chosen.rows)
     target = np.asarray(4.0 * float(at_zero), columns.dtype) * np.finfo(columns.dtype).eps ** 2
-    place = check(problem, setup._replace(scale=at_zero), chosen, zeros, target)
+    place = check(setup._replace(scale=at_zero, target=target), np.asarray(problem.lam), chosen, zeros)
     scale, unit = rounds.scales(problem, columns, place.point.predictions, at_zero)
-    return Setup(rows, len(free), columns, unit, scale), place
+    # The refit's gradient counts to the first order: its square, not the decrease itself, is to be small beside the tolerance.
+    target = np.asarray((0.0005 * tol) ** 2 * float(scale), columns.dtype)
+    return setup._replace(unit=unit, scale=scale, target=target), place
 
 
-def place_at(problem: Problem, setup: Setup, tol: float, at: Coefficients) -> Place:
+def place_at(setup: Setup, at: Coefficients) -> Place:
     """A checked start from coefficients [p] in centred coordinates."""
     spread = np.append(np.asarray(at.coef), np.zeros(1, at.coef.dtype))
-    free = np.asarray(problem.weights) == 0
+    free = setup.weights == 0
     matter = (spread[setup.rows] != 0).any(axis=1) & ~free
-    chosen = working_set(problem, setup, np.concatenate([np.flatnonzero(free), np.flatnonzero(matter)]).astype(np.int32))
-    point = Point(spread[chosen.rows], at.intercept, problem.offset)  # the check recomputes the predictions
-    return check(problem, setup, chosen, point, refit_target(setup, tol))
+    chosen = working_set(setup, np.concatenate([np.flatnonzero(free), np.flatnonzero(matter)]).astype(np.int32))
+    point = Point(spread[chosen.rows], at.intercept, setup.problem.offset)  # the check recomputes the predictions
+    return check(setup, np.asarray(setup.problem.lam), chosen, point)
 
 
-def run(problem: Problem, setup: Setup, tol: float, max_passes: int, place: Place, num_passes: int = 0) -> Run:
+def run(setup: Setup, lam: np.ndarray, max_passes: int, place: Place, num_passes: int = 0) -> Run:
     """Rounds until the certificate meets the tolerance or no longer falls."""
-    thresholds = np.asarray(problem.thresholds)
+    thresholds = lam * setup.weights
     scale = float(setup.scale)
     best, least, since, floor = np.inf, np.inf, 0, _FLOOR
     while True:
@@ -141,22 +118,22 @@ def run(problem: Problem, setup: Setup, tol: float, max_passes: int, place: Plac
         floor = min(1.0, _RAISE * floor) if since else floor
         if not np.isfinite(gap + rounding):
             return Run(place, num_passes, Status.NONFINITE)
-        if gap + rounding <= tol * scale:
+        if gap + rounding <= setup.tol * scale:
             return Run(place, num_passes, Status.CONVERGED)
         if gap <= rounding or since >= _PATIENCE:
             return Run(place, num_passes, Status.STALLED)
         if num_passes >= max_passes:
             return Run(place, num_passes, Status.MAX_STEPS)
         limit = {0: _FIRST, 1: _SECOND}.get(num_passes, thresholds.size)
-        chosen, point = grow(problem, setup, place, thresholds, limit)
-        polish = gap < _POLISH_BELOW * scale and since == 0 and chosen is place.set and not _entering(place, thresholds, tol * scale)
+        chosen, point = grow(setup, place, thresholds, limit)
+        polish = gap < _POLISH_BELOW * scale and since == 0 and chosen is place.set and not _entering(place, thresholds, setup.tol * scale)
         cycles = None if polish else min(num_passes + 1, _CYCLES)
-        place = improve(problem, setup, Place(chosen, point, place.check), tol=tol, cycles=cycles, exact=True, floor=floor)
-        place = check(problem, setup, place.set, place.point, refit_target(setup, tol))
+        place = improve(setup, Place(chosen, point, place.check), thresholds, cycles=cycles, exact=True, floor=floor)
+        place = check(setup, lam, place.set, place.point)
         num_passes += 1
 
 
-def grow(problem: Problem, setup: Setup, place: Place, thresholds: np.ndarray, limit: int) -> tuple[WorkingSet, Point]:
+def grow(setup: Setup, place: Place, thresholds: np.ndarray, limit: int) -> tuple[WorkingSet, Point]:
     """The set with the `limit` worst groups beyond their thresholds, if there are any outside; groups that are zero leave for them."""
     chosen, point, check = place
     norms = np.asarray(check.norms)
@@ -174,21 +151,20 @@ def grow(problem: Problem, setup: Setup, place: Place, thresholds: np.ndarray, l
     # What is left of the capacity goes to the next strongest, so that the set changes less often.
     rest = strength.copy()
     rest[needed] = -1.0
-    extra = capacity(problem, len(needed)) - len(needed)
+    extra = capacity(setup, len(needed)) - len(needed)
     if extra < np.sum(rest >= 0):
         more = np.argpartition(-rest, extra)[:extra]
     else:
         more = np.flatnonzero(rest >= 0)
-    grown = _exchanged(problem, setup, chosen, np.concatenate([needed, more]).astype(np.int32))
+    grown = exchanged(setup, chosen, np.concatenate([needed, more]).astype(np.int32))
     return grown, point._replace(coef=full(setup, chosen, coef)[grown.rows])
 
 
 def improve(
-    problem: Problem,
     setup: Setup,
     place: Place,
+    thresholds: np.ndarray,
     *,
-    tol: float,
     cycles: int | None,
     exact: bool,
     ahead: np.ndarray | None = None,
@@ -202,18 +178,17 @@ def improve(
     `place` is checked, but for groups that have come in with zeros, or comes from this function, at another lam. `stale`: the model of
     the last round will do for the descent.
     """
-    chosen, point, check = place
-    used = chosen.used
-    every, norms = np.asarray(problem.thresholds), np.asarray(check.norms)
-    thresholds = np.where(used, every[chosen.groups], 0.0)
+    problem, (chosen, point, check) = setup.problem, place
+    used, norms = chosen.used, np.asarray(check.norms)
+    thresholds = np.where(used, thresholds[chosen.groups], 0.0)
     quadratic = isinstance(problem.loss, Squared)
-    wanted = _accuracy(thresholds, place, tol * float(setup.scale))
+    wanted = _accuracy(thresholds, place, setup.tol * float(setup.scale))
     exact = exact or not quadratic or wanted < _FINEST
     accuracy = np.float32(max(_BEFORE_EXACT * wanted if exact else wanted, _FINEST))
 
     def modelled(at: Point) -> WorkingSet:
         root = rounds.roots(problem, at.predictions, np.asarray(floor, thresholds.dtype))
-        return chosen._replace(scaled=_model(problem, setup, chosen.blocks, root))
+        return chosen._replace(scaled=model(setup, chosen.blocks, root))
 
     def turn(at: Point, begin: Any, visited: int, cycles: int, newton: bool) -> tuple[Point, Any]:
         """To the model, down there, and back."""
@@ -222,18 +197,18 @@ def improve(
         descended = rounds.descent_step(problem, scaled, setup.unit, thresholds, at, begin, order, np.int32(visited), np.int32(cycles))
         residual = descended.residual
         if newton:
-            support = _support(problem, expected | (np.asarray(descended.end) != 0).any(axis=1))
+            support = _support(setup, expected | (np.asarray(descended.end) != 0).any(axis=1))
             few, coef = rounds.supporting(scaled, descended.target.thresholds, descended.end, support)
             coef, residual = rounds.model_newton_steps(few, coef, residual, accuracy, np.int32(_NEWTON_STEPS))
         else:
-            support = np.full(capacity(problem, 0), -1, np.int32)
+            support = np.full(capacity(setup, 0), -1, np.int32)
             coef = np.zeros((len(support), at.coef.shape[1]), np.float32)
         return rounds.arrive(problem, scaled, setup.unit, thresholds, at, descended, support, coef, residual)
 
     if chosen.scaled is None or not (quadratic or stale):
         chosen = modelled(point)
     if cycles is None:
-        return Place(chosen, _polish(problem, setup, chosen, thresholds, point, _EXACT_STEPS), check)
+        return Place(chosen, _polish(setup, chosen, thresholds, point, _EXACT_STEPS), check)
     strength = np.where(used, norms[chosen.groups] / np.where(thresholds > 0, thresholds, 1.0), -np.inf)
     begin = point.coef if ahead is None else ahead
     nonzero, free = (np.asarray(begin) != 0).any(axis=1), used & (thresholds == 0)
@@ -248,27 +223,27 @@ def improve(
         chosen = modelled(point)
         point, pulls = turn(point, point.coef, 0, 0, True)
     if exact:
-        point = _polish(problem, setup, chosen, thresholds, point, 1)
+        point = _polish(setup, chosen, thresholds, point, 1)
     rough = norms.copy()
     rough[chosen.groups[used]] = np.asarray(pulls)[used]
     return Place(chosen, point, check._replace(norms=rough))
 
 
-def _polish(problem: Problem, setup: Setup, chosen: WorkingSet, thresholds: np.ndarray, point: Point, num_steps: int) -> Point:
+def _polish(setup: Setup, chosen: WorkingSet, thresholds: np.ndarray, point: Point, num_steps: int) -> Point:
     scaled = chosen.scaled
     assert scaled is not None
-    support = _support(problem, (np.asarray(point.coef) != 0).any(axis=1) | (chosen.used & (thresholds == 0)))
+    support = _support(setup, (np.asarray(point.coef) != 0).any(axis=1) | (chosen.used & (thresholds == 0)))
     nothing = np.zeros(point.coef.shape, np.float32)  # exact steps have thresholds and coefficients of their own
     few, _ = rounds.supporting(scaled, nothing[:, 0], nothing, support)
     for _ in range(num_steps):
-        point = rounds.exact_newton_step(problem, chosen.blocks, scaled.root, few, setup.unit, thresholds, point, support)
+        point = rounds.exact_newton_step(setup.problem, chosen.blocks, scaled.root, few, setup.unit, thresholds, point, support)
     return point
 
 
-def _support(problem: Problem, moving: np.ndarray) -> np.ndarray:
+def _support(setup: Setup, moving: np.ndarray) -> np.ndarray:
     """The slots marked in `moving` [C], padded with −1."""
     support = np.flatnonzero(moving).astype(np.int32)
-    return _padded(support, capacity(problem, len(support)), -1)
+    return padded(support, capacity(setup, len(support)), -1)
 
 
 def _entering(place: Place, thresholds: np.ndarray, error: float) -> bool:
@@ -289,28 +264,24 @@ def _accuracy(thresholds: np.ndarray, place: Place, error: float) -> float:
     return _SHARE * error / penalty if penalty > 0 else 1.0
 
 
-def check(problem: Problem, setup: Setup, chosen: WorkingSet, point: Point, target: Any) -> Place:
+def check(setup: Setup, lam: np.ndarray, chosen: WorkingSet, point: Point) -> Place:
     """Refit what is unpenalised and certify: one pass over X."""
-    return checks(problem, np.asarray(problem.lam)[None], setup, chosen, [point], target)[0]
+    return checks(setup, lam[None], chosen, [point])[0]
 
 
-def checks(problem: Problem, lams: np.ndarray, setup: Setup, chosen: WorkingSet, points: list[Point], target: Any) -> list[Place]:
+def checks(setup: Setup, lams: np.ndarray, chosen: WorkingSet, points: list[Point]) -> list[Place]:
     """Points at several lams [B] refitted and certified in one pass."""
-    at = rounds.refit(problem, setup.columns, target, chosen.blocks, chosen.rows, tuple(points), num_free=setup.num_free)
-    refitted = jax.device_get(at.point)
+    at = rounds.refit(setup.problem, setup.columns, setup.target, chosen.blocks, chosen.rows, tuple(points), num_free=setup.num_free)
+    refitted = jax.tree.map(np.asarray, at.point)
     coefs = np.stack([full(setup, chosen, coef)[:-1] for coef in refitted.coef])
     without = at._replace(point=at.point._replace(coef=None))  # of another shape in every set
-    certified = jax.device_get(rounds.certify(problem, lams, setup.columns, setup.scale, coefs, without))
+    certified = rounds.certify(setup.problem, lams, setup.columns, setup.scale, coefs, without)
+    certified = jax.tree.map(np.asarray, certified)
 
     def one(k: int) -> Place:
         return Place(chosen, *jax.tree.map(lambda leaf: leaf[k], (refitted, certified)))
 
     return [one(k) for k in range(len(points))]
-
-
-def refit_target(setup: Setup, tol: float) -> np.ndarray:
-    # The refit's gradient counts to the first order: its square, not the decrease itself, is to be small beside the tolerance.
-    return np.asarray((0.0005 * tol) ** 2 * float(setup.scale), setup.columns.dtype)
 
 
 def solution(setup: Setup, ended: Run) -> Solution:
@@ -332,68 +303,3 @@ def solution(setup: Setup, ended: Run) -> Solution:
         "num_active": np.sum((np.asarray(point.coef) != 0).any(axis=1)),
     }
     return Solution(Coefficients(coef, intercept), status, stats, State(coef, intercept, coef, intercept, one, one))
-
-
-def working_set(problem: Problem, setup: Setup, groups: np.ndarray) -> WorkingSet:
-    """A set of its own with these groups."""
-    size = capacity(problem, len(groups))
-    slots = _padded(groups, size, -1)
-    rows = _rows(problem, setup, slots)
-    return WorkingSet(slots, rows, rounds.gather(_matrix(problem), rows), None)
-
-
-def _exchanged(problem: Problem, setup: Setup, chosen: WorkingSet, members: np.ndarray) -> WorkingSet:
-    """The set with these groups instead: those that stay keep their slots, and only what is new is gathered. Consumes `chosen`."""
-    size = max(capacity(problem, len(members)), len(chosen.groups))
-    groups = np.concatenate([chosen.groups, np.full(size - len(chosen.groups), -1, np.int32)])
-    stays = (groups >= 0) & np.isin(groups, members)
-    fresh = np.setdiff1d(members, groups[stays], assume_unique=True)
-    slots = np.flatnonzero(~stays)[: len(fresh)].astype(np.int32)
-    groups = np.where(stays, groups, -1).astype(np.int32)
-    groups[slots] = fresh
-    if not stays.any():
-        return working_set(problem, setup, members)
-    rows, scaled = _rows(problem, setup, groups), chosen.scaled
-    room = capacity(problem, len(fresh))
-    blocks = rounds.gather(_matrix(problem), _rows(problem, setup, _padded(fresh, room, -1)))
-    # The root belongs to the samples, not to the slots.
-    old = chosen.blocks, None if scaled is None else scaled._replace(root=None)
-    new = blocks, None if scaled is None else _model(problem, setup, blocks, scaled.root)._replace(root=None)
-    if size > len(chosen.groups):
-        old = rounds.widen(old, size=size)
-    blocks, put = rounds.put(old, new, _padded(slots, room, size))
-    return WorkingSet(groups, rows, blocks, None if scaled is None else put._replace(root=scaled.root))
-
-
-def _rows(problem: Problem, setup: Setup, groups: np.ndarray) -> np.ndarray:
-    """The rows of coefficients of some groups (−1: none)."""
-    return np.where((groups >= 0)[:, None], setup.rows[groups], np.int32(problem.groups.num_coefficients)).astype(np.int32)
-
-
-def capacity(problem: Problem, count: int) -> int:
-    size = _SMALLEST
-    while size < count:
-        size += size // 2
-    return min(size, problem.groups.num_groups)
-
-
-def full(setup: Setup, chosen: WorkingSet, coef: jax.Array | np.ndarray) -> np.ndarray:
-    """Coefficients of the working set [C, q] as those of all columns, [p + 1]; the last is 0."""
-    spread = np.zeros(setup.columns.shape[0] + 1, coef.dtype)
-    spread[chosen.rows] = coef
-    spread[-1] = 0.0
-    return spread
-
-
-def _model(problem: Problem, setup: Setup, blocks: jax.Array, root: jax.Array) -> Scaled:
-    scaled = rounds.scale_blocks(problem, blocks, root, setup.unit)
-    grams, bounds = rounds.grams_of(scaled)
-    return Scaled(scaled, grams, bounds, root)
-
-
-def _padded(numbers: np.ndarray, size: int, fill: Any) -> np.ndarray:
-    return np.concatenate([numbers, np.full(size - len(numbers), fill, numbers.dtype)])
-
-
-def _matrix(problem: Problem) -> jax.Array:
-    return uncentred(problem).matrix

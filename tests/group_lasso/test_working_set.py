@@ -7,7 +7,7 @@ import pytest
 import zoo
 
 from jaxsac import Groups, Status, group_lasso
-from jaxsac.group_lasso import homotopy, solver, working_set
+from jaxsac.group_lasso import homotopy, slots, solver, working_set
 
 T, G = 64, 1100
 EQUAL = Groups.equal(G, 4)
@@ -101,22 +101,22 @@ def test_groups_come_and_go_in_their_slots():
     """However the set changes, each slot holds the columns of its group, and their model; what stays does not move."""
     X, y, _ = problem(0, "squared", EQUAL, jnp.float64)
     at = solver._problem(X, y, EQUAL, 1.0, "squared", None, None, None, False)
-    setup, _ = working_set.set_up(at)
+    setup, _ = working_set.set_up(at, 1e-6)
     rng = np.random.default_rng(0)
-    chosen = working_set.working_set(at, setup, np.arange(30, dtype=np.int32))
-    chosen = chosen._replace(scaled=working_set._model(at, setup, chosen.blocks, jnp.ones(T)))
+    chosen = slots.working_set(setup, np.arange(30, dtype=np.int32))
+    chosen = chosen._replace(scaled=slots.model(setup, chosen.blocks, jnp.ones(T)))
     columns = np.asarray(X).T.reshape(G, 4, T)
     for num_members in (32, 32, 40, 40):
         stay = rng.choice(chosen.groups[chosen.used], 20, replace=False)
         members = np.concatenate([stay, rng.choice(np.arange(500, G), num_members - 20, replace=False)]).astype(np.int32)
-        before, chosen = chosen.groups, working_set._exchanged(at, setup, chosen, np.unique(members))
+        before, chosen = chosen.groups, slots.exchanged(setup, chosen, np.unique(members))
         assert set(chosen.groups[chosen.used]) == set(members) and chosen.used.sum() == len(set(members))
         kept = np.isin(before, members) & (before >= 0)
         np.testing.assert_array_equal(chosen.groups[: len(before)][kept], before[kept])
         used = chosen.used
         np.testing.assert_array_equal(np.asarray(chosen.blocks)[used], columns[chosen.groups[used]])
         assert chosen.scaled is not None
-        model = working_set._model(at, setup, chosen.blocks, chosen.scaled.root)
+        model = slots.model(setup, chosen.blocks, chosen.scaled.root)
         for name in ("blocks", "grams", "bounds"):
             ours, fresh = np.asarray(getattr(chosen.scaled, name)), np.asarray(getattr(model, name))
             np.testing.assert_allclose(ours[used], fresh[used], rtol=1e-5, atol=1e-6)
