@@ -57,11 +57,14 @@ def newton_steps(few: Model, coef: jax.Array, residual: jax.Array, accuracy: jax
             tolerance = jnp.clip(0.3 * accuracy / now.worst, CG_TOLERANCE, _LOOSEST)
             return newton_step(few, now.coef, now.residual, now.descent, tolerance)
 
-        enters = jnp.any(now.entering) & ~now.entered
-        coef, residual = lax.cond(enters, enter, step)
+        first, enters = now.steps < 0, jnp.any(now.entering) & ~now.entered
+        which = jnp.where(first, 0, jnp.where(enters, 1, 2))
+        coef, residual = lax.switch(which, (lambda: (now.coef, now.residual), enter, step))
         return at(coef, residual, enters, now.steps + jnp.where(enters, 0, 1).astype(jnp.int32))
 
-    start = at(coef, residual, jnp.asarray(False), jnp.int32(0))
+    nothing = jnp.zeros(len(coef), bool)
+    # The first turn only looks where it stands: to look before the loop as well would take longer to compile.
+    start = _Running(coef, residual, jnp.zeros_like(coef), nothing, jnp.full_like(accuracy, jnp.inf), jnp.asarray(False), jnp.int32(-1))
     ended = lax.while_loop(lambda now: (now.steps < limit) & (now.worst > accuracy), advance, start)
     return ended.coef, ended.residual
 

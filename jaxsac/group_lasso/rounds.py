@@ -257,17 +257,17 @@ model_newton_steps = jax.jit(newton_steps)
 
 
 @jax.jit
-def arrive(
-    problem: Problem, scaled: Scaled, unit, thresholds, point: Point, descended: Descended, support, coef, residual: jax.Array
-) -> tuple[Point, jax.Array]:
-    """From the model back to the problem: as far towards the model's end as the objective falls; and ‖X_g' ρ‖ [C] at that end, roughly.
+def returned(coef: jax.Array, support: jax.Array, found: jax.Array) -> jax.Array:
+    """Coefficients [C, q] with those `found` [S, q] of `support`."""
+    return coef.at[jnp.where(support < 0, len(coef), support)].set(found, mode="drop")
 
-    `coef` [S, q] are those of `support`.
-    """
-    root = scaled.root
-    row = jnp.where(support < 0, len(descended.end), support)
-    end = descended.end.at[row].set(coef, mode="drop")
-    step = descended.target.step
+
+@jax.jit
+def arrive(
+    problem: Problem, scaled: Scaled, unit, thresholds, point: Point, descended: Descended, end: jax.Array, residual: jax.Array
+) -> tuple[Point, jax.Array]:
+    """From the model back to the problem: as far towards the model's `end` as the objective falls; and ‖X_g' ρ‖ [C] at that end, roughly."""
+    root, step = scaled.root, descended.target.step
     # Differences of float32 numbers, so that what did not move does not move by a rounding; what became zero becomes exactly that.
     direction = jnp.where(end == 0, -point.coef, (end - descended.start).astype(step.dtype) * step)
     fallen = (descended.target.residual - residual).astype(step.dtype) * (step * unit)

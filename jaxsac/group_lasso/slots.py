@@ -9,7 +9,8 @@ from jaxsac.group_lasso import rounds
 from jaxsac.group_lasso.problem import Problem
 from jaxsac.group_lasso.rounds import Scaled, uncentred
 
-_SMALLEST = 32  # capacity; the next ones are half as large again
+_SMALLEST = 32
+_EMPTY_IS_CHEAP = np.inf  # in a set, where a size costs programs and a copy
 
 
 class Setup(NamedTuple):
@@ -44,14 +45,14 @@ class WorkingSet(NamedTuple):
 
 def working_set(setup: Setup, groups: np.ndarray) -> WorkingSet:
     """A set of its own with these groups."""
-    slots = padded(groups, _room(setup, len(groups)), -1)
+    slots = padded(groups, capacity(setup, len(groups), _EMPTY_IS_CHEAP), -1)
     rows = _rows(setup, slots)
     return WorkingSet(slots, rows, rounds.gather(matrix(setup.problem), rows), None)
 
 
 def exchanged(setup: Setup, chosen: WorkingSet, members: np.ndarray) -> WorkingSet:
     """The set with these groups instead: those that stay keep their slots, and only what is new is gathered. Consumes `chosen`."""
-    size = max(_room(setup, len(members)), len(chosen.groups))
+    size = max(capacity(setup, len(members), _EMPTY_IS_CHEAP), len(chosen.groups))
     groups = np.concatenate([chosen.groups, np.full(size - len(chosen.groups), -1, np.int32)])
     stays = (groups >= 0) & np.isin(groups, members)
     fresh = np.setdiff1d(members, groups[stays], assume_unique=True)
@@ -87,18 +88,12 @@ def full(setup: Setup, chosen: WorkingSet, coef: jax.Array | np.ndarray) -> np.n
     return spread
 
 
-def capacity(setup: Setup, count: int, step: int = 1) -> int:
-    """The least size that holds `count` groups, of every `step`th."""
+def capacity(setup: Setup, count: int, fine_from: float = 0) -> int:
+    """The least size for `count` groups: each is half as large again as the last, but below `fine_from` every other one is left out."""
     size = _SMALLEST
     while size < count:
-        for _ in range(step):
-            size += size // 2
+        size = size * 3 // 2 if size >= fine_from else size * 9 // 4
     return min(size, len(setup.weights))
-
-
-def _room(setup: Setup, count: int) -> int:
-    """Of a set: its empty slots cost little, while each further size costs programs and a copy."""
-    return capacity(setup, count, 2)
 
 
 def _rows(setup: Setup, groups: np.ndarray) -> np.ndarray:

@@ -27,6 +27,7 @@ _EXACT_STEPS = 2
 _CYCLES = 3  # of descent in a round, at most
 _SHARE, _FINEST = 0.6, 1e-6  # of the tolerance, for what Newton steps leave of a gradient; and the least that float32 can tell
 _BEFORE_EXACT = 10.0  # times as much may be left before an exact step
+_LARGE = 162  # groups of a support: for fewer the Newton steps cost so little that their programs are what counts
 _NEAR = 0.9  # of its threshold: a group below it, and zero, is not visited
 _FLOOR = 1e-3  # of a record's curvature, relative to its bound
 _RAISE = 30.0  # of the floor after a round that failed: a model with too little curvature steps too far
@@ -195,15 +196,13 @@ def improve(
         scaled = chosen.scaled
         assert scaled is not None
         descended = rounds.descent_step(problem, scaled, setup.unit, thresholds, at, begin, order, np.int32(visited), np.int32(cycles))
-        residual = descended.residual
+        end, residual = descended.end, descended.residual
         if newton:
-            support = _support(setup, expected | (np.asarray(descended.end) != 0).any(axis=1))
-            few, coef = rounds.supporting(scaled, descended.target.thresholds, descended.end, support)
+            support = _support(setup, expected | (np.asarray(end) != 0).any(axis=1))
+            few, coef = rounds.supporting(scaled, descended.target.thresholds, end, support)
             coef, residual = rounds.model_newton_steps(few, coef, residual, accuracy, np.int32(_NEWTON_STEPS))
-        else:
-            support = np.full(capacity(setup, 0), -1, np.int32)
-            coef = np.zeros((len(support), at.coef.shape[1]), np.float32)
-        return rounds.arrive(problem, scaled, setup.unit, thresholds, at, descended, support, coef, residual)
+            end = rounds.returned(end, support, coef)
+        return rounds.arrive(problem, scaled, setup.unit, thresholds, at, descended, end, residual)
 
     if chosen.scaled is None or not (quadratic or stale):
         chosen = modelled(point)
@@ -243,7 +242,7 @@ def _polish(setup: Setup, chosen: WorkingSet, thresholds: np.ndarray, point: Poi
 def _support(setup: Setup, moving: np.ndarray) -> np.ndarray:
     """The slots marked in `moving` [C], padded with −1."""
     support = np.flatnonzero(moving).astype(np.int32)
-    return padded(support, capacity(setup, len(support)), -1)
+    return padded(support, capacity(setup, len(support), _LARGE), -1)
 
 
 def _entering(place: Place, thresholds: np.ndarray, error: float) -> bool:
