@@ -17,7 +17,7 @@ from jaxsac.losses import Squared
 from jaxsac.solution import Solution, Status
 
 _MOST_AHEAD = 4  # lams that share a pass over X
-_REACH = 0.8  # of the last lam: the batch goes no further down
+_REACH, _CURVED_REACH = 0.75, 0.8  # of the last lam: a batch goes no further down; larger sets cost more where the curvature changes
 _LEAST = 0.95  # of lam: on a coarse grid the strong rule would keep everything, and the check adds what is missing
 
 
@@ -40,6 +40,7 @@ def path_on_host(
     else:
         values = np.asarray(lams)
 
+    reach = _REACH if isinstance(problem.loss, Squared) else _CURVED_REACH
     found: list[Solution] = []
     before: np.ndarray | None = None  # coefficients one lam earlier
     ahead = 1
@@ -48,7 +49,7 @@ def path_on_host(
         if k == 0:
             places, num_passes = [check(setup, values[0], place.set, place.point)], 0
         else:
-            within = np.append(values[k : k + ahead] >= _REACH * values[k - 1], False)
+            within = np.append(values[k : k + ahead] >= reach * values[k - 1], False)
             which = slice(k, k + max(1, int(np.argmin(within))))
             places, num_passes = _ahead(setup, place, before, values, which), 1
         kept, whole = 0, True
