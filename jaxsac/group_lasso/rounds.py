@@ -18,6 +18,7 @@ from jaxsac.group_lasso.problem import Coefficients, Problem, with_lam
 from jaxsac.prox.groups import group_norms, safe_sqrt
 
 _FREE_STEPS, _FREE_HALVINGS = 50, 30
+_ROWS = 4  # of X, read together
 
 
 class Scaled(NamedTuple):
@@ -53,10 +54,32 @@ def uncentred(problem: Problem) -> Any:
 
 
 @jax.jit
-def column_norms(matrix: jax.Array, weights: jax.Array) -> jax.Array:
-    """(Σ_t c_t x_tj²)^½, row by row: a reduction over the long axis would be slow on CPUs."""
-    squares = lax.fori_loop(0, matrix.shape[0], lambda t, total: total + weights[t] * matrix[t] ** 2, jnp.zeros_like(matrix[0]))
-    return jnp.sqrt(squares)
+def first_pass(problem: Problem, predictions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(Σ_t c_t x_tj²)^½ [p] and −∇F, [1, p], at predictions [1, T].
+
+    Together, for to read X takes longer than to compute; row by row, for a reduction over the long axis would be slow on CPUs.
+    """
+    matrix, weights, residual = uncentred(problem).matrix, problem.sample_weight, _uncentred_residual(problem, predictions[0])
+
+    def add(t, sums):
+        squares, products = sums
+        return squares + weights[t] * matrix[t] ** 2, products + residual[t] * matrix[t]
+
+    zeros = jnp.zeros_like(matrix[0])
+    squares, products = lax.fori_loop(0, matrix.shape[0], add, (zeros, zeros), unroll=_ROWS)
+    return jnp.sqrt(squares), products[None]
+
+
+@jax.jit
+def gradients(problem: Problem, predictions: jax.Array) -> jax.Array:
+    """−∇F, [B, p], at predictions [B, T]: one pass over X."""
+    return jax.vmap(lambda at: uncentred(problem).adjoint(_uncentred_residual(problem, at)))(predictions)
+
+
+def _uncentred_residual(problem: Problem, predictions: jax.Array) -> jax.Array:
+    """Whose products with the columns as given are those of ρ with the centred ones."""
+    residual = problem.residual(predictions)
+    return residual - problem.design.shares * jnp.sum(residual) if problem.intercept else residual
 
 
 @jax.jit
@@ -105,25 +128,25 @@ class Refit(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames="num_free")
-def refit(problem: Problem, columns: jax.Array, target: jax.Array, blocks, rows, points: tuple[Point, ...], *, num_free: int) -> Refit:
+def refit(problem: Problem, target: jax.Array, blocks: jax.Array, points: tuple[Point, ...], *, num_free: int) -> Refit:
     """Recompute the predictions and refit the first `num_free` blocks and the intercept, of several points at once; lam does not matter."""
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *points)
-    return jax.vmap(lambda point: _refit(problem, columns, target, blocks, rows, point, num_free))(stacked)
+    return jax.vmap(lambda point: _refit(problem, target, blocks, point, num_free))(stacked)
 
 
-def _refit(problem: Problem, columns: jax.Array, target: jax.Array, blocks, rows, point: Point, num_free: int) -> Refit:
+def _refit(problem: Problem, target: jax.Array, blocks: jax.Array, point: Point, num_free: int) -> Refit:
     predictions = _predict(problem, blocks, point.coef) + point.intercept
     if num_free == 0 and not problem.intercept:
         return Refit(point._replace(predictions=predictions), predictions, jnp.zeros_like(target), jnp.zeros_like(target))
-    free_rows = rows[:num_free].reshape(-1)
-    design = Dense(blocks[:num_free].reshape(-1, blocks.shape[2]).T)
+    free = blocks[:num_free].reshape(-1, blocks.shape[2])
+    design = Dense(free.T)
     here = dataclasses.replace(problem, design=Centred(design, problem.design.shares) if problem.intercept else design)
     fit = fit_free(
         here,
         Coefficients(point.coef[:num_free].reshape(-1), point.intercept),
         predictions,
-        jnp.ones(free_rows.shape, bool) if num_free else None,
-        columns=columns.at[free_rows].get(mode="fill", fill_value=0),
+        jnp.ones(len(free), bool) if num_free else None,
+        columns=jnp.sqrt(jnp.sum(problem.sample_weight * free**2, axis=1)),
         target=target,
         max_steps=_FREE_STEPS,
         max_halvings=_FREE_HALVINGS,
@@ -138,20 +161,19 @@ def _refit(problem: Problem, columns: jax.Array, target: jax.Array, blocks, rows
 
 
 @jax.jit
-def certify(problem: Problem, lams: jax.Array, columns: jax.Array, scale: jax.Array, coefs: jax.Array, at: Refit) -> Check:
-    """One product with all of X: the certificates of refitted points [B], each at its own lam, whose coefficients are `coefs` [B, p]."""
+def certify(problem: Problem, lams: jax.Array, columns: jax.Array, scale: jax.Array, coefs: jax.Array, at: Refit, gradients: jax.Array) -> Check:
+    """The certificates of refitted points [B], each at its own lam, whose coefficients are `coefs`, and −∇F `gradients`, both [B, p]."""
 
-    def one(lam: jax.Array, coef: jax.Array, at: Refit) -> Check:
+    def one(lam: jax.Array, coef: jax.Array, at: Refit, gradient: jax.Array) -> Check:
         here = with_lam(problem, lam)
         predictions = at.point.predictions
         residual = here.residual(predictions)
-        gradient = here.design.adjoint(residual)
         objective = here.smooth_value(predictions) + here.penalty(coef)
         fit = FreeFit(Coefficients(coef, at.point.intercept), predictions, at.remaining)
         certificate = gap_after_refit(here, objective, fit, at.penalised, gradient, columns=columns, scale=scale)
         return Check(certificate, objective, violation(here, coef, residual, gradient), group_norms(gradient, here.groups), at.centre)
 
-    return jax.vmap(one)(lams, coefs, at)
+    return jax.vmap(one)(lams, coefs, at, gradients)
 
 
 @jax.jit

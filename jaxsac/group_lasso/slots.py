@@ -23,7 +23,7 @@ class Setup(NamedTuple):
     rows: np.ndarray
     weights: np.ndarray
     num_free: int
-    columns: jax.Array
+    columns: jax.Array | np.ndarray
     unit: jax.Array | np.ndarray
     scale: jax.Array | np.ndarray
     target: np.ndarray
@@ -82,7 +82,7 @@ def model(setup: Setup, blocks: jax.Array, root: jax.Array) -> Scaled:
 
 def full(setup: Setup, chosen: WorkingSet, coef: jax.Array | np.ndarray) -> np.ndarray:
     """Coefficients of the working set [C, q] as those of all columns, [p + 1]; the last is 0."""
-    spread = np.zeros(setup.columns.shape[0] + 1, coef.dtype)
+    spread = np.zeros(setup.problem.groups.num_coefficients + 1, coef.dtype)
     spread[chosen.rows] = coef
     spread[-1] = 0.0
     return spread
@@ -98,7 +98,7 @@ def capacity(setup: Setup, count: int, fine_from: float = 0) -> int:
 
 def _rows(setup: Setup, groups: np.ndarray) -> np.ndarray:
     """The rows of coefficients of some groups (−1: none)."""
-    return np.where((groups >= 0)[:, None], setup.rows[groups], np.int32(setup.columns.shape[0])).astype(np.int32)
+    return np.where((groups >= 0)[:, None], setup.rows[groups], np.int32(setup.problem.groups.num_coefficients)).astype(np.int32)
 
 
 def padded(numbers: np.ndarray, size: int, fill: Any) -> np.ndarray:

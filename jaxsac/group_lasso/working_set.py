@@ -15,7 +15,7 @@ from jaxsac.designs import Dense
 from jaxsac.group_lasso import rounds
 from jaxsac.group_lasso.fista import State
 from jaxsac.group_lasso.problem import Coefficients, Problem
-from jaxsac.group_lasso.rounds import Check, Point, uncentred
+from jaxsac.group_lasso.rounds import Check, Point, Refit, uncentred
 from jaxsac.group_lasso.slots import Setup, WorkingSet, capacity, exchanged, full, matrix, model, padded, working_set
 from jaxsac.losses import Squared
 from jaxsac.solution import Solution, Status
@@ -81,17 +81,18 @@ def set_up(problem: Problem, tol: float) -> tuple[Setup, Place]:
     else:
         rows = np.arange(groups.num_coefficients, dtype=np.int32).reshape(groups.num_groups, groups.max_size)
     free = np.flatnonzero(weights == 0).astype(np.int32)
-    columns = rounds.column_norms(matrix(problem), problem.sample_weight)
-    # What is not known yet, the scale and the size of a column, does not matter to the null model; nor does its lam.
-    empty = np.ones((), columns.dtype)
-    setup = Setup(problem, tol, rows, weights, len(free), columns, empty, empty, empty)
+    empty = np.ones((), weights.dtype)  # for what is not known yet, and does not matter to the null model; nor does its lam
+    setup = Setup(problem, tol, rows, weights, len(free), empty, empty, empty, empty)
     chosen = working_set(setup, free)
     zeros, at_zero = rounds.nothing(problem, chosen.rows)
-    target = np.asarray(4.0 * float(at_zero), columns.dtype) * np.finfo(columns.dtype).eps ** 2
-    place = check(setup._replace(scale=at_zero, target=target), np.asarray(problem.lam), chosen, zeros)
+    target = np.asarray(4.0 * float(at_zero), weights.dtype) * np.finfo(weights.dtype).eps ** 2
+    at = rounds.refit(problem, target, chosen.blocks, (zeros,), num_free=setup.num_free)
+    columns, gradients = rounds.first_pass(problem, at.point.predictions)
+    setup = setup._replace(columns=columns, scale=at_zero)
+    (place,) = _certified(setup, np.asarray(problem.lam)[None], chosen, at, gradients)
     scale, unit = rounds.scales(problem, columns, place.point.predictions, at_zero)
     # The refit's gradient counts to the first order: its square, not the decrease itself, is to be small beside the tolerance.
-    target = np.asarray((0.0005 * tol) ** 2 * float(scale), columns.dtype)
+    target = np.asarray((0.0005 * tol) ** 2 * float(scale), weights.dtype)
     return setup._replace(unit=unit, scale=scale, target=target), place
 
 
@@ -270,17 +271,21 @@ def check(setup: Setup, lam: np.ndarray, chosen: WorkingSet, point: Point) -> Pl
 
 def checks(setup: Setup, lams: np.ndarray, chosen: WorkingSet, points: list[Point]) -> list[Place]:
     """Points at several lams [B] refitted and certified in one pass."""
-    at = rounds.refit(setup.problem, setup.columns, setup.target, chosen.blocks, chosen.rows, tuple(points), num_free=setup.num_free)
+    at = rounds.refit(setup.problem, setup.target, chosen.blocks, tuple(points), num_free=setup.num_free)
+    return _certified(setup, lams, chosen, at, rounds.gradients(setup.problem, at.point.predictions))
+
+
+def _certified(setup: Setup, lams: np.ndarray, chosen: WorkingSet, at: Refit, gradients: jax.Array) -> list[Place]:
     refitted = jax.tree.map(np.asarray, at.point)
     coefs = np.stack([full(setup, chosen, coef)[:-1] for coef in refitted.coef])
     without = at._replace(point=at.point._replace(coef=None))  # of another shape in every set
-    certified = rounds.certify(setup.problem, lams, setup.columns, setup.scale, coefs, without)
+    certified = rounds.certify(setup.problem, lams, setup.columns, setup.scale, coefs, without, gradients)
     certified = jax.tree.map(np.asarray, certified)
 
     def one(k: int) -> Place:
         return Place(chosen, *jax.tree.map(lambda leaf: leaf[k], (refitted, certified)))
 
-    return [one(k) for k in range(len(points))]
+    return [one(k) for k in range(len(lams))]
 
 
 def solution(setup: Setup, ended: Run) -> Solution:
