@@ -26,11 +26,13 @@ class Model(NamedTuple):
 
 
 def gram_matrices(blocks: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A_g A_g' and an upper bound of the largest eigenvalue of each, (tr H^64)^(1/64), at most q^(1/64) too large.
-
-    Its own program: XLA would fuse what makes the blocks into the product.
-    """
+    """A_g A_g' [C, q, q] and bounds on their eigenvalues, of many problems at once too."""
     grams = jnp.einsum("gat,gbt->gab", blocks, blocks, precision="highest")
+    return grams, eigenvalue_bounds(grams)
+
+
+def eigenvalue_bounds(grams: jax.Array) -> jax.Array:
+    """An upper bound of the largest eigenvalue of each H_g [C, q, q], (tr H^64)^(1/64), at most q^(1/64) too large."""
 
     def square(k, carry):
         power, log_bound = carry
@@ -39,11 +41,11 @@ def gram_matrices(blocks: jax.Array) -> tuple[jax.Array, jax.Array]:
         power = power / trace[:, None, None]
         return _squares(power), log_bound + jnp.log(trace) * 0.5 ** k.astype(trace.dtype)
 
-    zeros = jnp.zeros(blocks.shape[0], blocks.dtype)
+    zeros = jnp.zeros(grams.shape[0], grams.dtype)
     power, log_bound = lax.fori_loop(0, _SQUARINGS, square, (grams, zeros))
     last = jnp.einsum("gaa->g", power)
     bound = jnp.exp(log_bound + jnp.log(jnp.where(last > 0, last, 1.0)) * 0.5**_SQUARINGS)
-    return grams, jnp.where(jnp.einsum("gaa->g", grams) > 0, bound, 0.0)
+    return jnp.where(jnp.einsum("gaa->g", grams) > 0, bound, 0.0)
 
 
 def _squares(matrices: jax.Array) -> jax.Array:

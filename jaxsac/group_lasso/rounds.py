@@ -10,7 +10,7 @@ from jax import lax
 
 from jaxsac._iterate import Certificate
 from jaxsac.designs import Centred, Dense
-from jaxsac.group_lasso.block_descent import Model, descend, gram_matrices
+from jaxsac.group_lasso.block_descent import Model, descend, eigenvalue_bounds
 from jaxsac.group_lasso.certificate import gap_after_refit, violation
 from jaxsac.group_lasso.free import FreeFit, fit_free
 from jaxsac.group_lasso.newton import LENGTHS, admissible, compact, newton_direction, newton_steps
@@ -197,7 +197,12 @@ def scale_blocks(problem: Problem, blocks: jax.Array, root: jax.Array, unit: jax
     return (blocks * (root / unit)[None, None]).astype(jnp.float32)
 
 
-grams_of = jax.jit(gram_matrices)
+@jax.jit
+def grams_of(blocks: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A_g A_g' [C, q, q] and their eigenvalue bounds. One after another, for a batched product copies all blocks; and in a program of its own,
+    for XLA would fuse into the product what makes them."""
+    grams = lax.map(lambda block: jnp.dot(block, block.T, precision="highest"), blocks)
+    return grams, eigenvalue_bounds(grams)
 
 
 class Target(NamedTuple):

@@ -45,7 +45,8 @@ class WorkingSet(NamedTuple):
 
 def working_set(setup: Setup, groups: np.ndarray) -> WorkingSet:
     """A set of its own with these groups."""
-    slots = padded(groups, capacity(setup, len(groups), _EMPTY_IS_CHEAP), -1)
+    size = capacity(setup, len(groups), _EMPTY_IS_CHEAP) if len(groups) else 1  # the null model's need not be large
+    slots = padded(groups, size, -1)
     rows = _rows(setup, slots)
     return WorkingSet(slots, rows, rounds.gather(matrix(setup.problem), rows), None)
 

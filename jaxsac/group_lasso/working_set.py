@@ -13,9 +13,10 @@ import numpy as np
 
 from jaxsac.designs import Dense
 from jaxsac.group_lasso import rounds
+from jaxsac.group_lasso.block_descent import Model
 from jaxsac.group_lasso.fista import State
 from jaxsac.group_lasso.problem import Coefficients, Problem
-from jaxsac.group_lasso.rounds import Check, Point, Refit, uncentred
+from jaxsac.group_lasso.rounds import Check, Point, Refit, Scaled, uncentred
 from jaxsac.group_lasso.slots import Setup, WorkingSet, capacity, exchanged, full, matrix, model, padded, working_set
 from jaxsac.losses import Squared
 from jaxsac.solution import Solution, Status
@@ -199,8 +200,8 @@ def improve(
         descended = rounds.descent_step(problem, scaled, setup.unit, thresholds, at, begin, order, np.int32(visited), np.int32(cycles))
         end, residual = descended.end, descended.residual
         if newton:
-            support = _support(setup, expected | (np.asarray(end) != 0).any(axis=1))
-            few, coef = rounds.supporting(scaled, descended.target.thresholds, end, support)
+            moving = expected | (np.asarray(end) != 0).any(axis=1)
+            few, coef, support = _supporting(setup, scaled, descended.target.thresholds, end, moving)
             coef, residual = rounds.model_newton_steps(few, coef, residual, accuracy, np.int32(_NEWTON_STEPS))
             end = rounds.returned(end, support, coef)
         return rounds.arrive(problem, scaled, setup.unit, thresholds, at, descended, end, residual)
@@ -232,18 +233,22 @@ def improve(
 def _polish(setup: Setup, chosen: WorkingSet, thresholds: np.ndarray, point: Point, num_steps: int) -> Point:
     scaled = chosen.scaled
     assert scaled is not None
-    support = _support(setup, (np.asarray(point.coef) != 0).any(axis=1) | (chosen.used & (thresholds == 0)))
+    moving = (np.asarray(point.coef) != 0).any(axis=1) | (chosen.used & (thresholds == 0))
     nothing = np.zeros(point.coef.shape, np.float32)  # exact steps have thresholds and coefficients of their own
-    few, _ = rounds.supporting(scaled, nothing[:, 0], nothing, support)
+    few, _, support = _supporting(setup, scaled, nothing[:, 0], nothing, moving)
     for _ in range(num_steps):
         point = rounds.exact_newton_step(setup.problem, chosen.blocks, scaled.root, few, setup.unit, thresholds, point, support)
     return point
 
 
-def _support(setup: Setup, moving: np.ndarray) -> np.ndarray:
-    """The slots marked in `moving` [C], padded with −1."""
+def _supporting(setup: Setup, scaled: Scaled, thresholds: Any, coef: Any, moving: np.ndarray) -> tuple[Model, Any, np.ndarray]:
+    """The model and the coefficients of the slots marked in `moving` [C], and their numbers [S]; of all slots, and no copy, where that is as many."""
     support = np.flatnonzero(moving).astype(np.int32)
-    return padded(support, capacity(setup, len(support), _LARGE), -1)
+    size = capacity(setup, len(support), _LARGE)
+    if size >= len(moving):
+        return Model(scaled.blocks, scaled.grams, scaled.bounds, thresholds), coef, np.arange(len(moving), dtype=np.int32)
+    support = padded(support, size, -1)
+    return *rounds.supporting(scaled, thresholds, coef, support), support
 
 
 def _entering(place: Place, thresholds: np.ndarray, error: float) -> bool:
