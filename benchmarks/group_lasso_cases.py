@@ -1,5 +1,6 @@
 """The problems of the group lasso benchmark."""
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -16,11 +17,15 @@ TOLS = {
     "celer": {"squared": (1e-6, 1e-7, 1e-8)},
 }
 LONG_PATH_TOLS = {"adelie": {"squared": (1e-13, 1e-15, 1e-17)}}  # the others take minutes
+MULTI_TASK_TOLS = {"sklearn": {"squared": (1e-5, 1e-7, 1e-9)}}
 ONLY_ADELIE = {"adelie": TOLS["adelie"]}  # elsewhere the fastest by far
 
 
 class Case(NamedTuple):
-    """Problems of one shape: X [N, T, p], y [N, T], lams [N, L]; of cross-validation the training sets, and `whole`: X, y and folds [T]."""
+    """Problems of one shape: X [N, T, p], y [N, T], lams [N, L]; of cross-validation the training sets, and `whole`: X, y and folds [T].
+
+    With y [N, T, M] there are M outputs, and a feature's coefficients for all of them are a group.
+    """
 
     name: str
     loss: str
@@ -30,6 +35,10 @@ class Case(NamedTuple):
     group_size: int
     tols: dict[str, dict[str, tuple[float, ...]]]
     whole: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+
+    @property
+    def num_coefficients(self) -> int:
+        return self.X.shape[2] * math.prod(self.y.shape[2:])
 
 
 def build(name: str, make: Any, sizes: tuple, ratios: Any, dtype: str, *, count: int = 1, tols: Any = TOLS, seed: int = 0, **more: Any) -> Case:
@@ -69,7 +78,20 @@ def cases(smoke: bool, dtype: str) -> list[Case]:
         path,
         cross_validation(path, 5),
         case(f"{many} problems", group_regression, small, one, count=many),
+        multi_task("one lambda", T, G, q, active, dtype),
     ]
+
+
+def multi_task(name: str, num_records: int, num_features: int, num_outputs: int, active: int, dtype: str) -> Case:
+    """Several outputs that share their features, one lambda."""
+    rng = np.random.default_rng(0)
+    coef = np.zeros((num_features, num_outputs))
+    coef[:active] = rng.normal(size=(active, num_outputs))
+    X = rng.normal(size=(num_records, num_features)).astype(dtype).astype(np.float64)
+    y = (X @ coef + rng.normal(size=(num_records, num_outputs))).astype(dtype).astype(np.float64)
+    largest = np.linalg.norm(X.T @ y / num_records, axis=1).max()
+    name = f"{name}, {num_outputs} outputs, {num_records} x {num_features}"
+    return Case(name, "squared", X[None], y[None], np.asarray([[0.1 * largest]]), num_outputs, MULTI_TASK_TOLS)
 
 
 def cross_validation(case: Case, num_folds: int) -> Case:

@@ -2,7 +2,7 @@
 
 A round chooses groups by ‖X_g' ρ‖ / (lam w_g), takes block descent steps on a quadratic model of the loss in float32 (`block_descent`),
 then Newton steps on the groups that are not zero (`newton`), and ends with one product with all of X, which certifies and which chooses the
-next groups (`rounds`). The number of groups is padded to a few capacities, so that few programs are compiled.
+next groups (`rounds`). The groups worked on sit in slots (`slots`), of a few sizes, so that few programs are compiled.
 """
 
 from typing import Any, NamedTuple

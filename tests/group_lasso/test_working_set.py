@@ -7,7 +7,7 @@ import pytest
 import zoo
 
 from jaxsac import Groups, Status, group_lasso
-from jaxsac.group_lasso import homotopy, slots, solver, working_set
+from jaxsac.group_lasso import homotopy, rounds, slots, solver, working_set
 
 T, G = 64, 1100
 EQUAL = Groups.equal(G, 4)
@@ -122,6 +122,31 @@ def test_groups_come_and_go_in_their_slots():
             np.testing.assert_allclose(ours[used], fresh[used], rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(chosen.rows[used], setup.rows[chosen.groups[used]])
         assert np.all(chosen.rows[~used] == EQUAL.num_coefficients)
+
+
+@pytest.mark.parametrize("loss", ["squared", "logistic"])
+def test_the_first_pass(loss):
+    """Sizes of columns and the gradient of the centred design, over a number of records that is no multiple of what is read together."""
+    X, y, more = problem(0, loss, EQUAL, jnp.float64)
+    X, y, records = X[:61], y[:61], more["sample_weight"][:61]
+    at = solver._problem(X, y, EQUAL, 1.0, loss, None, records, more["offset"][:61], True)
+    predictions = jnp.asarray(np.random.default_rng(3).normal(size=(1, 61)))
+    columns, gradient = rounds.first_pass(at, predictions)
+    A, c = np.asarray(X), np.asarray(records)
+    np.testing.assert_allclose(columns, np.sqrt(c @ A**2), rtol=1e-12)
+    residual = np.asarray(at.residual(predictions[0]))
+    expected = (A - (c @ A) / c.sum()).T @ residual
+    np.testing.assert_allclose(gradient[0], expected, atol=1e-12)
+    np.testing.assert_allclose(rounds.gradients(at, predictions)[0], expected, atol=1e-12)
+
+
+def test_gram_matrices_one_after_another():
+    blocks = jnp.asarray(np.random.default_rng(5).normal(size=(7, 3, 40)), jnp.float32).at[6].set(0)
+    grams, bounds = rounds.grams_of(blocks)
+    exact = np.einsum("gat,gbt->gab", *[np.asarray(blocks, np.float64)] * 2)
+    np.testing.assert_allclose(grams, exact, rtol=1e-5, atol=1e-5)
+    largest = np.linalg.eigvalsh(exact)[:, -1]
+    assert np.all(bounds >= largest * (1 - 1e-5)) and np.all(bounds <= largest * 3 ** (1 / 64) * (1 + 1e-5))
 
 
 def test_what_is_covered():

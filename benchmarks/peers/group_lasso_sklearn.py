@@ -1,0 +1,31 @@
+"""scikit-learn's MultiTaskLasso: one feature's coefficients for all outputs are a group; no intercept."""
+
+import warnings
+
+import numpy as np
+from exchange import seconds, serve
+
+
+def answer(arrays, settings):
+    import sklearn
+    from sklearn.linear_model import MultiTaskLasso
+
+    warnings.simplefilter("ignore")
+    problems = [(np.asfortranarray(X), np.asfortranarray(y)) for X, y in zip(arrays["X"], arrays["y"], strict=True)]
+
+    def fit(X, y, lams, tol):
+        model = MultiTaskLasso(alpha=1.0, tol=tol, max_iter=100_000, fit_intercept=False, warm_start=True)
+        return [model.set_params(alpha=lam).fit(X, y).coef_.T.copy() for lam in lams]
+
+    coefs, times = [], []
+    for tol in settings["tols"]:
+
+        def solve(tol=tol):
+            return [fit(X, y, lams, tol) for (X, y), lams in zip(problems, arrays["lams"], strict=True)]
+
+        coefs.append(solve())
+        times.append(seconds(solve, min_repeats=settings["min_repeats"], min_seconds=settings["min_seconds"]))
+    return {"coef": np.asarray(coefs)}, {"seconds": times, "version": sklearn.__version__}
+
+
+serve(answer)
