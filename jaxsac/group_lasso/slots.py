@@ -30,8 +30,8 @@ class Setup(NamedTuple):
 
 
 class WorkingSet(NamedTuple):
-    """Slots for some groups, the unpenalised ones first: which group [C] (−1: empty), its rows of coefficients [C, q], its columns [C, q, T],
-    and the quadratic model of the loss on them where it was last made."""
+    """Slots for some groups, the unpenalised ones first: which group [C] (−1: empty), its rows of coefficients [C, q], its columns [C, q, T]
+    (zeros if empty), and the quadratic model of the loss on them where it was last made."""
 
     groups: np.ndarray
     rows: np.ndarray
@@ -57,7 +57,10 @@ def exchanged(setup: Setup, chosen: WorkingSet, members: np.ndarray) -> WorkingS
     groups = np.concatenate([chosen.groups, np.full(size - len(chosen.groups), -1, np.int32)])
     stays = (groups >= 0) & np.isin(groups, members)
     fresh = np.setdiff1d(members, groups[stays], assume_unique=True)
-    slots = np.flatnonzero(~stays)[: len(fresh)].astype(np.int32)
+    # Slots that were left come first; what is not taken again is emptied: an empty slot holds zeros.
+    left, empty = np.flatnonzero((groups >= 0) & ~stays), np.flatnonzero(groups < 0)
+    slots = np.concatenate([left, empty])[: max(len(left), len(fresh))].astype(np.int32)
+    fresh = padded(fresh, len(slots), -1)
     groups = np.where(stays, groups, -1).astype(np.int32)
     groups[slots] = fresh
     if not stays.any():

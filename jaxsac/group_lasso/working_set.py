@@ -276,7 +276,9 @@ def check(setup: Setup, lam: np.ndarray, chosen: WorkingSet, point: Point) -> Pl
 
 def checks(setup: Setup, lams: np.ndarray, chosen: WorkingSet, points: list[Point]) -> list[Place]:
     """Points at several lams [B] refitted and certified in one pass."""
-    at = rounds.refit(setup.problem, setup.target, chosen.blocks, tuple(points), num_free=setup.num_free)
+    # What is certified is what is returned: an empty slot returns nothing.
+    returned = tuple(point._replace(coef=np.where(chosen.used[:, None], point.coef, setup.weights.dtype.type(0))) for point in points)
+    at = rounds.refit(setup.problem, setup.target, chosen.blocks, returned, num_free=setup.num_free)
     return _certified(setup, lams, chosen, at, rounds.gradients(setup.problem, at.point.predictions))
 
 

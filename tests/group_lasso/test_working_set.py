@@ -106,7 +106,7 @@ def test_groups_come_and_go_in_their_slots():
     chosen = slots.working_set(setup, np.arange(30, dtype=np.int32))
     chosen = chosen._replace(scaled=slots.model(setup, chosen.blocks, jnp.ones(T)))
     columns = np.asarray(X).T.reshape(G, 4, T)
-    for num_members in (32, 32, 40, 40):
+    for num_members in (32, 32, 40, 40, 24, 30):
         stay = rng.choice(chosen.groups[chosen.used], 20, replace=False)
         members = np.concatenate([stay, rng.choice(np.arange(500, G), num_members - 20, replace=False)]).astype(np.int32)
         before, chosen = chosen.groups, slots.exchanged(setup, chosen, np.unique(members))
@@ -116,12 +116,28 @@ def test_groups_come_and_go_in_their_slots():
         used = chosen.used
         np.testing.assert_array_equal(np.asarray(chosen.blocks)[used], columns[chosen.groups[used]])
         assert chosen.scaled is not None
+        assert not np.any(np.asarray(chosen.blocks)[~used]) and not np.any(np.asarray(chosen.scaled.blocks)[~used])
         model = slots.model(setup, chosen.blocks, chosen.scaled.root)
         for name in ("blocks", "grams", "bounds"):
             ours, fresh = np.asarray(getattr(chosen.scaled, name)), np.asarray(getattr(model, name))
             np.testing.assert_allclose(ours[used], fresh[used], rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(chosen.rows[used], setup.rows[chosen.groups[used]])
         assert np.all(chosen.rows[~used] == EQUAL.num_coefficients)
+
+
+def test_what_is_certified_is_what_is_returned():
+    """Whatever an empty slot holds."""
+    X, y, _ = problem(0, "squared", EQUAL, jnp.float64)
+    setup, place = working_set.set_up(solver._problem(X, y, EQUAL, 1.0, "squared", None, None, None, False), 1e-6)
+    chosen = slots.working_set(setup, np.arange(30, dtype=np.int32))
+    groups = np.where(np.arange(32) % 3 == 0, -1, chosen.groups).astype(np.int32)
+    chosen = chosen._replace(groups=groups, rows=np.where(groups[:, None] < 0, EQUAL.num_coefficients, chosen.rows).astype(np.int32))
+    point = place.point._replace(coef=jnp.ones((32, 4)))
+    checked = working_set.check(setup, np.asarray(1.0), chosen, point)
+    coef = slots.full(setup, chosen, checked.point.coef)[:-1]
+    assert np.sum(coef != 0) == 4 * np.sum(groups >= 0)
+    objective = 0.5 * np.mean((np.asarray(y) - np.asarray(X) @ coef) ** 2) + np.linalg.norm(coef.reshape(G, 4), axis=1).sum()
+    np.testing.assert_allclose(checked.check.objective, objective, rtol=1e-12)
 
 
 @pytest.mark.parametrize("loss", ["squared", "logistic"])
@@ -145,7 +161,7 @@ def test_gram_matrices_one_after_another():
     grams, bounds = rounds.grams_of(blocks)
     exact = np.einsum("gat,gbt->gab", *[np.asarray(blocks, np.float64)] * 2)
     np.testing.assert_allclose(grams, exact, rtol=1e-5, atol=1e-5)
-    largest = np.linalg.eigvalsh(exact)[:, -1]
+    largest, bounds = np.linalg.eigvalsh(exact)[:, -1], np.asarray(bounds)
     assert np.all(bounds >= largest * (1 - 1e-5)) and np.all(bounds <= largest * 3 ** (1 / 64) * (1 + 1e-5))
 
 
