@@ -37,3 +37,16 @@ def seconds(thunk: Callable[[], Any], *, min_repeats: int = 20, min_seconds: flo
         thunk()
         times.append(time.perf_counter() - start)
     return times
+
+
+def timed_fits(fit: Callable[..., Any], problems: Any, lams: Any, settings: dict[str, Any], version: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `serve` sends of fit(X, y, lams, tol) on every problem at each of the tolerances `tols`: coefficients, seconds, the version."""
+    coefs, times = [], []
+    for tol in settings["tols"]:
+
+        def solve(tol=tol):
+            return [fit(X, y, at, tol) for (X, y), at in zip(problems, lams, strict=True)]
+
+        coefs.append(solve())
+        times.append(seconds(solve, min_repeats=settings["min_repeats"], min_seconds=settings["min_seconds"]))
+    return {"coef": np.asarray(coefs)}, {"seconds": times, "version": version}

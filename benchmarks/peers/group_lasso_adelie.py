@@ -1,7 +1,7 @@
 """adelie on group-lasso problems without intercept, weight 1 for every group. `tols` are its change criterion, not a duality gap."""
 
 import numpy as np
-from exchange import seconds, serve
+from exchange import serve, timed_fits
 
 
 def answer(arrays, settings):
@@ -19,15 +19,7 @@ def answer(arrays, settings):
         )  # fmt: skip
         return state.betas.toarray()
 
-    coefs, times = [], []
-    for tol in settings["tols"]:
-
-        def solve(tol=tol):
-            return [fit(X, y, lams, tol) for (X, y), lams in zip(problems, arrays["lams"], strict=True)]
-
-        coefs.append(solve())
-        times.append(seconds(solve, min_repeats=settings["min_repeats"], min_seconds=settings["min_seconds"]))
-    return {"coef": np.asarray(coefs)}, {"seconds": times, "version": adelie.__version__}
+    return timed_fits(fit, problems, arrays["lams"], settings, adelie.__version__)
 
 
 serve(answer)

@@ -3,7 +3,7 @@
 import warnings
 
 import numpy as np
-from exchange import seconds, serve
+from exchange import serve, timed_fits
 
 
 def answer(arrays, settings):
@@ -34,15 +34,7 @@ def answer(arrays, settings):
             coefs.append(coef)
         return coefs
 
-    coefs, times = [], []
-    for tol in settings["tols"]:
-
-        def solve(tol=tol):
-            return [fit(X, y, lams, tol) for (X, y), lams in zip(problems, arrays["lams"], strict=True)]
-
-        coefs.append(solve())
-        times.append(seconds(solve, min_repeats=settings["min_repeats"], min_seconds=settings["min_seconds"]))
-    return {"coef": np.asarray(coefs)}, {"seconds": times, "version": skglm.__version__}
+    return timed_fits(fit, problems, arrays["lams"], settings, skglm.__version__)
 
 
 serve(answer)

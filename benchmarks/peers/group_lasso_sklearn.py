@@ -3,7 +3,7 @@
 import warnings
 
 import numpy as np
-from exchange import seconds, serve
+from exchange import serve, timed_fits
 
 
 def answer(arrays, settings):
@@ -17,15 +17,7 @@ def answer(arrays, settings):
         model = MultiTaskLasso(alpha=1.0, tol=tol, max_iter=100_000, fit_intercept=False, warm_start=True)
         return [model.set_params(alpha=lam).fit(X, y).coef_.T.copy() for lam in lams]
 
-    coefs, times = [], []
-    for tol in settings["tols"]:
-
-        def solve(tol=tol):
-            return [fit(X, y, lams, tol) for (X, y), lams in zip(problems, arrays["lams"], strict=True)]
-
-        coefs.append(solve())
-        times.append(seconds(solve, min_repeats=settings["min_repeats"], min_seconds=settings["min_seconds"]))
-    return {"coef": np.asarray(coefs)}, {"seconds": times, "version": sklearn.__version__}
+    return timed_fits(fit, problems, arrays["lams"], settings, sklearn.__version__)
 
 
 serve(answer)
