@@ -261,7 +261,7 @@ def where_the_time_goes(case: Case, options: Options) -> list[dict[str, Any]]:
     solve()
     runs = 3 if options.smoke else 9
     model = ("roots", "scale_blocks", "grams_of", "put", "widen")
-    steps = ("descent_step", "supporting", "model_newton_steps", "returned", "arrive", "exact_newton_step")
+    steps = ("descent_step", "supporting", "model_newton_steps", "arrive", "exact_newton_step")
     pieces = ("first_pass", "gather", *model, *steps, "refit", "gradients", "certify")
     with watched(pieces) as spent:
         start = time.perf_counter()

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxsac.group_lasso.inverses import inverses
 from jaxsac.prox.groups import safe_sqrt
 
 _EPOCHS = 5  # of a cycle: as many differences enter the extrapolation
@@ -55,11 +56,16 @@ def _squares(matrices: jax.Array) -> jax.Array:
     return jnp.einsum("gab,gbc->gac", matrices, matrices)
 
 
-def descend(model: Model, coef: jax.Array, residual: jax.Array, order: jax.Array, count: jax.Array, cycles: jax.Array) -> tuple[jax.Array, jax.Array]:
+def descend(
+    model: Model, coef: jax.Array, residual: jax.Array, order: jax.Array, count: jax.Array, cycles: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
     """One epoch over the blocks order[:count], `cycles` extrapolated cycles over those that are not zero, one more epoch over all.
 
-    `coef` b [C, q], `residual` r [T]. Returns both after the descent. The objective never rises, up to rounding.
+    `coef` b [C, q], `residual` r [T]. Returns both after the descent. The objective never rises, up to rounding. `cycles` None is 0, in a
+    program that compiles in half the time.
     """
+    if cycles is None:
+        return lax.fori_loop(0, 2, lambda _, at: epoch(model, at[0], at[1], order, count), (coef, residual))
     last = _EPOCHS * cycles + 1
 
     def visit(k, carry):
@@ -110,7 +116,9 @@ def _extrapolated(model: Model, coefs, residuals):
     moves = (coefs[1:] - coefs[:-1]).reshape(_EPOCHS, -1)
     products = jnp.dot(moves, moves.T, precision="highest")
     regular = products + (1e-10 * jnp.trace(products) + 1e-30) * jnp.eye(_EPOCHS, dtype=coefs.dtype)
-    mix = jnp.linalg.solve(regular, jnp.ones(_EPOCHS, coefs.dtype))
+    inverse = inverses(regular[None])[0]
+    mix = inverse @ jnp.ones(_EPOCHS, coefs.dtype)
+    mix = mix + inverse @ (1.0 - jnp.dot(regular, mix, precision="highest"))
     mix = mix / jnp.sum(mix)
     last, last_residual = coefs[-1], residuals[-1]
     mixed, mixed_residual = jnp.tensordot(mix, coefs[1:], axes=1), mix @ residuals[1:]

@@ -17,10 +17,13 @@ from jaxsac.losses import Squared
 from jaxsac.solution import Solution, Status
 
 _MOST_AHEAD = 4  # lams that share a pass over X
-_REACH, _CURVED_REACH = 0.75, 0.8  # of the last lam: a batch goes no further down; larger sets cost more where the curvature changes
+_REACH = 0.75  # of the last lam: a batch goes no further down
+_ALWAYS = 72  # groups for which, where the curvature changes, a batch may need a larger set, whose model is made anew at every lam
+_FURTHEST = 2.0  # that a secant goes, in lengths of its own: of two lams that are nearly the same it tells little
 _LEAST = 0.95  # of lam: on a coarse grid the strong rule would keep everything, and the check adds what is missing
 
 
+@np.errstate(all="ignore")  # the statuses say what is not finite
 def path_on_host(
     problem: Problem,
     lams: jax.Array | None,
@@ -40,18 +43,16 @@ def path_on_host(
     else:
         values = np.asarray(lams)
 
-    reach = _REACH if isinstance(problem.loss, Squared) else _CURVED_REACH
     found: list[Solution] = []
     before: np.ndarray | None = None  # coefficients one lam earlier
     ahead = 1
     while len(found) < len(values):
         k = len(found)
-        if k == 0:
-            places, num_passes = [check(setup, values[0], place.set, place.point)], 0
+        if k == 0 or max_passes == 0:
+            places, num_passes = [check(setup, values[k], place.set, place.point)], 0
         else:
-            within = np.append(values[k : k + ahead] >= reach * values[k - 1], False)
-            which = slice(k, k + max(1, int(np.argmin(within))))
-            places, num_passes = _ahead(setup, place, before, values, which), 1
+            size = _batch_size(setup, place, values[k - 1], values[k : k + ahead])
+            places, num_passes = _ahead(setup, place, before, values, slice(k, k + size)), 1
         kept, whole = 0, True
         for lam, start in zip(values[k:], places, strict=False):
             before = full(setup, place.set, place.point.coef) if k + kept > 0 else None
@@ -66,23 +67,35 @@ def path_on_host(
             if not whole:
                 break  # the rest of the batch began from what has changed
         ahead = min(_MOST_AHEAD, 2 * ahead) if whole else max(1, kept - 1)
-    return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *found)
+    return jax.device_put(jax.tree.map(lambda *leaves: np.stack(leaves), *found))
+
+
+def _batch_size(setup: Setup, place: Place, last: np.ndarray, lams: np.ndarray) -> int:
+    """How many of the next lams may share a pass: at least one."""
+    within = lams >= _REACH * last
+    if not isinstance(setup.problem.loss, Squared):
+        room = max(_ALWAYS, len(place.set.groups))
+        within &= np.asarray([np.sum(place.check.norms > _kept(setup, last, lam)) <= room for lam in lams])
+    return max(1, int(np.argmin(np.append(within, False))))
+
+
+def _kept(setup: Setup, last: np.ndarray, lam: np.ndarray) -> np.ndarray:
+    """The norms of X_g' ρ at the last lam [G] above which the sequential strong rule keeps a group (Tibshirani et al. 2012)."""
+    return max(2.0 * lam - last, _LEAST * lam) * setup.weights
 
 
 def _ahead(setup: Setup, place: Place, before: np.ndarray | None, values: np.ndarray, which: slice) -> list[Place]:
     """A round for each of several lams on one working set, and one pass over X for all of them.
 
-    The groups are those with ‖X_g' ρ‖ above what the sequential strong rule asks (Tibshirani et al. 2012); each round begins from the
-    secant of the last two solutions.
+    The groups are those that the sequential strong rule keeps; each round begins from the secant of the last two solutions.
     """
     lams, last = values[which], values[which.start - 1]
-    keep = max(2.0 * lams.min() - last, _LEAST * lams.min()) * setup.weights
-    chosen, point = grow(setup, place, keep, keep.size)
+    chosen, point = grow(setup, place, _kept(setup, last, lams.min()), len(setup.weights))
     earlier = None if before is None else before[chosen.rows]
     place, points = Place(chosen, point, place.check), []
     for lam, at, one_earlier in zip(lams, values[which.start - 1 :], [None, *values][which.start - 1 :], strict=False):
         now = np.asarray(place.point.coef)
-        share = 0.0 if one_earlier is None or one_earlier == at else (at - lam) / (one_earlier - at)
+        share = 0.0 if one_earlier is None or one_earlier == at else min((at - lam) / (one_earlier - at), _FURTHEST)
         start = None
         if earlier is not None and share > 0:
             both = (earlier != 0).any(axis=1) & (now != 0).any(axis=1)

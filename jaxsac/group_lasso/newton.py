@@ -13,6 +13,7 @@ from jaxsac.prox.groups import safe_sqrt
 _MAX_CG_STEPS = 30
 CG_TOLERANCE, _LOOSEST = 3e-2, 0.3  # of the residual that a direction leaves
 _LONGEST = 0.7
+_SHORT = 0.4  # a length of a step: below it groups are in the way that should be zero
 _NOISE = 1.0  # multiples of eps times the objective that a difference of objectives may be off
 LENGTHS = (1.0, 0.5, 0.25, 0.1, 0.03, 0.0)  # of a step; 0 takes it back
 
@@ -27,40 +28,40 @@ class _Running(NamedTuple):
     coef: jax.Array
     residual: jax.Array
     descent: jax.Array
-    entering: jax.Array
+    visits: jax.Array  # the blocks to be minimised over one after another [S] before the next step
     worst: jax.Array
-    entered: jax.Array  # in the last turn: a Newton step comes between two of those
+    visited: jax.Array  # in the last turn: a Newton step comes between two of those
     steps: jax.Array
 
 
 def newton_steps(few: Model, coef: jax.Array, residual: jax.Array, accuracy: jax.Array, limit: jax.Array) -> tuple[jax.Array, jax.Array]:
     """At most `limit` steps, until no group's gradient is further from the penalty's than `accuracy` times its threshold.
 
-    A zero group beyond its threshold is given its own minimum before a step. `coef` b [S, q] of the blocks of `few`, `residual` r [T]; returns both.
+    A zero group that is further is given its own minimum before a step; after a step that had to be cut short, every group that is further
+    is. `coef` b [S, q] of the blocks of `few`, `residual` r [T]; returns both.
     """
     relative = jnp.where(few.thresholds > 0, few.thresholds, jnp.max(few.thresholds))
     relative = jnp.where(relative > 0, relative, 1.0)
 
-    def at(coef: jax.Array, residual: jax.Array, entered: jax.Array, steps: jax.Array) -> _Running:
-        descent, beyond = descent_direction(few, coef, residual)
-        off = jnp.maximum(jnp.sqrt(jnp.sum(descent**2, axis=1)), beyond) / relative
-        return _Running(coef, residual, descent, beyond > accuracy * relative, jnp.max(off), entered, steps)
-
     def advance(now: _Running) -> _Running:
-        def enter():
+        def visit():
             every = jnp.arange(len(now.coef), dtype=jnp.int32)
-            order, count = nonzero_order(now.entering[:, None].astype(now.coef.dtype), every, jnp.int32(len(now.coef)))
-            return epoch(few, now.coef, now.residual, order, count)
+            order, count = nonzero_order(now.visits[:, None].astype(now.coef.dtype), every, jnp.int32(len(now.coef)))
+            return *epoch(few, now.coef, now.residual, order, count), jnp.ones_like(now.worst)
 
         def step():
             # The last step need not be solved for more than is asked.
             tolerance = jnp.clip(0.3 * accuracy / now.worst, CG_TOLERANCE, _LOOSEST)
             return newton_step(few, now.coef, now.residual, now.descent, tolerance)
 
-        first, enters = now.steps < 0, jnp.any(now.entering) & ~now.entered
-        which = jnp.where(first, 0, jnp.where(enters, 1, 2))
-        coef, residual = lax.switch(which, (lambda: (now.coef, now.residual), enter, step))
-        return at(coef, residual, enters, now.steps + jnp.where(enters, 0, 1).astype(jnp.int32))
+        first, visits = now.steps < 0, jnp.any(now.visits) & ~now.visited
+        which = jnp.where(first, 0, jnp.where(visits, 1, 2))
+        coef, residual, length = lax.switch(which, (lambda: (now.coef, now.residual, jnp.ones_like(now.worst)), visit, step))
+        descent = descent_direction(few, coef, residual)
+        off = safe_sqrt(jnp.sum(descent**2, axis=1)) / relative
+        zero = jnp.all(coef == 0, axis=1) & (few.thresholds > 0)
+        following = (off > accuracy) & (zero | (length < _SHORT))
+        return _Running(coef, residual, descent, following, jnp.max(off), visits, now.steps + jnp.where(visits, 0, 1).astype(jnp.int32))
 
     nothing = jnp.zeros(len(coef), bool)
     # The first turn only looks where it stands: to look before the loop as well would take longer to compile.
@@ -69,25 +70,28 @@ def newton_steps(few: Model, coef: jax.Array, residual: jax.Array, accuracy: jax
     return ended.coef, ended.residual
 
 
-def descent_direction(few: Model, coef: jax.Array, residual: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Minus the gradient of the model at the blocks that are not zero, or have no threshold, 0 at the others; and by how much
-    the gradients of those others are beyond their thresholds [S]."""
+def descent_direction(few: Model, coef: jax.Array, residual: jax.Array) -> jax.Array:
+    """Minus the least subgradient of the model [S, q]: at a penalised block of zeros, what of its gradient is beyond its threshold."""
     norms = safe_sqrt(jnp.sum(coef * coef, axis=1, keepdims=True))
-    pull = few.thresholds[:, None] * coef / jnp.where(norms == 0, 1.0, norms)
     pulled = (few.blocks.reshape(-1, few.blocks.shape[2]) @ residual).reshape(coef.shape)
-    moving = (norms > 0) | (few.thresholds == 0)[:, None]
-    beyond = jnp.maximum(safe_sqrt(jnp.sum(pulled * pulled, axis=1)) - few.thresholds, 0.0)
-    return jnp.where(moving, pulled - pull, 0.0), jnp.where(moving[:, 0], 0.0, beyond)
+    # Where nothing pulls back the penalty resists the pull itself, up to its threshold.
+    against = jnp.where(norms > 0, coef, pulled)
+    length = safe_sqrt(jnp.sum(against * against, axis=1, keepdims=True))
+    most = jnp.where(norms > 0, few.thresholds[:, None], jnp.minimum(few.thresholds[:, None], length))
+    return pulled - most * against / jnp.where(length == 0, 1.0, length)
 
 
-def newton_step(few: Model, coef: jax.Array, residual: jax.Array, descent: jax.Array, tolerance: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A step of the best of a few lengths: the longest of those that rounding cannot tell from the best.
+def newton_step(
+    few: Model, coef: jax.Array, residual: jax.Array, descent: jax.Array, tolerance: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """A step of the best of a few lengths, and that length: the longest of those that rounding cannot tell from the best.
 
     Far below the rounding of the objective a step still improves the gradient, on which the certificate depends to the first order.
     """
     largest = jnp.max(jnp.abs(descent))
     largest = jnp.where(largest > 0, largest, 1.0)
     direction = admissible(coef, largest * newton_direction(few, coef, descent / largest, tolerance), few.thresholds)
+    direction = jnp.where(jnp.all(jnp.isfinite(direction)), direction, 0.0)
     moved = direction.reshape(-1) @ few.blocks.reshape(-1, few.blocks.shape[2])
 
     def end(length):
@@ -97,8 +101,8 @@ def newton_step(few: Model, coef: jax.Array, residual: jax.Array, descent: jax.A
     changes = jax.vmap(lambda length: change(few, coef, residual, *end(length)))(lengths)
     changes = jnp.where(jnp.isnan(changes), jnp.inf, changes)
     value = 0.5 * jnp.sum(residual**2) + jnp.sum(few.thresholds * safe_sqrt(jnp.sum(coef * coef, axis=1)))
-    good = changes <= jnp.min(changes) + _NOISE * jnp.finfo(coef.dtype).eps * value
-    return end(lengths[jnp.argmax(good)])
+    length = lengths[jnp.argmax(changes <= jnp.min(changes) + _NOISE * jnp.finfo(coef.dtype).eps * value)]
+    return *end(length), length
 
 
 def newton_direction(model: Model, coef: jax.Array, descent: jax.Array, tolerance: Any = CG_TOLERANCE) -> jax.Array:

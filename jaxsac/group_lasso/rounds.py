@@ -49,8 +49,8 @@ class Check(NamedTuple):
 
 
 def uncentred(problem: Problem) -> Any:
-    """The design as it was given."""
-    return problem.design.design if isinstance(problem.design, Centred) else problem.design
+    """The design as it was given, also where it was centred for an intercept."""
+    return problem.design.design if problem.intercept else problem.design
 
 
 @jax.jit
@@ -247,7 +247,7 @@ def advance(problem: Problem, root, thresholds, point: Point, direction, moved: 
     values = jax.vmap(value)(lengths)
     best = jnp.min(jnp.where(jnp.isnan(values), jnp.inf, values))
     length = lengths[jnp.argmax(values <= best + noise * jnp.finfo(values.dtype).eps * jnp.abs(best))]  # the first of those
-    still = length == 0
+    still = (length == 0) | ~jnp.isfinite(best)  # for NaN times 0 is NaN
     return jax.tree.map(lambda old, step: jnp.where(still, old, old + length * step), point, Point(direction, shift, moved))
 
 
@@ -281,12 +281,6 @@ def supporting(scaled: Scaled, thresholds: jax.Array, coef: jax.Array, support: 
 
 
 model_newton_steps = jax.jit(newton_steps)
-
-
-@jax.jit
-def returned(coef: jax.Array, support: jax.Array, found: jax.Array) -> jax.Array:
-    """Coefficients [C, q] with those `found` [S, q] of `support`."""
-    return coef.at[jnp.where(support < 0, len(coef), support)].set(found, mode="drop")
 
 
 @jax.jit

@@ -9,7 +9,8 @@ from jaxsac.group_lasso import rounds
 from jaxsac.group_lasso.problem import Problem
 from jaxsac.group_lasso.rounds import Scaled, uncentred
 
-_SMALLEST = 32
+_SMALLEST, _SMALLEST_OF_MANY = 32, 8  # slots, and where they are of many numbers
+_MANY = 1 << 16
 _EMPTY_IS_CHEAP = np.inf  # in a set, where a size costs programs and a copy
 
 
@@ -94,7 +95,7 @@ def full(setup: Setup, chosen: WorkingSet, coef: jax.Array | np.ndarray) -> np.n
 
 def capacity(setup: Setup, count: int, fine_from: float = 0) -> int:
     """The least size for `count` groups: each is half as large again as the last, but below `fine_from` every other one is left out."""
-    size = _SMALLEST
+    size = _SMALLEST if setup.rows.shape[1] * setup.problem.num_samples < _MANY else _SMALLEST_OF_MANY
     while size < count:
         size = size * 3 // 2 if size >= fine_from else size * 9 // 4
     return min(size, len(setup.weights))

@@ -8,7 +8,6 @@ next groups (`rounds`). The groups worked on sit in slots (`slots`), of a few si
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxsac.designs import Dense
@@ -21,7 +20,8 @@ from jaxsac.group_lasso.slots import Setup, WorkingSet, capacity, exchanged, ful
 from jaxsac.losses import Squared
 from jaxsac.solution import Solution, Status
 
-_FIRST, _SECOND = 64, 128  # violators admitted in the first two rounds
+_FEWEST, _FIRST, _SECOND = 32, 64, 128  # violators admitted in the first two rounds
+_SHARE_FIRST = 8  # one violator in so many is admitted in the first
 _POLISH_BELOW = 1e-5  # relative gap at which exact Newton steps may be all that is left to do
 _NEWTON_STEPS = 6  # in float32, at most
 _EXACT_STEPS = 2
@@ -59,19 +59,20 @@ def covers(problem: Problem) -> bool:
     if not isinstance(uncentred(problem), Dense) or problem.offset.ndim != 1 or matrix(problem).size < _WORTHWHILE:
         return False
     groups = problem.groups
-    if (groups.labels is not None and groups.members is None) or groups.max_size > _MAX_SIZE:
+    if (groups.labels is not None and groups.members is None) or groups.max_size > _MAX_SIZE or float(problem.lam) == 0:
         return False
     if next(iter(matrix(problem).devices())).platform != "cpu":
         return False
-    return int(np.sum(np.asarray(problem.thresholds) == 0)) * groups.max_size <= _MAX_FREE
+    return int(np.sum(np.asarray(problem.weights) == 0)) * groups.max_size <= _MAX_FREE
 
 
+@np.errstate(all="ignore")  # the status says what is not finite
 def solve_on_host(problem: Problem, tol: float, max_passes: int, at: Coefficients | None) -> Solution:
     """The solution of a problem that `covers` accepts; with the status of the last check, which need not be CONVERGED."""
     setup, place = set_up(problem, tol)
     if at is not None:
         place = place_at(setup, at)
-    return jax.tree.map(jnp.asarray, solution(setup, run(setup, np.asarray(problem.lam), max_passes, place)))
+    return jax.device_put(solution(setup, run(setup, np.asarray(problem.lam), max_passes, place)))
 
 
 def set_up(problem: Problem, tol: float) -> tuple[Setup, Place]:
@@ -89,12 +90,12 @@ def set_up(problem: Problem, tol: float) -> tuple[Setup, Place]:
     target = np.asarray(4.0 * float(at_zero), weights.dtype) * np.finfo(weights.dtype).eps ** 2
     at = rounds.refit(problem, target, chosen.blocks, (zeros,), num_free=setup.num_free)
     columns, gradients = rounds.first_pass(problem, at.point.predictions)
-    setup = setup._replace(columns=columns, scale=at_zero)
-    (place,) = _certified(setup, np.asarray(problem.lam)[None], chosen, at, gradients)
-    scale, unit = rounds.scales(problem, columns, place.point.predictions, at_zero)
+    scale, unit = rounds.scales(problem, columns, at.point.predictions[0], at_zero)
     # The refit's gradient counts to the first order: its square, not the decrease itself, is to be small beside the tolerance.
     target = np.asarray((0.0005 * tol) ** 2 * float(scale), weights.dtype)
-    return setup._replace(unit=unit, scale=scale, target=target), place
+    setup = setup._replace(columns=columns, unit=unit, scale=scale, target=target)
+    (place,) = _certified(setup, np.asarray(problem.lam)[None], chosen, at, gradients)
+    return setup, place
 
 
 def place_at(setup: Setup, at: Coefficients) -> Place:
@@ -127,11 +128,15 @@ def run(setup: Setup, lam: np.ndarray, max_passes: int, place: Place, num_passes
             return Run(place, num_passes, Status.STALLED)
         if num_passes >= max_passes:
             return Run(place, num_passes, Status.MAX_STEPS)
-        limit = {0: _FIRST, 1: _SECOND}.get(num_passes, thresholds.size)
+        few = int(np.clip(np.sum(place.check.norms > thresholds) // _SHARE_FIRST, _FEWEST, _FIRST))
+        limit = {0: few, 1: _SECOND}.get(num_passes, thresholds.size)
         chosen, point = grow(setup, place, thresholds, limit)
-        polish = gap < _POLISH_BELOW * scale and since == 0 and chosen is place.set and not _entering(place, thresholds, setup.tol * scale)
-        cycles = None if polish else min(num_passes + 1, _CYCLES)
-        place = improve(setup, Place(chosen, point, place.check), thresholds, cycles=cycles, exact=True, floor=floor)
+        near = gap < _POLISH_BELOW * scale and since == 0 and chosen is place.set
+        grown = Place(chosen, point, place.check)
+        if near and not _entering(place, thresholds, setup.tol * scale):
+            place = polish(setup, grown, thresholds, floor)
+        else:
+            place = improve(setup, grown, thresholds, cycles=min(num_passes + 1, _CYCLES), exact=True, floor=floor)
         place = check(setup, lam, place.set, place.point)
         num_passes += 1
 
@@ -168,7 +173,7 @@ def improve(
     place: Place,
     thresholds: np.ndarray,
     *,
-    cycles: int | None,
+    cycles: int,
     exact: bool,
     ahead: np.ndarray | None = None,
     stale: bool = False,
@@ -176,7 +181,6 @@ def improve(
 ) -> Place:
     """Descent on the quadratic model with `cycles` extrapolations, from the coefficients `ahead`, and Newton steps on its support
     and on the groups that may enter it, all in float32; then a Newton step with an exact gradient if `exact`, or if it is needed.
-    Without cycles only such steps.
 
     `place` is checked, but for groups that have come in with zeros, or comes from this function, at another lam. `stale`: the model of
     the last round will do for the descent.
@@ -189,27 +193,22 @@ def improve(
     exact = exact or not quadratic or wanted < _FINEST
     accuracy = np.float32(max(_BEFORE_EXACT * wanted if exact else wanted, _FINEST))
 
-    def modelled(at: Point) -> WorkingSet:
-        root = rounds.roots(problem, at.predictions, np.asarray(floor, thresholds.dtype))
-        return chosen._replace(scaled=model(setup, chosen.blocks, root))
-
-    def turn(at: Point, begin: Any, visited: int, cycles: int, newton: bool) -> tuple[Point, Any]:
+    def turn(at: Point, begin: Any, visited: int, cycles: np.int32 | None, newton: bool) -> tuple[Point, Any]:
         """To the model, down there, and back."""
         scaled = chosen.scaled
         assert scaled is not None
-        descended = rounds.descent_step(problem, scaled, setup.unit, thresholds, at, begin, order, np.int32(visited), np.int32(cycles))
+        descended = rounds.descent_step(problem, scaled, setup.unit, thresholds, at, begin, order, np.int32(visited), cycles)
         end, residual = descended.end, descended.residual
         if newton:
             moving = expected | (np.asarray(end) != 0).any(axis=1)
             few, coef, support = _supporting(setup, scaled, descended.target.thresholds, end, moving)
             coef, residual = rounds.model_newton_steps(few, coef, residual, accuracy, np.int32(_NEWTON_STEPS))
-            end = rounds.returned(end, support, coef)
+            end, real = np.array(end), support >= 0
+            end[support[real]] = np.asarray(coef)[real]
         return rounds.arrive(problem, scaled, setup.unit, thresholds, at, descended, end, residual)
 
     if chosen.scaled is None or not (quadratic or stale):
-        chosen = modelled(point)
-    if cycles is None:
-        return Place(chosen, _polish(setup, chosen, thresholds, point, _EXACT_STEPS), check)
+        chosen = _modelled(setup, chosen, point, floor)
     strength = np.where(used, norms[chosen.groups] / np.where(thresholds > 0, thresholds, 1.0), -np.inf)
     begin = point.coef if ahead is None else ahead
     nonzero, free = (np.asarray(begin) != 0).any(axis=1), used & (thresholds == 0)
@@ -218,19 +217,34 @@ def improve(
     # Those that descent leaves at zero may be beyond their thresholds again after the Newton steps on the others.
     expected = nonzero | (strength > 1.0) | free
     if quadratic:
-        point, pulls = turn(point, begin, count, cycles, True)
+        point, pulls = turn(point, begin, count, np.int32(cycles) if cycles else None, True)
     else:
-        point, _ = turn(point, begin, count, cycles, False)
-        chosen = modelled(point)
-        point, pulls = turn(point, point.coef, 0, 0, True)
+        point, _ = turn(point, begin, count, np.int32(cycles), False)
+        chosen = _modelled(setup, chosen, point, floor)
+        point, pulls = turn(point, point.coef, 0, np.int32(0), True)
     if exact:
-        point = _polish(setup, chosen, thresholds, point, 1)
+        point = _exact_steps(setup, chosen, thresholds, point, 1)
     rough = norms.copy()
     rough[chosen.groups[used]] = np.asarray(pulls)[used]
     return Place(chosen, point, check._replace(norms=rough))
 
 
-def _polish(setup: Setup, chosen: WorkingSet, thresholds: np.ndarray, point: Point, num_steps: int) -> Point:
+def polish(setup: Setup, place: Place, thresholds: np.ndarray, floor: float) -> Place:
+    """Newton steps with exact gradients, and nothing else."""
+    chosen, point, check = place
+    if chosen.scaled is None or not isinstance(setup.problem.loss, Squared):
+        chosen = _modelled(setup, chosen, point, floor)
+    own = np.where(chosen.used, thresholds[chosen.groups], 0.0)
+    return Place(chosen, _exact_steps(setup, chosen, own, point, _EXACT_STEPS), check)
+
+
+def _modelled(setup: Setup, chosen: WorkingSet, at: Point, floor: float) -> WorkingSet:
+    """The set with the model of the loss at a point."""
+    root = rounds.roots(setup.problem, at.predictions, np.asarray(floor, setup.weights.dtype))
+    return chosen._replace(scaled=model(setup, chosen.blocks, root))
+
+
+def _exact_steps(setup: Setup, chosen: WorkingSet, thresholds: np.ndarray, point: Point, num_steps: int) -> Point:
     scaled = chosen.scaled
     assert scaled is not None
     moving = (np.asarray(point.coef) != 0).any(axis=1) | (chosen.used & (thresholds == 0))
@@ -299,8 +313,7 @@ def solution(setup: Setup, ended: Run) -> Solution:
     """The answer in NumPy arrays, the intercept that of the design as it was given, not centred."""
     chosen, point, check = ended.place
     coef: Any = full(setup, chosen, np.asarray(point.coef))[:-1]
-    with np.errstate(all="ignore"):  # the status says what is not finite
-        intercept: Any = np.asarray(point.intercept - check.centre)
+    intercept: Any = np.asarray(point.intercept - check.centre)
     status: Any = np.int32(ended.status)
     one: Any = np.ones((), coef.dtype)
     error, rounding, scale = check.certificate

@@ -7,7 +7,7 @@ import pytest
 
 from jaxsac.group_lasso.block_descent import Model, gram_matrices
 from jaxsac.group_lasso.inverses import inverses
-from jaxsac.group_lasso.newton import admissible, newton_direction, newton_steps
+from jaxsac.group_lasso.newton import admissible, descent_direction, newton_direction, newton_steps
 
 
 @pytest.mark.parametrize("dtype, tol", [(jnp.float32, 1e-3), (jnp.float64, 1e-11)], ids=["float32", "float64"])
@@ -76,7 +76,7 @@ def test_steps_in_float32_go_below_the_rounding_of_the_objective():
 
 
 def test_a_group_that_is_zero_comes_back():
-    """Zero groups beyond their thresholds get a value before the Newton steps; those within stay exactly zero."""
+    """Zero groups beyond their thresholds get a value with the Newton steps; those within stay exactly zero."""
     rng = np.random.default_rng(3)
     blocks = jnp.asarray(rng.normal(size=(5, 3, 40)) / 6, jnp.float32).at[4].set(0)
     model = Model(blocks, *gram_matrices(blocks), jnp.asarray([0.05, 0.05, 0.05, 100.0, 0.0], jnp.float32))
@@ -90,6 +90,25 @@ def test_a_group_that_is_zero_comes_back():
     nonzero = norms > 0
     np.testing.assert_allclose(pulls[nonzero], 0.05 * (b / np.where(norms > 0, norms, 1)[:, None])[nonzero], atol=2e-6)
     assert np.all(np.linalg.norm(pulls[:3][~nonzero[:3]], axis=1) <= 0.05 * (1 + 1e-4))
+
+
+def test_steps_do_not_stick_where_many_groups_should_be_zero():
+    """From zero, six true groups among forty: a Newton step that would take many groups through zero is no descent, at any length."""
+    rng = np.random.default_rng(2)
+    blocks = jnp.asarray(rng.normal(size=(12, 40, 5, 100)) / 10, jnp.float32)
+    truth = rng.normal(size=(12, 6, 5))
+    targets = np.einsum("ngq,ngqt->nt", truth, np.asarray(blocks)[:, :6]) + 0.3 * rng.normal(size=(12, 100))
+    pulls = np.linalg.norm(np.einsum("ngqt,nt->ngq", np.asarray(blocks), targets), axis=2)
+    thresholds = jnp.asarray(np.repeat(0.1 * pulls.max(axis=1)[:, None], 40, axis=1), jnp.float32)
+
+    def run(blocks, thresholds, target):
+        model = Model(blocks, *gram_matrices(blocks), thresholds)
+        coef, residual = newton_steps(model, jnp.zeros((40, 5), jnp.float32), target, jnp.float32(1e-5), jnp.int32(14))
+        return coef, jnp.linalg.norm(descent_direction(model, coef, residual), axis=1) / thresholds
+
+    coef, off = jax.jit(jax.vmap(run))(blocks, thresholds, jnp.asarray(targets, jnp.float32))
+    assert np.max(off) <= 2e-5, np.max(off, axis=1)
+    assert np.all(np.any(np.all(np.asarray(coef) == 0, axis=2), axis=1))
 
 
 def test_a_group_that_cannot_enter_does_not_hold_up_the_others():

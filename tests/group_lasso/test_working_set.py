@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import zoo
 
-from jaxsac import Groups, Status, group_lasso
+from jaxsac import Groups, Status, designs, group_lasso
 from jaxsac.group_lasso import homotopy, rounds, slots, solver, working_set
 
 T, G = 64, 1100
@@ -100,17 +100,19 @@ def test_units_do_not_matter():
 def test_groups_come_and_go_in_their_slots():
     """However the set changes, each slot holds the columns of its group, and their model; what stays does not move."""
     X, y, _ = problem(0, "squared", EQUAL, jnp.float64)
-    at = solver._problem(X, y, EQUAL, 1.0, "squared", None, None, None, False)
+    at = solver._problem(X, y, EQUAL, 1.0, "squared", jnp.ones(G).at[jnp.asarray([3, 17])].set(0), None, None, False)
     setup, _ = working_set.set_up(at, 1e-6)
     rng = np.random.default_rng(0)
-    chosen = slots.working_set(setup, np.arange(30, dtype=np.int32))
+    free = np.asarray([3, 17], np.int32)
+    chosen = slots.working_set(setup, np.concatenate([free, np.setdiff1d(np.arange(30, dtype=np.int32), free)]))
     chosen = chosen._replace(scaled=slots.model(setup, chosen.blocks, jnp.ones(T)))
     columns = np.asarray(X).T.reshape(G, 4, T)
     for num_members in (32, 32, 40, 40, 24, 30):
         stay = rng.choice(chosen.groups[chosen.used], 20, replace=False)
-        members = np.concatenate([stay, rng.choice(np.arange(500, G), num_members - 20, replace=False)]).astype(np.int32)
+        members = np.concatenate([free, stay, rng.choice(np.arange(500, G), num_members - 20, replace=False)]).astype(np.int32)
         before, chosen = chosen.groups, slots.exchanged(setup, chosen, np.unique(members))
         assert set(chosen.groups[chosen.used]) == set(members) and chosen.used.sum() == len(set(members))
+        assert list(chosen.groups[:2]) == [3, 17]  # what is unpenalised stays first
         kept = np.isin(before, members) & (before >= 0)
         np.testing.assert_array_equal(chosen.groups[: len(before)][kept], before[kept])
         used = chosen.used
@@ -165,6 +167,50 @@ def test_gram_matrices_one_after_another():
     assert np.all(bounds >= largest * (1 - 1e-5)) and np.all(bounds <= largest * 3 ** (1 / 64) * (1 + 1e-5))
 
 
+def test_without_a_penalty_nothing_is_certified_at_zero():
+    """A tall problem, of few enough columns to be refitted if they were unpenalised by weight."""
+    rng = np.random.default_rng(7)
+    X, noise = rng.normal(size=(1200, 240)), rng.normal(size=1200)
+    y = X @ rng.normal(size=240) + noise
+    sol = group_lasso.solve(jnp.asarray(X), jnp.asarray(y), Groups.equal(24, 10), 0.0, tol=1e-8).check()
+    least = np.linalg.lstsq(X, y)[1][0] / 2400
+    assert least <= sol.stats["objective"] <= least + 1e-8 * sol.stats["scale"]
+    again = group_lasso.path(jnp.asarray(X), jnp.asarray(y), Groups.equal(24, 10), lams=jnp.asarray([0.1, 0.0]), tol=1e-8).check()
+    assert again.stats["objective"][1] <= least + 1e-8 * sol.stats["scale"]
+
+
+def test_a_step_that_is_not_finite_is_not_taken():
+    X, y, _ = problem(0, "squared", EQUAL, jnp.float64)
+    at = solver._problem(X, y, EQUAL, 1.0, "squared", None, None, None, True)
+    point = rounds.Point(jnp.ones((5, 4)), jnp.asarray(0.3), jnp.arange(float(T)))
+    direction, moved = jnp.ones((5, 4)).at[2, 1].set(jnp.nan), jnp.ones(T)
+    taken = rounds.advance(at, jnp.ones(T), jnp.ones(5), point, direction, moved)
+    jax.tree.map(np.testing.assert_array_equal, taken, point)
+
+
+def test_the_scale_is_the_null_objective_whoever_asks():
+    X, y, _ = problem(0, "squared", EQUAL, jnp.float64)
+    largest = group_lasso.lam_max(X, y + 10, EQUAL, intercept=True)
+    for ratio, most in ((1.001, 100), (0.5, 0), (0.5, 100)):
+        sol = group_lasso.solve(X, y + 10, EQUAL, ratio * largest, intercept=True, max_steps=most)
+        np.testing.assert_allclose(sol.stats["scale"], 0.5 * np.var(np.asarray(y)), rtol=1e-12)
+    still = group_lasso.path(X, y + 10, EQUAL, num_lams=3, intercept=True, max_steps=0)
+    assert not np.any(still.stats["num_steps"]) and not np.any(still.value.coef)
+    assert list(still.status) == [Status.CONVERGED, Status.MAX_STEPS, Status.MAX_STEPS]
+
+
+def test_sizes_of_sets():
+    """Each holds the groups asked for, few sizes serve all, and none is above the number of groups."""
+    X, y, _ = problem(0, "squared", EQUAL, jnp.float64)
+    setup, _ = working_set.set_up(solver._problem(X, y, EQUAL, 1.0, "squared", None, None, None, False), 1e-6)
+    tall = setup._replace(rows=np.zeros((G, 1 << 10), np.int32))
+    for fine_from, most in ((0, 11), (np.inf, 6)):
+        for at, smallest in ((setup, 32), (tall, 8)):
+            sizes = [slots.capacity(at, count, fine_from) for count in range(1, G + 1)]
+            assert all(count <= size <= max(smallest, 2.25 * count) for count, size in enumerate(sizes, 1))
+            assert sizes[0] == smallest and sizes[-1] == G and len(set(sizes)) <= most + (3 if at is tall else 0)
+
+
 def test_what_is_covered():
     X, y, _ = problem(0, "squared", EQUAL, jnp.float64)
 
@@ -175,6 +221,7 @@ def test_what_is_covered():
     assert covered(X, EQUAL) and covered(X, EQUAL, intercept=True)
     assert not covered(X[:, :40], Groups.equal(10, 4))  # small
     assert not covered(X, EQUAL, lam=0.0)  # everything unpenalised
+    assert not covered(designs.Centred(designs.dense(X), jnp.full(T, 1 / T)), EQUAL)  # by its owner, with no intercept
     assert not covered(X, Groups.from_sizes([2000] + [1] * 2400))  # no block form
 
 
@@ -238,6 +285,8 @@ def test_lams_in_any_order():
     ratios = jnp.asarray([0.5, 0.47, 0.8, 0.44, 0.44, 0.42, 0.41, 0.6])
     path = group_lasso.path(X, y, EQUAL, lams=ratios * largest, tol=1e-7).check()
     alone = group_lasso.solve(X, y, EQUAL, 0.41 * largest, tol=1e-7)
+    close = group_lasso.path(X, y, EQUAL, lams=jnp.asarray([0.5, 0.5 * (1 - 1e-15), 0.4999, 0.3]) * largest, tol=1e-7).check()
+    assert np.max(close.stats["num_steps"]) <= 3  # a secant over next to nothing is not believed
     np.testing.assert_allclose(path.stats["objective"][6], alone.stats["objective"], atol=2e-7 * alone.stats["scale"])
     np.testing.assert_allclose(path.stats["objective"][3], path.stats["objective"][4], atol=1e-7 * alone.stats["scale"])
     short = group_lasso.path(X, y, EQUAL, lams=ratios * largest, tol=1e-9, max_steps=1)
@@ -249,8 +298,9 @@ def test_a_path_hands_over_what_it_cannot_finish():
     X, y, _ = problem(2, "squared", EQUAL, jnp.float64)
     path = group_lasso.path(X, y, EQUAL, num_lams=2, min_ratio=0.5, tol=1e-18)
     assert path.status[1] == Status.STALLED and path.stats["gap"][1] <= 1e-9 * path.stats["scale"][1]
-    poisoned = group_lasso.path(X.at[3, 2].set(jnp.nan), y, EQUAL, num_lams=2, min_ratio=0.5)
-    assert np.all(np.asarray(poisoned.status) == Status.NONFINITE)
+    for bad in (jnp.nan, jnp.inf):
+        poisoned = group_lasso.path(X.at[3, 2].set(bad), y, EQUAL, num_lams=2, min_ratio=0.5)
+        assert np.all(np.asarray(poisoned.status) == Status.NONFINITE)
 
 
 @pytest.mark.parametrize(
