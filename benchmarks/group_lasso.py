@@ -164,8 +164,9 @@ def ask(peer: str, case: Case, options: Options, tols: tuple[float, ...], thread
 def best_of(peer: str, case: Case, options: Options) -> dict[str, Answer | str]:
     """The fastest setting that meets the target, or else the one with the least gap; on long paths also the fastest at ten times the target."""
     answers: list[Answer] = []
-    # The others' solvers run on one thread.
-    for threads in (1, 2) if (peer == "adelie" or len(case.X) > 1) and not options.smoke else (1,):
+    # Of several problems each core takes a share; on one the others' solvers run on one thread.
+    several = (2,) if len(case.X) > 1 else (1, 2) if peer == "adelie" else (1,)
+    for threads in (1,) if options.smoke else several:
         asked = ask(peer, case, options, case.tols[peer][case.loss], threads)
         if isinstance(asked, str):
             return {peer: asked}
