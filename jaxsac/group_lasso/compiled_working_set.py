@@ -16,7 +16,7 @@ from jaxsac.designs import Dense
 from jaxsac.group_lasso.block_descent import Model, descend, gram_matrices, nonzero_order
 from jaxsac.group_lasso.newton import admissible, compact, newton_direction, newton_steps
 from jaxsac.group_lasso.problem import Coefficients, Problem
-from jaxsac.group_lasso.rounds import Point, Scaled, advance, gather, model_target, roots, scale_blocks, uncentred, without_mean
+from jaxsac.group_lasso.rounds import Point, Scaled, advance, column_unit, gather, model_target, roots, scale_blocks, uncentred, without_mean
 from jaxsac.losses import Squared
 from jaxsac.prox import Groups
 from jaxsac.prox.groups import safe_sqrt
@@ -53,8 +53,7 @@ def run_rounds(
         blocks = matrix.T.reshape(groups.num_groups, groups.max_size, -1)
     else:
         blocks = gather(matrix, jnp.asarray(groups.members))
-    largest = jnp.max(columns) / jnp.sqrt(jnp.asarray(problem.num_samples, columns.dtype))
-    unit = jnp.where(largest > 0, largest, 1.0)
+    unit = column_unit(problem, columns)
 
     def model_at(predictions: jax.Array) -> Scaled:
         root = roots(problem, predictions, jnp.asarray(_FLOOR, predictions.dtype))

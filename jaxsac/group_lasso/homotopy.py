@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsac.group_lasso.null import geometric
 from jaxsac.group_lasso.problem import Problem, with_lam
 from jaxsac.group_lasso.slots import Setup, full
 from jaxsac.group_lasso.working_set import Place, check, checks, grow, improve, run, set_up, solution
@@ -38,8 +39,7 @@ def path_on_host(
     weights = setup.weights
     if lams is None:
         largest = np.max(np.asarray(place.check.norms)[weights > 0] / weights[weights > 0], initial=0.0)
-        powers = np.linspace(0.0, 1.0, num_lams) if num_lams > 1 else np.zeros(1)
-        values = (largest * min_ratio**powers).astype(weights.dtype)
+        values = np.asarray(geometric(largest, min_ratio, num_lams))
     else:
         values = np.asarray(lams)
 

@@ -14,6 +14,7 @@ from jaxsac.group_lasso.block_descent import Model, descend, eigenvalue_bounds
 from jaxsac.group_lasso.certificate import gap_after_refit, violation
 from jaxsac.group_lasso.free import FreeFit, fit_free
 from jaxsac.group_lasso.newton import LENGTHS, admissible, compact, newton_direction, newton_steps
+from jaxsac.group_lasso.null import null_objective
 from jaxsac.group_lasso.problem import Coefficients, Problem, with_lam
 from jaxsac.prox.groups import group_norms, safe_sqrt
 
@@ -59,7 +60,9 @@ def first_pass(problem: Problem, predictions: jax.Array) -> tuple[jax.Array, jax
 
     Together, for to read X takes longer than to compute; row by row, for a reduction over the long axis would be slow on CPUs.
     """
-    matrix, weights, residual = uncentred(problem).matrix, problem.sample_weight, _uncentred_residual(problem, predictions[0])
+    matrix, weights, residual = uncentred(problem).matrix, problem.sample_weight, problem.residual(predictions[0])
+    if problem.intercept:  # the products of the centred columns, from those as they were given
+        residual = residual - problem.design.shares * jnp.sum(residual)
 
     def add(t, sums):
         squares, products = sums
@@ -73,13 +76,7 @@ def first_pass(problem: Problem, predictions: jax.Array) -> tuple[jax.Array, jax
 @jax.jit
 def gradients(problem: Problem, predictions: jax.Array) -> jax.Array:
     """−∇F, [B, p], at predictions [B, T]: one pass over X."""
-    return jax.vmap(lambda at: uncentred(problem).adjoint(_uncentred_residual(problem, at)))(predictions)
-
-
-def _uncentred_residual(problem: Problem, predictions: jax.Array) -> jax.Array:
-    """Whose products with the columns as given are those of ρ with the centred ones."""
-    residual = problem.residual(predictions)
-    return residual - problem.design.shares * jnp.sum(residual) if problem.intercept else residual
+    return jax.vmap(lambda at: problem.design.adjoint(problem.residual(at)))(predictions)
 
 
 @jax.jit
@@ -324,11 +321,15 @@ def exact_newton_step(problem: Problem, blocks, root, few: Model, unit, threshol
 
 
 @jax.jit
-def scales(problem: Problem, columns: jax.Array, null: jax.Array, at_zero: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The null objective, above the rounding of the data, and the size of a column."""
+def scales(problem: Problem, columns: jax.Array, null: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The null objective, `null` being its predictions, and the size of a column."""
+    return null_objective(problem, null), column_unit(problem, columns)
+
+
+def column_unit(problem: Problem, columns: jax.Array) -> jax.Array:
+    """The root mean square of the largest column: what the model's columns are divided by."""
     largest = jnp.max(columns) / jnp.sqrt(jnp.asarray(problem.num_samples, columns.dtype))
-    scale = problem.smooth_value(null) + jnp.finfo(null.dtype).eps * at_zero
-    return scale, jnp.where(largest > 0, largest, 1.0)
+    return jnp.where(largest > 0, largest, 1.0)
 
 
 @jax.jit

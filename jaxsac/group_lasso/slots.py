@@ -11,7 +11,7 @@ from jaxsac.group_lasso.rounds import Scaled, uncentred
 
 _SMALLEST, _SMALLEST_OF_MANY = 32, 8  # slots, and where they are of many numbers
 _MANY = 1 << 16
-_EMPTY_IS_CHEAP = np.inf  # in a set, where a size costs programs and a copy
+_COARSE = np.inf  # in a set empty slots are cheap, and a size costs programs and a copy
 
 
 class Setup(NamedTuple):
@@ -46,17 +46,19 @@ class WorkingSet(NamedTuple):
 
 def working_set(setup: Setup, groups: np.ndarray) -> WorkingSet:
     """A set of its own with these groups."""
-    size = capacity(setup, len(groups), _EMPTY_IS_CHEAP) if len(groups) else 1  # the null model's need not be large
+    size = capacity(setup, len(groups), coarse_below=_COARSE) if len(groups) else 1  # the null model's need not be large
     slots = padded(groups, size, -1)
     rows = _rows(setup, slots)
     return WorkingSet(slots, rows, rounds.gather(matrix(setup.problem), rows), None)
 
 
 def exchanged(setup: Setup, chosen: WorkingSet, members: np.ndarray) -> WorkingSet:
-    """The set with these groups instead: those that stay keep their slots, and only what is new is gathered. Consumes `chosen`."""
-    size = max(capacity(setup, len(members), _EMPTY_IS_CHEAP), len(chosen.groups))
+    """The set with these groups instead: those that stay keep their slots, and only what is new is gathered. May consume `chosen`."""
+    size = max(capacity(setup, len(members), coarse_below=_COARSE), len(chosen.groups))
     groups = np.concatenate([chosen.groups, np.full(size - len(chosen.groups), -1, np.int32)])
     stays = (groups >= 0) & np.isin(groups, members)
+    if not stays.any():
+        return working_set(setup, members)
     fresh = np.setdiff1d(members, groups[stays], assume_unique=True)
     # Slots that were left come first; what is not taken again is emptied: an empty slot holds zeros.
     left, empty = np.flatnonzero((groups >= 0) & ~stays), np.flatnonzero(groups < 0)
@@ -64,8 +66,6 @@ def exchanged(setup: Setup, chosen: WorkingSet, members: np.ndarray) -> WorkingS
     fresh = padded(fresh, len(slots), -1)
     groups = np.where(stays, groups, -1).astype(np.int32)
     groups[slots] = fresh
-    if not stays.any():
-        return working_set(setup, members)
     rows, scaled = _rows(setup, groups), chosen.scaled
     room = capacity(setup, len(fresh))
     blocks = rounds.gather(matrix(setup.problem), _rows(setup, padded(fresh, room, -1)))
@@ -93,11 +93,11 @@ def full(setup: Setup, chosen: WorkingSet, coef: jax.Array | np.ndarray) -> np.n
     return spread
 
 
-def capacity(setup: Setup, count: int, fine_from: float = 0) -> int:
-    """The least size for `count` groups: each is half as large again as the last, but below `fine_from` every other one is left out."""
+def capacity(setup: Setup, count: int, *, coarse_below: float = 0) -> int:
+    """The least size for `count` groups: each is half as large again as the last, but below `coarse_below` every other one is left out."""
     size = _SMALLEST if setup.rows.shape[1] * setup.problem.num_samples < _MANY else _SMALLEST_OF_MANY
     while size < count:
-        size = size * 3 // 2 if size >= fine_from else size * 9 // 4
+        size = size * 3 // 2 if size >= coarse_below else size * 9 // 4
     return min(size, len(setup.weights))
 
 

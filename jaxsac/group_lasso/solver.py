@@ -18,7 +18,7 @@ from jaxsac.group_lasso.derivative import differentiable, with_derivatives
 from jaxsac.group_lasso.fista import Curvature, State, begin, fista_step, measure_curvature, start
 from jaxsac.group_lasso.homotopy import path_on_host
 from jaxsac.group_lasso.inputs import make_problem as _problem
-from jaxsac.group_lasso.null import fit_null, lam_max_of, null_pull
+from jaxsac.group_lasso.null import fit_null, geometric, lam_max_of, null_objective, null_pull, refit_target
 from jaxsac.group_lasso.problem import Coefficients, Problem, recentre, uncentre, when, with_lam
 from jaxsac.group_lasso.working_set import covers, solve_on_host
 from jaxsac.losses import Loss
@@ -174,12 +174,6 @@ def path(
     return compiled_path(problem, lams, min_ratio, tol, max_steps, num_lams=num_lams)
 
 
-def geometric(largest: jax.Array, min_ratio: jax.Array, num_lams: int) -> jax.Array:
-    """From the largest lam to min_ratio times that."""
-    powers = jnp.linspace(0.0, 1.0, num_lams, dtype=largest.dtype) if num_lams > 1 else jnp.zeros(1, largest.dtype)
-    return largest * min_ratio**powers
-
-
 def _scaled_path(problem: Problem, lams: jax.Array, tol: jax.Array, max_steps: jax.Array) -> Solution:
     """The path of the square-root loss, its noise level alternating with the host's solutions."""
     found, at = [], None
@@ -220,16 +214,12 @@ def _set_up(problem: Problem, *, measured: bool) -> _Setup:
     curvature = measure_curvature(problem, jnp.zeros_like(problem.offset)) if measured else None
     columns = curvature.columns if curvature else jnp.sqrt(problem.design.column_squares(problem.sample_weight))
     null, predictions = fit_null(problem, columns)
-    # A null model that fits exactly leaves rounding for an objective: the scale stays above the rounding of the data.
-    eps = jnp.finfo(predictions.dtype).eps
-    scale = problem.smooth_value(predictions) + eps * problem.smooth_value(jnp.zeros_like(predictions))
-    return _Setup(null, scale, columns, curvature)
+    return _Setup(null, null_objective(problem, predictions), columns, curvature)
 
 
 def _run(problem: Problem, setup: _Setup, tol: jax.Array, max_steps: jax.Array, state: State):
     """The loop from a state in centred coordinates; nothing here is differentiated."""
-    # The refit's gradient counts to the first order: its square, not the decrease itself, is to be small beside the tolerance.
-    target = (0.0005 * tol) ** 2 * setup.scale
+    target = refit_target(tol, setup.scale)
 
     def certify(point: Coefficients) -> Certificate:
         return duality_gap(problem, point, columns=setup.columns, scale=setup.scale, target=target)

@@ -10,7 +10,8 @@ from jaxsac._checks import integer_array, is_concrete, real_array, real_scalar, 
 from jaxsac.designs import as_design
 from jaxsac.group_lasso.compiled_working_set import applies
 from jaxsac.group_lasso.inputs import make_problem
-from jaxsac.group_lasso.solver import geometric, lam_max, path
+from jaxsac.group_lasso.null import geometric
+from jaxsac.group_lasso.solver import lam_max, path
 from jaxsac.losses import Loss, resolve
 from jaxsac.prox import Groups, Penalty
 from jaxsac.solution import Solution

@@ -14,6 +14,7 @@ from jaxsac.designs import Dense
 from jaxsac.group_lasso import rounds
 from jaxsac.group_lasso.block_descent import Model
 from jaxsac.group_lasso.fista import State
+from jaxsac.group_lasso.null import refit_target
 from jaxsac.group_lasso.problem import Coefficients, Problem
 from jaxsac.group_lasso.rounds import Check, Point, Refit, Scaled, uncentred
 from jaxsac.group_lasso.slots import Setup, WorkingSet, capacity, exchanged, full, matrix, model, padded, working_set
@@ -90,9 +91,8 @@ def set_up(problem: Problem, tol: float) -> tuple[Setup, Place]:
     target = np.asarray(4.0 * float(at_zero), weights.dtype) * np.finfo(weights.dtype).eps ** 2
     at = rounds.refit(problem, target, chosen.blocks, (zeros,), num_free=setup.num_free)
     columns, gradients = rounds.first_pass(problem, at.point.predictions)
-    scale, unit = rounds.scales(problem, columns, at.point.predictions[0], at_zero)
-    # The refit's gradient counts to the first order: its square, not the decrease itself, is to be small beside the tolerance.
-    target = np.asarray((0.0005 * tol) ** 2 * float(scale), weights.dtype)
+    scale, unit = rounds.scales(problem, columns, at.point.predictions[0])
+    target = np.asarray(refit_target(tol, float(scale)), weights.dtype)
     setup = setup._replace(columns=columns, unit=unit, scale=scale, target=target)
     (place,) = _certified(setup, np.asarray(problem.lam)[None], chosen, at, gradients)
     return setup, place
@@ -143,8 +143,8 @@ def run(setup: Setup, lam: np.ndarray, max_passes: int, place: Place, num_passes
 
 def grow(setup: Setup, place: Place, thresholds: np.ndarray, limit: int) -> tuple[WorkingSet, Point]:
     """The set with the `limit` worst groups beyond their thresholds, if there are any outside; groups that are zero leave for them."""
-    chosen, point, check = place
-    norms = np.asarray(check.norms)
+    chosen, point, last = place
+    norms = np.asarray(last.norms)
     old = chosen.groups[chosen.used]
     outside = np.ones(len(norms), bool)
     outside[old] = False
@@ -156,7 +156,7 @@ def grow(setup: Setup, place: Place, thresholds: np.ndarray, limit: int) -> tupl
         new = new[np.argpartition(-strength[new], limit)[:limit]]
     coef = np.asarray(point.coef)
     needed = np.concatenate([old[(coef[chosen.used] != 0).any(axis=1) | (thresholds[old] == 0) | (strength[old] > 1.0)], new])
-    # What is left of the capacity goes to the next strongest, so that the set changes less often.
+    # What is left of the next finer size goes to the next strongest, so that the set changes less often.
     rest = strength.copy()
     rest[needed] = -1.0
     extra = capacity(setup, len(needed)) - len(needed)
@@ -185,8 +185,8 @@ def improve(
     `place` is checked, but for groups that have come in with zeros, or comes from this function, at another lam. `stale`: the model of
     the last round will do for the descent.
     """
-    problem, (chosen, point, check) = setup.problem, place
-    used, norms = chosen.used, np.asarray(check.norms)
+    problem, (chosen, point, last) = setup.problem, place
+    used, norms = chosen.used, np.asarray(last.norms)
     thresholds = np.where(used, thresholds[chosen.groups], 0.0)
     quadratic = isinstance(problem.loss, Squared)
     wanted = _accuracy(thresholds, place, setup.tol * float(setup.scale))
@@ -226,16 +226,16 @@ def improve(
         point = _exact_steps(setup, chosen, thresholds, point, 1)
     rough = norms.copy()
     rough[chosen.groups[used]] = np.asarray(pulls)[used]
-    return Place(chosen, point, check._replace(norms=rough))
+    return Place(chosen, point, last._replace(norms=rough))
 
 
 def polish(setup: Setup, place: Place, thresholds: np.ndarray, floor: float) -> Place:
     """Newton steps with exact gradients, and nothing else."""
-    chosen, point, check = place
+    chosen, point, last = place
     if chosen.scaled is None or not isinstance(setup.problem.loss, Squared):
         chosen = _modelled(setup, chosen, point, floor)
     own = np.where(chosen.used, thresholds[chosen.groups], 0.0)
-    return Place(chosen, _exact_steps(setup, chosen, own, point, _EXACT_STEPS), check)
+    return Place(chosen, _exact_steps(setup, chosen, own, point, _EXACT_STEPS), last)
 
 
 def _modelled(setup: Setup, chosen: WorkingSet, at: Point, floor: float) -> WorkingSet:
@@ -258,7 +258,7 @@ def _exact_steps(setup: Setup, chosen: WorkingSet, thresholds: np.ndarray, point
 def _supporting(setup: Setup, scaled: Scaled, thresholds: Any, coef: Any, moving: np.ndarray) -> tuple[Model, Any, np.ndarray]:
     """The model and the coefficients of the slots marked in `moving` [C], and their numbers [S]; of all slots, and no copy, where that is as many."""
     support = np.flatnonzero(moving).astype(np.int32)
-    size = capacity(setup, len(support), _LARGE)
+    size = capacity(setup, len(support), coarse_below=_LARGE)
     if size >= len(moving):
         return Model(scaled.blocks, scaled.grams, scaled.bounds, thresholds), coef, np.arange(len(moving), dtype=np.int32)
     support = padded(support, size, -1)
@@ -267,10 +267,10 @@ def _supporting(setup: Setup, scaled: Scaled, thresholds: Any, coef: Any, moving
 
 def _entering(place: Place, thresholds: np.ndarray, error: float) -> bool:
     """Whether a group of the set that is zero is so far beyond its threshold that it matters to a gap of `error`."""
-    chosen, point, check = place
+    chosen, point, last = place
     own = np.where(chosen.used, thresholds[chosen.groups], 0.0)
     zero = (own > 0) & (np.asarray(point.coef) == 0).all(axis=1)
-    beyond = np.asarray(check.norms)[chosen.groups[zero]] / own[zero] - 1.0
+    beyond = np.asarray(last.norms)[chosen.groups[zero]] / own[zero] - 1.0
     return bool(np.max(beyond, initial=0.0) > _accuracy(own, place, error))
 
 
@@ -311,19 +311,19 @@ def _certified(setup: Setup, lams: np.ndarray, chosen: WorkingSet, at: Refit, gr
 
 def solution(setup: Setup, ended: Run) -> Solution:
     """The answer in NumPy arrays, the intercept that of the design as it was given, not centred."""
-    chosen, point, check = ended.place
+    chosen, point, last = ended.place
     coef: Any = full(setup, chosen, np.asarray(point.coef))[:-1]
-    intercept: Any = np.asarray(point.intercept - check.centre)
+    intercept: Any = np.asarray(point.intercept - last.centre)
     status: Any = np.int32(ended.status)
     one: Any = np.ones((), coef.dtype)
-    error, rounding, scale = check.certificate
+    error, rounding, scale = last.certificate
     stats = {
-        "objective": check.objective,
+        "objective": last.objective,
         "gap": error,
         "rounding": rounding,
         "scale": scale,
         "num_steps": np.int32(ended.num_passes),
-        "kkt": check.violation,
+        "kkt": last.violation,
         "num_active": np.sum((np.asarray(point.coef) != 0).any(axis=1)),
     }
     return Solution(Coefficients(coef, intercept), status, stats, State(coef, intercept, coef, intercept, one, one))

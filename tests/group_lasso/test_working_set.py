@@ -204,9 +204,9 @@ def test_sizes_of_sets():
     X, y, _ = problem(0, "squared", EQUAL, jnp.float64)
     setup, _ = working_set.set_up(solver._problem(X, y, EQUAL, 1.0, "squared", None, None, None, False), 1e-6)
     tall = setup._replace(rows=np.zeros((G, 1 << 10), np.int32))
-    for fine_from, most in ((0, 11), (np.inf, 6)):
+    for coarse_below, most in ((0, 11), (np.inf, 6)):
         for at, smallest in ((setup, 32), (tall, 8)):
-            sizes = [slots.capacity(at, count, fine_from) for count in range(1, G + 1)]
+            sizes = [slots.capacity(at, count, coarse_below=coarse_below) for count in range(1, G + 1)]
             assert all(count <= size <= max(smallest, 2.25 * count) for count, size in enumerate(sizes, 1))
             assert sizes[0] == smallest and sizes[-1] == G and len(set(sizes)) <= most + (3 if at is tall else 0)
 
