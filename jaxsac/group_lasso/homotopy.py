@@ -75,7 +75,8 @@ def _batch_size(setup: Setup, place: Place, last: np.ndarray, lams: np.ndarray) 
     within = lams >= _REACH * last
     if not isinstance(setup.problem.loss, Squared):
         room = max(_ALWAYS, len(place.set.groups))
-        within &= np.asarray([np.sum(place.check.norms > _kept(setup, last, lam)) <= room for lam in lams])
+        kept = [int(np.count_nonzero(place.check.norms > _kept(setup, last, lam))) for lam in lams]
+        within &= np.asarray(kept) <= room
     return max(1, int(np.argmin(np.append(within, False))))
 
 
