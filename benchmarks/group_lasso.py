@@ -309,10 +309,20 @@ def run(options: Options) -> Report:
 
 def _plot(rows: list[dict[str, Any]], figure: Any) -> None:
     names = list(dict.fromkeys(row["case"] for row in rows))
-    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+    columns = 3
+    height = math.ceil(len(names) / columns)
+    figure.set_size_inches(15, 1.9 * height)
+    every = figure.subplots(height, columns, squeeze=False).ravel()
+    for axes in every[len(names) :]:
+        axes.set_axis_off()
+    for axes, name in zip(every, names, strict=False):
         timed = [row for row in rows if row["case"] == name and not isinstance(row.get("median_ms"), (str, type(None)))]
         colours = ["tab:blue" if row["solver"].startswith("jaxsac") else "tab:grey" for row in timed]
-        axes.barh([row["solver"] for row in timed], [row["median_ms"] for row in timed], color=colours)
-        axes.set(title=name, xlabel="ms", xscale="log")
+        bars = axes.barh(range(len(timed)), [row["median_ms"] for row in timed], color=colours)
+        axes.bar_label(bars, fmt="{:,.0f}", padding=2, fontsize=7)
+        axes.set_yticks(range(len(timed)), [row["solver"] for row in timed])
+        axes.set_title(name, fontsize=8)
+        axes.set_xlabel("ms", fontsize=7)
+        axes.margins(x=0.12)
+        axes.invert_yaxis()
         axes.tick_params(labelsize=7)
-        axes.title.set_fontsize(8)
