@@ -1,12 +1,14 @@
 """The duality gap of a point, recomputed from its coefficients alone, with a bound on what rounding may hide in it."""
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from jaxsac._iterate import Certificate
 from jaxsac.group_lasso.free import FreeFit, fit_free
 from jaxsac.group_lasso.problem import Coefficients, Problem, when
-from jaxsac.group_lasso.rounding import sizes
+from jaxsac.group_lasso.rounding import sizes, spread
 from jaxsac.prox import group_norms
 
 # Multiples of eps, twice what hundreds of random problems needed.
@@ -39,33 +41,55 @@ def duality_gap(problem: Problem, point: Coefficients, *, columns: jax.Array, sc
     return gap_after_refit(problem, objective, fit, penalised, gradient, columns=columns, scale=scale)
 
 
+class Pulls(NamedTuple):
+    """What a gap takes of the coefficients [p] and of X' ρ [p]."""
+
+    penalty: jax.Array  # lam Ω(b)
+    ridge: Any  # ridge ‖b‖²
+    spread: jax.Array  # see `rounding.spread`
+    worst: jax.Array  # Ω*(X' ρ − ridge b) over what is penalised
+    bound: jax.Array  # of Ω* of the columns' sizes, over what is penalised
+
+
 def gap_after_refit(
     problem: Problem, objective: jax.Array, fit: FreeFit, penalised: jax.Array, gradient: jax.Array, *, columns: jax.Array, scale: jax.Array
 ) -> Certificate:
-    """`objective` minus the dual value at the refitted point: `gradient` is X' ρ there, `penalised` the part of its predictions with a penalty.
+    """The gap at a refitted point: `gradient` is X' ρ there, `penalised` the part of its predictions with a penalty.
 
     In general s Ω*(X' ρ − ridge b) ≤ lam, Ω* being the dual norm of all that lam multiplies; the ridge is one more quadratic loss.
     """
     free, norms, coef = problem.free, problem.whole_penalty, fit.point.coef
-    ridge = 0.0 if problem.ridge is None else problem.ridge * jnp.sum(coef**2)
     gradient = gradient if problem.ridge is None else gradient - problem.ridge * coef
-    worst = norms.dual_norm(jnp.where(free, 0.0, gradient))
+    pulls = Pulls(
+        penalty=problem.penalty(coef),
+        ridge=0.0 if problem.ridge is None else problem.ridge * jnp.sum(coef**2),
+        spread=spread(columns, coef),
+        worst=norms.dual_norm(jnp.where(free, 0.0, gradient)),
+        bound=norms.dual_norm_bound(jnp.where(free, 0.0, columns)),
+    )
+    return gap_from(problem, objective, fit.predictions, fit.remaining, penalised, pulls, scale)
+
+
+def gap_from(
+    problem: Problem, objective: jax.Array, predictions: jax.Array, remaining: jax.Array, penalised: jax.Array, pulls: Pulls, scale: jax.Array
+) -> Certificate:
+    """`objective` minus the dual value at refitted `predictions`, and what rounding may hide in the difference."""
+    worst, ridge = pulls.worst, pulls.ridge
     limit = jnp.where(worst == 0, jnp.inf, problem.lam / jnp.where(worst == 0, 1.0, worst))
-    z = problem.offset + fit.predictions
-    _, bound = problem.loss.dual_value(z, problem.y, problem.sample_weight, penalised, limit, ridge)
+    _, bound = problem.loss.dual_value(problem.offset + predictions, problem.y, problem.sample_weight, penalised, limit, ridge)
     gap = jnp.maximum(objective - bound, 0.0)
     # ρ is orthogonal to the unpenalised part U but for what the refit left, and the bound lacks (U' ρ)'(u* − u): at most the product of
     # the two in the norm of the Hessian, remaining^½ and a distance, (2 P)^½ at the most.
-    gap = gap + fit.remaining + 2.0 * jnp.sqrt(fit.remaining * (scale + gap))
+    gap = gap + remaining + 2.0 * jnp.sqrt(remaining * (scale + gap))
 
     # Rounding moves the two values, and through X' ρ the scale s, by as much of s ρ' X b = lam Ω(b) as X_g' ρ is off relative to lam w_g
     # (of the whole dual value, where that is linear in s).
     info = jnp.finfo(gap.dtype)
-    at = sizes(problem, fit.point, fit.predictions, columns)
-    pull = norms.dual_norm_bound(jnp.where(free, 0.0, columns)) * at.residual
+    at = sizes(problem, pulls.spread, predictions)
+    pull = pulls.bound * at.residual
     pull = jnp.where(problem.lam == 0, 0.0, pull / jnp.where(problem.lam == 0, 1.0, problem.lam))
     pull = pull if problem.extra is None else pull + _OF_ROOT
-    lever = problem.penalty(coef) + 0.5 * ridge
+    lever = pulls.penalty + 0.5 * ridge
     lever = lever if problem.loss.separable else lever + _OF_WHOLE * jnp.abs(bound)
     rounding = info.eps * (_OF_VALUES * (jnp.abs(objective) + jnp.abs(bound) + at.value) + _OF_PULL * pull * lever)
     # Squares that underflow would look like a gap of 0.

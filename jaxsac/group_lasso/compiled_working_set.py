@@ -16,7 +16,18 @@ from jaxsac.designs import Dense
 from jaxsac.group_lasso.block_descent import Model, descend, gram_matrices, nonzero_order
 from jaxsac.group_lasso.newton import admissible, compact, newton_direction, newton_steps
 from jaxsac.group_lasso.problem import Coefficients, Problem
-from jaxsac.group_lasso.rounds import Point, Scaled, advance, column_unit, gather, model_target, roots, scale_blocks, uncentred, without_mean
+from jaxsac.group_lasso.quadratic import (
+    LENGTHS,
+    Point,
+    Scaled,
+    best_step,
+    column_unit,
+    intercept_change,
+    model_target,
+    roots,
+    uncentred,
+    without_mean,
+)
 from jaxsac.losses import Squared
 from jaxsac.prox import Groups
 from jaxsac.prox.groups import safe_sqrt
@@ -52,7 +63,7 @@ def run_rounds(
     if groups.labels is None:
         blocks = matrix.T.reshape(groups.num_groups, groups.max_size, -1)
     else:
-        blocks = gather(matrix, jnp.asarray(groups.members))
+        blocks = matrix.T.at[jnp.asarray(groups.members)].get(mode="fill", fill_value=0)
     unit = column_unit(problem, columns)
 
     def model_at(predictions: jax.Array) -> Scaled:
@@ -67,14 +78,14 @@ def run_rounds(
         point, num_rounds = state
         scaled = model_at(point.predictions) if fixed is None else fixed
         residual = problem.residual(point.predictions)
-        target = model_target(problem, scaled.root, residual, problem.thresholds, unit)
+        target = model_target(problem.intercept, scaled.root, residual, problem.thresholds, unit)
         begin = (point.coef / target.step).astype(jnp.float32)
         model = Model(scaled.blocks, scaled.grams, scaled.bounds, target.thresholds)
         end = minimise(model, begin, target.residual, jnp.minimum(num_rounds, _CYCLES))
         # Differences of float32 numbers, so that what did not move does not move by a rounding; what became zero becomes exactly that.
         direction = jnp.where(end == 0, -point.coef, (end - begin).astype(point.coef.dtype) * target.step)
         moved = problem.design.predict(flat(groups, direction))
-        point = advance(problem, scaled.root, problem.thresholds, point, direction, moved, noise=16.0)
+        point = advance(problem, scaled.root, problem.thresholds, point, direction, moved)
         return polish(problem, scaled, unit, point), num_rounds + 1
 
     def certificate(state: tuple[Point, jax.Array]) -> Certificate:
@@ -90,13 +101,13 @@ def run_rounds(
 def polish(problem: Problem, scaled: Scaled, unit: jax.Array, point: Point) -> Point:
     """A Newton step with a gradient in the arrays' own dtype: what float32 makes of a residual ends at a gap of about 1e-8."""
     residual = problem.residual(point.predictions)
-    target = model_target(problem, scaled.root, residual, problem.thresholds, unit)
+    target = model_target(problem.intercept, scaled.root, residual, problem.thresholds, unit)
     model = Model(scaled.blocks, scaled.grams, scaled.bounds, target.thresholds)
     order = jnp.arange(len(scaled.blocks), dtype=jnp.int32)
     few, row, enough = _support(model, point.coef, order)
     norms = safe_sqrt(jnp.sum(point.coef**2, axis=1, keepdims=True))
     pull = problem.thresholds[:, None] * point.coef / jnp.where(norms == 0, 1.0, norms)
-    pulled = problem.groups.blocks(problem.design.adjoint(without_mean(problem, scaled.root, residual)))
+    pulled = problem.groups.blocks(problem.design.adjoint(without_mean(problem.intercept, scaled.root, residual)))
     moving = ((norms > 0) | (problem.thresholds == 0)[:, None]) & enough
     descent = jnp.where(moving, pulled - pull, 0.0)
     size = jnp.max(jnp.abs(descent))
@@ -108,7 +119,29 @@ def polish(problem: Problem, scaled: Scaled, unit: jax.Array, point: Point) -> P
     found = newton_direction(few, part(point.coef / target.step), part(descent / size)).astype(descent.dtype) * (size / unit**2)
     direction = admissible(point.coef, jnp.zeros_like(point.coef).at[row].set(found, mode="drop"), problem.thresholds)
     moved = problem.design.predict(flat(problem.groups, direction))
-    return advance(problem, scaled.root, problem.thresholds, point, direction, moved, noise=16.0)
+    return advance(problem, scaled.root, problem.thresholds, point, direction, moved)
+
+
+def scale_blocks(problem: Problem, blocks: jax.Array, root: jax.Array, unit: jax.Array) -> jax.Array:
+    """h^½ (x − its mean) / unit in float32; the mean, if there is an intercept, in the metric h, in which the intercept drops out."""
+    if problem.intercept:
+        shares = root**2 / jnp.sum(root**2)
+        means = jnp.dot(blocks.reshape(-1, blocks.shape[2]), shares, precision="highest")
+        blocks = blocks - means.reshape(*blocks.shape[:2], 1)
+    return (blocks * (root / unit)[None, None]).astype(jnp.float32)
+
+
+def advance(problem: Problem, root: jax.Array, thresholds: jax.Array, point: Point, direction: jax.Array, moved: jax.Array) -> Point:
+    """The best of a few lengths of a step, the intercept following as the model has it. `moved` are the predictions of the direction."""
+    shift = intercept_change(problem.intercept, root, problem.residual(point.predictions), moved)
+
+    def value(length):
+        norms = safe_sqrt(jnp.sum((point.coef + length * direction) ** 2, axis=1))
+        return problem.smooth_value(point.predictions + length * (moved + shift)) + jnp.sum(thresholds * norms)
+
+    length, still = best_step(jax.vmap(value)(jnp.asarray(LENGTHS, moved.dtype)))
+    # NaN times 0 is NaN.
+    return jax.tree.map(lambda old, step: jnp.where(still, old, old + length * step), point, Point(direction, shift, moved + shift))
 
 
 def minimise(model: Model, coef: jax.Array, residual: jax.Array, cycles: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ from jax import lax
 
 from jaxsac._implicit import conjugate_gradient
 from jaxsac.group_lasso.problem import Coefficients, Problem, when
-from jaxsac.group_lasso.rounding import sizes
+from jaxsac.group_lasso.rounding import sizes, spread
 
 _MAX_CG_STEPS = 100
 
@@ -61,7 +61,7 @@ def fit_free(
         pull = problem.design.adjoint(residual)
         gradient = mask * (pull if problem.ridge is None else pull - problem.ridge * fit.point.coef)
         # What rounding leaves of a gradient that should vanish; below it there is nothing to solve.
-        floor = eps * jnp.sqrt(jnp.sum((mask * columns) ** 2)) * sizes(problem, fit.point, at, columns).residual
+        floor = eps * jnp.sqrt(jnp.sum((mask * columns) ** 2)) * sizes(problem, spread(columns, fit.point.coef), at).residual
         step, solved = _conjugate_gradient(product, gradient, floor)
         return Coefficients(step, jnp.zeros_like(point.intercept)), jnp.vdot(gradient, step), solved
 

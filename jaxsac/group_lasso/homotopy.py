@@ -38,7 +38,7 @@ def path_on_host(
     setup, place = set_up(with_lam(problem, jnp.ones_like(problem.lam)), tol)
     weights = setup.weights
     if lams is None:
-        largest = np.max(np.asarray(place.check.norms)[weights > 0] / weights[weights > 0], initial=0.0)
+        largest = np.max(place.check.norms[weights > 0] / weights[weights > 0], initial=0.0)
         values = np.asarray(geometric(largest, min_ratio, num_lams))
     else:
         values = np.asarray(lams)
@@ -95,7 +95,7 @@ def _ahead(setup: Setup, place: Place, before: np.ndarray | None, values: np.nda
     earlier = None if before is None else before[chosen.rows]
     place, points = Place(chosen, point, place.check), []
     for lam, at, one_earlier in zip(lams, values[which.start - 1 :], [None, *values][which.start - 1 :], strict=False):
-        now = np.asarray(place.point.coef)
+        now = place.point.coef
         share = 0.0 if one_earlier is None or one_earlier == at else min((at - lam) / (one_earlier - at), _FURTHEST)
         start = None
         if earlier is not None and share > 0:

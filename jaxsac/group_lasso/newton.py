@@ -8,14 +8,14 @@ from jax import lax
 
 from jaxsac.group_lasso.block_descent import Model, change, epoch, nonzero_order
 from jaxsac.group_lasso.inverses import inverses
+from jaxsac.group_lasso.quadratic import LENGTHS, namespace
 from jaxsac.prox.groups import safe_sqrt
 
-_MAX_CG_STEPS = 30
-CG_TOLERANCE, _LOOSEST = 3e-2, 0.3  # of the residual that a direction leaves
+MAX_CG_STEPS = 30
+CG_TOLERANCE, LOOSEST = 3e-2, 0.3  # of the residual that a direction leaves
 _LONGEST = 0.7
-_SHORT = 0.4  # a length of a step: below it groups are in the way that should be zero
+SHORT = 0.4  # a length of a step: below it groups are in the way that should be zero
 _NOISE = 1.0  # multiples of eps times the objective that a difference of objectives may be off
-LENGTHS = (1.0, 0.5, 0.25, 0.1, 0.03, 0.0)  # of a step; 0 takes it back
 
 
 def compact(model: Model, support: jax.Array) -> Model:
@@ -51,7 +51,7 @@ def newton_steps(few: Model, coef: jax.Array, residual: jax.Array, accuracy: jax
 
         def step():
             # The last step need not be solved for more than is asked.
-            tolerance = jnp.clip(0.3 * accuracy / now.worst, CG_TOLERANCE, _LOOSEST)
+            tolerance = jnp.clip(0.3 * accuracy / now.worst, CG_TOLERANCE, LOOSEST)
             return newton_step(few, now.coef, now.residual, now.descent, tolerance)
 
         first, visits = now.steps < 0, jnp.any(now.visits) & ~now.visited
@@ -60,7 +60,7 @@ def newton_steps(few: Model, coef: jax.Array, residual: jax.Array, accuracy: jax
         descent = descent_direction(few, coef, residual)
         off = safe_sqrt(jnp.sum(descent**2, axis=1)) / relative
         zero = jnp.all(coef == 0, axis=1) & (few.thresholds > 0)
-        following = (off > accuracy) & (zero | (length < _SHORT))
+        following = (off > accuracy) & (zero | (length < SHORT))
         return _Running(coef, residual, descent, following, jnp.max(off), visits, now.steps + jnp.where(visits, 0, 1).astype(jnp.int32))
 
     nothing = jnp.zeros(len(coef), bool)
@@ -70,15 +70,16 @@ def newton_steps(few: Model, coef: jax.Array, residual: jax.Array, accuracy: jax
     return ended.coef, ended.residual
 
 
-def descent_direction(few: Model, coef: jax.Array, residual: jax.Array) -> jax.Array:
+def descent_direction(few: Model, coef: Any, residual: Any) -> Any:
     """Minus the least subgradient of the model [S, q]: at a penalised block of zeros, what of its gradient is beyond its threshold."""
-    norms = safe_sqrt(jnp.sum(coef * coef, axis=1, keepdims=True))
+    xp = namespace(coef)
     pulled = (few.blocks.reshape(-1, few.blocks.shape[2]) @ residual).reshape(coef.shape)
+    held = xp.sum(coef * coef, axis=1) > 0
     # Where nothing pulls back the penalty resists the pull itself, up to its threshold.
-    against = jnp.where(norms > 0, coef, pulled)
-    length = safe_sqrt(jnp.sum(against * against, axis=1, keepdims=True))
-    most = jnp.where(norms > 0, few.thresholds[:, None], jnp.minimum(few.thresholds[:, None], length))
-    return pulled - most * against / jnp.where(length == 0, 1.0, length)
+    against = xp.where(held[:, None], coef, pulled)
+    length = xp.sqrt(xp.sum(against * against, axis=1))
+    most = xp.where(held, few.thresholds, xp.minimum(few.thresholds, length))
+    return pulled - (most / xp.where(length == 0, 1.0, length))[:, None] * against
 
 
 def newton_step(
@@ -135,7 +136,7 @@ def newton_direction(model: Model, coef: jax.Array, descent: jax.Array, toleranc
 
     def running(carry):
         _, _, _, left, start, steps = carry
-        return (left > tolerance**2 * start) & (steps < _MAX_CG_STEPS)
+        return (left > tolerance**2 * start) & (steps < MAX_CG_STEPS)
 
     def advance(carry):
         x, residual, direction, left, start, steps = carry
@@ -145,7 +146,7 @@ def newton_direction(model: Model, coef: jax.Array, descent: jax.Array, toleranc
         x, residual = x + length * direction, residual - length * image
         solved = precondition(residual)
         new = jnp.sum(residual * solved)
-        return x, residual, solved + new / left * direction, new, start, jnp.where(curvature > 0, steps + 1, _MAX_CG_STEPS)
+        return x, residual, solved + new / left * direction, new, start, jnp.where(curvature > 0, steps + 1, MAX_CG_STEPS)
 
     right_side = moving * descent
     first = precondition(right_side)
@@ -153,18 +154,19 @@ def newton_direction(model: Model, coef: jax.Array, descent: jax.Array, toleranc
     return lax.while_loop(running, advance, (jnp.zeros_like(right_side), right_side, first, left, left, jnp.int32(0)))[0]
 
 
-def admissible(coef: jax.Array, direction: jax.Array, thresholds: jax.Array) -> jax.Array:
+def admissible(coef: Any, direction: Any, thresholds: Any) -> Any:
     """The direction where the penalty is no longer what its second derivative says: a penalised group whose norm would pass zero becomes zero,
     and its turning part is cut to 0.7 ‖b_g‖. Along b_g the penalty is linear: growing needs no limit, or the others would be solved for in vain.
     """
-    norms = safe_sqrt(jnp.sum(coef * coef, axis=1))
+    xp = namespace(coef)
+    norms = xp.sqrt(xp.sum(coef * coef, axis=1))
     penalised = (thresholds > 0) & (norms > 0)
-    unit = coef / jnp.where(penalised, norms, 1.0)[:, None]
-    growth = jnp.sum(unit * direction, axis=1)
+    unit = coef / xp.where(penalised, norms, 1.0)[:, None]
+    growth = xp.sum(unit * direction, axis=1)
     turn = direction - growth[:, None] * unit
-    lengths = safe_sqrt(jnp.sum(turn * turn, axis=1))
+    lengths = xp.sqrt(xp.sum(turn * turn, axis=1))
     longest = _LONGEST * norms
-    keep = jnp.where(lengths > longest, longest / jnp.where(lengths == 0, 1.0, lengths), 1.0)
+    keep = xp.where(lengths > longest, longest / xp.where(lengths == 0, 1.0, lengths), 1.0)
     inside = growth[:, None] * unit + keep[:, None] * turn
-    inside = jnp.where((growth <= -norms)[:, None], -coef, inside)
-    return jnp.where(penalised[:, None], inside, direction)
+    inside = xp.where((growth <= -norms)[:, None], -coef, inside)
+    return xp.where(penalised[:, None], inside, direction)

@@ -1,8 +1,9 @@
 """A host-driven working-set method for one problem on a CPU: float32 steps on few groups, certified over all of them.
 
 A round chooses groups by ‖X_g' ρ‖ / (lam w_g), takes block descent steps on a quadratic model of the loss in float32 (`block_descent`),
-then Newton steps on the groups that are not zero (`newton`), and ends with one product with all of X, which certifies and which chooses the
-next groups (`rounds`). The groups worked on sit in slots (`slots`), of a few sizes, so that few programs are compiled.
+then Newton steps on the groups that are not zero (`host_newton`), and ends with one product with all of X, which certifies and which
+chooses the next groups. Full passes, what asks the loss, and block descent are compiled (`rounds`); the rest, whose sizes depend on the
+data, is NumPy's, on slots in memory that stays where it is (`slots`).
 """
 
 from typing import Any, NamedTuple
@@ -10,14 +11,17 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxsac._iterate import Certificate
 from jaxsac.designs import Dense
 from jaxsac.group_lasso import rounds
-from jaxsac.group_lasso.block_descent import Model
 from jaxsac.group_lasso.fista import State
+from jaxsac.group_lasso.host_newton import newton_direction, newton_steps, norms_of
+from jaxsac.group_lasso.newton import admissible
 from jaxsac.group_lasso.null import refit_target
 from jaxsac.group_lasso.problem import Coefficients, Problem
-from jaxsac.group_lasso.rounds import Check, Point, Refit, Scaled, uncentred
-from jaxsac.group_lasso.slots import Setup, WorkingSet, capacity, exchanged, full, matrix, model, padded, working_set
+from jaxsac.group_lasso.quadratic import LENGTHS, Point, best_step, intercept_change, model_target, over_root, uncentred, without_mean
+from jaxsac.group_lasso.rounds import Refit
+from jaxsac.group_lasso.slots import Setup, WorkingSet, capacity, combined, compact, exchanged, full, make, modelled, products, visited, working_set
 from jaxsac.losses import Squared
 from jaxsac.solution import Solution, Status
 
@@ -29,7 +33,6 @@ _EXACT_STEPS = 2
 _CYCLES = 3  # of descent in a round, at most
 _SHARE, _FINEST = 0.6, 1e-6  # of the tolerance, for what Newton steps leave of a gradient; and the least that float32 can tell
 _BEFORE_EXACT = 10.0  # times as much may be left before an exact step
-_LARGE = 162  # groups of a support: for fewer the Newton steps cost so little that their programs are what counts
 _NEAR = 0.9  # of its threshold: a group below it, and zero, is not visited
 _FLOOR = 1e-3  # of a record's curvature, relative to its bound
 _RAISE = 30.0  # of the floor after a round that failed: a model with too little curvature steps too far
@@ -37,6 +40,16 @@ _PATIENCE = 4  # rounds without progress
 _MAX_FREE = 256  # unpenalised columns, refitted at every check
 _MAX_SIZE = 128  # columns of a group, whose Gram matrix is stored
 _WORTHWHILE = 1 << 18  # numbers in X below which the compiled loop is as fast
+
+
+class Check(NamedTuple):
+    """A full pass: the certificate, the objective, the largest violation of the optimality conditions, ‖X_g' ρ‖ [G], and the mean of X b."""
+
+    certificate: Certificate
+    objective: Any
+    violation: Any
+    norms: Any
+    centre: Any
 
 
 class Place(NamedTuple):
@@ -57,12 +70,12 @@ class Run(NamedTuple):
 
 def covers(problem: Problem) -> bool:
     """Whether this method is for the problem: a large dense design on a CPU, one output, groups with a block form, few free columns."""
-    if not isinstance(uncentred(problem), Dense) or problem.offset.ndim != 1 or matrix(problem).size < _WORTHWHILE:
+    design, groups = uncentred(problem), problem.groups
+    if not isinstance(design, Dense) or problem.offset.ndim != 1 or design.matrix.size < _WORTHWHILE:
         return False
-    groups = problem.groups
     if (groups.labels is not None and groups.members is None) or groups.max_size > _MAX_SIZE or float(problem.lam) == 0:
         return False
-    if next(iter(matrix(problem).devices())).platform != "cpu":
+    if next(iter(design.matrix.devices())).platform != "cpu":
         return False
     return int(np.sum(np.asarray(problem.weights) == 0)) * groups.max_size <= _MAX_FREE
 
@@ -85,16 +98,19 @@ def set_up(problem: Problem, tol: float) -> tuple[Setup, Place]:
         rows = np.arange(groups.num_coefficients, dtype=np.int32).reshape(groups.num_groups, groups.max_size)
     free = np.flatnonzero(weights == 0).astype(np.int32)
     empty = np.ones((), weights.dtype)  # for what is not known yet, and does not matter to the null model; nor does its lam
-    setup = Setup(problem, tol, rows, weights, len(free), empty, empty, empty, empty)
+    matrix = np.asarray(uncentred(problem).matrix)
+    setup = Setup(problem, tol, matrix, rows, weights, len(free), empty, empty, empty, empty, empty)
     chosen = working_set(setup, free)
-    zeros, at_zero = rounds.nothing(problem, chosen.rows)
-    target = np.asarray(4.0 * float(at_zero), weights.dtype) * np.finfo(weights.dtype).eps ** 2
-    at = rounds.refit(problem, target, chosen.blocks, (zeros,), num_free=setup.num_free)
-    columns, gradients = rounds.first_pass(problem, at.point.predictions)
-    scale, unit = rounds.scales(problem, columns, at.point.predictions[0])
+    zeros = Point(np.zeros(chosen.rows.shape, weights.dtype), empty * 0, np.zeros(len(matrix), weights.dtype))
+    if len(free) or problem.intercept:
+        at_zero = float(rounds.values_along(problem, zeros.predictions, zeros.predictions)[0])
+        setup = setup._replace(target=np.asarray(4.0 * at_zero * np.finfo(weights.dtype).eps ** 2, weights.dtype))
+    points, at = _refitted(setup, chosen, [zeros])
+    columns, gradients = rounds.first_pass(problem, at.predictions)
+    scale, unit, bound = map(np.asarray, rounds.scales(problem, columns, at.predictions[0]))
     target = np.asarray(refit_target(tol, float(scale)), weights.dtype)
-    setup = setup._replace(columns=columns, unit=unit, scale=scale, target=target)
-    (place,) = _certified(setup, np.asarray(problem.lam)[None], chosen, at, gradients)
+    setup = setup._replace(columns=np.asarray(columns), bound=bound, unit=unit, scale=scale, target=target)
+    (place,) = _certified(setup, np.asarray(problem.lam)[None], chosen, points, at, gradients)
     return setup, place
 
 
@@ -104,7 +120,7 @@ def place_at(setup: Setup, at: Coefficients) -> Place:
     free = setup.weights == 0
     matter = (spread[setup.rows] != 0).any(axis=1) & ~free
     chosen = working_set(setup, np.concatenate([np.flatnonzero(free), np.flatnonzero(matter)]).astype(np.int32))
-    point = Point(spread[chosen.rows], at.intercept, setup.problem.offset)  # the check recomputes the predictions
+    point = Point(spread[chosen.rows], np.asarray(at.intercept), np.asarray(setup.problem.offset))  # the check recomputes the predictions
     return check(setup, np.asarray(setup.problem.lam), chosen, point)
 
 
@@ -144,7 +160,7 @@ def run(setup: Setup, lam: np.ndarray, max_passes: int, place: Place, num_passes
 def grow(setup: Setup, place: Place, thresholds: np.ndarray, limit: int) -> tuple[WorkingSet, Point]:
     """The set with the `limit` worst groups beyond their thresholds, if there are any outside; groups that are zero leave for them."""
     chosen, point, last = place
-    norms = np.asarray(last.norms)
+    norms = last.norms
     old = chosen.groups[chosen.used]
     outside = np.ones(len(norms), bool)
     outside[old] = False
@@ -154,7 +170,7 @@ def grow(setup: Setup, place: Place, thresholds: np.ndarray, limit: int) -> tupl
     strength = norms / np.where(thresholds > 0, thresholds, np.inf)
     if len(new) > limit:
         new = new[np.argpartition(-strength[new], limit)[:limit]]
-    coef = np.asarray(point.coef)
+    coef = point.coef
     needed = np.concatenate([old[(coef[chosen.used] != 0).any(axis=1) | (thresholds[old] == 0) | (strength[old] > 1.0)], new])
     # What is left of the next finer size goes to the next strongest, so that the set changes less often.
     rest = strength.copy()
@@ -185,92 +201,143 @@ def improve(
     `place` is checked, but for groups that have come in with zeros, or comes from this function, at another lam. `stale`: the model of
     the last round will do for the descent.
     """
-    problem, (chosen, point, last) = setup.problem, place
-    used, norms = chosen.used, np.asarray(last.norms)
-    thresholds = np.where(used, thresholds[chosen.groups], 0.0)
-    quadratic = isinstance(problem.loss, Squared)
+    chosen, point, last = place
+    used = chosen.used
+    thresholds = np.where(used, thresholds[chosen.groups], 0)
+    quadratic = isinstance(setup.problem.loss, Squared)
     wanted = _accuracy(thresholds, place, setup.tol * float(setup.scale))
     exact = exact or not quadratic or wanted < _FINEST
-    accuracy = np.float32(max(_BEFORE_EXACT * wanted if exact else wanted, _FINEST))
-
-    def turn(at: Point, begin: Any, visited: int, cycles: np.int32 | None, newton: bool) -> tuple[Point, Any]:
-        """To the model, down there, and back."""
-        scaled = chosen.scaled
-        assert scaled is not None
-        descended = rounds.descent_step(problem, scaled, setup.unit, thresholds, at, begin, order, np.int32(visited), cycles)
-        end, residual = descended.end, descended.residual
-        if newton:
-            moving = expected | (np.asarray(end) != 0).any(axis=1)
-            few, coef, support = _supporting(setup, scaled, descended.target.thresholds, end, moving)
-            coef, residual = rounds.model_newton_steps(few, coef, residual, accuracy, np.int32(_NEWTON_STEPS))
-            end, real = np.array(end), support >= 0
-            end[support[real]] = np.asarray(coef)[real]
-        return rounds.arrive(problem, scaled, setup.unit, thresholds, at, descended, end, residual)
-
-    if chosen.scaled is None or not (quadratic or stale):
-        chosen = _modelled(setup, chosen, point, floor)
-    strength = np.where(used, norms[chosen.groups] / np.where(thresholds > 0, thresholds, 1.0), -np.inf)
+    accuracy = max(_BEFORE_EXACT * wanted if exact else wanted, _FINEST)
+    strength = np.where(used, last.norms[chosen.groups] / np.where(thresholds > 0, thresholds, 1), -np.inf)
     begin = point.coef if ahead is None else ahead
-    nonzero, free = (np.asarray(begin) != 0).any(axis=1), used & (thresholds == 0)
-    matter = nonzero | (np.asarray(point.coef) != 0).any(axis=1) | (strength > _NEAR) | free
-    order, count = np.argsort(np.where(matter, -strength, np.inf)).astype(np.int32), int(matter.sum())
+    nonzero, free = begin.any(axis=1), used & (thresholds == 0)
+    matter = nonzero | point.coef.any(axis=1) | (strength > _NEAR) | free
+    order = np.argsort(np.where(matter, -strength, np.inf)).astype(np.int32)[: np.count_nonzero(matter)]
     # Those that descent leaves at zero may be beyond their thresholds again after the Newton steps on the others.
     expected = nonzero | (strength > 1.0) | free
+    if chosen.root is None or not (quadratic or stale):
+        chosen = modelled(chosen, _root(setup, point, floor))
+    make(setup, chosen, used if quadratic else matter | expected)
     if quadratic:
-        point, pulls = turn(point, begin, count, np.int32(cycles) if cycles else None, True)
+        point, slope = _turn(setup, chosen, thresholds, point, begin, order, cycles or None, expected, accuracy)
     else:
-        point, _ = turn(point, begin, count, np.int32(cycles), False)
-        chosen = _modelled(setup, chosen, point, floor)
-        point, pulls = turn(point, point.coef, 0, np.int32(0), True)
+        point, _ = _turn(setup, chosen, thresholds, point, begin, order, cycles, None, accuracy)
+        chosen = modelled(chosen, _root(setup, point, floor))
+        make(setup, chosen, expected | point.coef.any(axis=1))
+        point, slope = _turn(setup, chosen, thresholds, point, point.coef, order[:0], None, expected, accuracy)
     if exact:
         point = _exact_steps(setup, chosen, thresholds, point, 1)
-    rough = norms.copy()
-    rough[chosen.groups[used]] = np.asarray(pulls)[used]
+    rough = last.norms.copy()
+    rough[chosen.groups[used]] = norms_of(products(chosen.blocks, slope))[used]
     return Place(chosen, point, last._replace(norms=rough))
+
+
+def _turn(
+    setup: Setup,
+    chosen: WorkingSet,
+    thresholds: np.ndarray,
+    point: Point,
+    begin: np.ndarray,
+    order: np.ndarray,
+    cycles: int | None,
+    expected: np.ndarray | None,
+    accuracy: float,
+) -> tuple[Point, Any]:
+    """To the model, down there from the coefficients `begin` over the slots `order`, by Newton steps on the support and on what is `expected` in
+    it (None: no such steps), and back: as far towards the model's end as the objective falls. And h^½ r at that end, in ρ's units."""
+    problem, root = setup.problem, chosen.root
+    assert root is not None
+    slope = np.asarray(rounds.residual(problem, point.predictions))
+    target = model_target(problem.intercept, root, slope, thresholds, setup.unit)
+    start = (point.coef / target.step).astype(np.float32)
+    end, residual = start, target.residual
+    if begin is not point.coef:
+        end = (begin / target.step).astype(np.float32)
+        residual = residual - combined(chosen.scaled, end - start)
+    if len(order):
+        scaled, bounds = visited(chosen)
+        room = len(bounds) - len(end)
+        padded = np.pad(end, ((0, room), (0, 0))), np.pad(order, (0, len(bounds) - len(order)))
+        count, cycles_ = np.int32(len(order)), None if cycles is None else np.int32(cycles)
+        descended = rounds.descend(scaled, bounds, np.pad(target.thresholds, (0, room)), padded[0], residual, padded[1], count, cycles_)
+        end, residual = np.asarray(descended[0])[: len(end)], np.asarray(descended[1])
+    if expected is not None:
+        support = np.flatnonzero(expected | end.any(axis=1))
+        own, residual = newton_steps(compact(chosen, support, target.thresholds), end[support], residual, accuracy, _NEWTON_STEPS)
+        end = end.copy()
+        end[support] = own
+    # Differences of float32 numbers, so that what did not move does not move by a rounding; what became zero becomes exactly that.
+    direction = np.where(end == 0, -point.coef, (end - start) * target.step)
+    fallen = (target.residual - residual) * (target.step * setup.unit)
+    moved = _centred(problem, over_root(root, fallen))
+    slope_there = root * residual * (target.step * setup.unit)
+    return _advance(setup, root, thresholds, point, slope, direction, moved), slope_there
+
+
+def _advance(setup: Setup, root: Any, thresholds: Any, point: Point, slope: Any, direction: Any, moved: Any) -> Point:
+    """The best of a few lengths of a step, the intercept following as the model has it. `slope` is ρ at the point, `moved` the predictions of
+    the direction."""
+    shift = intercept_change(setup.problem.intercept, root, slope, moved)
+    moved = moved + shift
+    lengths = np.asarray(LENGTHS, moved.dtype)
+    norms = norms_of(point.coef + lengths[:, None, None] * direction)
+    length, still = best_step(np.asarray(rounds.values_along(setup.problem, point.predictions, moved)) + norms @ thresholds)
+    if still:
+        return point
+    return Point(point.coef + length * direction, point.intercept + length * shift, point.predictions + length * moved)
 
 
 def polish(setup: Setup, place: Place, thresholds: np.ndarray, floor: float) -> Place:
     """Newton steps with exact gradients, and nothing else."""
     chosen, point, last = place
-    if chosen.scaled is None or not isinstance(setup.problem.loss, Squared):
-        chosen = _modelled(setup, chosen, point, floor)
-    own = np.where(chosen.used, thresholds[chosen.groups], 0.0)
+    own = np.where(chosen.used, thresholds[chosen.groups], 0)
+    if chosen.root is None or not isinstance(setup.problem.loss, Squared):
+        chosen = modelled(chosen, _root(setup, point, floor))
+    make(setup, chosen, point.coef.any(axis=1) | (own == 0))
     return Place(chosen, _exact_steps(setup, chosen, own, point, _EXACT_STEPS), last)
 
 
-def _modelled(setup: Setup, chosen: WorkingSet, at: Point, floor: float) -> WorkingSet:
-    """The set with the model of the loss at a point."""
-    root = rounds.roots(setup.problem, at.predictions, np.asarray(floor, setup.weights.dtype))
-    return chosen._replace(scaled=model(setup, chosen.blocks, root))
-
-
 def _exact_steps(setup: Setup, chosen: WorkingSet, thresholds: np.ndarray, point: Point, num_steps: int) -> Point:
-    scaled = chosen.scaled
-    assert scaled is not None
-    moving = (np.asarray(point.coef) != 0).any(axis=1) | (chosen.used & (thresholds == 0))
-    nothing = np.zeros(point.coef.shape, np.float32)  # exact steps have thresholds and coefficients of their own
-    few, _, support = _supporting(setup, scaled, nothing[:, 0], nothing, moving)
+    """Newton steps with the gradient, and the predictions it is of, in the arrays' own dtype: float32 ends at a gap of about 1e-6."""
+    problem, root = setup.problem, chosen.root
+    assert root is not None
+    support = np.flatnonzero(point.coef.any(axis=1) | (chosen.used & (thresholds == 0)))
+    few, own = compact(chosen, support, thresholds), thresholds[support]
     for _ in range(num_steps):
-        point = rounds.exact_newton_step(setup.problem, chosen.blocks, scaled.root, few, setup.unit, thresholds, point, support)
+        coef = point.coef[support]
+        point = point._replace(predictions=_centred(problem, combined(chosen.blocks, point.coef)) + point.intercept)
+        slope = np.asarray(rounds.residual(problem, point.predictions))
+        norms = norms_of(coef)
+        pull = (own / np.where(norms == 0, 1, norms))[:, None] * coef
+        descent = products(chosen.blocks, without_mean(problem.intercept, root, slope))[support] - pull
+        descent[(norms == 0) & (own > 0)] = 0
+        size = np.max(np.abs(descent), initial=0)
+        size = size if size > 0 else 1.0
+        target = model_target(problem.intercept, root, slope, own, setup.unit)
+        model = few._replace(thresholds=target.thresholds)
+        found = newton_direction(model, (coef / target.step).astype(np.float32), (descent / size).astype(np.float32))
+        direction = np.zeros_like(point.coef)
+        direction[support] = admissible(coef, found * (size / setup.unit**2), own)
+        # A step that improves the gradient need not show in the objective.
+        point = _advance(setup, root, thresholds, point, slope, direction, _centred(problem, combined(chosen.blocks, direction)))
     return point
 
 
-def _supporting(setup: Setup, scaled: Scaled, thresholds: Any, coef: Any, moving: np.ndarray) -> tuple[Model, Any, np.ndarray]:
-    """The model and the coefficients of the slots marked in `moving` [C], and their numbers [S]; of all slots, and no copy, where that is as many."""
-    support = np.flatnonzero(moving).astype(np.int32)
-    size = capacity(setup, len(support), coarse_below=_LARGE)
-    if size >= len(moving):
-        return Model(scaled.blocks, scaled.grams, scaled.bounds, thresholds), coef, np.arange(len(moving), dtype=np.int32)
-    support = padded(support, size, -1)
-    return *rounds.supporting(scaled, thresholds, coef, support), support
+def _root(setup: Setup, at: Point, floor: float) -> np.ndarray:
+    """h^½ of the loss at a point."""
+    return np.asarray(rounds.roots(setup.problem, at.predictions, np.asarray(floor, setup.weights.dtype)))
+
+
+def _centred(problem: Problem, predictions: np.ndarray) -> np.ndarray:
+    return predictions - predictions @ np.asarray(problem.design.shares) if problem.intercept else predictions
 
 
 def _entering(place: Place, thresholds: np.ndarray, error: float) -> bool:
     """Whether a group of the set that is zero is so far beyond its threshold that it matters to a gap of `error`."""
     chosen, point, last = place
     own = np.where(chosen.used, thresholds[chosen.groups], 0.0)
-    zero = (own > 0) & (np.asarray(point.coef) == 0).all(axis=1)
-    beyond = np.asarray(last.norms)[chosen.groups[zero]] / own[zero] - 1.0
+    zero = (own > 0) & ~point.coef.any(axis=1)
+    beyond = last.norms[chosen.groups[zero]] / own[zero] - 1.0
     return bool(np.max(beyond, initial=0.0) > _accuracy(own, place, error))
 
 
@@ -279,7 +346,7 @@ def _accuracy(thresholds: np.ndarray, place: Place, error: float) -> float:
 
     The gap is of the first order in it: the dual point shrinks by the worst of these, and its value by that share of the penalty.
     """
-    penalty = float(thresholds @ np.linalg.norm(np.asarray(place.point.coef), axis=1))
+    penalty = float(thresholds @ norms_of(place.point.coef))
     return _SHARE * error / penalty if penalty > 0 else 1.0
 
 
@@ -291,28 +358,54 @@ def check(setup: Setup, lam: np.ndarray, chosen: WorkingSet, point: Point) -> Pl
 def checks(setup: Setup, lams: np.ndarray, chosen: WorkingSet, points: list[Point]) -> list[Place]:
     """Points at several lams [B] refitted and certified in one pass."""
     # What is certified is what is returned: an empty slot returns nothing.
-    returned = tuple(point._replace(coef=np.where(chosen.used[:, None], point.coef, setup.weights.dtype.type(0))) for point in points)
-    at = rounds.refit(setup.problem, setup.target, chosen.blocks, returned, num_free=setup.num_free)
-    return _certified(setup, lams, chosen, at, rounds.gradients(setup.problem, at.point.predictions))
+    returned = [point._replace(coef=np.where(chosen.used[:, None], point.coef, 0)) for point in points]
+    refitted, at = _refitted(setup, chosen, returned)
+    return _certified(setup, lams, chosen, refitted, at, rounds.gradients(setup.problem, at.predictions))
 
 
-def _certified(setup: Setup, lams: np.ndarray, chosen: WorkingSet, at: Refit, gradients: jax.Array) -> list[Place]:
-    refitted = jax.tree.map(np.asarray, at.point)
-    coefs = np.stack([full(setup, chosen, coef)[:-1] for coef in refitted.coef])
-    without = at._replace(point=at.point._replace(coef=None))  # of another shape in every set
-    certified = rounds.certify(setup.problem, lams, setup.columns, setup.scale, coefs, without, gradients)
-    certified = jax.tree.map(np.asarray, certified)
+def _refitted(setup: Setup, chosen: WorkingSet, points: list[Point]) -> tuple[list[Point], Refit]:
+    """The points with predictions recomputed and what is unpenalised at its best."""
+    problem, count = setup.problem, setup.num_free
+    coefs, intercepts = np.stack([point.coef for point in points]), np.stack([point.intercept for point in points])
+    predictions = combined(chosen.blocks, coefs)
+    if count or problem.intercept:
+        blocks = chosen.blocks[:count]
+        at = rounds.refit(problem, setup.target, blocks, coefs[:, :count], intercepts, predictions, num_free=count)
+        at = jax.tree.map(np.asarray, at)
+        coefs[:, :count] = at.free
+    else:
+        nothing = np.zeros_like(intercepts)
+        at = Refit(coefs[:, :0], intercepts, predictions, predictions, nothing, nothing)
+    return [Point(*leaves) for leaves in zip(coefs, at.intercept, at.predictions, strict=True)], at
 
-    def one(k: int) -> Place:
-        return Place(chosen, *jax.tree.map(lambda leaf: leaf[k], (refitted, certified)))
 
-    return [one(k) for k in range(len(lams))]
+def _certified(setup: Setup, lams: np.ndarray, chosen: WorkingSet, points: list[Point], at: Refit, gradients: jax.Array) -> list[Place]:
+    sizes = np.append(setup.columns, 0)[chosen.rows]
+    coefs = np.stack([point.coef for point in points])
+    of_groups, weights = norms_of(coefs), np.where(chosen.used, setup.weights[chosen.groups], 0)
+    spreads = np.sqrt(np.sum((coefs * sizes) ** 2, axis=(1, 2)))
+    without = at._replace(free=None)  # of another shape for every problem
+    found = rounds.certify(setup.problem, lams, setup.scale, setup.bound, of_groups @ weights, spreads, without, gradients)
+    found, slopes = jax.tree.map(np.asarray, found), np.asarray(gradients)
+    places = []
+    for k, (lam, point) in enumerate(zip(lams, points, strict=True)):
+        # b_g = 0: how far ‖X_g' ρ‖ is beyond the threshold; else how far X_g' ρ is from the penalty's gradient.
+        beyond = np.maximum(found.norms[k] - lam * setup.weights, 0)
+        held = np.flatnonzero(of_groups[k] > 0)
+        rows = chosen.rows[held]
+        pull = np.where(rows < slopes.shape[1], slopes[k].take(rows, mode="clip"), 0)
+        away = norms_of(pull - (lam * weights[held] / of_groups[k, held])[:, None] * point.coef[held])
+        beyond[chosen.groups[held]] = away
+        violation = np.maximum(np.max(beyond), found.unbalanced[k])
+        certificate = Certificate(*(leaf[k] for leaf in found.certificate))
+        places.append(Place(chosen, point, Check(certificate, found.objective[k], violation, found.norms[k], at.centre[k])))
+    return places
 
 
 def solution(setup: Setup, ended: Run) -> Solution:
     """The answer in NumPy arrays, the intercept that of the design as it was given, not centred."""
     chosen, point, last = ended.place
-    coef: Any = full(setup, chosen, np.asarray(point.coef))[:-1]
+    coef: Any = full(setup, chosen, point.coef)[:-1]
     intercept: Any = np.asarray(point.intercept - last.centre)
     status: Any = np.int32(ended.status)
     one: Any = np.ones((), coef.dtype)
@@ -324,6 +417,6 @@ def solution(setup: Setup, ended: Run) -> Solution:
         "scale": scale,
         "num_steps": np.int32(ended.num_passes),
         "kkt": last.violation,
-        "num_active": np.sum((np.asarray(point.coef) != 0).any(axis=1)),
+        "num_active": np.sum((point.coef != 0).any(axis=1)),
     }
     return Solution(Coefficients(coef, intercept), status, stats, State(coef, intercept, coef, intercept, one, one))
