@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.group_lasso_cases import LONG_PATH_TOLS, Case, cases, random_cases
 from benchmarks.harness import NOT_RUN, Options, Report, run_peer
 from jaxsac import Groups, Status, designs, group_lasso
-from jaxsac.group_lasso import rounds
+from jaxsac.group_lasso import rounds, working_set
 
 TARGET = {"float64": 1e-6, "float32": 1e-4}
 TURNS = 3  # ours and the peers are timed in turns, so that what else the machine does falls on all
@@ -230,10 +230,10 @@ def compare(case: Case, options: Options, turns: int = TURNS) -> list[dict[str, 
 
 
 @contextlib.contextmanager
-def watched(names: tuple[str, ...]) -> Iterator[dict[str, list[float]]]:
-    """Seconds of every call of these pieces of the host-driven method, each waited for."""
+def watched(pieces: dict[Any, tuple[str, ...]]) -> Iterator[dict[str, list[float]]]:
+    """Seconds of every call of these pieces of the host-driven method, by module, each waited for."""
     spent: dict[str, list[float]] = collections.defaultdict(list)
-    plain = {name: getattr(rounds, name) for name in names}
+    plain = {(module, name): getattr(module, name) for module, names in pieces.items() for name in names}
 
     def watch(name, function):
         def call(*arguments, **keywords):
@@ -245,12 +245,12 @@ def watched(names: tuple[str, ...]) -> Iterator[dict[str, list[float]]]:
         return call
 
     try:
-        for name, function in plain.items():
-            setattr(rounds, name, watch(name, function))
+        for (module, name), function in plain.items():
+            setattr(module, name, watch(name, function))
         yield spent
     finally:
-        for name, function in plain.items():
-            setattr(rounds, name, function)
+        for (module, name), function in plain.items():
+            setattr(module, name, function)
 
 
 def where_the_time_goes(case: Case, options: Options) -> list[dict[str, Any]]:
@@ -261,9 +261,8 @@ def where_the_time_goes(case: Case, options: Options) -> list[dict[str, Any]]:
     floor = 2.0 * options.time({"product": lambda: product(X, r)})["product"].median
     solve()
     runs = 3 if options.smoke else 9
-    model = ("roots", "scale_blocks", "grams_of", "put", "widen")
-    steps = ("descent_step", "supporting", "model_newton_steps", "arrive", "exact_newton_step")
-    pieces = ("first_pass", "gather", *model, *steps, "refit", "gradients", "certify")
+    compiled = ("first_pass", "scales", "roots", "residual", "descend", "values_along", "refit", "gradients", "certify")
+    pieces = {rounds: compiled, working_set: ("exchanged", "make", "newton_steps", "newton_direction", "combined", "products")}
     with watched(pieces) as spent:
         start = time.perf_counter()
         for _ in range(runs):

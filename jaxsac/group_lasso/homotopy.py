@@ -13,7 +13,7 @@ import numpy as np
 from jaxsac.group_lasso.null import geometric
 from jaxsac.group_lasso.problem import Problem, with_lam
 from jaxsac.group_lasso.slots import Setup, full
-from jaxsac.group_lasso.working_set import Place, check, checks, grow, improve, run, set_up, solution
+from jaxsac.group_lasso.working_set import Place, check, checks, grow, improve, roughly, run, set_up, solution
 from jaxsac.losses import Squared
 from jaxsac.solution import Solution, Status
 
@@ -103,7 +103,8 @@ def _ahead(setup: Setup, place: Place, before: np.ndarray | None, values: np.nda
             start = np.where(both[:, None], now + np.asarray(share, now.dtype) * (now - earlier), now)
         # Where the curvature changes, so does the model, and descent on the last one takes a cycle more.
         cycles = 0 if isinstance(setup.problem.loss, Squared) else 1
-        place = improve(setup, place, lam * setup.weights, cycles=cycles, exact=False, ahead=start, stale=True)
+        place, slope = improve(setup, place, lam * setup.weights, cycles=cycles, exact=False, ahead=start, stale=True)
+        place = roughly(place, slope) if lam > lams[-1] else place
         earlier = now
         points.append(place.point)
     # A pass for fewer would be another program.

@@ -12,6 +12,7 @@ _MANY = 1 << 16
 _FIRST = 1024  # slots that a store has room for; what is not used is not touched either
 _VISITED = 128  # slots that the compiled descent sees; a size is a program
 _ALIGNED = 64  # bytes, or a compiled function would copy
+_RECORDS = 256  # gathered together: a column of more lies on too many pages
 _TOGETHER = 1 << 17  # numbers scaled together, that they stay in the cache
 
 
@@ -120,9 +121,9 @@ def make(setup: Setup, chosen: WorkingSet, wanted: np.ndarray) -> None:
         part: Any = blocks[some]
         if setup.problem.intercept:
             part = part - (part @ shares)[:, :, None]
-        own = np.empty(part.shape, np.float32) if isinstance(some, np.ndarray) else scaled[some]
-        np.multiply(part, factor, out=own, casting="same_kind")
-        scaled[some], grams[some] = own, own @ own.transpose(0, 2, 1)
+        scaled[some] = part * factor
+        own = scaled[some]
+        grams[some] = own @ own.transpose(0, 2, 1)
     bounds[slots] = eigenvalue_bounds(grams[slots])
     made[slots] = True
 
@@ -189,12 +190,13 @@ def rows_of(setup: Setup, groups: np.ndarray) -> np.ndarray:
 
 
 def _fill(setup: Setup, chosen: WorkingSet, slots: np.ndarray) -> None:
-    columns = chosen.rows[slots]
-    inside = columns < setup.matrix.shape[1]
-    gathered = setup.matrix.T[np.where(inside, columns, 0)]
-    if not inside.all():
-        gathered[~inside] = 0
-    chosen.store.blocks[slots] = gathered
+    columns, num_columns = chosen.rows[slots], setup.matrix.shape[1]
+    inside = np.minimum(columns, num_columns - 1)
+    for start in range(0, len(setup.matrix), _RECORDS):
+        part = slice(start, start + _RECORDS)
+        chosen.store.blocks[slots, :, part] = setup.matrix[part].T[inside]
+    padding = np.nonzero(columns == num_columns)
+    chosen.store.blocks[slots[padding[0]], padding[1]] = 0
     chosen.store.made[slots] = False
 
 

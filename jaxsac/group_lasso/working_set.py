@@ -152,7 +152,7 @@ def run(setup: Setup, lam: np.ndarray, max_passes: int, place: Place, num_passes
         if near and not _entering(place, thresholds, setup.tol * scale):
             place = polish(setup, grown, thresholds, floor)
         else:
-            place = improve(setup, grown, thresholds, cycles=min(num_passes + 1, _CYCLES), exact=True, floor=floor)
+            place, _ = improve(setup, grown, thresholds, cycles=min(num_passes + 1, _CYCLES), exact=True, floor=floor)
         place = check(setup, lam, place.set, place.point)
         num_passes += 1
 
@@ -194,11 +194,12 @@ def improve(
     ahead: np.ndarray | None = None,
     stale: bool = False,
     floor: float = _FLOOR,
-) -> Place:
+) -> tuple[Place, np.ndarray]:
     """Descent on the quadratic model with `cycles` extrapolations, from the coefficients `ahead`, and Newton steps on its support
-    and on the groups that may enter it, all in float32; then a Newton step with an exact gradient if `exact`, or if it is needed.
+    and on the groups that may enter it, all in float32; then a Newton step with an exact gradient if `exact`, or if it is needed. Returns the
+    place and, roughly, ρ there.
 
-    `place` is checked, but for groups that have come in with zeros, or comes from this function, at another lam. `stale`: the model of
+    `place` is checked, but for groups that have come in with zeros, or comes from `roughly`, at another lam. `stale`: the model of
     the last round will do for the descent.
     """
     chosen, point, last = place
@@ -227,9 +228,14 @@ def improve(
         point, slope = _turn(setup, chosen, thresholds, point, point.coef, order[:0], None, expected, accuracy)
     if exact:
         point = _exact_steps(setup, chosen, thresholds, point, 1)
-    rough = last.norms.copy()
-    rough[chosen.groups[used]] = norms_of(products(chosen.blocks, slope))[used]
-    return Place(chosen, point, last._replace(norms=rough))
+    return Place(chosen, point, last), slope
+
+
+def roughly(place: Place, slope: np.ndarray) -> Place:
+    """The place with ‖X_g' ρ‖ of the set's groups as the model has them, `slope` being ρ there, until a pass says better."""
+    chosen, used, norms = place.set, place.set.used, place.check.norms.copy()
+    norms[chosen.groups[used]] = norms_of(products(chosen.blocks, slope))[used]
+    return place._replace(check=place.check._replace(norms=norms))
 
 
 def _turn(
@@ -262,7 +268,7 @@ def _turn(
         descended = rounds.descend(scaled, bounds, np.pad(target.thresholds, (0, room)), padded[0], residual, padded[1], count, cycles_)
         end, residual = np.asarray(descended[0])[: len(end)], np.asarray(descended[1])
     if expected is not None:
-        support = np.flatnonzero(expected | end.any(axis=1))
+        support = _listed(chosen, expected | end.any(axis=1))
         own, residual = newton_steps(compact(chosen, support, target.thresholds), end[support], residual, accuracy, _NEWTON_STEPS)
         end = end.copy()
         end[support] = own
@@ -301,7 +307,7 @@ def _exact_steps(setup: Setup, chosen: WorkingSet, thresholds: np.ndarray, point
     """Newton steps with the gradient, and the predictions it is of, in the arrays' own dtype: float32 ends at a gap of about 1e-6."""
     problem, root = setup.problem, chosen.root
     assert root is not None
-    support = np.flatnonzero(point.coef.any(axis=1) | (chosen.used & (thresholds == 0)))
+    support = _listed(chosen, point.coef.any(axis=1) | (chosen.used & (thresholds == 0)))
     few, own = compact(chosen, support, thresholds), thresholds[support]
     for _ in range(num_steps):
         coef = point.coef[support]
@@ -318,9 +324,17 @@ def _exact_steps(setup: Setup, chosen: WorkingSet, thresholds: np.ndarray, point
         found = newton_direction(model, (coef / target.step).astype(np.float32), (descent / size).astype(np.float32))
         direction = np.zeros_like(point.coef)
         direction[support] = admissible(coef, found * (size / setup.unit**2), own)
-        # A step that improves the gradient need not show in the objective.
-        point = _advance(setup, root, thresholds, point, slope, direction, _centred(problem, combined(chosen.blocks, direction)))
+        # Their sum in float32 will do to find a length: predictions are recomputed after it.
+        moved = over_root(root, combined(few.blocks, (direction[support] / target.step).astype(np.float32)) * (target.step * setup.unit))
+        point = _advance(setup, root, thresholds, point, slope, direction, _centred(problem, moved))
     return point
+
+
+def _listed(chosen: WorkingSet, marked: np.ndarray) -> np.ndarray:
+    """The marked slots; or all, which are no copy, where most are marked and the model is made on all."""
+    slots = np.flatnonzero(marked)
+    many = 4 * len(slots) > 3 * len(marked) and bool(np.all(chosen.store.made[: len(marked)] | ~chosen.used))
+    return np.arange(len(marked)) if many else slots
 
 
 def _root(setup: Setup, at: Point, floor: float) -> np.ndarray:
