@@ -394,7 +394,7 @@ def _refitted(setup: Setup, chosen: WorkingSet, points: list[Point]) -> tuple[li
 
 
 def _certified(setup: Setup, lams: np.ndarray, chosen: WorkingSet, points: list[Point], at: Refit, gradients: jax.Array) -> list[Place]:
-    sizes = np.append(setup.columns, 0)[chosen.rows]
+    sizes = np.append(setup.columns, np.zeros_like(setup.columns[:1]))[chosen.rows]
     coefs = np.stack([point.coef for point in points])
     of_groups, weights = norms_of(coefs), np.where(chosen.used, setup.weights[chosen.groups], 0)
     spreads = np.sqrt(np.sum((coefs * sizes) ** 2, axis=(1, 2)))
