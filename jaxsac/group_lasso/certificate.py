@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsac._iterate import Certificate
-from jaxsac.group_lasso.free import FreeFit, fit_free
+from jaxsac.group_lasso.free import fit_free
 from jaxsac.group_lasso.problem import Coefficients, Problem, when
 from jaxsac.group_lasso.rounding import sizes, spread
 from jaxsac.prox import group_norms
@@ -17,6 +17,16 @@ _OF_PULL = 2.0
 _OF_WHOLE = 0.25  # of a dual value that is linear in its scale
 _OF_ROOT = 8.0  # of a dual norm that is found by Newton steps
 _FREE_STEPS = 6
+
+
+class Pulls(NamedTuple):
+    """What a gap takes of the coefficients [p] and of X' ρ [p]."""
+
+    penalty: jax.Array  # lam Ω(b)
+    ridge: Any  # ridge ‖b‖²
+    spread: jax.Array  # see `rounding.spread`
+    worst: jax.Array  # Ω*(X' ρ − ridge b) over what is penalised
+    bound: jax.Array  # of Ω* of the columns' sizes, over what is penalised
 
 
 def duality_gap(problem: Problem, point: Coefficients, *, columns: jax.Array, scale: jax.Array, target: jax.Array) -> Certificate:
@@ -37,35 +47,16 @@ def duality_gap(problem: Problem, point: Coefficients, *, columns: jax.Array, sc
             jnp.any(free), lambda: problem.design.predict(jnp.where(free, fit.point.coef, 0.0)), jnp.zeros_like(predictions)
         )
 
+    # In general s Ω*(X' ρ − ridge b) ≤ lam, Ω* being the dual norm of all that lam multiplies; the ridge is one more quadratic loss.
     gradient = problem.design.adjoint(problem.residual(fit.predictions))
-    return gap_after_refit(problem, objective, fit, penalised, gradient, columns=columns, scale=scale)
-
-
-class Pulls(NamedTuple):
-    """What a gap takes of the coefficients [p] and of X' ρ [p]."""
-
-    penalty: jax.Array  # lam Ω(b)
-    ridge: Any  # ridge ‖b‖²
-    spread: jax.Array  # see `rounding.spread`
-    worst: jax.Array  # Ω*(X' ρ − ridge b) over what is penalised
-    bound: jax.Array  # of Ω* of the columns' sizes, over what is penalised
-
-
-def gap_after_refit(
-    problem: Problem, objective: jax.Array, fit: FreeFit, penalised: jax.Array, gradient: jax.Array, *, columns: jax.Array, scale: jax.Array
-) -> Certificate:
-    """The gap at a refitted point: `gradient` is X' ρ there, `penalised` the part of its predictions with a penalty.
-
-    In general s Ω*(X' ρ − ridge b) ≤ lam, Ω* being the dual norm of all that lam multiplies; the ridge is one more quadratic loss.
-    """
-    free, norms, coef = problem.free, problem.whole_penalty, fit.point.coef
-    gradient = gradient if problem.ridge is None else gradient - problem.ridge * coef
+    gradient = gradient if problem.ridge is None else gradient - problem.ridge * fit.point.coef
+    norms = problem.whole_penalty
     pulls = Pulls(
-        penalty=problem.penalty(coef),
-        ridge=0.0 if problem.ridge is None else problem.ridge * jnp.sum(coef**2),
-        spread=spread(columns, coef),
-        worst=norms.dual_norm(jnp.where(free, 0.0, gradient)),
-        bound=norms.dual_norm_bound(jnp.where(free, 0.0, columns)),
+        penalty=problem.penalty(fit.point.coef),
+        ridge=0.0 if problem.ridge is None else problem.ridge * jnp.sum(fit.point.coef**2),
+        spread=spread(columns, fit.point.coef),
+        worst=norms.dual_norm(jnp.where(problem.free, 0.0, gradient)),
+        bound=norms.dual_norm_bound(jnp.where(problem.free, 0.0, columns)),
     )
     return gap_from(problem, objective, fit.predictions, fit.remaining, penalised, pulls, scale)
 

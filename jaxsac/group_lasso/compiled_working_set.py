@@ -6,6 +6,7 @@ that no group is ever left out; only the Newton steps gather columns, to a fixed
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,6 @@ from jaxsac.group_lasso.problem import Coefficients, Problem
 from jaxsac.group_lasso.quadratic import (
     LENGTHS,
     Point,
-    Scaled,
     best_step,
     column_unit,
     intercept_change,
@@ -40,6 +40,15 @@ _NEWTON_STEPS = 1  # in a sweep
 _FLOOR = 1e-3  # of a record's curvature, relative to its bound
 _WORTHWHILE = 1 << 15  # numbers in X below which the plain loop compiles sooner and runs as fast
 _GATHERED = 1 << 24  # numbers in the support's columns, at most
+
+
+class Scaled(NamedTuple):
+    """h^½ X_g / unit in float32, their Gram matrices and bounds, and h^½: the quadratic model, but for what changes with the point."""
+
+    blocks: jax.Array
+    grams: jax.Array
+    bounds: jax.Array
+    root: jax.Array
 
 
 def applies(problem: Problem) -> bool:

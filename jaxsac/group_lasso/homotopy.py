@@ -94,7 +94,7 @@ def _ahead(setup: Setup, place: Place, before: np.ndarray | None, values: np.nda
     chosen, point = grow(setup, place, _kept(setup, last, lams.min()), len(setup.weights))
     earlier = None if before is None else before[chosen.rows]
     place, points = Place(chosen, point, place.check), []
-    for lam, at, one_earlier in zip(lams, values[which.start - 1 :], [None, *values][which.start - 1 :], strict=False):
+    for k, (lam, at, one_earlier) in enumerate(zip(lams, values[which.start - 1 :], [None, *values][which.start - 1 :], strict=False)):
         now = place.point.coef
         share = 0.0 if one_earlier is None or one_earlier == at else min((at - lam) / (one_earlier - at), _FURTHEST)
         start = None
@@ -104,7 +104,7 @@ def _ahead(setup: Setup, place: Place, before: np.ndarray | None, values: np.nda
         # Where the curvature changes, so does the model, and descent on the last one takes a cycle more.
         cycles = 0 if isinstance(setup.problem.loss, Squared) else 1
         place, slope = improve(setup, place, lam * setup.weights, cycles=cycles, exact=False, ahead=start, stale=True)
-        place = roughly(place, slope) if lam > lams[-1] else place
+        place = roughly(place, slope) if k + 1 < len(lams) else place
         earlier = now
         points.append(place.point)
     # A pass for fewer would be another program.

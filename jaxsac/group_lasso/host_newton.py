@@ -39,7 +39,7 @@ def newton_steps(few: Model, coef: np.ndarray, residual: np.ndarray, accuracy: f
 
 
 def norms_of(blocks: np.ndarray) -> np.ndarray:
-    """‖b_g‖ [..., S] of blocks [..., S, q]."""
+    """‖b_g‖ [..., S] of blocks [..., S, q] in the units of the model; see `slots.sizes_of` for others."""
     return np.sqrt(np.einsum("...q,...q->...", blocks, blocks))
 
 
@@ -87,10 +87,10 @@ def newton_direction(few: Model, coef: np.ndarray, descent: np.ndarray, toleranc
     moving = (norms > 0) | (few.thresholds == 0)
     bend = few.thresholds / np.where(norms == 0, np.float32(np.inf), norms)
     unit = coef / np.where(norms == 0, np.float32(1), norms)[:, None]
-    bent = bend[:, None] * unit
-    own = few.grams - bent[:, :, None] * unit[:, None, :]
-    diagonal = own.reshape(num_groups, -1)[:, :: size + 1]
-    diagonal += bend[:, None]
+    # As one difference: what bends would drown the rest in float32 where a group is nearly zero.
+    bends = bend[:, None, None] * (np.eye(size, dtype=coef.dtype) - unit[:, :, None] * unit[:, None, :])
+    own = few.grams + bends
+    diagonal = own.reshape(num_groups, size * size)[:, :: size + 1]
     traces = diagonal.sum(axis=1)
     diagonal += np.where(traces > 0, np.float32(1e-6) * traces + np.float32(1e-30), np.float32(1))[:, None]
     try:
@@ -98,13 +98,12 @@ def newton_direction(few: Model, coef: np.ndarray, descent: np.ndarray, toleranc
     except np.linalg.LinAlgError:
         return np.full_like(coef, np.nan)
     inverse[~moving] = 0
-    mask, bend = np.repeat(moving, size), np.repeat(bend, size)
+    mask = np.repeat(moving, size)
 
     def product(v):
         image = flat @ (v @ flat)
+        image += np.einsum("gab,gb->ga", bends, v.reshape(coef.shape)).reshape(-1)
         image *= mask
-        image += bend * v
-        image -= (bent * np.einsum("gq,gq->g", unit, v.reshape(coef.shape))[:, None]).reshape(-1)
         return image
 
     def precondition(v):

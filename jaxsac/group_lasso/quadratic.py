@@ -15,15 +15,6 @@ LENGTHS = (1.0, 0.5, 0.25, 0.1, 0.03, 0.0)  # of a step; 0 takes it back
 _NOISE = 16.0  # multiples of eps that objectives may differ by
 
 
-class Scaled(NamedTuple):
-    """h^½ X_g / unit in float32, their Gram matrices and bounds, and h^½: the quadratic model, but for what changes with the point."""
-
-    blocks: Any
-    grams: Any
-    bounds: Any
-    root: Any
-
-
 class Point(NamedTuple):
     """Coefficients of some groups [C, q], the (centred) intercept, and the predictions [T]."""
 

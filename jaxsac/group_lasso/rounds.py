@@ -78,20 +78,20 @@ def scales(problem: Problem, columns: jax.Array, null: jax.Array) -> tuple[jax.A
 
 @functools.partial(jax.jit, static_argnames="num_free")
 def refit(
-    problem: Problem, target: jax.Array, blocks: jax.Array, coefs: jax.Array, intercepts: jax.Array, combined: jax.Array, *, num_free: int
+    problem: Problem, target: jax.Array, blocks: jax.Array, coefs: jax.Array, intercepts: jax.Array, sums: jax.Array, *, num_free: int
 ) -> Refit:
     """Refit the `num_free` unpenalised groups, whose columns are `blocks` [F, q, T], and the intercept, of several points: their coefficients
-    of those groups [B, F, q], intercepts [B], and X b [B, T], not centred; lam does not matter."""
+    of those groups [B, F, q], intercepts [B], and X b [B, T] `sums`, not centred; lam does not matter."""
     free = blocks.reshape(-1, blocks.shape[2])
     design = Dense(free.T)
     here = dataclasses.replace(problem, design=Centred(design, problem.design.shares) if problem.intercept else design)
 
-    def one(coef: jax.Array, intercept: jax.Array, combined: jax.Array) -> Refit:
-        mean = problem.design.mean(combined) if problem.intercept else jnp.zeros_like(target)
+    def one(coef: jax.Array, intercept: jax.Array, own: jax.Array) -> Refit:
+        mean = problem.design.mean(own) if problem.intercept else jnp.zeros_like(target)
         fit = fit_free(
             here,
             Coefficients(coef.reshape(-1), intercept),
-            combined - mean + intercept,
+            own - mean + intercept,
             jnp.ones(len(free), bool) if num_free else None,
             columns=jnp.sqrt(jnp.sum(problem.sample_weight[None] * free**2, axis=1)),
             target=target,
@@ -105,7 +105,7 @@ def refit(
                 centre = mean + problem.design.mean(design.predict(fit.point.coef - coef.reshape(-1)))
         return Refit(fit.point.coef.reshape(coef.shape), fit.point.intercept, fit.predictions, penalised, fit.remaining, centre)
 
-    return jax.vmap(one)(coefs, intercepts, combined)
+    return jax.vmap(one)(coefs, intercepts, sums)
 
 
 @jax.jit
@@ -133,6 +133,11 @@ def certify(
         return Verdict(certificate, objective, norms, unbalanced)
 
     return jax.vmap(one)(lams, penalties, spreads, at, gradients)
+
+
+@jax.jit
+def value(problem: Problem, predictions: jax.Array) -> jax.Array:
+    return problem.smooth_value(predictions)
 
 
 @jax.jit

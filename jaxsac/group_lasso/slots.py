@@ -9,7 +9,7 @@ from jaxsac.group_lasso.problem import Problem
 
 _SMALLEST, _SMALLEST_OF_MANY = 32, 8  # groups of a set, and where they are of many numbers
 _MANY = 1 << 16
-_FIRST = 1024  # slots that a store has room for; what is not used is not touched either
+_ROOM = 1024  # slots of a store; the system gives the memory where it is first written
 _VISITED = 128  # slots that the compiled descent sees; a size is a program
 _ALIGNED = 64  # bytes, or a compiled function would copy
 _RECORDS = 256  # gathered together: a column of more lies on too many pages
@@ -46,7 +46,8 @@ class Store(NamedTuple):
 
 class WorkingSet(NamedTuple):
     """Slots for some groups, the unpenalised ones first: which group [C] (−1: empty), its rows of coefficients [C, q], and their store, whose
-    empty slots hold zeros. `root` is h^½ [T] of the model, None where there is none yet."""
+    empty slots hold zeros. `root` is h^½ [T] of the model, None where there is none yet. `exchanged` and `modelled` consume a set: what they
+    return has the same store, changed."""
 
     groups: np.ndarray
     rows: np.ndarray
@@ -68,7 +69,7 @@ class WorkingSet(NamedTuple):
 
 def working_set(setup: Setup, groups: np.ndarray) -> WorkingSet:
     """A set of its own with these groups."""
-    store = _store(setup, max(_FIRST, len(groups)))
+    store = _store(setup, max(_ROOM, len(groups)))
     slots = groups if len(groups) else np.full(1, -1, np.int32)
     chosen = WorkingSet(slots, rows_of(setup, slots), store, None)
     _fill(setup, chosen, np.arange(len(groups)))
@@ -76,7 +77,8 @@ def working_set(setup: Setup, groups: np.ndarray) -> WorkingSet:
 
 
 def exchanged(setup: Setup, chosen: WorkingSet, members: np.ndarray) -> WorkingSet:
-    """The set with these groups instead, in the same memory: those that stay keep their slots, and only what is new is gathered."""
+    """The set with these groups instead, in the same memory: those that stay keep their slots, and only what is new is gathered.
+    Consumes `chosen`."""
     stays = chosen.used & np.isin(chosen.groups, members)
     fresh = np.setdiff1d(members, chosen.groups[stays], assume_unique=True).astype(np.int32)
     # Slots that were left come first; what is not taken again is emptied.
@@ -100,7 +102,7 @@ def exchanged(setup: Setup, chosen: WorkingSet, members: np.ndarray) -> WorkingS
 
 
 def modelled(chosen: WorkingSet, root: np.ndarray) -> WorkingSet:
-    """The set with the quadratic model in which h^½ is `root`; it is made where `make` asks for it."""
+    """The set with the quadratic model in which h^½ is `root`; it is made where `make` asks for it. Consumes `chosen`."""
     chosen.store.made[:] = False
     return chosen._replace(root=root)
 
@@ -148,7 +150,7 @@ def visited(chosen: WorkingSet) -> tuple[np.ndarray, np.ndarray]:
     return chosen.store.scaled[:size], chosen.store.bounds[:size]
 
 
-def compact(chosen: WorkingSet, slots: np.ndarray, thresholds: np.ndarray) -> Model:
+def model_on(chosen: WorkingSet, slots: np.ndarray, thresholds: np.ndarray) -> Model:
     """The model on some slots, contiguous: for many products."""
     every = len(slots) == len(chosen.groups)
     part: Any = slice(len(slots)) if every else slots
@@ -161,6 +163,13 @@ def combined(blocks: np.ndarray, coef: np.ndarray) -> np.ndarray:
     if 3 * len(nonzero) < len(blocks):  # else the copy takes as long as the products
         blocks, coef = blocks[nonzero], coef[..., nonzero, :]
     return coef.reshape(*coef.shape[:-2], -1) @ blocks.reshape(-1, blocks.shape[2])
+
+
+def sizes_of(coef: np.ndarray) -> np.ndarray:
+    """‖b_g‖ [..., C] of coefficients [..., C, q], right at every scale of the dtype."""
+    scale = np.max(np.abs(coef), axis=-1, keepdims=True, initial=0)
+    parts = coef / np.where((scale > 0) & np.isfinite(scale), scale, 1)
+    return np.where(scale > 0, scale, 1)[..., 0] * np.sqrt(np.einsum("...q,...q->...", parts, parts))
 
 
 def products(blocks: np.ndarray, vector: np.ndarray) -> np.ndarray:

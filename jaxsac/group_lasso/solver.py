@@ -87,6 +87,8 @@ def solve(
     if state is not None:
         check_shape("state.coef", state.coef, (groups.num_coefficients,))
         check_shape("state.intercept", state.intercept, problem.offset.shape[1:])
+        if not intercept:
+            state = state._replace(intercept=jnp.zeros_like(state.intercept), previous_intercept=jnp.zeros_like(state.previous_intercept))
     max_steps = step_limit(max_steps)
     # Outside jit the values that are differentiated are known: they are solved on the host as any others.
     still, tol, state = lax.stop_gradient((problem, tol, state))

@@ -15,13 +15,27 @@ from jaxsac._iterate import Certificate
 from jaxsac.designs import Dense
 from jaxsac.group_lasso import rounds
 from jaxsac.group_lasso.fista import State
-from jaxsac.group_lasso.host_newton import newton_direction, newton_steps, norms_of
+from jaxsac.group_lasso.host_newton import newton_direction, newton_steps
 from jaxsac.group_lasso.newton import admissible
 from jaxsac.group_lasso.null import refit_target
 from jaxsac.group_lasso.problem import Coefficients, Problem
 from jaxsac.group_lasso.quadratic import LENGTHS, Point, best_step, intercept_change, model_target, over_root, uncentred, without_mean
 from jaxsac.group_lasso.rounds import Refit
-from jaxsac.group_lasso.slots import Setup, WorkingSet, capacity, combined, compact, exchanged, full, make, modelled, products, visited, working_set
+from jaxsac.group_lasso.slots import (
+    Setup,
+    WorkingSet,
+    capacity,
+    combined,
+    exchanged,
+    full,
+    make,
+    model_on,
+    modelled,
+    products,
+    sizes_of,
+    visited,
+    working_set,
+)
 from jaxsac.losses import Squared
 from jaxsac.solution import Solution, Status
 
@@ -97,14 +111,14 @@ def set_up(problem: Problem, tol: float) -> tuple[Setup, Place]:
     else:
         rows = np.arange(groups.num_coefficients, dtype=np.int32).reshape(groups.num_groups, groups.max_size)
     free = np.flatnonzero(weights == 0).astype(np.int32)
-    empty = np.ones((), weights.dtype)  # for what is not known yet, and does not matter to the null model; nor does its lam
     matrix = np.asarray(uncentred(problem).matrix)
-    setup = Setup(problem, tol, matrix, rows, weights, len(free), empty, empty, empty, empty, empty)
+    nothing = np.zeros(len(matrix), weights.dtype)
+    at_zero = float(rounds.value(problem, nothing)) if len(free) or problem.intercept else 0.0
+    target = np.asarray(4.0 * at_zero * np.finfo(weights.dtype).eps ** 2, weights.dtype)
+    later: Any = np.ones((), weights.dtype)  # what the null model will tell, and does not matter to it; nor does its lam
+    setup = Setup(problem, tol, matrix, rows, weights, len(free), columns=later, bound=later, unit=later, scale=later, target=target)
     chosen = working_set(setup, free)
-    zeros = Point(np.zeros(chosen.rows.shape, weights.dtype), empty * 0, np.zeros(len(matrix), weights.dtype))
-    if len(free) or problem.intercept:
-        at_zero = float(rounds.values_along(problem, zeros.predictions, zeros.predictions)[0])
-        setup = setup._replace(target=np.asarray(4.0 * at_zero * np.finfo(weights.dtype).eps ** 2, weights.dtype))
+    zeros = Point(np.zeros(chosen.rows.shape, weights.dtype), np.zeros((), weights.dtype), nothing)
     points, at = _refitted(setup, chosen, [zeros])
     columns, gradients = rounds.first_pass(problem, at.predictions)
     scale, unit, bound = map(np.asarray, rounds.scales(problem, columns, at.predictions[0]))
@@ -218,7 +232,7 @@ def improve(
     expected = nonzero | (strength > 1.0) | free
     if chosen.root is None or not (quadratic or stale):
         chosen = modelled(chosen, _root(setup, point, floor))
-    make(setup, chosen, used if quadratic else matter | expected)
+    make(setup, chosen, used if quadratic else matter)
     if quadratic:
         point, slope = _turn(setup, chosen, thresholds, point, begin, order, cycles or None, expected, accuracy)
     else:
@@ -234,7 +248,7 @@ def improve(
 def roughly(place: Place, slope: np.ndarray) -> Place:
     """The place with ‖X_g' ρ‖ of the set's groups as the model has them, `slope` being ρ there, until a pass says better."""
     chosen, used, norms = place.set, place.set.used, place.check.norms.copy()
-    norms[chosen.groups[used]] = norms_of(products(chosen.blocks, slope))[used]
+    norms[chosen.groups[used]] = sizes_of(products(chosen.blocks, slope))[used]
     return place._replace(check=place.check._replace(norms=norms))
 
 
@@ -269,7 +283,7 @@ def _turn(
         end, residual = np.asarray(descended[0])[: len(end)], np.asarray(descended[1])
     if expected is not None:
         support = _listed(chosen, expected | end.any(axis=1))
-        own, residual = newton_steps(compact(chosen, support, target.thresholds), end[support], residual, accuracy, _NEWTON_STEPS)
+        own, residual = newton_steps(model_on(chosen, support, target.thresholds), end[support], residual, accuracy, _NEWTON_STEPS)
         end = end.copy()
         end[support] = own
     # Differences of float32 numbers, so that what did not move does not move by a rounding; what became zero becomes exactly that.
@@ -286,7 +300,7 @@ def _advance(setup: Setup, root: Any, thresholds: Any, point: Point, slope: Any,
     shift = intercept_change(setup.problem.intercept, root, slope, moved)
     moved = moved + shift
     lengths = np.asarray(LENGTHS, moved.dtype)
-    norms = norms_of(point.coef + lengths[:, None, None] * direction)
+    norms = sizes_of(point.coef + lengths[:, None, None] * direction)
     length, still = best_step(np.asarray(rounds.values_along(setup.problem, point.predictions, moved)) + norms @ thresholds)
     if still:
         return point
@@ -308,12 +322,12 @@ def _exact_steps(setup: Setup, chosen: WorkingSet, thresholds: np.ndarray, point
     problem, root = setup.problem, chosen.root
     assert root is not None
     support = _listed(chosen, point.coef.any(axis=1) | (chosen.used & (thresholds == 0)))
-    few, own = compact(chosen, support, thresholds), thresholds[support]
+    few, own = model_on(chosen, support, thresholds), thresholds[support]
     for _ in range(num_steps):
         coef = point.coef[support]
         point = point._replace(predictions=_centred(problem, combined(chosen.blocks, point.coef)) + point.intercept)
         slope = np.asarray(rounds.residual(problem, point.predictions))
-        norms = norms_of(coef)
+        norms = sizes_of(coef)
         pull = (own / np.where(norms == 0, 1, norms))[:, None] * coef
         descent = products(chosen.blocks, without_mean(problem.intercept, root, slope))[support] - pull
         descent[(norms == 0) & (own > 0)] = 0
@@ -360,7 +374,7 @@ def _accuracy(thresholds: np.ndarray, place: Place, error: float) -> float:
 
     The gap is of the first order in it: the dual point shrinks by the worst of these, and its value by that share of the penalty.
     """
-    penalty = float(thresholds @ norms_of(place.point.coef))
+    penalty = float(thresholds @ sizes_of(place.point.coef))
     return _SHARE * error / penalty if penalty > 0 else 1.0
 
 
@@ -396,7 +410,7 @@ def _refitted(setup: Setup, chosen: WorkingSet, points: list[Point]) -> tuple[li
 def _certified(setup: Setup, lams: np.ndarray, chosen: WorkingSet, points: list[Point], at: Refit, gradients: jax.Array) -> list[Place]:
     sizes = np.append(setup.columns, np.zeros_like(setup.columns[:1]))[chosen.rows]
     coefs = np.stack([point.coef for point in points])
-    of_groups, weights = norms_of(coefs), np.where(chosen.used, setup.weights[chosen.groups], 0)
+    of_groups, weights = sizes_of(coefs), np.where(chosen.used, setup.weights[chosen.groups], 0)
     spreads = np.sqrt(np.sum((coefs * sizes) ** 2, axis=(1, 2)))
     without = at._replace(free=None)  # of another shape for every problem
     found = rounds.certify(setup.problem, lams, setup.scale, setup.bound, of_groups @ weights, spreads, without, gradients)
@@ -408,7 +422,7 @@ def _certified(setup: Setup, lams: np.ndarray, chosen: WorkingSet, points: list[
         held = np.flatnonzero(of_groups[k] > 0)
         rows = chosen.rows[held]
         pull = np.where(rows < slopes.shape[1], slopes[k].take(rows, mode="clip"), 0)
-        away = norms_of(pull - (lam * weights[held] / of_groups[k, held])[:, None] * point.coef[held])
+        away = sizes_of(pull - (lam * weights[held] / of_groups[k, held])[:, None] * point.coef[held])
         beyond[chosen.groups[held]] = away
         violation = np.maximum(np.max(beyond), found.unbalanced[k])
         certificate = Certificate(*(leaf[k] for leaf in found.certificate))

@@ -70,6 +70,18 @@ def test_a_direction_solves_the_newton_equations_of_what_moves(on_host):
     assert np.linalg.norm(found[moving] - exact) <= 0.1 * np.linalg.norm(exact)
 
 
+def test_a_group_of_one_that_is_nearly_zero_does_not_spoil_the_direction():
+    """Of a single coefficient the penalty has no curvature, however near to zero it is."""
+    rng = np.random.default_rng(0)
+    blocks = rng.normal(size=(8, 1, 40)).astype(np.float32) / 6
+    coef = np.where(np.arange(8) < 3, 1e-8, 1.0).astype(np.float32)[:, None]
+    descent = rng.normal(size=(8, 1)).astype(np.float32)
+    model = Model(blocks, *gram_matrices(jnp.asarray(blocks)), np.ones(8, np.float32))
+    found = host_newton.newton_direction(jax.tree.map(np.asarray, model), coef, descent, 1e-3)
+    exact = np.linalg.solve(blocks[:, 0] @ blocks[:, 0].T, descent)
+    np.testing.assert_allclose(found, exact, atol=0.01 * np.linalg.norm(exact))
+
+
 @FORMS
 def test_steps_in_float32_go_below_the_rounding_of_the_objective(on_host):
     """Where a step no longer shows in the objective, it must still be taken: the gradient decides what is certified."""

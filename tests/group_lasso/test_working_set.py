@@ -101,7 +101,7 @@ def test_units_do_not_matter():
 @pytest.mark.parametrize("intercept", [False, True], ids=["", "intercept"])
 def test_groups_come_and_go_in_their_slots(intercept, monkeypatch):
     """However the set changes, each slot holds the columns of its group, and their model; what stays does not move, also in a new store."""
-    monkeypatch.setattr(slots, "_FIRST", 40)
+    monkeypatch.setattr(slots, "_ROOM", 40)
     X, y, _ = problem(0, "squared", EQUAL, jnp.float64)
     at = solver._problem(X, y, EQUAL, 1.0, "squared", jnp.ones(G).at[jnp.asarray([3, 17])].set(0), None, None, intercept)
     setup, _ = working_set.set_up(at, 1e-6)
@@ -203,6 +203,44 @@ def test_the_first_pass(loss):
     expected = (A - (c @ A) / c.sum()).T @ residual
     np.testing.assert_allclose(gradient[0], expected, atol=1e-12)
     np.testing.assert_allclose(rounds.gradients(at, predictions)[0], expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("loss", ["squared", "logistic"])
+def test_a_start_that_has_to_become_nothing(loss):
+    """Steps on an empty support: from coefficients above lam_max, on a rising path, and just below lam_max to a fine tolerance."""
+    X, y, _ = problem(0, loss, EQUAL, jnp.float64)
+    largest = group_lasso.lam_max(X, y, EQUAL, loss=loss)
+    start = group_lasso.solve(X, y, EQUAL, 0.5 * largest, loss=loss)
+    above = group_lasso.solve(X, y, EQUAL, 1.5 * largest, loss=loss, state=start.state).check()
+    rising = group_lasso.path(X, y, EQUAL, lams=jnp.asarray([0.5, 1.5, 1.2, 0.5]) * largest, loss=loss).check()
+    assert not np.any(above.value.coef) and not np.any(rising.value.coef[1:3])
+    np.testing.assert_allclose(rising.stats["objective"][3], start.stats["objective"], rtol=2e-6)
+    group_lasso.solve(X, y, EQUAL, largest * (1 - 1e-5), loss=loss, tol=1e-10).check()
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.03])
+def test_no_false_convergence_in_any_units(ratio):
+    """Coefficients whose squares underflow in float32, judged in float64 numpy."""
+    X, y, _ = problem(0, "squared", EQUAL, jnp.float32)
+    X, y = 1e10 * X, 1e-13 * y
+    lam = ratio * group_lasso.lam_max(X, y, EQUAL)
+    sol = group_lasso.solve(X, y, EQUAL, lam, tol=1e-5)
+    A, b, target, lam = (np.asarray(a, np.float64) for a in (X, sol.value.coef, y, lam))
+    rho = (target - A @ b) / T
+    objective = 0.5 * T * rho @ rho + lam * np.linalg.norm(b.reshape(G, 4), axis=1).sum()
+    shrink = min(1.0, lam / np.linalg.norm((A.T @ rho).reshape(G, 4), axis=1).max())
+    gap = objective - shrink * (rho @ target) + 0.5 * T * shrink**2 * (rho @ rho)
+    assert gap <= 3e-5 * float(sol.stats["scale"]) or sol.status != Status.CONVERGED
+    assert np.any(b) and sol.stats["kkt"] > 0
+
+
+def test_an_intercept_that_is_not_asked_for_is_not_returned():
+    X, y, _ = problem(0, "squared", EQUAL, jnp.float64)
+    lam = 0.3 * group_lasso.lam_max(X, y, EQUAL)
+    with_one = group_lasso.solve(X, y, EQUAL, lam, intercept=True)
+    for solve in (group_lasso.solve, jax.jit(group_lasso.solve)):
+        without = solve(X, y, EQUAL, lam, state=with_one.state)
+        assert without.status == Status.CONVERGED and without.value.intercept == 0 and without.stats["num_steps"] <= 1000
 
 
 def test_without_a_penalty_nothing_is_certified_at_zero():
