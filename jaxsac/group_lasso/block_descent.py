@@ -1,6 +1,6 @@
 """Float32 block coordinate descent on a quadratic model, with Anderson extrapolation: the cheap part of the working-set method."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +20,10 @@ class Model(NamedTuple):
     `blocks` A [C, q, T], `grams` A_g A_g' [C, q, q], `bounds` on their largest eigenvalues [C], `thresholds` [C].
     """
 
-    blocks: jax.Array
-    grams: jax.Array
-    bounds: jax.Array
-    thresholds: jax.Array
+    blocks: Any
+    grams: Any
+    bounds: Any
+    thresholds: Any
 
 
 def gram_matrices(blocks: jax.Array) -> tuple[jax.Array, jax.Array]:
