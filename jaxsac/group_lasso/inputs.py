@@ -39,10 +39,11 @@ def make_problem(
         require(weights == "sqrt_size", f"weights must be None, 'sqrt_size' or an array [G], got {weights!r}.")
         weights = jnp.sqrt(groups.sizes.astype(dtype))
     all_one = weights is None
-    weights = _non_negative("weights", weights, (groups.num_groups,), dtype)
+    filled = jnp.full if not is_concrete(design, y) else _filled_on_host
+    weights = filled((groups.num_groups,), 1.0, dtype) if weights is None else _non_negative("weights", weights, (groups.num_groups,), dtype)
     free_weights = not all_one and (not is_concrete(weights) or bool(np.any(np.asarray(weights) == 0)))
-    sample_weight = _non_negative("sample_weight", sample_weight, shape[:1], dtype)
-    offset = jnp.zeros(shape, dtype) if offset is None else real_array("offset", offset, shape, dtype)
+    sample_weight = filled(shape[:1], 1.0, dtype) if sample_weight is None else _non_negative("sample_weight", sample_weight, shape[:1], dtype)
+    offset = filled(shape, 0.0, dtype) if offset is None else real_array("offset", offset, shape, dtype)
     lam = real_scalar("lam", lam, dtype, 0.0)
     free_lam = not is_concrete(lam) or float(lam) == 0
     lam = jnp.where(lam >= 0, lam, jnp.nan)
@@ -55,9 +56,12 @@ def make_problem(
     return Problem(design, y, groups, lam, weights, sample_weight, offset, loss, bool(intercept), free_weights, free_lam, penalty)
 
 
+def _filled_on_host(shape: tuple[int, ...], value: float, dtype: Any) -> jax.Array:
+    """`jnp.full` without a program, whose call takes four times as long."""
+    return jnp.asarray(np.full(shape, value, dtype))
+
+
 def _non_negative(name: str, value: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    if value is None:
-        return jnp.ones(shape, dtype)
     value_ = real_array(name, value, shape, dtype)
     if is_concrete(value_):
         require(not bool(np.any(np.asarray(value_) < 0)), f"{name} must be >= 0.")

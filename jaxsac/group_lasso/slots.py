@@ -18,8 +18,8 @@ _TOGETHER = 1 << 17  # numbers scaled together, that they stay in the cache
 
 class Setup(NamedTuple):
     """A problem, whose lam does not matter, the tolerance, and what is the same at every lam: X, the rows of coefficients of each group
-    [G, q] (padded with p), w [G], how many groups are unpenalised, ‖C^½ x_j‖ [p], their `Pulls.bound`, the size of a column, the null
-    objective, and how small a decrease is left to the refit of what is unpenalised."""
+    [G, q] (padded with p), w [G], how many groups are unpenalised, ‖C^½ x_j‖ [p + 1] (the last is 0), their `Pulls.bound`, the size of a
+    column, the null objective, and how small a decrease is left to the refit of what is unpenalised."""
 
     problem: Problem
     tol: float
@@ -72,6 +72,7 @@ def working_set(setup: Setup, groups: np.ndarray) -> WorkingSet:
     store = _store(setup, max(_ROOM, len(groups)))
     slots = groups if len(groups) else np.full(1, -1, np.int32)
     chosen = WorkingSet(slots, rows_of(setup, slots), store, None)
+    _empty(store, np.flatnonzero(slots < 0))
     _fill(setup, chosen, np.arange(len(groups)))
     return chosen
 
@@ -95,8 +96,7 @@ def exchanged(setup: Setup, chosen: WorkingSet, members: np.ndarray) -> WorkingS
         for new, former in zip(store, chosen.store, strict=True):
             new[:old] = former[:old]
     grown = WorkingSet(groups, rows_of(setup, groups), store, chosen.root)
-    for array in store:
-        array[emptied] = 0
+    _empty(store, emptied)
     _fill(setup, grown, slots)
     return grown
 
@@ -198,6 +198,11 @@ def rows_of(setup: Setup, groups: np.ndarray) -> np.ndarray:
     return np.where((groups >= 0)[:, None], setup.rows[groups], np.int32(setup.problem.groups.num_coefficients)).astype(np.int32)
 
 
+def _empty(store: Store, slots: np.ndarray) -> None:
+    for array in store:
+        array[slots] = 0
+
+
 def _fill(setup: Setup, chosen: WorkingSet, slots: np.ndarray) -> None:
     columns, num_columns = chosen.rows[slots], setup.matrix.shape[1]
     inside = np.minimum(columns, num_columns - 1)
@@ -206,6 +211,7 @@ def _fill(setup: Setup, chosen: WorkingSet, slots: np.ndarray) -> None:
         chosen.store.blocks[slots, :, part] = setup.matrix[part].T[inside]
     padding = np.nonzero(columns == num_columns)
     chosen.store.blocks[slots[padding[0]], padding[1]] = 0
+    chosen.store.scaled[slots] = 0
     chosen.store.made[slots] = False
 
 
@@ -213,16 +219,16 @@ def _store(setup: Setup, count: int) -> Store:
     num_groups, size = setup.rows.shape
     count, num_samples = min(count, num_groups), len(setup.matrix)
     return Store(
-        np.zeros((count, size, num_samples), setup.matrix.dtype),
-        _aligned_zeros((count, size, num_samples)),
-        np.zeros((count, size, size), np.float32),
-        _aligned_zeros((count,)),
+        np.empty((count, size, num_samples), setup.matrix.dtype),
+        _aligned((count, size, num_samples)),
+        np.empty((count, size, size), np.float32),
+        _aligned((count,)),
         np.zeros(count, bool),
     )
 
 
-def _aligned_zeros(shape: tuple[int, ...]) -> np.ndarray:
+def _aligned(shape: tuple[int, ...]) -> np.ndarray:
     size = 4 * int(np.prod(shape))
-    memory = np.zeros(size + _ALIGNED, np.uint8)  # from the system, which gives it where it is first written
+    memory = np.empty(size + _ALIGNED, np.uint8)  # from the system, which gives it where it is first written
     start = -memory.ctypes.data % _ALIGNED
     return memory[start : start + size].view(np.float32).reshape(shape)

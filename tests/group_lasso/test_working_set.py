@@ -7,7 +7,7 @@ import pytest
 import zoo
 
 from jaxsac import Groups, Status, designs, group_lasso
-from jaxsac.group_lasso import compiled_working_set, homotopy, rounds, slots, solver, working_set
+from jaxsac.group_lasso import compiled_working_set, homotopy, host_check, host_loss, host_steps, rounds, slots, solver, working_set
 from jaxsac.group_lasso.quadratic import Point
 
 T, G = 64, 1100
@@ -104,7 +104,7 @@ def test_groups_come_and_go_in_their_slots(intercept, monkeypatch):
     monkeypatch.setattr(slots, "_ROOM", 40)
     X, y, _ = problem(0, "squared", EQUAL, jnp.float64)
     at = solver._problem(X, y, EQUAL, 1.0, "squared", jnp.ones(G).at[jnp.asarray([3, 17])].set(0), None, None, intercept)
-    setup, _ = working_set.set_up(at, 1e-6)
+    setup, _ = host_check.set_up(at, 1e-6)
     rng = np.random.default_rng(0)
     free = np.asarray([3, 17], np.int32)
     root = rng.uniform(0.5, 1.5, size=T)
@@ -144,10 +144,54 @@ def test_columns_of_groups_of_several_sizes():
     """Padded columns are zeros, whatever was in the slot; more records than are gathered together."""
     rng = np.random.default_rng(0)
     X, groups = rng.normal(size=(600, 520)), Groups.from_sizes([1, 3, 2, 4] * 52)
-    setup, _ = working_set.set_up(solver._problem(jnp.asarray(X), jnp.ones(600), groups, 1.0, "squared", None, None, None, False), 1e-6)
+    setup, _ = host_check.set_up(solver._problem(jnp.asarray(X), jnp.ones(600), groups, 1.0, "squared", None, None, None, False), 1e-6)
     chosen = slots.exchanged(setup, slots.working_set(setup, np.asarray([3, 7, 11], np.int32)), np.asarray([0, 5, 11], np.int32))
     padded = np.append(X, np.zeros((600, 1)), axis=1)
     np.testing.assert_array_equal(chosen.blocks, padded.T[np.asarray(groups.members)[chosen.groups]])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32], ids=["float64", "float32"])
+def test_the_squared_loss_without_a_program(dtype):
+    """ρ, h^½ and the objective along a step in NumPy are those of the compiled pieces, with weights of 0, an offset and an intercept."""
+    X, y, more = problem(0, "squared", EQUAL, dtype)
+    at = solver._problem(X, y, EQUAL, 1.0, "squared", None, more["sample_weight"], more["offset"], True)
+    rng = np.random.default_rng(1)
+    predictions, moved = rng.normal(size=(2, T)).astype(dtype)
+    slope, root = host_loss.residual(at, predictions), host_loss.roots(at, predictions, 1e-3)
+    values = host_loss.values_along(at, root, slope, predictions, moved)
+    assert [type(found) for found in (slope, root, values)] == [np.ndarray] * 3
+    assert slope.dtype == root.dtype == values.dtype == dtype
+    rtol = 10 * jnp.finfo(dtype).eps
+    np.testing.assert_allclose(slope, rounds.residual(at, predictions), rtol=rtol, atol=rtol)
+    np.testing.assert_allclose(root, rounds.roots(at, predictions, np.asarray(1e-3, dtype)), rtol=rtol)
+    np.testing.assert_allclose(values, rounds.values_along(at, predictions, moved), rtol=10 * rtol)
+
+
+def test_where_all_that_violate_are_taken_one_round_does():
+    """A set that needs no other groups is solved to the tolerance at once: one pass over X after that of the null model."""
+    X, y, _ = problem(0, "squared", EQUAL, jnp.float64)
+    sol = group_lasso.solve(X, y, EQUAL, 0.9 * group_lasso.lam_max(X, y, EQUAL), tol=1e-8).check()
+    assert sol.stats["num_active"] >= 1 and sol.stats["num_steps"] == 1
+
+
+@pytest.mark.parametrize("loss", ["squared", "logistic"])
+def test_what_memory_held_before_does_not_matter(loss, monkeypatch):
+    """Slots get memory that nobody has emptied: with NaN in it the answers are the same, bit for bit."""
+    X, y, _ = problem(0, loss, EQUAL, jnp.float64)
+    keywords = {"loss": loss, "num_lams": 4, "min_ratio": 0.2}
+    clean = group_lasso.path(X, y, EQUAL, **keywords)
+    empty = np.empty
+
+    def used_before(shape, dtype=float, **others):
+        array = empty(shape, dtype, **others)
+        array.fill(np.nan if np.issubdtype(dtype, np.floating) else 255)  # bytes of 255 are NaN too
+        return array
+
+    monkeypatch.setattr(slots, "_ROOM", 40)  # so that stores are made anew
+    monkeypatch.setattr(np, "empty", used_before)
+    found = group_lasso.path(X, y, EQUAL, **keywords)
+    monkeypatch.undo()
+    jax.tree.map(np.testing.assert_array_equal, found, clean)
 
 
 @pytest.mark.parametrize("num_nonzero", [0, 3, 25])
@@ -164,12 +208,12 @@ def test_sums_and_products_of_blocks(num_nonzero):
 def test_what_is_certified_is_what_is_returned():
     """Whatever an empty slot holds."""
     X, y, _ = problem(0, "squared", EQUAL, jnp.float64)
-    setup, place = working_set.set_up(solver._problem(X, y, EQUAL, 1.0, "squared", None, None, None, False), 1e-6)
+    setup, place = host_check.set_up(solver._problem(X, y, EQUAL, 1.0, "squared", None, None, None, False), 1e-6)
     chosen = slots.working_set(setup, np.arange(30, dtype=np.int32))
     groups = np.where(np.arange(30) % 3 == 0, -1, chosen.groups).astype(np.int32)
     chosen = chosen._replace(groups=groups, rows=slots.rows_of(setup, groups))
     point = place.point._replace(coef=np.ones((30, 4)))
-    checked = working_set.check(setup, np.asarray(1.0), chosen, point)
+    checked = host_check.check(setup, np.asarray(1.0), chosen, point)
     coef = slots.full(setup, chosen, checked.point.coef)[:-1]
     assert np.sum(coef != 0) == 4 * np.sum(groups >= 0)
     objective = 0.5 * np.mean((np.asarray(y) - np.asarray(X) @ coef) ** 2) + np.linalg.norm(coef.reshape(G, 4), axis=1).sum()
@@ -265,9 +309,9 @@ def test_a_step_that_is_not_finite_is_not_taken():
     step = np.ones(T), np.ones(5), point
     taken = compiled_working_set.advance(at, *jax.tree.map(jnp.asarray, (*step, direction, moved)))
     jax.tree.map(np.testing.assert_array_equal, taken, point)
-    setup, _ = working_set.set_up(at, 1e-6)
+    setup, _ = host_check.set_up(at, 1e-6)
     slope = np.asarray(at.residual(jnp.asarray(point.predictions)))
-    jax.tree.map(np.testing.assert_array_equal, working_set._advance(setup, *step, slope, direction, moved), point)
+    jax.tree.map(np.testing.assert_array_equal, host_steps._advance(setup, *step, slope, direction, moved), point)
 
 
 def test_the_scale_is_the_null_objective_whoever_asks():
@@ -284,7 +328,7 @@ def test_the_scale_is_the_null_objective_whoever_asks():
 def test_sizes_of_sets():
     """Each holds the groups asked for, not many more, and none is above the number of groups."""
     X, y, _ = problem(0, "squared", EQUAL, jnp.float64)
-    setup, _ = working_set.set_up(solver._problem(X, y, EQUAL, 1.0, "squared", None, None, None, False), 1e-6)
+    setup, _ = host_check.set_up(solver._problem(X, y, EQUAL, 1.0, "squared", None, None, None, False), 1e-6)
     tall = setup._replace(rows=np.zeros((G, 1 << 10), np.int32))
     for at, smallest in ((setup, 32), (tall, 8)):
         sizes = [slots.capacity(at, count) for count in range(1, G + 1)]
