@@ -1,5 +1,7 @@
 """What asks the loss, from the host, for NumPy arrays: in NumPy where the loss is quadratic, for then no program need be called; else compiled."""
 
+from typing import Any
+
 import numpy as np
 
 from jaxsac.group_lasso import rounds
@@ -17,8 +19,10 @@ def residual(problem: Problem, predictions: np.ndarray) -> np.ndarray:
     """ρ = −∇F at predictions [T]."""
     if not is_quadratic(problem):
         return np.asarray(rounds.residual(problem, predictions))
-    targets, weights = np.asarray(problem.y), np.asarray(problem.sample_weight)
-    return np.asarray(problem.loss.negative_gradient(np.asarray(problem.offset) + predictions, targets, weights))
+    at: Any = np.asarray(problem.offset) + predictions
+    targets: Any = np.asarray(problem.y)
+    weights: Any = np.asarray(problem.sample_weight)
+    return np.asarray(problem.loss.negative_gradient(at, targets, weights))
 
 
 def roots(problem: Problem, predictions: np.ndarray, floor: float) -> np.ndarray:

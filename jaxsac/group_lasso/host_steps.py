@@ -18,6 +18,7 @@ _SHARE, _FINEST = 0.6, 1e-6  # of the tolerance, for what Newton steps leave of 
 _BEFORE_EXACT = 10.0  # times as much may be left before an exact step
 _NEAR = 0.9  # of its threshold: a group below it, and zero, is not visited
 _FEW = 4  # where one group of a set in so many is not zero, the set probably has all that are needed
+_BLUR = float(np.finfo(np.float32).eps)  # of the objective, that float32 steps may leave
 FLOOR = 1e-3  # of a record's curvature, relative to its bound
 
 
@@ -135,18 +136,21 @@ def _arrived(setup: Setup, chosen: WorkingSet, thresholds: np.ndarray, point: Po
     fallen = (target.residual - residual) * (target.step * setup.unit)
     moved = _centred(setup.problem, over_root(root, fallen))
     slope_there = root * residual * (target.step * setup.unit)
-    return _advance(setup, root, thresholds, point, slope, direction, moved), slope_there
+    # What a group that has just come in brings may be less than float32 steps on the others blur; an exact step makes up for those.
+    return _advance(setup, root, thresholds, point, slope, direction, moved, _BLUR), slope_there
 
 
-def _advance(setup: Setup, root: Any, thresholds: Any, point: Point, slope: Any, direction: Any, moved: Any) -> Point:
+def _advance(
+    setup: Setup, root: Any, thresholds: Any, point: Point, slope: Any, direction: Any, moved: Any, noise: float | None = None
+) -> Point:
     """The best of a few lengths of a step, the intercept following as the model has it. `slope` is ρ at the point, `moved` the predictions of
-    the direction."""
+    the direction. `noise`: see `best_step`."""
     shift = intercept_change(setup.problem.intercept, root, slope, moved)
     moved = moved + shift
     lengths = np.asarray(LENGTHS, moved.dtype)
     norms = sizes_of(point.coef + lengths[:, None, None] * direction)
     values = host_loss.values_along(setup.problem, root, slope, point.predictions, moved)
-    length, still = best_step(values + norms @ thresholds)
+    length, still = best_step(values + norms @ thresholds, noise)
     if still:
         return point
     return Point(point.coef + length * direction, point.intercept + length * shift, point.predictions + length * moved)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxsac.group_lasso.problem import Problem
 
 LENGTHS = (1.0, 0.5, 0.25, 0.1, 0.03, 0.0)  # of a step; 0 takes it back
-_NOISE = 16.0  # multiples of eps that objectives may differ by
+NOISE = 16.0  # multiples of eps that objectives may differ by
 
 
 class Point(NamedTuple):
@@ -84,10 +84,14 @@ def intercept_change(intercept: bool, root: Any, residual: Any, moved: Any) -> A
     return (residual.sum() - (root**2 * moved).sum()) / (root**2).sum()
 
 
-def best_step(values: Any) -> tuple[Any, Any]:
-    """Of the objectives `values` [L] at LENGTHS the longest length that rounding cannot tell from the best, and whether to stay instead."""
+def best_step(values: Any, noise: float | None = None) -> tuple[Any, Any]:
+    """Of the objectives `values` [L] at LENGTHS the longest length that rounding cannot tell from the best, and whether to stay instead.
+
+    `noise`: how far, relative to it, an objective may be off; None is what rounding does in the dtype.
+    """
     xp = namespace(values)
     best = xp.min(xp.where(xp.isnan(values), xp.inf, values))
-    first = xp.argmax(values <= best + _NOISE * xp.finfo(values.dtype).eps * xp.abs(best))
+    noise = NOISE * float(xp.finfo(values.dtype).eps) if noise is None else noise
+    first = xp.argmax(values <= best + noise * xp.abs(best))
     length = xp.asarray(LENGTHS, values.dtype)[first]
     return length, (length == 0) | ~xp.isfinite(best)

@@ -8,7 +8,7 @@ import zoo
 
 from jaxsac import Groups, Status, designs, group_lasso
 from jaxsac.group_lasso import compiled_working_set, homotopy, host_check, host_loss, host_steps, rounds, slots, solver, working_set
-from jaxsac.group_lasso.quadratic import Point
+from jaxsac.group_lasso.quadratic import Point, best_step
 
 T, G = 64, 1100
 EQUAL = Groups.equal(G, 4)
@@ -190,6 +190,11 @@ def test_what_memory_held_before_does_not_matter(loss, monkeypatch):
     monkeypatch.setattr(slots, "_ROOM", 40)  # so that stores are made anew
     monkeypatch.setattr(np, "empty", used_before)
     found = group_lasso.path(X, y, EQUAL, **keywords)
+    setup, place = host_check.set_up(solver._problem(X, y, EQUAL, 1.0, loss, None, None, None, False), 1e-6)
+    chosen = place.set
+    for members in ([3, 7, 11], [7, 8], np.arange(60)):
+        chosen = slots.exchanged(setup, chosen, np.asarray(members, np.int32))
+        assert np.isfinite(chosen.blocks).all() and np.isfinite(chosen.scaled).all()  # also where no model is made
     monkeypatch.undo()
     jax.tree.map(np.testing.assert_array_equal, found, clean)
 
@@ -312,6 +317,12 @@ def test_a_step_that_is_not_finite_is_not_taken():
     setup, _ = host_check.set_up(at, 1e-6)
     slope = np.asarray(at.residual(jnp.asarray(point.predictions)))
     jax.tree.map(np.testing.assert_array_equal, host_steps._advance(setup, *step, slope, direction, moved), point)
+
+
+def test_a_step_within_the_noise_of_its_objective_is_taken_whole():
+    values = np.asarray([1 + 1e-8, 1, 1, 1, 1, 1 + 1e-9])
+    assert best_step(values, 1e-7) == (1.0, False) and best_step(values) == (0.5, False)
+    assert best_step(np.asarray([2.0, 1 + 1e-6, 1 + 1e-6, 2.0, 2.0, 1.0]), 1e-7) == (0.0, True)
 
 
 def test_the_scale_is_the_null_objective_whoever_asks():
