@@ -238,9 +238,17 @@ def largest_eigenvalue(matvec: Callable[[jax.Array], jax.Array], size: int, dtyp
 def squared_norm(design: Any, weights: jax.Array, num_steps: int = 15) -> jax.Array:
     """‖diag(weights)^½ X‖₂² of a design, weights [T] ≥ 0, as a lower bound by power iteration; see `largest_eigenvalue`."""
     check_shape("weights", weights, design.prediction_shape[:1])
+    design = _of_one_output(design)
 
     def matvec(vector):
         predictions = design.predict(vector)
         return design.adjoint(predictions * weights.reshape((-1,) + (1,) * (predictions.ndim - 1)))
 
     return largest_eigenvalue(matvec, design.num_coefficients, design.dtype, num_steps)
+
+
+def _of_one_output(design: Any) -> Any:
+    """A design of one output with the same norm: ‖Ψ ⊗ I‖ = ‖Ψ‖."""
+    if isinstance(design, Centred):
+        return Centred(_of_one_output(design.design), design.shares)
+    return Dense(design.features) if isinstance(design, MultiOutput) else design

@@ -32,6 +32,11 @@ class Loss(eqx.Module):
         """Whether F is the mean over records of ℓ, so that its Hessian is a diagonal (of blocks)."""
         return True
 
+    @property
+    def quadratic(self) -> bool:
+        """Whether F is a quadratic, whose Hessian is `curvature` · c_t / T, and `negative_gradient` takes NumPy arrays as well."""
+        return False
+
     def for_data(self, y: jax.Array, offset: jax.Array, weights: jax.Array) -> "Loss":
         """The loss with what it takes from the data, once, before anything is fitted."""
         return self
@@ -104,6 +109,10 @@ class Squared(Loss):
     @property
     def curvature(self) -> float | None:
         return 1.0
+
+    @property
+    def quadratic(self) -> bool:
+        return type(self) is Squared  # what is made of it may be anything
 
     def per_sample(self, z, y):
         return 0.5 * _inner(y - z, y - z)

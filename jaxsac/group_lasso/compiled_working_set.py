@@ -15,7 +15,7 @@ from jax import lax
 from jaxsac._iterate import Certificate, Outcome, iterate
 from jaxsac.designs import Dense
 from jaxsac.group_lasso.block_descent import Model, descend, gram_matrices, nonzero_order
-from jaxsac.group_lasso.newton import admissible, compact, newton_direction, newton_steps
+from jaxsac.group_lasso.newton import CG_TOLERANCE, admissible, compact, newton_direction, newton_step
 from jaxsac.group_lasso.problem import Coefficients, Problem
 from jaxsac.group_lasso.quadratic import (
     LENGTHS,
@@ -28,7 +28,6 @@ from jaxsac.group_lasso.quadratic import (
     uncentred,
     without_mean,
 )
-from jaxsac.losses import Squared
 from jaxsac.prox import Groups
 from jaxsac.prox.groups import safe_sqrt
 
@@ -36,7 +35,6 @@ _ROUNDS = 10
 _PATIENCE = 4  # rounds without progress
 _SWEEPS = 2  # over the model in a round
 _CYCLES = 3  # of extrapolated descent in a sweep, at most; none in the first round, one more in each
-_NEWTON_STEPS = 1  # in a sweep
 _FLOOR = 1e-3  # of a record's curvature, relative to its bound
 _WORTHWHILE = 1 << 15  # numbers in X below which the plain loop compiles sooner and runs as fast
 _GATHERED = 1 << 24  # numbers in the support's columns, at most
@@ -81,7 +79,7 @@ def run_rounds(
         grams, bounds = gram_matrices(lax.optimization_barrier(scaled))
         return Scaled(scaled, grams, bounds, root)
 
-    fixed = model_at(jnp.zeros_like(problem.offset)) if isinstance(problem.loss, Squared) else None
+    fixed = model_at(jnp.zeros_like(problem.offset)) if problem.loss.quadratic else None
 
     def step(state: tuple[Point, jax.Array]) -> tuple[Point, jax.Array]:
         point, num_rounds = state
@@ -168,7 +166,8 @@ def _sweep(model: Model, coef: jax.Array, residual: jax.Array, cycles: jax.Array
 
     few, row, enough = _support(model, coef, order)
     own = coef.at[row].get(mode="fill", fill_value=0)
-    own, residual = newton_steps(few, own, residual, jnp.float32(0), jnp.where(enough, _NEWTON_STEPS, 0))
+    # Where there is no room for all, none of a direction is asked.
+    own, residual = newton_step(few, own, residual, jnp.where(enough, jnp.float32(CG_TOLERANCE), jnp.float32(jnp.inf)))
     return coef.at[row].set(own, mode="drop"), residual
 
 

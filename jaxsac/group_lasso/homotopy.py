@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac.group_lasso.host_check import Place, check, checks, set_up, solution
-from jaxsac.group_lasso.host_loss import is_quadratic
 from jaxsac.group_lasso.host_steps import improve, roughly
 from jaxsac.group_lasso.null import geometric
 from jaxsac.group_lasso.problem import Problem, with_lam
@@ -75,7 +74,7 @@ def path_on_host(
 def _batch_size(setup: Setup, place: Place, last: np.ndarray, lams: np.ndarray) -> int:
     """How many of the next lams may share a pass: at least one."""
     within = lams >= _REACH * last
-    if not is_quadratic(setup.problem):
+    if not setup.problem.loss.quadratic:
         room = max(_ALWAYS, len(place.set.groups))
         kept = [int(np.count_nonzero(place.check.norms > _kept(setup, last, lam))) for lam in lams]
         within &= np.asarray(kept) <= room
@@ -104,7 +103,7 @@ def _ahead(setup: Setup, place: Place, before: np.ndarray | None, values: np.nda
             both = (earlier != 0).any(axis=1) & (now != 0).any(axis=1)
             start = np.where(both[:, None], now + np.asarray(share, now.dtype) * (now - earlier), now)
         # Where the curvature changes, so does the model, and descent on the last one takes a cycle more.
-        cycles = 0 if is_quadratic(setup.problem) else 1
+        cycles = 0 if setup.problem.loss.quadratic else 1
         place, slope = improve(setup, place, lam * setup.weights, cycles=cycles, exact=False, ahead=start, stale=True)
         place = roughly(place, slope) if k + 1 < len(lams) else place
         earlier = now

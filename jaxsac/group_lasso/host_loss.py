@@ -1,4 +1,4 @@
-"""What asks the loss, from the host, for NumPy arrays: in NumPy where the loss is quadratic, for then no program need be called; else compiled."""
+"""What asks the loss, from the host, for NumPy arrays: in NumPy where it is quadratic, for then no program need be called; else compiled."""
 
 from typing import Any
 
@@ -7,17 +7,11 @@ import numpy as np
 from jaxsac.group_lasso import rounds
 from jaxsac.group_lasso.problem import Problem
 from jaxsac.group_lasso.quadratic import LENGTHS, over_root
-from jaxsac.losses import Squared
-
-
-def is_quadratic(problem: Problem) -> bool:
-    """Whether the quadratic model is the loss itself, wherever it is made."""
-    return isinstance(problem.loss, Squared)
 
 
 def residual(problem: Problem, predictions: np.ndarray) -> np.ndarray:
     """ρ = −∇F at predictions [T]."""
-    if not is_quadratic(problem):
+    if not problem.loss.quadratic:
         return np.asarray(rounds.residual(problem, predictions))
     at: Any = np.asarray(problem.offset) + predictions
     targets: Any = np.asarray(problem.y)
@@ -28,15 +22,15 @@ def residual(problem: Problem, predictions: np.ndarray) -> np.ndarray:
 def roots(problem: Problem, predictions: np.ndarray, floor: float) -> np.ndarray:
     """See `quadratic.roots`."""
     weights = np.asarray(problem.sample_weight)
-    if not is_quadratic(problem):
+    if not problem.loss.quadratic:
         return np.asarray(rounds.roots(problem, predictions, np.asarray(floor, weights.dtype)))
-    return np.sqrt(weights / len(weights))
+    return np.sqrt(problem.loss.curvature * weights / len(weights))
 
 
 def values_along(problem: Problem, root: np.ndarray, slope: np.ndarray, predictions: np.ndarray, moved: np.ndarray) -> np.ndarray:
     """F at LENGTHS of a step by which the predictions change by `moved`, `slope` being ρ where it begins, [L]."""
-    if not is_quadratic(problem):
+    if not problem.loss.quadratic:
         return np.asarray(rounds.values_along(problem, predictions, moved))
-    # ½ ‖h^-½ (ρ − s h m)‖² of the lengths s.
+    # F is ½ ‖h^-½ ρ‖², and ρ falls by h m times the length.
     left = over_root(root, slope) - np.asarray(LENGTHS, moved.dtype)[:, None] * (root * moved)
-    return 0.5 * np.einsum("lt,lt->l", left, left)
+    return 0.5 * (left * left).sum(axis=1)

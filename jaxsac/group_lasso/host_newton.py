@@ -5,9 +5,11 @@ from typing import Any
 import numpy as np
 
 from jaxsac.group_lasso.block_descent import Model
-from jaxsac.group_lasso.newton import CG_TOLERANCE, LOOSEST, MAX_CG_STEPS, SHORT, admissible, descent_direction
+from jaxsac.group_lasso.newton import CG_TOLERANCE, MAX_CG_STEPS, admissible, descent_direction
 from jaxsac.group_lasso.quadratic import LENGTHS
 
+_LOOSEST = 0.3  # of the residual that a direction may leave
+_SHORT = 0.4  # a length of a step: below it groups are in the way that should be zero
 _EPS = np.finfo(np.float32).eps
 
 
@@ -27,13 +29,13 @@ def newton_steps(few: Model, coef: np.ndarray, residual: np.ndarray, accuracy: f
         if num_steps >= limit or not worst > accuracy:
             return coef, residual
         zero = (few.thresholds > 0) & ~coef.any(axis=1)
-        visits = np.flatnonzero((off > accuracy) & (zero | (length < SHORT)))
+        visits = np.flatnonzero((off > accuracy) & (zero | (length < _SHORT)))
         if len(visits) and not visited:
             coef, residual = _epoch(few, coef, residual, visits)
             visited, length = True, 1.0
         else:
             # The last step need not be solved for more than is asked.
-            tolerance = min(max(0.3 * accuracy / worst, CG_TOLERANCE), LOOSEST)
+            tolerance = min(max(0.3 * accuracy / worst, CG_TOLERANCE), _LOOSEST)
             coef, residual, length = _newton_step(few, coef, residual, descent, tolerance)
             visited, num_steps = False, num_steps + 1
 

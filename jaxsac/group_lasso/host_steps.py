@@ -17,13 +17,13 @@ _EXACT_STEPS = 2
 _SHARE, _FINEST = 0.6, 1e-6  # of the tolerance, for what Newton steps leave of a gradient; and the least that float32 can tell
 _BEFORE_EXACT = 10.0  # times as much may be left before an exact step
 _NEAR = 0.9  # of its threshold: a group below it, and zero, is not visited
-_FEW = 4  # where one group of a set in so many is not zero, the set probably has all that are needed
-_BLUR = float(np.finfo(np.float32).eps)  # of the objective, that float32 steps may leave
+_FEW = 4  # where at most one group of a set in so many is not zero, the set probably has all that are needed
+_BLUR, _SPARE = float(np.finfo(np.float32).eps), 0.1  # of the null objective, that float32 steps may cost; and of the tolerance, at most
 FLOOR = 1e-3  # of a record's curvature, relative to its bound
 
 
 class Walk(NamedTuple):
-    """A way on the model, from ρ [T] at a point: where it began and has come to [C, q], in float32, and r there [T]."""
+    """A way on the model, whose `target` is that of ρ [T] at a point: where it began and has come to [C, q], in float32, and r there [T]."""
 
     slope: np.ndarray
     target: Target
@@ -48,46 +48,54 @@ def improve(
     place and, roughly, ρ there.
 
     `place` is checked, but for groups that have come in with zeros, or comes from `roughly`, at another lam. `stale`: the model of
-    the last round will do for the descent.
+    the last round will do for the descent. `thresholds` are lam w [G]. Newton steps go as far as the tolerance asks, but loosely in a first
+    round whose set will not do.
     """
     chosen, point, last = place
-    used, every = chosen.used, thresholds
-    thresholds = np.where(used, thresholds[chosen.groups], 0)
-    quadratic = host_loss.is_quadratic(setup.problem)
-    strength = np.where(used, last.norms[chosen.groups] / np.where(thresholds > 0, thresholds, 1), -np.inf)
+    used = chosen.used
+    own = np.where(used, thresholds[chosen.groups], 0)
+    quadratic = setup.problem.loss.quadratic
+    strength = np.where(used, last.norms[chosen.groups] / np.where(own > 0, own, 1), -np.inf)
     begin = point.coef if ahead is None else ahead
-    nonzero, free = begin.any(axis=1), used & (thresholds == 0)
+    nonzero, free = begin.any(axis=1), used & (own == 0)
     matter = nonzero | point.coef.any(axis=1) | (strength > _NEAR) | free
     order = np.argsort(np.where(matter, -strength, np.inf)).astype(np.int32)[: np.count_nonzero(matter)]
     if chosen.root is None or not (quadratic or stale):
         chosen = modelled(chosen, host_loss.roots(setup.problem, point.predictions, floor))
     make(setup, chosen, used if quadratic else matter)
-    walk = _descended(_begun(setup, chosen, thresholds, point, begin), chosen, order, cycles or None if quadratic else cycles)
+    walk = _descended(_begun(setup, chosen, own, point, begin), chosen, order, cycles or None if quadratic else cycles)
+    reached = walk.end * walk.target.step
     if not quadratic:
-        point, _ = _arrived(setup, chosen, thresholds, point, walk)
+        point, _ = _arrived(setup, chosen, own, point, walk)
         chosen = modelled(chosen, host_loss.roots(setup.problem, point.predictions, floor))
+        reached = point.coef
 
-    support = walk.end.any(axis=1)
-    whole = np.count_nonzero(last.norms > every) == np.count_nonzero(strength > 1.0) or _FEW * np.count_nonzero(support) <= np.count_nonzero(used)
-    if place.point.coef.any() or whole:
-        wanted = _accuracy(thresholds, walk.end * walk.target.step, setup.tol * float(setup.scale))
-    else:
-        wanted = 1.0  # groups that are not in the set are going to change everything
+    first = not place.point.coef[own > 0].any()
+    wanted = 1.0 if first and not _complete(chosen, last.norms > thresholds, reached[own > 0]) else _accuracy(setup, own, reached)
     exact = exact or not quadratic or wanted < _FINEST
     # Those that descent leaves at zero may be beyond their thresholds again after the Newton steps on the others.
-    expected = support | point.coef.any(axis=1) | nonzero | (strength > 1.0) | free
+    expected = reached.any(axis=1) | nonzero | (strength > 1.0) | free
     if not quadratic:
         make(setup, chosen, expected)
-        walk = _begun(setup, chosen, thresholds, point, point.coef)
+        walk = _begun(setup, chosen, own, point, point.coef)
     walk = _stepped(walk, chosen, expected, max(_BEFORE_EXACT * wanted if exact else wanted, _FINEST))
-    point, slope = _arrived(setup, chosen, thresholds, point, walk)
+    point, slope = _arrived(setup, chosen, own, point, walk)
     if exact:
-        point = _exact_steps(setup, chosen, thresholds, point, 1)
+        point = _exact_steps(setup, chosen, own, point, 1)
     return Place(chosen, point, last), slope
 
 
+def _complete(chosen: WorkingSet, beyond: np.ndarray, coef: np.ndarray) -> bool:
+    """Whether the set is likely to have all groups that are needed: all that are `beyond` their thresholds [G], or many more than are not zero
+    in the coefficients `coef` of those with a penalty."""
+    outside = beyond.copy()
+    outside[chosen.groups[chosen.used]] = False
+    return not outside.any() or bool(_FEW * np.count_nonzero(coef.any(axis=1)) <= len(coef))
+
+
 def roughly(place: Place, slope: np.ndarray) -> Place:
-    """The place with ‖X_g' ρ‖ of the set's groups as the model has them, `slope` being ρ there, until a pass says better."""
+    """The place with ‖X_g' ρ‖ of the set's groups as the model has them, `slope` being ρ there, until a pass says better: of its check only
+    these norms are new."""
     chosen, used, norms = place.set, place.set.used, place.check.norms.copy()
     norms[chosen.groups[used]] = sizes_of(products(chosen.blocks, slope))[used]
     return place._replace(check=place.check._replace(norms=norms))
@@ -136,21 +144,22 @@ def _arrived(setup: Setup, chosen: WorkingSet, thresholds: np.ndarray, point: Po
     fallen = (target.residual - residual) * (target.step * setup.unit)
     moved = _centred(setup.problem, over_root(root, fallen))
     slope_there = root * residual * (target.step * setup.unit)
-    # What a group that has just come in brings may be less than float32 steps on the others blur; an exact step makes up for those.
-    return _advance(setup, root, thresholds, point, slope, direction, moved, _BLUR), slope_there
+    # What a group that has just come in brings may be less than what float32 steps on the others blur.
+    slack = min(_BLUR, _SPARE * setup.tol) * float(setup.scale)
+    return _advance(setup, root, thresholds, point, slope, direction, moved, slack), slope_there
 
 
 def _advance(
-    setup: Setup, root: Any, thresholds: Any, point: Point, slope: Any, direction: Any, moved: Any, noise: float | None = None
+    setup: Setup, root: Any, thresholds: Any, point: Point, slope: Any, direction: Any, moved: Any, slack: float = 0.0
 ) -> Point:
     """The best of a few lengths of a step, the intercept following as the model has it. `slope` is ρ at the point, `moved` the predictions of
-    the direction. `noise`: see `best_step`."""
+    the direction. `slack`: see `best_step`."""
     shift = intercept_change(setup.problem.intercept, root, slope, moved)
     moved = moved + shift
     lengths = np.asarray(LENGTHS, moved.dtype)
     norms = sizes_of(point.coef + lengths[:, None, None] * direction)
     values = host_loss.values_along(setup.problem, root, slope, point.predictions, moved)
-    length, still = best_step(values + norms @ thresholds, noise)
+    length, still = best_step(values + norms @ thresholds, slack)
     if still:
         return point
     return Point(point.coef + length * direction, point.intercept + length * shift, point.predictions + length * moved)
@@ -160,7 +169,7 @@ def polish(setup: Setup, place: Place, thresholds: np.ndarray, floor: float) -> 
     """Newton steps with exact gradients, and nothing else."""
     chosen, point, last = place
     own = np.where(chosen.used, thresholds[chosen.groups], 0)
-    if chosen.root is None or not host_loss.is_quadratic(setup.problem):
+    if chosen.root is None or not setup.problem.loss.quadratic:
         chosen = modelled(chosen, host_loss.roots(setup.problem, point.predictions, floor))
     make(setup, chosen, point.coef.any(axis=1) | (own == 0))
     return Place(chosen, _exact_steps(setup, chosen, own, point, _EXACT_STEPS), last)
@@ -204,19 +213,19 @@ def _centred(problem: Problem, predictions: np.ndarray) -> np.ndarray:
     return predictions - predictions @ np.asarray(problem.design.shares) if problem.intercept else predictions
 
 
-def entering(place: Place, thresholds: np.ndarray, error: float) -> bool:
-    """Whether a group of the set that is zero is so far beyond its threshold that it matters to a gap of `error`."""
+def entering(setup: Setup, place: Place, thresholds: np.ndarray) -> bool:
+    """Whether a group of the set that is zero is so far beyond its threshold that it matters to the tolerance."""
     chosen, point, last = place
     own = np.where(chosen.used, thresholds[chosen.groups], 0.0)
     zero = (own > 0) & ~point.coef.any(axis=1)
     beyond = last.norms[chosen.groups[zero]] / own[zero] - 1.0
-    return bool(np.max(beyond, initial=0.0) > _accuracy(own, point.coef, error))
+    return bool(np.max(beyond, initial=0.0) > _accuracy(setup, own, point.coef))
 
 
-def _accuracy(thresholds: np.ndarray, coef: np.ndarray, error: float) -> float:
-    """How far, relative to its threshold, a group's gradient may be off for a gap of `error`.
+def _accuracy(setup: Setup, thresholds: np.ndarray, coef: np.ndarray) -> float:
+    """How far, relative to its threshold, a group's gradient may be off for a gap of the tolerance.
 
     The gap is of the first order in it: the dual point shrinks by the worst of these, and its value by that share of the penalty.
     """
     penalty = float(thresholds @ sizes_of(coef))
-    return _SHARE * error / penalty if penalty > 0 else 1.0
+    return _SHARE * setup.tol * float(setup.scale) / penalty if penalty > 0 else 1.0

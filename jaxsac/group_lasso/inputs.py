@@ -39,7 +39,7 @@ def make_problem(
         require(weights == "sqrt_size", f"weights must be None, 'sqrt_size' or an array [G], got {weights!r}.")
         weights = jnp.sqrt(groups.sizes.astype(dtype))
     all_one = weights is None
-    filled = jnp.full if not is_concrete(design, y) else _filled_on_host
+    filled = _filled_on_host if is_concrete(design, y) else jnp.full
     weights = filled((groups.num_groups,), 1.0, dtype) if weights is None else _non_negative("weights", weights, (groups.num_groups,), dtype)
     free_weights = not all_one and (not is_concrete(weights) or bool(np.any(np.asarray(weights) == 0)))
     sample_weight = filled(shape[:1], 1.0, dtype) if sample_weight is None else _non_negative("sample_weight", sample_weight, shape[:1], dtype)
@@ -57,7 +57,7 @@ def make_problem(
 
 
 def _filled_on_host(shape: tuple[int, ...], value: float, dtype: Any) -> jax.Array:
-    """`jnp.full` without a program, whose call takes four times as long."""
+    """`jnp.full` without a program, whose call takes four times as long; in a trace it would be a constant of that many numbers."""
     return jnp.asarray(np.full(shape, value, dtype))
 
 

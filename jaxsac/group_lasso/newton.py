@@ -1,20 +1,19 @@
-"""Newton steps on the support, and on what enters it, on the quadratic model in float32: directions by conjugate gradients, lengths by the model."""
+"""A Newton step on the support, on the quadratic model in float32: its direction by conjugate gradients, its length by the model."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxsac.group_lasso.block_descent import Model, change, epoch, nonzero_order
+from jaxsac.group_lasso.block_descent import Model, change
 from jaxsac.group_lasso.inverses import inverses
 from jaxsac.group_lasso.quadratic import LENGTHS, namespace
 from jaxsac.prox.groups import safe_sqrt
 
 MAX_CG_STEPS = 30
-CG_TOLERANCE, LOOSEST = 3e-2, 0.3  # of the residual that a direction leaves
+CG_TOLERANCE = 3e-2  # of the residual that a direction leaves
 _LONGEST = 0.7
-SHORT = 0.4  # a length of a step: below it groups are in the way that should be zero
 _NOISE = 1.0  # multiples of eps times the objective that a difference of objectives may be off
 
 
@@ -22,52 +21,6 @@ def compact(model: Model, support: jax.Array) -> Model:
     """The blocks listed in `support` [S] (padded with −1: blocks of zeros), in that order."""
     row = jnp.where(support < 0, model.blocks.shape[0], support)
     return Model(*(array.at[row].get(mode="fill", fill_value=0) for array in model))
-
-
-class _Running(NamedTuple):
-    coef: jax.Array
-    residual: jax.Array
-    descent: jax.Array
-    visits: jax.Array  # the blocks to be minimised over one after another [S] before the next step
-    worst: jax.Array
-    visited: jax.Array  # in the last turn: a Newton step comes between two of those
-    steps: jax.Array
-
-
-def newton_steps(few: Model, coef: jax.Array, residual: jax.Array, accuracy: jax.Array, limit: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """At most `limit` steps, until no group's gradient is further from the penalty's than `accuracy` times its threshold.
-
-    A zero group that is further is given its own minimum before a step; after a step that had to be cut short, every group that is further
-    is. `coef` b [S, q] of the blocks of `few`, `residual` r [T]; returns both.
-    """
-    relative = jnp.where(few.thresholds > 0, few.thresholds, jnp.max(few.thresholds))
-    relative = jnp.where(relative > 0, relative, 1.0)
-
-    def advance(now: _Running) -> _Running:
-        def visit():
-            every = jnp.arange(len(now.coef), dtype=jnp.int32)
-            order, count = nonzero_order(now.visits[:, None].astype(now.coef.dtype), every, jnp.int32(len(now.coef)))
-            return *epoch(few, now.coef, now.residual, order, count), jnp.ones_like(now.worst)
-
-        def step():
-            # The last step need not be solved for more than is asked.
-            tolerance = jnp.clip(0.3 * accuracy / now.worst, CG_TOLERANCE, LOOSEST)
-            return newton_step(few, now.coef, now.residual, now.descent, tolerance)
-
-        first, visits = now.steps < 0, jnp.any(now.visits) & ~now.visited
-        which = jnp.where(first, 0, jnp.where(visits, 1, 2))
-        coef, residual, length = lax.switch(which, (lambda: (now.coef, now.residual, jnp.ones_like(now.worst)), visit, step))
-        descent = descent_direction(few, coef, residual)
-        off = safe_sqrt(jnp.sum(descent**2, axis=1)) / relative
-        zero = jnp.all(coef == 0, axis=1) & (few.thresholds > 0)
-        following = (off > accuracy) & (zero | (length < SHORT))
-        return _Running(coef, residual, descent, following, jnp.max(off), visits, now.steps + jnp.where(visits, 0, 1).astype(jnp.int32))
-
-    nothing = jnp.zeros(len(coef), bool)
-    # The first turn only looks where it stands: to look before the loop as well would take longer to compile.
-    start = _Running(coef, residual, jnp.zeros_like(coef), nothing, jnp.full_like(accuracy, jnp.inf), jnp.asarray(False), jnp.int32(-1))
-    ended = lax.while_loop(lambda now: (now.steps < limit) & (now.worst > accuracy), advance, start)
-    return ended.coef, ended.residual
 
 
 def descent_direction(few: Model, coef: Any, residual: Any) -> Any:
@@ -82,13 +35,12 @@ def descent_direction(few: Model, coef: Any, residual: Any) -> Any:
     return pulled - (most / xp.where(length == 0, 1.0, length))[:, None] * against
 
 
-def newton_step(
-    few: Model, coef: jax.Array, residual: jax.Array, descent: jax.Array, tolerance: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """A step of the best of a few lengths, and that length: the longest of those that rounding cannot tell from the best.
+def newton_step(few: Model, coef: jax.Array, residual: jax.Array, tolerance: Any = CG_TOLERANCE) -> tuple[jax.Array, jax.Array]:
+    """Coefficients [S, q] and residual [T] after a step of the best of a few lengths: the longest of those that rounding cannot tell from it.
 
     Far below the rounding of the objective a step still improves the gradient, on which the certificate depends to the first order.
     """
+    descent = descent_direction(few, coef, residual)
     largest = jnp.max(jnp.abs(descent))
     largest = jnp.where(largest > 0, largest, 1.0)
     direction = admissible(coef, largest * newton_direction(few, coef, descent / largest, tolerance), few.thresholds)
@@ -103,7 +55,7 @@ def newton_step(
     changes = jnp.where(jnp.isnan(changes), jnp.inf, changes)
     value = 0.5 * jnp.sum(residual**2) + jnp.sum(few.thresholds * safe_sqrt(jnp.sum(coef * coef, axis=1)))
     length = lengths[jnp.argmax(changes <= jnp.min(changes) + _NOISE * jnp.finfo(coef.dtype).eps * value)]
-    return *end(length), length
+    return end(length)
 
 
 def newton_direction(model: Model, coef: jax.Array, descent: jax.Array, tolerance: Any = CG_TOLERANCE) -> jax.Array:

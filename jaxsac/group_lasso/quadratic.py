@@ -12,7 +12,7 @@ import numpy as np
 from jaxsac.group_lasso.problem import Problem
 
 LENGTHS = (1.0, 0.5, 0.25, 0.1, 0.03, 0.0)  # of a step; 0 takes it back
-NOISE = 16.0  # multiples of eps that objectives may differ by
+_NOISE = 16.0  # multiples of eps that objectives may differ by
 
 
 class Point(NamedTuple):
@@ -84,14 +84,12 @@ def intercept_change(intercept: bool, root: Any, residual: Any, moved: Any) -> A
     return (residual.sum() - (root**2 * moved).sum()) / (root**2).sum()
 
 
-def best_step(values: Any, noise: float | None = None) -> tuple[Any, Any]:
-    """Of the objectives `values` [L] at LENGTHS the longest length that rounding cannot tell from the best, and whether to stay instead.
-
-    `noise`: how far, relative to it, an objective may be off; None is what rounding does in the dtype.
-    """
+def best_step(values: Any, slack: float = 0.0) -> tuple[Any, Any]:
+    """Of the objectives `values` [L] at LENGTHS the longest length whose objective is within `slack`, or within rounding, of the best; and whether
+    to stay instead."""
     xp = namespace(values)
     best = xp.min(xp.where(xp.isnan(values), xp.inf, values))
-    noise = NOISE * float(xp.finfo(values.dtype).eps) if noise is None else noise
-    first = xp.argmax(values <= best + noise * xp.abs(best))
+    near = xp.maximum(xp.asarray(slack, values.dtype), _NOISE * xp.finfo(values.dtype).eps * xp.abs(best))
+    first = xp.argmax(values <= best + near)
     length = xp.asarray(LENGTHS, values.dtype)[first]
     return length, (length == 0) | ~xp.isfinite(best)

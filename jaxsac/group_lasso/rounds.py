@@ -1,4 +1,5 @@
-"""The compiled pieces of the host's working-set method: full passes over X, what asks the loss, and block descent; few programs, of few sizes."""
+"""The compiled pieces of the host's working-set method: full passes over X, certificates, curved losses, and block descent; few programs, of few
+sizes."""
 
 import dataclasses
 import functools

@@ -35,7 +35,10 @@ class Setup(NamedTuple):
 
 
 class Store(NamedTuple):
-    """Room for the columns of C groups [C, q, T], and in float32 for their model: h^½ X_g / unit, Gram matrices, bounds, whether it is made."""
+    """Room for the columns of C groups [C, q, T], and in float32 for their model: h^½ X_g / unit, Gram matrices, bounds, whether it is made.
+
+    What lies beyond the slots of the set, and the Gram matrices and bounds where no model is made, is whatever the memory held.
+    """
 
     blocks: np.ndarray
     scaled: np.ndarray
@@ -143,7 +146,8 @@ def eigenvalue_bounds(grams: np.ndarray) -> np.ndarray:
 
 
 def visited(chosen: WorkingSet) -> tuple[np.ndarray, np.ndarray]:
-    """The model's columns and bounds on one of a few numbers of slots: as few programs are compiled for them."""
+    """The model's columns and bounds on one of a few numbers of slots: as few programs are compiled for them. Those beyond the set are not to be
+    read, not even times zero."""
     size = _VISITED
     while size < len(chosen.groups):
         size *= 4
@@ -220,14 +224,14 @@ def _store(setup: Setup, count: int) -> Store:
     count, num_samples = min(count, num_groups), len(setup.matrix)
     return Store(
         np.empty((count, size, num_samples), setup.matrix.dtype),
-        _aligned((count, size, num_samples)),
+        _aligned_empty((count, size, num_samples)),
         np.empty((count, size, size), np.float32),
-        _aligned((count,)),
+        _aligned_empty((count,)),
         np.zeros(count, bool),
     )
 
 
-def _aligned(shape: tuple[int, ...]) -> np.ndarray:
+def _aligned_empty(shape: tuple[int, ...]) -> np.ndarray:
     size = 4 * int(np.prod(shape))
     memory = np.empty(size + _ALIGNED, np.uint8)  # from the system, which gives it where it is first written
     start = -memory.ctypes.data % _ALIGNED

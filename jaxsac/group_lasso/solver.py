@@ -91,7 +91,9 @@ def solve(
             state = state._replace(intercept=jnp.zeros_like(state.intercept), previous_intercept=jnp.zeros_like(state.previous_intercept))
     max_steps = step_limit(max_steps)
     # Outside jit the values that are differentiated are known: they are solved on the host as any others.
-    still, tol, state = (problem, tol, state) if is_concrete(problem, tol, state) else lax.stop_gradient((problem, tol, state))
+    still = problem
+    if not is_concrete(problem, tol, state):  # else there is nothing to stop, and it takes time
+        still, tol, state = lax.stop_gradient((problem, tol, state))
     if is_concrete(still, tol, max_steps, state) and for_host(still):
         at = None if state is None else recentre(still, Coefficients(state.coef, state.intercept))
         if still.loss.separable:

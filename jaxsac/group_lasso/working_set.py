@@ -1,9 +1,9 @@
 """A host-driven working-set method for one problem on a CPU: float32 steps on few groups, certified over all of them.
 
-A round chooses groups by ‖X_g' ρ‖ / (lam w_g), takes block descent steps on a quadratic model of the loss in float32 (`block_descent`),
-then Newton steps on the groups that are not zero (`host_newton`), and ends with one product with all of X, which certifies and which
-chooses the next groups. Full passes, what asks the loss, and block descent are compiled (`rounds`); the rest, whose sizes depend on the
-data, is NumPy's, on slots in memory that stays where it is (`slots`).
+A round chooses groups by ‖X_g' ρ‖ / (lam w_g), takes steps on them (`host_steps`: block descent on a quadratic model of the loss in float32,
+then Newton steps on the groups that are not zero), and ends with one product with all of X, which certifies and which chooses the next
+groups (`host_check`). Full passes, curved losses, and block descent are compiled (`rounds`); the rest, whose sizes depend on the data, is
+NumPy's (`host_loss`, `host_newton`), on slots in memory that stays where it is (`slots`).
 """
 
 from typing import NamedTuple
@@ -84,7 +84,7 @@ def run(setup: Setup, lam: np.ndarray, max_passes: int, place: Place, num_passes
         chosen, point = grow(setup, place, thresholds, limit)
         near = gap < _POLISH_BELOW * scale and since == 0 and chosen is place.set
         grown = Place(chosen, point, place.check)
-        if near and not entering(place, thresholds, setup.tol * scale):
+        if near and not entering(setup, place, thresholds):
             place = polish(setup, grown, thresholds, floor)
         else:
             place, _ = improve(setup, grown, thresholds, cycles=min(num_passes + 1, _CYCLES), exact=True, floor=floor)

@@ -1,4 +1,4 @@
-"""The pieces of a Newton step, each against dense numpy, in their compiled form and in the host's."""
+"""The pieces of a Newton step, each against dense numpy, in their compiled form and in the host's; and the host's many steps."""
 
 import jax
 import jax.numpy as jnp
@@ -7,22 +7,26 @@ import pytest
 
 from jaxsac.group_lasso import host_newton
 from jaxsac.group_lasso.block_descent import Model, gram_matrices
+from jaxsac.group_lasso.host_newton import newton_steps
 from jaxsac.group_lasso.inverses import inverses
-from jaxsac.group_lasso.newton import admissible, descent_direction, newton_direction, newton_steps
+from jaxsac.group_lasso.newton import admissible, descent_direction, newton_direction, newton_step
 
 FORMS = pytest.mark.parametrize("on_host", [False, True], ids=["compiled", "host"])
 
 
-def take_steps(on_host, model, coef, residual, accuracy, limit):
-    """The Newton steps of many problems at once, or of one."""
-    if not on_host:
-        steps = jax.jit(newton_steps if coef.ndim == 2 else jax.vmap(newton_steps, (0, 0, 0, None, None)))
-        return steps(model, coef, residual, jnp.float32(accuracy), jnp.int32(limit))
+def take_steps(model, coef, residual, accuracy, limit):
+    """The host's Newton steps of one problem, or of many one after another."""
     arrays = jax.tree.map(np.asarray, (model, coef, residual))
     if coef.ndim == 2:
-        return host_newton.newton_steps(*arrays, accuracy, limit)
-    ended = [host_newton.newton_steps(*jax.tree.map(lambda leaf, k=k: leaf[k], arrays), accuracy, limit) for k in range(len(coef))]
+        return newton_steps(*arrays, accuracy, limit)
+    ended = [newton_steps(*jax.tree.map(lambda leaf, k=k: leaf[k], arrays), accuracy, limit) for k in range(len(coef))]
     return tuple(map(np.stack, zip(*ended, strict=True)))
+
+
+@jax.jit
+@jax.vmap
+def twenty_steps(model, coef, residual):
+    return jax.lax.fori_loop(0, 20, lambda _, at: newton_step(model, *at, jnp.float32(3e-2)), (coef, residual))
 
 
 @pytest.mark.parametrize("dtype, tol", [(jnp.float32, 1e-3), (jnp.float64, 1e-11)], ids=["float32", "float64"])
@@ -93,7 +97,7 @@ def test_steps_in_float32_go_below_the_rounding_of_the_objective(on_host):
     thresholds = jnp.asarray([0.02, 0.05, 0.03, 0.04, 0.0, 0.0], jnp.float32)
 
     model = Model(blocks, *jax.vmap(gram_matrices)(blocks), jnp.broadcast_to(thresholds, (64, 6)))
-    coef, left = take_steps(on_host, model, start, residual, 2e-6, 20)
+    coef, left = take_steps(model, start, residual, 2e-6, 20) if on_host else twenty_steps(model, start, residual)
     assert coef.dtype == left.dtype == jnp.float32
     b, A, r = (np.asarray(array, np.float64) for array in (coef, blocks, left))
     np.testing.assert_allclose(r, np.asarray(residual) - np.einsum("ngqt,ngq->nt", A, b - np.asarray(start)), atol=2e-5)
@@ -103,19 +107,18 @@ def test_steps_in_float32_go_below_the_rounding_of_the_objective(on_host):
     worst = np.max(np.where(held, np.linalg.norm(gradient, axis=2), 0), axis=1) / 0.02
     # Two starts are too far for Newton steps alone; of steps that must lower the objective in float32, twelve would end short.
     assert np.sum(worst > 5e-5) <= 2, np.sort(worst)[-12:]
-    unmoved, _ = take_steps(on_host, model, start, residual, 2e-6, 0)
+    unmoved, _ = take_steps(model, start, residual, 2e-6, 0)
     np.testing.assert_array_equal(unmoved, start)
 
 
-@FORMS
-def test_a_group_that_is_zero_comes_back(on_host):
+def test_a_group_that_is_zero_comes_back():
     """Zero groups beyond their thresholds get a value with the Newton steps; those within stay exactly zero."""
     rng = np.random.default_rng(3)
     blocks = jnp.asarray(rng.normal(size=(5, 3, 40)) / 6, jnp.float32).at[4].set(0)
     model = Model(blocks, *gram_matrices(blocks), jnp.asarray([0.05, 0.05, 0.05, 100.0, 0.0], jnp.float32))
     truth = jnp.asarray(rng.normal(size=(2, 3)), jnp.float32)
     residual = jnp.einsum("gq,gqt->t", truth, blocks[:2])  # nothing is known yet of the two groups that it is made of
-    coef, left = take_steps(on_host, model, jnp.zeros((5, 3), jnp.float32), residual, 1e-5, 20)
+    coef, left = take_steps(model, jnp.zeros((5, 3), jnp.float32), residual, 1e-5, 20)
     b, A, r = (np.asarray(array, np.float64) for array in (coef, blocks, left))
     pulls = np.einsum("gqt,t->gq", A, r)
     norms = np.linalg.norm(b, axis=1)
@@ -126,8 +129,7 @@ def test_a_group_that_is_zero_comes_back(on_host):
     assert np.all(np.linalg.norm(pulls[:3][~nonzero[:3]], axis=1) <= 0.05 * (1 + 1e-4))
 
 
-@FORMS
-def test_steps_do_not_stick_where_many_groups_should_be_zero(on_host):
+def test_steps_do_not_stick_where_many_groups_should_be_zero():
     """From zero, six true groups among forty: a Newton step that would take many groups through zero is no descent, at any length."""
     rng = np.random.default_rng(2)
     blocks = jnp.asarray(rng.normal(size=(12, 40, 5, 100)) / 10, jnp.float32)
@@ -137,15 +139,14 @@ def test_steps_do_not_stick_where_many_groups_should_be_zero(on_host):
     thresholds = jnp.asarray(np.repeat(0.1 * pulls.max(axis=1)[:, None], 40, axis=1), jnp.float32)
 
     model = Model(blocks, *jax.vmap(gram_matrices)(blocks), thresholds)
-    coef, residual = take_steps(on_host, model, jnp.zeros((12, 40, 5), jnp.float32), jnp.asarray(targets, jnp.float32), 1e-5, 14)
+    coef, residual = take_steps(model, jnp.zeros((12, 40, 5), jnp.float32), jnp.asarray(targets, jnp.float32), 1e-5, 14)
     descent = jax.jit(jax.vmap(descent_direction))(model, jnp.asarray(coef), jnp.asarray(residual))
     off = np.linalg.norm(descent, axis=2) / np.asarray(thresholds)
     assert np.max(off) <= 2e-5, np.max(off, axis=1)
     assert np.all(np.any(np.all(np.asarray(coef) == 0, axis=2), axis=1))
 
 
-@FORMS
-def test_a_group_that_cannot_enter_does_not_hold_up_the_others(on_host):
+def test_a_group_that_cannot_enter_does_not_hold_up_the_others():
     """A block whose Gram matrix underflowed stays zero however far it is beyond its threshold; the steps on the rest are still taken."""
     rng = np.random.default_rng(4)
     blocks = jnp.asarray(rng.normal(size=(3, 3, 40)) / 6, jnp.float32)
@@ -153,7 +154,7 @@ def test_a_group_that_cannot_enter_does_not_hold_up_the_others(on_host):
     model = Model(blocks, grams, bounds.at[2].set(0), jnp.full(3, 0.01, jnp.float32))
     start = jnp.asarray(rng.normal(size=(3, 3)), jnp.float32).at[2].set(0)
     residual = jnp.asarray(rng.normal(size=40), jnp.float32)
-    coef, left = take_steps(on_host, model, start, residual, 1e-5, 8)
+    coef, left = take_steps(model, start, residual, 1e-5, 8)
     b, A, r = (np.asarray(array, np.float64) for array in (coef, blocks, left))
     assert np.all(b[2] == 0) and np.linalg.norm(A[2] @ r) > 0.01
     norms = np.linalg.norm(b[:2], axis=1, keepdims=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import zoo
 
-from jaxsac import Groups, Status, designs, group_lasso
+from jaxsac import Groups, Status, designs, group_lasso, losses
 from jaxsac.group_lasso import compiled_working_set, homotopy, host_check, host_loss, host_steps, rounds, slots, solver, working_set
 from jaxsac.group_lasso.quadratic import Point, best_step
 
@@ -174,6 +174,41 @@ def test_where_all_that_violate_are_taken_one_round_does():
     assert sol.stats["num_active"] >= 1 and sol.stats["num_steps"] == 1
 
 
+def test_sets_that_are_likely_to_do():
+    """All that are beyond their thresholds, or four times as many as are not zero; an unpenalised group, always beyond its own of 0, is inside."""
+    X, y, more = problem(0, "squared", EQUAL, jnp.float64)
+    setup, _ = host_check.set_up(solver._problem(X, y, EQUAL, 1.0, "squared", more["weights"], None, None, False), 1e-6)
+    chosen = slots.working_set(setup, np.asarray([3, 17, 5, 6, 7, 8], np.int32))
+    beyond, coef = np.zeros(G, bool), np.zeros((4, 4))
+    beyond[[3, 17, 6]] = True
+    coef[:2] = 1
+    assert host_steps._complete(chosen, beyond, coef)
+    beyond[20] = True
+    assert not host_steps._complete(chosen, beyond, coef)
+    coef[1] = 0
+    assert host_steps._complete(chosen, beyond, coef)
+
+
+def test_a_loss_made_of_another_is_not_taken_for_it():
+    class Quartic(losses.Squared):
+        def per_sample(self, z, y):
+            return 0.25 * (y - z) ** 4 + 0.5 * (y - z) ** 2
+
+        def descent(self, z, y):
+            return (y - z) ** 3 + (y - z)
+
+        curvature = None
+        dual_per_sample, dual_scale = losses.Loss.dual_per_sample, losses.Loss.dual_scale
+
+    X, y, _ = problem(0, "squared", EQUAL, jnp.float64)
+    loss = Quartic()
+    assert losses.Squared().quadratic and not loss.quadratic
+    lam = 0.3 * group_lasso.lam_max(X, y, EQUAL, loss=loss)
+    host = group_lasso.solve(X, y, EQUAL, lam, loss=loss).check()
+    compiled = compiled_solve(X, y, EQUAL, lam, loss=loss, tol=1e-6).check()
+    np.testing.assert_allclose(host.stats["objective"], compiled.stats["objective"], atol=2e-6 * float(host.stats["scale"]))
+
+
 @pytest.mark.parametrize("loss", ["squared", "logistic"])
 def test_what_memory_held_before_does_not_matter(loss, monkeypatch):
     """Slots get memory that nobody has emptied: with NaN in it the answers are the same, bit for bit."""
@@ -323,6 +358,8 @@ def test_a_step_within_the_noise_of_its_objective_is_taken_whole():
     values = np.asarray([1 + 1e-8, 1, 1, 1, 1, 1 + 1e-9])
     assert best_step(values, 1e-7) == (1.0, False) and best_step(values) == (0.5, False)
     assert best_step(np.asarray([2.0, 1 + 1e-6, 1 + 1e-6, 2.0, 2.0, 1.0]), 1e-7) == (0.0, True)
+    single = np.asarray([1 + 2e-7, 1, 1, 1, 1, 1], np.float32)  # a rounding apart
+    assert best_step(single) == best_step(single, 1e-9) == (1.0, False)
 
 
 def test_the_scale_is_the_null_objective_whoever_asks():
