@@ -35,8 +35,9 @@ def descent_direction(few: Model, coef: Any, residual: Any) -> Any:
     return pulled - (most / xp.where(length == 0, 1.0, length))[:, None] * against
 
 
-def newton_step(few: Model, coef: jax.Array, residual: jax.Array, tolerance: Any = CG_TOLERANCE) -> tuple[jax.Array, jax.Array]:
-    """Coefficients [S, q] and residual [T] after a step of the best of a few lengths: the longest of those that rounding cannot tell from it.
+def newton_step(few: Model, coef: jax.Array, residual: jax.Array, tolerance: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Coefficients [S, q] and residual [T] after a step of the best of a few lengths: the longest of those that rounding cannot tell from the
+    best. `tolerance`: of the residual of the Newton equations, as much may be left; inf takes no step.
 
     Far below the rounding of the objective a step still improves the gradient, on which the certificate depends to the first order.
     """
