@@ -90,3 +90,28 @@ def test_a_step_within_the_noise_of_its_objective_is_taken_whole():
     assert best_step(np.asarray([2.0, 1 + 1e-6, 1 + 1e-6, 2.0, 2.0, 1.0]), 1e-7) == (0.0, True)
     single = np.asarray([1 + 2e-7, 1, 1, 1, 1, 1], np.float32)  # a rounding apart
     assert best_step(single) == best_step(single, 1e-9) == (1.0, False)
+
+
+@pytest.mark.parametrize("factor", [0.5, 3.0, 100.0])
+def test_float32_steps_may_cost_a_share_of_the_tolerance_and_no_more(factor):
+    """From zero, above lam_max, where every step costs: one within a tenth of the tolerance is taken whole, a longer one cut to that."""
+    X, y, _ = problem(0, "squared", EQUAL, jnp.float64)
+    lam = 2 * float(group_lasso.lam_max(X, y, EQUAL))
+    setup, place = host_check.set_up(solver._problem(X, y, EQUAL, lam, "squared", None, None, None, False), 1e-6)
+    chosen = slots.exchanged(setup, place.set, np.asarray([5], np.int32))
+    chosen = slots.modelled(chosen, host_loss.roots(setup.problem, place.point.predictions, 1e-3))
+    slots.make(setup, chosen, chosen.used)
+    point = place.point._replace(coef=np.zeros((1, 4)))
+    columns, start = np.asarray(X)[:, 20:24], np.asarray(y)
+
+    def cost(coef):
+        return (0.5 * np.sum((start - columns @ coef[0]) ** 2) - 0.5 * start @ start) / T + lam * np.linalg.norm(coef)
+
+    spare = 1e-7 * float(setup.scale)
+    aim = np.asarray([[1e-9, 0.0, 0.0, 0.0]])
+    aim *= factor * spare / cost(aim)
+    walk = host_steps._begun(setup, chosen, np.asarray([lam]), point, aim)
+    ended, _ = host_steps._arrived(setup, chosen, np.asarray([lam]), point, walk)
+    assert cost(ended.coef) <= spare * (1 + 1e-5)
+    length = ended.coef[0, 0] / aim[0, 0]
+    assert {0.5: 1.0, 3.0: 0.25, 100.0: 0.0}[factor] == pytest.approx(length, abs=1e-5)
