@@ -1,5 +1,6 @@
 """The one loop: run steps, certify now and then, and say how it ended."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -43,6 +44,9 @@ class _Carry(NamedTuple):
 
 
 _RUNNING = jnp.iinfo(jnp.int32).max  # no Status has this code, and it never leaves the loop
+_WIDTH = {"cpu": 32}  # lanes worked on together, at most: there wider products are no cheaper for a lane
+_WIDE = 1024  # elsewhere
+_NARROWER = 8
 
 
 def iterate(
@@ -66,7 +70,77 @@ def iterate(
 
     Batch with `jax.vmap`: finished lanes keep their state bitwise while others go on. `tol` and `max_steps` may be traced.
     """
-    max_steps = jnp.asarray(max_steps, jnp.int32)
+    turn = _turn(step, certify, jnp.asarray(tol), jnp.asarray(max_steps, jnp.int32), check_every, patience)
+    end = lax.while_loop(lambda carry: carry.status == _RUNNING, turn, _start(certify, state, check_every))
+    return Outcome(end.state, end.certificate, end.status, end.num_steps)
+
+
+def iterate_lanes(
+    step: Callable[[Any, State], State],
+    certify: Callable[[Any, State], Certificate],
+    lanes: Any,
+    states: State,
+    *,
+    tol: jax.Array,
+    max_steps: jax.Array | int,
+    check_every: int = 1,
+    patience: int = 20,
+    compact: bool = True,
+) -> Outcome:
+    """`iterate` for B lanes in step: what `jax.vmap` of it computes, without the work on lanes that have ended.
+
+    The leaves of `lanes`, what a lane has of its own, and of `states` have a leading axis [B]; `step(lane, state)` and
+    `certify(lane, state)` are for one lane, and what they close over is shared: a product of a shared matrix with each lane's vector is one
+    product of matrices. `tol` and `max_steps` are scalars or [B]. Returns an Outcome with a leading axis [B].
+
+    The lanes that run are gathered, a number of them at a time and the first ones first; once few are left, fewer. `compact=False`, for lanes
+    that are large themselves, copies none of them and keeps all to the end, their places masked.
+    """
+    size = jax.tree.leaves(states)[0].shape[0]
+    tol = jnp.broadcast_to(tol, (size,))
+    max_steps = jnp.broadcast_to(jnp.asarray(max_steps, jnp.int32), (size,))
+
+    def one(lane: Any, tol: jax.Array, max_steps: jax.Array, carry: _Carry) -> _Carry:
+        turn = _turn(functools.partial(step, lane), functools.partial(certify, lane), tol, max_steps, check_every, patience)
+        return jax.tree.map(lambda new, old: jnp.where(carry.status == _RUNNING, new, old), turn(carry), carry)
+
+    everything = (lanes, tol, max_steps)
+
+    def turn(width: int, carry: _Carry) -> _Carry:
+        if width == size:
+            return jax.vmap(one)(*everything, carry)
+        running = jnp.nonzero(carry.status == _RUNNING, size=width, fill_value=size)[0]
+        # A place without a lane works on the last one, in vain.
+        few = jax.tree.map(lambda leaf: leaf.at[running].get(mode="clip"), (*everything, carry))
+        return jax.tree.map(lambda every, new: every.at[running].set(new, mode="drop"), carry, jax.vmap(one)(*few))
+
+    carry = jax.vmap(lambda lane, state: _start(functools.partial(certify, lane), state, check_every))(lanes, states)
+    for width, rest in _stages(size) if compact else [(size, 0)]:
+        carry = lax.while_loop(lambda carry, rest=rest: jnp.sum(carry.status == _RUNNING) > rest, functools.partial(turn, width), carry)
+    return Outcome(carry.state, carry.certificate, carry.status, carry.num_steps)
+
+
+def _stages(size: int) -> list[tuple[int, int]]:
+    """Widths, and the number of lanes left at which the next takes over; each is compiled, so there are two."""
+    width = min(size, _WIDTH.get(jax.default_backend(), _WIDE))
+    narrow = width // _NARROWER
+    return [(width, narrow), (narrow, 0)] if narrow > 1 else [(width, 0)]
+
+
+def _start(certify: Callable[[State], Certificate], state: State, check_every: int) -> _Carry:
+    unknown = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(certify, state))
+    return _Carry(state, unknown, jnp.full_like(unknown.error, jnp.inf), jnp.int32(0), jnp.int32(_RUNNING), jnp.int32(-check_every))
+
+
+def _turn(
+    step: Callable[[State], State],
+    certify: Callable[[State], Certificate],
+    tol: jax.Array,
+    max_steps: jax.Array,
+    check_every: int,
+    patience: int,
+) -> Callable[[_Carry], _Carry]:
+    """Some steps, a certificate, and the verdict."""
 
     def judge(certificate: Certificate, best_error: jax.Array, checks_since_best: jax.Array, num_steps: jax.Array) -> jax.Array:
         error, rounding, scale = certificate
@@ -77,9 +151,6 @@ def iterate(
         status = jnp.where(stalled, jnp.int32(Status.STALLED), status)
         status = jnp.where(converged, jnp.int32(Status.CONVERGED), status)
         return jnp.where(finite, status, jnp.int32(Status.NONFINITE))
-
-    def running(carry: _Carry) -> jax.Array:
-        return carry.status == _RUNNING
 
     def advance(carry: _Carry) -> _Carry:
         # The first turn takes no step: certifying the start here, and not before the loop as well, compiles `certify` once.
@@ -93,7 +164,4 @@ def iterate(
         status = judge(certificate, best_error, checks_since_best, num_steps)
         return _Carry(state, certificate, best_error, checks_since_best, status, num_steps)
 
-    unknown = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(certify, state))
-    start = _Carry(state, unknown, jnp.full_like(unknown.error, jnp.inf), jnp.int32(0), jnp.int32(_RUNNING), jnp.int32(-check_every))
-    end = lax.while_loop(running, advance, start)
-    return Outcome(end.state, end.certificate, end.status, end.num_steps)
+    return advance

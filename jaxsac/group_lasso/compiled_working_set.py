@@ -59,31 +59,25 @@ def applies(problem: Problem) -> bool:
 
 
 def run_rounds(
-    problem: Problem, columns: jax.Array, start: Coefficients, certify: Callable[[Coefficients], Certificate], tol: jax.Array, max_rounds: jax.Array
+    problem: Problem,
+    columns: jax.Array,
+    fixed: Scaled | None,
+    start: Coefficients,
+    certify: Callable[[Coefficients], Certificate],
+    tol: jax.Array,
+    max_rounds: jax.Array,
 ) -> Outcome:
-    """Rounds from `start` until the certificate meets the tolerance or a few were of no use; the state is `Coefficients`.
+    """Rounds from `start` until the certificate meets the tolerance or a few were of no use; the state is `Coefficients`. `fixed` is the model
+    where it is that of all points.
 
     On CPUs only: elsewhere no round is taken, for block after block is the wrong order of work there.
     """
     groups = problem.groups
-    matrix = uncentred(problem).matrix
-    if groups.labels is None:
-        blocks = matrix.T.reshape(groups.num_groups, groups.max_size, -1)
-    else:
-        blocks = matrix.T.at[jnp.asarray(groups.members)].get(mode="fill", fill_value=0)
-    unit = column_unit(problem, columns)
-
-    def model_at(predictions: jax.Array) -> Scaled:
-        root = roots(problem, predictions, jnp.asarray(_FLOOR, predictions.dtype))
-        scaled = scale_blocks(problem, blocks, root, unit)
-        grams, bounds = gram_matrices(lax.optimization_barrier(scaled))
-        return Scaled(scaled, grams, bounds, root)
-
-    fixed = model_at(jnp.zeros_like(problem.offset)) if problem.loss.quadratic else None
+    blocks, unit = _blocks(problem), column_unit(problem, columns)
 
     def step(state: tuple[Point, jax.Array]) -> tuple[Point, jax.Array]:
         point, num_rounds = state
-        scaled = model_at(point.predictions) if fixed is None else fixed
+        scaled = _model_at(problem, blocks, unit, point.predictions) if fixed is None else fixed
         residual = problem.residual(point.predictions)
         target = model_target(problem.intercept, scaled.root, residual, problem.thresholds, unit)
         begin = (point.coef / target.step).astype(jnp.float32)
@@ -103,6 +97,26 @@ def run_rounds(
     ended = iterate(step, certificate, (first, jnp.int32(0)), tol=tol, max_steps=jnp.minimum(on_cpu, max_rounds), patience=_PATIENCE)
     point = ended.state[0]
     return ended._replace(state=Coefficients(flat(groups, point.coef), point.intercept))
+
+
+def fixed_model(problem: Problem, columns: jax.Array) -> Scaled:
+    """The model of a quadratic loss."""
+    return _model_at(problem, _blocks(problem), column_unit(problem, columns), jnp.zeros_like(problem.offset))
+
+
+def _blocks(problem: Problem) -> jax.Array:
+    """X_g' [G, q, T]."""
+    groups, matrix = problem.groups, uncentred(problem).matrix
+    if groups.labels is None:
+        return matrix.T.reshape(groups.num_groups, groups.max_size, -1)
+    return matrix.T.at[jnp.asarray(groups.members)].get(mode="fill", fill_value=0)
+
+
+def _model_at(problem: Problem, blocks: jax.Array, unit: jax.Array, predictions: jax.Array) -> Scaled:
+    root = roots(problem, predictions, jnp.asarray(_FLOOR, predictions.dtype))
+    scaled = scale_blocks(problem, blocks, root, unit)
+    grams, bounds = gram_matrices(lax.optimization_barrier(scaled))
+    return Scaled(scaled, grams, bounds, root)
 
 
 def polish(problem: Problem, scaled: Scaled, unit: jax.Array, point: Point) -> Point:

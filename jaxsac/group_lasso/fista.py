@@ -40,12 +40,15 @@ class Iterate(NamedTuple):
 
 
 class Curvature(NamedTuple):
-    """Lipschitz constants of the gradient in the coefficients and in the intercept, ‖C^½ X‖₂, and ‖C^½ x_j‖ for each column [p]."""
+    """Lipschitz constants of the gradient in the coefficients and in the intercept, and ‖C^½ X‖₂."""
 
     coef: jax.Array
     intercept: jax.Array
     norm: jax.Array
-    columns: jax.Array
+
+
+def state_of(at: Iterate) -> State:
+    return State(*at.point, *at.previous, at.momentum, at.inflation)
 
 
 def measure_curvature(problem: Problem, null: jax.Array) -> Curvature:
@@ -67,8 +70,7 @@ def measure_curvature(problem: Problem, null: jax.Array) -> Curvature:
     def positive(number):
         return jnp.where(number == 0, 1.0, _MARGIN * number)
 
-    columns = jnp.sqrt(problem.design.column_squares(problem.sample_weight))
-    return Curvature(positive(of_coef), positive(of_intercept), norm, columns)
+    return Curvature(positive(of_coef), positive(of_intercept), norm)
 
 
 def begin(problem: Problem, state: State) -> Iterate:

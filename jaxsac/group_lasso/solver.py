@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,23 +10,20 @@ import numpy as np
 from jax import lax
 
 from jaxsac._checks import check_shape, is_concrete, real_array, real_scalar, require, static_integer
-from jaxsac._iterate import Certificate, Outcome, iterate
-from jaxsac.group_lasso.certificate import duality_gap, stationarity
-from jaxsac.group_lasso.compiled_working_set import applies, run_rounds
+from jaxsac.group_lasso.certificate import stationarity
+from jaxsac.group_lasso.compiled import run, set_up
+from jaxsac.group_lasso.compiled_working_set import applies
 from jaxsac.group_lasso.concomitant import scaled_on_host
 from jaxsac.group_lasso.derivative import differentiable, with_derivatives
-from jaxsac.group_lasso.fista import Curvature, State, begin, fista_step, measure_curvature, start
+from jaxsac.group_lasso.fista import State, start
 from jaxsac.group_lasso.homotopy import path_on_host
 from jaxsac.group_lasso.inputs import make_problem as _problem
-from jaxsac.group_lasso.null import fit_null, geometric, lam_max_of, null_objective, null_pull, refit_target
-from jaxsac.group_lasso.problem import Coefficients, Problem, recentre, uncentre, when, with_lam
+from jaxsac.group_lasso.null import geometric, lam_max_of, null_pull
+from jaxsac.group_lasso.problem import Coefficients, Problem, recentre, uncentre, with_lam
 from jaxsac.group_lasso.working_set import covers, solve_on_host
 from jaxsac.losses import Loss
 from jaxsac.prox import Groups, Penalty
 from jaxsac.solution import Solution, Status
-
-_CHECK_EVERY = 10
-_PATIENCE = 50  # checks: 500 steps without a smaller gap
 
 
 def solve(
@@ -190,15 +187,6 @@ def _scaled_path(problem: Problem, lams: jax.Array, tol: jax.Array, max_steps: j
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
 
 
-class _Setup(NamedTuple):
-    """What does not depend on lam; the curvature is None where it is to be measured when it is needed."""
-
-    null: Coefficients
-    scale: jax.Array
-    columns: jax.Array
-    curvature: Curvature | None
-
-
 def for_host(problem: Problem) -> bool:
     """Whether the host-driven method is for a concrete problem: its penalty has nothing beside the norms of the groups, and it is large."""
     return problem.extra is None and covers(problem)
@@ -214,47 +202,12 @@ def step_limit(max_steps: Any) -> jax.Array:
     return jnp.asarray(max_steps, jnp.int32)
 
 
-def _set_up(problem: Problem, *, measured: bool) -> _Setup:
-    curvature = measure_curvature(problem, jnp.zeros_like(problem.offset)) if measured else None
-    columns = curvature.columns if curvature else jnp.sqrt(problem.design.column_squares(problem.sample_weight))
-    null, predictions = fit_null(problem, columns)
-    return _Setup(null, null_objective(problem, predictions), columns, curvature)
-
-
-def _run(problem: Problem, setup: _Setup, tol: jax.Array, max_steps: jax.Array, state: State):
-    """The loop from a state in centred coordinates; nothing here is differentiated."""
-    target = refit_target(tol, setup.scale)
-
-    def certify(point: Coefficients) -> Certificate:
-        return duality_gap(problem, point, columns=setup.columns, scale=setup.scale, target=target)
-
-    def run_from(state: State, max_steps: jax.Array) -> Outcome:
-        curvature = setup.curvature or measure_curvature(problem, jnp.zeros_like(problem.offset))
-        step = functools.partial(fista_step, problem, curvature)
-        start = begin(problem, state)
-        return iterate(
-            step, lambda at: certify(at.point), start, tol=tol, max_steps=max_steps, check_every=_CHECK_EVERY, patience=_PATIENCE
-        )
-
-    if not applies(problem):
-        return run_from(state, max_steps)
-    early = run_rounds(problem, setup.columns, Coefficients(state.coef, state.intercept), certify, tol, max_steps)
-    finite = early.status != Status.NONFINITE
-    reached = jax.tree.map(lambda new, old: jnp.where(finite, new, old), start(early.state), state)
-
-    def go_on() -> Outcome:
-        late = run_from(reached, max_steps - early.num_steps)
-        return late._replace(num_steps=late.num_steps + early.num_steps)
-
-    ended = Outcome(begin(problem, reached), early.certificate, early.status, early.num_steps)
-    return when(early.status != Status.CONVERGED, go_on, ended)
-
-
 def _finish(problem: Problem, still: Problem, outcome) -> Solution:
     """The solution with its derivatives; `still` is the problem without them."""
     at, (error, rounding, scale) = outcome.state, outcome.certificate
-    _, kkt = stationarity(still, at.point)
-    point = with_derivatives(problem, at.point)
+    end = Coefficients(at.coef, at.intercept)
+    _, kkt = stationarity(still, end)
+    point = with_derivatives(problem, end)
     objective = problem.smooth_value(problem.predict(point)) + problem.penalty(point.coef)
     stats = {
         "objective": objective,
@@ -263,29 +216,29 @@ def _finish(problem: Problem, still: Problem, outcome) -> Solution:
         "scale": scale,
         "num_steps": outcome.num_steps,
         "kkt": kkt,
-        "num_active": jnp.sum(problem.groups.sum((at.point.coef != 0).astype(jnp.int32)) > 0),
+        "num_active": jnp.sum(problem.groups.sum((end.coef != 0).astype(jnp.int32)) > 0),
     }
-    last, before = uncentre(still, at.point), uncentre(still, at.previous)
+    last, before = uncentre(still, end), uncentre(still, Coefficients(at.previous_coef, at.previous_intercept))
     return Solution(uncentre(problem, point), outcome.status, stats, State(*last, *before, at.momentum, at.inflation))
 
 
 @jax.jit
 def _solve(problem: Problem, tol: jax.Array, max_steps: jax.Array, state: State | None) -> Solution:
     still, tol, state = lax.stop_gradient((problem, tol, state))
-    setup = _set_up(still, measured=not applies(still))
+    setup = set_up(still, measured=not applies(still))
     if state is None:
         inner = start(setup.null)
     else:
         last = recentre(still, Coefficients(state.coef, state.intercept))
         before = recentre(still, Coefficients(state.previous_coef, state.previous_intercept))
         inner = State(*last, *before, state.momentum, state.inflation)
-    return _finish(problem, still, _run(still, setup, tol, max_steps, inner))
+    return _finish(problem, still, run(still, setup, tol, max_steps, inner))
 
 
 @functools.partial(jax.jit, static_argnames="num_lams")
 def compiled_path(problem: Problem, lams: jax.Array | None, min_ratio: jax.Array, tol: jax.Array, max_steps: jax.Array, *, num_lams: int) -> Solution:
     still, tol = lax.stop_gradient((problem, tol))
-    setup = _set_up(still, measured=True)
+    setup = set_up(still, measured=True)
     if lams is None:
         largest = null_pull(with_lam(problem, jnp.zeros_like(problem.lam)), setup.null)
         lams = geometric(largest, min_ratio, num_lams)
@@ -293,9 +246,10 @@ def compiled_path(problem: Problem, lams: jax.Array | None, min_ratio: jax.Array
     def one(at: State, lam: jax.Array):
         here = with_lam(problem, lam)
         quiet = lax.stop_gradient(here)
-        outcome = _run(quiet, setup, tol, max_steps, at)
+        outcome = run(quiet, setup, tol, max_steps, at)
         solution = _finish(here, quiet, outcome)
         solution.stats["lam"] = lam
-        return start(outcome.state.point)._replace(inflation=outcome.state.inflation), solution
+        end = outcome.state
+        return start(Coefficients(end.coef, end.intercept))._replace(inflation=end.inflation), solution
 
     return lax.scan(one, start(setup.null), lams)[1]
