@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsac._iterate import Certificate, iterate
+from jaxsac._iterate import Certificate, iterate, iterate_lanes
 from jaxsac.solution import Status
 
 
@@ -79,3 +79,46 @@ def test_lanes_do_not_disturb_each_other():
         assert out.num_steps[lane] == alone.num_steps
     healthy = batch(starts.at[1].set(2.0), factors)
     np.testing.assert_array_equal(np.delete(healthy.state, 1), np.delete(out.state, 1))
+
+
+def halving(lane, x):
+    return lane * x
+
+
+def size_of(lane, x):
+    return Certificate(jnp.abs(x), jnp.full_like(x, 1e-7), jnp.ones_like(x))
+
+
+@pytest.mark.parametrize("compact", [True, False])
+@pytest.mark.parametrize("size", [1, 5, 100])
+def test_lanes_in_step_are_those_of_a_batched_loop(size, compact):
+    rng = np.random.default_rng(size)
+    factors = jnp.asarray(rng.choice([0.5, 0.9, 0.99, 1.0, np.nan], size))
+    starts, tols = jnp.asarray(rng.uniform(0.0, 2.0, size)), jnp.asarray(rng.choice([1.0, 1e-2, 1e-6, 1e-9], size))
+    limits = jnp.asarray(rng.choice([0, 7, 1000], size), jnp.int32)
+    loop = dict(check_every=4, patience=10)
+
+    def alone(factor, start, tol, limit):
+        return iterate(lambda x: halving(factor, x), lambda x: size_of(factor, x), start, tol=tol, max_steps=limit, **loop)
+
+    expected = jax.jit(jax.vmap(alone))(factors, starts, tols, limits)
+    found = iterate_lanes(halving, size_of, factors, starts, tol=tols, max_steps=limits, compact=compact, **loop)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert size < 100 or {0, 1, 2, 3} == set(np.unique(found.status).tolist())  # every way to end
+
+
+def test_a_slow_lane_keeps_no_other_waiting():
+    """Of 100 lanes one takes a thousand steps: the work is that of the steps that the lanes need, in a few places, and not 100 thousand."""
+    work = []
+
+    def counted(x):
+        work.append(np.size(x))
+        return x
+
+    def step(lane, x):
+        return jax.pure_callback(counted, jax.ShapeDtypeStruct((), x.dtype), lane * x, vmap_method="broadcast_all")
+
+    factors = jnp.full(100, 0.5).at[40].set(0.99)
+    ended = jax.block_until_ready(iterate_lanes(step, size_of, factors, jnp.ones(100), tol=jnp.asarray(1e-5), max_steps=5000))
+    assert np.all(ended.status == Status.CONVERGED) and ended.num_steps[40] > 1000
+    assert np.sum(ended.num_steps) <= sum(work) <= 4 * np.sum(ended.num_steps)

@@ -15,6 +15,7 @@ from jaxsac.group_lasso.compiled_working_set import Scaled, applies, fixed_model
 from jaxsac.group_lasso.fista import Curvature, Iterate, State, begin, fista_step, measure_curvature, start, state_of
 from jaxsac.group_lasso.null import fit_null, null_objective, refit_target
 from jaxsac.group_lasso.problem import Coefficients, Problem, when
+from jaxsac.group_lasso.quadratic import uncentred
 from jaxsac.solution import Status
 
 _LOOP: dict[str, Any] = dict(check_every=10, patience=50)  # 500 steps without a smaller gap
@@ -50,17 +51,21 @@ def run(problem: Problem, setup: Setup, tol: jax.Array, max_steps: jax.Array, st
         ended = iterate(step, lambda at: certify(at.point), begin(problem, state), tol=tol, max_steps=max_steps, **_LOOP)
         return ended._replace(state=state_of(ended.state))
 
+    def rounds_first(state: State, max_steps: jax.Array) -> Outcome:
+        early = run_rounds(problem, setup.columns, setup.model, Coefficients(state.coef, state.intercept), certify, tol, max_steps)
+        finite = early.status != Status.NONFINITE
+        reached = jax.tree.map(lambda new, old: jnp.where(finite, new, old), start(early.state), state)
+
+        def go_on() -> Outcome:
+            late = run_from(reached, max_steps - early.num_steps)
+            return late._replace(num_steps=late.num_steps + early.num_steps)
+
+        return when(early.status != Status.CONVERGED, go_on, early._replace(state=reached))
+
     if not applies(problem):
         return run_from(state, max_steps)
-    early = run_rounds(problem, setup.columns, setup.model, Coefficients(state.coef, state.intercept), certify, tol, max_steps)
-    finite = early.status != Status.NONFINITE
-    reached = jax.tree.map(lambda new, old: jnp.where(finite, new, old), start(early.state), state)
-
-    def go_on() -> Outcome:
-        late = run_from(reached, max_steps - early.num_steps)
-        return late._replace(num_steps=late.num_steps + early.num_steps)
-
-    return when(early.status != Status.CONVERGED, go_on, early._replace(state=reached))
+    # Block after block is the wrong order of work elsewhere.
+    return lax.platform_dependent(state, max_steps, cpu=rounds_first, default=run_from)
 
 
 @run.def_vmap
@@ -68,14 +73,17 @@ def _run_batch(size: int, batched: Any, *arguments: Any) -> tuple[Outcome, Any]:
     """The lanes in step where they share the products with X, or else on CPUs one after another: by working sets, which differ, or with an X
     for each there is nothing to share, and a batch waits for its slowest."""
     own, shared = eqx.partition(arguments, tuple(batched))
+
+    def one_by_one(own: Any, shared: Any) -> Outcome:
+        return lax.map(lambda lane: run(*eqx.combine(lane, shared)), own)
+
+    def in_step(own: Any, shared: Any) -> Outcome:
+        return _in_step(_without_model(own), _without_model(shared))
+
     if _shares_design(own) and not applies(arguments[0]):
-        outcome = _in_step(own, shared)
+        outcome = in_step(own, shared)
     else:
-
-        def one_by_one(own: Any, shared: Any) -> Outcome:
-            return lax.map(lambda lane: run(*eqx.combine(lane, shared)), own)
-
-        outcome = lax.platform_dependent(own, shared, cpu=one_by_one, default=_in_step)
+        outcome = lax.platform_dependent(own, shared, cpu=one_by_one, default=in_step)
     return outcome, jax.tree.map(lambda _: True, outcome)
 
 
@@ -129,8 +137,14 @@ def _in_step_batch(size: int, batched: Any, own: Any, shared: Any) -> tuple[Outc
 
 
 def _shares_design(own: Any) -> bool:
-    """Whether no lane has a design of its own; `own` are `run`'s arguments without those that are shared."""
-    return not jax.tree.leaves(own[0].design)
+    """Whether no lane has a design of its own, but for its centre; `own` are `run`'s arguments without those that are shared."""
+    return not jax.tree.leaves(uncentred(own[0]))
+
+
+def _without_model(arguments: Any) -> Any:
+    """`run`'s arguments without what only the rounds need."""
+    problem, setup, *others = arguments
+    return (problem, setup._replace(model=None), *others)
 
 
 def _curvature(problem: Problem) -> Curvature:

@@ -69,8 +69,6 @@ def run_rounds(
 ) -> Outcome:
     """Rounds from `start` until the certificate meets the tolerance or a few were of no use; the state is `Coefficients`. `fixed` is the model
     where it is that of all points.
-
-    On CPUs only: elsewhere no round is taken, for block after block is the wrong order of work there.
     """
     groups = problem.groups
     blocks, unit = _blocks(problem), column_unit(problem, columns)
@@ -92,9 +90,8 @@ def run_rounds(
     def certificate(state: tuple[Point, jax.Array]) -> Certificate:
         return certify(Coefficients(flat(groups, state[0].coef), state[0].intercept))
 
-    on_cpu = lax.platform_dependent(cpu=lambda: jnp.int32(_ROUNDS), default=lambda: jnp.int32(0))
     first = Point(groups.blocks(start.coef), start.intercept, problem.predict(start))
-    ended = iterate(step, certificate, (first, jnp.int32(0)), tol=tol, max_steps=jnp.minimum(on_cpu, max_rounds), patience=_PATIENCE)
+    ended = iterate(step, certificate, (first, jnp.int32(0)), tol=tol, max_steps=jnp.minimum(_ROUNDS, max_rounds), patience=_PATIENCE)
     point = ended.state[0]
     return ended._replace(state=Coefficients(flat(groups, point.coef), point.intercept))
 
