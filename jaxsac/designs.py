@@ -143,8 +143,8 @@ class MultiOutput(eqx.Module):
 
     def adjoint(self, residual: jax.Array) -> jax.Array:
         """R' Ψ for R [T, M], [M q]."""
-        order = "tm,tq->mq" if self.by == "output" else "tm,tq->qm"
-        return jnp.einsum(order, residual, self.features, precision=_HIGHEST).reshape(-1)
+        pulled = jnp.dot(residual.T, self.features, precision=_HIGHEST)
+        return (pulled if self.by == "output" else pulled.T).reshape(-1)
 
     def column_squares(self, weights: jax.Array) -> jax.Array:
         squares = jnp.sum(weights[:, None] * self.features**2, axis=0)

@@ -10,13 +10,14 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 
 from jaxsac._iterate import Certificate, Outcome, iterate, iterate_lanes
-from jaxsac.group_lasso.certificate import duality_gap
+from jaxsac.group_lasso.certificate import duality_gap, stationarity
 from jaxsac.group_lasso.compiled_working_set import Scaled, applies, fixed_model, run_rounds
+from jaxsac.group_lasso.derivative import with_derivatives
 from jaxsac.group_lasso.fista import Curvature, Iterate, State, begin, fista_step, measure_curvature, start, state_of
 from jaxsac.group_lasso.null import fit_null, null_objective, refit_target
-from jaxsac.group_lasso.problem import Coefficients, Problem, when
+from jaxsac.group_lasso.problem import Coefficients, Problem, uncentre, when
 from jaxsac.group_lasso.quadratic import uncentred
-from jaxsac.solution import Status
+from jaxsac.solution import Solution, Status
 
 _LOOP: dict[str, Any] = dict(check_every=10, patience=50)  # 500 steps without a smaller gap
 
@@ -43,16 +44,16 @@ def set_up(problem: Problem, *, measured: bool) -> Setup:
 def run(problem: Problem, setup: Setup, tol: jax.Array, max_steps: jax.Array, state: State) -> Outcome:
     """The loop from a state, in centred coordinates, to an Outcome with one; nothing here is differentiated."""
 
-    def certify(point: Coefficients) -> Certificate:
-        return _certificate(problem, setup, tol, point)
+    def certified(point: Coefficients) -> Certificate:
+        return certify(problem, setup, tol, point)
 
     def run_from(state: State, max_steps: jax.Array) -> Outcome:
         step = functools.partial(fista_step, problem, setup.curvature or _curvature(problem))
-        ended = iterate(step, lambda at: certify(at.point), begin(problem, state), tol=tol, max_steps=max_steps, **_LOOP)
+        ended = iterate(step, lambda at: certified(at.point), begin(problem, state), tol=tol, max_steps=max_steps, **_LOOP)
         return ended._replace(state=state_of(ended.state))
 
     def rounds_first(state: State, max_steps: jax.Array) -> Outcome:
-        early = run_rounds(problem, setup.columns, setup.model, Coefficients(state.coef, state.intercept), certify, tol, max_steps)
+        early = run_rounds(problem, setup.columns, setup.model, Coefficients(state.coef, state.intercept), certified, tol, max_steps)
         finite = early.status != Status.NONFINITE
         reached = jax.tree.map(lambda new, old: jnp.where(finite, new, old), start(early.state), state)
 
@@ -99,13 +100,13 @@ def _in_step(own: Any, shared: Any) -> Outcome:
         lane, curvature = lane
         return fista_step(eqx.combine(lane, shared)[0], curvature, at)
 
-    def certify(lane: Any, at: Iterate) -> Certificate:
+    def certified(lane: Any, at: Iterate) -> Certificate:
         problem, setup, tol, _, _ = eqx.combine(lane[0], shared)
-        return _certificate(problem, setup, tol, at.point)
+        return certify(problem, setup, tol, at.point)
 
     curvatures, iterates = jax.vmap(first)(own)
     _, _, tol, max_steps, _ = eqx.combine(own, shared)
-    ended = iterate_lanes(step, certify, (own, curvatures), iterates, tol=tol, max_steps=max_steps, compact=_shares_design(own), **_LOOP)
+    ended = iterate_lanes(step, certified, (own, curvatures), iterates, tol=tol, max_steps=max_steps, compact=_shares_design(own), **_LOOP)
     return ended._replace(state=state_of(ended.state))
 
 
@@ -151,6 +152,26 @@ def _curvature(problem: Problem) -> Curvature:
     return measure_curvature(problem, jnp.zeros_like(problem.offset))
 
 
-def _certificate(problem: Problem, setup: Setup, tol: jax.Array, point: Coefficients) -> Certificate:
+def certify(problem: Problem, setup: Setup, tol: jax.Array, point: Coefficients) -> Certificate:
     target = refit_target(tol, setup.scale)
     return duality_gap(problem, point, columns=setup.columns, scale=setup.scale, target=target)
+
+
+def finish(problem: Problem, still: Problem, outcome: Outcome) -> Solution:
+    """The solution with its derivatives; `still` is the problem without them."""
+    at, (error, rounding, scale) = outcome.state, outcome.certificate
+    end = Coefficients(at.coef, at.intercept)
+    _, kkt = stationarity(still, end)
+    point = with_derivatives(problem, end)
+    objective = problem.smooth_value(problem.predict(point)) + problem.penalty(point.coef)
+    stats = {
+        "objective": objective,
+        "gap": error,
+        "rounding": rounding,
+        "scale": scale,
+        "num_steps": outcome.num_steps,
+        "kkt": kkt,
+        "num_active": jnp.sum(problem.groups.sum((end.coef != 0).astype(jnp.int32)) > 0),
+    }
+    last, before = uncentre(still, end), uncentre(still, Coefficients(at.previous_coef, at.previous_intercept))
+    return Solution(uncentre(problem, point), outcome.status, stats, State(*last, *before, at.momentum, at.inflation))

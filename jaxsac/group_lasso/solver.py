@@ -10,16 +10,18 @@ import numpy as np
 from jax import lax
 
 from jaxsac._checks import check_shape, is_concrete, real_array, real_scalar, require, static_integer
-from jaxsac.group_lasso.certificate import stationarity
-from jaxsac.group_lasso.compiled import run, set_up
+from jaxsac.group_lasso.compiled import finish, run, set_up
 from jaxsac.group_lasso.compiled_working_set import applies
 from jaxsac.group_lasso.concomitant import scaled_on_host
-from jaxsac.group_lasso.derivative import differentiable, with_derivatives
+from jaxsac.group_lasso.derivative import differentiable
 from jaxsac.group_lasso.fista import State, start
 from jaxsac.group_lasso.homotopy import path_on_host
 from jaxsac.group_lasso.inputs import make_problem as _problem
 from jaxsac.group_lasso.null import geometric, lam_max_of, null_pull
-from jaxsac.group_lasso.problem import Coefficients, Problem, recentre, uncentre, with_lam
+from jaxsac.group_lasso.problem import Coefficients, Problem, recentre, with_lam
+from jaxsac.group_lasso.restricted import begin as columns_set_up
+from jaxsac.group_lasso.restricted import covers as on_columns
+from jaxsac.group_lasso.restricted import solve_on_columns
 from jaxsac.group_lasso.working_set import covers, solve_on_host
 from jaxsac.losses import Loss
 from jaxsac.prox import Groups, Penalty
@@ -68,7 +70,8 @@ def solve(
     (Beck & Teboulle 2009), which on CPUs up to ten rounds of working sets precede where X is dense and not tiny. Concrete arrays with a
     large dense X on a CPU, one output and groups of not too unequal sizes go through working sets driven from the host. A round of either
     kind is block descent in float32, Newton steps on the support, and one pass over X (`num_steps` counts those; Massias et al. 2018,
-    Bertrand & Massias 2021). Where that stalls, the loop goes on from there.
+    Bertrand & Massias 2021). With more in the penalty, several outputs or other groups, concrete arrays with a large X go through rounds of
+    the loop on the columns that matter. Where any of these stalls, the loop goes on from there.
 
     Under `vmap` over `lam`, `y` or `sample_weight` the lanes share X.
     Differentiable in lam, y, X, weights, sample_weight, offset and the penalty's numbers on the support (implicit function theorem; the
@@ -91,13 +94,16 @@ def solve(
     still = problem
     if not is_concrete(problem, tol, state):  # else there is nothing to stop, and it takes time
         still, tol, state = lax.stop_gradient((problem, tol, state))
-    if is_concrete(still, tol, max_steps, state) and for_host(still):
+    if is_concrete(still, tol, max_steps, state) and (for_host(still) or on_columns(still)):
         at = None if state is None else recentre(still, Coefficients(state.coef, state.intercept))
-        if still.loss.separable:
+        if not for_host(still):
+            solution = solve_on_columns(still, columns_set_up(still), tol, max_steps, at)
+        elif still.loss.separable:
             solution = solve_on_host(still, float(tol), int(max_steps), at)
         else:
             solution = _solve(still, tol, max_steps, scaled_on_host(still, float(tol), int(max_steps), at))
-        if not still.loss.separable or int(solution.status) in (Status.CONVERGED, Status.MAX_STEPS):
+        by_loop = for_host(still) and not still.loss.separable
+        if by_loop or int(solution.status) in (Status.CONVERGED, Status.MAX_STEPS):
             return solution if is_concrete(problem) else differentiable(problem, solution)
         # What float32 steps cannot reach, the compiled loop may: it goes on from there, and its verdict is the answer's.
         state = solution.state if int(solution.status) == Status.STALLED else state
@@ -163,24 +169,30 @@ def path(
     penalised = lams is None or (is_concrete(lams) and bool(np.all(np.asarray(lams) > 0)))
     # A path from lam_max has lam = 0 only where the null model is a solution for every lam.
     problem = dataclasses.replace(problem, free_lam=not penalised)
-    on_host = is_concrete(problem, tol, max_steps, min_ratio) and penalised and for_host(with_lam(problem, jnp.ones_like(problem.lam)))
-    if on_host and problem.loss.separable:
+    at_one = with_lam(problem, jnp.ones_like(problem.lam))
+    if is_concrete(problem, tol, max_steps, min_ratio) and penalised and (for_host(at_one) or on_columns(at_one)):
+        if for_host(at_one) and problem.loss.separable:
 
-        def otherwise(here: Problem, unfinished: Solution) -> Solution:
-            return _solve(here, tol, max_steps, unfinished.state if int(unfinished.status) == Status.STALLED else None)
+            def otherwise(here: Problem, unfinished: Solution) -> Solution:
+                return _solve(here, tol, max_steps, unfinished.state if int(unfinished.status) == Status.STALLED else None)
 
-        return path_on_host(problem, lams, num_lams, float(min_ratio), float(tol), int(max_steps), otherwise)
-    if on_host:
-        return _scaled_path(problem, geometric(lam_max_of(problem), min_ratio, num_lams) if lams is None else lams, tol, max_steps)
+            return path_on_host(problem, lams, num_lams, float(min_ratio), float(tol), int(max_steps), otherwise)
+        lams = geometric(lam_max_of(problem), min_ratio, num_lams) if lams is None else lams
+        return _one_after_another(problem, lams, tol, max_steps)
     return compiled_path(problem, lams, min_ratio, tol, max_steps, num_lams=num_lams)
 
 
-def _scaled_path(problem: Problem, lams: jax.Array, tol: jax.Array, max_steps: jax.Array) -> Solution:
-    """The path of the square-root loss, its noise level alternating with the host's solutions."""
+def _one_after_another(problem: Problem, lams: jax.Array, tol: jax.Array, max_steps: jax.Array) -> Solution:
+    """The path of the square-root loss, its noise level alternating with the host's solutions, or that on the columns that matter."""
     found, at = [], None
+    setup = None if for_host(with_lam(problem, lams[0])) else columns_set_up(problem)
     for lam in lams:
         here = with_lam(problem, lam)
-        answer = _solve(here, tol, max_steps, scaled_on_host(here, float(tol), int(max_steps), at))
+        if setup is None:
+            answer = _solve(here, tol, max_steps, scaled_on_host(here, float(tol), int(max_steps), at))
+        else:
+            answer = solve_on_columns(here, setup, tol, max_steps, at)
+            answer = _solve(here, tol, max_steps, answer.state) if int(answer.status) == Status.STALLED else answer
         answer.stats["lam"] = lam
         found.append(answer)
         at = recentre(problem, answer.value)
@@ -202,26 +214,6 @@ def step_limit(max_steps: Any) -> jax.Array:
     return jnp.asarray(max_steps, jnp.int32)
 
 
-def _finish(problem: Problem, still: Problem, outcome) -> Solution:
-    """The solution with its derivatives; `still` is the problem without them."""
-    at, (error, rounding, scale) = outcome.state, outcome.certificate
-    end = Coefficients(at.coef, at.intercept)
-    _, kkt = stationarity(still, end)
-    point = with_derivatives(problem, end)
-    objective = problem.smooth_value(problem.predict(point)) + problem.penalty(point.coef)
-    stats = {
-        "objective": objective,
-        "gap": error,
-        "rounding": rounding,
-        "scale": scale,
-        "num_steps": outcome.num_steps,
-        "kkt": kkt,
-        "num_active": jnp.sum(problem.groups.sum((end.coef != 0).astype(jnp.int32)) > 0),
-    }
-    last, before = uncentre(still, end), uncentre(still, Coefficients(at.previous_coef, at.previous_intercept))
-    return Solution(uncentre(problem, point), outcome.status, stats, State(*last, *before, at.momentum, at.inflation))
-
-
 @jax.jit
 def _solve(problem: Problem, tol: jax.Array, max_steps: jax.Array, state: State | None) -> Solution:
     still, tol, state = lax.stop_gradient((problem, tol, state))
@@ -232,7 +224,7 @@ def _solve(problem: Problem, tol: jax.Array, max_steps: jax.Array, state: State 
         last = recentre(still, Coefficients(state.coef, state.intercept))
         before = recentre(still, Coefficients(state.previous_coef, state.previous_intercept))
         inner = State(*last, *before, state.momentum, state.inflation)
-    return _finish(problem, still, run(still, setup, tol, max_steps, inner))
+    return finish(problem, still, run(still, setup, tol, max_steps, inner))
 
 
 @functools.partial(jax.jit, static_argnames="num_lams")
@@ -247,7 +239,7 @@ def compiled_path(problem: Problem, lams: jax.Array | None, min_ratio: jax.Array
         here = with_lam(problem, lam)
         quiet = lax.stop_gradient(here)
         outcome = run(quiet, setup, tol, max_steps, at)
-        solution = _finish(here, quiet, outcome)
+        solution = finish(here, quiet, outcome)
         solution.stats["lam"] = lam
         end = outcome.state
         return start(Coefficients(end.coef, end.intercept))._replace(inflation=end.inflation), solution

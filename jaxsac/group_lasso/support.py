@@ -11,8 +11,9 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from jaxsac._implicit import conjugate_gradient
-from jaxsac.designs import Centred, Dense
+from jaxsac.designs import Centred, Dense, MultiOutput
 from jaxsac.group_lasso.problem import Coefficients, Problem
+from jaxsac.group_lasso.quadratic import uncentred
 from jaxsac.prox import Groups, Level, Penalty
 
 _SMALLEST = 16  # capacity; they grow by halves of a power of two, so that few programs are compiled
@@ -59,9 +60,27 @@ def indices_of(moving: np.ndarray) -> np.ndarray:
 
 def restrict(problem: Problem, indices: jax.Array) -> Problem:
     """The problem in the coefficients at `indices`, the others being zero. Padding adds columns of zeros to the first group."""
-    inner = problem.design.design if isinstance(problem.design, Centred) else problem.design
-    cut: Any = Dense(inner.matrix.at[:, indices].get(mode="fill", fill_value=0)) if isinstance(inner, Dense) else Columns(inner, indices)
-    design = Centred(cut, problem.design.shares) if isinstance(problem.design, Centred) else cut
+    design = uncentred(problem)
+    return _restricted(problem, indices, Dense(_columns(design.matrix, indices)) if isinstance(design, Dense) else Columns(design, indices))
+
+
+def restrict_to_columns(problem: Problem, columns: jax.Array) -> tuple[Problem, jax.Array]:
+    """The problem in the coefficients of some columns of X, or of the features that several outputs share, and the indices of those."""
+    design = uncentred(problem)
+    if isinstance(design, Dense):
+        return restrict(problem, columns), columns
+    num_features, outputs = design.features.shape[1], lax.iota(jnp.int32, design.num_outputs)
+    if design.by == "output":
+        indices = outputs[:, None] * num_features + columns[None, :]
+        indices = jnp.where(columns[None, :] < num_features, indices, design.num_coefficients)
+    else:
+        indices = columns[:, None] * design.num_outputs + outputs[None, :]
+    cut = MultiOutput(_columns(design.features, columns), design.num_outputs, design.by)
+    return _restricted(problem, indices.reshape(-1), cut), indices.reshape(-1)
+
+
+def _restricted(problem: Problem, indices: jax.Array, cut: Any) -> Problem:
+    design = Centred(cut, problem.design.shares) if problem.intercept else cut
 
     def among(groups: Groups) -> Groups:
         labels = groups.spread(lax.iota(jnp.int32, groups.num_groups))
@@ -160,6 +179,10 @@ def _factored(matrix: jax.Array) -> Any:
 
 def _square(tree: Any) -> jax.Array:
     return sum((jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)), jnp.zeros((), jax.tree.leaves(tree)[0].dtype))
+
+
+def _columns(matrix: jax.Array, indices: jax.Array) -> jax.Array:
+    return matrix.at[:, indices].get(mode="fill", fill_value=0)
 
 
 def _part(array: jax.Array, indices: jax.Array) -> jax.Array:

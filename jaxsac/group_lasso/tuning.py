@@ -11,6 +11,7 @@ from jaxsac.designs import as_design
 from jaxsac.group_lasso.compiled_working_set import applies
 from jaxsac.group_lasso.inputs import make_problem
 from jaxsac.group_lasso.null import geometric
+from jaxsac.group_lasso.restricted import covers as on_columns
 from jaxsac.group_lasso.solver import lam_max, path
 from jaxsac.losses import Loss, resolve
 from jaxsac.prox import Groups, Penalty
@@ -88,9 +89,9 @@ def cross_validate(
     def fit(sample_weight: jax.Array) -> Solution:
         return path(X, y, groups, lams=lams, sample_weight=sample_weight, **keywords)
 
-    # Folds share the products with X in a batch; by working sets, which differ, they are faster one after another.
+    # Folds share the products with X in a batch; by working sets, which differ, or on few columns, they are faster one after another.
     problem = make_problem(X, y, groups, 1.0, resolved, weights, kept[0], offset, intercept, penalty)
-    if applies(problem) and jax.default_backend() == "cpu":
+    if (applies(problem) and jax.default_backend() == "cpu") or (is_concrete(problem) and on_columns(problem)):
         fits = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(fit(sample_weight) for sample_weight in kept))
     else:
         fits = jax.vmap(fit)(kept)
