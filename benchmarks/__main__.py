@@ -7,10 +7,8 @@ import os
 import pathlib
 import sys
 
-import jax
-
 from benchmarks import report as reports
-from benchmarks.harness import Options, machine_record, measured_rates
+from benchmarks.harness import Options, configure, machine_record, measured_rates
 
 
 def rooms() -> dict[str, str]:
@@ -44,9 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"no room {given.room!r}; there are: {', '.join(available) or 'none'}", file=sys.stderr)
         return 2
 
-    jax.config.update("jax_enable_x64", given.dtype == "float64")
-    jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)  # for rows that spread many problems; the others use the first
-    jax.config.update("jax_enable_compilation_cache", False)  # first calls are to be compiled, here and now
+    configure(given.dtype)
     options = Options(given.smoke, given.dtype, given.out, given.peers_python, not given.quiet)
     machine = machine_record() | {"dtype": given.dtype, "smoke": given.smoke, "rates": measured_rates(given.dtype, smoke=given.smoke)}
     report = importlib.import_module(f"benchmarks.{given.room}").run(options)

@@ -8,6 +8,8 @@ from benchmarks.machine import machine_record as machine_record
 from benchmarks.machine import measured_rates as measured_rates
 from benchmarks.process import NOT_RUN as NOT_RUN
 from benchmarks.process import PeerResult as PeerResult
+from benchmarks.process import configure as configure
+from benchmarks.process import in_new_process as in_new_process
 from benchmarks.process import run_peer as run_peer
 from benchmarks.report import Report as Report
 from benchmarks.timing import Timing as Timing

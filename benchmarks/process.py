@@ -1,14 +1,18 @@
-"""Peers in a process of their own: their pins may clash with jax's, their threads with XLA's. Only .npy and JSON files are exchanged."""
+"""Processes of their own: for peers, whose pins may clash with jax's and their threads with XLA's (only .npy and JSON files are exchanged),
+and for rows that are to be as in a new process, whatever ran before them."""
 
+import concurrent.futures
 import json
+import multiprocessing
 import os
 import pathlib
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 NOT_RUN = "not run"
@@ -64,3 +68,17 @@ def run_peer(
         status = numbers.pop("status")
         outputs = {path.stem.removeprefix("out_"): np.load(path, allow_pickle=False) for path in sorted(folder.glob("out_*.npy"))}
         return PeerResult(status, outputs, numbers)
+
+
+def configure(dtype: str) -> None:
+    """jax as benchmarks want it."""
+    jax.config.update("jax_enable_x64", dtype == "float64")
+    jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)  # for rows that spread many problems; the others use the first
+    jax.config.update("jax_enable_compilation_cache", False)  # first calls are to be compiled, here and now
+
+
+def in_new_process(dtype: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """function(*arguments) in a process that starts now; both, and what is returned, must pickle."""
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, spawn, initializer=configure, initargs=(dtype,)) as pool:
+        return pool.submit(function, *arguments).result()
