@@ -306,7 +306,7 @@ def run(options: Options) -> Report:
     for case in options.progress(cases(options.smoke, options.dtype), "group lasso"):
         found, parts = measured(case, TURNS if case.whole is None else 1)
         rows, pieces = rows + found, pieces + parts
-    for case in options.progress(list(random_cases(options.smoke, options.dtype)), "ten random problems"):
+    for case in options.progress(random_cases(options.smoke, options.dtype), "ten random problems"):
         drawn += measured(case, 1)[0]
     notes = [
         f"Relative gap: duality gap over the null objective, recomputed in float64; the largest over problems and lambdas; target "

@@ -71,7 +71,8 @@ def run_peer(
 
 
 def configure(dtype: str) -> None:
-    """jax as benchmarks want it."""
+    """jax as benchmarks want it, before it is used."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes may share a GPU
     jax.config.update("jax_enable_x64", dtype == "float64")
     jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)  # for rows that spread many problems; the others use the first
     jax.config.update("jax_enable_compilation_cache", False)  # first calls are to be compiled, here and now

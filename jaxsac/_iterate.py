@@ -87,13 +87,13 @@ def iterate_lanes(
     patience: int = 20,
     compact: bool = True,
 ) -> Outcome:
-    """`iterate` for B lanes in step: what `jax.vmap` of it computes, without the work on lanes that have ended.
+    """`iterate` for B lanes in step: what `jax.vmap` of it computes, without much of the work on lanes that have ended.
 
     The leaves of `lanes`, what a lane has of its own, and of `states` have a leading axis [B]; `step(lane, state)` and
     `certify(lane, state)` are for one lane, and what they close over is shared: a product of a shared matrix with each lane's vector is one
     product of matrices. `tol` and `max_steps` are scalars or [B]. Returns an Outcome with a leading axis [B].
 
-    The lanes that run are gathered, a number of them at a time and the first ones first; once few are left, fewer. `compact=False`, for lanes
+    The lanes that run are gathered, up to a width and the first ones first; once an eighth of that is left, to as many. `compact=False`, for lanes
     that are large themselves, copies none of them and keeps all to the end, their places masked.
     """
     size = jax.tree.leaves(states)[0].shape[0]

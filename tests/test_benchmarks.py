@@ -1,6 +1,7 @@
 """The benchmark harness: what it times, what it writes, and that an absent peer is "not run". Times themselves are never judged here."""
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import process, timing
+from benchmarks import group_lasso, group_lasso_cases, process, timing
 from benchmarks.__main__ import rooms
 from benchmarks.harness import Options, Report, machine_record, measured_rates, ratio, run_peer, time_interleaved
 from benchmarks.report import markdown, markdown_table, plain, write
@@ -189,3 +190,10 @@ def test_every_room_runs(room, dtype, tmp_path):
     done = python("-m", "benchmarks", room, "--smoke", "--quiet", "--dtype", dtype, "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"# {room}") and list(tmp_path.glob(f"{room}-{dtype}-*.json"))
+
+
+def test_a_case_can_be_measured_in_a_process_of_its_own():
+    assert process.in_new_process("float32", os.getpid) != os.getpid()
+    case = group_lasso_cases.cases(True, "float64")[0]
+    nothing = np.zeros((1, 1, case.num_coefficients))
+    assert process.in_new_process("float64", group_lasso.worst_gap, case, nothing) == group_lasso.worst_gap(case, nothing)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
+from jax.lax import platform_dependent
 
 from jaxsac._iterate import Certificate, Outcome, iterate, iterate_lanes
 from jaxsac.group_lasso.certificate import duality_gap, stationarity
@@ -23,8 +24,8 @@ _LOOP: dict[str, Any] = dict(check_every=10, patience=50)  # 500 steps without a
 
 
 class Setup(NamedTuple):
-    """What does not depend on lam: the null model, its objective, ‖C^½ x_j‖ [p], and what the two methods need, or None where it is not
-    known before the point is (the model of a curved loss) or may not be needed (the curvature)."""
+    """What does not depend on lam: the null model, its objective, ‖C^½ x_j‖ [p], and what the two methods need: `fixed_model` and the curvature,
+    which are None where they are to be found when they are needed, if they are."""
 
     null: Coefficients
     scale: jax.Array
@@ -36,7 +37,7 @@ class Setup(NamedTuple):
 def set_up(problem: Problem, *, measured: bool) -> Setup:
     columns = jnp.sqrt(problem.design.column_squares(problem.sample_weight))
     null, predictions = fit_null(problem, columns)
-    model = fixed_model(problem, columns) if applies(problem) and problem.loss.quadratic else None
+    model = fixed_model(problem, columns) if applies(problem) else None
     return Setup(null, null_objective(problem, predictions), columns, model, _curvature(problem) if measured else None)
 
 
@@ -53,7 +54,8 @@ def run(problem: Problem, setup: Setup, tol: jax.Array, max_steps: jax.Array, st
         return ended._replace(state=state_of(ended.state))
 
     def rounds_first(state: State, max_steps: jax.Array) -> Outcome:
-        early = run_rounds(problem, setup.columns, setup.model, Coefficients(state.coef, state.intercept), certified, tol, max_steps)
+        model = setup.model or fixed_model(problem, setup.columns)
+        early = run_rounds(problem, setup.columns, model, Coefficients(state.coef, state.intercept), certified, tol, max_steps)
         finite = early.status != Status.NONFINITE
         reached = jax.tree.map(lambda new, old: jnp.where(finite, new, old), start(early.state), state)
 
@@ -66,30 +68,32 @@ def run(problem: Problem, setup: Setup, tol: jax.Array, max_steps: jax.Array, st
     if not applies(problem):
         return run_from(state, max_steps)
     # Block after block is the wrong order of work elsewhere.
-    return lax.platform_dependent(state, max_steps, cpu=rounds_first, default=run_from)
+    return platform_dependent(state, max_steps, cpu=rounds_first, default=run_from)
 
 
 @run.def_vmap
 def _run_batch(size: int, batched: Any, *arguments: Any) -> tuple[Outcome, Any]:
-    """The lanes in step where they share the products with X, or else on CPUs one after another: by working sets, which differ, or with an X
-    for each there is nothing to share, and a batch waits for its slowest."""
+    """The lanes in step if they share the products with X; else, on CPUs, one after another, for working sets differ, lanes that have an X
+    each share nothing, and a batch waits for its slowest."""
     own, shared = eqx.partition(arguments, tuple(batched))
 
     def one_by_one(own: Any, shared: Any) -> Outcome:
+        if jax.tree.leaves(own[1].model):  # made for one lane at a time it takes the memory of one
+            own, shared = _without_model(own), _without_model(shared)
         return lax.map(lambda lane: run(*eqx.combine(lane, shared)), own)
 
     def in_step(own: Any, shared: Any) -> Outcome:
         return _in_step(_without_model(own), _without_model(shared))
 
-    if _shares_design(own) and not applies(arguments[0]):
+    a_lane = jax.tree.map(lambda leaf, is_own: leaf[0] if is_own else leaf, arguments[0], batched[0])
+    if _shares_design(own) and not applies(a_lane):
         outcome = in_step(own, shared)
     else:
-        outcome = lax.platform_dependent(own, shared, cpu=one_by_one, default=in_step)
+        outcome = platform_dependent(own, shared, cpu=one_by_one, default=in_step)
     return outcome, jax.tree.map(lambda _: True, outcome)
 
 
-@custom_vmap
-def _in_step(own: Any, shared: Any) -> Outcome:
+def _loop_in_step(own: Any, shared: Any) -> Outcome:
     """The loop of all lanes at once; the leaves of `own` have a leading axis, and the others are those of `shared`."""
 
     def first(lane: Any) -> tuple[Curvature, Iterate]:
@@ -110,6 +114,9 @@ def _in_step(own: Any, shared: Any) -> Outcome:
     return ended._replace(state=state_of(ended.state))
 
 
+_in_step = custom_vmap(_loop_in_step)
+
+
 @_in_step.def_vmap
 def _in_step_batch(size: int, batched: Any, own: Any, shared: Any) -> tuple[Outcome, Any]:
     """A batch of batches is one long batch where the design is the same for all."""
@@ -128,11 +135,11 @@ def _in_step_batch(size: int, batched: Any, own: Any, shared: Any) -> tuple[Outc
         outcome = jax.tree.map(lambda leaf: leaf.reshape(size, inner, *leaf.shape[1:]), outcome)
     else:
         lanes, common = eqx.partition((own, shared), tuple(batched))
-        outcome = lax.platform_dependent(
+        outcome = platform_dependent(
             lanes,
             common,
             cpu=lambda lanes, common: lax.map(lambda lane: _in_step(*eqx.combine(lane, common)), lanes),
-            default=lambda lanes, common: jax.vmap(lambda lane: _in_step.fun(*eqx.combine(lane, common)))(lanes),
+            default=lambda lanes, common: jax.vmap(lambda lane: _loop_in_step(*eqx.combine(lane, common)))(lanes),
         )
     return outcome, jax.tree.map(lambda _: True, outcome)
 

@@ -50,9 +50,9 @@ class Scaled(NamedTuple):
 
 
 def applies(problem: Problem) -> bool:
-    """Whether this method is for the problem: a dense design that is not tiny, one output, groups in blocks, nothing else in the penalty."""
+    """Whether this method is for the problem: a dense design that is not tiny, groups in blocks, nothing else in the penalty."""
     design = uncentred(problem)
-    if not isinstance(design, Dense) or problem.offset.ndim != 1 or design.matrix.size < _WORTHWHILE:
+    if not isinstance(design, Dense) or design.matrix.size < _WORTHWHILE:
         return False
     blocks = problem.groups.labels is None or problem.groups.members is not None
     return blocks and problem.extra is None and problem.loss.separable
@@ -67,8 +67,8 @@ def run_rounds(
     tol: jax.Array,
     max_rounds: jax.Array,
 ) -> Outcome:
-    """Rounds from `start` until the certificate meets the tolerance or a few were of no use; the state is `Coefficients`. `fixed` is the model
-    where it is that of all points.
+    """Rounds from `start` until the certificate meets the tolerance or a few were of no use; the state is `Coefficients`. `fixed` is what
+    `fixed_model` says.
     """
     groups = problem.groups
     blocks, unit = _blocks(problem), column_unit(problem, columns)
@@ -96,8 +96,10 @@ def run_rounds(
     return ended._replace(state=Coefficients(flat(groups, point.coef), point.intercept))
 
 
-def fixed_model(problem: Problem, columns: jax.Array) -> Scaled:
-    """The model of a quadratic loss."""
+def fixed_model(problem: Problem, columns: jax.Array) -> Scaled | None:
+    """The model of a quadratic loss, the same at all points; None where it changes."""
+    if not problem.loss.quadratic:
+        return None
     return _model_at(problem, _blocks(problem), column_unit(problem, columns), jnp.zeros_like(problem.offset))
 
 

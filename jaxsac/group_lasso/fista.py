@@ -73,13 +73,15 @@ def measure_curvature(problem: Problem, null: jax.Array) -> Curvature:
     return Curvature(positive(of_coef), positive(of_intercept), norm)
 
 
+def allowed(problem: Problem, coef: jax.Array) -> jax.Array:
+    """The nearest coefficients that the constraints allow."""
+    return jnp.maximum(coef, 0.0) if problem.extra is not None and problem.extra.nonnegative else coef
+
+
 def begin(problem: Problem, state: State) -> Iterate:
     """The state with its predictions; what the constraints forbid is brought back."""
-    coefs = (state.coef, state.previous_coef)
-    if problem.extra is not None and problem.extra.nonnegative:
-        coefs = tuple(jnp.maximum(coef, 0.0) for coef in coefs)
-    last = Coefficients(coefs[0], state.intercept)
-    previous = Coefficients(coefs[1], state.previous_intercept)
+    last = Coefficients(allowed(problem, state.coef), state.intercept)
+    previous = Coefficients(allowed(problem, state.previous_coef), state.previous_intercept)
     return Iterate(last, problem.predict(last), previous, problem.predict(previous), state.momentum, state.inflation)
 
 

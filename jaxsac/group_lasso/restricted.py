@@ -1,4 +1,4 @@
-"""The loop on the columns that matter, driven from the host: for large matrices with several outputs, or any penalty and loss.
+"""The loop on the columns that matter, driven from the host: for large matrices, where the methods by blocks do not apply.
 
 A step takes two products with X, and on the few columns that a solution needs they take little. A round takes steps on the columns that
 are not zero or should not be, to a tolerance that follows the gap, and ends with a certificate over all columns.
@@ -15,34 +15,38 @@ from jaxsac._iterate import Outcome
 from jaxsac.designs import Dense, MultiOutput
 from jaxsac.group_lasso.compiled import Setup, certify, finish, run, set_up
 from jaxsac.group_lasso.compiled_working_set import applies
-from jaxsac.group_lasso.fista import start
+from jaxsac.group_lasso.fista import allowed, start
 from jaxsac.group_lasso.problem import Coefficients, Problem
 from jaxsac.group_lasso.quadratic import uncentred
 from jaxsac.group_lasso.support import restrict_to_columns
 from jaxsac.solution import Solution, Status
 
 _WORTHWHILE = 1 << 18  # numbers in X, below which the loop on all columns takes no longer
+_FEW = 256  # columns, likewise
 _FEWEST = 32  # groups, or features, that a round admits
 _SMALLEST, _COARSER = 64, 4  # columns of a set, and the ratio of sizes: each is compiled
 _INNER, _LOOSE = 0.3, 0.05  # tolerance of a round: a share of that of the whole, or of the gap while columns are missing
 _PATIENCE = 4  # rounds without progress
 
 
-def covers(problem: Problem) -> bool:
-    """Whether this method is for a concrete problem: a large matrix, for which there is no method by blocks."""
+def restrictable(problem: Problem) -> bool:
+    """Whether this method is for a concrete problem: a large matrix on a CPU, for which there is no method by blocks."""
     matrix = _matrix(problem)
-    return matrix is not None and matrix.size >= _WORTHWHILE and float(problem.lam) > 0 and not applies(problem)
+    if matrix is None or matrix.size < _WORTHWHILE or matrix.shape[1] < _FEW or applies(problem):
+        return False
+    return float(problem.lam) > 0 and next(iter(matrix.devices())).platform == "cpu"
 
 
-begin = jax.jit(functools.partial(set_up, measured=False))
+prepare = jax.jit(functools.partial(set_up, measured=False))
 
 
 def solve_on_columns(problem: Problem, setup: Setup, tol: jax.Array, max_steps: jax.Array, at: Coefficients | None) -> Solution:
-    """Rounds from a point in centred coordinates until the certificate meets the tolerance; `setup` is what `begin` says of the problem.
+    """Rounds from a point in centred coordinates until the certificate meets the tolerance; `setup` is what `prepare` says of the problem.
+    `num_steps` counts them; each takes at most `max_steps` steps.
 
-    STALLED: it no longer falls, or most columns are needed; the loop on all of them may go on from there.
+    STALLED: it no longer falls, or half of the columns are needed; the loop on all of them may go on from there.
     """
-    point = setup.null if at is None else at
+    point = setup.null if at is None else at._replace(coef=allowed(problem, at.coef))
     unit, free = _units(problem), np.asarray(problem.unpenalised)
     num_units, num_columns = int(unit.max()) + 1, _matrix(problem).shape[1]
     best, since, num_passes = np.inf, 0, 0
@@ -57,7 +61,7 @@ def solve_on_columns(problem: Problem, setup: Setup, tol: jax.Array, max_steps: 
         most = max(_FEWEST, 2 * np.count_nonzero(needed))
         complete = len(new) <= most
         needed[new if complete else new[np.argpartition(-score[new], most)[:most]]] = True
-        columns = _padded(_columns_of(problem, unit, needed), num_columns)
+        columns = _columns_of(problem, unit, needed)
 
         status = None
         if not np.isfinite(gap + rounding):
@@ -71,7 +75,7 @@ def solve_on_columns(problem: Problem, setup: Setup, tol: jax.Array, max_steps: 
         if status is not None:
             return solution._replace(status=jnp.int32(status), stats={**solution.stats, "num_steps": jnp.int32(num_passes)})
         inner = _INNER * float(tol) if complete else max(_INNER * float(tol), _LOOSE * gap / scale)
-        point = _steps(problem, setup, columns, jnp.asarray(inner, tol.dtype), max_steps, point)
+        point = _steps(problem, setup, _padded(columns, num_columns), jnp.asarray(inner, tol.dtype), max_steps, point)
         num_passes += 1
 
 
@@ -102,6 +106,7 @@ def _padded(columns: np.ndarray, num_columns: int) -> np.ndarray:
     size = _SMALLEST
     while size < len(columns):
         size *= _COARSER
+    size = max(min(size, num_columns // 2), len(columns))
     return np.append(columns, np.full(size - len(columns), num_columns, np.int32))
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,9 +20,7 @@ from jaxsac.group_lasso.homotopy import path_on_host
 from jaxsac.group_lasso.inputs import make_problem as _problem
 from jaxsac.group_lasso.null import geometric, lam_max_of, null_pull
 from jaxsac.group_lasso.problem import Coefficients, Problem, recentre, with_lam
-from jaxsac.group_lasso.restricted import begin as columns_set_up
-from jaxsac.group_lasso.restricted import covers as on_columns
-from jaxsac.group_lasso.restricted import solve_on_columns
+from jaxsac.group_lasso.restricted import prepare, restrictable, solve_on_columns
 from jaxsac.group_lasso.working_set import covers, solve_on_host
 from jaxsac.losses import Loss
 from jaxsac.prox import Groups, Penalty
@@ -59,21 +58,23 @@ def solve(
     * `penalty`: a `jaxsac.prox.Penalty` to be added: a ridge, an l1 norm, families of groups, b ≥ 0. Its norms are multiplied by lam.
       Where nothing but b ≥ 0 holds a coefficient (lam = 0, weight 0) there is no certificate: STALLED.
     * `tol`: CONVERGED means gap + rounding bound ≤ tol · scale, scale being the objective of the null model (b = 0 but for unpenalised
-      parts, which are fitted). None is 1e-6 in float64 and 1e-4 in float32. `max_steps` counts pairs of products with X.
+      parts, which are fitted). None is 1e-6 in float64 and 1e-4 in float32. `max_steps` counts pairs of products with X, or rounds.
     * `state`: that of another solution of the same shapes, to start from.
 
     Returns a `Solution`: `value.coef` [p], `value.intercept` [] or [M]; `stats`: objective, gap, rounding, scale, num_steps,
     kkt (largest violation of the optimality conditions, in units of the gradient), num_active (groups with b_g ≠ 0).
     lam ≥ lam_max gives the null model without a step.
 
-    Two methods, one certificate. Traced arrays, and small problems, go through a compiled loop of accelerated proximal gradient steps
+    Three methods, one certificate. Traced arrays, and small problems, go through a compiled loop of accelerated proximal gradient steps
     (Beck & Teboulle 2009), which on CPUs up to ten rounds of working sets precede where X is dense and not tiny. Concrete arrays with a
     large dense X on a CPU, one output and groups of not too unequal sizes go through working sets driven from the host. A round of either
     kind is block descent in float32, Newton steps on the support, and one pass over X (`num_steps` counts those; Massias et al. 2018,
-    Bertrand & Massias 2021). With more in the penalty, several outputs or other groups, concrete arrays with a large X go through rounds of
-    the loop on the columns that matter. Where any of these stalls, the loop goes on from there.
+    Bertrand & Massias 2021). With more in the penalty, several outputs or very unequal groups, concrete arrays with a large X on a CPU go
+    through rounds of the loop on the columns that matter, each of up to `max_steps` steps and one pass over X (`num_steps` counts the
+    rounds). Where any of these stalls, the loop goes on from there.
 
-    Under `vmap` over `lam`, `y` or `sample_weight` the lanes share X.
+    Under `vmap`, also under several, lanes that share X take their steps together, as products of matrices, and of many lanes those that
+    have ended are left out. On CPUs lanes that have an X each, or go through working sets, are solved one after another.
     Differentiable in lam, y, X, weights, sample_weight, offset and the penalty's numbers on the support (implicit function theorem; the
     derivative of what is zero is zero), exact to rounding where `tol` is small enough for the support to be that of the solution.
 
@@ -94,20 +95,28 @@ def solve(
     still = problem
     if not is_concrete(problem, tol, state):  # else there is nothing to stop, and it takes time
         still, tol, state = lax.stop_gradient((problem, tol, state))
-    if is_concrete(still, tol, max_steps, state) and (for_host(still) or on_columns(still)):
-        at = None if state is None else recentre(still, Coefficients(state.coef, state.intercept))
-        if not for_host(still):
-            solution = solve_on_columns(still, columns_set_up(still), tol, max_steps, at)
-        elif still.loss.separable:
-            solution = solve_on_host(still, float(tol), int(max_steps), at)
-        else:
-            solution = _solve(still, tol, max_steps, scaled_on_host(still, float(tol), int(max_steps), at))
-        by_loop = for_host(still) and not still.loss.separable
-        if by_loop or int(solution.status) in (Status.CONVERGED, Status.MAX_STEPS):
-            return solution if is_concrete(problem) else differentiable(problem, solution)
-        # What float32 steps cannot reach, the compiled loop may: it goes on from there, and its verdict is the answer's.
-        state = solution.state if int(solution.status) == Status.STALLED else state
-    return _solve(problem, tol, max_steps, state)
+    concrete = is_concrete(still, tol, max_steps, state)
+    by_blocks = concrete and for_host(still)
+    if not by_blocks and not (concrete and restrictable(still)):
+        return _solve(problem, tol, max_steps, state)
+    at = None if state is None else recentre(still, Coefficients(state.coef, state.intercept))
+    if not by_blocks:
+        solution = solve_on_columns(still, prepare(still), tol, max_steps, at)
+    elif still.loss.separable:
+        solution = solve_on_host(still, float(tol), int(max_steps), at)
+    else:  # whatever the status: it is the loop's
+        solution = _solve(still, tol, max_steps, scaled_on_host(still, float(tol), int(max_steps), at))
+        return solution if is_concrete(problem) else differentiable(problem, solution)
+    if int(solution.status) in (Status.CONVERGED, Status.MAX_STEPS):
+        return solution if is_concrete(problem) else differentiable(problem, solution)
+    return _gone_on(problem, tol, max_steps, solution, state)
+
+
+def _gone_on(problem: Problem, tol: jax.Array, max_steps: jax.Array, unfinished: Solution, state: State | None = None) -> Solution:
+    """What rounds could not reach, the loop may: it goes on from there, or from `state` where that is not finite, and has the last word."""
+    done = unfinished.stats["num_steps"]
+    solution = _solve(problem, tol, max_steps - done, unfinished.state if int(unfinished.status) == Status.STALLED else state)
+    return solution._replace(stats={**solution.stats, "num_steps": solution.stats["num_steps"] + done})
 
 
 def lam_max(
@@ -152,9 +161,9 @@ def path(
     None is `num_lams` values in geometric progression from lam_max to min_ratio · lam_max.
 
     A `Solution` with a leading axis [L] in value, status, stats and state, each lam with its own certificate; stats["lam"] has the
-    values. The keywords are those of `solve`, `max_steps` counts for each lam; the two methods are those of `solve`, and by the second a lam
-    starts from the secant of the last two solutions on the groups that the sequential strong rule keeps (Tibshirani et al. 2012), and up to
-    four lams near each other share a pass over X, which `num_steps` counts for each of them.
+    values. The keywords are those of `solve`, `max_steps` counts for each lam; the methods are those of `solve`. Where working sets are driven from
+    the host, a lam starts from the secant of the last two solutions on the groups that the sequential strong rule keeps (Tibshirani et al.
+    2012), and up to four lams near each other share a pass over X, which `num_steps` counts for each of them.
     """
     problem = _problem(X, y, groups, 0.0, loss, weights, sample_weight, offset, intercept, penalty)
     dtype = problem.offset.dtype
@@ -170,29 +179,32 @@ def path(
     # A path from lam_max has lam = 0 only where the null model is a solution for every lam.
     problem = dataclasses.replace(problem, free_lam=not penalised)
     at_one = with_lam(problem, jnp.ones_like(problem.lam))
-    if is_concrete(problem, tol, max_steps, min_ratio) and penalised and (for_host(at_one) or on_columns(at_one)):
-        if for_host(at_one) and problem.loss.separable:
+    concrete = is_concrete(problem, tol, max_steps, min_ratio) and penalised
+    by_blocks = concrete and for_host(at_one)
+    if by_blocks and problem.loss.separable:
 
-            def otherwise(here: Problem, unfinished: Solution) -> Solution:
-                return _solve(here, tol, max_steps, unfinished.state if int(unfinished.status) == Status.STALLED else None)
+        def otherwise(here: Problem, unfinished: Solution) -> Solution:
+            return _gone_on(here, tol, max_steps, unfinished)
 
-            return path_on_host(problem, lams, num_lams, float(min_ratio), float(tol), int(max_steps), otherwise)
-        lams = geometric(lam_max_of(problem), min_ratio, num_lams) if lams is None else lams
-        return _one_after_another(problem, lams, tol, max_steps)
-    return compiled_path(problem, lams, min_ratio, tol, max_steps, num_lams=num_lams)
+        return path_on_host(problem, lams, num_lams, float(min_ratio), float(tol), int(max_steps), otherwise)
+    if not by_blocks and not (concrete and restrictable(at_one)):
+        return compiled_path(problem, lams, min_ratio, tol, max_steps, num_lams=num_lams)
+    setup = None if by_blocks else prepare(problem)
 
-
-def _one_after_another(problem: Problem, lams: jax.Array, tol: jax.Array, max_steps: jax.Array) -> Solution:
-    """The path of the square-root loss, its noise level alternating with the host's solutions, or that on the columns that matter."""
-    found, at = [], None
-    setup = None if for_host(with_lam(problem, lams[0])) else columns_set_up(problem)
-    for lam in lams:
-        here = with_lam(problem, lam)
+    def solved(here: Problem, at: Coefficients | None) -> Solution:
         if setup is None:
-            answer = _solve(here, tol, max_steps, scaled_on_host(here, float(tol), int(max_steps), at))
-        else:
-            answer = solve_on_columns(here, setup, tol, max_steps, at)
-            answer = _solve(here, tol, max_steps, answer.state) if int(answer.status) == Status.STALLED else answer
+            return _solve(here, tol, max_steps, scaled_on_host(here, float(tol), int(max_steps), at))
+        answer = solve_on_columns(here, setup, tol, max_steps, at)
+        return answer if int(answer.status) in (Status.CONVERGED, Status.MAX_STEPS) else _gone_on(here, tol, max_steps, answer)
+
+    return _one_after_another(problem, geometric(lam_max_of(problem), min_ratio, num_lams) if lams is None else lams, solved)
+
+
+def _one_after_another(problem: Problem, lams: jax.Array, solved: Callable[[Problem, Coefficients | None], Solution]) -> Solution:
+    """The path whose solution at a lam is `solved(problem, at)`, from where the last one ended."""
+    found, at = [], None
+    for lam in lams:
+        answer = solved(with_lam(problem, lam), at)
         answer.stats["lam"] = lam
         found.append(answer)
         at = recentre(problem, answer.value)

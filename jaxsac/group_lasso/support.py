@@ -59,7 +59,7 @@ def indices_of(moving: np.ndarray) -> np.ndarray:
 
 
 def restrict(problem: Problem, indices: jax.Array) -> Problem:
-    """The problem in the coefficients at `indices`, the others being zero. Padding adds columns of zeros to the first group."""
+    """The problem in the coefficients at `indices`, the others being zero. Padding adds columns of zeros to the last one's groups."""
     design = uncentred(problem)
     return _restricted(problem, indices, Dense(_columns(design.matrix, indices)) if isinstance(design, Dense) else Columns(design, indices))
 
@@ -84,7 +84,8 @@ def _restricted(problem: Problem, indices: jax.Array, cut: Any) -> Problem:
 
     def among(groups: Groups) -> Groups:
         labels = groups.spread(lax.iota(jnp.int32, groups.num_groups))
-        return Groups(groups.num_groups, indices.shape[0], groups.max_size, _part(labels, indices))
+        labels = labels.at[indices].get(mode="clip")  # of one coefficient on all levels: families stay nested
+        return Groups(groups.num_groups, indices.shape[0], groups.max_size, labels)
 
     extra = problem.extra
     if extra is not None:

@@ -11,7 +11,7 @@ from jaxsac.designs import as_design
 from jaxsac.group_lasso.compiled_working_set import applies
 from jaxsac.group_lasso.inputs import make_problem
 from jaxsac.group_lasso.null import geometric
-from jaxsac.group_lasso.restricted import covers as on_columns
+from jaxsac.group_lasso.restricted import restrictable
 from jaxsac.group_lasso.solver import lam_max, path
 from jaxsac.losses import Loss, resolve
 from jaxsac.prox import Groups, Penalty
@@ -91,7 +91,7 @@ def cross_validate(
 
     # Folds share the products with X in a batch; by working sets, which differ, or on few columns, they are faster one after another.
     problem = make_problem(X, y, groups, 1.0, resolved, weights, kept[0], offset, intercept, penalty)
-    if (applies(problem) and jax.default_backend() == "cpu") or (is_concrete(problem) and on_columns(problem)):
+    if (applies(problem) and jax.default_backend() == "cpu") or (is_concrete(problem) and restrictable(problem)):
         fits = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(fit(sample_weight) for sample_weight in kept))
     else:
         fits = jax.vmap(fit)(kept)

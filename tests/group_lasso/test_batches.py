@@ -42,6 +42,12 @@ def pick(tree, *at):
     return jax.tree.map(lambda leaf: leaf[at], tree)
 
 
+@pytest.fixture(autouse=True)
+def _forget_what_was_patched():
+    yield
+    jax.clear_caches()  # traces made under a patch
+
+
 @pytest.fixture(params=[False, True], ids=["steps", "rounds"])
 def rounds(request, monkeypatch):
     """Whether working-set rounds precede the loop, although the problems are tiny."""
@@ -50,9 +56,7 @@ def rounds(request, monkeypatch):
             alone(k, k), alone(0, k)
         monkeypatch.setattr(compiled_working_set, "_WORTHWHILE", 1)
         jax.clear_caches()
-    yield request.param
-    if request.param:
-        jax.clear_caches()
+    return request.param
 
 
 def test_lanes_of_one_design(rounds):
@@ -62,10 +66,34 @@ def test_lanes_of_one_design(rounds):
     assert (np.max(batch.stats["num_steps"]) <= compiled_working_set._ROUNDS) == rounds
 
 
+def test_a_batch_over_the_offset_takes_rounds_too(rounds):
+    batch = jax.jit(jax.vmap(lambda offset: group_lasso.solve(XS[0], YS[0], GROUPS, LAMS[2], offset=offset, intercept=True, tol=1e-9)))(YS - YS[:1])
+    expected = [jax.jit(solve)(XS[0], YS[0] - (YS[k] - YS[0]), LAMS[2]) for k in range(4)]
+    for k in range(4):
+        is_lane(pick(batch, k), expected[k])
+    assert (np.max(batch.stats["num_steps"]) <= compiled_working_set._ROUNDS) == rounds
+
+
+def test_more_lanes_than_places():
+    """Forty lanes that end at very different times: gathered, moved to fewer places, and put back where they belong."""
+    lams = jnp.asarray(np.random.default_rng(1).permutation(np.geomspace(0.6, 0.003, 40)))
+    one = jax.jit(lambda lam: solve(XS[0], YS[0], lam))
+    batch = jax.jit(jax.vmap(one))(lams)
+    assert np.max(batch.stats["num_steps"]) > 5 * np.min(batch.stats["num_steps"])
+    for k, lam in enumerate(lams):
+        is_lane(pick(batch, k), one(lam))
+
+
 def test_lanes_with_a_design_each(rounds):
     batch = jax.jit(jax.vmap(solve))(XS, YS, LAMS)
     for k in range(4):
         is_lane(pick(batch, k), alone(k, k))
+
+
+def elsewhere(monkeypatch):
+    """As on other platforms."""
+    monkeypatch.setattr(compiled, "platform_dependent", lambda *operands, cpu, default: default(*operands))
+    jax.clear_caches()
 
 
 @pytest.mark.parametrize("folds_first", [True, False])
@@ -96,7 +124,10 @@ def test_a_batch_of_batches_is_one_batch(folds_first, monkeypatch):
     assert sizes[-1] == 12  # the loop that runs has them all on one axis
 
 
-def test_batches_with_a_design_each():
+@pytest.mark.parametrize("cpu", [True, False])
+def test_batches_with_a_design_each(cpu, monkeypatch):
+    if not cpu:
+        elsewhere(monkeypatch)
     batch = jax.jit(jax.vmap(lambda X, y: jax.vmap(lambda lam: solve(X, y, lam))(LAMS)))(XS, YS)
     for k in range(4):
         for at in (0, 3):
@@ -108,7 +139,7 @@ def test_lanes_in_step_need_no_rounds(each, monkeypatch):
     """What other platforms run where CPUs take the lanes one after another."""
     plain = [alone(k if each else 0, k) for k in range(4)]
     monkeypatch.setattr(compiled_working_set, "_WORTHWHILE", 1)
-    monkeypatch.setattr(compiled.lax, "platform_dependent", lambda *operands, cpu, default: default(*operands))
+    elsewhere(monkeypatch)
 
     def one(X, y, lam):
         problem = solver._problem(X, y, GROUPS, lam, "squared", None, None, None, True)

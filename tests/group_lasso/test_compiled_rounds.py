@@ -18,6 +18,7 @@ ROUNDS = compiled_working_set._ROUNDS
 def small_problems(loss, dtype, monkeypatch):
     """500 instances in one batch, by rounds although they are tiny; their numpy originals; the solutions."""
     monkeypatch.setattr(compiled_working_set, "_WORTHWHILE", 1)
+    jax.clear_caches()  # which may hold these shapes without rounds
     groups = Groups.from_sizes(zoo.SIZES)
     stacked = zoo.stack([zoo.instance(seed, loss, zero_weight=loss != "logistic") for seed in range(N)])
     arrays = zoo.Instance(*(jnp.asarray(a, dtype) for a in stacked))
@@ -27,8 +28,7 @@ def small_problems(loss, dtype, monkeypatch):
 
     def one(at, lam):
         problem = solver._problem(at.X, at.y, groups, lam, loss, at.weights, at.sample_weight, at.offset, True)
-        # past the cache of `_solve`, which may hold these shapes without rounds
-        return solver._solve.__wrapped__(problem, jnp.asarray(1e-4 if dtype == jnp.float32 else 1e-6, dtype), jnp.int32(5000), None)
+        return solver._solve(problem, jnp.asarray(1e-4 if dtype == jnp.float32 else 1e-6, dtype), jnp.int32(5000), None)
 
     return pick, lams, jax.jit(jax.vmap(one))(arrays, lams)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxsac import Groups, Status, designs, group_lasso
-from jaxsac.group_lasso import restricted
+from jaxsac.group_lasso import inputs, restricted, solver, support
 from jaxsac.prox import Level, Penalty
 
 T, G, Q, M = 60, 40, 3, 4
@@ -30,7 +30,7 @@ CASES = {
     "non-negative": (X, Y, GROUPS, dict(penalty=Penalty(nonnegative=True))),
     "families": (X, Y, GROUPS, dict(penalty=Penalty([FAMILIES], l1=0.1), loss="huber")),
     "unequal groups": (X, Y, UNEQUAL, dict(weights="sqrt_size")),
-    "free group": (X, Y, GROUPS, dict(penalty=Penalty(l1=0.5), weights=FREE, intercept=True)),
+    "free group": (X, Y, GROUPS, dict(penalty=Penalty(ridge=0.1), weights=FREE, intercept=True)),
     "square root": (X, Y, GROUPS, dict(penalty=Penalty(l1=0.5), loss="sqrt")),
     "outputs by feature": (BY_FEATURE, TARGETS, FEATURES, dict()),
     "outputs by output": (BY_OUTPUT, TARGETS, COLUMNS, dict(intercept=True)),
@@ -42,6 +42,7 @@ CASES = {
 def small(monkeypatch):
     """Small problems go through it too, on sets of a few columns."""
     monkeypatch.setattr(restricted, "_WORTHWHILE", 1)
+    monkeypatch.setattr(restricted, "_FEW", 1)
     monkeypatch.setattr(restricted, "_FEWEST", 4)
     monkeypatch.setattr(restricted, "_SMALLEST", 15)
 
@@ -63,8 +64,8 @@ def compare(name, ratio, dtype=jnp.float64, tol=1e-8):
 
 @pytest.mark.parametrize("name", CASES)
 def test_answers_are_those_of_the_loop_on_all_columns(name, small, monkeypatch):
-    plain = group_lasso.solver._solve
-    monkeypatch.setattr(group_lasso.solver, "_solve", lambda problem, *rest: plain(problem, *rest) if traced(problem) else never())
+    plain = solver._solve
+    monkeypatch.setattr(solver, "_solve", lambda problem, *rest: plain(problem, *rest) if traced(problem) else never())
     found, expected = compare(name, 0.5 if name == "square root" else 0.3)
     assert found.check().stats["num_steps"] <= 12 and found.stats["num_active"] > 0
     allowed = 2e-8 * float(expected.stats["scale"])
@@ -108,6 +109,28 @@ def test_ways_to_end(small):
     assert solve(Y, 0.3, tol=1e-9, state=whole.state).stats["num_steps"] == 0
 
 
+def test_a_start_that_is_not_allowed(small):
+    """The solution without the constraint is no solution with it, however small its gap would be."""
+    largest = group_lasso.lam_max(X, Y, GROUPS)
+    plain = group_lasso.solve(X, Y, GROUPS, 0.3 * largest, tol=1e-9).check()
+    assert np.min(plain.value.coef) < -0.1
+    found = group_lasso.solve(X, Y, GROUPS, 0.3 * largest, penalty=Penalty(nonnegative=True), state=plain.state, tol=1e-9).check()
+    cold = group_lasso.solve(X, Y, GROUPS, 0.3 * largest, penalty=Penalty(nonnegative=True), tol=1e-9).check()
+    assert np.min(found.value.coef) >= 0
+    np.testing.assert_allclose(found.stats["objective"], cold.stats["objective"], atol=2e-9 * float(cold.stats["scale"]))
+
+
+def test_padding_keeps_families_nested():
+    """Columns of zeros that pad a set belong to one coefficient's groups on all levels, so that the dual norm is that of the set."""
+    penalty = Penalty([FAMILIES], l1=0.1)
+    problem = inputs.make_problem(X, Y, GROUPS, 1.0, "squared", None, None, None, False, penalty)
+    chosen = np.arange(5 * 4 * Q, 6 * 4 * Q, dtype=np.int32)  # a family
+    padded = support.restrict(problem, np.append(chosen, np.full(9, G * Q, np.int32)))
+    vector = jnp.asarray(RNG.normal(size=len(chosen)))
+    of_all = problem.whole_penalty.dual_norm(jnp.zeros(G * Q).at[chosen].set(vector))
+    np.testing.assert_allclose(padded.whole_penalty.dual_norm(jnp.append(vector, jnp.zeros(9))), of_all, rtol=1e-9)
+
+
 @pytest.mark.parametrize("name", ["sparse-group", "outputs by output"])
 def test_paths(name, small):
     design, y, groups, keywords = CASES[name]
@@ -137,7 +160,10 @@ def test_cross_validation_is_that_of_the_batch(small, monkeypatch):
     design, y, groups, keywords = CASES["sparse-group"]
     folds = np.arange(T) % 3
     keywords = dict(lams=jnp.asarray([0.8, 0.4]), tol=1e-8, **keywords)
+    calls = []
+    monkeypatch.setattr(solver, "solve_on_columns", lambda *args: calls.append(args) or restricted.solve_on_columns(*args))
     found = group_lasso.cross_validate(design, y, groups, folds, **keywords)
+    assert len(calls) == 3 * 2  # each fold's path
     monkeypatch.setattr(restricted, "_WORTHWHILE", 1 << 30)
     expected = group_lasso.cross_validate(design, y, groups, folds, **keywords)
     np.testing.assert_allclose(found.fold_error, expected.fold_error, rtol=1e-4)
