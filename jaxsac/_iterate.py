@@ -93,8 +93,8 @@ def iterate_lanes(
     `certify(lane, state)` are for one lane, and what they close over is shared: a product of a shared matrix with each lane's vector is one
     product of matrices. `tol` and `max_steps` are scalars or [B]. Returns an Outcome with a leading axis [B].
 
-    The lanes that run are gathered, up to a width and the first ones first; once an eighth of that is left, to as many. `compact=False`, for lanes
-    that are large themselves, copies none of them and keeps all to the end, their places masked.
+    The lanes that run are gathered, the first ones first, up to a number at a time; once only an eighth of that number runs, up to that eighth.
+    `compact=False`, for lanes that are large themselves, copies none of them and keeps all to the end, their places masked.
     """
     size = jax.tree.leaves(states)[0].shape[0]
     tol = jnp.broadcast_to(tol, (size,))
