@@ -85,7 +85,10 @@ def _run_batch(size: int, batched: Any, *arguments: Any) -> tuple[Outcome, Any]:
     def in_step(own: Any, shared: Any) -> Outcome:
         return _in_step(_without_model(own), _without_model(shared))
 
-    a_lane = jax.tree.map(lambda leaf, is_own: leaf[0] if is_own else leaf, arguments[0], batched[0])
+    def of_a_lane(leaf: jax.Array, is_own: bool) -> Any:  # its shape, for there may be no lane
+        return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) if is_own else leaf
+
+    a_lane = jax.tree.map(of_a_lane, arguments[0], batched[0])
     if _shares_design(own) and not applies(a_lane):
         outcome = in_step(own, shared)
     else:

@@ -116,6 +116,17 @@ def _certified(setup: Setup, lams: np.ndarray, chosen: WorkingSet, points: list[
     return places
 
 
+def verdict(gap: float, rounding: float, allowed: float, progress: bool, more: bool) -> Status | None:
+    """How rounds end after a check, or None where they go on; `progress`: a recent one was of use, `more`: another one may be taken."""
+    if not np.isfinite(gap + rounding):
+        return Status.NONFINITE
+    if gap + rounding <= allowed:
+        return Status.CONVERGED
+    if gap <= rounding or not progress:
+        return Status.STALLED
+    return None if more else Status.MAX_STEPS
+
+
 def violation(setup: Setup, place: Place) -> np.ndarray:
     """The largest violation of the optimality conditions; see `certificate.violation`."""
     chosen, point, last = place

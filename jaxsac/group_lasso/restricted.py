@@ -16,6 +16,7 @@ from jaxsac.designs import Dense, MultiOutput
 from jaxsac.group_lasso.compiled import Setup, certify, finish, run, set_up
 from jaxsac.group_lasso.compiled_working_set import applies
 from jaxsac.group_lasso.fista import allowed, start
+from jaxsac.group_lasso.host_check import verdict
 from jaxsac.group_lasso.problem import Coefficients, Problem
 from jaxsac.group_lasso.quadratic import uncentred
 from jaxsac.group_lasso.support import restrict_to_columns
@@ -63,15 +64,8 @@ def solve_on_columns(problem: Problem, setup: Setup, tol: jax.Array, max_steps: 
         needed[new if complete else new[np.argpartition(-score[new], most)[:most]]] = True
         columns = _columns_of(problem, unit, needed)
 
-        status = None
-        if not np.isfinite(gap + rounding):
-            status = Status.NONFINITE
-        elif gap + rounding <= float(tol) * scale:
-            status = Status.CONVERGED
-        elif gap <= rounding or since >= _PATIENCE or 2 * len(columns) > num_columns:
-            status = Status.STALLED
-        elif num_passes >= int(max_steps):
-            status = Status.MAX_STEPS
+        progress = since < _PATIENCE and 2 * len(columns) <= num_columns
+        status = verdict(gap, rounding, float(tol) * scale, progress, num_passes < int(max_steps))
         if status is not None:
             return solution._replace(status=jnp.int32(status), stats={**solution.stats, "num_steps": jnp.int32(num_passes)})
         inner = _INNER * float(tol) if complete else max(_INNER * float(tol), _LOOSE * gap / scale)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jaxsac.designs import Dense
-from jaxsac.group_lasso.host_check import Place, check, place_at, set_up, solution
+from jaxsac.group_lasso.host_check import Place, check, place_at, set_up, solution, verdict
 from jaxsac.group_lasso.host_steps import FLOOR, entering, improve, polish
 from jaxsac.group_lasso.problem import Coefficients, Problem
 from jaxsac.group_lasso.quadratic import Point, uncentred
@@ -71,14 +71,9 @@ def run(setup: Setup, lam: np.ndarray, max_passes: int, place: Place, num_passes
         since = 0 if gap < 0.9 * best or objective < least - 0.01 * gap else since + 1
         best, least = min(best, gap), min(least, objective)
         floor = min(1.0, _RAISE * floor) if since else floor
-        if not np.isfinite(gap + rounding):
-            return Run(place, num_passes, Status.NONFINITE)
-        if gap + rounding <= setup.tol * scale:
-            return Run(place, num_passes, Status.CONVERGED)
-        if gap <= rounding or since >= _PATIENCE:
-            return Run(place, num_passes, Status.STALLED)
-        if num_passes >= max_passes:
-            return Run(place, num_passes, Status.MAX_STEPS)
+        status = verdict(gap, rounding, setup.tol * scale, since < _PATIENCE, num_passes < max_passes)
+        if status is not None:
+            return Run(place, num_passes, status)
         few = int(np.clip(np.sum(place.check.norms > thresholds) // _SHARE_FIRST, _FEWEST, _FIRST))
         limit = {0: few, 1: _SECOND}.get(num_passes, thresholds.size)
         chosen, point = grow(setup, place, thresholds, limit)

@@ -162,6 +162,13 @@ def test_derivatives_of_a_batch_are_those_of_its_lanes():
     np.testing.assert_allclose(jax.jit(jax.vmap(jax.grad(one)))(LAMS), slopes, rtol=1e-6)
 
 
+@pytest.mark.parametrize("each", [False, True], ids=["one design", "a design each"])
+def test_a_batch_of_no_lanes_is_empty(each, rounds):
+    axes = (0 if each else None, None, 0)
+    batch = jax.vmap(lambda X, y, lam: solve(X, y, lam), in_axes=axes)(XS[:0] if each else XS[0], YS[0], LAMS[:0])
+    assert batch.value.coef.shape == (0, G * Q) and batch.status.shape == (0,)
+
+
 def test_a_lane_of_nan_ends_alone():
     batch = jax.jit(jax.vmap(lambda y, lam: solve(XS[0], y, lam)))
     sick, well = batch(YS.at[1, 3].set(jnp.nan), LAMS), batch(YS, LAMS)

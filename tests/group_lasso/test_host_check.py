@@ -48,7 +48,7 @@ def test_the_first_pass(loss):
     A, c = np.asarray(X), np.asarray(records)
     np.testing.assert_allclose(columns, np.sqrt(c @ A**2), rtol=1e-12)
     residual = np.asarray(at.residual(predictions[0]))
-    expected = (A - (c @ A) / c.sum()).T @ residual
+    expected = residual @ (A - (c @ A) / c.sum())
     np.testing.assert_allclose(gradient[0], expected, atol=1e-12)
     np.testing.assert_allclose(rounds.gradients(at, predictions)[0], expected, atol=1e-12)
 
