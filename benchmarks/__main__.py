@@ -1,4 +1,6 @@
-"""`python -m benchmarks ROOM [--smoke] [--dtype float32|float64] [--out DIR] [--peers-python PATH] [--quiet]`."""
+"""`python -m benchmarks ROOM [--smoke] [--dtype float32|float64] [--out DIR] [--peers-python PATH]
+[--quiet]`.
+"""
 
 import argparse
 import ast
@@ -23,11 +25,19 @@ def rooms() -> dict[str, str]:
 
 def main(arguments: list[str] | None = None) -> int:
     available = rooms()
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Time jaxsac and its peers on the same work.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="Time jaxsac and its peers on the same work."
+    )
     parser.add_argument("room", nargs="?", help="one of: " + ", ".join(available))
-    parser.add_argument("--smoke", action="store_true", help="the smallest sizes: does it run? (the figures mean nothing)")
+    parser.add_argument(
+        "--smoke",
+        action="store_true",
+        help="the smallest sizes: does it run? (the figures mean nothing)",
+    )
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float64")
-    parser.add_argument("--out", type=pathlib.Path, help="folder for JSON, Markdown and PNG (default: print only)")
+    parser.add_argument(
+        "--out", type=pathlib.Path, help="folder for JSON, Markdown and PNG (default: print only)"
+    )
     parser.add_argument(
         "--peers-python",
         default=os.environ.get("JAXSAC_PEERS_PYTHON"),
@@ -39,12 +49,18 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join(f"{name:16} {line}" for name, line in available.items()) or "no rooms yet")
         return 0
     if given.room not in available:
-        print(f"no room {given.room!r}; there are: {', '.join(available) or 'none'}", file=sys.stderr)
+        print(
+            f"no room {given.room!r}; there are: {', '.join(available) or 'none'}", file=sys.stderr
+        )
         return 2
 
     configure(given.dtype)
     options = Options(given.smoke, given.dtype, given.out, given.peers_python, not given.quiet)
-    machine = machine_record() | {"dtype": given.dtype, "smoke": given.smoke, "rates": measured_rates(given.dtype, smoke=given.smoke)}
+    machine = machine_record() | {
+        "dtype": given.dtype,
+        "smoke": given.smoke,
+        "rates": measured_rates(given.dtype, smoke=given.smoke),
+    }
     report = importlib.import_module(f"benchmarks.{given.room}").run(options)
     print(reports.markdown(given.room, report, machine))
     if given.out is not None:

@@ -1,4 +1,6 @@
-"""Bilevel penalties: error against sigma, spread against pairing, cost of a step, time to target on real data, seeds at once, samples."""
+"""Bilevel penalties: error against sigma, spread against pairing, cost of a step, time to target on
+real data, seeds at once, samples.
+"""
 
 from typing import Any
 
@@ -63,9 +65,25 @@ def errors(options: Options, dtype, curves) -> list[dict[str, Any]]:
         data, tol = problems.smooth(kind), None if kind == jnp.float32 else 1e-10
         exact = problems.smooth_hypergradient(data)
         for sigma in sigmas:
-            solution = bilevel.hypergradient(SMOOTH, data.x, jnp.zeros(50, kind), data=data, sigma=sigma, difference=difference, tol=tol)
-            error = float(np.linalg.norm(np.asarray(solution.value, np.float64) - exact) / np.linalg.norm(exact))
-            row = {"dtype": jnp.dtype(kind).name, "difference": difference, "sigma": sigma, "error": error}
+            solution = bilevel.hypergradient(
+                SMOOTH,
+                data.x,
+                jnp.zeros(50, kind),
+                data=data,
+                sigma=sigma,
+                difference=difference,
+                tol=tol,
+            )
+            error = float(
+                np.linalg.norm(np.asarray(solution.value, np.float64) - exact)
+                / np.linalg.norm(exact)
+            )
+            row = {
+                "dtype": jnp.dtype(kind).name,
+                "difference": difference,
+                "sigma": sigma,
+                "error": error,
+            }
             rows.append(row | {"certified": int(solution.status) == 0})
     curves["errors"] = rows
     return rows
@@ -85,9 +103,13 @@ def mini_batches(options: Options, dtype) -> list[dict[str, Any]]:
     def paired(key, sigma):
         def one(state, key):
             batches = jax.vmap(rows)(jax.random.split(key, 10))
-            return bilevel.step(problem, state, method, sigma=sigma, batch=data, inner_batches=batches)[0], None
+            return bilevel.step(
+                problem, state, method, sigma=sigma, batch=data, inner_batches=batches
+            )[0], None
 
-        state = lax.scan(one, bilevel.init(problem, x, start, method), jax.random.split(key, steps))[0]
+        state = lax.scan(
+            one, bilevel.init(problem, x, start, method), jax.random.split(key, steps)
+        )[0]
         return jnp.vdot(state.d, state.z) + 0.5 * sigma * jnp.vdot(state.d, state.d)
 
     def independent(key, sigma):
@@ -95,7 +117,10 @@ def mini_batches(options: Options, dtype) -> list[dict[str, Any]]:
             def one(y, key):
                 batch = rows(key)
                 pull = jax.grad(problems.feature_weights_upper, 1)(x, y, batch)
-                return y - 0.1 * (jax.grad(problems.ridge_logistic_lower, 1)(x, y, batch) + perturbed * sigma * pull), None
+                return y - 0.1 * (
+                    jax.grad(problems.ridge_logistic_lower, 1)(x, y, batch)
+                    + perturbed * sigma * pull
+                ), None
 
             return lax.scan(one, start, jax.random.split(key, 10 * steps))[0]
 
@@ -104,7 +129,10 @@ def mini_batches(options: Options, dtype) -> list[dict[str, Any]]:
 
     keys = jax.random.split(jax.random.key(1), seeds)
     table = []
-    spread = [jax.jit(lambda sigma, one=one: jnp.std(jax.vmap(one, (0, None))(keys, sigma))) for one in (paired, independent)]
+    spread = [
+        jax.jit(lambda sigma, one=one: jnp.std(jax.vmap(one, (0, None))(keys, sigma)))
+        for one in (paired, independent)
+    ]
     for sigma in (1e-1, 1e-2, 1e-3):
         one, other = (float(part(jnp.asarray(sigma, dtype))) for part in spread)
         table.append({"sigma": sigma, "paired": one, "independent": other, "ratio": other / one})
@@ -112,7 +140,9 @@ def mini_batches(options: Options, dtype) -> list[dict[str, Any]]:
 
 
 def sample_complexity(options: Options, dtype) -> list[dict[str, Any]]:
-    """A stochastic quadratic bilevel problem whose exact gradient is known: ‖gradient‖ against samples, log-log."""
+    """A stochastic quadratic bilevel problem whose exact gradient is known: ‖gradient‖ against
+    samples, log-log.
+    """
     seeds = 4 if options.smoke else 64
     horizons = (32, 64) if options.smoke else (256, 1024, 4096, 16384)
     rng = np.random.default_rng(0)
@@ -123,7 +153,9 @@ def sample_complexity(options: Options, dtype) -> list[dict[str, Any]]:
         return 0.5 * jnp.sum((y - mixing @ x) ** 2) + noise[:, :8].mean(axis=0) @ y
 
     def upper(x, y, noise):
-        return 0.5 * jnp.sum((y - target) ** 2) + 0.05 * jnp.sum(x**2) + noise[:, 8:].mean(axis=0) @ y
+        return (
+            0.5 * jnp.sum((y - target) ** 2) + 0.05 * jnp.sum(x**2) + noise[:, 8:].mean(axis=0) @ y
+        )
 
     problem = bilevel.Problem(upper, lower)
 
@@ -131,26 +163,45 @@ def sample_complexity(options: Options, dtype) -> list[dict[str, Any]]:
         return mixing.T @ (mixing @ x - target) + 0.1 * x
 
     rows = []
-    for label, reduce in ({"variance reduced": True} if options.smoke else {"plain": False, "variance reduced": True}).items():
+    for label, reduce in (
+        {"variance reduced": True} if options.smoke else {"plain": False, "variance reduced": True}
+    ).items():
         norms = []
         for steps in horizons:
             rate = 1.0 / np.sqrt(steps)
-            method = bilevel.Method("forward", optax.sgd(min(2 * rate, 0.3)), optax.sgd(min(rate, 0.2)), 1, variance_reduction=reduce)
+            method = bilevel.Method(
+                "forward",
+                optax.sgd(min(2 * rate, 0.3)),
+                optax.sgd(min(rate, 0.2)),
+                1,
+                variance_reduction=reduce,
+            )
 
             def one(key, steps=steps, method=method, rate=rate):
                 state = bilevel.init(problem, jnp.zeros(4, dtype), jnp.zeros(8, dtype), method)
 
                 def advance(state, key):
                     noise = jax.random.normal(key, (1, 16), dtype)
-                    return bilevel.step(problem, state, method, sigma=0.01, batch=noise, momentum=min(4 * rate, 1.0))[0], state.x
+                    return bilevel.step(
+                        problem, state, method, sigma=0.01, batch=noise, momentum=min(4 * rate, 1.0)
+                    )[0], state.x
 
                 _, xs = lax.scan(advance, state, jax.random.split(key, steps))
                 return jnp.mean(jax.vmap(lambda x: jnp.linalg.norm(gradient(x)))(xs[steps // 2 :]))
 
-            norms.append(float(jnp.mean(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(1), seeds)))))
+            norms.append(
+                float(jnp.mean(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(1), seeds))))
+            )
         slope = np.polyfit(np.log(horizons), np.log(norms), 1)[0]
         for steps, size in zip(horizons, norms, strict=True):
-            rows.append({"directions": label, "samples": steps, "gradient norm": size, "exponent p of samples ~ epsilon^-p": -1 / slope})
+            rows.append(
+                {
+                    "directions": label,
+                    "samples": steps,
+                    "gradient norm": size,
+                    "exponent p of samples ~ epsilon^-p": -1 / slope,
+                }
+            )
     return rows
 
 
@@ -158,7 +209,12 @@ def draw(figure, curves) -> None:
     axes = figure.add_subplot()
     for label in {(row["difference"], row["dtype"]): None for row in curves["errors"]}:
         rows = [row for row in curves["errors"] if (row["difference"], row["dtype"]) == label]
-        axes.loglog([row["sigma"] for row in rows], [row["error"] for row in rows], marker="o", label=", ".join(label))
+        axes.loglog(
+            [row["sigma"] for row in rows],
+            [row["error"] for row in rows],
+            marker="o",
+            label=", ".join(label),
+        )
     axes.set_xlabel("sigma")
     axes.set_ylabel("relative error of the hypergradient")
     axes.legend()

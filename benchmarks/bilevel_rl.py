@@ -1,4 +1,6 @@
-"""The reinforcement-learning tables of the bilevel room: spread of sampled differences against pairing, and charges in four rooms."""
+"""The reinforcement-learning tables of the bilevel room: spread of sampled differences against
+pairing, and charges in four rooms.
+"""
 
 from typing import Any
 
@@ -30,9 +32,13 @@ def trajectories(options: Options, dtype) -> list[dict[str, Any]]:
     number = 8 if options.smoke else 4000
 
     @jax.jit
-    def terms(bed, z, d, first, second, sigma):  # the bed as an argument: XLA would fold long cumulative sums of constants
+    def terms(
+        bed, z, d, first, second, sigma
+    ):  # the bed as an argument: XLA would fold long cumulative sums of constants
         mdp = bilevel.MDP(bed.transition, bed.initial, bed.discount)
-        sampled = bilevel.sampled_policy_problem(lambda x: (mdp, bed.reward(x)), lambda x, log_probs, uniforms: leader(x, log_probs))
+        sampled = bilevel.sampled_policy_problem(
+            lambda x: (mdp, bed.reward(x)), lambda x, log_probs, uniforms: leader(x, log_probs)
+        )
 
         change = sampled.lower_difference
         assert change is not None
@@ -67,7 +73,9 @@ HPGD = {
 
 
 def four_rooms(options: Options, dtype) -> list[dict[str, Any]]:
-    """Contextual charges in a grid world: the single loop beside exact gradients, and the published values of HPGD."""
+    """Contextual charges in a grid world: the single loop beside exact gradients, and the published
+    values of HPGD.
+    """
     if dtype != jnp.float64:
         return [{"temperature": f"{NOT_RUN}: nearly sure policies need float64"}]
     rooms = bilevel_rl.four_rooms(dtype=dtype)
@@ -79,28 +87,53 @@ def four_rooms(options: Options, dtype) -> list[dict[str, Any]]:
         mdp = bilevel.MDP(transition, rooms.initial, rooms.discount)
 
         def leader(x, log_probs):
-            return -jnp.mean(jax.vmap(bilevel.expected_return)(mdp, rooms.leader_reward(x, cost), log_probs))
+            return -jnp.mean(
+                jax.vmap(bilevel.expected_return)(mdp, rooms.leader_reward(x, cost), log_probs)
+            )
 
         def objective(x):
-            best = jax.vmap(lambda mdp, reward: bilevel.soft_solve(mdp, reward, temperature, tol=1e-10).value.log_probs)
+            best = jax.vmap(
+                lambda mdp, reward: (
+                    bilevel.soft_solve(mdp, reward, temperature, tol=1e-10).value.log_probs
+                )
+            )
             return leader(x, best(mdp, rooms.follower_reward(x)))
 
-        problem = bilevel.policy_problem(lambda x: (mdp, rooms.follower_reward(x)), leader, penalty="bellman")
-        method = bilevel.Method("central_linear", bilevel.natural_gradient(2 * 104 / temperature), outer)
+        problem = bilevel.policy_problem(
+            lambda x: (mdp, rooms.follower_reward(x)), leader, penalty="bellman"
+        )
+        method = bilevel.Method(
+            "central_linear", bilevel.natural_gradient(2 * 104 / temperature), outer
+        )
         start = bilevel.init(problem, x, jnp.zeros((2, 104, 4), dtype), method)
-        end = lax.fori_loop(0, steps, lambda _, s: bilevel.step(problem, s, method, sigma=1e-9, batch=temperature)[0], start)
+        end = lax.fori_loop(
+            0,
+            steps,
+            lambda _, s: bilevel.step(problem, s, method, sigma=1e-9, batch=temperature)[0],
+            start,
+        )
 
         def exact(_, carry):
             update, state = outer.update(jax.grad(objective)(carry[0]), carry[1])
             return optax.apply_updates(carry[0], update), state
 
-        return -jnp.stack([objective(point) for point in (x, end.x, lax.fori_loop(0, steps, exact, (x, outer.init(x)))[0])])
+        return -jnp.stack(
+            [
+                objective(point)
+                for point in (x, end.x, lax.fori_loop(0, steps, exact, (x, outer.init(x)))[0])
+            ]
+        )
 
     rows = []
-    pairs = [(temperature, cost) for temperature in HPGD for cost in HPGD[temperature]][: 1 if options.smoke else None]
+    pairs = [(temperature, cost) for temperature in HPGD for cost in HPGD[temperature]][
+        : 1 if options.smoke else None
+    ]
     for temperature, cost in options.progress(pairs, "four rooms"):
         first, penalty, exact = (
-            float(value) for value in values(rooms.transition, jnp.asarray(temperature, dtype), jnp.asarray(cost, dtype))
+            float(value)
+            for value in values(
+                rooms.transition, jnp.asarray(temperature, dtype), jnp.asarray(cost, dtype)
+            )
         )
         rows.append({
             "temperature": temperature, "cost": cost, "start": first, "penalty": penalty, "exact gradients": exact,

@@ -1,4 +1,6 @@
-"""Sparse agentic control: the imitation fit up to a million tools, its certificate recomputed densely, tuning, memory."""
+"""Sparse agentic control: the imitation fit up to a million tools, its certificate recomputed
+densely, tuning, memory.
+"""
 
 import json
 import subprocess
@@ -29,8 +31,12 @@ def run(options: Options) -> Report:
         "Imitation fit, intercepts per tool": fits,
         "Other intercepts, simulated lam": other_intercepts(options, records, sizes[-1]),
         "lam": tuning_times(options, records, sizes),
-        "Certificate recomputed with every tool in the kernel, float64": [dense_check(options, records, sizes[0])],
-        "Peak memory of a process that makes the log, tunes and fits": [memory(options, records, sizes[-1])],
+        "Certificate recomputed with every tool in the kernel, float64": [
+            dense_check(options, records, sizes[0])
+        ],
+        "Peak memory of a process that makes the log, tunes and fits": [
+            memory(options, records, sizes[-1])
+        ],
     }
     notes = [
         f"T = {records}, q = {FEATURES}, B = {BUDGET}, {RELEVANT} relevant tools, contexts N(0, I), one seed; the time is that of "
@@ -59,11 +65,19 @@ def fit_times(options: Options, records: int, sizes: tuple[int, ...]) -> list[di
     for num_actions in sizes:
         truth, log = simulated_log(records, num_actions, options.dtype)
         highest = float(control.lam_max(log, num_actions=num_actions, budget=BUDGET))
-        chosen = control.fit(jax.random.key(1), log, num_actions=num_actions, budget=BUDGET, max_steps=0).stats["lam"]
-        for name, lam in [("simulated", float(chosen))] + [(f"{share} lam_max", share * highest) for share in SHARES]:
-            fit = partial(control.fit, jax.random.key(1), log, num_actions=num_actions, budget=BUDGET, lam=lam)
+        chosen = control.fit(
+            jax.random.key(1), log, num_actions=num_actions, budget=BUDGET, max_steps=0
+        ).stats["lam"]
+        for name, lam in [("simulated", float(chosen))] + [
+            (f"{share} lam_max", share * highest) for share in SHARES
+        ]:
+            fit = partial(
+                control.fit, jax.random.key(1), log, num_actions=num_actions, budget=BUDGET, lam=lam
+            )
             cases[num_actions, name], found[num_actions, name] = fit, (truth, lam, highest, fit())
-    times = options.time({str(case): lambda fit=fit: fit().value for case, fit in cases.items()}, min_repeats=7)
+    times = options.time(
+        {str(case): lambda fit=fit: fit().value for case, fit in cases.items()}, min_repeats=7
+    )
     rows = []
     for case in cases:
         truth, lam, highest, solution = found[case]
@@ -93,11 +107,20 @@ def other_intercepts(options: Options, records: int, num_actions: int) -> list[d
     rows = []
     for intercept in ("shared", "none"):
         start = time.perf_counter()
-        fit = partial(control.fit, jax.random.key(1), log, num_actions=num_actions, budget=BUDGET, intercept=intercept)
+        fit = partial(
+            control.fit,
+            jax.random.key(1),
+            log,
+            num_actions=num_actions,
+            budget=BUDGET,
+            intercept=intercept,
+        )
         solution = fit()
         first = time.perf_counter() - start
         lam = float(solution.stats["lam"])
-        times = options.time({intercept: lambda fit=fit, lam=lam: fit(lam=lam).value}, min_repeats=5)
+        times = options.time(
+            {intercept: lambda fit=fit, lam=lam: fit(lam=lam).value}, min_repeats=5
+        )
         support = np.asarray(solution.value.support)
         rows.append(
             {
@@ -120,12 +143,19 @@ def tuning_times(options: Options, records: int, sizes: tuple[int, ...]) -> list
         _, log = simulated_log(records, num_actions, options.dtype)
         common = {"num_actions": num_actions, "budget": BUDGET}
         thunks[f"lam_max, M = {num_actions}"] = partial(control.lam_max, log, **common)
-        thunks[f"simulated (500 draws), M = {num_actions}"] = partial(control.simulated_lam, jax.random.key(1), log, **common)
-    return [{"what": name, **timing.row()} for name, timing in options.time(thunks, min_repeats=5).items()]
+        thunks[f"simulated (500 draws), M = {num_actions}"] = partial(
+            control.simulated_lam, jax.random.key(1), log, **common
+        )
+    return [
+        {"what": name, **timing.row()}
+        for name, timing in options.time(thunks, min_repeats=5).items()
+    ]
 
 
 def dense_check(options: Options, records: int, num_actions: int) -> dict[str, Any]:
-    """The gap of the returned policy from `gibbs.marginals` on all M scores of every record: no working set, no groups."""
+    """The gap of the returned policy from `gibbs.marginals` on all M scores of every record: no
+    working set, no groups.
+    """
     if options.dtype != "float64":
         return {"M": num_actions, "relative gap": NOT_RUN, "why": "needs float64"}
     _, log = simulated_log(records, num_actions, "float64")
@@ -137,7 +167,9 @@ def dense_check(options: Options, records: int, num_actions: int) -> dict[str, A
     actions, contexts = np.asarray(log.actions), np.asarray(log.contexts)
     value = entropy = load = 0.0
     use, features, sums = np.zeros(num_actions), np.zeros_like(weights), np.zeros_like(weights)
-    kernel = jax.jit(jax.vmap(lambda z: (gibbs.log_partition(z, BUDGET), gibbs.marginals(z, BUDGET))))
+    kernel = jax.jit(
+        jax.vmap(lambda z: (gibbs.log_partition(z, BUDGET), gibbs.marginals(z, BUDGET)))
+    )
     highest = intercept.copy()
     for rows in np.split(np.arange(records), np.arange(250, records, 250)):
         scores = contexts[rows] @ weights.T + intercept
@@ -157,10 +189,18 @@ def dense_check(options: Options, records: int, num_actions: int) -> dict[str, A
     prior, weight = min(max(mean_size, 0.5), BUDGET - 0.5) / num_actions, SMOOTHING / records
     expected = 1 / (1 + np.exp(-intercept))
     soft = np.logaddexp(0, intercept)
-    objective = value + weight * (soft - prior * intercept).sum() + lam * np.linalg.norm(weights, axis=1).sum()
+    objective = (
+        value
+        + weight * (soft - prior * intercept).sum()
+        + lam * np.linalg.norm(weights, axis=1).sum()
+    )
     entropy += weight * (soft - expected * intercept).sum()
     counts = np.bincount(actions[actions >= 0], minlength=num_actions) / records + weight * prior
-    alpha = counts / (use + np.bincount(actions[actions >= 0], minlength=num_actions) / records + weight * expected)
+    alpha = counts / (
+        use
+        + np.bincount(actions[actions >= 0], minlength=num_actions) / records
+        + weight * expected
+    )
     rise = np.maximum(alpha - 1, 0)
     tau = max((1 - alpha).max(), (rise * np.exp(highest)).max(), rise.max() * load)
     largest = np.linalg.norm(alpha[:, None] * features - sums, axis=1).max()
@@ -175,11 +215,24 @@ def dense_check(options: Options, records: int, num_actions: int) -> dict[str, A
 
 
 def memory(options: Options, records: int, num_actions: int) -> dict[str, Any]:
-    """In a process of its own, so that nothing else counts; VmHWM includes the interpreter, numpy, jax and the compiler."""
-    arguments = [sys.executable, "-m", "benchmarks.control", str(records), str(num_actions), options.dtype]
+    """In a process of its own, so that nothing else counts; VmHWM includes the interpreter, numpy,
+    jax and the compiler.
+    """
+    arguments = [
+        sys.executable,
+        "-m",
+        "benchmarks.control",
+        str(records),
+        str(num_actions),
+        options.dtype,
+    ]
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     if done.returncode:
-        return {"M": num_actions, "peak RSS, MB": NOT_RUN, "why": done.stderr.strip().splitlines()[-1]}
+        return {
+            "M": num_actions,
+            "peak RSS, MB": NOT_RUN,
+            "why": done.stderr.strip().splitlines()[-1],
+        }
     return json.loads(done.stdout)
 
 
@@ -209,8 +262,19 @@ def draw(rows: list[dict[str, Any]], figure: Any) -> None:
     axes = figure.subplots()
     for lam in dict.fromkeys(row["lam"] for row in rows):
         chosen = [row for row in rows if row["lam"] == lam]
-        axes.plot([row["M"] for row in chosen], [row["median_ms"] / 1e3 for row in chosen], "o-", label=f"lam = {lam}")
-    axes.set(xscale="log", xlabel="number of tools M", ylabel="seconds", title="Certified imitation fit", ylim=(0, None))
+        axes.plot(
+            [row["M"] for row in chosen],
+            [row["median_ms"] / 1e3 for row in chosen],
+            "o-",
+            label=f"lam = {lam}",
+        )
+    axes.set(
+        xscale="log",
+        xlabel="number of tools M",
+        ylabel="seconds",
+        title="Certified imitation fit",
+        ylim=(0, None),
+    )
     axes.legend()
 
 

@@ -1,4 +1,6 @@
-"""Sparse agentic control: the paper's claims tested (phase transition, dense baseline, belief error, duplicates, rates, robustness, online)."""
+"""Sparse agentic control: the paper's claims tested (phase transition, dense baseline, belief
+error, duplicates, rates, robustness, online).
+"""
 
 from functools import partial
 from typing import Any
@@ -6,7 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks import control_belief, control_extensions, control_imitation, control_online, control_recovery
+from benchmarks import (
+    control_belief,
+    control_extensions,
+    control_imitation,
+    control_online,
+    control_recovery,
+)
 from benchmarks.harness import Options, Report
 
 
@@ -27,25 +35,52 @@ def _run(options: Options) -> Report:
     ks, qs = ((4,), (1,)) if smoke else ((4, 8, 16), (1, 4))
     e1, curves = control_recovery.phase_transition(options, sizes, ks, qs, seeds)
     logs = control_imitation.phase_transition(
-        options, (64,) if smoke else (64, 256, 1024), (100, 200) if smoke else (100, 200, 400, 800), 2 if smoke else 100
+        options,
+        (64,) if smoke else (64, 256, 1024),
+        (100, 200) if smoke else (100, 200, 400, 800),
+        2 if smoke else 100,
     )
-    budgeted = control_recovery.budgeted_actions(options, (64,) if smoke else (256, 1024), 5, 4, 4 if smoke else 100)
-    e2, slopes = control_recovery.dense_against_sparse(options, (64, 128) if smoke else (64, 128, 256, 512, 1024), 4, 4 if smoke else 100)
+    budgeted = control_recovery.budgeted_actions(
+        options, (64,) if smoke else (256, 1024), 5, 4, 4 if smoke else 100
+    )
+    e2, slopes = control_recovery.dense_against_sparse(
+        options, (64, 128) if smoke else (64, 128, 256, 512, 1024), 4, 4 if smoke else 100
+    )
     loss, learned = control_belief.belief_error(
-        options, (20,) if smoke else (100, 1_000, 10_000), seeds, 2 if smoke else 100, 240 if smoke else 3_000
+        options,
+        (20,) if smoke else (100, 1_000, 10_000),
+        seeds,
+        2 if smoke else 100,
+        240 if smoke else 3_000,
     )
     e4 = control_recovery.near_duplicates(options, 16 if smoke else 128, 4, seeds)
     e5, orders = control_recovery.rates(options, 32 if smoke else 128, seeds)
-    e6 = control_extensions.contamination(options, 16 if smoke else 64, 64 if smoke else 1_500, seeds)
+    e6 = control_extensions.contamination(
+        options, 16 if smoke else 64, 64 if smoke else 1_500, seeds
+    )
     shape = {"num_features": 4, "budget": 4, "num_relevant": 5, "mean_size": 2.0}
     if smoke:
         shape |= control_imitation.SMOKE_SHAPE
-    large = {"num_features": 16, "budget": 5, "num_relevant": 20, "mean_size": 3.6, "num_records": 10_000}
+    large = {
+        "num_features": 16,
+        "budget": 5,
+        "num_relevant": 20,
+        "mean_size": 3.6,
+        "num_records": 10_000,
+    }
     small = shape | {"num_records": 240 if smoke else 3_200, "num_actions": 12 if smoke else 50}
-    e7 = control_online.regret(options, 12 if smoke else 50, 320 if smoke else 3_200, shape, 2 if smoke else 100)
-    warm = control_online.warm_fits(options, (small,) if smoke else (small, large | {"num_actions": 10_000}), 2 if smoke else 15)
-    tried = control_online.exploration(options, 16, 50 if smoke else 400, 1 if smoke else 6, 2 if smoke else 100)
-    e8 = control_extensions.interactions(options, 6 if smoke else 16, (80,) if smoke else (300, 600, 1_200), 2 if smoke else 100)
+    e7 = control_online.regret(
+        options, 12 if smoke else 50, 320 if smoke else 3_200, shape, 2 if smoke else 100
+    )
+    warm = control_online.warm_fits(
+        options, (small,) if smoke else (small, large | {"num_actions": 10_000}), 2 if smoke else 15
+    )
+    tried = control_online.exploration(
+        options, 16, 50 if smoke else 400, 1 if smoke else 6, 2 if smoke else 100
+    )
+    e8 = control_extensions.interactions(
+        options, 6 if smoke else 16, (80,) if smoke else (300, 600, 1_200), 2 if smoke else 100
+    )
     tables = {
         "E1 Phase transition, dense Gaussian design: midpoints": e1,
         "E1 Do the midpoints agree? (largest - smallest) / mean": control_recovery.collapse(e1),
@@ -80,7 +115,14 @@ def _run(options: Options) -> Report:
     return Report(tables, notes, partial(draw, curves, e4, loss, e7, seeds))
 
 
-def draw(curves: dict, duplicates: list[dict[str, Any]], loss: list[dict[str, Any]], regret: list[dict[str, Any]], seeds: int, figure: Any) -> None:
+def draw(
+    curves: dict,
+    duplicates: list[dict[str, Any]],
+    loss: list[dict[str, Any]],
+    regret: list[dict[str, Any]],
+    seeds: int,
+    figure: Any,
+) -> None:
     """95 % bands and bars throughout."""
     figure.set_size_inches(10, 8)
     (recovery, copies), (beliefs, drift) = figure.subplots(2, 2)
@@ -92,12 +134,27 @@ def draw(curves: dict, duplicates: list[dict[str, Any]], loss: list[dict[str, An
             colour, style = f"C{ks.index(k)}", ("-", "--", "-.", ":")[sizes.index(size) % 4]
             half = 1.96 * np.sqrt((rates * (1 - rates) + 1 / seeds) / seeds)
             recovery.plot(x, rates, style, color=colour, linewidth=1, label=f"k = {k}, M = {size}")
-            recovery.fill_between(x, np.maximum(rates - half, 0), np.minimum(rates + half, 1), color=colour, alpha=0.08, linewidth=0)
-    recovery.set(xscale="log", xlabel="T / (k log M)", ylabel="P(exact support)", title=f"E1, q = {first_q}")
+            recovery.fill_between(
+                x,
+                np.maximum(rates - half, 0),
+                np.minimum(rates + half, 1),
+                color=colour,
+                alpha=0.08,
+                linewidth=0,
+            )
+    recovery.set(
+        xscale="log", xlabel="T / (k log M)", ylabel="P(exact support)", title=f"E1, q = {first_q}"
+    )
     recovery.legend(fontsize=6, frameon=False)
     cosine = [row["cosine"] for row in duplicates]
     exact = np.array([row["P(exact support)"] for row in duplicates])
-    copies.errorbar(cosine, exact, yerr=1.96 * np.sqrt(exact * (1 - exact) / seeds), fmt="o-", label="exact support")
+    copies.errorbar(
+        cosine,
+        exact,
+        yerr=1.96 * np.sqrt(exact * (1 - exact) / seeds),
+        fmt="o-",
+        label="exact support",
+    )
     _bars(copies, cosine, duplicates, "relative value", "relative value")
     copies.set(xlabel="cosine of a tool and its copy", ylim=(0, 1.05), title="E4, near duplicates")
     copies.legend(frameon=False)
@@ -105,10 +162,28 @@ def draw(curves: dict, duplicates: list[dict[str, Any]], loss: list[dict[str, An
     beliefs.set(xlabel="belief error (L1)", ylabel="loss of value", title="E3, belief error")
     for name in ("drift: all records", "drift: window", "epochs"):
         rows = [row for row in regret if row["learner"] == name]
-        _bars(drift, [row["T"] for row in rows], rows, "regret, nats", "no drift, all records" if name == "epochs" else name)
-    drift.set(xlabel="records (the truth changes half way)", ylabel="regret, nats", title="E7, epochs of re-solving")
+        _bars(
+            drift,
+            [row["T"] for row in rows],
+            rows,
+            "regret, nats",
+            "no drift, all records" if name == "epochs" else name,
+        )
+    drift.set(
+        xlabel="records (the truth changes half way)",
+        ylabel="regret, nats",
+        title="E7, epochs of re-solving",
+    )
     drift.legend(frameon=False)
 
 
-def _bars(axes: Any, x: list[float], rows: list[dict[str, Any]], name: str, label: str | None) -> None:
-    axes.errorbar(x, [row[name] for row in rows], yerr=[1.96 * row["standard error"] for row in rows], fmt="o-", label=label)
+def _bars(
+    axes: Any, x: list[float], rows: list[dict[str, Any]], name: str, label: str | None
+) -> None:
+    axes.errorbar(
+        x,
+        [row[name] for row in rows],
+        yerr=[1.96 * row["standard error"] for row in rows],
+        fmt="o-",
+        label=label,
+    )

@@ -1,4 +1,6 @@
-"""Budgeted Gibbs policies: the kernel against a log-space scan and a logsumexp, accuracy to a million tools, sampling rates, bytes."""
+"""Budgeted Gibbs policies: the kernel against a log-space scan and a logsumexp, accuracy to a
+million tools, sampling rates, bytes.
+"""
 
 import os
 from collections.abc import Iterator
@@ -22,7 +24,8 @@ class Size(NamedTuple):
         return f"{self.rows} x {self.tools}, B = {self.budget}"
 
 
-# Sizes with a bound in units of one logsumexp of the same array: value, value and marginals, Hessian-vector product (None: no bound).
+# Sizes with a bound in units of one logsumexp of the same array: value, value and marginals,
+# Hessian-vector product (None: no bound).
 BOUNDS = {
     Size(64, 4096, 8): (4, 5, 10),
     Size(16, 40_000, 8): (4, 5, 10),
@@ -54,7 +57,9 @@ def run(options: Options) -> Report:
 
 
 def log_space_scan(z: jax.Array, budget: int) -> jax.Array:
-    """The plain programme, E_r <- log(exp E_r + exp(E_(r-1) + z_j)) tool by tool: what the kernel is compared with."""
+    """The plain programme, E_r <- log(exp E_r + exp(E_(r-1) + z_j)) tool by tool: what the kernel
+    is compared with.
+    """
     lowest = float(jnp.finfo(z.dtype).min) / 4
 
     def step(table, score):
@@ -68,7 +73,9 @@ def log_space_scan(z: jax.Array, budget: int) -> jax.Array:
 def kernel_times(options: Options, sizes: dict[Size, tuple]) -> list[dict[str, Any]]:
     rows = []
     for size, bounds in options.progress(sizes.items(), "kernel"):
-        z, direction = 2 * jax.random.normal(jax.random.key(0), (2, size.rows, size.tools), options.dtype)
+        z, direction = 2 * jax.random.normal(
+            jax.random.key(0), (2, size.rows, size.tools), options.dtype
+        )
         value = partial(gibbs.log_partition, budget=size.budget)
         product = jax.vmap(lambda z, v, value=value: jax.jvp(jax.grad(value), (z,), (v,))[1])
         functions = {
@@ -79,7 +86,11 @@ def kernel_times(options: Options, sizes: dict[Size, tuple]) -> list[dict[str, A
         thunks = {name: partial(function, z) for name, function in functions.items()}
         times = options.time(thunks | {"hvp": partial(jax.jit(product), z, direction)})
         scan = jax.jit(jax.vmap(partial(log_space_scan, budget=size.budget)))
-        slow = options.time({"lse": partial(functions["lse"], z), "scan": partial(scan, z)}, min_repeats=3, min_seconds=1.0)
+        slow = options.time(
+            {"lse": partial(functions["lse"], z), "scan": partial(scan, z)},
+            min_repeats=3,
+            min_seconds=1.0,
+        )
         row: dict[str, Any] = {"rows x M, B": str(size), "lse_ms": 1e3 * times["lse"].median}
         for name, bound in zip(("value", "both", "hvp"), bounds, strict=True):
             row[name] = ratio(times[name], times["lse"])
@@ -94,7 +105,9 @@ def kernel_times(options: Options, sizes: dict[Size, tuple]) -> list[dict[str, A
 
 
 def traffic(options: Options, kernel: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Five reads or writes of every score: read for the largest, read and written as weights, read for their sum and for the products."""
+    """Five reads or writes of every score: read for the largest, read and written as weights, read
+    for their sum and for the products.
+    """
     rate = measured_rates(options.dtype, smoke=options.smoke)["copy_gb_per_s"]
     rows = []
     for row in kernel:
@@ -119,7 +132,10 @@ def cost_times(options: Options) -> list[dict[str, Any]]:
         costs = jax.random.randint(jax.random.key(2), (tools,), 0, budget // 2)
         value = jax.jit(lambda z, costs, budget=budget: gibbs.log_partition(z, budget, costs=costs))
         marginals = jax.jit(lambda z, costs, budget=budget: gibbs.marginals(z, budget, costs=costs))
-        times = options.time({"value": partial(value, z, costs), "marginals": partial(marginals, z, costs)}, min_seconds=1.0)
+        times = options.time(
+            {"value": partial(value, z, costs), "marginals": partial(marginals, z, costs)},
+            min_seconds=1.0,
+        )
         for name, time in times.items():
             rows.append({"M": tools, "budget": budget, "what": name} | time.row())
     return rows
@@ -141,7 +157,9 @@ def hard_inputs(tools: int, budget: int) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def accuracy(options: Options) -> list[dict[str, Any]]:
-    sizes = ((60, 3),) if options.smoke else ((10, 8), (4096, 8), (4096, 32), (300, 128), (3000, 128))
+    sizes = (
+        ((60, 3),) if options.smoke else ((10, 8), (4096, 8), (4096, 32), (300, 128), (3000, 128))
+    )
     worst: dict[str, dict[str, Any]] = {}
     for tools, budget in options.progress(sizes, "accuracy"):
         for exactly in (False, True):
@@ -156,8 +174,13 @@ def accuracy(options: Options) -> list[dict[str, Any]]:
                 value, marginals = solve(z)
                 expected, expected_marginals = programme(z, budget, exactly)
                 error = abs(float(value) - float(expected)) / max(1, abs(float(expected)))
-                marginal_error = float(np.max(np.abs(np.asarray(marginals, float) - expected_marginals)))
-                row = worst.setdefault(name, {"input": name, "log Z": 0.0, "at": "", "marginals": 0.0, "marginals at": ""})
+                marginal_error = float(
+                    np.max(np.abs(np.asarray(marginals, float) - expected_marginals))
+                )
+                row = worst.setdefault(
+                    name,
+                    {"input": name, "log Z": 0.0, "at": "", "marginals": 0.0, "marginals at": ""},
+                )
                 where = f"M = {tools}, B = {budget}" + (", exactly" if exactly else "")
                 if error >= row["log Z"]:
                     row |= {"log Z": error, "at": where}
@@ -167,7 +190,9 @@ def accuracy(options: Options) -> list[dict[str, Any]]:
 
 
 def programme(z: np.ndarray, budget: int, exactly: bool) -> tuple[Any, np.ndarray]:
-    """log Z and marginals by the log-space programme in long double, forwards and backwards, around a centre that keeps differences exact."""
+    """log Z and marginals by the log-space programme in long double, forwards and backwards, around
+    a centre that keeps differences exact.
+    """
     wide = np.asarray(z, np.longdouble)
     finite = np.sort(wide[np.isfinite(wide)])[::-1]
     centre = finite[min(budget, len(finite) - 1)]
@@ -177,7 +202,9 @@ def programme(z: np.ndarray, budget: int, exactly: bool) -> tuple[Any, np.ndarra
     tables[0, 0] = 0
     for step, tool in enumerate(tools):
         tables[step + 1, 0] = 0
-        tables[step + 1, 1:] = np.logaddexp(tables[step, 1:], tables[step, :-1] + (wide[tool] - centre))
+        tables[step + 1, 1:] = np.logaddexp(
+            tables[step, 1:], tables[step, :-1] + (wide[tool] - centre)
+        )
     last = np.where((degree == budget) | (not exactly), tables[-1], -np.inf)
     size = int(np.argmax(np.where(np.isneginf(last), -np.inf, last + degree * centre)))
     rest = np.logaddexp.reduce(last + (degree - size) * centre)
@@ -191,13 +218,21 @@ def programme(z: np.ndarray, budget: int, exactly: bool) -> tuple[Any, np.ndarra
 
 
 def large_accuracy(options: Options) -> list[dict[str, Any]]:
-    """log Z, the mean size and three marginals (with and without the tool) at sizes where a table over tools is out of reach."""
+    """log Z, the mean size and three marginals (with and without the tool) at sizes where a table
+    over tools is out of reach.
+    """
     rows = []
     sizes = ((3000, 4),) if options.smoke else ((100_000, 32), (1_000_000, 8), (1_000_000, 128))
     for tools, budget in options.progress(sizes, "many tools"):
-        solve = jax.jit(lambda z, budget=budget: (gibbs.log_partition(z, budget), gibbs.marginals(z, budget)))
+        solve = jax.jit(
+            lambda z, budget=budget: (gibbs.log_partition(z, budget), gibbs.marginals(z, budget))
+        )
         normal = np.random.default_rng(1).normal(size=tools)
-        for name, z in (("N(0, 4)", 2 * normal), ("N(0, 1) - log M", normal - np.log(tools)), ("constant 0", np.zeros(tools))):
+        for name, z in (
+            ("N(0, 4)", 2 * normal),
+            ("N(0, 1) - log M", normal - np.log(tools)),
+            ("constant 0", np.zeros(tools)),
+        ):
             z = z.astype(options.dtype)
             value, marginals = (np.asarray(x, float) for x in solve(z))
             logs = lanes_programme(z, budget)
@@ -206,7 +241,12 @@ def large_accuracy(options: Options) -> list[dict[str, Any]]:
             errors = []
             for tool in (int(np.argmax(z)), 0, tools // 2):
                 without = lanes_programme(np.delete(z, tool), budget)[:-1]
-                errors.append(abs(marginals[tool] - np.exp(float(z[tool]) + np.logaddexp.reduce(without) - expected)))
+                errors.append(
+                    abs(
+                        marginals[tool]
+                        - np.exp(float(z[tool]) + np.logaddexp.reduce(without) - expected)
+                    )
+                )
             rows.append(
                 {
                     "M": tools,
@@ -221,9 +261,13 @@ def large_accuracy(options: Options) -> list[dict[str, Any]]:
 
 
 def lanes_programme(z: np.ndarray, budget: int) -> np.ndarray:
-    """log e_0, …, log e_B by the log-space programme in float64: lanes side by side, then their product."""
+    """log e_0, …, log e_B by the log-space programme in float64: lanes side by side, then their
+    product.
+    """
     lanes = 1 << max(len(z).bit_length() - 10, 0)
-    padded = np.concatenate([np.asarray(z, float), np.full(-len(z) % lanes, -np.inf)]).reshape(-1, lanes)
+    padded = np.concatenate([np.asarray(z, float), np.full(-len(z) % lanes, -np.inf)]).reshape(
+        -1, lanes
+    )
     table = np.full((budget + 1, lanes), -np.inf)
     table[0] = 0
     for scores in padded:
@@ -231,22 +275,43 @@ def lanes_programme(z: np.ndarray, budget: int) -> np.ndarray:
     while table.shape[1] > 1:
         half = table.shape[1] // 2
         left, right = table[:, :half], table[:, half:]
-        table = np.stack([np.logaddexp.reduce(left[: r + 1] + right[r::-1]) for r in range(budget + 1)])
+        table = np.stack(
+            [np.logaddexp.reduce(left[: r + 1] + right[r::-1]) for r in range(budget + 1)]
+        )
     return table[:, 0]
 
 
 def sampling_rates(options: Options) -> list[dict[str, Any]]:
     rows = []
-    sizes = ((400, 3),) if options.smoke else ((4096, 8), (100_000, 8), (100_000, 32), (1_000_000, 8))
+    sizes = (
+        ((400, 3),) if options.smoke else ((4096, 8), (100_000, 8), (100_000, 32), (1_000_000, 8))
+    )
     count = 1000 if options.smoke else 100_000
     for tools, budget in options.progress(sizes, "sampling"):
         draw = jax.jit(lambda key, z, budget=budget: gibbs.sample(key, z, budget, count))
         normal = jax.random.normal(jax.random.key(3), (tools,), options.dtype)
-        inputs = {"N(0, 4)": 2 * normal, "N(0, 1) - log M": normal - float(np.log(tools)), "constant 0": jnp.zeros_like(normal)}
+        inputs = {
+            "N(0, 4)": 2 * normal,
+            "N(0, 1) - log M": normal - float(np.log(tools)),
+            "constant 0": jnp.zeros_like(normal),
+        }
         key = jax.random.key(4)
-        times = options.time({name: partial(draw, key, z) for name, z in inputs.items()}, min_repeats=5, min_seconds=1.0)
+        times = options.time(
+            {name: partial(draw, key, z) for name, z in inputs.items()},
+            min_repeats=5,
+            min_seconds=1.0,
+        )
         for name, time in times.items():
-            rows.append({"M": tools, "B": budget, "scores": name, "samples": count, "samples_per_s": count / time.median} | time.row())
+            rows.append(
+                {
+                    "M": tools,
+                    "B": budget,
+                    "scores": name,
+                    "samples": count,
+                    "samples_per_s": count / time.median,
+                }
+                | time.row()
+            )
     return rows
 
 

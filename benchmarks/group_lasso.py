@@ -1,4 +1,6 @@
-"""Group lasso at an equal duality gap: one lambda, logistic loss, paths, cross-validation, many problems; against four libraries."""
+"""Group lasso at an equal duality gap: one lambda, logistic loss, paths, cross-validation, many
+problems; against four libraries.
+"""
 
 import collections
 import concurrent.futures
@@ -22,8 +24,12 @@ TARGET = {"float64": 1e-6, "float32": 1e-4}
 TURNS = 3  # ours and the peers are timed in turns, so that what else the machine does falls on all
 
 
-def relative_gap(loss: str, X: np.ndarray, y: np.ndarray, lam: float, coef: np.ndarray, group_size: int) -> float:
-    """The duality gap over the null objective in float64 numpy: the one judge of everybody's answer."""
+def relative_gap(
+    loss: str, X: np.ndarray, y: np.ndarray, lam: float, coef: np.ndarray, group_size: int
+) -> float:
+    """The duality gap over the null objective in float64 numpy: the one judge of everybody's
+    answer.
+    """
     z = (X @ coef.reshape(X.shape[1], -1)).reshape(y.shape)
     if loss == "squared":
         slope, value, null = y - z, 0.5 * np.sum((y - z) ** 2) / len(y), 0.5 * np.sum(y**2) / len(y)
@@ -56,9 +62,16 @@ def ours(case: Case, dtype: str) -> dict[str, Callable[[], Any]]:
     # In float64 the certificate's own gap includes a rounding bound far below the tolerance.
     solve = functools.partial(group_lasso.solve, groups=groups, loss=case.loss, tol=TARGET[dtype])
     if case.whole is not None:
-        X, y, folds = (jnp.asarray(array, kind) for array, kind in zip(case.whole, (dtype, dtype, jnp.int32), strict=True))
+        X, y, folds = (
+            jnp.asarray(array, kind)
+            for array, kind in zip(case.whole, (dtype, dtype, jnp.int32), strict=True)
+        )
         keywords = {"lams": lams[0], "loss": case.loss, "tol": TARGET[dtype]}
-        return {"jaxsac, cross_validate": lambda: group_lasso.cross_validate(X, y, groups, folds, **keywords)}
+        return {
+            "jaxsac, cross_validate": lambda: group_lasso.cross_validate(
+                X, y, groups, folds, **keywords
+            )
+        }
     if len(case.X) > 1:
         batch = jax.jit(jax.vmap(lambda X, y, lam: solve(X, y, lam=lam)))
 
@@ -66,9 +79,16 @@ def ours(case: Case, dtype: str) -> dict[str, Callable[[], Any]]:
             return jax.lax.map(lambda at: solve(at[0], at[1], lam=at[2]), (X, y, lam))
 
         num_devices = math.gcd(jax.device_count(), len(X))
-        mesh = jax.make_mesh((num_devices,), ("problems",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:num_devices])
+        mesh = jax.make_mesh(
+            (num_devices,),
+            ("problems",),
+            axis_types=(jax.sharding.AxisType.Auto,),
+            devices=jax.devices()[:num_devices],
+        )
         shares = jax.sharding.PartitionSpec("problems")
-        spread = jax.jit(jax.shard_map(one_by_one, mesh=mesh, in_specs=shares, out_specs=shares, check_vma=False))
+        spread = jax.jit(
+            jax.shard_map(one_by_one, mesh=mesh, in_specs=shares, out_specs=shares, check_vma=False)
+        )
         arrays = (X, y, lams[:, 0])
         placed = jax.device_put(arrays, jax.sharding.NamedSharding(mesh, shares))
         chunks = jax.jit(one_by_one)
@@ -96,7 +116,9 @@ def ours(case: Case, dtype: str) -> dict[str, Callable[[], Any]]:
 
 
 def fold_paths(case: Case, dtype: str) -> Any:
-    """The fits of a cross-validation, which keeps only their losses, for the judge: a Solution with coefficients [K, L, p]."""
+    """The fits of a cross-validation, which keeps only their losses, for the judge: a Solution with
+    coefficients [K, L, p].
+    """
     assert case.whole is not None
     X, y, folds = case.whole
     groups = Groups.equal(X.shape[1] // case.group_size, case.group_size)
@@ -124,7 +146,9 @@ class Answer(NamedTuple):
     seconds: list[float]
 
 
-def ask(peer: str, case: Case, options: Options, tols: tuple[float, ...], threads: int) -> list[Answer] | str:
+def ask(
+    peer: str, case: Case, options: Options, tols: tuple[float, ...], threads: int
+) -> list[Answer] | str:
     """The peer's answers at several tolerances, or why there are none."""
     settings = {
         "group_size": case.group_size,
@@ -142,7 +166,14 @@ def ask(peer: str, case: Case, options: Options, tols: tuple[float, ...], thread
         arrays = {"X": case.X[of], "y": case.y[of], "lams": case.lams[of]}
         own = {"threads": threads // processes}
         python = options.peers_python
-        return run_peer(f"group_lasso_{peer}.py", arrays, settings | own, python=python, threads=threads // processes, timeout=900)
+        return run_peer(
+            f"group_lasso_{peer}.py",
+            arrays,
+            settings | own,
+            python=python,
+            threads=threads // processes,
+            timeout=900,
+        )
 
     with concurrent.futures.ThreadPoolExecutor(processes) as pool:
         found = list(pool.map(one_share, shares))
@@ -150,10 +181,16 @@ def ask(peer: str, case: Case, options: Options, tols: tuple[float, ...], thread
         if not answer.ok:
             return answer.status
     tail = (-1, case.lams.shape[1], case.num_coefficients)
-    coefs = [np.concatenate([answer.arrays["coef"][k].reshape(tail) for answer in found]) for k in range(len(tols))]
+    coefs = [
+        np.concatenate([answer.arrays["coef"][k].reshape(tail) for answer in found])
+        for k in range(len(tols))
+    ]
     # They started together; the last to end ends the work.
     calls = zip(*(answer.numbers["seconds"] for answer in found), strict=True)
-    times = [np.max([sorted(each)[: min(map(len, several))] for each in several], axis=0) for several in calls]
+    times = [
+        np.max([sorted(each)[: min(map(len, several))] for each in several], axis=0)
+        for several in calls
+    ]
     how = f"{processes} processes" if processes > 1 else f"{threads} threads"
     return [
         Answer(f"{peer}, tol {tol:g}, {how}", (tol, threads), worst_gap(case, coef), list(seconds))
@@ -162,7 +199,9 @@ def ask(peer: str, case: Case, options: Options, tols: tuple[float, ...], thread
 
 
 def best_of(peer: str, case: Case, options: Options) -> dict[str, Answer | str]:
-    """The fastest setting that meets the target, or else the one with the least gap; on long paths also the fastest at ten times the target."""
+    """The fastest setting that meets the target, or else the one with the least gap; on long paths
+    also the fastest at ten times the target.
+    """
     answers: list[Answer] = []
     # Of several problems each core takes a share; on one the others' solvers run on one thread.
     several = (2,) if len(case.X) > 1 else (1, 2) if peer == "adelie" else (1,)
@@ -174,14 +213,22 @@ def best_of(peer: str, case: Case, options: Options) -> dict[str, Answer | str]:
 
     def fastest(target: float) -> Answer:
         enough = [answer for answer in answers if answer.gap <= target]
-        return min(enough, key=lambda a: np.median(a.seconds)) if enough else min(answers, key=lambda a: a.gap)
+        return (
+            min(enough, key=lambda a: np.median(a.seconds))
+            if enough
+            else min(answers, key=lambda a: a.gap)
+        )
 
     target = TARGET[options.dtype]
     found: dict[str, Answer | str] = {peer: fastest(target)}
-    return found | {f"{peer}, loose": fastest(10 * target)} if case.tols == LONG_PATH_TOLS else found
+    return (
+        found | {f"{peer}, loose": fastest(10 * target)} if case.tols == LONG_PATH_TOLS else found
+    )
 
 
-def timed_row(case: Case, name: str, seconds: list[float], gap: float, options: Options) -> dict[str, Any]:
+def timed_row(
+    case: Case, name: str, seconds: list[float], gap: float, options: Options
+) -> dict[str, Any]:
     median, p90 = np.quantile(seconds, [0.5, 0.9])
     return {
         "case": case.name,
@@ -197,11 +244,18 @@ def timed_row(case: Case, name: str, seconds: list[float], gap: float, options: 
 def compare(case: Case, options: Options, turns: int) -> list[dict[str, Any]]:
     """Ours and the peers', timed in turns."""
     thunks = ours(case, options.dtype)
-    peers = {name: best for peer, tols in case.tols.items() if case.loss in tols for name, best in best_of(peer, case, options).items()}
+    peers = {
+        name: best
+        for peer, tols in case.tols.items()
+        if case.loss in tols
+        for name, best in best_of(peer, case, options).items()
+    }
     samples: dict[str, list[float]] = {name: [] for name in (*thunks, *peers)}
     first: dict[str, float] = {}
     for _ in range(1 if options.smoke else turns):
-        for name, timing in options.time(thunks, **({} if options.smoke else {"min_repeats": 5, "min_seconds": 1.0})).items():
+        for name, timing in options.time(
+            thunks, **({} if options.smoke else {"min_repeats": 5, "min_seconds": 1.0})
+        ).items():
             samples[name] += [timing.minimum, timing.median, timing.p90]
             first.setdefault(name, timing.first_call)
         for peer, best in peers.items():
@@ -214,10 +268,14 @@ def compare(case: Case, options: Options, turns: int) -> list[dict[str, Any]]:
     rows = []
     for name, thunk in thunks.items():
         solution = thunk() if case.whole is None else fold_paths(case, options.dtype)
-        gap = worst_gap(case, np.asarray(solution.value.coef).reshape(len(case.X), case.lams.shape[1], -1))
+        gap = worst_gap(
+            case, np.asarray(solution.value.coef).reshape(len(case.X), case.lams.shape[1], -1)
+        )
         more = {
             "status": ", ".join(Status(code).name for code in np.unique(solution.status)),
-            "steps": int(np.sum(solution.stats["num_steps"])) if case.lams.shape[1] > 1 else int(np.max(solution.stats["num_steps"])),
+            "steps": int(np.sum(solution.stats["num_steps"]))
+            if case.lams.shape[1] > 1
+            else int(np.max(solution.stats["num_steps"])),
             "first_call_ms": 1e3 * first[name],
         }
         rows.append(timed_row(case, name, samples[name], gap, options) | more)
@@ -225,15 +283,21 @@ def compare(case: Case, options: Options, turns: int) -> list[dict[str, Any]]:
         if isinstance(best, str):
             rows.append({"case": case.name, "solver": peer, "median_ms": best})
         else:
-            rows.append(timed_row(case, best.name, samples[peer] or best.seconds, best.gap, options))
+            rows.append(
+                timed_row(case, best.name, samples[peer] or best.seconds, best.gap, options)
+            )
     return rows
 
 
 @contextlib.contextmanager
 def watched(pieces: dict[Any, tuple[str, ...]]) -> Iterator[dict[str, list[float]]]:
-    """Seconds of every call of these pieces of the host-driven method, by module, each waited for."""
+    """Seconds of every call of these pieces of the host-driven method, by module, each waited
+    for.
+    """
     spent: dict[str, list[float]] = collections.defaultdict(list)
-    plain = {(module, name): getattr(module, name) for module, names in pieces.items() for name in names}
+    plain = {
+        (module, name): getattr(module, name) for module, names in pieces.items() for name in names
+    }
 
     def watch(name, function):
         def call(*arguments, **keywords):
@@ -254,7 +318,9 @@ def watched(pieces: dict[Any, tuple[str, ...]]) -> Iterator[dict[str, list[float
 
 
 def where_the_time_goes(case: Case, options: Options) -> list[dict[str, Any]]:
-    """The pieces of one solve against two products with all of X: the least that a certified answer takes."""
+    """The pieces of one solve against two products with all of X: the least that a certified answer
+    takes.
+    """
     solve = ours(case, options.dtype)["jaxsac"]
     X, r = jnp.asarray(case.X[0], options.dtype), jnp.asarray(case.y[0], options.dtype)
     product = jax.jit(lambda X, r: r @ X)
@@ -273,7 +339,10 @@ def where_the_time_goes(case: Case, options: Options) -> list[dict[str, Any]]:
         for _ in range(runs):
             solve()
         total = (time.perf_counter() - start) / runs
-    parts = {name: sum(times) / runs for name, times in spent.items()} | {"host": total - sum(map(sum, spent.values())) / runs, "all": total}
+    parts = {name: sum(times) / runs for name, times in spent.items()} | {
+        "host": total - sum(map(sum, spent.values())) / runs,
+        "all": total,
+    }
     calls = {name: len(times) / runs for name, times in spent.items()}
     return [
         {
@@ -288,7 +357,9 @@ def where_the_time_goes(case: Case, options: Options) -> list[dict[str, Any]]:
     ]
 
 
-def rows_of(case: Case, options: Options, turns: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def rows_of(
+    case: Case, options: Options, turns: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The rows of a case, and where the time goes where that can be told."""
     one = len(case.X) == 1 and case.lams.shape[1] == 1 and case.y.ndim == 2
     told = one and turns > 1 and jax.default_backend() == "cpu" and not options.smoke
@@ -298,7 +369,11 @@ def rows_of(case: Case, options: Options, turns: int) -> tuple[list[dict[str, An
 def run(options: Options) -> Report:
     def measured(case: Case, turns: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         # What ran before in a process slows some cases down, and is not theirs.
-        return rows_of(case, options, turns) if options.smoke else in_new_process(options.dtype, rows_of, case, options, turns)
+        return (
+            rows_of(case, options, turns)
+            if options.smoke
+            else in_new_process(options.dtype, rows_of, case, options, turns)
+        )
 
     rows: list[dict[str, Any]] = []
     pieces: list[dict[str, Any]] = []
@@ -317,7 +392,11 @@ def run(options: Options) -> Report:
         "First calls of ours include compilation; the peers' warm-up is left out.",
         "Where the time goes: every piece waited for, so the sum is above the time of a plain call.",
     ]
-    tables = {"time at an equal gap": rows, "ten random problems": drawn, "where the time goes": pieces}
+    tables = {
+        "time at an equal gap": rows,
+        "ten random problems": drawn,
+        "where the time goes": pieces,
+    }
     return Report(tables, notes, functools.partial(_plot, rows))
 
 
@@ -330,8 +409,14 @@ def _plot(rows: list[dict[str, Any]], figure: Any) -> None:
     for axes in every[len(names) :]:
         axes.set_axis_off()
     for axes, name in zip(every, names, strict=False):
-        timed = [row for row in rows if row["case"] == name and not isinstance(row.get("median_ms"), (str, type(None)))]
-        colours = ["tab:blue" if row["solver"].startswith("jaxsac") else "tab:grey" for row in timed]
+        timed = [
+            row
+            for row in rows
+            if row["case"] == name and not isinstance(row.get("median_ms"), (str, type(None)))
+        ]
+        colours = [
+            "tab:blue" if row["solver"].startswith("jaxsac") else "tab:grey" for row in timed
+        ]
         bars = axes.barh(range(len(timed)), [row["median_ms"] for row in timed], color=colours)
         axes.bar_label(bars, fmt="{:,.0f}", padding=2, fontsize=7)
         axes.set_yticks(range(len(timed)), [row["solver"] for row in timed])

@@ -10,7 +10,8 @@ import numpy as np
 
 from jaxsac.problems.regression import group_classification, group_regression
 
-# Each peer's own stopping rule, from loose to tight: the fastest setting that meets the common gap is its row.
+# Each peer's own stopping rule, from loose to tight: the fastest setting that meets the common gap
+# is its row.
 TOLS = {
     "adelie": {"squared": (1e-11, 1e-13, 1e-15), "logistic": (1e-11, 1e-13, 1e-15)},
     "skglm": {"squared": (1e-4, 1e-5), "logistic": (1e-5, 1e-6, 1e-7)},
@@ -22,7 +23,8 @@ ONLY_ADELIE = {"adelie": TOLS["adelie"]}  # elsewhere the fastest by far
 
 
 class Case(NamedTuple):
-    """Problems of one shape: X [N, T, p], y [N, T], lams [N, L]; of cross-validation the training sets, and `whole`: X, y and folds [T].
+    """Problems of one shape: X [N, T, p], y [N, T], lams [N, L]; of cross-validation the training
+    sets, and `whole`: X, y and folds [T].
 
     With y [N, T, M] there are M outputs, and a feature's coefficients for all of them are a group.
     """
@@ -41,11 +43,25 @@ class Case(NamedTuple):
         return self.X.shape[2] * math.prod(self.y.shape[2:])
 
 
-def build(name: str, make: Any, sizes: tuple, ratios: Any, dtype: str, *, count: int = 1, tols: Any = TOLS, seed: int = 0, **more: Any) -> Case:
+def build(
+    name: str,
+    make: Any,
+    sizes: tuple,
+    ratios: Any,
+    dtype: str,
+    *,
+    count: int = 1,
+    tols: Any = TOLS,
+    seed: int = 0,
+    **more: Any,
+) -> Case:
     """`count` problems of sizes (T, G, group size, true groups), with lam = ratios · lam_max."""
     keys = jax.random.split(jax.random.key(seed), count)
     problems = [make(key, *sizes, dtype=jnp.dtype(dtype), **more) for key in keys]
-    X, y = (np.stack([np.asarray(getattr(problem, field)) for problem in problems]) for field in ("X", "y"))
+    X, y = (
+        np.stack([np.asarray(getattr(problem, field)) for problem in problems])
+        for field in ("X", "y")
+    )
     X, y = X.astype(np.float64), y.astype(np.float64)
     slope = y if make is group_regression else 0.5 * y
     pulls = np.einsum("nt,ntp->np", slope, X).reshape(count, sizes[1], sizes[2]) / sizes[0]
@@ -58,14 +74,20 @@ def cases(smoke: bool, dtype: str) -> list[Case]:
     T, G, q, active, many = (60, 12, 3, 3, 4) if smoke else (1000, 1000, 10, 10, 64)
     small = (40, 10, 3, 3) if smoke else (200, 200, 5, 5)
     num_lams = 4 if smoke else 20
-    short, tall = ((30, 40, 3, 3), (300, 4, 3, 2)) if smoke else ((100, 5000, 10, 5), (20_000, 50, 10, 10))
+    short, tall = (
+        ((30, 40, 3, 3), (300, 4, 3, 2)) if smoke else ((100, 5000, 10, 5), (20_000, 50, 10, 10))
+    )
     one, big = np.asarray([0.1]), (T, G, q, active)
     few, long = np.linspace(0, 1, num_lams), np.linspace(0, 1, 5 * num_lams)
 
     def case(name, make, sizes, ratios, **more):
-        return build(f"{name}, {sizes[0]} x {sizes[1] * sizes[2]}", make, sizes, ratios, dtype, **more)
+        return build(
+            f"{name}, {sizes[0]} x {sizes[1] * sizes[2]}", make, sizes, ratios, dtype, **more
+        )
 
-    path = case(f"{5 * num_lams} lambdas to 0.01", group_regression, big, 0.01**long, tols=LONG_PATH_TOLS)
+    path = case(
+        f"{5 * num_lams} lambdas to 0.01", group_regression, big, 0.01**long, tols=LONG_PATH_TOLS
+    )
     return [
         case("one lambda", group_regression, big, one),
         case(f"one lambda, {4 * active} true groups", group_regression, (T, G, q, 4 * active), one),
@@ -74,7 +96,13 @@ def cases(smoke: bool, dtype: str) -> list[Case]:
         case("one lambda, many records", group_regression, tall, one, tols=ONLY_ADELIE),
         case("one lambda, logistic", group_classification, big, one),
         case(f"{num_lams} lambdas to 0.1", group_regression, big, 0.1**few),
-        case(f"{num_lams} lambdas to 0.1, logistic", group_classification, big, 0.1**few, tols=ONLY_ADELIE),
+        case(
+            f"{num_lams} lambdas to 0.1, logistic",
+            group_classification,
+            big,
+            0.1**few,
+            tols=ONLY_ADELIE,
+        ),
         path,
         cross_validation(path, 5),
         case(f"{many} problems", group_regression, small, one, count=many),
@@ -82,7 +110,9 @@ def cases(smoke: bool, dtype: str) -> list[Case]:
     ]
 
 
-def multi_task(name: str, num_records: int, num_features: int, num_outputs: int, active: int, dtype: str) -> Case:
+def multi_task(
+    name: str, num_records: int, num_features: int, num_outputs: int, active: int, dtype: str
+) -> Case:
     """Several outputs that share their features, one lambda."""
     rng = np.random.default_rng(0)
     coef = np.zeros((num_features, num_outputs))
@@ -91,7 +121,15 @@ def multi_task(name: str, num_records: int, num_features: int, num_outputs: int,
     y = (X @ coef + rng.normal(size=(num_records, num_outputs))).astype(dtype).astype(np.float64)
     largest = np.linalg.norm(X.T @ y / num_records, axis=1).max()
     name = f"{name}, {num_outputs} outputs, {num_records} x {num_features}"
-    return Case(name, "squared", X[None], y[None], np.asarray([[0.1 * largest]]), num_outputs, MULTI_TASK_TOLS)
+    return Case(
+        name,
+        "squared",
+        X[None],
+        y[None],
+        np.asarray([[0.1 * largest]]),
+        num_outputs,
+        MULTI_TASK_TOLS,
+    )
 
 
 def cross_validation(case: Case, num_folds: int) -> Case:
@@ -115,10 +153,26 @@ def random_cases(smoke: bool, dtype: str) -> Iterator[Case]:
     """Ten problems of other seeds, sizes, correlations and lambdas."""
     rng = np.random.default_rng(1)
     for seed in range(2 if smoke else 10):
-        T, q, active = int(rng.integers(300, 2001)), int(rng.integers(2, 16)), int(rng.integers(4, 41))
+        T, q, active = (
+            int(rng.integers(300, 2001)),
+            int(rng.integers(2, 16)),
+            int(rng.integers(4, 41)),
+        )
         G = int(rng.integers(300, min(3000, 20_000_000 // (T * q))))
-        correlation, ratio = float(rng.uniform(0.0, 0.95)), np.asarray([float(np.exp(rng.uniform(np.log(0.05), np.log(0.3))))])
+        correlation, ratio = (
+            float(rng.uniform(0.0, 0.95)),
+            np.asarray([float(np.exp(rng.uniform(np.log(0.05), np.log(0.3))))]),
+        )
         if smoke:
             T, G, active = T // 20, G // 20, 3
         name = f"{T} x {G * q}, groups of {q}, {active} true, correlation {correlation:.2f}, lam {ratio[0]:.2f} lam_max"
-        yield build(name, group_regression, (T, G, q, active), ratio, dtype, tols=ONLY_ADELIE, seed=seed, correlation=correlation)
+        yield build(
+            name,
+            group_regression,
+            (T, G, q, active),
+            ratio,
+            dtype,
+            tols=ONLY_ADELIE,
+            seed=seed,
+            correlation=correlation,
+        )

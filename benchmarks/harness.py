@@ -1,4 +1,6 @@
-"""What a benchmark room needs, in one import. A room is a module of this package with `run(options: Options) -> Report`."""
+"""What a benchmark room needs, in one import. A room is a module of this package with `run(options:
+Options) -> Report`.
+"""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,9 +24,10 @@ Item = TypeVar("Item")
 class Options(NamedTuple):
     """How a room is to run.
 
-    `smoke`: the smallest sizes that touch every line; the figures mean nothing. `dtype`: "float32" (x64 is off then; an oracle uses numpy
-    in float64) or "float64". `out`: a folder for JSON, Markdown and PNG, or None to print only. `peers_python`: the interpreter that has
-    the peers, or None for this one.
+    `smoke`: the smallest sizes that touch every line; the figures mean nothing. `dtype`: "float32"
+    (x64 is off then; an oracle uses numpy in float64) or "float64". `out`: a folder for JSON,
+    Markdown and PNG, or None to print only. `peers_python`: the interpreter that has the peers, or
+    None for this one.
     """
 
     smoke: bool = False

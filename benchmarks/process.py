@@ -1,5 +1,7 @@
-"""Processes of their own: for peers, whose pins may clash with jax's and their threads with XLA's (only .npy and JSON files are exchanged),
-and for rows that are to be as in a new process, whatever ran before them."""
+"""Processes of their own: for peers, whose pins may clash with jax's and their threads with XLA's
+(only .npy and JSON files are exchanged), and for rows that are to be as in a new process, whatever
+ran before them.
+"""
 
 import concurrent.futures
 import json
@@ -17,11 +19,19 @@ import numpy as np
 
 NOT_RUN = "not run"
 PEERS = pathlib.Path(__file__).parent / "peers"
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "RAYON_NUM_THREADS")
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
+    "RAYON_NUM_THREADS",
+)
 
 
 class PeerResult(NamedTuple):
-    """What a peer answered. `status` is "ok", or "not run: ..." or "failed: ..." with the reason and nothing else in the record."""
+    """What a peer answered. `status` is "ok", or "not run: ..." or "failed: ..." with the reason
+    and nothing else in the record.
+    """
 
     status: str
     arrays: dict[str, np.ndarray]
@@ -41,10 +51,12 @@ def run_peer(
     threads: int = 1,
     timeout: float = 600.0,
 ) -> PeerResult:
-    """Run `benchmarks/peers/SCRIPT` with the interpreter `python` (None: this one) and `threads` threads, and read its answer.
+    """Run `benchmarks/peers/SCRIPT` with the interpreter `python` (None: this one) and `threads`
+    threads, and read its answer.
 
-    The script calls `exchange.serve(answer)`, where `answer(arrays, settings)` imports the peer, times it inside its own process, and
-    returns (arrays, numbers). A peer that cannot be imported, or an interpreter that is not there, is "not run".
+    The script calls `exchange.serve(answer)`, where `answer(arrays, settings)` imports the peer,
+    times it inside its own process, and returns (arrays, numbers). A peer that cannot be imported,
+    or an interpreter that is not there, is "not run".
     """
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
@@ -55,7 +67,9 @@ def run_peer(
         environment.pop("PYTHONPATH", None)
         try:
             command = [python or sys.executable, str(PEERS / script), name]
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
+            done = subprocess.run(
+                command, env=environment, capture_output=True, text=True, timeout=timeout
+            )
         except OSError as error:
             return PeerResult(f"{NOT_RUN}: no such interpreter ({type(error).__name__})", {}, {})
         except subprocess.TimeoutExpired:
@@ -66,20 +80,33 @@ def run_peer(
             return PeerResult(f"failed: {reason}", {}, {})
         numbers = json.loads(answer.read_text())
         status = numbers.pop("status")
-        outputs = {path.stem.removeprefix("out_"): np.load(path, allow_pickle=False) for path in sorted(folder.glob("out_*.npy"))}
+        outputs = {
+            path.stem.removeprefix("out_"): np.load(path, allow_pickle=False)
+            for path in sorted(folder.glob("out_*.npy"))
+        }
         return PeerResult(status, outputs, numbers)
 
 
 def configure(dtype: str) -> None:
     """jax as benchmarks want it, before it is used."""
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes may share a GPU
+    os.environ.setdefault(
+        "XLA_PYTHON_CLIENT_PREALLOCATE", "false"
+    )  # several processes may share a GPU
     jax.config.update("jax_enable_x64", dtype == "float64")
-    jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)  # for rows that spread many problems; the others use the first
-    jax.config.update("jax_enable_compilation_cache", False)  # first calls are to be compiled, here and now
+    jax.config.update(
+        "jax_num_cpu_devices", os.cpu_count() or 1
+    )  # for rows that spread many problems; the others use the first
+    jax.config.update(
+        "jax_enable_compilation_cache", False
+    )  # first calls are to be compiled, here and now
 
 
 def in_new_process(dtype: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """function(*arguments) in a process that starts now; both, and what is returned, must pickle."""
+    """function(*arguments) in a process that starts now; both, and what is returned, must
+    pickle.
+    """
     spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, spawn, initializer=configure, initargs=(dtype,)) as pool:
+    with concurrent.futures.ProcessPoolExecutor(
+        1, spawn, initializer=configure, initargs=(dtype,)
+    ) as pool:
         return pool.submit(function, *arguments).result()

@@ -1,4 +1,6 @@
-"""What a room reports, and how it is written: JSON for programs, Markdown for people, PNG for the eye. Never pickle."""
+"""What a room reports, and how it is written: JSON for programs, Markdown for people, PNG for the
+eye. Never pickle.
+"""
 
 import json
 import math
@@ -13,7 +15,8 @@ Row = Mapping[str, Any]
 
 
 class Report(NamedTuple):
-    """`tables`: rows (dicts of plain numbers, texts, booleans) under a heading each; `notes`: sentences; `plot(figure)` draws on a figure.
+    """`tables`: rows (dicts of plain numbers, texts, booleans) under a heading each; `notes`:
+    sentences; `plot(figure)` draws on a figure.
 
     What was not measured is the text "not run"; nothing is extrapolated.
     """
@@ -45,18 +48,31 @@ def markdown_table(rows: Sequence[Row]) -> str:
         return "(no rows)"
     columns = list(dict.fromkeys(key for row in rows for key in row))
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(_cell(row.get(column, "")) for column in columns) + " |" for row in rows]
+    lines += [
+        "| " + " | ".join(_cell(row.get(column, "")) for column in columns) + " |" for row in rows
+    ]
     return "\n".join(lines)
 
 
 def write(room: str, report: Report, machine: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write ROOM-DTYPE-DEVICE.json, .md and, where the room draws, .png under `folder`; returns the paths."""
+    """Write ROOM-DTYPE-DEVICE.json, .md and, where the room draws, .png under `folder`; returns the
+    paths.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     device = re.sub(r"[^a-z0-9]+", "-", str(machine["device"]).lower()).strip("-")
-    stem = "-".join([room, machine.get("dtype", "any"), device] + (["smoke"] if machine.get("smoke") else []))
-    document = {"room": room, "machine": machine, "tables": report.tables, "notes": list(report.notes)}
+    stem = "-".join(
+        [room, machine.get("dtype", "any"), device] + (["smoke"] if machine.get("smoke") else [])
+    )
+    document = {
+        "room": room,
+        "machine": machine,
+        "tables": report.tables,
+        "notes": list(report.notes),
+    }
     paths = [folder / f"{stem}.json", folder / f"{stem}.md"]
-    paths[0].write_text(json.dumps(plain(document), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    paths[0].write_text(
+        json.dumps(plain(document), indent=1, allow_nan=False) + "\n", encoding="utf-8"
+    )
     paths[1].write_text(markdown(room, report, machine), encoding="utf-8")
     if report.plot is not None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -71,7 +87,9 @@ def write(room: str, report: Report, machine: Mapping[str, Any], folder: Path) -
 
 
 def plain(value: Any) -> Any:
-    """`value` in JSON's types: numpy and jax scalars and arrays become numbers and lists, what is not finite becomes text."""
+    """`value` in JSON's types: numpy and jax scalars and arrays become numbers and lists, what is
+    not finite becomes text.
+    """
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

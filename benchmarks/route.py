@@ -1,4 +1,6 @@
-"""The main job: stage times, metrics and the certificate of `jaxsac route` on the mined log, from a cold start."""
+"""The main job: stage times, metrics and the certificate of `jaxsac route` on the mined log, from a
+cold start.
+"""
 
 import time
 
@@ -9,9 +11,11 @@ SMOKE_PACKAGES = ("equinox", "optax", "tqdm")
 
 
 def run(options: Options) -> Report:
-    """One run of the whole job, mined anew and compiled anew: times are single measurements, the rest is deterministic for given versions.
+    """One run of the whole job, mined anew and compiled anew: times are single measurements, the
+    rest is deterministic for given versions.
 
-    The dense policy, popularity and the metrics do not depend on the dtype asked for; the sparse fit computes in it.
+    The dense policy, popularity and the metrics do not depend on the dtype asked for; the sparse
+    fit computes in it.
     """
     processes = 1 if options.smoke else 2
     start = time.perf_counter()
@@ -32,13 +36,26 @@ def run(options: Options) -> Report:
             "log": [
                 {
                     name: counts[name]
-                    for name in ("records", "tools", "tools_used_once", "budget", "longer_records_dropped", "training", "test", "hash")
+                    for name in (
+                        "records",
+                        "tools",
+                        "tools_used_once",
+                        "budget",
+                        "longer_records_dropped",
+                        "training",
+                        "test",
+                        "hash",
+                    )
                 }
             ],
             "quality on held-out modules (mean and group-bootstrap standard error)": [
-                {"method": name} | _cells(values) for name, values in summary["result"]["methods"].items()
+                {"method": name} | _cells(values)
+                for name, values in summary["result"]["methods"].items()
             ],
-            "paired differences": [{"pair": name} | _cells(values) for name, values in summary["result"]["differences"].items()],
+            "paired differences": [
+                {"pair": name} | _cells(values)
+                for name, values in summary["result"]["differences"].items()
+            ],
             "learning curve": [_point(point) for point in summary["learning_curve"]],
             "certificate": [
                 {
@@ -50,15 +67,24 @@ def run(options: Options) -> Report:
                     "of": summary["result"]["tools"],
                 }
             ],
-            "seconds": [{"stage": name, "seconds": value} for name, value in [*seconds.items(), ("in all", sum(seconds.values()))]],
+            "seconds": [
+                {"stage": name, "seconds": value}
+                for name, value in [*seconds.items(), ("in all", sum(seconds.values()))]
+            ],
         },
-        notes=[note, f"Python {counts['python']}; " + ", ".join(f"{name} {version}" for name, version in counts["packages"].items())],
+        notes=[
+            note,
+            f"Python {counts['python']}; "
+            + ", ".join(f"{name} {version}" for name, version in counts["packages"].items()),
+        ],
         plot=lambda figure: report.draw(figure, result),
     )
 
 
 def _cells(values) -> dict[str, float]:
-    return {f"{metric} {part}": values[metric][part] for metric in values for part in ("mean", "error")}
+    return {
+        f"{metric} {part}": values[metric][part] for metric in values for part in ("mean", "error")
+    }
 
 
 def _point(point) -> dict[str, float]:
@@ -67,4 +93,8 @@ def _point(point) -> dict[str, float]:
         for metric in ("ndcg", "recall", "log_likelihood"):
             row[f"{name} {metric}"] = point["methods"][name][metric]["mean"]
     difference = point["differences"]["sparse - dense"]
-    return row | {f"sparse - dense {metric}": difference[metric]["mean"] for metric in difference} | {"error (ndcg)": difference["ndcg"]["error"]}
+    return (
+        row
+        | {f"sparse - dense {metric}": difference[metric]["mean"] for metric in difference}
+        | {"error (ndcg)": difference["ndcg"]["error"]}
+    )

@@ -1,4 +1,6 @@
-"""SUBSAMPLE-Q: whole solves against a general MDP solver, sweeps against their floors, gap against k, learning against m, simulation."""
+"""SUBSAMPLE-Q: whole solves against a general MDP solver, sweeps against their floors, gap against
+k, learning against m, simulation.
+"""
 
 import functools
 import math
@@ -15,7 +17,10 @@ from jaxsac.problems import subsample_q as problems
 from jaxsac.subsample_q.dense import dense_kernel
 from jaxsac.subsample_q.solver import local_rewards
 
-RULES = {"value_iteration": "sup", "modified_policy_iteration": "span"}  # quantecon's stopping rule of each method
+RULES = {
+    "value_iteration": "sup",
+    "modified_policy_iteration": "span",
+}  # quantecon's stopping rule of each method
 
 
 def run(options: Options) -> Report:
@@ -49,7 +54,11 @@ def run(options: Options) -> Report:
 
 
 def model_of(problem: problems.GlobalLocal, options: Options) -> subsample_q.Model:
-    arrays = {name: np.asarray(array, options.dtype) for name, array in problem._asdict().items() if name != "discount"}
+    arrays = {
+        name: np.asarray(array, options.dtype)
+        for name, array in problem._asdict().items()
+        if name != "discount"
+    }
     return subsample_q.Model(**arrays, discount=problem.discount)
 
 
@@ -58,15 +67,29 @@ def against_quantecon(options: Options) -> list[dict[str, Any]]:
     rows = []
     for L, k in options.progress(sizes, "quantecon"):
         model = model_of(problems.random(0, num_local=L), options)
-        kernels = np.stack([np.asarray(jax.jit(dense_kernel, static_argnums=1)(P, k), np.float64) for P in model.local_transition])
+        kernels = np.stack(
+            [
+                np.asarray(jax.jit(dense_kernel, static_argnums=1)(P, k), np.float64)
+                for P in model.local_transition
+            ]
+        )
         G, A, N = model.num_global_states, model.num_actions, kernels.shape[-1]
         reward = np.asarray(model.global_reward)[:, None, :] + np.asarray(local_rewards(model, k))
-        transition = np.einsum("gac,gnm->gnacm", np.asarray(model.global_transition), kernels).reshape(G * N, A, G * N)
+        transition = np.einsum(
+            "gac,gnm->gnacm", np.asarray(model.global_transition), kernels
+        ).reshape(G * N, A, G * N)
         eps = 1e-6 if model.dtype == np.float64 else 1e-3
         peer = run_peer(
             "subsample_q_quantecon.py",
-            {"reward": np.broadcast_to(reward, (G, N, A)).reshape(G * N, A).astype(float), "transition": transition.astype(float)},
-            {"discount": float(model.discount), "epsilon": eps, "repeats": 1 if N > 500 or options.smoke else 3},
+            {
+                "reward": np.broadcast_to(reward, (G, N, A)).reshape(G * N, A).astype(float),
+                "transition": transition.astype(float),
+            },
+            {
+                "discount": float(model.discount),
+                "epsilon": eps,
+                "repeats": 1 if N > 500 or options.smoke else 3,
+            },
             python=options.peers_python,
             threads=2,
         )
@@ -74,7 +97,9 @@ def against_quantecon(options: Options) -> list[dict[str, Any]]:
         scale = float(model.max_reward()) / (1 - float(model.discount))
         for method, rule in RULES.items():
             thunks = {
-                name: functools.partial(subsample_q.solve, model, k, method=name, stopping=rule, tol=eps / 2 / scale)
+                name: functools.partial(
+                    subsample_q.solve, model, k, method=name, stopping=rule, tol=eps / 2 / scale
+                )
                 for name in ("anderson", "value_iteration")
             }
             times = options.time(thunks)
@@ -83,22 +108,32 @@ def against_quantecon(options: Options) -> list[dict[str, Any]]:
             row |= {f"{name} s": timing.minimum for name, timing in times.items()}
             row["quantecon s"] = peer.numbers[method] if peer.ok else NOT_RUN
             row["ratio"] = peer.numbers[method] / times["anderson"].minimum if peer.ok else NOT_RUN
-            difference = peer.arrays[method] - np.asarray(ours.value.value).reshape(-1) if peer.ok else np.zeros(0)
+            difference = (
+                peer.arrays[method] - np.asarray(ours.value.value).reshape(-1)
+                if peer.ok
+                else np.zeros(0)
+            )
             row["difference"] = float(np.max(np.abs(difference))) if peer.ok else NOT_RUN
             rows.append(row)
     return rows
 
 
 def sweeps(options: Options) -> list[dict[str, Any]]:
-    sizes = ((4, 6, 0.9),) if options.smoke else ((5, 10, 0.9), (5, 20, 0.9), (5, 20, 0.999), (5, 30, 0.9), (4, 40, 0.9))
+    sizes = (
+        ((4, 6, 0.9),)
+        if options.smoke
+        else ((5, 10, 0.9), (5, 20, 0.9), (5, 20, 0.999), (5, 30, 0.9), (4, 40, 0.9))
+    )
     rates = measured_rates(options.dtype, smoke=options.smoke)
     rows = []
     for L, k, discount in options.progress(sizes, "sweeps"):
         model = model_of(problems.random(0, num_local=L, discount=discount), options)
         plan = subsample_q.plan(model, k, backend="thinning")
-        timing = options.time({"solve": lambda m=model, k=k, p=plan: subsample_q.solve(m, k, plan=p)}, min_seconds=1.0, min_repeats=5)[
-            "solve"
-        ]
+        timing = options.time(
+            {"solve": lambda m=model, k=k, p=plan: subsample_q.solve(m, k, plan=p)},
+            min_seconds=1.0,
+            min_repeats=5,
+        )["solve"]
         solution = subsample_q.solve(model, k, plan=plan)
         steps, N = int(solution.stats["num_steps"]), solution.value.q.shape[1]
         columns = model.num_global_states**2
@@ -112,8 +147,21 @@ def sweeps(options: Options) -> list[dict[str, Any]]:
                 "sweeps": steps,
                 "solve s": timing.minimum,
                 "ms a sweep": 1e3 * timing.minimum / steps,
-                "flop floor ms": 2 * L * (L - 1) * math.comb(k + L, L) * columns / rates["gemm_gflop_per_s"] / 1e6,
-                "byte floor ms": 4 * L * (L - 1) * N * columns * item / rates["copy_gb_per_s"] / 1e6,
+                "flop floor ms": 2
+                * L
+                * (L - 1)
+                * math.comb(k + L, L)
+                * columns
+                / rates["gemm_gflop_per_s"]
+                / 1e6,
+                "byte floor ms": 4
+                * L
+                * (L - 1)
+                * N
+                * columns
+                * item
+                / rates["copy_gb_per_s"]
+                / 1e6,
                 "first call s": timing.first_call,
                 "operator error": float(solution.stats["operator_error"]),
                 "certified": int(solution.status) == 0,
@@ -129,7 +177,11 @@ def gap_against_k(options: Options, curves: dict[str, Any]) -> list[dict[str, An
     }
     if not options.smoke:
         cases["demand response (released)"] = (problems.demand_response(), 3, (2, np.ones(25)))
-        cases["demand response (scarce)"] = (problems.demand_response(scarce=True), 3, (2, np.ones(25)))
+        cases["demand response (scarce)"] = (
+            problems.demand_response(scarce=True),
+            3,
+            (2, np.ones(25)),
+        )
     rows = []
     for name, (problem, n, (start, shares)) in options.progress(list(cases.items()), "gap"):
         model = model_of(problem, options)
@@ -142,7 +194,11 @@ def gap_against_k(options: Options, curves: dict[str, Any]) -> list[dict[str, An
             jax.block_until_ready(subsample_q.solve(model, k, plan=plan).value)
             seconds = time.perf_counter() - began
             bounds = subsample_q.certify(jax.random.key(0), model, table, n, state, exact=True)
-            numbers = {"value": float(bounds.lower), "upper": float(bounds.upper), "certified gap": float(bounds.gap)}
+            numbers = {
+                "value": float(bounds.lower),
+                "upper": float(bounds.upper),
+                "certified gap": float(bounds.gap),
+            }
             numbers |= {"solve s": seconds, "form": plan.backend}
             rows.append({"problem": name, "n": n, "k": k} | numbers)
         best = rows[-1]["upper"]
@@ -159,8 +215,18 @@ def many_agents(options: Options) -> list[dict[str, Any]]:
         state = subsample_q.population_state(0, [0.2, 0.3, 0.5], n)
         for k in (1, 4) if options.smoke else (1, 4, 16, 64):
             table = subsample_q.solve(model, k).value
-            bounds = subsample_q.certify(jax.random.key(1), model, table, n, state, num_rollouts=8 if options.smoke else 256)
-            rows.append({"n": n, "k": k, "lower": float(bounds.lower), "upper": float(bounds.upper), "certified gap": float(bounds.gap)})
+            bounds = subsample_q.certify(
+                jax.random.key(1), model, table, n, state, num_rollouts=8 if options.smoke else 256
+            )
+            rows.append(
+                {
+                    "n": n,
+                    "k": k,
+                    "lower": float(bounds.lower),
+                    "upper": float(bounds.upper),
+                    "certified gap": float(bounds.gap),
+                }
+            )
     return rows
 
 
@@ -176,7 +242,13 @@ def against_samples(options: Options, curves: dict[str, Any]) -> list[dict[str, 
     slopes = np.polyfit(np.log(sizes), np.log(np.stack(errors)), 1)[0]  # of each seed
     slope = f"{slopes.mean():.3f} ± {slopes.std(ddof=1) / np.sqrt(len(slopes)):.3f}"
     rows = [
-        {"m": m, "sup error": float(e.mean()), "sup error sqrt(m)": float(e.mean() * np.sqrt(m)), "seeds": len(keys), "slope": slope}
+        {
+            "m": m,
+            "sup error": float(e.mean()),
+            "sup error sqrt(m)": float(e.mean() * np.sqrt(m)),
+            "seeds": len(keys),
+            "slope": slope,
+        }
         for m, e in zip(sizes, errors, strict=True)
     ]
     curves["samples"] = rows
@@ -185,19 +257,28 @@ def against_samples(options: Options, curves: dict[str, Any]) -> list[dict[str, 
 
 def local_actions(options: Options) -> list[dict[str, Any]]:
     squeeze, explore = problems.gaussian_squeeze(slip=0.2), problems.constrained_exploration()
-    cases: list[tuple[str, problems.LocalActions, int]] = [("squeeze", squeeze, 2), ("exploration", explore, 2)]
+    cases: list[tuple[str, problems.LocalActions, int]] = [
+        ("squeeze", squeeze, 2),
+        ("exploration", explore, 2),
+    ]
     cases += [("dispatch", problems.dispatch(2), 2)]
     if not options.smoke:
-        cases += [("squeeze", squeeze, k) for k in (1, 4, 6)] + [("exploration", explore, k) for k in (1, 3)]
+        cases += [("squeeze", squeeze, k) for k in (1, 4, 6)] + [
+            ("exploration", explore, k) for k in (1, 3)
+        ]
         cases += [("dispatch", problems.dispatch(k), k) for k in (3, 5)]
     rows = []
-    for name, problem, k in options.progress(sorted(cases, key=lambda case: (case[0], case[2])), "local actions"):
+    for name, problem, k in options.progress(
+        sorted(cases, key=lambda case: (case[0], case[2])), "local actions"
+    ):
         fields = problem._asdict()
         arrays = {key: np.asarray(fields.pop(key), options.dtype) for key in list(fields)[:4]}
         model = subsample_q.LocalActionModel(**arrays, **fields)
-        timing = options.time({"solve": lambda m=model, k=k: subsample_q.solve_local_actions(m, k)}, min_seconds=0.2, min_repeats=3)[
-            "solve"
-        ]
+        timing = options.time(
+            {"solve": lambda m=model, k=k: subsample_q.solve_local_actions(m, k)},
+            min_seconds=0.2,
+            min_repeats=3,
+        )["solve"]
         table = subsample_q.solve_local_actions(model, k).check().value
         L, n = model.num_local_states, 100 if options.smoke else 1_000
         row = {
@@ -209,25 +290,49 @@ def local_actions(options: Options) -> list[dict[str, Any]]:
         }
         row |= {"return on 1,000 agents": "", "± error": ""}
         if model.allowed is None:
-            state = (0, n * np.eye(L, dtype=np.int32)[L - 1])  # the first histogram: everybody in the last state
+            state = (
+                0,
+                n * np.eye(L, dtype=np.int32)[L - 1],
+            )  # the first histogram: everybody in the last state
             keys = jax.random.split(jax.random.key(0), 4 if options.smoke else 64)
             one = jax.jit(
-                lambda key, m=model, t=table, n=n, s=state: subsample_q.simulate_local_actions(key, m, t, n, 90, s).discounted_return
+                lambda key, m=model, t=table, n=n, s=state: (
+                    subsample_q.simulate_local_actions(key, m, t, n, 90, s).discounted_return
+                )
             )
             returns = np.asarray(jax.vmap(one)(keys))
-            row |= {"return on 1,000 agents": float(returns.mean()), "± error": float(returns.std(ddof=1) / np.sqrt(len(keys)))}
+            row |= {
+                "return on 1,000 agents": float(returns.mean()),
+                "± error": float(returns.std(ddof=1) / np.sqrt(len(keys))),
+            }
         rows.append(row)
     return rows
 
 
 def dispatch(options: Options, curves: dict[str, Any]) -> list[dict[str, Any]]:
-    sizes = ((50, (1, 2)),) if options.smoke else ((1_000, (1, 2, 3, 5, 10, 1_000)), (100_000, (1, 2)))
+    sizes = (
+        ((50, (1, 2)),) if options.smoke else ((1_000, (1, 2, 3, 5, 10, 1_000)), (100_000, (1, 2)))
+    )
     rows = []
     for n, ks in options.progress(sizes, "dispatch"):
         for k in ks:
-            jobs, lost = zip(*(problems.power_of_k(seed, k, n, steps=40 if options.smoke else 400) for seed in range(3)), strict=True)
+            jobs, lost = zip(
+                *(
+                    problems.power_of_k(seed, k, n, steps=40 if options.smoke else 400)
+                    for seed in range(3)
+                ),
+                strict=True,
+            )
             error = float(np.std(jobs, ddof=1) / np.sqrt(len(jobs)))
-            rows.append({"queues": n, "k": k, "mean jobs": float(np.mean(jobs)), "± error": error, "lost": float(np.mean(lost))})
+            rows.append(
+                {
+                    "queues": n,
+                    "k": k,
+                    "mean jobs": float(np.mean(jobs)),
+                    "± error": error,
+                    "lost": float(np.mean(lost)),
+                }
+            )
     curves["dispatch"] = rows
     return rows
 
@@ -244,7 +349,13 @@ def simulation(options: Options) -> list[dict[str, Any]]:
         times = options.time(thunks)
         for n, timing in times.items():
             rows.append(
-                {"L": L, "k": k, "n": int(n), "rollouts": rollouts, "environment steps a second": rollouts * horizon / timing.minimum}
+                {
+                    "L": L,
+                    "k": k,
+                    "n": int(n),
+                    "rollouts": rollouts,
+                    "environment steps a second": rollouts * horizon / timing.minimum,
+                }
             )
             rows[-1]["cost over n = 1,000"] = timing.minimum / times["1000"].minimum
     return rows
@@ -252,7 +363,11 @@ def simulation(options: Options) -> list[dict[str, Any]]:
 
 def rollouts_of(model, table, n: int, horizon: int, keys):
     state = subsample_q.population_state(0, np.ones(model.num_local_states), n)
-    batch = jax.jit(jax.vmap(lambda key: subsample_q.simulate(key, model, table, n, horizon, state).discounted_return))
+    batch = jax.jit(
+        jax.vmap(
+            lambda key: subsample_q.simulate(key, model, table, n, horizon, state).discounted_return
+        )
+    )
     return functools.partial(batch, keys)
 
 
@@ -262,19 +377,44 @@ def draw(figure, curves: dict[str, Any]) -> None:
         rows = [row for row in curves["gap"] if row["problem"] == name]
         ks = [row["k"] for row in rows]
         line = left.plot(ks, [max(row["true gap"], 1e-9) for row in rows], "o-", label=name)[0]
-        left.plot(ks, [max(row["certified gap"], 1e-9) for row in rows], "--", color=line.get_color())
-        middle.loglog(ks, [row["solve s"] for row in rows], "o-", color=line.get_color(), label=name)
-    left.set(xscale="log", yscale="log", ylim=(1e-4, None), xlabel="k sampled agents", ylabel="gap (dashed: certified)")
+        left.plot(
+            ks, [max(row["certified gap"], 1e-9) for row in rows], "--", color=line.get_color()
+        )
+        middle.loglog(
+            ks, [row["solve s"] for row in rows], "o-", color=line.get_color(), label=name
+        )
+    left.set(
+        xscale="log",
+        yscale="log",
+        ylim=(1e-4, None),
+        xlabel="k sampled agents",
+        ylabel="gap (dashed: certified)",
+    )
     left.legend()
     middle.set(xlabel="k sampled agents", ylabel="time of a solve [s]")
     rows = curves["samples"]
-    right.loglog([row["m"] for row in rows], [row["sup error"] for row in rows], "o-", label="sampled operator")
+    right.loglog(
+        [row["m"] for row in rows],
+        [row["sup error"] for row in rows],
+        "o-",
+        label="sampled operator",
+    )
     first = rows[0]
-    right.loglog([row["m"] for row in rows], [first["sup error"] * (first["m"] / row["m"]) ** 0.5 for row in rows], ":", label="m^(-1/2)")
+    right.loglog(
+        [row["m"] for row in rows],
+        [first["sup error"] * (first["m"] / row["m"]) ** 0.5 for row in rows],
+        ":",
+        label="m^(-1/2)",
+    )
     right.set(xlabel="m samples", ylabel="sup error of Q")
     right.legend()
     for n in dict.fromkeys(row["queues"] for row in curves["dispatch"]):
         rows = [row for row in curves["dispatch"] if row["queues"] == n]
-        last.semilogx([row["k"] for row in rows], [row["mean jobs"] for row in rows], "o-", label=f"{n:,} queues")
+        last.semilogx(
+            [row["k"] for row in rows],
+            [row["mean jobs"] for row in rows],
+            "o-",
+            label=f"{n:,} queues",
+        )
     last.set(xlabel="queues that a job looks at", ylabel="mean jobs of a queue")
     last.legend()

@@ -1,4 +1,6 @@
-"""Times of several thunks, interleaved so that what else the machine does falls on all of them alike."""
+"""Times of several thunks, interleaved so that what else the machine does falls on all of them
+alike.
+"""
 
 import gc
 import time
@@ -12,7 +14,9 @@ UNSTABLE = 1.25  # p90 over median above which a time is not judged
 
 
 class Timing(NamedTuple):
-    """Seconds of one thunk: the first call apart (it traces and compiles), then statistics of the repeats."""
+    """Seconds of one thunk: the first call apart (it traces and compiles), then statistics of the
+    repeats.
+    """
 
     first_call: float
     median: float
@@ -27,7 +31,9 @@ class Timing(NamedTuple):
 
     @property
     def compile(self) -> float:
-        """Seconds that only the first call took: tracing, compiling, and for some thunks loading."""
+        """Seconds that only the first call took: tracing, compiling, and for some thunks
+        loading.
+        """
         return max(self.first_call - self.median, 0.0)
 
     def row(self) -> dict[str, Any]:
@@ -44,13 +50,19 @@ class Timing(NamedTuple):
 
 
 def time_interleaved(
-    thunks: Mapping[str, Callable[[], Any]], *, min_repeats: int = 20, min_seconds: float = 2.0, max_repeats: int = 2000
+    thunks: Mapping[str, Callable[[], Any]],
+    *,
+    min_repeats: int = 20,
+    min_seconds: float = 2.0,
+    max_repeats: int = 2000,
 ) -> dict[str, Timing]:
-    """Time each thunk: a first call, a warm-up call, then rounds of one call each in turn until every thunk has had its share.
+    """Time each thunk: a first call, a warm-up call, then rounds of one call each in turn until
+    every thunk has had its share.
 
-    A thunk is done after `min_repeats` calls and a tenth of `min_seconds`, after `min_seconds` in all (and 3 calls), or after
-    `max_repeats` calls. Every call ends with `jax.block_until_ready` on what the thunk returned; return the whole result, or parts of it
-    may be left out of the computation.
+    A thunk is done after `min_repeats` calls and a tenth of `min_seconds`, after `min_seconds` in
+    all (and 3 calls), or after `max_repeats` calls. Every call ends with `jax.block_until_ready` on
+    what the thunk returned; return the whole result, or parts of it may be left out of the
+    computation.
     """
     first = {name: _seconds(thunk) for name, thunk in thunks.items()}
     for thunk in thunks.values():
@@ -83,7 +95,9 @@ def summary(first_call: float, samples: list[float]) -> Timing:
 
 
 def ratio(numerator: Timing, denominator: Timing) -> float:
-    """How many times longer the first takes, by medians; take both from one call of `time_interleaved`."""
+    """How many times longer the first takes, by medians; take both from one call of
+    `time_interleaved`.
+    """
     return numerator.median / denominator.median
 
 

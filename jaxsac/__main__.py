@@ -10,10 +10,16 @@ from jaxsac.route import command
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="jaxsac", description="Decision making over huge action spaces.")
+    parser = argparse.ArgumentParser(
+        prog="jaxsac", description="Decision making over huge action spaces."
+    )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     command.add_parser(commands)
-    devices = commands.add_parser("devices", help="list the devices that JAX has", description="List the devices that JAX has.")
+    devices = commands.add_parser(
+        "devices",
+        help="list the devices that JAX has",
+        description="List the devices that JAX has.",
+    )
     devices.set_defaults(run=list_devices)
     given = parser.parse_args(arguments)
     return given.run(given)

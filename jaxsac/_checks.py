@@ -1,6 +1,8 @@
-"""Checks at trace time: shapes, dtypes and ranges. Every message names the argument and says what to do.
+"""Checks at trace time: shapes, dtypes and ranges. Every message names the argument and says what
+to do.
 
-Nothing here runs on traced values: a check on values applies to concrete input only, and a solver gives traced bad input a status code.
+Nothing here runs on traced values: a check on values applies to concrete input only, and a solver
+gives traced bad input a status code.
 """
 
 import operator
@@ -22,40 +24,60 @@ def require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def real_array(name: str, value: Any, shape: tuple[int | str | None, ...], dtype: Any = None) -> jax.Array:
-    """`value` as a floating-point array of `shape`; integers and booleans become the default float (or `dtype`).
+def real_array(
+    name: str, value: Any, shape: tuple[int | str | None, ...], dtype: Any = None
+) -> jax.Array:
+    """`value` as a floating-point array of `shape`; integers and booleans become the default float
+    (or `dtype`).
 
-    An entry of `shape` is a size, or a letter or None for "any size". With `dtype`, a floating array of another dtype is an error:
-    mixing precisions silently would hide which one the answer has.
+    An entry of `shape` is a size, or a letter or None for "any size". With `dtype`, a floating
+    array of another dtype is an error: mixing precisions silently would hide which one the answer
+    has.
     """
     array = jnp.asarray(value)
-    require(not jnp.issubdtype(array.dtype, jnp.complexfloating), f"{name} must be real, got {array.dtype}: pass its real part.")
+    require(
+        not jnp.issubdtype(array.dtype, jnp.complexfloating),
+        f"{name} must be real, got {array.dtype}: pass its real part.",
+    )
     if not jnp.issubdtype(array.dtype, jnp.floating):
         array = array.astype(dtype or jnp.result_type(float))
     check_shape(name, array, shape)
     if dtype is not None and array.dtype != dtype:
         if getattr(value, "dtype", None) is not None and not getattr(value, "weak_type", False):
-            raise ValueError(f"{name} has dtype {array.dtype} where the other arrays have {jnp.dtype(dtype)}: cast it with .astype.")
+            raise ValueError(
+                f"{name} has dtype {array.dtype} where the other arrays have {jnp.dtype(dtype)}: cast it with .astype."
+            )
         array = array.astype(dtype)
     return array
 
 
-def real_scalar(name: str, value: Any, dtype: Any, minimum: float | None = None, *, strict: bool = False) -> jax.Array:
+def real_scalar(
+    name: str, value: Any, dtype: Any, minimum: float | None = None, *, strict: bool = False
+) -> jax.Array:
     """`value` as a scalar array of `dtype`, so that Python, numpy and jax numbers share one trace.
 
     A concrete one must be ≥ `minimum` (with `strict`: above it).
     """
-    require(np.ndim(value) == 0, f"{name} must be a scalar, got shape {np.shape(value)}: use jax.vmap for several values.")
+    require(
+        np.ndim(value) == 0,
+        f"{name} must be a scalar, got shape {np.shape(value)}: use jax.vmap for several values.",
+    )
     if minimum is not None and is_concrete(value):
         ok = float(value) > minimum if strict else float(value) >= minimum
-        require(ok or bool(np.isnan(float(value))), f"{name} must be {'>' if strict else '>='} {minimum:g}, got {float(value):g}.")
+        require(
+            ok or bool(np.isnan(float(value))),
+            f"{name} must be {'>' if strict else '>='} {minimum:g}, got {float(value):g}.",
+        )
     return jnp.asarray(value).astype(dtype)
 
 
 def integer_array(name: str, value: Any, shape: tuple[int | str | None, ...]) -> jax.Array:
     """`value` as an int32 array of `shape`; floating input is an error."""
     array = jnp.asarray(value)
-    require(jnp.issubdtype(array.dtype, jnp.integer), f"{name} must hold integers, got {array.dtype}: cast it with .astype('int32').")
+    require(
+        jnp.issubdtype(array.dtype, jnp.integer),
+        f"{name} must hold integers, got {array.dtype}: cast it with .astype('int32').",
+    )
     check_shape(name, array, shape)
     return array.astype(jnp.int32)
 
@@ -63,7 +85,9 @@ def integer_array(name: str, value: Any, shape: tuple[int | str | None, ...]) ->
 def static_integer(name: str, value: Any, minimum: int) -> int:
     """`value` as a Python int ≥ `minimum`; it decides shapes, so it cannot be traced."""
     if isinstance(value, jax.core.Tracer):
-        raise ValueError(f"{name} decides array shapes and must be a Python int: mark it static (static_argnames) or close over it.")
+        raise ValueError(
+            f"{name} decides array shapes and must be a Python int: mark it static (static_argnames) or close over it."
+        )
     try:
         number = operator.index(value)
     except TypeError:
@@ -73,19 +97,28 @@ def static_integer(name: str, value: Any, minimum: int) -> int:
 
 
 def choice(name: str, value: Any, options: tuple[str, ...]) -> str:
-    require(value in options, f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}.")
+    require(
+        value in options, f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}."
+    )
     return value
 
 
 def check_shape(name: str, array: jax.Array, shape: tuple[int | str | None, ...]) -> None:
-    fits = array.ndim == len(shape) and all(not isinstance(want, int) or want == got for want, got in zip(shape, array.shape, strict=True))
+    fits = array.ndim == len(shape) and all(
+        not isinstance(want, int) or want == got
+        for want, got in zip(shape, array.shape, strict=True)
+    )
     wanted = "[" + ", ".join("any" if want is None else str(want) for want in shape) + "]"
     require(fits, f"{name} must have shape {wanted}, got {list(array.shape)}.")
 
 
 def all_finite(tree: Any) -> jax.Array:
     """Whether every floating leaf of `tree` is finite, as one boolean array."""
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]
+    leaves = [
+        leaf
+        for leaf in jax.tree.leaves(tree)
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+    ]
     if not leaves:
         return jnp.asarray(True)
     return jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]).all()

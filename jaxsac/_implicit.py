@@ -1,4 +1,6 @@
-"""The one derivative rule of a solution: implicit differentiation of the equation that it solves."""
+"""The one derivative rule of a solution: implicit differentiation of the equation that it
+solves.
+"""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -13,19 +15,30 @@ LinearSolve = Callable[[Callable[[Any], Any], Any], Any]
 
 
 def implicit(
-    residual: Callable[[Any, Any], Any], linear_solve: LinearSolve, solution: Tree, params: Any, *, symmetric: bool = True
+    residual: Callable[[Any, Any], Any],
+    linear_solve: LinearSolve,
+    solution: Tree,
+    params: Any,
+    *,
+    symmetric: bool = True,
 ) -> Tree:
-    """Return `solution` unchanged, with the derivative with respect to `params` that residual(solution, params) = 0 implies:
+    """Return `solution` unchanged, with the derivative with respect to `params` that
+    residual(solution, params) = 0 implies:
 
-        d solution = -(∂residual/∂solution)^{-1} (∂residual/∂params) d params        (implicit function theorem)
+        d solution = -(∂residual/∂solution)^{-1} (∂residual/∂params) d params        (implicit
+        function theorem)
 
-    `residual(solution, params)` has the tree structure of `solution`; whatever it depends on differentiably must come through `params`,
-    and everything in `params` may be traced. `linear_solve(matvec, right_side)` solves the linear system, `matvec` being the Jacobian
-    ∂residual/∂solution; with `symmetric=False` it must also solve with the transposed Jacobian. How the solution was found is not
-    differentiated: pass it through any solver. Works under jvp, vjp, their compositions of any order, vmap and for several right-hand
-    sides (a vmap of tangents shares `matvec`).
+    `residual(solution, params)` has the tree structure of `solution`; whatever it depends on
+    differentiably must come through `params`, and everything in `params` may be traced.
+    `linear_solve(matvec, right_side)` solves the linear system, `matvec` being the Jacobian
+    ∂residual/∂solution; with `symmetric=False` it must also solve with the transposed Jacobian. How
+    the solution was found is not differentiated: pass it through any solver. Works under jvp, vjp,
+    their compositions of any order, vmap and for several right-hand sides (a vmap of tangents
+    shares `matvec`).
     """
-    return _implicit(residual, linear_solve, symmetric, jax.tree.map(lax.stop_gradient, solution), params)
+    return _implicit(
+        residual, linear_solve, symmetric, jax.tree.map(lax.stop_gradient, solution), params
+    )
 
 
 def _attach(residual, linear_solve, symmetric, solution, params):
@@ -38,11 +51,13 @@ _implicit = jax.custom_jvp(_attach, nondiff_argnums=(0, 1, 2))
 @_implicit.defjvp
 def _implicit_jvp(residual, linear_solve, symmetric, primals, tangents):
     solution, params = primals
-    # Attaching the rule again makes the quantities below depend on params through the solution, so that higher derivatives are right.
+    # Attaching the rule again makes the quantities below depend on params through the solution, so
+    # that higher derivatives are right.
     solution = _implicit(residual, linear_solve, symmetric, solution, params)
     _, params_tangent = tangents
     _, moved = jax.jvp(lambda p: residual(solution, p), (params,), (params_tangent,))
-    # One flat vector: the transpose of custom_linear_solve wants every part of the right side to depend on the tangents, and a leaf may not.
+    # One flat vector: the transpose of custom_linear_solve wants every part of the right side to
+    # depend on the tangents, and a leaf may not.
     right_side, unravel = ravel_pytree(jax.tree.map(jnp.negative, moved))
 
     def matvec(vector):
@@ -52,14 +67,24 @@ def _implicit_jvp(residual, linear_solve, symmetric, primals, tangents):
         return ravel_pytree(matvec(unravel(vector)))[0]
 
     def flat_solve(product, vector):
-        return ravel_pytree(linear_solve(lambda v: unravel(product(ravel_pytree(v)[0])), unravel(vector)))[0]
+        return ravel_pytree(
+            linear_solve(lambda v: unravel(product(ravel_pytree(v)[0])), unravel(vector))
+        )[0]
 
-    flat_tangent = lax.custom_linear_solve(flat_matvec, right_side, solve=flat_solve, transpose_solve=flat_solve, symmetric=symmetric)
+    flat_tangent = lax.custom_linear_solve(
+        flat_matvec, right_side, solve=flat_solve, transpose_solve=flat_solve, symmetric=symmetric
+    )
     return solution, unravel(flat_tangent)
 
 
-def conjugate_gradient(matvec: Callable[[Any], Any], right_side: Any, *, max_steps: int | None = None) -> Any:
-    """Solve matvec(x) = right_side for a symmetric positive (semi-)definite `matvec`, to the accuracy of the dtype."""
+def conjugate_gradient(
+    matvec: Callable[[Any], Any], right_side: Any, *, max_steps: int | None = None
+) -> Any:
+    """Solve matvec(x) = right_side for a symmetric positive (semi-)definite `matvec`, to the
+    accuracy of the dtype.
+    """
     eps = jnp.finfo(jnp.result_type(*jax.tree.leaves(right_side))).eps
-    solution, _ = jax.scipy.sparse.linalg.cg(matvec, right_side, tol=4.0 * float(eps), maxiter=max_steps)
+    solution, _ = jax.scipy.sparse.linalg.cg(
+        matvec, right_side, tol=4.0 * float(eps), maxiter=max_steps
+    )
     return solution

@@ -14,10 +14,12 @@ State = TypeVar("State")
 
 
 class Certificate(NamedTuple):
-    """Proof of how far a state is from the answer, recomputed from scratch: three scalars of one dtype.
+    """Proof of how far a state is from the answer, recomputed from scratch: three scalars of one
+    dtype.
 
-    `error` bounds the distance (a duality gap, a Bellman residual bound, a stationarity measure), `rounding` bounds what floating-point
-    arithmetic may have hidden in it, and `scale` is the size that makes `tol` relative.
+    `error` bounds the distance (a duality gap, a Bellman residual bound, a stationarity measure),
+    `rounding` bounds what floating-point arithmetic may have hidden in it, and `scale` is the size
+    that makes `tol` relative.
     """
 
     error: jax.Array
@@ -26,7 +28,9 @@ class Certificate(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """Where a loop ended: the last state, its certificate, a `Status` code and the number of steps taken."""
+    """Where a loop ended: the last state, its certificate, a `Status` code and the number of steps
+    taken.
+    """
 
     state: Any
     certificate: Certificate
@@ -44,7 +48,9 @@ class _Carry(NamedTuple):
 
 
 _RUNNING = jnp.iinfo(jnp.int32).max  # no Status has this code, and it never leaves the loop
-_WIDTH = {"cpu": 32}  # lanes worked on together, at most: there wider products are no cheaper for a lane
+_WIDTH = {
+    "cpu": 32
+}  # lanes worked on together, at most: there wider products are no cheaper for a lane
 _WIDE = 1024  # elsewhere
 _NARROWER = 8
 
@@ -59,19 +65,28 @@ def iterate(
     check_every: int = 1,
     patience: int = 20,
 ) -> Outcome:
-    """Apply `step` until `certify` proves the tolerance, the step limit comes, a non-finite certificate appears or progress ends.
+    """Apply `step` until `certify` proves the tolerance, the step limit comes, a non-finite
+    certificate appears or progress ends.
 
-    `certify` runs on the first state (a good warm start takes no step) and after every `check_every` steps. The loop ends as
+    `certify` runs on the first state (a good warm start takes no step) and after every
+    `check_every` steps. The loop ends as
 
     * CONVERGED  when error + rounding ≤ tol · scale,
     * NONFINITE  when error, rounding or scale is NaN or infinite,
-    * STALLED    when error ≤ rounding without convergence, or no check out of `patience` improved the least error by 0.1 %,
-    * MAX_STEPS  otherwise, when `max_steps` are done (a multiple of `check_every`, except the last stretch).
+    * STALLED    when error ≤ rounding without convergence, or no check out of `patience` improved
+      the least error by 0.1 %,
+    * MAX_STEPS  otherwise, when `max_steps` are done (a multiple of `check_every`, except the last
+      stretch).
 
-    Batch with `jax.vmap`: finished lanes keep their state bitwise while others go on. `tol` and `max_steps` may be traced.
+    Batch with `jax.vmap`: finished lanes keep their state bitwise while others go on. `tol` and
+    `max_steps` may be traced.
     """
-    turn = _turn(step, certify, jnp.asarray(tol), jnp.asarray(max_steps, jnp.int32), check_every, patience)
-    end = lax.while_loop(lambda carry: carry.status == _RUNNING, turn, _start(certify, state, check_every))
+    turn = _turn(
+        step, certify, jnp.asarray(tol), jnp.asarray(max_steps, jnp.int32), check_every, patience
+    )
+    end = lax.while_loop(
+        lambda carry: carry.status == _RUNNING, turn, _start(certify, state, check_every)
+    )
     return Outcome(end.state, end.certificate, end.status, end.num_steps)
 
 
@@ -87,22 +102,34 @@ def iterate_lanes(
     patience: int = 20,
     compact: bool = True,
 ) -> Outcome:
-    """`iterate` for B lanes in step: what `jax.vmap` of it computes, without much of the work on lanes that have ended.
+    """`iterate` for B lanes in step: what `jax.vmap` of it computes, without much of the work on
+    lanes that have ended.
 
-    The leaves of `lanes`, what a lane has of its own, and of `states` have a leading axis [B]; `step(lane, state)` and
-    `certify(lane, state)` are for one lane, and what they close over is shared: a product of a shared matrix with each lane's vector is one
-    product of matrices. `tol` and `max_steps` are scalars or [B]. Returns an Outcome with a leading axis [B].
+    The leaves of `lanes`, what a lane has of its own, and of `states` have a leading axis [B];
+    `step(lane, state)` and `certify(lane, state)` are for one lane, and what they close over is
+    shared: a product of a shared matrix with each lane's vector is one product of matrices. `tol`
+    and `max_steps` are scalars or [B]. Returns an Outcome with a leading axis [B].
 
-    The lanes that run are gathered, the first ones first, up to a number at a time; once only an eighth of that number runs, up to that eighth.
-    `compact=False`, for lanes that are large themselves, copies none of them and keeps all to the end, their places masked.
+    The lanes that run are gathered, the first ones first, up to a number at a time; once only an
+    eighth of that number runs, up to that eighth. `compact=False`, for lanes that are large
+    themselves, copies none of them and keeps all to the end, their places masked.
     """
     size = jax.tree.leaves(states)[0].shape[0]
     tol = jnp.broadcast_to(tol, (size,))
     max_steps = jnp.broadcast_to(jnp.asarray(max_steps, jnp.int32), (size,))
 
     def one(lane: Any, tol: jax.Array, max_steps: jax.Array, carry: _Carry) -> _Carry:
-        turn = _turn(functools.partial(step, lane), functools.partial(certify, lane), tol, max_steps, check_every, patience)
-        return jax.tree.map(lambda new, old: jnp.where(carry.status == _RUNNING, new, old), turn(carry), carry)
+        turn = _turn(
+            functools.partial(step, lane),
+            functools.partial(certify, lane),
+            tol,
+            max_steps,
+            check_every,
+            patience,
+        )
+        return jax.tree.map(
+            lambda new, old: jnp.where(carry.status == _RUNNING, new, old), turn(carry), carry
+        )
 
     everything = (lanes, tol, max_steps)
 
@@ -112,24 +139,43 @@ def iterate_lanes(
         running = jnp.nonzero(carry.status == _RUNNING, size=width, fill_value=size)[0]
         # A place without a lane works on the last one, in vain.
         few = jax.tree.map(lambda leaf: leaf.at[running].get(mode="clip"), (*everything, carry))
-        return jax.tree.map(lambda every, new: every.at[running].set(new, mode="drop"), carry, jax.vmap(one)(*few))
+        return jax.tree.map(
+            lambda every, new: every.at[running].set(new, mode="drop"), carry, jax.vmap(one)(*few)
+        )
 
-    carry = jax.vmap(lambda lane, state: _start(functools.partial(certify, lane), state, check_every))(lanes, states)
+    carry = jax.vmap(
+        lambda lane, state: _start(functools.partial(certify, lane), state, check_every)
+    )(lanes, states)
     for width, rest in _stages(size) if compact else [(size, 0)]:
-        carry = lax.while_loop(lambda carry, rest=rest: jnp.sum(carry.status == _RUNNING) > rest, functools.partial(turn, width), carry)
+        carry = lax.while_loop(
+            lambda carry, rest=rest: jnp.sum(carry.status == _RUNNING) > rest,
+            functools.partial(turn, width),
+            carry,
+        )
     return Outcome(carry.state, carry.certificate, carry.status, carry.num_steps)
 
 
 def _stages(size: int) -> list[tuple[int, int]]:
-    """Widths, and the number of lanes left at which the next takes over; each is compiled, so there are two."""
+    """Widths, and the number of lanes left at which the next takes over; each is compiled, so there
+    are two.
+    """
     width = min(size, _WIDTH.get(jax.default_backend(), _WIDE))
     narrow = width // _NARROWER
     return [(width, narrow), (narrow, 0)] if narrow > 1 else [(width, 0)]
 
 
 def _start(certify: Callable[[State], Certificate], state: State, check_every: int) -> _Carry:
-    unknown = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(certify, state))
-    return _Carry(state, unknown, jnp.full_like(unknown.error, jnp.inf), jnp.int32(0), jnp.int32(_RUNNING), jnp.int32(-check_every))
+    unknown = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(certify, state)
+    )
+    return _Carry(
+        state,
+        unknown,
+        jnp.full_like(unknown.error, jnp.inf),
+        jnp.int32(0),
+        jnp.int32(_RUNNING),
+        jnp.int32(-check_every),
+    )
 
 
 def _turn(
@@ -142,7 +188,12 @@ def _turn(
 ) -> Callable[[_Carry], _Carry]:
     """Some steps, a certificate, and the verdict."""
 
-    def judge(certificate: Certificate, best_error: jax.Array, checks_since_best: jax.Array, num_steps: jax.Array) -> jax.Array:
+    def judge(
+        certificate: Certificate,
+        best_error: jax.Array,
+        checks_since_best: jax.Array,
+        num_steps: jax.Array,
+    ) -> jax.Array:
         error, rounding, scale = certificate
         finite = jnp.isfinite(error) & jnp.isfinite(rounding) & jnp.isfinite(scale)
         converged = error + rounding <= tol * scale
@@ -153,7 +204,8 @@ def _turn(
         return jnp.where(finite, status, jnp.int32(Status.NONFINITE))
 
     def advance(carry: _Carry) -> _Carry:
-        # The first turn takes no step: certifying the start here, and not before the loop as well, compiles `certify` once.
+        # The first turn takes no step: certifying the start here, and not before the loop as well,
+        # compiles `certify` once.
         done = jnp.maximum(carry.num_steps, 0)
         num_steps = jnp.maximum(jnp.minimum(carry.num_steps + check_every, max_steps), 0)
         state = lax.fori_loop(done, num_steps, lambda _, inner: step(inner), carry.state)

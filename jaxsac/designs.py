@@ -1,7 +1,9 @@
-"""Designs: linear maps from coefficients [p] to predictions, as a record of two products. None builds a matrix it does not need.
+"""Designs: linear maps from coefficients [p] to predictions, as a record of two products. None
+builds a matrix it does not need.
 
-A design has `num_coefficients`, `prediction_shape` ((T,) or (T, M)), `predict(coef)`, its transpose `adjoint(residual)`, and
-`column_squares(weights)`, Σ_t weights_t x_tj² for each column of what it stores, by which rounding errors are bounded.
+A design has `num_coefficients`, `prediction_shape` ((T,) or (T, M)), `predict(coef)`, its transpose
+`adjoint(residual)`, and `column_squares(weights)`, Σ_t weights_t x_tj² for each column of what it
+stores, by which rounding errors are bounded.
 """
 
 from collections.abc import Callable
@@ -13,10 +15,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxsac._checks import check_shape, choice, integer_array, is_concrete, real_array, require, static_integer
+from jaxsac._checks import (
+    check_shape,
+    choice,
+    integer_array,
+    is_concrete,
+    real_array,
+    require,
+    static_integer,
+)
 from jaxsac.prox import vector_norm
 
-_HIGHEST = lax.Precision.HIGHEST  # GPUs may otherwise multiply float32 numbers with 10 bits of mantissa
+_HIGHEST = (
+    lax.Precision.HIGHEST
+)  # GPUs may otherwise multiply float32 numbers with 10 bits of mantissa
 
 
 class Design(Protocol):
@@ -64,14 +76,18 @@ class Dense(eqx.Module):
         return jnp.dot(residual, self.matrix, precision=_HIGHEST)
 
     def column_squares(self, weights: jax.Array) -> jax.Array:
-        return jnp.sum(weights[:, None] * self.matrix * self.matrix, axis=0)  # a reduction, so that X² is not stored
+        return jnp.sum(
+            weights[:, None] * self.matrix * self.matrix, axis=0
+        )  # a reduction, so that X² is not stored
 
 
 class BudgetedChoice(eqx.Module):
-    """predict(b)_t = Σ_{j ∈ a_t} <θ_j, ψ_t>: the score of the set chosen in each record, by gather and scatter, O(T W q).
+    """predict(b)_t = Σ_{j ∈ a_t} <θ_j, ψ_t>: the score of the set chosen in each record, by gather
+    and scatter, O(T W q).
 
-    `actions` a [T, W] int32, padded with −1, `features` ψ [T, q], `num_actions` M; b [M q] is θ [M, q] row by row. The T × Mq matrix is
-    never built. An action that a record lists twice counts twice.
+    `actions` a [T, W] int32, padded with −1, `features` ψ [T, q], `num_actions` M; b [M q] is θ [M,
+    q] row by row. The T × Mq matrix is never built. An action that a record lists twice counts
+    twice.
     """
 
     actions: jax.Array
@@ -92,7 +108,9 @@ class BudgetedChoice(eqx.Module):
 
     @property
     def _rows(self) -> jax.Array:
-        return jnp.where(self.actions < 0, self.num_actions, self.actions)  # out of range: read as 0, not written
+        return jnp.where(
+            self.actions < 0, self.num_actions, self.actions
+        )  # out of range: read as 0, not written
 
     def predict(self, coef: jax.Array) -> jax.Array:
         """The scores of the chosen sets, [T]."""
@@ -108,15 +126,20 @@ class BudgetedChoice(eqx.Module):
 
     def _scatter(self, pulled: jax.Array) -> jax.Array:
         rows = jnp.broadcast_to(pulled[:, None, :], (*self.actions.shape, self.features.shape[1]))
-        sums = jnp.zeros((self.num_actions, self.features.shape[1]), pulled.dtype).at[self._rows].add(rows, mode="drop")
+        sums = (
+            jnp.zeros((self.num_actions, self.features.shape[1]), pulled.dtype)
+            .at[self._rows]
+            .add(rows, mode="drop")
+        )
         return sums.reshape(-1)
 
 
 class MultiOutput(eqx.Module):
-    """predict(b) = Ψ Θ' [T, M]: M outputs that share the features Ψ [T, q]; the matrix Ψ ⊗ I is never built.
+    """predict(b) = Ψ Θ' [T, M]: M outputs that share the features Ψ [T, q]; the matrix Ψ ⊗ I is
+    never built.
 
-    b [M q] is Θ [M, q] row by row, so that an output's coefficients are consecutive, or with `by="feature"` Θ' [q, M] row by row, so that
-    a feature's coefficients are.
+    b [M q] is Θ [M, q] row by row, so that an output's coefficients are consecutive, or with
+    `by="feature"` Θ' [q, M] row by row, so that a feature's coefficients are.
     """
 
     features: jax.Array
@@ -138,7 +161,9 @@ class MultiOutput(eqx.Module):
     def predict(self, coef: jax.Array) -> jax.Array:
         """Ψ Θ', [T, M]."""
         if self.by == "output":
-            return jnp.einsum("tq,mq->tm", self.features, coef.reshape(self.num_outputs, -1), precision=_HIGHEST)
+            return jnp.einsum(
+                "tq,mq->tm", self.features, coef.reshape(self.num_outputs, -1), precision=_HIGHEST
+            )
         return jnp.dot(self.features, coef.reshape(-1, self.num_outputs), precision=_HIGHEST)
 
     def adjoint(self, residual: jax.Array) -> jax.Array:
@@ -148,13 +173,19 @@ class MultiOutput(eqx.Module):
 
     def column_squares(self, weights: jax.Array) -> jax.Array:
         squares = jnp.sum(weights[:, None] * self.features**2, axis=0)
-        return jnp.tile(squares, self.num_outputs) if self.by == "output" else jnp.repeat(squares, self.num_outputs)
+        return (
+            jnp.tile(squares, self.num_outputs)
+            if self.by == "output"
+            else jnp.repeat(squares, self.num_outputs)
+        )
 
 
 class Centred(eqx.Module):
-    """Another design minus its weighted mean over samples: what remains of it beside a free intercept.
+    """Another design minus its weighted mean over samples: what remains of it beside a free
+    intercept.
 
-    `shares` [T] are weights that sum to one. predict(b) = X b − Σ_s shares_s (X b)_s, for each output.
+    `shares` [T] are weights that sum to one. predict(b) = X b − Σ_s shares_s (X b)_s, for each
+    output.
     """
 
     design: Any
@@ -191,27 +222,47 @@ class Centred(eqx.Module):
 def dense(matrix: Any) -> Dense:
     """The design of a matrix X [T, p]; ValueError unless it is two-dimensional and not empty."""
     matrix = real_array("X", matrix, ("T", "p"))
-    require(matrix.size > 0, f"X must have at least one row and one column, got shape {list(matrix.shape)}.")
+    require(
+        matrix.size > 0,
+        f"X must have at least one row and one column, got shape {list(matrix.shape)}.",
+    )
     return Dense(matrix)
 
 
 def budgeted_choice(actions: Any, features: Any, num_actions: int) -> BudgetedChoice:
-    """The design of chosen sets: actions [T, W] in [0, M) padded with −1, features [T, q]; ValueError for an action out of range."""
+    """The design of chosen sets: actions [T, W] in [0, M) padded with −1, features [T, q];
+    ValueError for an action out of range.
+    """
     features = real_array("features", features, ("T", "q"))
     actions = integer_array("actions", actions, (features.shape[0], "W"))
     num_actions = static_integer("num_actions", num_actions, 1)
-    require(features.size > 0, f"features must have at least one row and one column, got shape {list(features.shape)}.")
+    require(
+        features.size > 0,
+        f"features must have at least one row and one column, got shape {list(features.shape)}.",
+    )
     if is_concrete(actions):
         known = np.asarray(actions)
-        require(known.size == 0 or known.max() < num_actions, f"actions must be below num_actions = {num_actions}: pad with -1.")
+        require(
+            known.size == 0 or known.max() < num_actions,
+            f"actions must be below num_actions = {num_actions}: pad with -1.",
+        )
     return BudgetedChoice(actions, features, num_actions)
 
 
 def multi_output(features: Any, num_outputs: int, by: str = "output") -> MultiOutput:
-    """The design of M outputs over shared features [T, q]; coefficients are consecutive by "output" or by "feature"."""
+    """The design of M outputs over shared features [T, q]; coefficients are consecutive by "output"
+    or by "feature".
+    """
     features = real_array("features", features, ("T", "q"))
-    require(features.size > 0, f"features must have at least one row and one column, got shape {list(features.shape)}.")
-    return MultiOutput(features, static_integer("num_outputs", num_outputs, 1), choice("by", by, ("output", "feature")))
+    require(
+        features.size > 0,
+        f"features must have at least one row and one column, got shape {list(features.shape)}.",
+    )
+    return MultiOutput(
+        features,
+        static_integer("num_outputs", num_outputs, 1),
+        choice("by", by, ("output", "feature")),
+    )
 
 
 def as_design(X: Any) -> Any:
@@ -219,12 +270,18 @@ def as_design(X: Any) -> Any:
     return X if hasattr(X, "predict") and hasattr(X, "adjoint") else dense(X)
 
 
-def largest_eigenvalue(matvec: Callable[[jax.Array], jax.Array], size: int, dtype: Any, num_steps: int = 15) -> jax.Array:
-    """The largest eigenvalue of a symmetric positive semi-definite operator on [size], by power iteration from a fixed irregular start.
+def largest_eigenvalue(
+    matvec: Callable[[jax.Array], jax.Array], size: int, dtype: Any, num_steps: int = 15
+) -> jax.Array:
+    """The largest eigenvalue of a symmetric positive semi-definite operator on [size], by power
+    iteration from a fixed irregular start.
 
-    The result is a lower bound, usually within a few per cent: take it with a margin and check it as you go.
+    The result is a lower bound, usually within a few per cent: take it with a margin and check it
+    as you go.
     """
-    start = jnp.cos(1.0 + lax.iota(jnp.int32, size).astype(dtype) ** 2)  # irregular enough, and far cheaper to compile than a generator
+    start = jnp.cos(
+        1.0 + lax.iota(jnp.int32, size).astype(dtype) ** 2
+    )  # irregular enough, and far cheaper to compile than a generator
 
     def step(_, carry):
         vector, _ = carry
@@ -236,7 +293,9 @@ def largest_eigenvalue(matvec: Callable[[jax.Array], jax.Array], size: int, dtyp
 
 
 def squared_norm(design: Any, weights: jax.Array, num_steps: int = 15) -> jax.Array:
-    """‖diag(weights)^½ X‖₂² of a design, weights [T] ≥ 0, as a lower bound by power iteration; see `largest_eigenvalue`."""
+    """‖diag(weights)^½ X‖₂² of a design, weights [T] ≥ 0, as a lower bound by power iteration; see
+    `largest_eigenvalue`.
+    """
     check_shape("weights", weights, design.prediction_shape[:1])
     design = _of_one_output(design)
 

@@ -1,11 +1,19 @@
-"""Plots: axes in, axes out. Matplotlib is imported inside the functions, and nothing here touches its global state."""
+"""Plots: axes in, axes out. Matplotlib is imported inside the functions, and nothing here touches
+its global state.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-COLORS = {"sparse": "#c1272d", "dense": "#1f5fa8", "popularity": "#6b6b6b", "retrieval": "#b08900", "retrieval + popularity": "#4f8a3d"}
+COLORS = {
+    "sparse": "#c1272d",
+    "dense": "#1f5fa8",
+    "popularity": "#6b6b6b",
+    "retrieval": "#b08900",
+    "retrieval + popularity": "#4f8a3d",
+}
 _OTHERS = ("#7a4fa0", "#008080", "#a0522d", "#333333")
 
 
@@ -14,18 +22,38 @@ def color_of(name: str, number: int = 0) -> str:
     return COLORS.get(name, _OTHERS[number % len(_OTHERS)])
 
 
-def learning_curves(axes: Any, sizes: Sequence[int], curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], label: str) -> Any:
-    """Means and standard errors against training records, a line per method: `curves[name] = (means, errors)`, each [len(sizes)].
+def learning_curves(
+    axes: Any,
+    sizes: Sequence[int],
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    label: str,
+) -> Any:
+    """Means and standard errors against training records, a line per method: `curves[name] =
+    (means, errors)`, each [len(sizes)].
 
-    A size at which a method was not measured is NaN. `label` names the quantity. Draws on matplotlib `axes` and returns them.
+    A size at which a method was not measured is NaN. `label` names the quantity. Draws on
+    matplotlib `axes` and returns them.
     """
     from matplotlib.ticker import NullFormatter, ScalarFormatter
 
     for number, (name, (means, errors)) in enumerate(curves.items()):
-        shift = 1 + 0.012 * (number - (len(curves) - 1) / 2)  # side by side: bars of equal sizes would hide each other
-        positions, (means, errors) = np.asarray(sizes, float) * shift, np.asarray((means, errors), float)
+        shift = 1 + 0.012 * (
+            number - (len(curves) - 1) / 2
+        )  # side by side: bars of equal sizes would hide each other
+        positions, (means, errors) = (
+            np.asarray(sizes, float) * shift,
+            np.asarray((means, errors), float),
+        )
         axes.errorbar(
-            positions, means, yerr=errors, marker="o", markersize=4, capsize=2.5, linewidth=1.6, label=name, color=color_of(name, number)
+            positions,
+            means,
+            yerr=errors,
+            marker="o",
+            markersize=4,
+            capsize=2.5,
+            linewidth=1.6,
+            label=name,
+            color=color_of(name, number),
         )
     axes.set_xscale("log")
     axes.set_xticks(list(sizes), [f"{size:,}" for size in sizes])
@@ -41,13 +69,26 @@ def learning_curves(axes: Any, sizes: Sequence[int], curves: Mapping[str, tuple[
     return axes
 
 
-def strengths(axes: Any, names: Sequence[str], values: Sequence[float], *, limit: int = 30, label: str = "strength") -> Any:
-    """Horizontal bars of the `limit` largest values, largest on top, named. Draws on matplotlib `axes` and returns them."""
+def strengths(
+    axes: Any,
+    names: Sequence[str],
+    values: Sequence[float],
+    *,
+    limit: int = 30,
+    label: str = "strength",
+) -> Any:
+    """Horizontal bars of the `limit` largest values, largest on top, named. Draws on matplotlib
+    `axes` and returns them.
+    """
     order = np.argsort(-np.asarray(values, float), kind="stable")[:limit]
     shown = [names[index] for index in order]
     positions = np.arange(len(shown))
     axes.barh(positions, [values[index] for index in order], color=COLORS["sparse"], height=0.7)
-    axes.set_yticks(positions, [name if len(name) <= 44 else f"…{name[-43:]}" for name in map(str, shown)], fontsize=7)
+    axes.set_yticks(
+        positions,
+        [name if len(name) <= 44 else f"…{name[-43:]}" for name in map(str, shown)],
+        fontsize=7,
+    )
     axes.set_ylim(max(len(shown), 1) - 0.4, -0.6)
     axes.set_xlabel(label)
     axes.grid(axis="x", alpha=0.3)
@@ -57,11 +98,15 @@ def strengths(axes: Any, names: Sequence[str], values: Sequence[float], *, limit
 
 
 def methods(axes: Any, scores: Mapping[str, tuple[float, float]], label: str) -> Any:
-    """A point with its standard error per method, best on top: `scores[name] = (mean, error)`. Draws on `axes` and returns them."""
+    """A point with its standard error per method, best on top: `scores[name] = (mean, error)`.
+    Draws on `axes` and returns them.
+    """
     order = sorted(scores, key=lambda name: scores[name][0])
     for position, name in enumerate(order):
         mean, error = scores[name]
-        axes.errorbar([mean], [position], xerr=[error], marker="o", capsize=3, color=color_of(name, position))
+        axes.errorbar(
+            [mean], [position], xerr=[error], marker="o", capsize=3, color=color_of(name, position)
+        )
     axes.set_yticks(range(len(order)), order)
     axes.set_ylim(-0.6, len(order) - 0.4)
     axes.set_xlabel(label)

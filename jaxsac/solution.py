@@ -1,4 +1,6 @@
-"""What every solver returns: a value, a status code per lane, numbers about the run, and a state to continue from."""
+"""What every solver returns: a value, a status code per lane, numbers about the run, and a state to
+continue from.
+"""
 
 import enum
 from typing import Any, NamedTuple
@@ -10,7 +12,9 @@ import numpy as np
 
 
 class Status(enum.IntEnum):
-    """How a solver ended. Solvers store the code as an int32 array, one per lane; `message` says what to do about it."""
+    """How a solver ended. Solvers store the code as an int32 array, one per lane; `message` says
+    what to do about it.
+    """
 
     CONVERGED = 0
     MAX_STEPS = 1
@@ -39,8 +43,8 @@ class SolverError(RuntimeError):
 class Solution(NamedTuple):
     """The answer of a solver; a pytree that passes through `jit`, `vmap`, `grad` and `jax.export`.
 
-    `value` is the answer, `status` an int32 `Status` code (one per lane under `vmap`), `stats` a dict of arrays about the run,
-    and `state` what a warm start or a checkpoint needs.
+    `value` is the answer, `status` an int32 `Status` code (one per lane under `vmap`), `stats` a
+    dict of arrays about the run, and `state` what a warm start or a checkpoint needs.
     """
 
     value: Any
@@ -49,9 +53,13 @@ class Solution(NamedTuple):
     state: Any
 
     def check(self) -> "Solution":
-        """Return `self` if every lane converged, else raise `SolverError` naming the lanes and what to do. Not for use inside `jit`."""
+        """Return `self` if every lane converged, else raise `SolverError` naming the lanes and what
+        to do. Not for use inside `jit`.
+        """
         if isinstance(self.status, jax.core.Tracer):
-            raise TypeError("Solution.check() needs concrete values: call it on what the jitted function returns; inside, test `status`.")
+            raise TypeError(
+                "Solution.check() needs concrete values: call it on what the jitted function returns; inside, test `status`."
+            )
         codes = np.asarray(self.status)
         failed = np.unique(codes[codes != Status.CONVERGED])
         if failed.size == 0:
@@ -60,7 +68,10 @@ class Solution(NamedTuple):
         for code in failed:
             where = ""
             if codes.ndim:
-                lanes = [tuple(map(int, lane)) if codes.ndim > 1 else int(lane[0]) for lane in np.argwhere(codes == code)]
+                lanes = [
+                    tuple(map(int, lane)) if codes.ndim > 1 else int(lane[0])
+                    for lane in np.argwhere(codes == code)
+                ]
                 shown = ", ".join(map(str, lanes[:10])) + (", ..." if len(lanes) > 10 else "")
                 where = f" in {len(lanes)} of {codes.size} lanes ({shown})"
             lines.append(f"{Status(code).name}{where}: {Status(code).message}")

@@ -37,11 +37,17 @@ theta = separated_parameter(d, s, dtype=jnp.float32)
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
 for radius in ("l2", "hkz", "coord"):
     algorithm = bandits.apsee(bandits.Ball(), sparsity=s, sigma=sigma, delta=0.05, radius=radius)
-    run = run_trials(lambda key, a=algorithm: bandits.simulate(key, a, theta, sigma=sigma, horizon=2000), jax.random.key(0), trials)
+    run = run_trials(
+        lambda key, a=algorithm: bandits.simulate(key, a, theta, sigma=sigma, horizon=2000),
+        jax.random.key(0),
+        trials,
+    )
     wrong = np.mean(run.locked & np.any(run.support != np.arange(s), axis=1))
     proved = bandits.stopping_time(algorithm, theta)
     share, median = np.mean(run.locked), np.median(run.lock_time)
-    print(f"{radius:6} locked {share:4.0%}  wrong {wrong:.0%}  median lock time {median:4.0f}  sure after {proved:.0f}")
+    print(
+        f"{radius:6} locked {share:4.0%}  wrong {wrong:.0%}  median lock time {median:4.0f}  sure after {proved:.0f}"
+    )
     axes[0].plot(run.times[0], run.regret.mean(0), label=radius)
 axes[0].set(title="ball: cumulative regret", xlabel="step")
 axes[0].legend()
@@ -56,19 +62,29 @@ axes[0].legend()
 # %%
 ellipsoid = bandits.Ellipsoid(unit_diagonal_matrix(jax.random.key(1), d, dtype=jnp.float32))
 taste = jax.random.uniform(jax.random.key(2), (d,), jnp.float32, -1.0, 1.0)
-greedy, best = (choose(ellipsoid, taste, s).value for choose in (bandits.greedy_support, bandits.best_support))
+greedy, best = (
+    choose(ellipsoid, taste, s).value for choose in (bandits.greedy_support, bandits.best_support)
+)
 print(f"greedy reaches {greedy / best:.1%} of the best support")
 
 
 def regret_with(basis):
-    algorithm = bandits.apsee_greedy(ellipsoid, sparsity=s, sigma=sigma, radius="hkz", radius_scale=0.1, basis=basis)
-    return jax.vmap(lambda key: bandits.simulate(key, algorithm, taste, sigma=sigma, horizon=20_000, benchmark="greedy"))(keys)
+    algorithm = bandits.apsee_greedy(
+        ellipsoid, sparsity=s, sigma=sigma, radius="hkz", radius_scale=0.1, basis=basis
+    )
+    return jax.vmap(
+        lambda key: bandits.simulate(
+            key, algorithm, taste, sigma=sigma, horizon=20_000, benchmark="greedy"
+        )
+    )(keys)
 
 
 keys = jax.random.split(jax.random.key(3), trials)
 regret_with = jax.jit(regret_with)
 for kind in ("standard", "block_orthogonal", "gaussian_orthogonal"):
-    basis = bandits.exploration_basis(jax.random.key(4), ellipsoid, d, s, kind=kind, allow_dense=True, dtype=jnp.float32)
+    basis = bandits.exploration_basis(
+        jax.random.key(4), ellipsoid, d, s, kind=kind, allow_dense=True, dtype=jnp.float32
+    )
     run = regret_with(basis)
     axes[1].plot(run.times[0], run.regret.mean(0) / np.sqrt(run.times[0]), label=kind)
 axes[1].set(title="ellipsoid: regret / sqrt(T)", xlabel="step", xscale="log")
@@ -84,6 +100,14 @@ plt.show()
 # %%
 algorithm = bandits.phased_greedy(bandits.Box(0.0, 1.0), sparsity=s, schedule_scale=d**0.5)
 times = jnp.asarray([10**4, 10**5, 10**6, 10**7])
-run = jax.vmap(lambda key: bandits.simulate(key, algorithm, theta, sigma=sigma, horizon=10**7, record=times))(keys[:20])
+run = jax.vmap(
+    lambda key: bandits.simulate(key, algorithm, theta, sigma=sigma, horizon=10**7, record=times)
+)(keys[:20])
 mean = np.asarray(run.regret).mean(0)
-print("regret", mean.round(0), "growth exponent", round(float(np.log10(mean[-1] / mean[-2])), 3), "theory 0.667")
+print(
+    "regret",
+    mean.round(0),
+    "growth exponent",
+    round(float(np.log10(mean[-1] / mean[-2])), 3),
+    "theory 0.667",
+)

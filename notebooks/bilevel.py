@@ -37,10 +37,21 @@ from jaxsac.problems import bilevel_rl
 data = problems.digits_cleaning(corruption=0.5)
 cleaning = bilevel.Problem(upper=problems.cleaning_upper, lower=problems.cleaning_lower)
 inner = optax.sgd(0.2, momentum=0.9, nesterov=True)
-sol = bilevel.solve(cleaning, jnp.zeros(1000), jnp.zeros((64, 10)), data=data, sigma=1e-2, outer=optax.adam(0.1), inner=inner, max_steps=150)
+sol = bilevel.solve(
+    cleaning,
+    jnp.zeros(1000),
+    jnp.zeros((64, 10)),
+    data=data,
+    sigma=1e-2,
+    outer=optax.adam(0.1),
+    inner=inner,
+    max_steps=150,
+)
 weights, wrong = np.asarray(jax.nn.sigmoid(sol.value.x)), np.asarray(data.corrupted)
 area = np.mean(weights[~wrong][:, None] > weights[wrong][None, :])
-print(f"validation loss {float(sol.stats['upper']):.3f}; a right label outweighs a wrong one with chance {area:.3f}")
+print(
+    f"validation loss {float(sol.stats['upper']):.3f}; a right label outweighs a wrong one with chance {area:.3f}"
+)
 
 # %% [markdown]
 # ## A leader who pays a follower
@@ -62,15 +73,22 @@ def leader(x, log_probs):
     return -bilevel.expected_return(mdp, bed.leader_reward, log_probs) + 0.1 * jnp.sum(x**2)
 
 
-exact = jax.jit(jax.grad(lambda x: leader(x, bilevel.soft_solve(*model(x), bed.temperature).value.log_probs)))(bed.x)
+exact = jax.jit(
+    jax.grad(lambda x: leader(x, bilevel.soft_solve(*model(x), bed.temperature).value.log_probs))
+)(bed.x)
 problem = bilevel.policy_problem(model, leader)
 sigmas = [0.3, 0.1, 0.03, 0.01]
 errors = {}
 for difference in ("forward", "central_linear"):
     runs = [
-        bilevel.hypergradient(problem, bed.x, jnp.zeros((8, 4)), data=bed.temperature, sigma=s, difference=difference) for s in sigmas
+        bilevel.hypergradient(
+            problem, bed.x, jnp.zeros((8, 4)), data=bed.temperature, sigma=s, difference=difference
+        )
+        for s in sigmas
     ]
-    errors[difference] = [float(jnp.linalg.norm(run.value - exact) / jnp.linalg.norm(exact)) for run in runs]
+    errors[difference] = [
+        float(jnp.linalg.norm(run.value - exact) / jnp.linalg.norm(exact)) for run in runs
+    ]
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
@@ -99,16 +117,27 @@ def cross_terms(uniforms, others, sigma):
     """Of each trajectory: the cross term from two independent ones, and from one, reweighted."""
 
     def one(first, second):
-        batch, other, gradient = (first[None], bed.temperature), (second[None], bed.temperature), jax.grad(sampled.lower)
+        batch, other, gradient = (
+            (first[None], bed.temperature),
+            (second[None], bed.temperature),
+            jax.grad(sampled.lower),
+        )
         reweighted = sampled.lower_difference(bed.x, z, sigma * d, batch)[0][0]
-        return jnp.stack([gradient(bed.x, z + sigma * d, batch) - gradient(bed.x, z, other), reweighted]) / sigma
+        return (
+            jnp.stack(
+                [gradient(bed.x, z + sigma * d, batch) - gradient(bed.x, z, other), reweighted]
+            )
+            / sigma
+        )
 
     return jax.vmap(one)(uniforms, others)
 
 
 terms = [cross_terms(*jax.random.uniform(jax.random.key(0), (2, 300, 100)), s) for s in sigmas]
 spread = np.asarray([jnp.sqrt(jnp.sum(jnp.var(term, axis=0), axis=1)) for term in terms])
-print(f"at sigma = {sigmas[-1]}: {spread[-1, 0]:.0f} with independent trajectories, {spread[-1, 1]:.0f} with one reweighted set")
+print(
+    f"at sigma = {sigmas[-1]}: {spread[-1, 0]:.0f} with independent trajectories, {spread[-1, 1]:.0f} with one reweighted set"
+)
 
 # %% [markdown]
 # ## How many samples?
@@ -123,12 +152,17 @@ pulls = bilevel.MDP(bandit.transition, bandit.initial, bandit.discount)
 
 
 def objective(x):
-    return -jnp.sum(jax.nn.softmax(bandit.reward(x) / bandit.temperature, axis=1) * bandit.leader_reward) + 0.5 * jnp.sum(x**2)
+    return -jnp.sum(
+        jax.nn.softmax(bandit.reward(x) / bandit.temperature, axis=1) * bandit.leader_reward
+    ) + 0.5 * jnp.sum(x**2)
 
 
 pulled = bilevel.sampled_policy_problem(
     lambda x: (pulls, bandit.reward(x)),
-    lambda x, log_probs, uniforms: -bilevel.sampled_return(uniforms, pulls, bandit.leader_reward, log_probs) + 0.5 * jnp.sum(x**2),
+    lambda x, log_probs, uniforms: (
+        -bilevel.sampled_return(uniforms, pulls, bandit.leader_reward, log_probs)
+        + 0.5 * jnp.sum(x**2)
+    ),
 )
 falling = (optax.sgd(lambda t, rate=rate: rate / jnp.sqrt(1.0 + t / 20)) for rate in (0.5, 0.2))
 method = bilevel.Method("forward", *falling, inner_steps=2)
@@ -137,13 +171,17 @@ method = bilevel.Method("forward", *falling, inner_steps=2)
 def gradient_norms(key):
     def advance(state, key):
         batch = (jax.random.uniform(key, (16, 2)), bandit.temperature)
-        return bilevel.step(pulled, state, method, sigma=0.02, batch=batch)[0], jnp.linalg.norm(jax.grad(objective)(state.x))
+        return bilevel.step(pulled, state, method, sigma=0.02, batch=batch)[0], jnp.linalg.norm(
+            jax.grad(objective)(state.x)
+        )
 
     start = bilevel.init(pulled, jnp.asarray([1.0, -1.0, 1.0]), jnp.zeros((1, 3)), method)
     return jax.lax.scan(advance, start, jax.random.split(key, 4000))[1]
 
 
-norms = np.asarray(jnp.mean(jax.jit(jax.vmap(gradient_norms))(jax.random.split(jax.random.key(0), 16)), axis=0))
+norms = np.asarray(
+    jnp.mean(jax.jit(jax.vmap(gradient_norms))(jax.random.split(jax.random.key(0), 16)), axis=0)
+)
 times = np.geomspace(500, 4000, 6).astype(int)
 late = np.asarray([norms[t // 2 : t].mean() for t in times])
 print(f"samples ~ epsilon^-{-1 / np.polyfit(np.log(16 * times), np.log(late), 1)[0]:.1f}")

@@ -34,8 +34,12 @@ from jaxsac.problems.tool_logs import sparse_tool_log
 
 # %%
 M, B = 61, 4
-truth = sparse_tool_log(jax.random.key(0), num_records=3000, num_actions=M - 1, num_features=5, budget=B, num_relevant=6)
-swap = (truth.actions == truth.support[0]) & (np.random.default_rng(0).uniform(size=truth.actions.shape) < 0.5)
+truth = sparse_tool_log(
+    jax.random.key(0), num_records=3000, num_actions=M - 1, num_features=5, budget=B, num_relevant=6
+)
+swap = (truth.actions == truth.support[0]) & (
+    np.random.default_rng(0).uniform(size=truth.actions.shape) < 0.5
+)
 log = control.Log(truth.contexts.astype(np.float32), np.where(swap, M - 1, truth.actions))
 policy = control.fit(jax.random.key(1), log, num_actions=M, budget=B).check().value
 diagnosis = control.diagnose(policy, log)
@@ -52,10 +56,20 @@ plt.show()
 # have nothing to do with the tools it is positive all the same; the noise level and the half samples tell.
 
 # %%
-noise = log._replace(contexts=np.random.default_rng(1).normal(size=log.contexts.shape).astype(np.float32))
-chance = control.fit(jax.random.key(1), noise, num_actions=M, budget=B, lam=0.5 * diagnosis.lam).check().value
+noise = log._replace(
+    contexts=np.random.default_rng(1).normal(size=log.contexts.shape).astype(np.float32)
+)
+chance = (
+    control.fit(jax.random.key(1), noise, num_actions=M, budget=B, lam=0.5 * diagnosis.lam)
+    .check()
+    .value
+)
 warned = control.diagnose(chance, noise)
-print(f"{warned.support.size} tools kept by chance, witness margin {warned.witness_margin:.3f}", *warned.signatures, sep="\n- ")
+print(
+    f"{warned.support.size} tools kept by chance, witness margin {warned.witness_margin:.3f}",
+    *warned.signatures,
+    sep="\n- ",
+)
 
 # %% [markdown]
 # ## k log M samples, where every sample informs every tool
@@ -83,7 +97,11 @@ figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
 midpoints = {}
 for num_tools in (64, 512):
     samples = np.round(factors * k * np.log(num_tools)).astype(int)
-    curve = summarise(jnp.stack([run_trials(trial(num_tools, int(t)), jax.random.key(2), 100) for t in samples], axis=1))
+    curve = summarise(
+        jnp.stack(
+            [run_trials(trial(num_tools, int(t)), jax.random.key(2), 100) for t in samples], axis=1
+        )
+    )
     mean, (low, high) = np.asarray(curve.mean), curve.band()
     axes.plot(factors, mean, "o-", label=f"M = {num_tools}")
     axes.fill_between(factors, np.clip(low, 0, 1), np.clip(high, 0, 1), alpha=0.2)

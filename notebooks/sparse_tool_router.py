@@ -35,8 +35,12 @@ from jaxsac.problems.tool_logs import sparse_tool_log
 
 # %%
 M, B = 400, 4
-truth = sparse_tool_log(jax.random.key(0), num_records=4000, num_actions=M, num_features=6, budget=B, num_relevant=8)
-log = control.Log(truth.contexts.astype(np.float32), truth.actions, truth.utilities.astype(np.float32))
+truth = sparse_tool_log(
+    jax.random.key(0), num_records=4000, num_actions=M, num_features=6, budget=B, num_relevant=8
+)
+log = control.Log(
+    truth.contexts.astype(np.float32), truth.actions, truth.utilities.astype(np.float32)
+)
 print("the first records:", *(sorted(set(row.tolist()) - {-1}) for row in truth.actions[:5]))
 
 # %% [markdown]
@@ -50,25 +54,43 @@ print("the first records:", *(sorted(set(row.tolist()) - {-1}) for row in truth.
 sol = control.fit(jax.random.key(1), log, num_actions=M, budget=B).check()
 policy = control.fit(jax.random.key(1), log, num_actions=M, budget=B, refit=True).check().value
 print(f"kept {policy.support.tolist()}\ntrue {truth.support.tolist()}")
-print(f"relative gap {sol.stats['gap'] / sol.stats['scale']:.1e} after {sol.stats['num_steps']} steps")
+print(
+    f"relative gap {sol.stats['gap'] / sol.stats['scale']:.1e} after {sol.stats['num_steps']} steps"
+)
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
 names = [str(tool) for tool in policy.support]
 left.bar(names, np.linalg.norm(sol.value.weights, axis=1), color="0.8", label="penalised fit")
 left.plot(names, np.linalg.norm(policy.weights, axis=1), "o", label="refit")
-left.plot(truth.support.astype(str), np.linalg.norm(truth.weights, axis=1), "k_", ms=15, label="truth")
-left.set(xlabel="kept tool", ylabel="strength ‖θ‖", title="Tools that look at the context", ylim=(0, 2.2))
+left.plot(
+    truth.support.astype(str), np.linalg.norm(truth.weights, axis=1), "k_", ms=15, label="truth"
+)
+left.set(
+    xlabel="kept tool", ylabel="strength ‖θ‖", title="Tools that look at the context", ylim=(0, 2.2)
+)
 left.legend(ncols=3)
 
 contexts = jax.random.normal(jax.random.key(2), (200, 6), jnp.float32)
 fitted = jax.vmap(lambda context: gibbs.marginals(policy.scores(context), budget=B))(contexts)
-true_scores = jnp.asarray(truth.intercept)[None] + contexts @ jnp.zeros((6, M)).at[:, truth.support].set(truth.weights.T)
+true_scores = jnp.asarray(truth.intercept)[None] + contexts @ jnp.zeros((6, M)).at[
+    :, truth.support
+].set(truth.weights.T)
 true = jax.vmap(lambda scores: gibbs.marginals(scores, budget=B))(true_scores)
 right.loglog(true.ravel(), fitted.ravel(), ",", color="0.6", label="other tools")
-right.loglog(true[:, truth.support].ravel(), fitted[:, truth.support].ravel(), ".", ms=3, label="tools that matter")
+right.loglog(
+    true[:, truth.support].ravel(),
+    fitted[:, truth.support].ravel(),
+    ".",
+    ms=3,
+    label="tools that matter",
+)
 right.axline((1e-3, 1e-3), (1, 1), color="k", lw=0.8)
-right.set(xlabel="true probability of use", ylabel="fitted probability of use", title="Marginals in 200 new contexts")
+right.set(
+    xlabel="true probability of use",
+    ylabel="fitted probability of use",
+    title="Marginals in 200 new contexts",
+)
 right.legend()
 plt.show()
 
@@ -79,7 +101,9 @@ plt.show()
 with tempfile.NamedTemporaryFile(suffix=".npz") as file:
     policy.pruned().save(file.name)
     deployed = control.load_policy(file.name)
-print(f"{deployed.num_actions} of {M} tools; in the first context: {deployed.act(contexts[0], exactly=True).tolist()}")
+print(
+    f"{deployed.num_actions} of {M} tools; in the first context: {deployed.act(contexts[0], exactly=True).tolist()}"
+)
 
 # %% [markdown]
 # ## How many records does it take?
@@ -98,17 +122,31 @@ def recovery(M, q=4, k=4, noise=1.0):
     def trial(key):
         keys = jax.random.split(key, 4)
         theta = jax.random.normal(keys[0], (k, q), jnp.float32)
-        theta = jnp.zeros((M, q), jnp.float32).at[:k].set(theta / jnp.linalg.norm(theta, axis=1, keepdims=True))
+        theta = (
+            jnp.zeros((M, q), jnp.float32)
+            .at[:k]
+            .set(theta / jnp.linalg.norm(theta, axis=1, keepdims=True))
+        )
         contexts = jax.random.normal(keys[1], (records, q), jnp.float32)
-        actions = jax.vmap(lambda key: jax.random.permutation(key, M)[:B])(jax.random.split(keys[2], records))
+        actions = jax.vmap(lambda key: jax.random.permutation(key, M)[:B])(
+            jax.random.split(keys[2], records)
+        )
         X = designs.budgeted_choice(actions, contexts, M)
         y = X.predict(theta.ravel()) + noise * jax.random.normal(keys[3], (records,), jnp.float32)
 
         def recovered(uses):
             size = uses * M / B
             lam = 1.1 * noise * jnp.sqrt(B / M / size) * (jnp.sqrt(q) + jnp.sqrt(2 * jnp.log(M)))
-            sol = group_lasso.solve(X, y, groups, lam, sample_weight=jnp.where(jnp.arange(records) < size, records / size, 0))
-            return jnp.all(jnp.any(sol.value.coef.reshape(M, q) != 0, axis=1) == (jnp.arange(M) < k))
+            sol = group_lasso.solve(
+                X,
+                y,
+                groups,
+                lam,
+                sample_weight=jnp.where(jnp.arange(records) < size, records / size, 0),
+            )
+            return jnp.all(
+                jnp.any(sol.value.coef.reshape(M, q) != 0, axis=1) == (jnp.arange(M) < k)
+            )
 
         return jax.vmap(recovered)(uses)  # the first T records of one log, for all T at once
 
@@ -117,10 +155,18 @@ def recovery(M, q=4, k=4, noise=1.0):
 
 # %%
 figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-curves = {M: summarise(run_trials(recovery(M), jax.random.key(3), 200, batch_size=50, progress=True)) for M in (24, 48)}
+curves = {
+    M: summarise(run_trials(recovery(M), jax.random.key(3), 200, batch_size=50, progress=True))
+    for M in (24, 48)
+}
 for M, curve in curves.items():
     axes.plot(uses, curve.mean, ".-", label=f"M = {M} tools")
     axes.fill_between(uses, *curve.band(0.95), alpha=0.2)
-axes.set(xlabel="uses per tool, T·B/M", ylabel="share of 200 seeds", title="All tools that matter kept, and no other", ylim=(-0.02, 1.02))
+axes.set(
+    xlabel="uses per tool, T·B/M",
+    ylabel="share of 200 seeds",
+    title="All tools that matter kept, and no other",
+    ylim=(-0.02, 1.02),
+)
 axes.legend()
 plt.show()

@@ -34,8 +34,14 @@ sizes = [1, 4, 16]
 bounds = []
 for k in sizes:
     solution = jaxsac.subsample_q.solve(model, k).check()
-    bounds.append(jaxsac.subsample_q.certify(jax.random.key(0), model, solution.value, num_agents, state, num_rollouts=64))
-    print(f"k={k:3d}  {float(bounds[-1].lower):.3f} <= value <= best <= {float(bounds[-1].upper):.3f}")
+    bounds.append(
+        jaxsac.subsample_q.certify(
+            jax.random.key(0), model, solution.value, num_agents, state, num_rollouts=64
+        )
+    )
+    print(
+        f"k={k:3d}  {float(bounds[-1].lower):.3f} <= value <= best <= {float(bounds[-1].upper):.3f}"
+    )
 
 # %%
 figure, axes = plt.subplots()
@@ -66,12 +72,23 @@ plt.show()
 
 # %%
 run = jaxsac.subsample_q.simulate(
-    jax.random.key(1), model, solution.value, 10**6, 60, jaxsac.subsample_q.population_state(0, [0.2, 0.3, 0.5], 10**6)
+    jax.random.key(1),
+    model,
+    solution.value,
+    10**6,
+    60,
+    jaxsac.subsample_q.population_state(0, [0.2, 0.3, 0.5], 10**6),
 )
 shares = np.asarray(run.counts) / 10**6
 figure, axes = plt.subplots()
 axes.plot(shares, label=[f"share in mode {j}" for j in range(3)])
-axes.step(range(60), np.asarray(run.global_states) / 2, "k", alpha=0.4, label="mode of the global agent / 2")
+axes.step(
+    range(60),
+    np.asarray(run.global_states) / 2,
+    "k",
+    alpha=0.4,
+    label="mode of the global agent / 2",
+)
 axes.set(xlabel="step")
 axes.legend()
 plt.show()
@@ -84,7 +101,10 @@ plt.show()
 queues = jaxsac.subsample_q.LocalActionModel(*problems.dispatch(3))
 table = jaxsac.subsample_q.solve_local_actions(queues, 3).check().value
 row = int(jaxsac.subsample_q.HistogramSpace(3, 5).index(np.array([1, 1, 0, 1, 0])))
-print("queues of 0, 1 and 3 jobs, two jobs to give: to lengths", np.flatnonzero(np.asarray(table.assignment[2, row, :, 1])))
+print(
+    "queues of 0, 1 and 3 jobs, two jobs to give: to lengths",
+    np.flatnonzero(np.asarray(table.assignment[2, row, :, 1])),
+)
 looked_at = [1, 2, 3, 5]
 figure, axes = plt.subplots()
 axes.plot(looked_at, [problems.power_of_k(0, k, 1_000, steps=300)[0] for k in looked_at], "o-")

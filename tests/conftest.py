@@ -1,4 +1,6 @@
-"""One regime for all tests: float64 available (float32 is asked for by dtype), strict promotion, compilations cached across runs."""
+"""One regime for all tests: float64 available (float32 is asked for by dtype), strict promotion,
+compilations cached across runs.
+"""
 
 import os
 import pathlib
@@ -8,7 +10,9 @@ import pytest
 
 CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "jax"
 
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several test processes may share a GPU
+os.environ.setdefault(
+    "XLA_PYTHON_CLIENT_PREALLOCATE", "false"
+)  # several test processes may share a GPU
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -18,6 +22,8 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 @pytest.fixture(autouse=True, scope="module")
 def _release_compiled_code():
-    """A compiled function holds memory mappings until it is dropped. A process may have 65,530 of them on Linux; a whole run needs more."""
+    """A compiled function holds memory mappings until it is dropped. A process may have 65,530 of
+    them on Linux; a whole run needs more.
+    """
     yield
     jax.clear_caches()

@@ -1,4 +1,6 @@
-"""The house as a test: who may import whom, which names are public, and what `import jaxsac` brings along."""
+"""The house as a test: who may import whom, which names are public, and what `import jaxsac` brings
+along.
+"""
 
 import ast
 import pathlib
@@ -28,32 +30,147 @@ FLOOR_OF = {room: level for level, floor in enumerate(FLOORS) for room in floor}
 
 PUBLIC = {
     "": {
-        "Groups", "Solution", "SolverError", "Status", "run_trials", "summarise",
-        "bandits", "bilevel", "control", "designs", "gibbs", "group_lasso", "losses", "prox", "subsample_q",
+        "Groups",
+        "Solution",
+        "SolverError",
+        "Status",
+        "run_trials",
+        "summarise",
+        "bandits",
+        "bilevel",
+        "control",
+        "designs",
+        "gibbs",
+        "group_lasso",
+        "losses",
+        "prox",
+        "subsample_q",
     },
-    "gibbs": {"NO_ACTION", "entropy", "kl", "log_partition", "log_prob", "marginals", "mode", "sample"},
+    "gibbs": {
+        "NO_ACTION",
+        "entropy",
+        "kl",
+        "log_partition",
+        "log_prob",
+        "marginals",
+        "mode",
+        "sample",
+    },
     "group_lasso": {
-        "Criterion", "CrossValidation", "Stability", "cross_validate", "degrees_of_freedom", "ebic", "lam_max", "path", "refit",
-        "simulated_lam", "solve", "stability_selection", "support_margin",
+        "Criterion",
+        "CrossValidation",
+        "Stability",
+        "cross_validate",
+        "degrees_of_freedom",
+        "ebic",
+        "lam_max",
+        "path",
+        "refit",
+        "simulated_lam",
+        "solve",
+        "stability_selection",
+        "support_margin",
     },
     "control": {
-        "Diagnosis", "DualAverage", "FitState", "Interactions", "Learner", "Log", "OffPolicyValue", "PairwisePolicy", "SparsePolicy",
-        "ToolModel", "Witness", "diagnose", "dual_average", "dual_average_step", "explore", "fit", "fit_interactions", "fit_robust",
-        "fit_tool_model", "importance_value", "irrepresentability", "lam_max", "leverage_weights", "load_policy", "median_of_means",
-        "off_policy_value", "oracle_witness", "pairwise_policy", "restricted_curvature", "robust_regression", "signal_threshold",
-        "simulated_lam", "start_learner", "update_learner",
+        "Diagnosis",
+        "DualAverage",
+        "FitState",
+        "Interactions",
+        "Learner",
+        "Log",
+        "OffPolicyValue",
+        "PairwisePolicy",
+        "SparsePolicy",
+        "ToolModel",
+        "Witness",
+        "diagnose",
+        "dual_average",
+        "dual_average_step",
+        "explore",
+        "fit",
+        "fit_interactions",
+        "fit_robust",
+        "fit_tool_model",
+        "importance_value",
+        "irrepresentability",
+        "lam_max",
+        "leverage_weights",
+        "load_policy",
+        "median_of_means",
+        "off_policy_value",
+        "oracle_witness",
+        "pairwise_policy",
+        "restricted_curvature",
+        "robust_regression",
+        "signal_threshold",
+        "simulated_lam",
+        "start_learner",
+        "update_learner",
     },
     "bandits": {
-        "ActionSet", "Ball", "Box", "CrossPolytope", "Ellipsoid", "FromProjection", "FromSupport", "LpBall", "Masked", "Phased",
-        "Polytope", "Product", "Run", "Selection", "Simplex", "adaptive_greedy", "apsee", "apsee_greedy", "best_support",
-        "branch_and_bound", "e2tc", "error_radius", "estc", "exploration_basis", "explore_then_commit", "greedy_support", "lin_ts",
-        "lin_ucb", "optimistic_greedy", "phased_greedy", "simulate", "stopping_time", "submodularity_ratio",
+        "ActionSet",
+        "Ball",
+        "Box",
+        "CrossPolytope",
+        "Ellipsoid",
+        "FromProjection",
+        "FromSupport",
+        "LpBall",
+        "Masked",
+        "Phased",
+        "Polytope",
+        "Product",
+        "Run",
+        "Selection",
+        "Simplex",
+        "adaptive_greedy",
+        "apsee",
+        "apsee_greedy",
+        "best_support",
+        "branch_and_bound",
+        "e2tc",
+        "error_radius",
+        "estc",
+        "exploration_basis",
+        "explore_then_commit",
+        "greedy_support",
+        "lin_ts",
+        "lin_ucb",
+        "optimistic_greedy",
+        "phased_greedy",
+        "simulate",
+        "stopping_time",
+        "submodularity_ratio",
     },
     "bilevel": {
-        "Argmin", "Bilevel", "Diagnostics", "HypergradientCheck", "MDP", "Method", "PairedOptimizer", "Problem", "SoftValues",
-        "State", "Trajectories", "argmin", "check_hypergradient", "diagnose", "expected_return", "hypergradient", "init",
-        "natural_gradient", "paired_adam", "policy_problem", "policy_value", "rollout", "sampled_policy_problem", "sampled_return", "soft_solve",
-        "softmax_policy", "solve", "step",
+        "Argmin",
+        "Bilevel",
+        "Diagnostics",
+        "HypergradientCheck",
+        "MDP",
+        "Method",
+        "PairedOptimizer",
+        "Problem",
+        "SoftValues",
+        "State",
+        "Trajectories",
+        "argmin",
+        "check_hypergradient",
+        "diagnose",
+        "expected_return",
+        "hypergradient",
+        "init",
+        "natural_gradient",
+        "paired_adam",
+        "policy_problem",
+        "policy_value",
+        "rollout",
+        "sampled_policy_problem",
+        "sampled_return",
+        "soft_solve",
+        "softmax_policy",
+        "solve",
+        "step",
     },
     "subsample_q": {
         "AssignmentTable",
@@ -97,7 +214,8 @@ PUBLIC = {
     },
 }
 
-# What `import jaxsac` may load, beside the standard library and what these bring: anything else belongs in an extra.
+# What `import jaxsac` may load, beside the standard library and what these bring: anything else
+# belongs in an extra.
 EXTRAS_ONLY = {"sklearn", "matplotlib", "tqdm", "pandas", "IPython"}
 
 
@@ -113,7 +231,9 @@ def imported_rooms(path: pathlib.Path) -> set[str]:
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}:{node.lineno}: relative imports hide the floor: write `from jaxsac...`"
+            assert node.level == 0, (
+                f"{path}:{node.lineno}: relative imports hide the floor: write `from jaxsac...`"
+            )
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         else:
             continue
@@ -130,7 +250,9 @@ def test_imports_obey_the_floors(path):
     assert room in FLOOR_OF, f"{room} has no floor: add it to the house"
     for other in imported_rooms(path) - {room}:
         assert other in FLOOR_OF, f"{path.name} imports {other}, which is no room of the house"
-        assert FLOOR_OF[other] < FLOOR_OF[room], f"{path.name} ({room}) may not import {other}: it is not on a floor below"
+        assert FLOOR_OF[other] < FLOOR_OF[room], (
+            f"{path.name} ({room}) may not import {other}: it is not on a floor below"
+        )
 
 
 def test_a_breach_would_be_seen(tmp_path):
@@ -142,9 +264,22 @@ def test_a_breach_would_be_seen(tmp_path):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_no_private_names_of_other_libraries_and_no_unsafe_loading(path):
     text = path.read_text(encoding="utf-8")
-    for forbidden in ("jax._src", "equinox.internal", "pickle", "filter_jit", "jax_enable_x64'", " eval(", "exec("):
-        allowed = {"pickle": "allow_pickle=False", "jax_enable_x64'": "jax.config.update('jax_enable_x64', True)"}.get(forbidden)
-        assert forbidden not in (text.replace(allowed, "") if allowed else text), f"{path.name} uses {forbidden}"
+    for forbidden in (
+        "jax._src",
+        "equinox.internal",
+        "pickle",
+        "filter_jit",
+        "jax_enable_x64'",
+        " eval(",
+        "exec(",
+    ):
+        allowed = {
+            "pickle": "allow_pickle=False",
+            "jax_enable_x64'": "jax.config.update('jax_enable_x64', True)",
+        }.get(forbidden)
+        assert forbidden not in (text.replace(allowed, "") if allowed else text), (
+            f"{path.name} uses {forbidden}"
+        )
 
 
 @pytest.mark.parametrize("room", PUBLIC)
@@ -154,7 +289,10 @@ def test_public_names_are_exactly_those_listed(room):
     public = {
         name
         for name, value in vars(module).items()
-        if not name.startswith("_") and not (isinstance(value, types.ModuleType) and name in submodules and name not in PUBLIC[room])
+        if not name.startswith("_")
+        and not (
+            isinstance(value, types.ModuleType) and name in submodules and name not in PUBLIC[room]
+        )
     }
     assert public == PUBLIC[room]
 
@@ -164,7 +302,9 @@ def test_every_public_name_has_a_docstring(room):
     module = getattr(jaxsac, room) if room else jaxsac
     for name in PUBLIC[room]:
         value = getattr(module, name)
-        assert isinstance(value, int) or (value.__doc__ and len(value.__doc__) > 40), f"{room}.{name} needs a docstring"
+        assert isinstance(value, int) or (value.__doc__ and len(value.__doc__) > 40), (
+            f"{room}.{name} needs a docstring"
+        )
 
 
 def test_import_is_light_and_silent():
@@ -173,5 +313,9 @@ def test_import_is_light_and_silent():
         f"assert not {EXTRAS_ONLY!r} & set(sys.modules), {EXTRAS_ONLY!r} & set(sys.modules)\n"
         "assert jax.config.values == before, 'import changed the configuration of jax'"
     )
-    done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0 and done.stdout == "" and done.stderr == "", done.stdout + done.stderr
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0 and done.stdout == "" and done.stderr == "", (
+        done.stdout + done.stderr
+    )

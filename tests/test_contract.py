@@ -1,4 +1,6 @@
-"""The contract of every public solver, checked on every registered case. Rooms only register: see `contract.py`."""
+"""The contract of every public solver, checked on every registered case. Rooms only register: see
+`contract.py`.
+"""
 
 import importlib.util
 import pathlib
@@ -25,25 +27,36 @@ def registered() -> list[Case]:
 
 CASES = {case.name: case for case in registered()}
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-every_dtype = pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64], ids=["float32", "float64"])
+every_dtype = pytest.mark.parametrize(
+    "dtype", [jnp.float32, jnp.float64], ids=["float32", "float64"]
+)
 
 LANES = 4
 
 
 # Jitted once for all tests, by name: a Case holds dicts and has no hash.
-SOLVERS = {name: jax.jit(lambda problem, hyper, case=case: case.solve(**problem, **hyper)) for name, case in CASES.items()}
+SOLVERS = {
+    name: jax.jit(lambda problem, hyper, case=case: case.solve(**problem, **hyper))
+    for name, case in CASES.items()
+}
 BATCHED = {name: jax.jit(jax.vmap(solver, in_axes=(0, None))) for name, solver in SOLVERS.items()}
 
 
 def lanes(case: Case, dtype) -> dict:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(case.problem(seed, dtype) for seed in range(LANES)))
+    return jax.tree.map(
+        lambda *leaves: jnp.stack(leaves), *(case.problem(seed, dtype) for seed in range(LANES))
+    )
 
 
 def close(case: Case, dtype, actual, expected):
-    """Two answers agree within what their certificates allow; values and status, not the path taken."""
+    """Two answers agree within what their certificates allow; values and status, not the path
+    taken.
+    """
     tolerance = case.tolerance[jnp.dtype(dtype).name]
     np.testing.assert_array_equal(actual.status, expected.status)
-    for one, other in zip(jax.tree.leaves(actual.value), jax.tree.leaves(expected.value), strict=True):
+    for one, other in zip(
+        jax.tree.leaves(actual.value), jax.tree.leaves(expected.value), strict=True
+    ):
         size = np.max(np.abs(other), initial=1e-30)
         np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * size)
 
@@ -69,7 +82,11 @@ class Compilations:
 @every_case
 def test_value_status_and_dtype(case, dtype):
     solution = SOLVERS[case.name](case.problem(0, dtype), dict(case.hyper))
-    assert isinstance(solution, Solution) and solution.status.dtype == jnp.int32 and solution.status.shape == ()
+    assert (
+        isinstance(solution, Solution)
+        and solution.status.dtype == jnp.int32
+        and solution.status.shape == ()
+    )
     assert solution.status == Status.CONVERGED, Status(int(solution.status)).name
     for leaf in jax.tree.leaves(solution.value):
         assert not jnp.issubdtype(leaf.dtype, jnp.floating) or leaf.dtype == dtype
@@ -81,7 +98,12 @@ def test_value_status_and_dtype(case, dtype):
 @every_case
 def test_jit_and_the_plain_call_agree(case, dtype):
     problem = case.problem(1, dtype)
-    close(case, dtype, SOLVERS[case.name](problem, dict(case.hyper)), case.solve(**problem, **case.hyper))
+    close(
+        case,
+        dtype,
+        SOLVERS[case.name](problem, dict(case.hyper)),
+        case.solve(**problem, **case.hyper),
+    )
 
 
 @every_dtype
@@ -98,11 +120,21 @@ def test_vmap_is_a_loop(case, dtype):
 def test_one_poisoned_lane_leaves_the_others_bitwise_equal(case, dtype):
     healthy = lanes(case, dtype)
     flat = healthy[case.poison].reshape(LANES, -1)
-    poisoned = {**healthy, case.poison: flat.at[1, 0].set(jnp.nan).reshape(healthy[case.poison].shape)}
-    before, after = (BATCHED[case.name](problem, dict(case.hyper)) for problem in (healthy, poisoned))
+    poisoned = {
+        **healthy,
+        case.poison: flat.at[1, 0].set(jnp.nan).reshape(healthy[case.poison].shape),
+    }
+    before, after = (
+        BATCHED[case.name](problem, dict(case.hyper)) for problem in (healthy, poisoned)
+    )
     assert after.status[1] == Status.NONFINITE
     others = np.asarray([0, 2, 3])
-    chex.assert_trees_all_equal(*(jax.tree.map(lambda leaf: leaf[others], (s.value, s.status, s.stats)) for s in (before, after)))
+    chex.assert_trees_all_equal(
+        *(
+            jax.tree.map(lambda leaf: leaf[others], (s.value, s.status, s.stats))
+            for s in (before, after)
+        )
+    )
 
 
 @every_case
@@ -112,11 +144,20 @@ def test_one_trace_over_a_sweep(case):
     for name, values in case.sweep.items():
         # the kinds of numbers that users pass: each must land in the same trace
         kinds = [
-            number for value in values for number in (value, np.float64(value), np.float32(value), jnp.asarray(value), jnp.float32(value))
+            number
+            for value in values
+            for number in (
+                value,
+                np.float64(value),
+                np.float32(value),
+                jnp.asarray(value),
+                jnp.float32(value),
+            )
         ]
         with Compilations() as compiled:
             for number in kinds:
-                # conversions of a scalar (float32 to float64, say) are tiny programs of their own; the solver's trace is what counts
+                # conversions of a scalar (float32 to float64, say) are tiny programs of their own;
+                # the solver's trace is what counts
                 case.solve(**problem, **{**case.hyper, name: number}).status.block_until_ready()
             warm = compiled.count
             for number in [*kinds, values[0] * 1.01, values[0] * 0.99]:
@@ -142,8 +183,13 @@ def test_gradients_match_central_differences(case):
         value = everything[name]
         direction = jnp.asarray(rng.normal(size=np.shape(value)))
         h = case.step * float(jnp.max(jnp.abs(value))) / float(jnp.max(jnp.abs(direction)))
-        central = (scalar({**everything, name: value + h * direction}) - scalar({**everything, name: value - h * direction})) / (2 * h)
-        np.testing.assert_allclose(jnp.sum(slope * direction), central, rtol=case.gradient_rtol, atol=1e-9, err_msg=name)
+        central = (
+            scalar({**everything, name: value + h * direction})
+            - scalar({**everything, name: value - h * direction})
+        ) / (2 * h)
+        np.testing.assert_allclose(
+            jnp.sum(slope * direction), central, rtol=case.gradient_rtol, atol=1e-9, err_msg=name
+        )
 
 
 @every_case
@@ -156,7 +202,10 @@ def test_bad_input_names_the_argument(case):
 
 @every_case
 def test_export_round_trip(case):
-    problem, hyper = case.problem(0, jnp.float64), {name: jnp.asarray(value) for name, value in case.hyper.items()}
+    problem, hyper = (
+        case.problem(0, jnp.float64),
+        {name: jnp.asarray(value) for name, value in case.hyper.items()},
+    )
     arguments = {**problem, **hyper}
 
     def run(arguments):

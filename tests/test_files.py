@@ -27,7 +27,10 @@ METADATA = {"names": ["a", "ü"], "nested": {"lam": 0.1, "none": None}, "count":
 def same(left, right):
     return (
         left.keys() == right.keys()
-        and all(left[name].dtype == right[name].dtype and left[name].shape == right[name].shape for name in left)
+        and all(
+            left[name].dtype == right[name].dtype and left[name].shape == right[name].shape
+            for name in left
+        )
         and all(left[name].tobytes() == right[name].tobytes() for name in left)
     )
 
@@ -49,27 +52,55 @@ def test_what_is_saved_comes_back_bitwise(tmp_path):
 
 
 any_array = numpy_strategies.arrays(
-    dtype=st.sampled_from([np.dtype(name) for name in ("bool", "int8", "uint32", "int64", "float16", "float32", "float64", "complex64")]),
+    dtype=st.sampled_from(
+        [
+            np.dtype(name)
+            for name in (
+                "bool",
+                "int8",
+                "uint32",
+                "int64",
+                "float16",
+                "float32",
+                "float64",
+                "complex64",
+            )
+        ]
+    ),
     shape=numpy_strategies.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4),
 )
 json_value = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
 
 
 @settings(max_examples=100, deadline=None, derandomize=True, database=None)
-@given(st.dictionaries(st.text("abc_xyz", min_size=1), any_array, max_size=4), st.dictionaries(st.text(), json_value, max_size=4))
+@given(
+    st.dictionaries(st.text("abc_xyz", min_size=1), any_array, max_size=4),
+    st.dictionaries(st.text(), json_value, max_size=4),
+)
 def test_any_content_comes_back_bitwise(arrays, metadata):
     loaded, also = _files.from_bytes(_files.to_bytes("k", arrays, metadata), "k")
-    assert same(loaded, {name: np.asarray(value) for name, value in arrays.items()}) and also == metadata
+    assert (
+        same(loaded, {name: np.asarray(value) for name, value in arrays.items()})
+        and also == metadata
+    )
 
 
 def test_every_damage_is_our_error():
     data = _files.to_bytes("policy", ARRAYS, METADATA)
     rng = np.random.default_rng(0)
-    mutants = [data[:length] for length in range(0, len(data), 7)] + [data + b"\0", b"", b"\0" * 500]
+    mutants = [data[:length] for length in range(0, len(data), 7)] + [
+        data + b"\0",
+        b"",
+        b"\0" * 500,
+    ]
     for position in rng.permutation(len(data))[:1000]:
         mutant = bytearray(data)
         mutant[position] ^= 1 << rng.integers(8)
@@ -106,7 +137,12 @@ def test_pickled_objects_are_neither_written_nor_read():
         _files.to_bytes("k", {"bad": np.array([{}], object)}, {})
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("header.json", json.dumps({"format": "jaxsac", "version": 1, "kind": "k", "arrays": ["bad"], "metadata": {}}))
+        archive.writestr(
+            "header.json",
+            json.dumps(
+                {"format": "jaxsac", "version": 1, "kind": "k", "arrays": ["bad"], "metadata": {}}
+            ),
+        )
         with archive.open("bad.npy", "w") as member:
             np.lib.format.write_array(member, np.array([{}], object), allow_pickle=True)
         archive.comment = b"0" * 64
@@ -121,7 +157,9 @@ def test_absurd_shapes_do_not_exhaust_memory():
         _files.from_bytes(reseal(data.replace(b"(1000,), }       ", b"(10000000000000,")), "k")
 
 
-@pytest.mark.parametrize("metadata", [{"x": float("nan")}, {"x": (1, 2)}, {1: 2}, {"x": np.float64}, {"x": np.int32(1)}])
+@pytest.mark.parametrize(
+    "metadata", [{"x": float("nan")}, {"x": (1, 2)}, {1: 2}, {"x": np.float64}, {"x": np.int32(1)}]
+)
 def test_metadata_must_be_json(metadata):
     with pytest.raises(ValueError, match="metadata must be JSON"):
         _files.to_bytes("k", {}, metadata)
@@ -130,17 +168,27 @@ def test_metadata_must_be_json(metadata):
 def test_other_kinds_versions_and_arrays_are_named(tmp_path, monkeypatch):
     path = tmp_path / "artifact.npz"
     _files.save(path, "policy", ARRAYS)
-    with pytest.raises(FileError, match=r"artifact\.npz: holds a 'policy', expected a 'checkpoint'"):
+    with pytest.raises(
+        FileError, match=r"artifact\.npz: holds a 'policy', expected a 'checkpoint'"
+    ):
         _files.load(path, "checkpoint")
     with pytest.raises(FileNotFoundError):
         _files.load(tmp_path / "absent", "policy")
-    good = {"scores": ("f", ("k", "q")), "support": ("iu", ("k",)), "flag": ("b", ()), "none": ("f", (None, 4))}
+    good = {
+        "scores": ("f", ("k", "q")),
+        "support": ("iu", ("k",)),
+        "flag": ("b", ()),
+        "none": ("f", (None, 4)),
+    }
     _files.load(path, "policy", good)
     wrong = [
         ({"scores": ("f", ("k", "q"))}, "holds the arrays"),
         (good | {"support": ("f", ("k",))}, r"'support' is int32\[2\], expected kind 'f'"),
         (good | {"support": ("iu", ("q",))}, r"'support' .* shape \[q\]"),
-        (good | {"none": ("f", (1, 4))}, r"'none' is float32\[0, 4\], expected kind 'f' and shape \[1, 4\]"),
+        (
+            good | {"none": ("f", (1, 4))},
+            r"'none' is float32\[0, 4\], expected kind 'f' and shape \[1, 4\]",
+        ),
         (good | {"flag": ("b", (1,))}, "'flag'"),
         (good | {"scores": ("f", ("k",))}, "'scores'"),
     ]

@@ -49,14 +49,20 @@ def test_second_derivative_matches_the_closed_form(problem):
         return lambda p: jnp.sum(solver(matrix, target, p) ** 3)
 
     for outer, inner in ((jax.jacfwd, jax.grad), (jax.grad, jax.grad), (jax.jacfwd, jax.jacfwd)):
-        np.testing.assert_allclose(outer(inner(total(implicit_ridge)))(penalty), outer(inner(total(ridge)))(penalty), rtol=1e-7)
+        np.testing.assert_allclose(
+            outer(inner(total(implicit_ridge)))(penalty),
+            outer(inner(total(ridge)))(penalty),
+            rtol=1e-7,
+        )
 
 
 def test_vmap_of_gradients_is_a_loop(problem):
     matrix, target, _ = problem
     penalties = jnp.asarray([0.1, 1.0, 10.0])
     gradient = jax.grad(lambda p: implicit_ridge(matrix, target, p).sum())
-    np.testing.assert_allclose(jax.vmap(gradient)(penalties), jnp.stack([gradient(p) for p in penalties]), rtol=1e-10)
+    np.testing.assert_allclose(
+        jax.vmap(gradient)(penalties), jnp.stack([gradient(p) for p in penalties]), rtol=1e-10
+    )
 
 
 def test_several_right_hand_sides_at_once(problem):
@@ -67,18 +73,25 @@ def test_several_right_hand_sides_at_once(problem):
 
 def test_unsymmetric_systems_use_the_transposed_solve():
     rng = np.random.default_rng(1)
-    matrix, target = jnp.asarray(rng.normal(size=(4, 4)) + 4 * np.eye(4)), jnp.asarray(rng.normal(size=4))
+    matrix, target = (
+        jnp.asarray(rng.normal(size=(4, 4)) + 4 * np.eye(4)),
+        jnp.asarray(rng.normal(size=4)),
+    )
 
     def dense_solve(matvec, right_side):
         return jnp.linalg.solve(jax.jacfwd(matvec)(jnp.zeros_like(right_side)), right_side)
 
     def solve(matrix, target):
         found = jax.lax.stop_gradient(jnp.linalg.solve(matrix, target))
-        return implicit(lambda x, p: p[0] @ x - p[1], dense_solve, found, (matrix, target), symmetric=False)
+        return implicit(
+            lambda x, p: p[0] @ x - p[1], dense_solve, found, (matrix, target), symmetric=False
+        )
 
     for mode in (jax.jacfwd, jax.jacrev):
         chex.assert_trees_all_close(
-            mode(solve, argnums=(0, 1))(matrix, target), mode(jnp.linalg.solve, argnums=(0, 1))(matrix, target), rtol=1e-9
+            mode(solve, argnums=(0, 1))(matrix, target),
+            mode(jnp.linalg.solve, argnums=(0, 1))(matrix, target),
+            rtol=1e-9,
         )
 
 
@@ -100,7 +113,9 @@ def test_trees_and_integer_parameters(problem):
         return jnp.concatenate([tree["head"], tree["tail"]])
 
     expected = jax.grad(lambda p: ridge(matrix, target, p)[3])(penalty)
-    np.testing.assert_allclose(jax.grad(lambda p: solve(target, p)[3])(penalty), expected, rtol=1e-9)
+    np.testing.assert_allclose(
+        jax.grad(lambda p: solve(target, p)[3])(penalty), expected, rtol=1e-9
+    )
 
 
 def test_a_leaf_of_the_equation_may_not_depend_on_the_parameter():
@@ -108,15 +123,23 @@ def test_a_leaf_of_the_equation_may_not_depend_on_the_parameter():
 
     def solve(a, b):
         found = jax.lax.stop_gradient((a**2, b**3))
-        return implicit(lambda x, p: (x[0] - p[0] ** 2, x[1] - p[1] ** 3), conjugate_gradient, found, (a, b))
+        return implicit(
+            lambda x, p: (x[0] - p[0] ** 2, x[1] - p[1] ** 3), conjugate_gradient, found, (a, b)
+        )
 
-    gradient = jax.jit(jax.grad(lambda a, b: solve(a, b)[0] * solve(a, b)[1], argnums=(0, 1)))(2.0, 3.0)
+    gradient = jax.jit(jax.grad(lambda a, b: solve(a, b)[0] * solve(a, b)[1], argnums=(0, 1)))(
+        2.0, 3.0
+    )
     np.testing.assert_allclose(gradient, (2 * 2.0 * 27.0, 4.0 * 27.0), rtol=1e-12)
-    np.testing.assert_allclose(jax.grad(lambda a: solve(a, jnp.asarray(3.0))[0])(2.0), 4.0, rtol=1e-12)
+    np.testing.assert_allclose(
+        jax.grad(lambda a: solve(a, jnp.asarray(3.0))[0])(2.0), 4.0, rtol=1e-12
+    )
 
 
 def test_a_central_difference_agrees(problem):
     matrix, target, penalty = problem
     h = 1e-5
     slope = (ridge(matrix, target, penalty + h) - ridge(matrix, target, penalty - h)) / (2 * h)
-    np.testing.assert_allclose(jax.jacfwd(implicit_ridge, argnums=2)(matrix, target, penalty), slope, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(
+        jax.jacfwd(implicit_ridge, argnums=2)(matrix, target, penalty), slope, rtol=1e-6, atol=1e-9
+    )

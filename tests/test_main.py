@@ -14,7 +14,12 @@ def test_devices(capsys):
 
 
 def test_help_names_the_commands_and_the_options():
-    found = subprocess.run([sys.executable, "-m", "jaxsac", "route", "--help"], capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        [sys.executable, "-m", "jaxsac", "route", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     for part in ("--budget", "--lam", "--out", "--policy", "tools.json", "examples:"):
         assert part in found.stdout
 

@@ -10,7 +10,8 @@ import pytest
 
 NOTEBOOKS = pathlib.Path(__file__).parent.parent / "notebooks"
 
-# Runs a notebook's source as its cells would and counts what is drawn on the figures that it shows. Checks on its names follow.
+# Runs a notebook's source as its cells would and counts what is drawn on the figures that it shows.
+# Checks on its names follow.
 RUNNER = """
 import runpy, sys
 import matplotlib
@@ -25,7 +26,8 @@ locals().update(names)
 """
 
 
-# What the text of a notebook claims, as assertions on its names; `figures` has, per figure, whether each of its axes shows data.
+# What the text of a notebook claims, as assertions on its names; `figures` has, per figure, whether
+# each of its axes shows data.
 CLAIMS = {
     "sparse_tool_router.py": """
 assert [len(axes) for axes in figures] == [2, 1]
@@ -36,19 +38,28 @@ for curve in curves.values():
     assert curve.mean[0] < 0.1 and curve.mean[-1] > 0.9 and int(curve.num_nonfinite.sum()) == 0
 few, many = curves.values()  # fall together
 assert np.all(np.abs(few.mean - many.mean) < 0.1 + 4 * (few.standard_error + many.standard_error))
-""",
+"""
 }
 
 SOURCES = sorted(NOTEBOOKS.glob("*.py"))
-# The main job's notebook runs always, the other rooms' with the slow tests: each takes half a minute.
-RUNS = [pytest.param(path, marks=() if path.name in CLAIMS else pytest.mark.slow, id=path.stem) for path in SOURCES]
+# The main job's notebook runs always, the other rooms' with the slow tests: each takes half a
+# minute.
+RUNS = [
+    pytest.param(path, marks=() if path.name in CLAIMS else pytest.mark.slow, id=path.stem)
+    for path in SOURCES
+]
 
 
 @pytest.mark.parametrize("path", RUNS)
 def test_notebooks_run_and_show_what_they_say(path):
-    claims = "\nassert figures and all(all(axes) for axes in figures), figures\n" + CLAIMS.get(path.name, "")
+    claims = "\nassert figures and all(all(axes) for axes in figures), figures\n" + CLAIMS.get(
+        path.name, ""
+    )
     root = NOTEBOOKS.parent
-    environment = os.environ | {"PYTHONPATH": str(root), "JAX_COMPILATION_CACHE_DIR": str(root / ".cache" / "jax")}
+    environment = os.environ | {
+        "PYTHONPATH": str(root),
+        "JAX_COMPILATION_CACHE_DIR": str(root / ".cache" / "jax"),
+    }
     command = [sys.executable, "-W", "error", "-c", RUNNER + claims, str(path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
@@ -60,6 +71,8 @@ def test_notebooks_are_short_and_in_the_percent_format(path):
     assert source.startswith("# ---\n# jupyter:") and "format_name: percent" in source
     assert "# %%\n" in source and "# %% [markdown]\n" in source
     ast.parse(source)
-    code = [line for line in source.splitlines() if line.strip() and not line.strip().startswith("#")]
+    code = [
+        line for line in source.splitlines() if line.strip() and not line.strip().startswith("#")
+    ]
     assert len(code) <= 80
     assert not list(NOTEBOOKS.glob("*.ipynb")), "only the percent-format source is kept"

@@ -19,7 +19,9 @@ def test_learning_curves(axes):
     curves = {"sparse": ([0.1, 0.2], [0.01, 0.02]), "new": ([0.1, np.nan], [0.01, np.nan])}
     assert plotting.learning_curves(axes, [800, 2000], curves, "nDCG@8") is axes
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["sparse", "new"]
-    assert axes.get_ylabel() == "nDCG@8" and [label.get_text() for label in axes.get_xticklabels()] == ["800", "2,000"]
+    assert axes.get_ylabel() == "nDCG@8" and [
+        label.get_text() for label in axes.get_xticklabels()
+    ] == ["800", "2,000"]
     np.testing.assert_allclose(axes.containers[0].lines[0].get_ydata(), [0.1, 0.2])
     axes.figure.canvas.draw()
 

@@ -1,4 +1,6 @@
-"""The README is true: its examples run as written, its commands name what exists, and its test command is what `.ci/run` runs."""
+"""The README is true: its examples run as written, its commands name what exists, and its test
+command is what `.ci/run` runs.
+"""
 
 import os
 import pathlib
@@ -19,8 +21,19 @@ EXAMPLES = re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.
 def test_every_example_runs_as_a_user_would_run_it(number, tmp_path):
     """With jax's own defaults (float32, plain promotion), outside the checkout."""
     program = f"exec(compile({EXAMPLES[number - 1]!r}, 'README example {number}', 'exec'), {{}})"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax")}
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -39,4 +52,6 @@ def test_benchmark_commands_name_rooms_that_exist():
 
 def test_pins_name_versions_only():
     for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
-        assert re.fullmatch(r"#.*|[A-Za-z0-9._-]+==[A-Za-z0-9.]+( ; python_version [<>=]+ \"[0-9.]+\")?", line), line
+        assert re.fullmatch(
+            r"#.*|[A-Za-z0-9._-]+==[A-Za-z0-9.]+( ; python_version [<>=]+ \"[0-9.]+\")?", line
+        ), line

@@ -48,4 +48,8 @@ def test_is_a_pytree_under_jit_vmap_grad():
 def test_export_round_trip():
     exported = jax.export.export(jax.jit(halve))(jax.ShapeDtypeStruct((), jnp.float32))
     solution = jax.export.deserialize(exported.serialize()).call(jnp.float32(4.0))
-    assert isinstance(solution, Solution) and solution.value["half"] == 2.0 and solution.check() is solution
+    assert (
+        isinstance(solution, Solution)
+        and solution.value["half"] == 2.0
+        and solution.check() is solution
+    )

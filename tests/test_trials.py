@@ -1,4 +1,6 @@
-"""Trials: trial i is fn(fold_in(key, i)) however it is run, stopped and resumed; summaries against numpy."""
+"""Trials: trial i is fn(fold_in(key, i)) however it is run, stopped and resumed; summaries against
+numpy.
+"""
 
 import os
 import pathlib
@@ -25,7 +27,10 @@ HERE = pathlib.Path(__file__).parent
 
 def reference(num_trials, fn=noisy_walk, key=KEY):
     one = jax.jit(fn)
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *[one(jax.random.fold_in(key, i)) for i in range(num_trials)])
+    return jax.tree.map(
+        lambda *leaves: jnp.stack(leaves),
+        *[one(jax.random.fold_in(key, i)) for i in range(num_trials)],
+    )
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +42,17 @@ def close(results, expected, num_trials):
     assert set(results) == set(expected)
     for name, value in results.items():
         value = np.asarray(value)
-        assert value.shape == (num_trials, *expected[name].shape[1:]) and value.dtype == expected[name].dtype
+        assert (
+            value.shape == (num_trials, *expected[name].shape[1:])
+            and value.dtype == expected[name].dtype
+        )
         np.testing.assert_allclose(value, expected[name][:num_trials], rtol=1e-5, atol=1e-6)
 
 
 def bitwise(left, right):
     return jax.tree.structure(left) == jax.tree.structure(right) and all(
-        np.asarray(a).dtype == np.asarray(b).dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes()
+        np.asarray(a).dtype == np.asarray(b).dtype
+        and np.asarray(a).tobytes() == np.asarray(b).tobytes()
         for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
     )
 
@@ -52,10 +61,14 @@ def start(*arguments, devices=1):
     environment = os.environ | {
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "PYTHONPATH": str(HERE.parent),
-        "PYTHONHASHSEED": str(len(arguments)),  # another one in each process: no result may depend on it
+        "PYTHONHASHSEED": str(
+            len(arguments)
+        ),  # another one in each process: no result may depend on it
     }
     command = [sys.executable, "-W", "error", str(HERE / "trials_worker.py"), *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def finish(process, status=0, timeout=300):
@@ -77,7 +90,9 @@ def test_inside_jit_vmap_and_grad(expected):
     np.testing.assert_array_equal(several, [run_trials(jax.random.uniform, key, 6) for key in keys])
 
     def loss(theta):
-        return run_trials(lambda key: jnp.sum(theta**2 * jax.random.uniform(key, (3,))), KEY, 6, batch_size=3).sum()
+        return run_trials(
+            lambda key: jnp.sum(theta**2 * jax.random.uniform(key, (3,))), KEY, 6, batch_size=3
+        ).sum()
 
     theta = jnp.array([1.0, 2.0, -1.0])
     noise = run_trials(lambda key: jax.random.uniform(key, (3,)), KEY, 6)
@@ -87,18 +102,38 @@ def test_inside_jit_vmap_and_grad(expected):
 def test_any_pytree_comes_back(tmp_path):
     def trial(key):
         x = jax.random.normal(key, (), jnp.float32)
-        stats = {"key": key, "none": None, "empty": (), "half": x.astype(jnp.bfloat16), "wide": x.astype(jnp.complex64)}
-        return Solution(value=x, status=jnp.int32(Status.STALLED), stats=stats, state=jnp.zeros((0, 2)))
+        stats = {
+            "key": key,
+            "none": None,
+            "empty": (),
+            "half": x.astype(jnp.bfloat16),
+            "wide": x.astype(jnp.complex64),
+        }
+        return Solution(
+            value=x, status=jnp.int32(Status.STALLED), stats=stats, state=jnp.zeros((0, 2))
+        )
 
     whole = run_trials(trial, KEY, 6)
-    assert isinstance(whole, Solution) and whole.status.dtype == jnp.int32 and whole.state.shape == (6, 0, 2)
+    assert (
+        isinstance(whole, Solution)
+        and whole.status.dtype == jnp.int32
+        and whole.state.shape == (6, 0, 2)
+    )
     for _ in range(2):  # computed, then read from the files
         chunked = run_trials(trial, KEY, 6, batch_size=2, checkpoint=tmp_path)
-        assert chunked.stats["key"].dtype == KEY.dtype and chunked.stats["half"].dtype == jnp.bfloat16
-        numbers = [jax.tree.map(lambda x: jax.random.key_data(x) if x.dtype == KEY.dtype else x, tree) for tree in (whole, chunked)]
+        assert (
+            chunked.stats["key"].dtype == KEY.dtype and chunked.stats["half"].dtype == jnp.bfloat16
+        )
+        numbers = [
+            jax.tree.map(lambda x: jax.random.key_data(x) if x.dtype == KEY.dtype else x, tree)
+            for tree in (whole, chunked)
+        ]
         assert bitwise(*numbers)
     old_style = jax.random.PRNGKey(0)
-    np.testing.assert_array_equal(run_trials(jax.random.uniform, old_style, 5, batch_size=2), reference(5, jax.random.uniform, old_style))
+    np.testing.assert_array_equal(
+        run_trials(jax.random.uniform, old_style, 5, batch_size=2),
+        reference(5, jax.random.uniform, old_style),
+    )
 
 
 def test_one_trace_however_many_chunks_and_calls(tmp_path):
@@ -128,10 +163,14 @@ def test_several_devices(expected, tmp_path):
     finish(start("mesh", tmp_path, devices=4))
     for name, num_trials in {"3": 3, "22": 22, "inside": 22}.items():
         close(dict(np.load(tmp_path / f"{name}.npz")), expected, num_trials)
-    collective = re.compile(r"all-reduce|all-gather|all-to-all|collective|reduce-scatter|infeed|send|recv")
+    collective = re.compile(
+        r"all-reduce|all-gather|all-to-all|collective|reduce-scatter|infeed|send|recv"
+    )
     program, naive = (tmp_path / "program.txt").read_text(), (tmp_path / "naive.txt").read_text()
     assert "while" in program and "num_partitions=4" in program and not collective.search(program)
-    assert collective.search(naive)  # what is looked for exists where the loop is not mapped by hand
+    assert collective.search(
+        naive
+    )  # what is looked for exists where the loop is not mapped by hand
 
 
 @pytest.mark.slow
@@ -145,14 +184,18 @@ def test_two_processes(expected, tmp_path):
     for name in ("whole-0", "whole-1", "chunks-0", "chunks-1"):
         close(dict(np.load(tmp_path / f"{name}.npz")), expected, 22)
     for rank in (0, 1):
-        assert bitwise(*[dict(np.load(tmp_path / f"{name}-{rank}.npz")) for name in ("chunks", "resumed")])
+        assert bitwise(
+            *[dict(np.load(tmp_path / f"{name}-{rank}.npz")) for name in ("chunks", "resumed")]
+        )
 
 
 def test_a_kill_in_the_middle_of_a_write_costs_one_chunk(tmp_path):
     whole = run_trials(noisy_walk, KEY, 22, batch_size=4)
     finish(start("stop_in", tmp_path, 3), status=-signal.SIGKILL)
     names = sorted(os.listdir(tmp_path))
-    assert names[1:] == [f"chunk-{number:06d}.npz" for number in range(3)] and names[0].endswith(".tmp")
+    assert names[1:] == [f"chunk-{number:06d}.npz" for number in range(3)] and names[0].endswith(
+        ".tmp"
+    )
     before = {name: (tmp_path / name).stat().st_mtime_ns for name in names[1:]}
     resumed = run_trials(noisy_walk, KEY, 22, batch_size=4, checkpoint=tmp_path)
     assert bitwise(resumed, whole)
@@ -245,7 +288,11 @@ def test_mistakes_are_named(tmp_path):
     with pytest.raises(ValueError, match="outside jit"):
         jax.jit(lambda key: run_trials(noisy_walk, key, 4, batch_size=2, progress=True))(KEY)
     with pytest.raises(ValueError, match="outside jit"):
-        jax.grad(lambda x: run_trials(lambda key: x * 1.0, KEY, 4, batch_size=2, checkpoint=tmp_path / "new").sum())(1.0)
+        jax.grad(
+            lambda x: run_trials(
+                lambda key: x * 1.0, KEY, 4, batch_size=2, checkpoint=tmp_path / "new"
+            ).sum()
+        )(1.0)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -260,21 +307,31 @@ def test_summaries_agree_with_numpy(dtype):
     rtol = 1e-5 if dtype == np.float32 else 1e-12
     exact = values.astype(np.float64)
     np.testing.assert_allclose(summary.mean["values"], exact.mean(0), rtol=rtol)
-    np.testing.assert_allclose(summary.standard_error["values"], exact.std(0, ddof=1) / np.sqrt(50), rtol=rtol)
-    np.testing.assert_allclose(summary.quantiles["values"], np.quantile(exact, (0.1, 0.5), axis=0), rtol=rtol)
+    np.testing.assert_allclose(
+        summary.standard_error["values"], exact.std(0, ddof=1) / np.sqrt(50), rtol=rtol
+    )
+    np.testing.assert_allclose(
+        summary.quantiles["values"], np.quantile(exact, (0.1, 0.5), axis=0), rtol=rtol
+    )
     assert summary.mean["values"].dtype == dtype and summary.quantiles["values"].dtype == dtype
     np.testing.assert_allclose(summary.mean["flags"], flags.mean(), rtol=1e-12)
     kept = exact[np.isfinite(dirty[:, 0]), 0]
     np.testing.assert_allclose(summary.mean["dirty"][0], kept.mean(), rtol=rtol)
-    np.testing.assert_allclose(summary.standard_error["dirty"][0], kept.std(ddof=1) / np.sqrt(48), rtol=rtol)
-    np.testing.assert_allclose(summary.quantiles["dirty"][:, 0], np.quantile(kept, (0.1, 0.5)), rtol=rtol)
+    np.testing.assert_allclose(
+        summary.standard_error["dirty"][0], kept.std(ddof=1) / np.sqrt(48), rtol=rtol
+    )
+    np.testing.assert_allclose(
+        summary.quantiles["dirty"][:, 0], np.quantile(kept, (0.1, 0.5)), rtol=rtol
+    )
     np.testing.assert_array_equal(summary.num_nonfinite["dirty"], [2, 1, 50, 49])
     assert summary.num_nonfinite["dirty"].dtype == jnp.int32
     assert np.isnan(summary.mean["dirty"][2]) and np.isnan(summary.quantiles["dirty"][:, 2]).all()
     assert summary.mean["dirty"][3] == dirty[0, 3] and np.isnan(summary.standard_error["dirty"][3])
     lower, upper = summary.band(0.95)
     width = 2 * 1.959963984540054 * exact.std(0, ddof=1) / np.sqrt(50)
-    np.testing.assert_allclose(upper["values"] - lower["values"], width, rtol=1e-9 if dtype == np.float64 else 1e-4)
+    np.testing.assert_allclose(
+        upper["values"] - lower["values"], width, rtol=1e-9 if dtype == np.float64 else 1e-4
+    )
 
 
 def test_summaries_keep_their_scale_and_their_tree():

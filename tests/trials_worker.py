@@ -1,4 +1,6 @@
-"""Programs that tests/test_trials.py runs in processes of their own: `python trials_worker.py NAME ARGUMENTS...`."""
+"""Programs that tests/test_trials.py runs in processes of their own: `python trials_worker.py NAME
+ARGUMENTS...`.
+"""
 
 import functools
 import os
@@ -17,7 +19,9 @@ def noisy_walk(key):
     """A trial with a loop whose length depends on its key, a product, an integer and a flag."""
     steps = jax.random.randint(key, (), 1, 20)
     matrix = jax.random.uniform(key, (4, 4), jnp.float32)
-    total = jax.lax.fori_loop(0, steps, lambda i, carry: carry @ matrix / (1 + carry), jnp.ones(4, jnp.float32))
+    total = jax.lax.fori_loop(
+        0, steps, lambda i, carry: carry @ matrix / (1 + carry), jnp.ones(4, jnp.float32)
+    )
     return {"total": total, "steps": steps, "odd": steps % 2 == 1}
 
 
@@ -26,18 +30,29 @@ def save(path, results):
 
 
 def mesh(folder):
-    """On several devices: any trial count, chunks, a mesh of two axes; and what the compiled program does."""
+    """On several devices: any trial count, chunks, a mesh of two axes; and what the compiled
+    program does.
+    """
     devices = jax.make_mesh((2, 2), ("a", "b"))
     for num_trials, batch_size in ((3, None), (22, 9)):
-        save(f"{folder}/{num_trials}.npz", run_trials(noisy_walk, jax.random.key(0), num_trials, batch_size=batch_size, mesh=devices))
-    inside = jax.jit(lambda key: run_trials(noisy_walk, key, 22, batch_size=8, mesh=devices))(jax.random.key(0))
+        save(
+            f"{folder}/{num_trials}.npz",
+            run_trials(
+                noisy_walk, jax.random.key(0), num_trials, batch_size=batch_size, mesh=devices
+            ),
+        )
+    inside = jax.jit(lambda key: run_trials(noisy_walk, key, 22, batch_size=8, mesh=devices))(
+        jax.random.key(0)
+    )
     save(f"{folder}/inside.npz", inside)
 
     from jaxsac.trials import _program
 
     program = _program(noisy_walk, 32, devices, "threefry2x32")
     text = program.lower(np.zeros(2, np.uint32), np.int32(0)).compile().as_text()
-    naive = jax.jit(jax.vmap(noisy_walk), in_shardings=jax.NamedSharding(devices, jax.P(("a", "b"))))
+    naive = jax.jit(
+        jax.vmap(noisy_walk), in_shardings=jax.NamedSharding(devices, jax.P(("a", "b")))
+    )
     with open(f"{folder}/program.txt", "w") as file:
         file.write(text)
     with open(f"{folder}/naive.txt", "w") as file:
@@ -45,7 +60,9 @@ def mesh(folder):
 
 
 def stop_in(folder, chunk):
-    """Kill this process while it writes the given chunk, the bytes already in the temporary file."""
+    """Kill this process while it writes the given chunk, the bytes already in the temporary
+    file.
+    """
     from jaxsac import _files
 
     replace = os.replace
@@ -81,7 +98,9 @@ def process(port, rank, folder):
     if rank == "1":
         time.sleep(2)  # processes need not come at the same time
     checkpoint = f"{folder}/checkpoint"
-    in_chunks = functools.partial(run_trials, noisy_walk, num_trials=22, batch_size=8, mesh=devices, checkpoint=checkpoint)
+    in_chunks = functools.partial(
+        run_trials, noisy_walk, num_trials=22, batch_size=8, mesh=devices, checkpoint=checkpoint
+    )
     save(f"{folder}/chunks-{rank}.npz", in_chunks(jax.random.key(0)))
     if rank == "0":
         os.remove(f"{checkpoint}/chunk-000001.npz")

@@ -1,4 +1,6 @@
-"""Wide random problems, large enough for the host-driven working sets; and the compiled loop to compare with."""
+"""Wide random problems, large enough for the host-driven working sets; and the compiled loop to
+compare with.
+"""
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,10 +26,30 @@ def problem(seed, loss, groups, dtype):
     sample_weight[:2] = 0
     weights = rng.uniform(0.5, 2, groups.num_groups)
     weights[[3, 17]] = 0
-    everything = {"weights": weights, "sample_weight": sample_weight, "offset": 0.3 * rng.normal(size=T)}
-    return jnp.asarray(X, dtype), jnp.asarray(y, dtype), {k: jnp.asarray(v, dtype) for k, v in everything.items()}
+    everything = {
+        "weights": weights,
+        "sample_weight": sample_weight,
+        "offset": 0.3 * rng.normal(size=T),
+    }
+    return (
+        jnp.asarray(X, dtype),
+        jnp.asarray(y, dtype),
+        {k: jnp.asarray(v, dtype) for k, v in everything.items()},
+    )
 
 
-def compiled_solve(X, y, groups, lam, *, loss, tol, state=None, max_steps=20_000, intercept=False, **arrays):
-    at = solver._problem(X, y, groups, lam, loss, arrays.get("weights"), arrays.get("sample_weight"), arrays.get("offset"), intercept)
+def compiled_solve(
+    X, y, groups, lam, *, loss, tol, state=None, max_steps=20_000, intercept=False, **arrays
+):
+    at = solver._problem(
+        X,
+        y,
+        groups,
+        lam,
+        loss,
+        arrays.get("weights"),
+        arrays.get("sample_weight"),
+        arrays.get("offset"),
+        intercept,
+    )
     return solver._solve(at, jnp.asarray(tol, X.dtype), jnp.int32(max_steps), state)

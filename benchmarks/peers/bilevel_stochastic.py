@@ -1,6 +1,7 @@
 """The solvers of benchopt's benchmark_bilevel, as they ship, on the real-data bilevel problems.
 
-The benchmark is no package: the interpreter needs benchopt, and a checkout of benchmark_bilevel on its path (a .pth file).
+The benchmark is no package: the interpreter needs benchopt, and a checkout of benchmark_bilevel on
+its path (a .pth file).
 """
 
 import importlib
@@ -20,12 +21,18 @@ def answer(arrays, settings):
 
     def on_slices(function):
         # their arguments: the inner variable, the outer one, where the batch starts, and its size
-        return lambda inner_var, outer_var, start=0, batch_size=1: function(inner_var, outer_var, start, batch_size)
+        return lambda inner_var, outer_var, start=0, batch_size=1: function(
+            inner_var, outer_var, start, batch_size
+        )
 
     outputs = {}
     for number, (step_size, outer_ratio) in enumerate(settings["grid"]):
-        run = solver.get_instance(step_size=step_size, outer_ratio=outer_ratio, eval_freq=settings["every"])
-        run.set_objective(on_slices(bed.lower), on_slices(bed.upper), bed.num_train, bed.num_valid, bed.y, bed.x)
+        run = solver.get_instance(
+            step_size=step_size, outer_ratio=outer_ratio, eval_freq=settings["every"]
+        )
+        run.set_objective(
+            on_slices(bed.lower), on_slices(bed.upper), bed.num_train, bed.num_valid, bed.y, bed.x
+        )
         outputs |= {f"{name}_{number}": values for name, values in timed(run, settings).items()}
     return outputs, {}
 
@@ -46,7 +53,11 @@ def timed(run, settings):
         return seconds[-1] < settings["budget"] and len(xs) < 400
 
     run.run(goes_on)
-    return {"seconds": np.asarray(seconds[1:]), "steps": settings["every"] * np.arange(1, len(xs) + 1), "xs": np.stack(xs)}
+    return {
+        "seconds": np.asarray(seconds[1:]),
+        "steps": settings["every"] * np.arange(1, len(xs) + 1),
+        "xs": np.stack(xs),
+    }
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""The peer's side of the exchange. Imports nothing but numpy: the interpreter that runs it need not have jax or jaxsac."""
+"""The peer's side of the exchange. Imports nothing but numpy: the interpreter that runs it need not
+have jax or jaxsac.
+"""
 
 import json
 import pathlib
@@ -10,10 +12,19 @@ from typing import Any
 import numpy as np
 
 
-def serve(answer: Callable[[dict[str, np.ndarray], dict[str, Any]], tuple[dict[str, Any], dict[str, Any]]]) -> None:
-    """Read the arrays and settings that `run_peer` left, call `answer(arrays, settings)`, and write the (arrays, numbers) it returns."""
+def serve(
+    answer: Callable[
+        [dict[str, np.ndarray], dict[str, Any]], tuple[dict[str, Any], dict[str, Any]]
+    ],
+) -> None:
+    """Read the arrays and settings that `run_peer` left, call `answer(arrays, settings)`, and write
+    the (arrays, numbers) it returns.
+    """
     folder = pathlib.Path(sys.argv[1])
-    arrays = {path.stem.removeprefix("in_"): np.load(path, allow_pickle=False) for path in sorted(folder.glob("in_*.npy"))}
+    arrays = {
+        path.stem.removeprefix("in_"): np.load(path, allow_pickle=False)
+        for path in sorted(folder.glob("in_*.npy"))
+    }
     settings = json.loads((folder / "settings.json").read_text())
     try:
         outputs, numbers = answer(arrays, settings)
@@ -28,8 +39,12 @@ def serve(answer: Callable[[dict[str, np.ndarray], dict[str, Any]], tuple[dict[s
     temporary.rename(folder / "answer.json")
 
 
-def seconds(thunk: Callable[[], Any], *, min_repeats: int = 20, min_seconds: float = 2.0) -> list[float]:
-    """Times of repeated calls after one warm-up: at least `min_repeats`, or `min_seconds` in all (and 3 calls)."""
+def seconds(
+    thunk: Callable[[], Any], *, min_repeats: int = 20, min_seconds: float = 2.0
+) -> list[float]:
+    """Times of repeated calls after one warm-up: at least `min_repeats`, or `min_seconds` in all
+    (and 3 calls).
+    """
     thunk()
     times: list[float] = []
     while len(times) < 3 or (len(times) < min_repeats and sum(times) < min_seconds):
@@ -39,8 +54,12 @@ def seconds(thunk: Callable[[], Any], *, min_repeats: int = 20, min_seconds: flo
     return times
 
 
-def timed_fits(fit: Callable[..., Any], problems: Any, lams: Any, settings: dict[str, Any], version: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What `serve` sends of fit(X, y, lams, tol) on every problem at each of the tolerances `tols`: coefficients, seconds, the version."""
+def timed_fits(
+    fit: Callable[..., Any], problems: Any, lams: Any, settings: dict[str, Any], version: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `serve` sends of fit(X, y, lams, tol) on every problem at each of the tolerances `tols`:
+    coefficients, seconds, the version.
+    """
     coefs, times = [], []
     for tol in settings["tols"]:
 
@@ -48,5 +67,7 @@ def timed_fits(fit: Callable[..., Any], problems: Any, lams: Any, settings: dict
             return [fit(X, y, at, tol) for (X, y), at in zip(problems, lams, strict=True)]
 
         coefs.append(solve())
-        times.append(seconds(solve, min_repeats=settings["min_repeats"], min_seconds=settings["min_seconds"]))
+        times.append(
+            seconds(solve, min_repeats=settings["min_repeats"], min_seconds=settings["min_seconds"])
+        )
     return {"coef": np.asarray(coefs)}, {"seconds": times, "version": version}

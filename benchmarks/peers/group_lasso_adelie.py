@@ -1,4 +1,6 @@
-"""adelie on group-lasso problems without intercept, weight 1 for every group. `tols` are its change criterion, not a duality gap."""
+"""adelie on group-lasso problems without intercept, weight 1 for every group. `tols` are its change
+criterion, not a duality gap.
+"""
 
 import numpy as np
 from exchange import serve, timed_fits
@@ -12,7 +14,11 @@ def answer(arrays, settings):
     starts = np.arange(0, problems[0][0].shape[1], size)
 
     def fit(X, y, lams, tol):
-        glm = adelie.glm.gaussian(y=y) if loss == "squared" else adelie.glm.binomial(y=(y > 0).astype(float))
+        glm = (
+            adelie.glm.gaussian(y=y)
+            if loss == "squared"
+            else adelie.glm.binomial(y=(y > 0).astype(float))
+        )
         state = adelie.grpnet(
             X, glm, groups=starts, penalty=np.ones(starts.size), lmda_path=lams, intercept=False, early_exit=False, tol=tol, irls_tol=tol,
             n_threads=threads, progress_bar=False,

@@ -18,7 +18,15 @@ def answer(arrays, settings):
 
     def fit(X, y, lams, tol):
         _, coefs, _ = celer_path(
-            X, y, pb="grouplasso", alphas=lams, groups=size, tol=tol, max_iter=100, max_epochs=50_000, weights=np.ones(X.shape[1] // size)
+            X,
+            y,
+            pb="grouplasso",
+            alphas=lams,
+            groups=size,
+            tol=tol,
+            max_iter=100,
+            max_epochs=50_000,
+            weights=np.ones(X.shape[1] // size),
         )
         return coefs.T
 

@@ -1,4 +1,6 @@
-"""skglm on group-lasso problems without intercept, weight 1 for every group; its compiled classes are built before the clock starts."""
+"""skglm on group-lasso problems without intercept, weight 1 for every group; its compiled classes
+are built before the clock starts.
+"""
 
 import warnings
 
@@ -23,7 +25,9 @@ def answer(arrays, settings):
     penalty = compiled_clone(WeightedGroupL2(1.0, np.ones(pointers.size - 1), pointers, indices))
 
     def fit(X, y, lams, tol):
-        solver = GroupBCD(tol=tol, max_iter=1000) if squared else GroupProxNewton(tol=tol, max_iter=100)
+        solver = (
+            GroupBCD(tol=tol, max_iter=1000) if squared else GroupProxNewton(tol=tol, max_iter=100)
+        )
         solver.warm_start = True
         coefs, coef = [], np.zeros(num_columns)
         for lam in lams:

@@ -1,4 +1,6 @@
-"""quantecon's DiscreteDP on the same problem, given the dense kernel: value iteration (sup) and modified policy iteration (span)."""
+"""quantecon's DiscreteDP on the same problem, given the dense kernel: value iteration (sup) and
+modified policy iteration (span).
+"""
 
 import time
 

@@ -1,4 +1,6 @@
-"""Sparse-action linear bandits: play at most s of d coordinates, and how much of each, from noisy rewards."""
+"""Sparse-action linear bandits: play at most s of d coordinates, and how much of each, from noisy
+rewards.
+"""
 
 from jaxsac.bandits._protocol import ActionSet as ActionSet
 from jaxsac.bandits._protocol import Selection as Selection

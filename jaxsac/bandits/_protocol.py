@@ -11,8 +11,9 @@ from jax import lax
 class Selection(NamedTuple):
     """A support chosen by an oracle; s is its size and d the dimension.
 
-    `indices` int32 [s] in the order of the choice (-1 where no coordinate was left), `mask` bool [d], `value` f(S) = max <theta, x> over
-    actions supported in S, and `gap` the smallest lead of a chosen coordinate over the second best one (+inf where there was no other).
+    `indices` int32 [s] in the order of the choice (-1 where no coordinate was left), `mask` bool
+    [d], `value` f(S) = max <theta, x> over actions supported in S, and `gap` the smallest lead of a
+    chosen coordinate over the second best one (+inf where there was no other).
     """
 
     indices: jax.Array
@@ -24,13 +25,16 @@ class Selection(NamedTuple):
 class ActionSet(eqx.Module):
     """A compact convex set X in R^d that contains the origin: what a bandit algorithm plays from.
 
-    A set of one's own defines `support` and `argmax`; the rest has defaults. `theta` is [d] and `mask` bool [d] names the coordinates that
-    may be non-zero (None: all). All methods are pure, differentiable where the answer is smooth, and unbatched.
+    A set of one's own defines `support` and `argmax`; the rest has defaults. `theta` is [d] and
+    `mask` bool [d] names the coordinates that may be non-zero (None: all). All methods are pure,
+    differentiable where the answer is smooth, and unbatched.
     """
 
-    #: f(S) is an increasing function of a sum over S of `scores(theta)`: the largest scores are the best support.
+    # : f(S) is an increasing function of a sum over S of `scores(theta)`: the largest scores are
+    # the best support.
     modular: ClassVar[bool] = False
-    #: X is strongly convex: actions move with theta in a Lipschitz way and the exploitation of a cycle may be as long as its index.
+    # : X is strongly convex: actions move with theta in a Lipschitz way and the exploitation of a
+    # cycle may be as long as its index.
     strongly_convex: ClassVar[bool] = False
     #: f(S)^2 is a quadratic form of theta_S.
     quadratic: ClassVar[bool] = False
@@ -41,7 +45,9 @@ class ActionSet(eqx.Module):
         return False
 
     def support(self, theta: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """max <theta, x> over x in X with x = 0 off the mask; 0 at least, since the origin is in X."""
+        """max <theta, x> over x in X with x = 0 off the mask; 0 at least, since the origin is in
+        X.
+        """
         raise TypeError(f"{type(self).__name__} must define support(theta, mask).")
 
     def argmax(self, theta: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -50,26 +56,36 @@ class ActionSet(eqx.Module):
 
     def gauge(self, x: jax.Array) -> jax.Array:
         """The least t >= 0 with x in t X: at most 1 exactly for the actions in X."""
-        raise ValueError(f"{type(self).__name__} has no gauge, which scales a dense exploration basis into it: use basis='standard'.")
+        raise ValueError(
+            f"{type(self).__name__} has no gauge, which scales a dense exploration basis into it: use basis='standard'."
+        )
 
     def norm_bound(self, sparsity: int, dimension: int) -> jax.Array | float:
-        """A bound on ||x||_2 over the s-sparse actions, which is the Lipschitz constant of f in theta."""
+        """A bound on ||x||_2 over the s-sparse actions, which is the Lipschitz constant of f in
+        theta.
+        """
         raise ValueError(f"{type(self).__name__} must define norm_bound(sparsity, dimension).")
 
     def reach(self, dimension: int, dtype) -> jax.Array:
-        """For each axis the largest multiple [d] of its unit vector in X, negative where the negative side reaches further."""
+        """For each axis the largest multiple [d] of its unit vector in X, negative where the
+        negative side reaches further.
+        """
         axes = jnp.eye(dimension, dtype=dtype)
         up = jax.vmap(lambda axis: self.support(axis, axis > 0))(axes)
         down = jax.vmap(lambda axis: self.support(-axis, axis > 0))(axes)
         return jnp.where(up >= down, up, -down)
 
     def restrict(self, indices: jax.Array, dimension: int) -> "ActionSet":
-        """The set of actions supported in `indices` [s], in their own coordinates; an index -1 is a coordinate where theta must be zero."""
+        """The set of actions supported in `indices` [s], in their own coordinates; an index -1 is a
+        coordinate where theta must be zero.
+        """
         return Slice(self, indices, dimension)
 
     def extended(self, theta: jax.Array, chosen: jax.Array) -> jax.Array:
         """f(chosen + i) for every coordinate i, [d]."""
-        return jax.vmap(lambda one: self.support(theta, chosen | one))(jnp.eye(theta.shape[0], dtype=bool))
+        return jax.vmap(lambda one: self.support(theta, chosen | one))(
+            jnp.eye(theta.shape[0], dtype=bool)
+        )
 
     def greedy(self, theta: jax.Array, sparsity: int, mask: jax.Array | None = None) -> Selection:
         """Add the coordinate of largest f, `sparsity` times; ties go to the lowest index."""
@@ -79,20 +95,36 @@ class ActionSet(eqx.Module):
         def step(k, carry):
             indices, chosen, gap = carry
             best, lead, left = pick(self.extended(theta, chosen), available & ~chosen)
-            return indices.at[k].set(best), chosen | (left & (jnp.arange(dimension, dtype=jnp.int32) == best)), jnp.minimum(gap, lead)
+            return (
+                indices.at[k].set(best),
+                chosen | (left & (jnp.arange(dimension, dtype=jnp.int32) == best)),
+                jnp.minimum(gap, lead),
+            )
 
-        nothing = jnp.full(sparsity, -1, jnp.int32), jnp.zeros(dimension, bool), jnp.asarray(jnp.inf, theta.dtype)
+        nothing = (
+            jnp.full(sparsity, -1, jnp.int32),
+            jnp.zeros(dimension, bool),
+            jnp.asarray(jnp.inf, theta.dtype),
+        )
         indices, chosen, gap = lax.fori_loop(0, sparsity, step, nothing)
         return Selection(indices, chosen, self.support(theta, chosen), gap)
 
 
 def pick(values: jax.Array, candidates: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The index of the largest candidate value (-1 if there is no candidate), its lead over the next one, and whether one was left."""
+    """The index of the largest candidate value (-1 if there is no candidate), its lead over the
+    next one, and whether one was left.
+    """
     values = jnp.where(candidates, values, -jnp.inf)
     best = jnp.argmax(values).astype(jnp.int32)
-    second = jnp.max(jnp.where(jnp.arange(values.shape[0], dtype=jnp.int32) == best, -jnp.inf, values))
+    second = jnp.max(
+        jnp.where(jnp.arange(values.shape[0], dtype=jnp.int32) == best, -jnp.inf, values)
+    )
     left = jnp.any(candidates)
-    lead = jnp.where(jnp.sum(candidates) > 1, values[best] - jnp.where(jnp.isneginf(second), 0.0, second), jnp.inf).astype(values.dtype)
+    lead = jnp.where(
+        jnp.sum(candidates) > 1,
+        values[best] - jnp.where(jnp.isneginf(second), 0.0, second),
+        jnp.inf,
+    ).astype(values.dtype)
     return jnp.where(left, best, -1), lead, left
 
 
@@ -122,5 +154,7 @@ def masked(theta: jax.Array, mask: jax.Array | None) -> jax.Array:
 
 
 def like(value, theta: jax.Array) -> jax.Array:
-    """`value` in the dtype of theta, so that a set built from Python numbers or float64 arrays serves both precisions."""
+    """`value` in the dtype of theta, so that a set built from Python numbers or float64 arrays
+    serves both precisions.
+    """
     return jnp.asarray(value).astype(theta.dtype)

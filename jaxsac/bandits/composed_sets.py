@@ -12,10 +12,12 @@ from jaxsac.bandits._protocol import ActionSet, like, masked
 
 
 class Product(ActionSet):
-    """X_1 x X_2 x ... over consecutive blocks of coordinates of the given `sizes`: f and its maximisers add up.
+    """X_1 x X_2 x ... over consecutive blocks of coordinates of the given `sizes`: f and its
+    maximisers add up.
 
-    Greedy is exact if it is on every part: its steps then gain less and less within a part, as on all sets here that say so, and s steps
-    of the largest gains are the best division of s among the parts.
+    Greedy is exact if it is on every part: its steps then gain less and less within a part, as on
+    all sets here that say so, and s steps of the largest gains are the best division of s among the
+    parts.
     """
 
     parts: tuple[ActionSet, ...]
@@ -31,13 +33,19 @@ class Product(ActionSet):
         return all(part.greedy_is_exact for part in self.parts)
 
     def _blocks(self, vector):
-        require(vector.shape[0] == sum(self.sizes), f"theta must have {sum(self.sizes)} coordinates, as the sizes of Product say.")
+        require(
+            vector.shape[0] == sum(self.sizes),
+            f"theta must have {sum(self.sizes)} coordinates, as the sizes of Product say.",
+        )
         ends = [sum(self.sizes[: i + 1]) for i in range(len(self.sizes))]
         return [vector[end - size : end] for end, size in zip(ends, self.sizes, strict=True)]
 
     def _each(self, method, theta, mask):
         masks = [None] * len(self.parts) if mask is None else self._blocks(mask)
-        return [getattr(part, method)(block, m) for part, block, m in zip(self.parts, self._blocks(theta), masks, strict=True)]
+        return [
+            getattr(part, method)(block, m)
+            for part, block, m in zip(self.parts, self._blocks(theta), masks, strict=True)
+        ]
 
     def support(self, theta, mask=None):
         return sum(self._each("support", theta, mask), jnp.zeros((), theta.dtype))
@@ -48,14 +56,21 @@ class Product(ActionSet):
     def extended(self, theta, chosen):
         before = self._each("support", theta, chosen)
         after = self._each("extended", theta, chosen)
-        return jnp.concatenate([values + (sum(before) - own) for values, own in zip(after, before, strict=True)])
+        return jnp.concatenate(
+            [values + (sum(before) - own) for values, own in zip(after, before, strict=True)]
+        )
 
     def gauge(self, x):
-        return jnp.stack([part.gauge(block) for part, block in zip(self.parts, self._blocks(x), strict=True)]).max()
+        return jnp.stack(
+            [part.gauge(block) for part, block in zip(self.parts, self._blocks(x), strict=True)]
+        ).max()
 
     def norm_bound(self, sparsity, dimension):
         dtype = jnp.result_type(float)
-        radii = [jnp.asarray(part.norm_bound(min(sparsity, n), n)).astype(dtype) for part, n in zip(self.parts, self.sizes, strict=True)]
+        radii = [
+            jnp.asarray(part.norm_bound(min(sparsity, n), n)).astype(dtype)
+            for part, n in zip(self.parts, self.sizes, strict=True)
+        ]
         return jnp.sqrt(jnp.sum(jnp.stack(radii) ** 2))
 
 
@@ -93,10 +108,12 @@ class Masked(ActionSet):
 
 
 class FromSupport(ActionSet):
-    """A set given by its support function: `function(theta, mask)` = max <theta, x> over x in X with x = 0 off the mask, differentiable.
+    """A set given by its support function: `function(theta, mask)` = max <theta, x> over x in X
+    with x = 0 off the mask, differentiable.
 
-    Actions are its derivatives in theta (the theorem of Danskin). `bound` is at least ||x||_2 over the set; `gauge_function(x)` is needed
-    for dense exploration bases only. The functions are compared by identity: define them once, outside loops.
+    Actions are its derivatives in theta (the theorem of Danskin). `bound` is at least ||x||_2 over
+    the set; `gauge_function(x)` is needed for dense exploration bases only. The functions are
+    compared by identity: define them once, outside loops.
     """
 
     function: Callable[[jax.Array, jax.Array], jax.Array] = eqx.field(static=True)
@@ -114,10 +131,11 @@ class FromSupport(ActionSet):
 
 
 class FromProjection(ActionSet):
-    """A set given by its Euclidean projection: `function(x, mask)` projects on {x in X : x = 0 off the mask}.
+    """A set given by its Euclidean projection: `function(x, mask)` projects on {x in X : x = 0 off
+    the mask}.
 
-    The maximiser is approached by `num_steps` projected steps along theta, so f is a lower bound that is attained by a feasible action.
-    `bound` is at least ||x||_2 over the set.
+    The maximiser is approached by `num_steps` projected steps along theta, so f is a lower bound
+    that is attained by a feasible action. `bound` is at least ||x||_2 over the set.
     """
 
     function: Callable[[jax.Array, jax.Array], jax.Array] = eqx.field(static=True)
@@ -129,10 +147,17 @@ class FromProjection(ActionSet):
         theta = lax.stop_gradient(masked(theta, mask))
         size = jnp.sqrt(jnp.sum(theta**2))
         direction = like(self.bound, theta) * theta / jnp.where(size > 0, size, 1.0)
-        return lax.fori_loop(0, self.num_steps, lambda _, x: self.function(x + direction, keep), self.function(jnp.zeros_like(theta), keep))
+        return lax.fori_loop(
+            0,
+            self.num_steps,
+            lambda _, x: self.function(x + direction, keep),
+            self.function(jnp.zeros_like(theta), keep),
+        )
 
     def support(self, theta, mask=None):
-        return jnp.maximum(jnp.sum(masked(theta, mask) * lax.stop_gradient(self.argmax(theta, mask))), 0.0)
+        return jnp.maximum(
+            jnp.sum(masked(theta, mask) * lax.stop_gradient(self.argmax(theta, mask))), 0.0
+        )
 
     def norm_bound(self, sparsity, dimension):
         return self.bound

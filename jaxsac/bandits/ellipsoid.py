@@ -16,11 +16,13 @@ _MAX_BLOCKS = 2000
 
 
 class Ellipsoid(ActionSet):
-    """{x : x' A x <= 1} for a symmetric positive definite `matrix` A [d, d]: f(S) = sqrt(theta_S' (A_SS)^-1 theta_S).
+    """{x : x' A x <= 1} for a symmetric positive definite `matrix` A [d, d]: f(S) = sqrt(theta_S'
+    (A_SS)^-1 theta_S).
 
-    Attained at (A_SS)^-1 theta_S / f(S). If the set is given as x' C^-1 x <= 1, pass the inverse of C; a block of the inverse is not the
-    inverse of the block. Greedy reaches at least 1 - exp(-least eigenvalue) of the best f when A has a unit diagonal, usually far more, and
-    is not optimal in general. Source: arXiv 2605.10151, Section 4 and Appendix C.
+    Attained at (A_SS)^-1 theta_S / f(S). If the set is given as x' C^-1 x <= 1, pass the inverse of
+    C; a block of the inverse is not the inverse of the block. Greedy reaches at least 1 -
+    exp(-least eigenvalue) of the best f when A has a unit diagonal, usually far more, and is not
+    optimal in general. Source: arXiv 2605.10151, Section 4 and Appendix C.
     """
 
     matrix: jax.Array
@@ -30,19 +32,30 @@ class Ellipsoid(ActionSet):
 
     def __init__(self, matrix: jax.Array):
         shape = np.shape(matrix)
-        require(len(shape) == 2 and shape[0] == shape[1], f"matrix must be square, got shape {list(shape)}.")
+        require(
+            len(shape) == 2 and shape[0] == shape[1],
+            f"matrix must be square, got shape {list(shape)}.",
+        )
         if is_concrete(matrix):
             values = np.asarray(matrix, np.float64)
-            require(np.allclose(values, values.T, rtol=1e-5), "matrix must be symmetric: pass (A + A.T) / 2.")
+            require(
+                np.allclose(values, values.T, rtol=1e-5),
+                "matrix must be symmetric: pass (A + A.T) / 2.",
+            )
             definite = bool(np.all(np.isfinite(values))) and np.linalg.eigvalsh(values)[0] > 0
-            require(definite, "matrix must be positive definite, or the set is unbounded: add a multiple of the identity.")
+            require(
+                definite,
+                "matrix must be positive definite, or the set is unbounded: add a multiple of the identity.",
+            )
         self.matrix = jnp.asarray(matrix)
 
     def _solve(self, theta, mask):
         """theta on the mask and (A_SS)^-1 theta_S, zero off S."""
         theta, matrix = masked(theta, mask), like(self.matrix, theta)
         if mask is not None:
-            matrix = jnp.where(mask[:, None] & mask[None, :], matrix, jnp.eye(theta.shape[0], dtype=theta.dtype))
+            matrix = jnp.where(
+                mask[:, None] & mask[None, :], matrix, jnp.eye(theta.shape[0], dtype=theta.dtype)
+            )
         return theta, jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(matrix), True), theta)
 
     def support(self, theta, mask=None):
@@ -58,11 +71,15 @@ class Ellipsoid(ActionSet):
         return _root(jnp.sum(x * jnp.matmul(like(self.matrix, x), x, precision="highest")))
 
     def norm_bound(self, sparsity, dimension):
-        """1 / sqrt(least eigenvalue), over the s x s blocks where there are few enough to visit and over A (larger) otherwise."""
+        """1 / sqrt(least eigenvalue), over the s x s blocks where there are few enough to visit and
+        over A (larger) otherwise.
+        """
         if math.comb(dimension, sparsity) > _MAX_BLOCKS:
             return 1.0 / jnp.sqrt(jnp.linalg.eigvalsh(self.matrix)[0])
         blocks = jnp.asarray(list(combinations(range(dimension), sparsity)))
-        return 1.0 / jnp.sqrt(jnp.min(jnp.linalg.eigvalsh(self.matrix[blocks[:, :, None], blocks[:, None, :]])))
+        return 1.0 / jnp.sqrt(
+            jnp.min(jnp.linalg.eigvalsh(self.matrix[blocks[:, :, None], blocks[:, None, :]]))
+        )
 
     def reach(self, dimension, dtype):
         return 1.0 / jnp.sqrt(jnp.diag(self.matrix)).astype(dtype)
@@ -70,15 +87,18 @@ class Ellipsoid(ActionSet):
     def restrict(self, indices, dimension):
         kept = indices >= 0
         block = jnp.where(
-            kept[:, None] & kept[None, :], self.matrix[indices[:, None], indices[None, :]], jnp.eye(len(indices), dtype=self.matrix.dtype)
+            kept[:, None] & kept[None, :],
+            self.matrix[indices[:, None], indices[None, :]],
+            jnp.eye(len(indices), dtype=self.matrix.dtype),
         )
         return EllipsoidSlice(_inverse(block))
 
     def greedy(self, theta, sparsity, mask=None):
         """Greedy in O(d s^2) time and O(d s) memory.
 
-        With L the Cholesky factor of A_SS and W = A[:, S] L^-T, adding i raises f^2 by r_i^2 / v_i, where r = theta - W L^-1 theta_S and
-        v = diag(A) - rowwise ||W||^2: the steps of forward orthogonal matching pursuit.
+        With L the Cholesky factor of A_SS and W = A[:, S] L^-T, adding i raises f^2 by r_i^2 / v_i,
+        where r = theta - W L^-1 theta_S and v = diag(A) - rowwise ||W||^2: the steps of forward
+        orthogonal matching pursuit.
         """
         dimension = theta.shape[0]
         matrix = like(self.matrix, theta)
@@ -97,7 +117,15 @@ class Ellipsoid(ActionSet):
             residual = residual - column * (residual[best] * scale)
             columns = lax.dynamic_update_index_in_dim(columns, column, k, 0)
             chosen = chosen | (left & (jnp.arange(dimension, dtype=jnp.int32) == best))
-            return columns, residual, variance - column**2, total, indices.at[k].set(best), chosen, jnp.minimum(gap, lead)
+            return (
+                columns,
+                residual,
+                variance - column**2,
+                total,
+                indices.at[k].set(best),
+                chosen,
+                jnp.minimum(gap, lead),
+            )
 
         zero = jnp.zeros((), theta.dtype)
         start = (jnp.zeros((sparsity, dimension), theta.dtype), theta, diagonal, zero)
@@ -107,7 +135,9 @@ class Ellipsoid(ActionSet):
 
 
 class EllipsoidSlice(ActionSet):
-    """An ellipsoid in R^s by the `inverse` [s, s] of its matrix, factored once and used every cycle."""
+    """An ellipsoid in R^s by the `inverse` [s, s] of its matrix, factored once and used every
+    cycle.
+    """
 
     inverse: jax.Array
 
@@ -124,13 +154,19 @@ class EllipsoidSlice(ActionSet):
 
 
 def _inverse(matrix: jax.Array) -> jax.Array:
-    """The inverse of a small positive definite matrix by sweeps, which need no pivots and compile and batch well."""
+    """The inverse of a small positive definite matrix by sweeps, which need no pivots and compile
+    and batch well.
+    """
     slots = jnp.arange(matrix.shape[0])
 
     def sweep(k, matrix):
         row, column = matrix[k] / matrix[k, k], matrix[:, k] / matrix[k, k]
         swept = matrix - matrix[:, k][:, None] * row[None, :]
-        swept = jnp.where((slots == k)[:, None], row[None, :], jnp.where((slots == k)[None, :], -column[:, None], swept))
+        swept = jnp.where(
+            (slots == k)[:, None],
+            row[None, :],
+            jnp.where((slots == k)[None, :], -column[:, None], swept),
+        )
         return swept.at[k, k].set(1.0 / matrix[k, k])
 
     return lax.fori_loop(0, matrix.shape[0], sweep, matrix)
@@ -139,4 +175,6 @@ def _inverse(matrix: jax.Array) -> jax.Array:
 def _root(value: jax.Array) -> jax.Array:
     """The square root with derivative zero at zero and below; NaN stays NaN."""
     positive = value > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, value, 1.0)), jnp.where(jnp.isnan(value), value, 0.0))
+    return jnp.where(
+        positive, jnp.sqrt(jnp.where(positive, value, 1.0)), jnp.where(jnp.isnan(value), value, 0.0)
+    )

@@ -1,4 +1,6 @@
-"""A sharper proof that greedy on the estimate is greedy on the parameter, for sets whose values are norms of an inner product."""
+"""A sharper proof that greedy on the estimate is greedy on the parameter, for sets whose values are
+norms of an inner product.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -7,16 +9,24 @@ from jax import lax
 from jaxsac.bandits._protocol import ActionSet
 
 
-def greedy_is_proved(action_set: ActionSet, estimate: jax.Array, sparsity: int, error: jax.Array, norm_bound: jax.Array) -> jax.Array:
-    """Whether every theta with ||theta - estimate||_2 <= error has the greedy support of `estimate`, chosen in the same order.
+def greedy_is_proved(
+    action_set: ActionSet,
+    estimate: jax.Array,
+    sparsity: int,
+    error: jax.Array,
+    norm_bound: jax.Array,
+) -> jax.Array:
+    """Whether every theta with ||theta - estimate||_2 <= error has the greedy support of
+    `estimate`, chosen in the same order.
 
-    Greedy prefers i to j if f_i - f_j > error ||x_i - x_j|| + L^2 error^2 / (2 (f_j - L error)), with f and x the value and the maximiser
-    of the estimate on the support so far plus i or j and L the `norm_bound`; or if f_i - f_j > 2 L error, the weaker test that needs no
-    shape.
+    Greedy prefers i to j if f_i - f_j > error ||x_i - x_j|| + L^2 error^2 / (2 (f_j - L error)),
+    with f and x the value and the maximiser of the estimate on the support so far plus i or j and L
+    the `norm_bound`; or if f_i - f_j > 2 L error, the weaker test that needs no shape.
 
-    Proof. Convexity gives f_i(theta) >= f_i + <x_i, theta - estimate>. Where f_j(theta)^2 = theta' B theta with B <= L^2 I, split
-    theta - estimate into its part along the estimate, in the inner product B, and the rest: f_j(theta) = sqrt(p^2 + q^2) <= p + q^2 / (2 p)
-    with p = f_j + <x_j, theta - estimate> >= f_j - L error > 0 and q <= L error.
+    Proof. Convexity gives f_i(theta) >= f_i + <x_i, theta - estimate>. Where f_j(theta)^2 = theta'
+    B theta with B <= L^2 I, split theta - estimate into its part along the estimate, in the inner
+    product B, and the rest: f_j(theta) = sqrt(p^2 + q^2) <= p + q^2 / (2 p) with p = f_j + <x_j,
+    theta - estimate> >= f_j - L error > 0 and q <= L error.
     """
     dimension = estimate.shape[0]
     slots = jnp.arange(sparsity, dtype=jnp.int32)
@@ -27,11 +37,15 @@ def greedy_is_proved(action_set: ActionSet, estimate: jax.Array, sparsity: int, 
         part = action_set.restrict(indices, dimension)
         known = jnp.where(indices >= 0, estimate[indices], 0.0).astype(estimate.dtype)
         place = jnp.where(indices >= 0, indices, dimension)
-        return part.support(known), jnp.zeros_like(estimate).at[place].set(part.argmax(known), mode="drop")
+        return part.support(known), jnp.zeros_like(estimate).at[place].set(
+            part.argmax(known), mode="drop"
+        )
 
     def step(slot, carry):
         indices, chosen, proved = carry
-        values, actions = jax.vmap(lambda j: candidate(indices, slot, j))(jnp.arange(dimension, dtype=jnp.int32))
+        values, actions = jax.vmap(lambda j: candidate(indices, slot, j))(
+            jnp.arange(dimension, dtype=jnp.int32)
+        )
         best = jnp.argmax(jnp.where(chosen, -jnp.inf, values)).astype(jnp.int32)
         away = jnp.sqrt(jnp.sum((actions[best][None, :] - actions) ** 2, axis=1))
         floor = values - norm_bound * error
@@ -40,7 +54,15 @@ def greedy_is_proved(action_set: ActionSet, estimate: jax.Array, sparsity: int, 
         needed = jnp.minimum(needed, 2.0 * norm_bound * error)
         rival = ~chosen & (jnp.arange(dimension, dtype=jnp.int32) != best)
         proved &= jnp.all(jnp.where(rival, values[best] - values > needed, True))
-        return jnp.where(slots == slot, best, indices), chosen | (jnp.arange(dimension, dtype=jnp.int32) == best), proved
+        return (
+            jnp.where(slots == slot, best, indices),
+            chosen | (jnp.arange(dimension, dtype=jnp.int32) == best),
+            proved,
+        )
 
-    start = jnp.full(sparsity, -1, jnp.int32), jnp.zeros(dimension, bool), ~jnp.any(jnp.isnan(estimate))
+    start = (
+        jnp.full(sparsity, -1, jnp.int32),
+        jnp.zeros(dimension, bool),
+        ~jnp.any(jnp.isnan(estimate)),
+    )
     return lax.fori_loop(0, sparsity, step, start)[2]

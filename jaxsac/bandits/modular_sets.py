@@ -1,4 +1,6 @@
-"""Action sets with closed forms in which f(S) is a function of a sum or a maximum over S: greedy and exact agree."""
+"""Action sets with closed forms in which f(S) is a function of a sum or a maximum over S: greedy
+and exact agree.
+"""
 
 from typing import ClassVar
 
@@ -12,7 +14,9 @@ from jaxsac.bandits._protocol import ActionSet, Selection, like, masked
 
 
 class _Modular(ActionSet):
-    """f(S) = value(sum of weights over S), weights >= 0 and value increasing: the s largest weights are the best support."""
+    """f(S) = value(sum of weights over S), weights >= 0 and value increasing: the s largest weights
+    are the best support.
+    """
 
     modular: ClassVar[bool] = True
 
@@ -28,7 +32,9 @@ class _Modular(ActionSet):
         raise TypeError(f"{type(self).__name__} must define value(total, scale).")
 
     def scores(self, theta: jax.Array) -> jax.Array:
-        """What ranks the coordinates, [d]: it moves by at most `score_slope` times an error of theta's coordinate."""
+        """What ranks the coordinates, [d]: it moves by at most `score_slope` times an error of
+        theta's coordinate.
+        """
         return jnp.abs(theta)
 
     def score_slope(self, theta: jax.Array) -> jax.Array:
@@ -50,13 +56,18 @@ class _Modular(ActionSet):
         leads = self.value(before + ranked[:-1], scale) - self.value(before + ranked[1:], scale)
         gap = jnp.min(jnp.where(steps + 1 < number, leads, jnp.inf)).astype(theta.dtype)
         indices = jnp.where(steps < number, order[:sparsity], -1).astype(jnp.int32)
-        chosen = jnp.zeros(dimension, bool).at[jnp.where(indices >= 0, indices, dimension)].set(True, mode="drop")
+        chosen = (
+            jnp.zeros(dimension, bool)
+            .at[jnp.where(indices >= 0, indices, dimension)]
+            .set(True, mode="drop")
+        )
         return Selection(indices, chosen, self.support(theta, chosen), gap)
 
 
 def _unit_scale(theta: jax.Array) -> jax.Array:
-    """The largest |theta|, 1 if theta is zero: powers of theta over it neither overflow nor vanish. A constant to derivatives, rightly so,
-    because the functions that use it are homogeneous."""
+    """The largest |theta|, 1 if theta is zero: powers of theta over it neither overflow nor vanish.
+    A constant to derivatives, rightly so, because the functions that use it are homogeneous.
+    """
     largest = lax.stop_gradient(jnp.max(jnp.abs(theta), initial=0.0))
     return jnp.where(largest > 0, largest, jnp.ones_like(largest))
 
@@ -64,13 +75,17 @@ def _unit_scale(theta: jax.Array) -> jax.Array:
 def _power(base: jax.Array, exponent: jax.Array) -> jax.Array:
     """base ** exponent for base >= 0, with derivative zero at zero."""
     positive = base > 0
-    return jnp.where(positive, jnp.where(positive, base, 1.0) ** exponent, jnp.where(jnp.isnan(base), base, 0.0))
+    return jnp.where(
+        positive, jnp.where(positive, base, 1.0) ** exponent, jnp.where(jnp.isnan(base), base, 0.0)
+    )
 
 
 class Ball(_Modular):
-    """{x : ||x||_2 <= radius}: f(S) = radius ||theta_S||_2, attained at radius theta_S / ||theta_S||_2.
+    """{x : ||x||_2 <= radius}: f(S) = radius ||theta_S||_2, attained at radius theta_S /
+    ||theta_S||_2.
 
-    `radius` > 0. Source: "Learning to Sparsify Stochastic Linear Bandits" (arXiv 2605.10151), Proposition 2.
+    `radius` > 0. Source: "Learning to Sparsify Stochastic Linear Bandits" (arXiv 2605.10151),
+    Proposition 2.
     """
 
     radius: jax.Array | float
@@ -110,11 +125,11 @@ class Ball(_Modular):
 
 
 class LpBall(_Modular):
-    """{x : ||x||_p <= radius}, 1 < p < inf: f(S) = radius ||theta_S||_q with 1/p + 1/q = 1, attained where x_i ∝ sign(theta_i)
-    |theta_i|^(q-1).
+    """{x : ||x||_p <= radius}, 1 < p < inf: f(S) = radius ||theta_S||_q with 1/p + 1/q = 1,
+    attained where x_i ∝ sign(theta_i) |theta_i|^(q-1).
 
-    f^q is a sum over S, so the s largest |theta_i| are the best support. Strongly convex for p <= 2 only, which decides nothing here: the
-    length of the exploitation is the algorithm's choice.
+    f^q is a sum over S, so the s largest |theta_i| are the best support. Strongly convex for p <= 2
+    only, which decides nothing here: the length of the exploitation is the algorithm's choice.
     """
 
     p: jax.Array | float
@@ -124,7 +139,8 @@ class LpBall(_Modular):
         _positive("radius", radius)
         if is_concrete(p):
             require(
-                1.0 < float(p) < np.inf, f"p must lie strictly between 1 and infinity, got {p}: CrossPolytope is p = 1, Box is p = inf."
+                1.0 < float(p) < np.inf,
+                f"p must lie strictly between 1 and infinity, got {p}: CrossPolytope is p = 1, Box is p = inf.",
             )
         self.p = p
         self.radius = radius
@@ -146,15 +162,26 @@ class LpBall(_Modular):
         dual = self._dual(theta)
         size = jnp.abs(theta) / _unit_scale(theta)
         norm = jnp.sum(_power(size, dual)) ** ((dual - 1.0) / dual)
-        return like(self.radius, theta) * jnp.sign(theta) * _power(size, dual - 1.0) / jnp.where(norm > 0, norm, 1.0)
+        return (
+            like(self.radius, theta)
+            * jnp.sign(theta)
+            * _power(size, dual - 1.0)
+            / jnp.where(norm > 0, norm, 1.0)
+        )
 
     def gauge(self, x):
         scale, p = _unit_scale(x), like(self.p, x)
-        return scale * _power(jnp.sum(_power(jnp.abs(x) / scale, p)), 1.0 / p) / like(self.radius, x)
+        return (
+            scale * _power(jnp.sum(_power(jnp.abs(x) / scale, p)), 1.0 / p) / like(self.radius, x)
+        )
 
     def norm_bound(self, sparsity, dimension):
-        p = jnp.asarray(self.p, jnp.result_type(float))  # the l_2 norm is largest at a vertex for p <= 2, on the diagonal for p > 2
-        return jnp.asarray(self.radius, p.dtype) * float(sparsity) ** jnp.maximum(0.5 - 1.0 / p, 0.0)
+        p = jnp.asarray(
+            self.p, jnp.result_type(float)
+        )  # the l_2 norm is largest at a vertex for p <= 2, on the diagonal for p > 2
+        return jnp.asarray(self.radius, p.dtype) * float(sparsity) ** jnp.maximum(
+            0.5 - 1.0 / p, 0.0
+        )
 
     def reach(self, dimension, dtype):
         return jnp.full(dimension, self.radius, dtype)
@@ -164,9 +191,11 @@ class LpBall(_Modular):
 
 
 class Box(_Modular):
-    """{x : low <= x <= high} with low <= 0 <= high, scalars or [d]: f(S) = sum over S of max(low theta, high theta).
+    """{x : low <= x <= high} with low <= 0 <= high, scalars or [d]: f(S) = sum over S of max(low
+    theta, high theta).
 
-    A coordinate without gain stays at 0. low = 0, high = 1 is the recommender: how much of which genre.
+    A coordinate without gain stays at 0. low = 0, high = 1 is the recommender: how much of which
+    genre.
     """
 
     low: jax.Array | float
@@ -175,13 +204,21 @@ class Box(_Modular):
     def __init__(self, low: jax.Array | float = 0.0, high: jax.Array | float = 1.0):
         if is_concrete(low, high):
             contains = bool(np.all(np.asarray(low) <= 0) and np.all(np.asarray(high) >= 0))
-            require(contains, "low <= 0 <= high must hold in every coordinate, so that the origin is an action: shift the box.")
-            require(bool(np.all(np.isfinite(low)) and np.all(np.isfinite(high))), "low and high must be finite: the action set is compact.")
+            require(
+                contains,
+                "low <= 0 <= high must hold in every coordinate, so that the origin is an action: shift the box.",
+            )
+            require(
+                bool(np.all(np.isfinite(low)) and np.all(np.isfinite(high))),
+                "low and high must be finite: the action set is compact.",
+            )
         self.low = low
         self.high = high
 
     def _gains(self, theta):
-        return jnp.maximum(jnp.maximum(like(self.low, theta) * theta, like(self.high, theta) * theta), 0.0)
+        return jnp.maximum(
+            jnp.maximum(like(self.low, theta) * theta, like(self.high, theta) * theta), 0.0
+        )
 
     def weights(self, theta):
         return self._gains(theta), jnp.ones((), theta.dtype)
@@ -206,23 +243,30 @@ class Box(_Modular):
         return jnp.max(jnp.where(x == 0, 0.0, ratio))
 
     def norm_bound(self, sparsity, dimension):
-        size = jnp.broadcast_to(jnp.maximum(-jnp.asarray(self.low), jnp.asarray(self.high)), (dimension,)).astype(jnp.result_type(float))
+        size = jnp.broadcast_to(
+            jnp.maximum(-jnp.asarray(self.low), jnp.asarray(self.high)), (dimension,)
+        ).astype(jnp.result_type(float))
         return jnp.sqrt(jnp.sum(lax.top_k(size, min(sparsity, dimension))[0] ** 2))
 
     def reach(self, dimension, dtype):
-        low, high = (jnp.broadcast_to(jnp.asarray(end, dtype), (dimension,)) for end in (self.low, self.high))
+        low, high = (
+            jnp.broadcast_to(jnp.asarray(end, dtype), (dimension,)) for end in (self.low, self.high)
+        )
         return jnp.where(high >= -low, high, low)
 
     def restrict(self, indices, dimension):
-        low, high = (jnp.broadcast_to(jnp.asarray(end), (dimension,))[indices] for end in (self.low, self.high))
+        low, high = (
+            jnp.broadcast_to(jnp.asarray(end), (dimension,))[indices]
+            for end in (self.low, self.high)
+        )
         return Box(low, high)
 
 
 class CrossPolytope(ActionSet):
     """{x : ||x||_1 <= radius}: f(S) = radius max over S of |theta_i|, attained on one axis.
 
-    f(S) stops growing after its first coordinate, so the greedy gap is 0 for s > 1 and support verification never succeeds: use
-    `phased_greedy`.
+    f(S) stops growing after its first coordinate, so the greedy gap is 0 for s > 1 and support
+    verification never succeeds: use `phased_greedy`.
     """
 
     radius: jax.Array | float
@@ -257,7 +301,9 @@ class CrossPolytope(ActionSet):
 
 
 class Simplex(ActionSet):
-    """{x >= 0 : sum of x <= radius}: f(S) = radius max(0, max over S of theta_i), attained at a vertex."""
+    """{x >= 0 : sum of x <= radius}: f(S) = radius max(0, max over S of theta_i), attained at a
+    vertex.
+    """
 
     radius: jax.Array | float
 
@@ -275,7 +321,9 @@ class Simplex(ActionSet):
     def argmax(self, theta, mask=None):
         theta = masked(theta, mask)
         best = (jnp.arange(theta.shape[0]) == jnp.argmax(theta)) & (theta > 0)
-        return jnp.where(best, jnp.broadcast_to(like(self.radius, theta), theta.shape), jnp.zeros_like(theta))
+        return jnp.where(
+            best, jnp.broadcast_to(like(self.radius, theta), theta.shape), jnp.zeros_like(theta)
+        )
 
     def gauge(self, x):
         return jnp.where(jnp.any(x < 0), jnp.inf, jnp.sum(x) / like(self.radius, x))
@@ -293,9 +341,14 @@ class Simplex(ActionSet):
 def _sqrt(value: jax.Array) -> jax.Array:
     """The square root of a non-negative value, with derivative zero at zero."""
     positive = value > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, value, 1.0)), jnp.where(jnp.isnan(value), value, 0.0))
+    return jnp.where(
+        positive, jnp.sqrt(jnp.where(positive, value, 1.0)), jnp.where(jnp.isnan(value), value, 0.0)
+    )
 
 
 def _positive(name: str, value) -> None:
     if is_concrete(value):
-        require(np.ndim(value) == 0 and 0.0 < float(value) < np.inf, f"{name} must be a positive number, got {value}.")
+        require(
+            np.ndim(value) == 0 and 0.0 < float(value) < np.inf,
+            f"{name} must be a positive number, got {value}.",
+        )

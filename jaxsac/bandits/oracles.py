@@ -19,7 +19,10 @@ _CHUNK = 256
 def check_problem(theta, sparsity) -> tuple[jax.Array, int]:
     theta = real_array("theta", theta, ("d",))
     sparsity = static_integer("sparsity", sparsity, 1)
-    require(sparsity <= theta.shape[0], f"sparsity must be at most the dimension {theta.shape[0]}, got {sparsity}.")
+    require(
+        sparsity <= theta.shape[0],
+        f"sparsity must be at most the dimension {theta.shape[0]}, got {sparsity}.",
+    )
     return theta, sparsity
 
 
@@ -34,11 +37,12 @@ def cast(action_set: ActionSet, dtype) -> ActionSet:
 
 
 def greedy_support(action_set: ActionSet, theta: jax.Array, sparsity: int) -> Selection:
-    """Choose a support by adding, `sparsity` times, the coordinate i that maximises f(S + i) = max <theta, x> over x in X supported in S +
-    i.
+    """Choose a support by adding, `sparsity` times, the coordinate i that maximises f(S + i) = max
+    <theta, x> over x in X supported in S + i.
 
-    `theta` [d]. Ties go to the lowest index. Exact on balls, l_p balls, boxes, the cross-polytope and the simplex. A NaN in theta gives a
-    NaN value. Source: arXiv 2605.10151, Algorithm 2; Nemhauser, Wolsey and Fisher (1978).
+    `theta` [d]. Ties go to the lowest index. Exact on balls, l_p balls, boxes, the cross-polytope
+    and the simplex. A NaN in theta gives a NaN value. Source: arXiv 2605.10151, Algorithm 2;
+    Nemhauser, Wolsey and Fisher (1978).
     """
     theta, sparsity = check_problem(theta, sparsity)
     return _greedy(cast(action_set, theta.dtype), theta, sparsity)
@@ -50,10 +54,12 @@ def _greedy(action_set, theta, sparsity):
 
 
 def best_support(action_set: ActionSet, theta: jax.Array, sparsity: int) -> Selection:
-    """The support of `sparsity` coordinates of largest f, exactly: greedy where that is exact, else by visiting all of them.
+    """The support of `sparsity` coordinates of largest f, exactly: greedy where that is exact, else
+    by visiting all of them.
 
-    `theta` [d]; `indices` ascend where all are visited, and ties go to the first in that order. Above a million supports the answer is a
-    ValueError: `branch_and_bound` may reach further. The `gap` is the lead over the second best support (as in `greedy_support` where that is exact).
+    `theta` [d]; `indices` ascend where all are visited, and ties go to the first in that order.
+    Above a million supports the answer is a ValueError: `branch_and_bound` may reach further. The
+    `gap` is the lead over the second best support (as in `greedy_support` where that is exact).
     """
     theta, sparsity = check_problem(theta, sparsity)
     return _best(cast(action_set, theta.dtype), theta, sparsity)
@@ -65,8 +71,15 @@ def _best(action_set, theta, sparsity):
     if action_set.greedy_is_exact or sparsity == 1:
         return action_set.greedy(theta, sparsity)
     count = math.comb(dimension, sparsity)
-    require(count <= MAX_SUPPORTS, f"{count} supports are too many to visit: use greedy_support, or branch_and_bound outside jit.")
-    supports = np.fromiter((i for row in combinations(range(dimension), sparsity) for i in row), np.int32, count * sparsity)
+    require(
+        count <= MAX_SUPPORTS,
+        f"{count} supports are too many to visit: use greedy_support, or branch_and_bound outside jit.",
+    )
+    supports = np.fromiter(
+        (i for row in combinations(range(dimension), sparsity) for i in row),
+        np.int32,
+        count * sparsity,
+    )
     supports = jnp.asarray(supports.reshape(count, sparsity))
 
     def evaluate(indices):
@@ -75,15 +88,23 @@ def _best(action_set, theta, sparsity):
     values = lax.map(evaluate, supports, batch_size=min(_CHUNK, count))
     best = jnp.argmax(values)
     second = jnp.max(jnp.where(jnp.arange(count) == best, -jnp.inf, values))
-    gap = (values[best] - second).astype(theta.dtype) if count > 1 else jnp.asarray(jnp.inf, theta.dtype)
-    return Selection(supports[best], jnp.zeros(dimension, bool).at[supports[best]].set(True), values[best], gap)
+    gap = (
+        (values[best] - second).astype(theta.dtype)
+        if count > 1
+        else jnp.asarray(jnp.inf, theta.dtype)
+    )
+    return Selection(
+        supports[best], jnp.zeros(dimension, bool).at[supports[best]].set(True), values[best], gap
+    )
 
 
-def branch_and_bound(action_set: ActionSet, theta: jax.Array, sparsity: int, *, max_nodes: int = 100_000) -> tuple[Selection, int]:
+def branch_and_bound(
+    action_set: ActionSet, theta: jax.Array, sparsity: int, *, max_nodes: int = 100_000
+) -> tuple[Selection, int]:
     """The best support by branch and bound, and the number of nodes it looked at; runs on the host.
 
-    A node fixes some coordinates in and some out; f of everything not out bounds it, because f grows with the support. Raises
-    `RuntimeError` after `max_nodes` nodes.
+    A node fixes some coordinates in and some out; f of everything not out bounds it, because f
+    grows with the support. Raises `RuntimeError` after `max_nodes` nodes.
     """
     theta, sparsity = check_problem(theta, sparsity)
     action_set = cast(action_set, theta.dtype)
@@ -92,10 +113,15 @@ def branch_and_bound(action_set: ActionSet, theta: jax.Array, sparsity: int, *, 
     best = _greedy(action_set, theta, sparsity)
     incumbent, best_mask = float(best.value), np.asarray(best.mask)
     slack = 16.0 * float(jnp.finfo(theta.dtype).eps)
-    stack, nodes = [(np.zeros(dimension, bool), 0)], 0  # coordinates in, number of decided coordinates in `order`
+    stack, nodes = (
+        [(np.zeros(dimension, bool), 0)],
+        0,
+    )  # coordinates in, number of decided coordinates in `order`
     while stack:
         if nodes >= max_nodes:
-            raise RuntimeError(f"branch and bound needs more than max_nodes = {max_nodes} nodes: raise it, or use greedy_support.")
+            raise RuntimeError(
+                f"branch and bound needs more than max_nodes = {max_nodes} nodes: raise it, or use greedy_support."
+            )
         chunk = [stack.pop() for _ in range(min(_CHUNK, len(stack)))]
         nodes += len(chunk)
         children = []
@@ -119,7 +145,12 @@ def branch_and_bound(action_set: ActionSet, theta: jax.Array, sparsity: int, *, 
             elif not done and values[row] > incumbent * (1.0 + slack):
                 stack.append(child)
     indices = jnp.asarray(np.flatnonzero(best_mask), jnp.int32)
-    return Selection(indices, jnp.asarray(best_mask), jnp.asarray(incumbent, theta.dtype), jnp.asarray(jnp.nan, theta.dtype)), nodes
+    return Selection(
+        indices,
+        jnp.asarray(best_mask),
+        jnp.asarray(incumbent, theta.dtype),
+        jnp.asarray(jnp.nan, theta.dtype),
+    ), nodes
 
 
 @jax.jit
@@ -128,14 +159,18 @@ def _values(action_set, theta, masks):
 
 
 def submodularity_ratio(action_set: ActionSet, theta: jax.Array, sparsity: int) -> float:
-    """min over L, S with |L|, |S| <= s, disjoint, of sum_{i in S} (f(L + i) - f(L)) / (f(L + S) - f(L)), by brute force on the host.
+    """min over L, S with |L|, |S| <= s, disjoint, of sum_{i in S} (f(L + i) - f(L)) / (f(L + S) -
+    f(L)), by brute force on the host.
 
-    Greedy reaches at least 1 - exp(-ratio) of the best f (Das and Kempe, 2011); the ratio is at least 1 for submodular f. Ratios 0/0 count
-    as 1. For d <= 12.
+    Greedy reaches at least 1 - exp(-ratio) of the best f (Das and Kempe, 2011); the ratio is at
+    least 1 for submodular f. Ratios 0/0 count as 1. For d <= 12.
     """
     theta, sparsity = check_problem(theta, sparsity)
     dimension = theta.shape[0]
-    require(dimension <= 12, f"the brute force visits 3^d pairs of supports: d must be at most 12, got {dimension}.")
+    require(
+        dimension <= 12,
+        f"the brute force visits 3^d pairs of supports: d must be at most 12, got {dimension}.",
+    )
     codes = np.arange(2**dimension)
     masks = (codes[:, None] >> np.arange(dimension)) & 1 > 0
     f = np.asarray(_values(cast(action_set, theta.dtype), theta, masks), np.float64)
@@ -148,5 +183,7 @@ def submodularity_ratio(action_set: ActionSet, theta: jax.Array, sparsity: int) 
         gain = f[base | added] - f[base]
         real = gain > tiny
         if real.any():
-            least = min(least, float(np.min((masks[added[real]] @ np.maximum(single, 0.0)) / gain[real])))
+            least = min(
+                least, float(np.min((masks[added[real]] @ np.maximum(single, 0.0)) / gain[real]))
+            )
     return least if np.isfinite(least) else 1.0

@@ -1,4 +1,6 @@
-"""Algorithms that alternate exploration of a basis with exploitation of one action: the record, its decisions, its online form."""
+"""Algorithms that alternate exploration of a basis with exploitation of one action: the record, its
+decisions, its online form.
+"""
 
 from typing import NamedTuple
 
@@ -17,9 +19,10 @@ FOREVER = 2**30  # longer than any horizon
 
 
 class Phased(eqx.Module):
-    """A phased algorithm: every cycle c plays the basis once, estimates theta by least squares from all completed cycles, and then plays
-    one action ceil(schedule_scale c^schedule_power) times. Build it with `apsee`, `apsee_greedy`, `phased_greedy`, `explore_then_commit`,
-    `e2tc` or `estc`; run it with `simulate`, or online with `init`, `act` and `update`.
+    """A phased algorithm: every cycle c plays the basis once, estimates theta by least squares from
+    all completed cycles, and then plays one action ceil(schedule_scale c^schedule_power) times.
+    Build it with `apsee`, `apsee_greedy`, `phased_greedy`, `explore_then_commit`, `e2tc` or `estc`;
+    run it with `simulate`, or online with `init`, `act` and `update`.
     """
 
     action_set: ActionSet
@@ -33,8 +36,8 @@ class Phased(eqx.Module):
     lam: jax.Array | float
     enough: jax.Array | float
     sparsity: int = eqx.field(static=True)
-    #: margin, greedy: verify, then lock the support; always: exploit at once; commit: lock at a cycle; value: lock when the cycle times the
-    #: value of the estimate is `enough`
+    # : margin, greedy: verify, then lock the support; always: exploit at once; commit: lock at a
+    # cycle; value: lock when the cycle times the : value of the estimate is `enough`
     rule: str = eqx.field(static=True)
     radius: str = eqx.field(static=True, default="l2")
     schedule_power: float = eqx.field(static=True, default=1.0)
@@ -42,21 +45,28 @@ class Phased(eqx.Module):
     lasso: bool = eqx.field(static=True, default=False)
 
     def init(self, key: jax.Array | None = None, *, dimension: int, dtype=None) -> "PhasedState":
-        """The state before the first step, for theta in R^dimension; `key` is not needed and ignored."""
-        return start(plan(self, dimension, jnp.result_type(float) if dtype is None else dtype), self)
+        """The state before the first step, for theta in R^dimension; `key` is not needed and
+        ignored.
+        """
+        return start(
+            plan(self, dimension, jnp.result_type(float) if dtype is None else dtype), self
+        )
 
     def act(self, state: "PhasedState", offer: None = None) -> jax.Array:
         """The action [d] to play now."""
         return jnp.where(state.left > 0, state.action, state.plan.basis[state.position])
 
-    def update(self, state: "PhasedState", action: jax.Array, reward: jax.Array, offer: None = None) -> "PhasedState":
+    def update(
+        self, state: "PhasedState", action: jax.Array, reward: jax.Array, offer: None = None
+    ) -> "PhasedState":
         """The state after `reward` for the action that `act` named; `action` is not used."""
         return observe(self, state, reward)
 
 
 class Plan(NamedTuple):
-    """What an algorithm needs, made once for a dimension and a dtype: the basis [m, d], the map [d, m] (or its diagonal [d]) from mean
-    rewards to the estimate, and numbers."""
+    """What an algorithm needs, made once for a dimension and a dtype: the basis [m, d], the map [d,
+    m] (or its diagonal [d]) from mean rewards to the estimate, and numbers.
+    """
 
     action_set: ActionSet
     basis: jax.Array
@@ -73,7 +83,10 @@ class Plan(NamedTuple):
 
 
 def plan(algorithm: Phased, dimension: int, dtype) -> Plan:
-    require(algorithm.sparsity <= dimension, f"sparsity must be at most the dimension {dimension}, got {algorithm.sparsity}.")
+    require(
+        algorithm.sparsity <= dimension,
+        f"sparsity must be at most the dimension {dimension}, got {algorithm.sparsity}.",
+    )
     action_set = cast(algorithm.action_set, dtype)
     if algorithm.basis is None:
         reach = action_set.reach(dimension, dtype)
@@ -82,11 +95,15 @@ def plan(algorithm: Phased, dimension: int, dtype) -> Plan:
     else:
         basis = jnp.asarray(algorithm.basis).astype(dtype)
         require(
-            basis.shape[1] == dimension, f"basis must have {dimension} columns, one for each coordinate of theta, got {basis.shape[1]}."
+            basis.shape[1] == dimension,
+            f"basis must have {dimension} columns, one for each coordinate of theta, got {basis.shape[1]}.",
         )
         solve, numbers = jnp.linalg.pinv(basis), design_numbers(basis)
     moves = sensitivity(algorithm, action_set, dimension, dtype)
-    scale, factor = real_scalar("radius_scale", algorithm.radius_scale, dtype), real_scalar("gap_factor", algorithm.gap_factor, dtype)
+    scale, factor = (
+        real_scalar("radius_scale", algorithm.radius_scale, dtype),
+        real_scalar("gap_factor", algorithm.gap_factor, dtype),
+    )
     return Plan(
         action_set,
         basis,
@@ -104,7 +121,9 @@ def plan(algorithm: Phased, dimension: int, dtype) -> Plan:
 
 
 def sensitivity(algorithm: Phased, action_set: ActionSet, dimension: int, dtype) -> jax.Array:
-    """By how much a score or a value f(S) moves at most when the estimate moves by one unit of the radius."""
+    """By how much a score or a value f(S) moves at most when the estimate moves by one unit of the
+    radius.
+    """
     if algorithm.rule == "margin":
         return action_set.score_slope(jnp.zeros(dimension, dtype))  # pyright: ignore[reportAttributeAccessIssue]
     if algorithm.rule != "greedy":
@@ -114,7 +133,9 @@ def sensitivity(algorithm: Phased, action_set: ActionSet, dimension: int, dtype)
 
 
 def exploitation_length(algorithm: Phased, scale: jax.Array, cycle: jax.Array) -> jax.Array:
-    """ceil(scale cycle^power), an int32; guarded against a power that rounding lifts above a whole number."""
+    """ceil(scale cycle^power), an int32; guarded against a power that rounding lifts above a whole
+    number.
+    """
     if algorithm.rule in ("commit", "value"):
         return jnp.int32(FOREVER)
     length = scale * cycle.astype(scale.dtype) ** algorithm.schedule_power
@@ -127,11 +148,15 @@ def apply_solve(solve: jax.Array, means: jax.Array) -> jax.Array:
     return solve * means if solve.ndim == 1 else jnp.matmul(solve, means, precision="highest")
 
 
-def noise_level(algorithm: Phased, plan: Plan, cycle: jax.Array, within: jax.Array, num_arms: int) -> tuple[jax.Array, jax.Array]:
-    """The bound on sigma and the delta that is left for the estimate. `within`: the sum of squared deviations within arms.
+def noise_level(
+    algorithm: Phased, plan: Plan, cycle: jax.Array, within: jax.Array, num_arms: int
+) -> tuple[jax.Array, jax.Array]:
+    """The bound on sigma and the delta that is left for the estimate. `within`: the sum of squared
+    deviations within arms.
 
-    From the tail of chi^2 with nu = m (c - 1) degrees of freedom (Laurent and Massart, 2000): sigma^2 <= within / (nu - 2 sqrt(nu x)) for
-    all cycles with probability 1 - delta/2, where x = log(pi^2 c^2 / (3 delta)); infinite while the bound says nothing.
+    From the tail of chi^2 with nu = m (c - 1) degrees of freedom (Laurent and Massart, 2000):
+    sigma^2 <= within / (nu - 2 sqrt(nu x)) for all cycles with probability 1 - delta/2, where x =
+    log(pi^2 c^2 / (3 delta)); infinite while the bound says nothing.
     """
     if not algorithm.estimate_sigma:
         return plan.sigma, plan.delta
@@ -144,7 +169,9 @@ def noise_level(algorithm: Phased, plan: Plan, cycle: jax.Array, within: jax.Arr
 def verify(
     algorithm: Phased, plan: Plan, estimate: jax.Array, cycle: jax.Array, within: jax.Array
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Whether the estimate [d] at the end of `cycle` (int32) may be locked, and its support [s] where finding that out has found it."""
+    """Whether the estimate [d] at the end of `cycle` (int32) may be locked, and its support [s]
+    where finding that out has found it.
+    """
     floating = cycle.astype(estimate.dtype)
     if algorithm.rule == "always":
         return jnp.asarray(False), None
@@ -157,11 +184,15 @@ def verify(
         return ~jnp.any(jnp.isnan(estimate)), None
     commit = cycle * plan.basis.shape[0] >= plan.commit_at
     sigma, delta = noise_level(algorithm, plan, floating, within, plan.basis.shape[0])
-    threshold = plan.lead * radius_at(algorithm.radius, plan.numbers, estimate.shape[0], floating, sigma, delta)
+    threshold = plan.lead * radius_at(
+        algorithm.radius, plan.numbers, estimate.shape[0], floating, sigma, delta
+    )
     if algorithm.radius == "local":
         # The threshold is gap_factor L eps: half of it is L eps for the gap_factor 2 of the proof.
         error = threshold / (2.0 * plan.sensitivity)
-        return greedy_is_proved(plan.action_set, estimate, algorithm.sparsity, error, plan.sensitivity) | commit, None
+        return greedy_is_proved(
+            plan.action_set, estimate, algorithm.sparsity, error, plan.sensitivity
+        ) | commit, None
     if algorithm.rule == "margin":
         gap = ranked_gap(plan.action_set.scores(estimate), algorithm.sparsity)  # pyright: ignore[reportAttributeAccessIssue]
         return (gap > threshold) | commit, None
@@ -175,7 +206,9 @@ def choose(algorithm: Phased, plan: Plan, estimate: jax.Array) -> jax.Array:
 
 
 def shrink(algorithm: Phased, plan: Plan, estimate: jax.Array) -> jax.Array:
-    """The estimate that is exploited: itself, or the Lasso's by coordinate descent, which is exact for orthogonal bases."""
+    """The estimate that is exploited: itself, or the Lasso's by coordinate descent, which is exact
+    for orthogonal bases.
+    """
     if not algorithm.lasso:
         return estimate
     number = plan.basis.shape[0]
@@ -197,7 +230,9 @@ def _soft(value, threshold):
 
 
 def ranked_gap(scores: jax.Array, sparsity: int) -> jax.Array:
-    """The s-th largest score minus the next one, s < d, by insertion: comparisons only, no sort, fast over many lanes."""
+    """The s-th largest score minus the next one, s < d, by insertion: comparisons only, no sort,
+    fast over many lanes.
+    """
     dimension = scores.shape[0]
 
     def insert(value, top):
@@ -217,9 +252,10 @@ def ranked_gap(scores: jax.Array, sparsity: int) -> jax.Array:
 
 
 class PhasedState(NamedTuple):
-    """Where an online run is: cycle (from 1), position in the basis, steps left of the exploitation, sums [m] and squares of rewards by
-    arm, whether and at which cycle the support was locked, the support [s] (-1: none yet), the action [d] that is exploited, and the
-    plan."""
+    """Where an online run is: cycle (from 1), position in the basis, steps left of the
+    exploitation, sums [m] and squares of rewards by arm, whether and at which cycle the support was
+    locked, the support [s] (-1: none yet), the action [d] that is exploited, and the plan.
+    """
 
     cycle: jax.Array
     position: jax.Array
@@ -238,7 +274,18 @@ def start(plan: Plan, algorithm: Phased) -> PhasedState:
     zeros = jnp.zeros(number, plan.basis.dtype)
     none, action = jnp.int32(0), jnp.zeros(dimension, plan.basis.dtype)
     support = jnp.full(algorithm.sparsity, -1, jnp.int32)
-    return PhasedState(jnp.int32(1), none, none, zeros, zeros, jnp.asarray(False), jnp.int32(-1), support, action, plan)
+    return PhasedState(
+        jnp.int32(1),
+        none,
+        none,
+        zeros,
+        zeros,
+        jnp.asarray(False),
+        jnp.int32(-1),
+        support,
+        action,
+        plan,
+    )
 
 
 def observe(algorithm: Phased, state: PhasedState, reward: jax.Array) -> PhasedState:
@@ -249,11 +296,17 @@ def observe(algorithm: Phased, state: PhasedState, reward: jax.Array) -> PhasedS
     sums, squares = state.sums.at[arm].add(reward), state.squares.at[arm].add(reward**2)
     complete = exploring & (state.position == number - 1)
     state = state._replace(
-        sums=sums, squares=squares, position=jnp.where(exploring, state.position + 1, 0), left=jnp.maximum(state.left - 1, 0)
+        sums=sums,
+        squares=squares,
+        position=jnp.where(exploring, state.position + 1, 0),
+        left=jnp.maximum(state.left - 1, 0),
     )
     state = lax.cond(complete, lambda s: _decide(algorithm, s), lambda s: s, state)
     over = (complete & (state.left == 0)) | (~exploring & (state.left == 0))
-    return state._replace(cycle=jnp.where(over, state.cycle + 1, state.cycle), position=jnp.where(complete | over, 0, state.position))
+    return state._replace(
+        cycle=jnp.where(over, state.cycle + 1, state.cycle),
+        position=jnp.where(complete | over, 0, state.position),
+    )
 
 
 def _decide(algorithm: Phased, state: PhasedState) -> PhasedState:
@@ -264,10 +317,14 @@ def _decide(algorithm: Phased, state: PhasedState) -> PhasedState:
     proved, support = verify(algorithm, plan, estimate, state.cycle, within)
     newly = ~state.locked & proved
     fresh = newly | (algorithm.rule == "always")
-    indices = jnp.where(fresh, choose(algorithm, plan, estimate) if support is None else support, state.indices)
+    indices = jnp.where(
+        fresh, choose(algorithm, plan, estimate) if support is None else support, state.indices
+    )
     locked = state.locked | newly
     exploiting = locked | (algorithm.rule == "always")
-    action = exploit(algorithm, plan, plan.action_set.restrict(indices, estimate.shape[0]), indices, estimate)
+    action = exploit(
+        algorithm, plan, plan.action_set.restrict(indices, estimate.shape[0]), indices, estimate
+    )
     place = jnp.where(indices >= 0, indices, estimate.shape[0])
     full = jnp.zeros_like(state.action).at[place].set(action, mode="drop")
     return state._replace(
@@ -275,11 +332,15 @@ def _decide(algorithm: Phased, state: PhasedState) -> PhasedState:
         lock_cycle=jnp.where(newly, state.cycle, state.lock_cycle),
         indices=indices,
         action=jnp.where(exploiting, full, state.action),
-        left=jnp.where(exploiting, exploitation_length(algorithm, plan.schedule_scale, state.cycle), 0),
+        left=jnp.where(
+            exploiting, exploitation_length(algorithm, plan.schedule_scale, state.cycle), 0
+        ),
     )
 
 
-def exploit(algorithm: Phased, plan: Plan, part: ActionSet, indices: jax.Array, estimate: jax.Array) -> jax.Array:
+def exploit(
+    algorithm: Phased, plan: Plan, part: ActionSet, indices: jax.Array, estimate: jax.Array
+) -> jax.Array:
     """The best action on the support, in its own coordinates [s]."""
     estimate = shrink(algorithm, plan, estimate)
     return part.argmax(jnp.where(indices >= 0, estimate[indices], 0.0).astype(estimate.dtype))

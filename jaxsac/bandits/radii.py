@@ -1,4 +1,6 @@
-"""How far the estimate of a cycle may be from the parameter: confidence radii that hold at all cycles at once."""
+"""How far the estimate of a cycle may be from the parameter: confidence radii that hold at all
+cycles at once.
+"""
 
 from typing import NamedTuple
 
@@ -11,7 +13,9 @@ KINDS = ("l2", "hkz", "coord")
 
 
 class DesignNumbers(NamedTuple):
-    """What a radius needs of the exploration design V = sum of b b' over the basis, with Sigma = V^-1; scalars."""
+    """What a radius needs of the exploration design V = sum of b b' over the basis, with Sigma =
+    V^-1; scalars.
+    """
 
     trace: jax.Array  # of V
     least: jax.Array  # eigenvalue of V
@@ -28,7 +32,9 @@ def design_numbers(basis: jax.Array) -> DesignNumbers:
 
 
 def diagonal_design_numbers(reach: jax.Array) -> DesignNumbers:
-    """Those of the basis reach_i e_i, without the axes of length 0, of which nothing can be learned."""
+    """Those of the basis reach_i e_i, without the axes of length 0, of which nothing can be
+    learned.
+    """
     known = reach != 0
     squares = jnp.where(known, reach**2, jnp.inf)
     inverse = 1.0 / squares
@@ -36,14 +42,32 @@ def diagonal_design_numbers(reach: jax.Array) -> DesignNumbers:
 
 
 def _numbers(eigenvalues, inverse, entry):
-    return DesignNumbers(jnp.sum(eigenvalues), jnp.min(eigenvalues), jnp.sum(inverse), jnp.sum(inverse**2), jnp.max(inverse), entry)
+    return DesignNumbers(
+        jnp.sum(eigenvalues),
+        jnp.min(eigenvalues),
+        jnp.sum(inverse),
+        jnp.sum(inverse**2),
+        jnp.max(inverse),
+        entry,
+    )
 
 
-def radius_at(kind: str, numbers: DesignNumbers, dimension: int, cycle: jax.Array, sigma: jax.Array, delta: jax.Array) -> jax.Array:
+def radius_at(
+    kind: str,
+    numbers: DesignNumbers,
+    dimension: int,
+    cycle: jax.Array,
+    sigma: jax.Array,
+    delta: jax.Array,
+) -> jax.Array:
     """The radius at `cycle`, a floating scalar >= 1; formulas in `error_radius`."""
     if kind in ("hkz", "local"):
         level = jnp.log(jnp.pi**2 * cycle**2 / (6.0 * delta))
-        spread = numbers.inverse_trace + 2.0 * jnp.sqrt(numbers.inverse_square * level) + 2.0 * numbers.inverse_largest * level
+        spread = (
+            numbers.inverse_trace
+            + 2.0 * jnp.sqrt(numbers.inverse_square * level)
+            + 2.0 * numbers.inverse_largest * level
+        )
         return sigma * jnp.sqrt(spread / cycle)
     level = 2.0 * jnp.log(jnp.pi**2 * dimension * cycle**2 / (3.0 * delta))
     if kind == "coord":
@@ -52,16 +76,21 @@ def radius_at(kind: str, numbers: DesignNumbers, dimension: int, cycle: jax.Arra
 
 
 def error_radius(cycle, basis: jax.Array, *, sigma, delta, kind: str = "l2") -> jax.Array:
-    """Radius eps_c such that all cycles c satisfy error(theta_c) <= eps_c together with probability at least 1 - delta.
+    """Radius eps_c such that all cycles c satisfy error(theta_c) <= eps_c together with probability
+    at least 1 - delta.
 
-    theta_c is the least squares estimate from c repetitions of the rows of `basis` [m, d], V = basis' basis, Sigma = V^-1, and the noise is
-    conditionally sigma-sub-Gaussian. `kind`:
+    theta_c is the least squares estimate from c repetitions of the rows of `basis` [m, d], V =
+    basis' basis, Sigma = V^-1, and the noise is conditionally sigma-sub-Gaussian. `kind`:
 
-    * "l2"     (sigma / lmin(V)) sqrt(2 tr(V) log(pi^2 d c^2 / (3 delta)) / c), for the l_2 error: the paper's (equation 9), very loose;
-    * "hkz"    sigma sqrt((tr Sigma + 2 sqrt(tr(Sigma^2) t) + 2 ||Sigma|| t) / c), t = log(pi^2 c^2 / (6 delta)), for the l_2 error;
-    * "coord"  sigma sqrt(2 max_j Sigma_jj log(pi^2 d c^2 / (3 delta)) / c), for the largest error of a coordinate.
+    * "l2"     (sigma / lmin(V)) sqrt(2 tr(V) log(pi^2 d c^2 / (3 delta)) / c), for the l_2 error:
+      the paper's (equation 9), very loose;
+    * "hkz"    sigma sqrt((tr Sigma + 2 sqrt(tr(Sigma^2) t) + 2 ||Sigma|| t) / c), t = log(pi^2 c^2
+      / (6 delta)), for the l_2 error;
+    * "coord"  sigma sqrt(2 max_j Sigma_jj log(pi^2 d c^2 / (3 delta)) / c), for the largest error
+      of a coordinate.
 
-    Source: arXiv 2605.10151, equation 9; Hsu, Kakade and Zhang (2012) for "hkz". A NaN anywhere gives NaN.
+    Source: arXiv 2605.10151, equation 9; Hsu, Kakade and Zhang (2012) for "hkz". A NaN anywhere
+    gives NaN.
     """
     basis = real_array("basis", basis, ("m", "d"))
     choice("kind", kind, KINDS)
@@ -72,5 +101,8 @@ def error_radius(cycle, basis: jax.Array, *, sigma, delta, kind: str = "l2") -> 
 def check_numbers(dtype, *, cycle=1, sigma, delta):
     cycle, sigma = real_scalar("cycle", cycle, dtype, 1), real_scalar("sigma", sigma, dtype, 0)
     if is_concrete(delta):
-        require(0.0 < float(delta) < 1.0, f"delta is a probability of error and must lie strictly between 0 and 1, got {delta}.")
+        require(
+            0.0 < float(delta) < 1.0,
+            f"delta is a probability of error and must lie strictly between 0 and 1, got {delta}.",
+        )
     return cycle, sigma, real_scalar("delta", delta, dtype)

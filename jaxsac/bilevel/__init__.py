@@ -1,9 +1,11 @@
-"""Bilevel optimisation with first-order penalties: minimise upper(x, y*(x)), y*(x) = arg min_y lower(x, y), from gradients alone.
+"""Bilevel optimisation with first-order penalties: minimise upper(x, y*(x)), y*(x) = arg min_y
+lower(x, y), from gradients alone.
 
-A perturbed copy of the lower level is compared with an unperturbed one: their difference over sigma is the hypergradient. Both copies share
-starts, steps and batches, so that what they have in common cancels, and the difference is stored, so that float32 keeps its digits.
-Source: Gaur, Bedi, Wang, Aggarwal, "On the Sample Complexity Bounds in Bilevel Reinforcement Learning", arXiv 2503.17644 (its first version
-states a sample complexity of epsilon^-4, the later ones about epsilon^-3).
+A perturbed copy of the lower level is compared with an unperturbed one: their difference over sigma
+is the hypergradient. Both copies share starts, steps and batches, so that what they have in common
+cancels, and the difference is stored, so that float32 keeps its digits. Source: Gaur, Bedi, Wang,
+Aggarwal, "On the Sample Complexity Bounds in Bilevel Reinforcement Learning", arXiv 2503.17644 (its
+first version states a sample complexity of epsilon^-4, the later ones about epsilon^-3).
 """
 
 from jaxsac.bilevel.certificate import Diagnostics as Diagnostics

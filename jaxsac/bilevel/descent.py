@@ -1,4 +1,6 @@
-"""A lower-level solver without a step size to tune: limited-memory BFGS with a line search on slopes, for `hypergradient` and `argmin`."""
+"""A lower-level solver without a step size to tune: limited-memory BFGS with a line search on
+slopes, for `hypergradient` and `argmin`.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -42,10 +44,12 @@ def minimise(
     max_steps: Any,
     certify: Callable[[jax.Array], Certificate],
 ) -> Outcome:
-    """Find a zero of `gradient`, the gradient of a function bounded below, by L-BFGS (Nocedal & Wright, chapter 7).
+    """Find a zero of `gradient`, the gradient of a function bounded below, by L-BFGS (Nocedal &
+    Wright, chapter 7).
 
-    The line search looks at slopes alone: function values divided by sigma² would have no digits left. `certify(gradient norm)` says
-    how far a point is from the answer. `Outcome.state` is the last point, shaped like `start`.
+    The line search looks at slopes alone: function values divided by sigma² would have no digits
+    left. `certify(gradient norm)` says how far a point is from the answer. `Outcome.state` is the
+    last point, shaped like `start`.
     """
     flat, unravel = ravel_pytree(start)
 
@@ -60,20 +64,36 @@ def minimise(
         downhill = slope < 0
         direction = jnp.where(downhill, direction, -state.gradient)
         slope = jnp.where(downhill, slope, -(size**2))
-        direction, slope = jnp.where(state.started, direction, 0.0), jnp.where(state.started, slope, 0.0)
-        length = jnp.where(fresh, jnp.minimum(1.0, 1 / jnp.where(size > 0, size, 1.0)), 1.0).astype(flat.dtype)
+        direction, slope = (
+            jnp.where(state.started, direction, 0.0),
+            jnp.where(state.started, slope, 0.0),
+        )
+        length = jnp.where(fresh, jnp.minimum(1.0, 1 / jnp.where(size > 0, size, 1.0)), 1.0).astype(
+            flat.dtype
+        )
         trial = _line_search(field, state, direction, slope, length)
         moved, change = trial.point - state.point, trial.gradient - state.gradient
-        curved = jnp.vdot(moved, change) > jnp.finfo(flat.dtype).eps * jnp.linalg.norm(moved) * jnp.linalg.norm(change)
+        curved = jnp.vdot(moved, change) > jnp.finfo(flat.dtype).eps * jnp.linalg.norm(
+            moved
+        ) * jnp.linalg.norm(change)
 
         def push(rows, row):
             return jnp.where(curved, jnp.concatenate([row[None], rows[:-1]]), rows)
 
-        return _State(trial.point, trial.gradient, push(state.steps, moved), push(state.changes, change), jnp.asarray(True))
+        return _State(
+            trial.point,
+            trial.gradient,
+            push(state.steps, moved),
+            push(state.changes, change),
+            jnp.asarray(True),
+        )
 
     def judge(state: _State) -> Certificate:
-        # The first step goes nowhere and finds the gradient: one copy of `gradient` to compile, not two.
-        return certify(jnp.where(state.started, jnp.linalg.norm(state.gradient), jnp.finfo(flat.dtype).max / 4))
+        # The first step goes nowhere and finds the gradient: one copy of `gradient` to compile, not
+        # two.
+        return certify(
+            jnp.where(state.started, jnp.linalg.norm(state.gradient), jnp.finfo(flat.dtype).max / 4)
+        )
 
     memory = jnp.zeros((_MEMORY, flat.size), flat.dtype)
     state = _State(flat, jnp.zeros_like(flat), memory, memory, jnp.asarray(False))
@@ -98,11 +118,17 @@ def _inverse_hessian_product(state: _State) -> jax.Array:
     vector, weights = lax.scan(backward, state.gradient, (state.steps, state.changes, inverses))
     length = jnp.sum(state.changes[0] ** 2)
     vector = vector * jnp.where(length > 0, products[0] / jnp.where(length > 0, length, 1.0), 1.0)
-    return lax.scan(forward, vector, (state.steps, state.changes, inverses, weights), reverse=True)[0]
+    return lax.scan(forward, vector, (state.steps, state.changes, inverses, weights), reverse=True)[
+        0
+    ]
 
 
-def _line_search(field, state: _State, direction: jax.Array, slope: jax.Array, length: jax.Array) -> _Trial:
-    """A length at which the slope along `direction` is at most half as steep as at the start, by bracketing and secants."""
+def _line_search(
+    field, state: _State, direction: jax.Array, slope: jax.Array, length: jax.Array
+) -> _Trial:
+    """A length at which the slope along `direction` is at most half as steep as at the start, by
+    bracketing and secants.
+    """
 
     def attempt(trial: _Trial) -> _Trial:
         point = state.point + trial.length * direction
@@ -113,13 +139,31 @@ def _line_search(field, state: _State, direction: jax.Array, slope: jax.Array, l
         low = jnp.where(short, trial.length, trial.low)
         low_slope = jnp.where(short, here, trial.low_slope)
         high = jnp.where(short, trial.high, trial.length)
-        secant = low + (high - low) * jnp.where(short, 0.5, jnp.clip(low_slope / (low_slope - here), 0.1, 0.9))
+        secant = low + (high - low) * jnp.where(
+            short, 0.5, jnp.clip(low_slope / (low_slope - here), 0.1, 0.9)
+        )
         middle = jnp.where(jnp.isfinite(here), secant, low + 0.1 * (high - low))
         following = jnp.where(jnp.isinf(high), 3.0 * trial.length, middle)
-        return _Trial(jnp.where(accepted, trial.length, following), point, gradient, low, low_slope, high, trial.tries + 1, accepted)
+        return _Trial(
+            jnp.where(accepted, trial.length, following),
+            point,
+            gradient,
+            low,
+            low_slope,
+            high,
+            trial.tries + 1,
+            accepted,
+        )
 
     zero = jnp.zeros((), direction.dtype)
     start = _Trial(
-        length, state.point, state.gradient, zero, slope, jnp.full((), jnp.inf, direction.dtype), jnp.int32(0), jnp.asarray(False)
+        length,
+        state.point,
+        state.gradient,
+        zero,
+        slope,
+        jnp.full((), jnp.inf, direction.dtype),
+        jnp.int32(0),
+        jnp.asarray(False),
     )
     return lax.while_loop(lambda trial: ~trial.accepted & (trial.tries < _TRIALS), attempt, start)

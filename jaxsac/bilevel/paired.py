@@ -14,10 +14,11 @@ from jaxsac.bilevel.schemes import Scheme
 
 
 class PairedOptimizer(NamedTuple):
-    """One optimiser for z and d: the step of d must be linear in u_d, and the same in kind as that of z.
+    """One optimiser for z and d: the step of d must be linear in u_d, and the same in kind as that
+    of z.
 
-    `init(z, d) -> state`, `update_z(u_z, state, z) -> (step, state)`, `update_d(u_d, state, d, z) -> (step, state)`; z moves first, and
-    the z of `update_d` is the one at which u_d was taken.
+    `init(z, d) -> state`, `update_z(u_z, state, z) -> (step, state)`, `update_d(u_d, state, d, z)
+    -> (step, state)`; z moves first, and the z of `update_d` is the one at which u_d was taken.
     """
 
     init: Callable[[Tree, Tree], Any]
@@ -26,7 +27,9 @@ class PairedOptimizer(NamedTuple):
 
 
 def linear(optimizer: optax.GradientTransformation) -> PairedOptimizer:
-    """Apply a linear optax optimiser (SGD, momentum, schedules, weight decay) to z and d: so y = z + sigma d takes its steps exactly."""
+    """Apply a linear optax optimiser (SGD, momentum, schedules, weight decay) to z and d: so y = z
+    + sigma d takes its steps exactly.
+    """
 
     def init(z, d):
         return optimizer.init(z), optimizer.init(d)
@@ -58,13 +61,18 @@ class _AdamState(NamedTuple):
     largest: Tree
 
 
-def paired_adam(learning_rate: float, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> PairedOptimizer:
-    """Adam whose preconditioner, taken from z's gradients, is shared by all copies, so that adaptive inner steps keep the pairing.
+def paired_adam(
+    learning_rate: float, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
+) -> PairedOptimizer:
+    """Adam whose preconditioner, taken from z's gradients, is shared by all copies, so that
+    adaptive inner steps keep the pairing.
 
-        step = -learning_rate * mean / (sqrt(largest) + eps),   largest = running maximum of the bias-corrected mean square of u_z
+        step = -learning_rate * mean / (sqrt(largest) + eps),   largest = running maximum of the
+        bias-corrected mean square of u_z
 
-    The maximum (AMSGrad) keeps the steps of d bounded when z has converged and its gradients vanish. Adam as it comes from optax would give
-    each copy its own preconditioner, and their difference, divided by sigma, would be noise. Kingma & Ba 2015; Reddi et al. 2018.
+    The maximum (AMSGrad) keeps the steps of d bounded when z has converged and its gradients
+    vanish. Adam as it comes from optax would give each copy its own preconditioner, and their
+    difference, divided by sigma, would be noise. Kingma & Ba 2015; Reddi et al. 2018.
     """
 
     def corrected(leaf, decay, num_steps):
@@ -72,21 +80,29 @@ def paired_adam(learning_rate: float, b1: float = 0.9, b2: float = 0.999, eps: f
 
     def init(z, d):
         zero = zeros(z)
-        return _AdamState(_Moments(jnp.int32(0), zero), _Moments(jnp.int32(0), zeros(d)), zero, zero)
+        return _AdamState(
+            _Moments(jnp.int32(0), zero), _Moments(jnp.int32(0), zeros(d)), zero, zero
+        )
 
     def advance(u, moments, largest):
         mean = jax.tree.map(lambda old, new: b1 * old + (1 - b1) * new, moments.mean, u)
         num_steps = moments.num_steps + 1
 
         def step(m, v):
-            return -learning_rate * corrected(m, b1, num_steps) / (jnp.sqrt(jnp.broadcast_to(v, m.shape)) + eps)
+            return (
+                -learning_rate
+                * corrected(m, b1, num_steps)
+                / (jnp.sqrt(jnp.broadcast_to(v, m.shape)) + eps)
+            )
 
         return jax.tree.map(step, mean, largest), _Moments(num_steps, mean)
 
     def update_z(u, state, z):
         square = jax.tree.map(lambda old, new: b2 * old + (1 - b2) * new**2, state.square, u)
         num_steps = state.of_z.num_steps + 1
-        largest = jax.tree.map(lambda old, new: jnp.maximum(old, corrected(new, b2, num_steps)), state.largest, square)
+        largest = jax.tree.map(
+            lambda old, new: jnp.maximum(old, corrected(new, b2, num_steps)), state.largest, square
+        )
         step, of_z = advance(u, state.of_z, largest)
         return step, _AdamState(of_z, state.of_d, square, largest)
 
@@ -108,8 +124,12 @@ def paired_step(
     d: Tree,
     sigma: Any,
 ) -> tuple[Tree, Tree, Any]:
-    """Move z and d together. With a `prox_y` plain SGD takes the proximal gradient step of each copy."""
-    directions = proximal_directions(problem, scheme, directions, x, z, d, sigma, lambda: _first_rate(inner, z, d))
+    """Move z and d together. With a `prox_y` plain SGD takes the proximal gradient step of each
+    copy.
+    """
+    directions = proximal_directions(
+        problem, scheme, directions, x, z, d, sigma, lambda: _first_rate(inner, z, d)
+    )
     step_z, state = inner.update_z(directions[0], state, z)
     step_d, state = inner.update_d(directions[1], state, d, z)
     return add(z, step_z), add(d, step_d), state
@@ -125,25 +145,35 @@ def proximal_directions(
     sigma: Any,
     rate: Callable[[], jax.Array],
 ) -> tuple[Tree, Tree]:
-    """What plays the part of gradients beside a nonsmooth term: [y - prox(y - rate u)] / rate of each copy, in the coordinates (z, d).
+    """What plays the part of gradients beside a nonsmooth term: [y - prox(y - rate u)] / rate of
+    each copy, in the coordinates (z, d).
 
-    It vanishes where each copy is a minimiser, whatever the rate (Beck 2017, section 10.3), and is the gradient u without a `prox_y`.
+    It vanishes where each copy is a minimiser, whatever the rate (Beck 2017, section 10.3), and is
+    the gradient u without a `prox_y`.
     """
     if problem.prox_y is None:
         return directions
     step = rate()
-    new = scheme.on_copies(prox_at(problem, x, step), add(z, directions[0], -step), add(d, directions[1], -step), sigma)
+    new = scheme.on_copies(
+        prox_at(problem, x, step), add(z, directions[0], -step), add(d, directions[1], -step), sigma
+    )
     return scale(subtract(z, new[0]), 1 / step), scale(subtract(d, new[1]), 1 / step)
 
 
 def _first_rate(inner: PairedOptimizer, z: Tree, d: Tree) -> jax.Array:
-    """How far the first step goes on a gradient of ones: the rate of plain SGD, and one that suits the others."""
-    steps, _ = inner.update_z(jax.tree.map(jnp.ones_like, z), inner.init(zeros(z), zeros(d)), zeros(z))
+    """How far the first step goes on a gradient of ones: the rate of plain SGD, and one that suits
+    the others.
+    """
+    steps, _ = inner.update_z(
+        jax.tree.map(jnp.ones_like, z), inner.init(zeros(z), zeros(d)), zeros(z)
+    )
     return jnp.stack([jnp.min(-step) for step in jax.tree.leaves(steps)]).min()
 
 
 def as_paired(inner: PairedOptimizer | optax.GradientTransformation, y: Tree) -> PairedOptimizer:
-    """The paired form of `inner`; an optax optimiser that is not linear in the gradients is an error, since it would break the pairing."""
+    """The paired form of `inner`; an optax optimiser that is not linear in the gradients is an
+    error, since it would break the pairing.
+    """
     if isinstance(inner, PairedOptimizer):
         return inner
     _checks.require(
@@ -162,7 +192,9 @@ _at_trace_time = jax.ensure_compile_time_eval
 
 
 def _is_linear(optimizer: optax.GradientTransformation, y: Tree) -> bool:
-    """Whether doubling the gradients (and the parameters) doubles two steps; one of unknown numbers (traced rates) is believed."""
+    """Whether doubling the gradients (and the parameters) doubles two steps; one of unknown numbers
+    (traced rates) is believed.
+    """
     rng = np.random.default_rng(0)
     tree = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype), y)
     second = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype), y)
@@ -172,11 +204,15 @@ def _is_linear(optimizer: optax.GradientTransformation, y: Tree) -> bool:
             params = scale(jax.tree.map(jnp.asarray, tree), factor)
             state = optimizer.init(params)
             for gradient in (tree, second):
-                update, state = optimizer.update(scale(jax.tree.map(jnp.asarray, gradient), factor), state, params)
+                update, state = optimizer.update(
+                    scale(jax.tree.map(jnp.asarray, gradient), factor), state, params
+                )
             return update
 
         once, twice = steps(1.0), steps(2.0)
     if not _checks.is_concrete(once, twice):
         return True
     pairs = zip(jax.tree.leaves(once), jax.tree.leaves(twice), strict=True)
-    return all(np.allclose(2 * np.asarray(a), np.asarray(b), rtol=1e-4, atol=1e-30) for a, b in pairs)
+    return all(
+        np.allclose(2 * np.asarray(a), np.asarray(b), rtol=1e-4, atol=1e-30) for a, b in pairs
+    )

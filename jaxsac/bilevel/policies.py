@@ -1,6 +1,8 @@
-"""Bilevel RL as problems for the penalty solvers: the lower level is a policy optimisation, exact or sampled.
+"""Bilevel RL as problems for the penalty solvers: the lower level is a policy optimisation, exact
+or sampled.
 
-`model(x) -> (MDP, reward [S, A])` says how the upper variable shapes the lower level's rewards, or its dynamics, or both.
+`model(x) -> (MDP, reward [S, A])` says how the upper variable shapes the lower level's rewards, or
+its dynamics, or both.
 """
 
 from collections.abc import Callable
@@ -32,17 +34,21 @@ def policy_problem(
     penalty: str = "value",
     log_policy: LogPolicy = softmax_policy,
 ) -> Problem:
-    """minimise_x upper(x, log pi) where pi is the best policy of model(x) at a temperature; exact. `data=temperature` goes to the solver.
+    """minimise_x upper(x, log pi) where pi is the best policy of model(x) at a temperature; exact.
+    `data=temperature` goes to the solver.
 
         penalty="value":    lower = -(initial · V_pi),  the return with entropy bonus of the policy
-        penalty="bellman":  lower = mean over s of sum_a pi(a|s) [temperature log pi(a|s) - Q*(s, a)],  strongly convex in pi(·|s)
+        penalty="bellman":  lower = mean over s of sum_a pi(a|s) [temperature log pi(a|s) - Q*(s,
+        a)],  strongly convex in pi(·|s)
 
-    Both have the minimiser pi = softmax(Q* / temperature), the first where every state is visited. y are the parameters of
-    `log_policy(y) -> [S, A]`: a table of logits, or an equinox network. With the temperature as data, regularisation attenuates by calling
-    `solve` with falling temperatures and the last `state`, without a new compilation.
-    Contexts: `model` may return C processes on a leading axis of every array, with log pi [C, S, A]; lower is the mean over them.
-    For tables `natural_gradient` is the inner optimiser that does not mind nearly deterministic policies.
-    Sources: Gaur et al., arXiv 2503.17644, section 3; Shen et al., arXiv 2402.06886 (both penalties).
+    Both have the minimiser pi = softmax(Q* / temperature), the first where every state is visited.
+    y are the parameters of `log_policy(y) -> [S, A]`: a table of logits, or an equinox network.
+    With the temperature as data, regularisation attenuates by calling `solve` with falling
+    temperatures and the last `state`, without a new compilation. Contexts: `model` may return C
+    processes on a leading axis of every array, with log pi [C, S, A]; lower is the mean over them.
+    For tables `natural_gradient` is the inner optimiser that does not mind nearly deterministic
+    policies. Sources: Gaur et al., arXiv 2503.17644, section 3; Shen et al., arXiv 2402.06886 (both
+    penalties).
     """
     _checks.choice("penalty", penalty, ("value", "bellman"))
 
@@ -71,13 +77,15 @@ def policy_problem(
 
 
 def natural_gradient(rate: Any) -> PairedOptimizer:
-    """Natural gradient steps on tables of logits [..., A], with the metric of z's policy shared by all copies: an inner optimiser.
+    """Natural gradient steps on tables of logits [..., A], with the metric of z's policy shared by
+    all copies: an inner optimiser.
 
         z <- z - rate · u_z / pi_z,   d <- d - rate · u_d / pi_z
 
-    which is the Fisher metric's inverse up to a shift of each state's logits, and so as quick at nearly deterministic policies as at even
-    ones. With penalty="bellman", C contexts and S states, rate = C S / temperature goes to z's minimiser in one step.
-    Build it once, with a number: each object is compiled anew. Kakade 2001.
+    which is the Fisher metric's inverse up to a shift of each state's logits, and so as quick at
+    nearly deterministic policies as at even ones. With penalty="bellman", C contexts and S states,
+    rate = C S / temperature goes to z's minimiser in one step. Build it once, with a number: each
+    object is compiled anew. Kakade 2001.
     """
 
     def step(u, z):
@@ -87,7 +95,11 @@ def natural_gradient(rate: Any) -> PairedOptimizer:
 
         return jax.tree.map(of_table, u, z)
 
-    return PairedOptimizer(lambda z, d: (), lambda u, state, z: (step(u, z), state), lambda u, state, d, z: (step(u, z), state))
+    return PairedOptimizer(
+        lambda z, d: (),
+        lambda u, state, z: (step(u, z), state),
+        lambda u, state, d, z: (step(u, z), state),
+    )
 
 
 class Trajectories(NamedTuple):
@@ -98,7 +110,9 @@ class Trajectories(NamedTuple):
 
 
 def rollout(uniforms: jax.Array, mdp: MDP, log_probs: jax.Array) -> Trajectories:
-    """n trajectories of H steps by inverse distribution functions of `uniforms` [n, 2 H]; with the same ones similar policies go alike."""
+    """n trajectories of H steps by inverse distribution functions of `uniforms` [n, 2 H]; with the
+    same ones similar policies go alike.
+    """
     horizon = uniforms.shape[1] // 2
     policy = jnp.cumsum(jnp.exp(log_probs), axis=1)
     transition = jnp.cumsum(mdp.transition, axis=2)
@@ -113,10 +127,16 @@ def rollout(uniforms: jax.Array, mdp: MDP, log_probs: jax.Array) -> Trajectories
         following = draw(transition[state, action], state_uniform)
         return following, (state, action)
 
-    initial = jnp.broadcast_to(jnp.cumsum(mdp.initial)[None, :], (uniforms.shape[0], mdp.initial.shape[0]))
+    initial = jnp.broadcast_to(
+        jnp.cumsum(mdp.initial)[None, :], (uniforms.shape[0], mdp.initial.shape[0])
+    )
     first = draw(initial, uniforms[:, 0])
-    # the state drawn after the last action is never used, and neither is the number wrapped round for it
-    pairs = uniforms[:, 1 : 2 * horizon : 2].T, jnp.roll(uniforms, -1, axis=1)[:, 1 : 2 * horizon : 2].T
+    # the state drawn after the last action is never used, and neither is the number wrapped round
+    # for it
+    pairs = (
+        uniforms[:, 1 : 2 * horizon : 2].T,
+        jnp.roll(uniforms, -1, axis=1)[:, 1 : 2 * horizon : 2].T,
+    )
     _, (states, actions) = lax.scan(move, first, pairs)
     return Trajectories(states.T, actions.T)
 
@@ -126,10 +146,20 @@ def _discounts(mdp: MDP, horizon: int, dtype: Any) -> jax.Array:
 
 
 def _log_dynamics(mdp: MDP, path: Trajectories) -> jax.Array:
-    """Sum of log P over the transitions up to each step, [n, H]; only its gradient, the score, is of use."""
+    """Sum of log P over the transitions up to each step, [n, H]; only its gradient, the score, is
+    of use.
+    """
     states, actions = path
-    chances = jnp.concatenate([mdp.initial[states[:, :1]], mdp.transition[states[:, :-1], actions[:, :-1], states[:, 1:]]], axis=1)
-    return jnp.cumsum(jnp.where(chances > 0, jnp.log(jnp.where(chances > 0, chances, 1.0)), 0.0), axis=1)
+    chances = jnp.concatenate(
+        [
+            mdp.initial[states[:, :1]],
+            mdp.transition[states[:, :-1], actions[:, :-1], states[:, 1:]],
+        ],
+        axis=1,
+    )
+    return jnp.cumsum(
+        jnp.where(chances > 0, jnp.log(jnp.where(chances > 0, chances, 1.0)), 0.0), axis=1
+    )
 
 
 def _magic(log_probability: jax.Array) -> jax.Array:
@@ -137,19 +167,26 @@ def _magic(log_probability: jax.Array) -> jax.Array:
     return jnp.exp(log_probability - lax.stop_gradient(log_probability))
 
 
-def sampled_return(uniforms: jax.Array, mdp: MDP, reward: jax.Array, log_probs: jax.Array, temperature: Any = 0.0) -> jax.Array:
-    """Mean discounted return of n trajectories drawn with `uniforms` [n, 2 H], with entropy bonus; its gradient is the policy gradient.
+def sampled_return(
+    uniforms: jax.Array, mdp: MDP, reward: jax.Array, log_probs: jax.Array, temperature: Any = 0.0
+) -> jax.Array:
+    """Mean discounted return of n trajectories drawn with `uniforms` [n, 2 H], with entropy bonus;
+    its gradient is the policy gradient.
 
-        mean_i sum_{t<H} discount^t [reward(s, a) - temperature log pi(a|s)] · (1, with the score of the path up to t as its gradient)
+        mean_i sum_{t<H} discount^t [reward(s, a) - temperature log pi(a|s)] · (1, with the score of
+        the path up to t as its gradient)
 
-    Unbiased for the return truncated at H, value and gradient (of any order), in the reward, the policy and the dynamics.
-    Truncation leaves out at most discount^H max|reward| / (1 - discount). Source: Foerster et al. 2018 (DiCE); Gaur et al., section 3.
+    Unbiased for the return truncated at H, value and gradient (of any order), in the reward, the
+    policy and the dynamics. Truncation leaves out at most discount^H max|reward| / (1 - discount).
+    Source: Foerster et al. 2018 (DiCE); Gaur et al., section 3.
     """
     path = rollout(uniforms, lax.stop_gradient(mdp), lax.stop_gradient(log_probs))
     taken = log_probs[path.states, path.actions]
     gains = reward[path.states, path.actions] - jnp.asarray(temperature, reward.dtype) * taken
     weights = _magic(jnp.cumsum(taken, axis=1) + _log_dynamics(mdp, path))
-    return jnp.mean(jnp.sum(_discounts(mdp, gains.shape[1], gains.dtype)[None, :] * gains * weights, axis=1))
+    return jnp.mean(
+        jnp.sum(_discounts(mdp, gains.shape[1], gains.dtype)[None, :] * gains * weights, axis=1)
+    )
 
 
 def sampled_policy_problem(
@@ -159,13 +196,17 @@ def sampled_policy_problem(
     log_policy: LogPolicy = softmax_policy,
     pairing: str = "reweighted",
 ) -> Problem:
-    """`policy_problem` from trajectories: `batch = (uniforms [n, 2 H], temperature)` goes to `step`, and all copies share it.
+    """`policy_problem` from trajectories: `batch = (uniforms [n, 2 H], temperature)` goes to
+    `step`, and all copies share it.
 
-    `upper(x, log pi, uniforms)` is a sampled scalar with the right gradient, such as -sampled_return(...). The copies' trajectories pair as
+    `upper(x, log pi, uniforms)` is a sampled scalar with the right gradient, such as
+    -sampled_return(...). The copies' trajectories pair as
 
-    * "reweighted": one set, drawn by the unperturbed policy and reweighted for the perturbed one by exp(log ratio). The standard deviation
-      of the difference over sigma stays O(1) as sigma falls. Where the effective sample size is below n / 2, the other pairing is used.
-    * "common": each policy draws its own with the same uniforms; deviation O(sigma^-1/2). (Independent trajectories: O(1 / sigma).)
+    * "reweighted": one set, drawn by the unperturbed policy and reweighted for the perturbed one by
+      exp(log ratio). The standard deviation of the difference over sigma stays O(1) as sigma falls.
+      Where the effective sample size is below n / 2, the other pairing is used.
+    * "common": each policy draws its own with the same uniforms; deviation O(sigma^-1/2).
+      (Independent trajectories: O(1 / sigma).)
     """
     _checks.choice("pairing", pairing, ("reweighted", "common"))
 
@@ -179,7 +220,9 @@ def sampled_policy_problem(
 
     def lower_difference(x, y, step, batch):
         uniforms, temperature = batch
-        moved = jax.tree.map(lambda leaf, change: leaf + change if eqx.is_array(leaf) else leaf, y, step)
+        moved = jax.tree.map(
+            lambda leaf, change: leaf + change if eqx.is_array(leaf) else leaf, y, step
+        )
         base = lax.stop_gradient(log_policy(y))
         path = rollout(uniforms, lax.stop_gradient(model(x)[0]), base)
         base_taken = base[path.states, path.actions]
@@ -187,8 +230,15 @@ def sampled_policy_problem(
         def parts(x, y):
             mdp, reward = model(x)
             taken = log_policy(y)[path.states, path.actions]
-            scores = _discounts(mdp, taken.shape[1], taken.dtype)[None, :] * _magic(_log_dynamics(mdp, path))
-            return reward[path.states, path.actions] - temperature * taken, taken, jnp.cumsum(taken - base_taken, axis=1), scores
+            scores = _discounts(mdp, taken.shape[1], taken.dtype)[None, :] * _magic(
+                _log_dynamics(mdp, path)
+            )
+            return (
+                reward[path.states, path.actions] - temperature * taken,
+                taken,
+                jnp.cumsum(taken - base_taken, axis=1),
+                scores,
+            )
 
         def objective(y):  # `lower` on the paths of the base policy
             gains, _, log_ratio, scores = parts(x, y)
@@ -196,10 +246,17 @@ def sampled_policy_problem(
 
         def change(x):  # objective at `moved` less objective at y, without cancellation
             gains, taken, log_ratio, scores = parts(x, moved)
-            return -jnp.mean(jnp.sum(scores * (gains * jnp.expm1(log_ratio) - temperature * (taken - base_taken)), axis=1))
+            return -jnp.mean(
+                jnp.sum(
+                    scores * (gains * jnp.expm1(log_ratio) - temperature * (taken - base_taken)),
+                    axis=1,
+                )
+            )
 
         def reweighted():
-            in_y = jax.tree.map(jnp.subtract, eqx.filter_grad(objective)(moved), eqx.filter_grad(objective)(y))
+            in_y = jax.tree.map(
+                jnp.subtract, eqx.filter_grad(objective)(moved), eqx.filter_grad(objective)(y)
+            )
             return jax.tree.leaves((eqx.filter_grad(change)(x), in_y))
 
         def together(pair):
@@ -207,7 +264,9 @@ def sampled_policy_problem(
 
         def common():
             at_moved = eqx.filter_grad(together)((x, moved))
-            return jax.tree.leaves(jax.tree.map(jnp.subtract, at_moved, eqx.filter_grad(together)((x, y))))
+            return jax.tree.leaves(
+                jax.tree.map(jnp.subtract, at_moved, eqx.filter_grad(together)((x, y)))
+            )
 
         weights = jnp.exp(parts(x, moved)[2][:, -1])
         enough = jnp.sum(weights) ** 2 >= 0.5 * weights.shape[0] * jnp.sum(weights**2)
@@ -215,4 +274,6 @@ def sampled_policy_problem(
         num_x = len(jax.tree.leaves(eqx.filter(x, eqx.is_inexact_array)))
         return leaves[:num_x], leaves[num_x:]
 
-    return Problem(sampled_upper, lower, lower_difference=lower_difference if pairing == "reweighted" else None)
+    return Problem(
+        sampled_upper, lower, lower_difference=lower_difference if pairing == "reweighted" else None
+    )

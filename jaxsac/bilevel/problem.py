@@ -1,4 +1,6 @@
-"""What a bilevel problem is, and its first-order oracle: gradients of two functions, nothing else."""
+"""What a bilevel problem is, and its first-order oracle: gradients of two functions, nothing
+else.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,21 +17,26 @@ Tree = Any
 class Problem(NamedTuple):
     """A bilevel problem: minimise upper(x, y*(x)) over x, where y*(x) minimises lower(x, y) over y.
 
-    * `upper`, `lower`: scalar functions (x, y), or (x, y, batch) when data are given to the solver. x and y are pytrees of floating arrays;
-      equinox modules may carry functions beside their arrays. When the lower level has several minimisers, the penalty methods choose
-      the one with the least upper value (optimistic selection).
+    * `upper`, `lower`: scalar functions (x, y), or (x, y, batch) when data are given to the solver.
+      x and y are pytrees of floating arrays; equinox modules may carry functions beside their
+      arrays. When the lower level has several minimisers, the penalty methods choose the one with
+      the least upper value (optimistic selection).
     * `project_x`: Euclidean projection of x on a closed convex set, applied after every outer step.
-    * `prox_y`: (x, y, rate) -> arg min_u nonsmooth(x, u) + ‖u - y‖² / (2 rate), the proximal operator of what the lower level has beside
-      the smooth `lower`; for a constraint on y the projection, which ignores x and rate. All copies take the same proximal steps;
-      with plain SGD inside every point is one of their results, with momentum only the limit is.
-    * `nonsmooth`: the term that `prox_y` belongs to, with the arguments of `lower`; only its value and its gradient in x are used.
-      None: zero, or a constraint.
-    * `lower_difference`: (x, y, step) or (x, y, step, batch) -> the change of the lower level's gradients in (x, y) when y moves by `step`,
-      for lower levels that know a way without cancellation. By default the two gradients are subtracted.
-    * `allow_jvp`: use the midpoint rule, a product with the lower level's Hessian, in place of that subtraction. It is free of
-      cancellation, exact for quadratics, and the only second-order product that the penalty methods can be asked to use.
-    * `batch_copies`: the lower level's copies go through its gradient as one batch, by `jax.vmap`. False: one after another, for functions
-      that cannot be batched (callbacks), or whose branches or memory make a batch dear.
+    * `prox_y`: (x, y, rate) -> arg min_u nonsmooth(x, u) + ‖u - y‖² / (2 rate), the proximal
+      operator of what the lower level has beside the smooth `lower`; for a constraint on y the
+      projection, which ignores x and rate. All copies take the same proximal steps; with plain SGD
+      inside every point is one of their results, with momentum only the limit is.
+    * `nonsmooth`: the term that `prox_y` belongs to, with the arguments of `lower`; only its value
+      and its gradient in x are used. None: zero, or a constraint.
+    * `lower_difference`: (x, y, step) or (x, y, step, batch) -> the change of the lower level's
+      gradients in (x, y) when y moves by `step`, for lower levels that know a way without
+      cancellation. By default the two gradients are subtracted.
+    * `allow_jvp`: use the midpoint rule, a product with the lower level's Hessian, in place of that
+      subtraction. It is free of cancellation, exact for quadratics, and the only second-order
+      product that the penalty methods can be asked to use.
+    * `batch_copies`: the lower level's copies go through its gradient as one batch, by `jax.vmap`.
+      False: one after another, for functions that cannot be batched (callbacks), or whose branches
+      or memory make a batch dear.
 
     The functions are static: build a problem once, and pass what changes as x, y or data.
     """
@@ -47,38 +54,56 @@ class Problem(NamedTuple):
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Constant:
-    """A leaf that is no number, such as the activation of an equinox network: part of the tree's structure inside the solvers."""
+    """A leaf that is no number, such as the activation of an equinox network: part of the tree's
+    structure inside the solvers.
+    """
 
     value: Any
 
 
 def arrays_only(x: Tree, y: Tree) -> tuple[Tree, Tree]:
-    """x and y with every number an array of one floating dtype, and everything else hidden in the structure."""
+    """x and y with every number an array of one floating dtype, and everything else hidden in the
+    structure.
+    """
 
     def is_number(leaf: Any) -> bool:
         return isinstance(leaf, (jax.Array, int, float)) or hasattr(leaf, "dtype")
 
     dtypes = {jnp.asarray(leaf).dtype for leaf in jax.tree.leaves((x, y)) if hasattr(leaf, "dtype")}
     floating = {dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)}
-    _checks.require(len(floating) <= 1, f"x0 and y0 mix dtypes {sorted(map(str, floating))}: cast them to one with .astype.")
+    _checks.require(
+        len(floating) <= 1,
+        f"x0 and y0 mix dtypes {sorted(map(str, floating))}: cast them to one with .astype.",
+    )
     dtype = floating.pop() if floating else jnp.result_type(float)
 
     def convert(leaf: Any) -> Any:
         if not is_number(leaf):
             return Constant(leaf)
-        _checks.require(not jnp.iscomplexobj(leaf), "x0 and y0 must be real: pass real and imaginary parts as two arrays.")
+        _checks.require(
+            not jnp.iscomplexobj(leaf),
+            "x0 and y0 must be real: pass real and imaginary parts as two arrays.",
+        )
         return jnp.asarray(leaf).astype(dtype)
 
     x, y = jax.tree.map(convert, (x, y))
-    _checks.require(bool(jax.tree.leaves(x)), "x0 has no arrays: there is nothing to optimise at the upper level.")
-    _checks.require(bool(jax.tree.leaves(y)), "y0 has no arrays: there is nothing to optimise at the lower level.")
+    _checks.require(
+        bool(jax.tree.leaves(x)),
+        "x0 has no arrays: there is nothing to optimise at the upper level.",
+    )
+    _checks.require(
+        bool(jax.tree.leaves(y)),
+        "y0 has no arrays: there is nothing to optimise at the lower level.",
+    )
     return x, y
 
 
 def original(tree: Tree) -> Tree:
     """Undo `arrays_only`: what the user's functions see, and what a solver returns."""
     return jax.tree.map(
-        lambda leaf: leaf.value if isinstance(leaf, Constant) else leaf, tree, is_leaf=lambda leaf: isinstance(leaf, Constant)
+        lambda leaf: leaf.value if isinstance(leaf, Constant) else leaf,
+        tree,
+        is_leaf=lambda leaf: isinstance(leaf, Constant),
     )
 
 
@@ -96,7 +121,9 @@ def require_like(name: str, tree: Tree, expected: Tree) -> None:
     """An error unless `tree` has the structure, shapes and dtypes of `expected`."""
 
     def layout(tree: Tree) -> tuple[Any, list[Any]]:
-        return jax.tree.structure(tree), [(jnp.shape(leaf), str(jnp.result_type(leaf))) for leaf in jax.tree.leaves(tree)]
+        return jax.tree.structure(tree), [
+            (jnp.shape(leaf), str(jnp.result_type(leaf))) for leaf in jax.tree.leaves(tree)
+        ]
 
     (structure, leaves), (wanted, wanted_leaves) = layout(tree), layout(expected)
     _checks.require(
@@ -122,7 +149,9 @@ def dtype_of(tree: Tree) -> Any:
 
 
 class Oracle:
-    """Values and gradients of a problem on one batch, with products in full precision. `batch=None` means functions of (x, y) alone."""
+    """Values and gradients of a problem on one batch, with products in full precision. `batch=None`
+    means functions of (x, y) alone.
+    """
 
     def __init__(self, problem: Problem, batch: Any = None):
         self.problem = problem
@@ -131,7 +160,10 @@ class Oracle:
     def _call(self, name: str, function: Callable[..., Any], x: Tree, y: Tree) -> jax.Array:
         with jax.default_matmul_precision("highest"):
             value = jnp.asarray(function(original(x), original(y), *self.rest))
-        _checks.require(value.shape == (), f"{name} must return a scalar, got shape {list(value.shape)}: take a sum or a mean.")
+        _checks.require(
+            value.shape == (),
+            f"{name} must return a scalar, got shape {list(value.shape)}: take a sum or a mean.",
+        )
         return value
 
     def upper(self, x: Tree, y: Tree) -> jax.Array:
@@ -170,25 +202,37 @@ class Oracle:
     def difference_y(self, x: Tree, y: Tree, step: Tree) -> Tree:
         return self.lower_changes(1, x, y, step)[1][0]
 
-    def lower_changes(self, argument: int, x: Tree, y: Tree, *steps: Tree) -> tuple[Tree, tuple[Tree, ...]]:
-        """The gradient of `lower` in x (argument 0) or y (1) at y, and its change when y moves by each of `steps`."""
+    def lower_changes(
+        self, argument: int, x: Tree, y: Tree, *steps: Tree
+    ) -> tuple[Tree, tuple[Tree, ...]]:
+        """The gradient of `lower` in x (argument 0) or y (1) at y, and its change when y moves by
+        each of `steps`.
+        """
         gradient = (self.lower_x, self.lower_y)[argument]
         if self.problem.lower_difference is not None or self.problem.allow_jvp:
             return gradient(x, y), tuple(self._change(argument, x, y, step) for step in steps)
         points = (y, *(add(y, step) for step in steps))
         if self.problem.batch_copies:
             # one batch: a product with the data reads them once for all copies, and is a wider one
-            many = jax.vmap(lambda y: gradient(x, y))(jax.tree.map(lambda *leaves: jnp.stack(leaves), *points))
-            first, *others = (jax.tree.map(lambda leaf, k=k: leaf[k], many) for k in range(len(points)))
+            many = jax.vmap(lambda y: gradient(x, y))(
+                jax.tree.map(lambda *leaves: jnp.stack(leaves), *points)
+            )
+            first, *others = (
+                jax.tree.map(lambda leaf, k=k: leaf[k], many) for k in range(len(points))
+            )
         else:
             first, *others = (gradient(x, point) for point in points)
         return first, tuple(subtract(other, first) for other in others)
 
     def _change(self, argument: int, x: Tree, y: Tree, step: Tree) -> Tree:
-        """The gradient of `lower` in `argument` at y + step, less that at y, without subtracting them."""
+        """The gradient of `lower` in `argument` at y + step, less that at y, without subtracting
+        them.
+        """
         if self.problem.lower_difference is not None:
             with jax.default_matmul_precision("highest"):
-                changes = self.problem.lower_difference(original(x), original(y), original(step), *self.rest)
+                changes = self.problem.lower_difference(
+                    original(x), original(y), original(step), *self.rest
+                )
             change = like((x, y)[argument], changes[argument])
         else:
             change = self.derivative(argument, x, add(y, step, 0.5), step)
@@ -198,7 +242,9 @@ class Oracle:
         return add(change, subtract(gradient(x, add(y, step)), gradient(x, y)))
 
     def derivative(self, argument: int, x: Tree, y: Tree, direction: Tree) -> Tree:
-        """Second-order product: the derivative of the smooth lower gradient in `argument` as y moves along `direction`."""
+        """Second-order product: the derivative of the smooth lower gradient in `argument` as y
+        moves along `direction`.
+        """
         gradient = jax.grad(self.lower, argument)
         return jax.jvp(lambda moved: gradient(x, moved), (y,), (direction,))[1]
 

@@ -1,7 +1,8 @@
 """The differences: how the lower-level copies move, and which hypergradient they give.
 
-Every scheme keeps a point z near the lower minimiser and a direction d with the copies of y at z + sigma * d and the like. Tracking d, and
-not the copies, keeps its digits when sigma is small; one batch and one step size for all copies make their common error cancel in d.
+Every scheme keeps a point z near the lower minimiser and a direction d with the copies of y at z +
+sigma * d and the like. Tracking d, and not the copies, keeps its digits when sigma is small; one
+batch and one step size for all copies make their common error cancel in d.
 """
 
 from collections.abc import Callable
@@ -17,11 +18,12 @@ Sigma = Any
 
 
 class Scheme(NamedTuple):
-    """`start(y)` is the first d; `field` gives the descent directions of (z, d), zero at the copies' minimisers.
+    """`start(y)` is the first d; `field` gives the descent directions of (z, d), zero at the
+    copies' minimisers.
 
-    `linear`: d solves a problem with the upper level linearised at z, whose gradient c there is passed to `field`.
-    `on_copies(each, z, d, sigma)`: apply a map to every copy, and read (z, d) off again. `moves_z`: z is the copies' midpoint, and not
-    the lower minimiser.
+    `linear`: d solves a problem with the upper level linearised at z, whose gradient c there is
+    passed to `field`. `on_copies(each, z, d, sigma)`: apply a map to every copy, and read (z, d)
+    off again. `moves_z`: z is the copies' midpoint, and not the lower minimiser.
     """
 
     start: Callable[[Tree], Tree]
@@ -33,7 +35,8 @@ class Scheme(NamedTuple):
     moves_z: bool = False
 
 
-# forward: h = f_x(x, y) + [g_x(x, y) - g_x(x, z)] / sigma, where y = z + sigma d minimises g + sigma f and z minimises g
+# forward: h = f_x(x, y) + [g_x(x, y) - g_x(x, z)] / sigma, where y = z + sigma d minimises g +
+# sigma f and z minimises g
 
 
 def _forward_field(oracle, x, z, d, sigma, c):
@@ -75,16 +78,20 @@ def _map_central(each, z, d, sigma):
     return scale(add(plus, minus), 0.5), scale(subtract(plus, minus), 0.5 / sigma)
 
 
-# central_linear: z minimises g; d solves [g_y(x, z + sigma d) - g_y(x, z - sigma d)] / (2 sigma) + c = 0 with c = f_y(x, z) fixed,
-# so that only the lower level's curvature matters: no bound on sigma, and an error O(sigma^2)
+# central_linear: z minimises g; d solves [g_y(x, z + sigma d) - g_y(x, z - sigma d)] / (2 sigma) +
+# c = 0 with c = f_y(x, z) fixed, so that only the lower level's curvature matters: no bound on
+# sigma, and an error O(sigma^2)
 
 
 def _linear_field(oracle, x, z, d, sigma, c):
     return oracle.lower_y(x, z), add(c, cross_term(oracle, x, z, d, sigma, of_y=True))
 
 
-def cross_term(oracle: Oracle, x: Tree, z: Tree, d: Tree, sigma: Sigma, *, of_y: bool = False) -> Tree:
-    """[g_x(x, z + sigma d) - g_x(x, z - sigma d)] / (2 sigma): the pull-back of c through y*(x) when d solves the linear scheme.
+def cross_term(
+    oracle: Oracle, x: Tree, z: Tree, d: Tree, sigma: Sigma, *, of_y: bool = False
+) -> Tree:
+    """[g_x(x, z + sigma d) - g_x(x, z - sigma d)] / (2 sigma): the pull-back of c through y*(x)
+    when d solves the linear scheme.
 
     `of_y`: the same of g_y, which is -c there.
     """
@@ -105,8 +112,13 @@ def _map_linear(each, z, d, sigma):
 
 
 def _one_sided_copies(d: Tree, sigma: Sigma) -> tuple[tuple[Tree, Sigma], ...]:
-    """The steps sigma d_1 and 2 sigma d_2 of the perturbed copies, and their penalties; d's leaves hold both on a leading axis."""
-    return tuple((scale(jax.tree.map(lambda leaf, k=k: leaf[k], d), (k + 1) * sigma), (k + 1) * sigma) for k in range(2))
+    """The steps sigma d_1 and 2 sigma d_2 of the perturbed copies, and their penalties; d's leaves
+    hold both on a leading axis.
+    """
+    return tuple(
+        (scale(jax.tree.map(lambda leaf, k=k: leaf[k], d), (k + 1) * sigma), (k + 1) * sigma)
+        for k in range(2)
+    )
 
 
 def _stack(first: Tree, second: Tree) -> Tree:
@@ -121,7 +133,8 @@ def _one_sided_field(oracle, x, z, d, sigma, c):
     copies = _one_sided_copies(d, sigma)
     u_z, changes = oracle.lower_changes(1, x, z, *(step for step, _ in copies))
     directions = (
-        add(oracle.upper_y(x, add(z, step)), change, 1 / penalty) for (step, penalty), change in zip(copies, changes, strict=True)
+        add(oracle.upper_y(x, add(z, step)), change, 1 / penalty)
+        for (step, penalty), change in zip(copies, changes, strict=True)
     )
     return u_z, _stack(*directions)
 
@@ -135,7 +148,10 @@ def _one_sided_hypergradient(oracle, x, z, d, sigma):
 
 def _map_one_sided(each, z, d, sigma):
     mapped = each(z)
-    copies = (scale(subtract(each(add(z, step)), mapped), 1 / penalty) for step, penalty in _one_sided_copies(d, sigma))
+    copies = (
+        scale(subtract(each(add(z, step)), mapped), 1 / penalty)
+        for step, penalty in _one_sided_copies(d, sigma)
+    )
     return mapped, _stack(*copies)
 
 
@@ -146,7 +162,9 @@ def _soba_field(oracle, x, z, d, sigma, c):
     return oracle.lower_y(x, z), add(oracle.upper_y(x, z), oracle.derivative(1, x, z, d))
 
 
-def hold_direction(oracle: Oracle, x: Tree, z: Tree, d: Tree, sigma: Sigma, c: Tree) -> tuple[Tree, Tree]:
+def hold_direction(
+    oracle: Oracle, x: Tree, z: Tree, d: Tree, sigma: Sigma, c: Tree
+) -> tuple[Tree, Tree]:
     """The field of the comparators that do not move d in the inner loop."""
     return oracle.lower_y(x, z), zeros(d)
 
@@ -156,9 +174,13 @@ def _second_order_hypergradient(oracle, x, z, d, sigma):
 
 
 def solve_direction(oracle: Oracle, x: Tree, z: Tree, d: Tree, max_steps: int | None) -> Tree:
-    """d = -[D²_yy lower(x, z)]⁻¹ upper_y(x, z), by conjugate gradients warm-started at `d`: for comparators and tests."""
+    """d = -[D²_yy lower(x, z)]⁻¹ upper_y(x, z), by conjugate gradients warm-started at `d`: for
+    comparators and tests.
+    """
     residual = scale(_soba_field(oracle, x, z, d, 0.0, None)[1], -1.0)
-    correction = conjugate_gradient(lambda v: oracle.derivative(1, x, z, v), residual, max_steps=max_steps)
+    correction = conjugate_gradient(
+        lambda v: oracle.derivative(1, x, z, v), residual, max_steps=max_steps
+    )
     return add(d, correction)
 
 
@@ -170,7 +192,9 @@ SCHEMES = {
     "forward": Scheme(zeros, _forward_field, _forward_hypergradient, _map_forward),
     "central": Scheme(zeros, _central_field, _central_hypergradient, _map_central, moves_z=True),
     "central_linear": Scheme(zeros, _linear_field, _linear_hypergradient, _map_linear, linear=True),
-    "one_sided": Scheme(_two_zeros, _one_sided_field, _one_sided_hypergradient, _map_one_sided, _nearest),
+    "one_sided": Scheme(
+        _two_zeros, _one_sided_field, _one_sided_hypergradient, _map_one_sided, _nearest
+    ),
     "soba": Scheme(zeros, _soba_field, _second_order_hypergradient, _map_forward),
     "implicit": Scheme(zeros, _soba_field, _second_order_hypergradient, _map_forward),
     "unrolled": Scheme(zeros, _soba_field, _second_order_hypergradient, _map_forward),
@@ -180,7 +204,9 @@ COMPARATORS = ("soba", "implicit", "unrolled")
 
 
 def balanced_factor(scheme: Scheme, dtype: Any) -> float:
-    """The relative size of sigma d at which rounding and bias balance: eps^(1/2) for differences of first order, else eps^(1/3)."""
+    """The relative size of sigma d at which rounding and bias balance: eps^(1/2) for differences of
+    first order, else eps^(1/3).
+    """
     return float(jnp.finfo(dtype).eps) ** (1 / 2 if scheme.field is _forward_field else 1 / 3)
 
 

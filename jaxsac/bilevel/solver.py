@@ -1,4 +1,6 @@
-"""The single loop: paired inner steps, a hypergradient, an outer step; and `solve`, which repeats them until a certificate holds."""
+"""The single loop: paired inner steps, a hypergradient, an outer step; and `solve`, which repeats
+them until a certificate holds.
+"""
 
 import functools
 from collections.abc import Callable
@@ -49,12 +51,16 @@ _UNROLL = 5  # inner loops up to this length are unrolled: a loop costs more tha
 class Method(NamedTuple):
     """How a bilevel problem is solved; static, so build it once and reuse it.
 
-    * `difference`: "forward" (the paper's method), "central", "central_linear" or "one_sided"; and three comparators that use second-order
-      products: "soba", "implicit" (conjugate gradients at every outer step) and "unrolled" (differentiates through the inner steps).
-    * `inner`: a linear optax optimiser, or a `PairedOptimizer`; `inner_steps`: K, the inner steps to an outer one.
+    * `difference`: "forward" (the paper's method), "central", "central_linear" or "one_sided"; and
+      three comparators that use second-order products: "soba", "implicit" (conjugate gradients at
+      every outer step) and "unrolled" (differentiates through the inner steps).
+    * `inner`: a linear optax optimiser, or a `PairedOptimizer`; `inner_steps`: K, the inner steps
+      to an outer one.
     * `outer`: any optax optimiser.
-    * `variance_reduction`: recursive momentum (STORM, Cutkosky & Orabona 2019) on the directions of z, d and x.
-    * `linear_steps`: the limit of conjugate-gradient steps of "implicit"; None is ten times the dimension.
+    * `variance_reduction`: recursive momentum (STORM, Cutkosky & Orabona 2019) on the directions of
+      z, d and x.
+    * `linear_steps`: the limit of conjugate-gradient steps of "implicit"; None is ten times the
+      dimension.
     """
 
     difference: str = "forward"
@@ -69,7 +75,9 @@ DEFAULT = Method()
 
 
 class _Recursion(NamedTuple):
-    """Where the variance-reduced estimates stand: their values, and the points at which the last batch was seen."""
+    """Where the variance-reduced estimates stand: their values, and the points at which the last
+    batch was seen.
+    """
 
     inner: tuple[Tree, Tree]
     inner_point: tuple[Tree, Tree, Tree]
@@ -78,7 +86,9 @@ class _Recursion(NamedTuple):
 
 
 class State(NamedTuple):
-    """What a run continues from: the upper variable x, the lower point z and direction d (copies at z + sigma d), and the optimisers."""
+    """What a run continues from: the upper variable x, the lower point z and direction d (copies at
+    z + sigma d), and the optimisers.
+    """
 
     x: Tree
     z: Tree
@@ -93,9 +103,11 @@ class State(NamedTuple):
 
 
 class Bilevel(NamedTuple):
-    """An answer: the upper variable x, the lower minimiser y = z, and the copy z + sigma d that the upper level pulls at.
+    """An answer: the upper variable x, the lower minimiser y = z, and the copy z + sigma d that the
+    upper level pulls at.
 
-    Where the lower level has several minimisers, z is any of them and `optimistic_y` approaches the one with the least upper value.
+    Where the lower level has several minimisers, z is any of them and `optimistic_y` approaches the
+    one with the least upper value.
     """
 
     x: Tree
@@ -103,8 +115,12 @@ class Bilevel(NamedTuple):
     optimistic_y: Tree
 
 
-def init(problem: Problem, x0: Tree, y0: Tree, method: Method = DEFAULT, *, key: jax.Array | None = None) -> State:
-    """The state before the first `step`: x = x0, all lower-level copies at y0 (d = 0). `key` is kept for `solve` to draw batches."""
+def init(
+    problem: Problem, x0: Tree, y0: Tree, method: Method = DEFAULT, *, key: jax.Array | None = None
+) -> State:
+    """The state before the first `step`: x = x0, all lower-level copies at y0 (d = 0). `key` is
+    kept for `solve` to draw batches.
+    """
     scheme = _scheme(method)
     x, y = arrays_only(x0, y0)
     zero = jnp.zeros((), dtype_of(x))
@@ -118,8 +134,23 @@ def init(problem: Problem, x0: Tree, y0: Tree, method: Method = DEFAULT, *, key:
     if problem.prox_y is not None:
         jax.eval_shape(lambda rate: prox_at(problem, x, rate)(y), zero + 1)
     d = scheme.start(y)
-    recursion = _Recursion((zeros(y), zeros(d)), (x, y, d), zeros(x), (x, y, d)) if method.variance_reduction else None
-    return State(x, y, d, as_paired(method.inner, y).init(y, d), method.outer.init(x), zero, jnp.int32(0), zero, key, recursion)
+    recursion = (
+        _Recursion((zeros(y), zeros(d)), (x, y, d), zeros(x), (x, y, d))
+        if method.variance_reduction
+        else None
+    )
+    return State(
+        x,
+        y,
+        d,
+        as_paired(method.inner, y).init(y, d),
+        method.outer.init(x),
+        zero,
+        jnp.int32(0),
+        zero,
+        key,
+        recursion,
+    )
 
 
 def step(
@@ -132,25 +163,31 @@ def step(
     inner_batches: Any = None,
     momentum: Any = 0.1,
 ) -> tuple[State, dict[str, jax.Array]]:
-    """One outer step: K paired inner steps, the hypergradient, and an outer optimiser step. Pure; for use inside `jit`, `scan` and `vmap`.
+    """One outer step: K paired inner steps, the hypergradient, and an outer optimiser step. Pure;
+    for use inside `jit`, `scan` and `vmap`.
 
-    With forward differences, rate a, and one batch for all copies (Gaur et al., arXiv 2503.17644, in the form of Kwon et al. 2023):
+    With forward differences, rate a, and one batch for all copies (Gaur et al., arXiv 2503.17644,
+    in the form of Kwon et al. 2023):
 
         K times:  u_z = g_y(x, z),  u_y = g_y(x, y) + sigma f_y(x, y)  with  y = z + sigma d
                   z <- z - a u_z,   d <- d - a (u_y - u_z) / sigma
         h = f_x(x, y) + [g_x(x, y) - g_x(x, z)] / sigma,   x <- project_x(outer(x, h))
 
-    `batch` is what upper and lower get as their third argument; `inner_batches`, with a leading axis of K, gives each inner step its own.
-    `sigma` is a number, a schedule (step number -> sigma) or "relative" (where rounding and bias balance in the dtype, from ‖z‖ / ‖d‖);
-    d is kept when it changes, so that the copies move along. `momentum` in (0, 1] is the weight of fresh information when variance is
-    reduced. Returns the state and by-products of the step: `hypergradient_norm`, `residual_z`, `residual_d`, `sigma`.
-    With central_linear the K steps of z come first, then c = f_y(x, z), then K steps of d: the order that allows the largest outer rates.
-    Cost in gradients: forward 2K + 3, central 2K + 4, central_linear 3K + 3.
+    `batch` is what upper and lower get as their third argument; `inner_batches`, with a leading
+    axis of K, gives each inner step its own. `sigma` is a number, a schedule (step number -> sigma)
+    or "relative" (where rounding and bias balance in the dtype, from ‖z‖ / ‖d‖); d is kept when it
+    changes, so that the copies move along. `momentum` in (0, 1] is the weight of fresh information
+    when variance is reduced. Returns the state and by-products of the step: `hypergradient_norm`,
+    `residual_z`, `residual_d`, `sigma`. With central_linear the K steps of z come first, then c =
+    f_y(x, z), then K steps of d: the order that allows the largest outer rates. Cost in gradients:
+    forward 2K + 3, central 2K + 4, central_linear 3K + 3.
     """
     scheme = _scheme(method)
     require_like("state.d", state.d, jax.eval_shape(scheme.start, state.z))
     _checks.require(
-        all(jnp.shape(leaf)[:1] == (method.inner_steps,) for leaf in jax.tree.leaves(inner_batches)),
+        all(
+            jnp.shape(leaf)[:1] == (method.inner_steps,) for leaf in jax.tree.leaves(inner_batches)
+        ),
         f"inner_batches needs a leading axis of inner_steps = {method.inner_steps} in every array: one batch for each inner step.",
     )
     inner = as_paired(method.inner, state.z)
@@ -164,13 +201,19 @@ def step(
         """`body(carry, k, oracle of the k-th batch)` for the K inner steps."""
 
         def one(carry, row):
-            return body(carry, row[0], oracle if inner_batches is None else Oracle(problem, row[1])), None
+            return body(
+                carry, row[0], oracle if inner_batches is None else Oracle(problem, row[1])
+            ), None
 
         if method.inner_steps <= _UNROLL:
             for k in range(method.inner_steps):
-                carry, _ = one(carry, (jnp.int32(k), jax.tree.map(lambda leaf, k=k: leaf[k], inner_batches)))
+                carry, _ = one(
+                    carry, (jnp.int32(k), jax.tree.map(lambda leaf, k=k: leaf[k], inner_batches))
+                )
             return carry
-        return lax.scan(one, carry, (jnp.arange(method.inner_steps, dtype=jnp.int32), inner_batches))[0]
+        return lax.scan(
+            one, carry, (jnp.arange(method.inner_steps, dtype=jnp.int32), inner_batches)
+        )[0]
 
     def together(x):
         """K steps of z and d side by side."""
@@ -182,16 +225,23 @@ def step(
             if recursion is not None:
                 last_x, last_z, last_d = recursion.inner_point
                 at_last = field(inner_oracle, last_x, last_z, last_d, sigma, None)
-                weight = jnp.maximum(momentum, 1 / (state.num_steps * method.inner_steps + k + 1).astype(momentum.dtype))
+                weight = jnp.maximum(
+                    momentum,
+                    1 / (state.num_steps * method.inner_steps + k + 1).astype(momentum.dtype),
+                )
                 directions = _corrected(directions, at_last, recursion.inner, weight)
                 recursion = recursion._replace(inner=directions, inner_point=(x, z, d))
-            z, d, optimizer = paired_step(problem, scheme, inner, directions, optimizer, x, z, d, sigma)
+            z, d, optimizer = paired_step(
+                problem, scheme, inner, directions, optimizer, x, z, d, sigma
+            )
             return z, d, optimizer, recursion, (norm(directions[0]), norm(directions[1]))
 
         return repeat(body, (state.z, state.d, state.inner, state.recursion, (zero, zero)))
 
     def one_after_the_other(x):
-        """K steps of z, then K of d at the new z: the upper level is linearised once, where the hypergradient is taken."""
+        """K steps of z, then K of d at the new z: the upper level is linearised once, where the
+        hypergradient is taken.
+        """
 
         def move_z(carry, k, inner_oracle):
             z, optimizer, _ = carry
@@ -224,7 +274,9 @@ def step(
     if recursion is not None:
         weight = jnp.maximum(momentum, 1 / (state.num_steps + 1).astype(momentum.dtype))
         last_x, last_z, last_d = recursion.outer_point
-        h = _corrected(h, scheme.hypergradient(oracle, last_x, last_z, last_d, sigma), recursion.outer, weight)
+        h = _corrected(
+            h, scheme.hypergradient(oracle, last_x, last_z, last_d, sigma), recursion.outer, weight
+        )
         recursion = recursion._replace(outer=h, outer_point=(x, z, d))
     with jax.numpy_dtype_promotion("standard"):  # optax does not pass the strict setting
         update, outer = method.outer.update(h, state.outer, x)
@@ -233,14 +285,32 @@ def step(
         new_x = on_arrays(problem.project_x)(new_x)
     size = norm(h)
     scale = jnp.where(state.num_steps == 0, size, state.scale)
-    report = {"hypergradient_norm": size, "residual_z": residuals[0], "residual_d": residuals[1], "sigma": sigma}
-    return State(new_x, z, d, optimizer, outer, sigma, state.num_steps + 1, scale, state.key, recursion), report
+    report = {
+        "hypergradient_norm": size,
+        "residual_z": residuals[0],
+        "residual_d": residuals[1],
+        "sigma": sigma,
+    }
+    return State(
+        new_x, z, d, optimizer, outer, sigma, state.num_steps + 1, scale, state.key, recursion
+    ), report
 
 
-def diagnose(problem: Problem, state: State, method: Method = DEFAULT, *, sigma: Any = 1e-2, batch: Any = None) -> Diagnostics:
-    """How far a state can be trusted, from scratch; see `Diagnostics`. Costs about four gradients more than a step."""
+def diagnose(
+    problem: Problem,
+    state: State,
+    method: Method = DEFAULT,
+    *,
+    sigma: Any = 1e-2,
+    batch: Any = None,
+) -> Diagnostics:
+    """How far a state can be trusted, from scratch; see `Diagnostics`. Costs about four gradients
+    more than a step.
+    """
     scheme = _scheme(method)
-    return measure(Oracle(problem, batch), scheme, state.x, state.z, state.d, _sigma_now(sigma, scheme, state)).diagnostics
+    return measure(
+        Oracle(problem, batch), scheme, state.x, state.z, state.d, _sigma_now(sigma, scheme, state)
+    ).diagnostics
 
 
 def solve(
@@ -264,34 +334,48 @@ def solve(
     check_every: int = 10,
     state: State | None = None,
 ) -> Solution:
-    """Minimise upper(x, y*(x)) over x, where y*(x) minimises lower(x, y), with gradients of the two functions only.
+    """Minimise upper(x, y*(x)) over x, where y*(x) minimises lower(x, y), with gradients of the two
+    functions only.
 
-        minimise_x  Phi_sigma(x) = min_y { upper(x, y) + [lower(x, y) - min_y' lower(x, y')] / sigma }
+        minimise_x  Phi_sigma(x) = min_y { upper(x, y) + [lower(x, y) - min_y' lower(x, y')] / sigma
+        }
 
-    by repeating `step` (see there); Phi_sigma tends to the bilevel objective as sigma falls, with an error O(sigma).
+    by repeating `step` (see there); Phi_sigma tends to the bilevel objective as sigma falls, with
+    an error O(sigma).
 
-    * `x0`, `y0`: pytrees of floating arrays of one dtype, which is the dtype of the whole computation. `state` continues an earlier run.
-    * `data`: third argument of upper and lower. `sample(key, data) -> batch` draws a mini-batch of it: one for each inner step, shared by
-      the lower-level copies, and one for the outer step; `key` is consumed. The certificate always uses all of `data`.
-    * `sigma`, `tol`, `max_steps` and `momentum` are traced; `sigma` may also be a schedule or "relative", and must be > 0.
-    * `difference`, `outer`, `inner`, `inner_steps`, `variance_reduction`, `linear_steps`: see `Method`.
+    * `x0`, `y0`: pytrees of floating arrays of one dtype, which is the dtype of the whole
+      computation. `state` continues an earlier run.
+    * `data`: third argument of upper and lower. `sample(key, data) -> batch` draws a mini-batch of
+      it: one for each inner step, shared by the lower-level copies, and one for the outer step;
+      `key` is consumed. The certificate always uses all of `data`.
+    * `sigma`, `tol`, `max_steps` and `momentum` are traced; `sigma` may also be a schedule or
+      "relative", and must be > 0.
+    * `difference`, `outer`, `inner`, `inner_steps`, `variance_reduction`, `linear_steps`: see
+      `Method`.
 
-    CONVERGED: ‖h‖ (of the projected step, where there is a projection) + the two lower-level residuals + their rounding ≤ tol · scale, with
-    scale = max(1, first hypergradient norm), and neither diagnostic of a wrong sigma fires; it certifies a stationary point of Phi_sigma.
-    A sigma too large for the difference, or a lower level of several basins, ends as STALLED or MAX_STEPS with `consistency` > 0.5 or
-    `gap` < 0; a diverging inner rate as NONFINITE; sigma ≤ 0 is an error (traced: NONFINITE). `tol`: 1e-6 in float64, 1e-4 in float32.
+    CONVERGED: ‖h‖ (of the projected step, where there is a projection) + the two lower-level
+    residuals + their rounding ≤ tol · scale, with scale = max(1, first hypergradient norm), and
+    neither diagnostic of a wrong sigma fires; it certifies a stationary point of Phi_sigma. A sigma
+    too large for the difference, or a lower level of several basins, ends as STALLED or MAX_STEPS
+    with `consistency` > 0.5 or `gap` < 0; a diverging inner rate as NONFINITE; sigma ≤ 0 is an
+    error (traced: NONFINITE). `tol`: 1e-6 in float64, 1e-4 in float32.
 
-    Returns a `Solution`: `value` is `Bilevel(x, y, optimistic_y)`, `stats` has the `Diagnostics` by name, `upper`, `scale`, `error`,
-    `num_steps`, `sigma`. Not differentiable (a derivative of a hypergradient needs second-order products): differentiate through `argmin`.
-    Sources: Gaur et al., arXiv 2503.17644; Kwon et al. 2023 (F2SA); F2BA, arXiv 2306.14853.
+    Returns a `Solution`: `value` is `Bilevel(x, y, optimistic_y)`, `stats` has the `Diagnostics` by
+    name, `upper`, `scale`, `error`, `num_steps`, `sigma`. Not differentiable (a derivative of a
+    hypergradient needs second-order products): differentiate through `argmin`. Sources: Gaur et
+    al., arXiv 2503.17644; Kwon et al. 2023 (F2SA); F2BA, arXiv 2306.14853.
     """
     inner_steps = _checks.static_integer("inner_steps", inner_steps, 1)
     check_every = _checks.static_integer("check_every", check_every, 1)
     method = Method(difference, inner, outer, inner_steps, variance_reduction, linear_steps)
     _checks.require(
-        sample is None or data is not None, "sample needs data: the certificate is computed on all of it. For a stream use step."
+        sample is None or data is not None,
+        "sample needs data: the certificate is computed on all of it. For a stream use step.",
     )
-    _checks.require(sample is None or key is not None or state is not None, "sample needs a key: pass key=jax.random.key(seed).")
+    _checks.require(
+        sample is None or key is not None or state is not None,
+        "sample needs a key: pass key=jax.random.key(seed).",
+    )
     if state is None:
         state = init(problem, x0, y0, method, key=key)
     else:
@@ -302,12 +386,26 @@ def solve(
     number = jnp.zeros((), dtype) if schedule is not None else positive_sigma(sigma, dtype)
     tol = default_tol(dtype) if tol is None else _checks.real_scalar("tol", tol, dtype, 0.0)
     momentum = _checks.real_scalar("momentum", momentum, dtype, 0.0, strict=True)
-    solution = _solve(problem, method, schedule, sample, check_every, state, number, momentum, data, tol, jnp.asarray(max_steps, jnp.int32))
+    solution = _solve(
+        problem,
+        method,
+        schedule,
+        sample,
+        check_every,
+        state,
+        number,
+        momentum,
+        data,
+        tol,
+        jnp.asarray(max_steps, jnp.int32),
+    )
     return solution._replace(value=Bilevel(*map(original, solution.value)))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
-def _solve(problem, method, schedule, sample, check_every, state, number, momentum, data, tol, max_steps) -> Solution:
+def _solve(
+    problem, method, schedule, sample, check_every, state, number, momentum, data, tol, max_steps
+) -> Solution:
     sigma = number if schedule is None else schedule
     scheme = _scheme(method)
     oracle = Oracle(problem, data)
@@ -317,20 +415,43 @@ def _solve(problem, method, schedule, sample, check_every, state, number, moment
             return step(problem, state, method, sigma=sigma, batch=data, momentum=momentum)[0]
         assert state.key is not None  # `solve` has checked
         key, outer_key, inner_key = jax.random.split(state.key, 3)
-        inner_batches = jax.vmap(sample, in_axes=(0, None))(jax.random.split(inner_key, method.inner_steps), data)
+        inner_batches = jax.vmap(sample, in_axes=(0, None))(
+            jax.random.split(inner_key, method.inner_steps), data
+        )
         batch = sample(outer_key, data)
-        state, _ = step(problem, state, method, sigma=sigma, batch=batch, inner_batches=inner_batches, momentum=momentum)
+        state, _ = step(
+            problem,
+            state,
+            method,
+            sigma=sigma,
+            batch=batch,
+            inner_batches=inner_batches,
+            momentum=momentum,
+        )
         return state._replace(key=key)
 
     def judge(state: State) -> Measurement:
-        d = solve_direction(oracle, state.x, state.z, state.d, None) if method.difference == "unrolled" else state.d
+        d = (
+            solve_direction(oracle, state.x, state.z, state.d, None)
+            if method.difference == "unrolled"
+            else state.d
+        )
         measured = measure(oracle, scheme, state.x, state.z, d, _sigma_now(sigma, scheme, state))
         error = measured.diagnostics.hypergradient_norm + measured.certificate.error
-        certificate = Certificate(error, measured.certificate.rounding, jnp.maximum(1.0, state.scale))
+        certificate = Certificate(
+            error, measured.certificate.rounding, jnp.maximum(1.0, state.scale)
+        )
         return measured._replace(certificate=certificate)
 
     last, measured, status, num_steps = run_checked(
-        advance, judge, state, state.x, tol=tol, max_steps=max_steps, check_every=check_every, patience=200
+        advance,
+        judge,
+        state,
+        state.x,
+        tol=tol,
+        max_steps=max_steps,
+        check_every=check_every,
+        patience=200,
     )
     now = _sigma_now(sigma, scheme, last)
     stats = {

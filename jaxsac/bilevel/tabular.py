@@ -1,4 +1,6 @@
-"""Tabular Markov decision processes with entropy regularisation: the lower level of bilevel RL, solved exactly."""
+"""Tabular Markov decision processes with entropy regularisation: the lower level of bilevel RL,
+solved exactly.
+"""
 
 from typing import Any, NamedTuple
 
@@ -16,9 +18,11 @@ from jaxsac.solution import Solution
 
 
 class MDP(NamedTuple):
-    """Dynamics of S states and A actions: `transition` [S, A, S], `initial` [S] (first state), `discount` < 1.
+    """Dynamics of S states and A actions: `transition` [S, A, S], `initial` [S] (first state),
+    `discount` < 1.
 
-    Rows of `transition` sum to one, or to less where an episode may end (exact functions only: a rollout has no end).
+    Rows of `transition` sum to one, or to less where an episode may end (exact functions only: a
+    rollout has no end).
     """
 
     transition: jax.Array
@@ -38,21 +42,27 @@ def _next_values(mdp: MDP, v: jax.Array) -> jax.Array:
     return jnp.einsum("sat,t->sa", mdp.transition, v, precision="highest")
 
 
-def _backup(mdp: MDP, reward: jax.Array, temperature: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _backup(
+    mdp: MDP, reward: jax.Array, temperature: jax.Array, v: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     q = reward + mdp.discount * _next_values(mdp, v)
     return temperature * jax.nn.logsumexp(q / temperature, axis=1), q
 
 
-def soft_solve(mdp: MDP, reward: jax.Array, temperature: Any, *, tol: Any = None, max_steps: Any = 100) -> Solution:
+def soft_solve(
+    mdp: MDP, reward: jax.Array, temperature: Any, *, tol: Any = None, max_steps: Any = 100
+) -> Solution:
     """The optimal entropy-regularised policy of a tabular MDP, by soft policy iteration.
 
-        V(s) = temperature · log sum_a exp(Q(s, a) / temperature),  Q = reward + discount · P V,  log pi = (Q - V) / temperature
+        V(s) = temperature · log sum_a exp(Q(s, a) / temperature),  Q = reward + discount · P V,
+        log pi = (Q - V) / temperature
 
-    `reward` [S, A], `temperature` > 0; value: `SoftValues`. Every step is a Newton step with an S × S solve, so a dozen is usual.
-    CONVERGED: max |V - TV| / (1 - discount) + rounding ≤ tol · max(1, max |V|), which bounds the error of V; `tol`: 1e-6 in float64
-    and 1e-4 in float32. Differentiable in reward, mdp and temperature, to any order: the exact hypergradient of a bilevel RL problem is
-    `jax.grad` through it.
-    A discount outside [0, 1) or a temperature ≤ 0 is an error (traced: NONFINITE). Source: Haarnoja et al. 2017; Geist et al. 2019.
+    `reward` [S, A], `temperature` > 0; value: `SoftValues`. Every step is a Newton step with an S ×
+    S solve, so a dozen is usual. CONVERGED: max |V - TV| / (1 - discount) + rounding ≤ tol · max(1,
+    max |V|), which bounds the error of V; `tol`: 1e-6 in float64 and 1e-4 in float32.
+    Differentiable in reward, mdp and temperature, to any order: the exact hypergradient of a
+    bilevel RL problem is `jax.grad` through it. A discount outside [0, 1) or a temperature ≤ 0 is
+    an error (traced: NONFINITE). Source: Haarnoja et al. 2017; Geist et al. 2019.
     """
     reward = _checks.real_array("reward", reward, ("S", "A"))
     dtype = reward.dtype
@@ -61,16 +71,29 @@ def soft_solve(mdp: MDP, reward: jax.Array, temperature: Any, *, tol: Any = None
     initial = _checks.real_array("mdp.initial", mdp.initial, (S,), dtype)
     discount = _checks.real_scalar("mdp.discount", mdp.discount, dtype, 0.0)
     if _checks.is_concrete(discount):
-        _checks.require(float(discount) < 1, f"mdp.discount must be below 1, got {float(discount):g}.")
+        _checks.require(
+            float(discount) < 1, f"mdp.discount must be below 1, got {float(discount):g}."
+        )
     if _checks.is_concrete(transition):
         rows = np.asarray(transition)
-        proper = not (np.any(rows < 0) or np.any(rows.sum(axis=2) > 1 + 1e-4))  # NaN is left to the status
-        _checks.require(proper, "mdp.transition must have entries >= 0 and rows that sum to one (or less, where an episode may end).")
+        proper = not (
+            np.any(rows < 0) or np.any(rows.sum(axis=2) > 1 + 1e-4)
+        )  # NaN is left to the status
+        _checks.require(
+            proper,
+            "mdp.transition must have entries >= 0 and rows that sum to one (or less, where an episode may end).",
+        )
     temperature = _checks.real_scalar("temperature", temperature, dtype, 0.0, strict=True)
     discount = jnp.where((discount >= 0) & (discount < 1), discount, jnp.nan)
     temperature = jnp.where(temperature > 0, temperature, jnp.nan)
     tol = default_tol(dtype) if tol is None else _checks.real_scalar("tol", tol, dtype, 0.0)
-    return _soft_solve(MDP(transition, initial, discount), reward, temperature, tol, jnp.asarray(max_steps, jnp.int32))
+    return _soft_solve(
+        MDP(transition, initial, discount),
+        reward,
+        temperature,
+        tol,
+        jnp.asarray(max_steps, jnp.int32),
+    )
 
 
 @jax.jit
@@ -80,7 +103,12 @@ def _soft_solve(mdp, reward, temperature, tol, max_steps) -> Solution:
 
     def step(v):
         _, q = _backup(fixed_mdp, fixed_reward, fixed_temperature, v)
-        return policy_value(fixed_mdp, fixed_reward, jax.nn.log_softmax(q / fixed_temperature, axis=1), fixed_temperature)
+        return policy_value(
+            fixed_mdp,
+            fixed_reward,
+            jax.nn.log_softmax(q / fixed_temperature, axis=1),
+            fixed_temperature,
+        )
 
     def certify(v):
         residual = jnp.max(jnp.abs(v - _backup(fixed_mdp, fixed_reward, fixed_temperature, v)[0]))
@@ -98,7 +126,11 @@ def _soft_solve(mdp, reward, temperature, tol, max_steps) -> Solution:
     v = implicit(residual, _dense_solve, outcome.state, (mdp, reward, temperature), symmetric=False)
     _, q = _backup(mdp, reward, temperature, v)
     log_probs = jax.nn.log_softmax(q / temperature, axis=1)
-    stats = {"error": outcome.certificate.error, "scale": outcome.certificate.scale, "num_steps": outcome.num_steps}
+    stats = {
+        "error": outcome.certificate.error,
+        "scale": outcome.certificate.scale,
+        "num_steps": outcome.num_steps,
+    }
     return Solution(SoftValues(v, q, log_probs), outcome.status, stats, outcome.state)
 
 
@@ -115,7 +147,10 @@ def _one_by_one(matrix: jax.Array, right_side: jax.Array) -> jax.Array:
 @_one_by_one.def_vmap
 def _map_one_by_one(size, batched, matrix, right_side):
     if batched[0]:
-        pairs = (matrix, right_side if batched[1] else jnp.broadcast_to(right_side, (size, *right_side.shape)))
+        pairs = (
+            matrix,
+            right_side if batched[1] else jnp.broadcast_to(right_side, (size, *right_side.shape)),
+        )
         return lax.map(lambda pair: _one_by_one(*pair), pairs), True
     # one matrix: one factorisation, and the right sides are its columns
     columns = jnp.moveaxis(right_side, 0, -1)
@@ -126,17 +161,28 @@ def _map_one_by_one(size, batched, matrix, right_side):
 def _solve(matrix: jax.Array, right_side: jax.Array) -> jax.Array:
     """matrix⁻¹ right_side for [S, S] and [S, n]; a batch of matrices one after another on CPUs.
 
-    A batched LU there waits, in a thread of XLA's pool, for other threads of the pool: two at once can lock a small machine for good.
+    A batched LU there waits, in a thread of XLA's pool, for other threads of the pool: two at once
+    can lock a small machine for good.
     """
     return lax.platform_dependent(matrix, right_side, cpu=_one_by_one, default=jnp.linalg.solve)
 
 
-def policy_value(mdp: MDP, reward: jax.Array, log_probs: jax.Array, temperature: Any = 0.0) -> jax.Array:
-    """V [S] of the policy with `log_probs` [S, A]: (I - discount · P_pi)⁻¹ (r_pi + temperature · entropy), by a dense solve."""
+def policy_value(
+    mdp: MDP, reward: jax.Array, log_probs: jax.Array, temperature: Any = 0.0
+) -> jax.Array:
+    """V [S] of the policy with `log_probs` [S, A]: (I - discount · P_pi)⁻¹ (r_pi + temperature ·
+    entropy), by a dense solve.
+    """
     probs = jnp.exp(log_probs)
-    bonus = jnp.where(probs > 0, jnp.asarray(temperature, reward.dtype) * jnp.where(probs > 0, log_probs, 0.0), 0.0)
+    bonus = jnp.where(
+        probs > 0,
+        jnp.asarray(temperature, reward.dtype) * jnp.where(probs > 0, log_probs, 0.0),
+        0.0,
+    )
     gain = jnp.sum(probs * (reward - bonus), axis=1)
-    moves = jnp.asarray(mdp.discount, reward.dtype) * jnp.einsum("sa,sat->st", probs, mdp.transition, precision="highest")
+    moves = jnp.asarray(mdp.discount, reward.dtype) * jnp.einsum(
+        "sa,sat->st", probs, mdp.transition, precision="highest"
+    )
     matrix = jnp.eye(reward.shape[0], dtype=reward.dtype) - moves
     return lax.custom_linear_solve(
         lambda v: jnp.matmul(matrix, v, precision="highest"),
@@ -146,6 +192,10 @@ def policy_value(mdp: MDP, reward: jax.Array, log_probs: jax.Array, temperature:
     )
 
 
-def expected_return(mdp: MDP, reward: jax.Array, log_probs: jax.Array, temperature: Any = 0.0) -> jax.Array:
+def expected_return(
+    mdp: MDP, reward: jax.Array, log_probs: jax.Array, temperature: Any = 0.0
+) -> jax.Array:
     """initial · V, the discounted return (with entropy bonus) of a policy, exactly."""
-    return jnp.vdot(mdp.initial, policy_value(mdp, reward, log_probs, temperature), precision="highest")
+    return jnp.vdot(
+        mdp.initial, policy_value(mdp, reward, log_probs, temperature), precision="highest"
+    )

@@ -1,4 +1,6 @@
-"""The tools outside the working set: record-free scores, grouped where they are equal, so that their number never enters the cost."""
+"""The tools outside the working set: record-free scores, grouped where they are equal, so that
+their number never enters the cost.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -7,14 +9,17 @@ HIGHEST = jax.lax.Precision.HIGHEST
 
 
 def size_weights(scores: jax.Array, counts: jax.Array, budget: int) -> tuple[jax.Array, jax.Array]:
-    """log e_r, r = 0..B, of a multiset in which counts[g] tools score scores[g], and what one tool of each group contributes.
+    """log e_r, r = 0..B, of a multiset in which counts[g] tools score scores[g], and what one tool
+    of each group contributes.
 
-    scores, counts [G], scores in roughly decreasing order. Returns log e [B + 1] (-inf where there are fewer than r tools) and
-    share [B + 1, G] = e^{scores[g]} e_{r-1}(all but one tool of g) / e_r: the probability that it is in a set of r.
+    scores, counts [G], scores in roughly decreasing order. Returns log e [B + 1] (-inf where there
+    are fewer than r tools) and share [B + 1, G] = e^{scores[g]} e_{r-1}(all but one tool of g) /
+    e_r: the probability that it is in a set of r.
 
-    Head and tail: the 2B first copies multiply in one by one; the rest enters by B power sums and Newton's identities, which are stable
-    once the head holds B items no smaller than any of the tail. Leaving one out: by products without it in the head, by
-    e_r(all but g) = e_r - w_g e_{r-1}(all but g) in the tail, for the same reason. O(G B + B^3), whatever the counts.
+    Head and tail: the 2B first copies multiply in one by one; the rest enters by B power sums and
+    Newton's identities, which are stable once the head holds B items no smaller than any of the
+    tail. Leaving one out: by products without it in the head, by e_r(all but g) = e_r - w_g
+    e_{r-1}(all but g) in the tail, for the same reason. O(G B + B^3), whatever the counts.
     """
     dtype = scores.dtype
     head_size = 2 * budget
@@ -26,11 +31,16 @@ def size_weights(scores: jax.Array, counts: jax.Array, budget: int) -> tuple[jax
 
     live = counts > 0
     present = copies < ends[-1]
-    # Units: the mean of the B first scores (so that e_B is of order 1), or more where the tail's mass asks for it (e_r <= mass^r / r!).
+    # Units: the mean of the B first scores (so that e_B is of order 1), or more where the tail's
+    # mass asks for it (e_r <= mass^r / r!).
     first = present[:budget]
-    mean = jnp.sum(jnp.where(first, scores[owner[:budget]], 0)) / jnp.maximum(jnp.sum(first), 1).astype(dtype)
+    mean = jnp.sum(jnp.where(first, scores[owner[:budget]], 0)) / jnp.maximum(
+        jnp.sum(first), 1
+    ).astype(dtype)
     in_tail = tail_counts > 0
-    mass = jax.nn.logsumexp(jnp.where(in_tail, scores, -jnp.inf), b=jnp.where(in_tail, tail_counts, 0))
+    mass = jax.nn.logsumexp(
+        jnp.where(in_tail, scores, -jnp.inf), b=jnp.where(in_tail, tail_counts, 0)
+    )
     unit = jnp.maximum(mean, mass - jnp.log(jnp.asarray(budget / jnp.e, dtype)))
     weights = jnp.where(live, jnp.exp(jnp.where(live, scores - unit, 0)), 0)
 
@@ -52,7 +62,9 @@ def size_weights(scores: jax.Array, counts: jax.Array, budget: int) -> tuple[jax
     ones = jnp.zeros((head_size + 1, budget + 1), dtype).at[:, 0].set(1)
     heads = jax.lax.scan(multiply, ones, (factors, jnp.arange(head_size)))[0]
     difference = jnp.arange(budget + 1)[None, :] - jnp.arange(budget + 1)[:, None]
-    toeplitz = jnp.where(difference >= 0, tail[jnp.maximum(difference, 0)], 0)  # [i, r] = tail_{r - i}
+    toeplitz = jnp.where(
+        difference >= 0, tail[jnp.maximum(difference, 0)], 0
+    )  # [i, r] = tail_{r - i}
     products = jnp.matmul(heads, toeplitz, precision=HIGHEST)
     degrees = jnp.arange(budget + 1, dtype=dtype)
     whole = jnp.where(degrees <= ends[-1], products[-1], 0)
@@ -61,25 +73,37 @@ def size_weights(scores: jax.Array, counts: jax.Array, budget: int) -> tuple[jax
         rest = jnp.maximum(value - weights * rest, 0)
         return rest, rest
 
-    others = jax.lax.scan(leave_out, jnp.zeros_like(weights), whole[:-1])[1]  # [B, G]: e_{r-1} without one tool of the group
+    others = jax.lax.scan(leave_out, jnp.zeros_like(weights), whole[:-1])[
+        1
+    ]  # [B, G]: e_{r-1} without one tool of the group
     in_head = starts < head_size
-    from_head = products[jnp.clip(starts, 0, head_size - 1).astype(jnp.int32), :-1].T  # [B, G]: e_{r-1} without the group's first copy
+    from_head = products[
+        jnp.clip(starts, 0, head_size - 1).astype(jnp.int32), :-1
+    ].T  # [B, G]: e_{r-1} without the group's first copy
     others = jnp.where(in_head[None, :], from_head, others)
     positive = whole > 0
     share = weights[None, :] * others / jnp.where(positive[1:], whole[1:], 1)[:, None]
     share = jnp.where(positive[1:, None] & live[None, :], share, 0)
-    log_sizes = jnp.where(positive, jnp.log(jnp.where(positive, whole, 1)) + degrees * unit, -jnp.inf)
+    log_sizes = jnp.where(
+        positive, jnp.log(jnp.where(positive, whole, 1)) + degrees * unit, -jnp.inf
+    )
     return log_sizes, jnp.concatenate([jnp.zeros((1, scores.shape[0]), dtype), share])
 
 
 def _newton_identities(sums: jax.Array) -> jax.Array:
-    """e_0..e_B from power sums p_1..p_B: e_r = (1/r) sum_i (-1)^(i-1) e_(r-i) p_i, never below zero."""
+    """e_0..e_B from power sums p_1..p_B: e_r = (1/r) sum_i (-1)^(i-1) e_(r-i) p_i, never below
+    zero.
+    """
     budget, dtype = sums.shape[0], sums.dtype
     index = jnp.arange(budget)
     signed = sums * jnp.where(index % 2 == 0, 1, -1).astype(dtype)
 
     def step(polynomial, r):
         earlier = jnp.where(index < r, polynomial[jnp.clip(r - 1 - index, 0, budget)], 0)
-        return polynomial.at[r].set(jnp.maximum(jnp.sum(earlier * signed) / r.astype(dtype), 0)), None
+        return polynomial.at[r].set(
+            jnp.maximum(jnp.sum(earlier * signed) / r.astype(dtype), 0)
+        ), None
 
-    return jax.lax.scan(step, jnp.zeros((budget + 1,), dtype).at[0].set(1), jnp.arange(1, budget + 1))[0]
+    return jax.lax.scan(
+        step, jnp.zeros((budget + 1,), dtype).at[0].set(1), jnp.arange(1, budget + 1)
+    )[0]

@@ -1,7 +1,9 @@
-"""When a sparse fit can be trusted, as numbers of a block Hessian: irrepresentability, restricted curvature, the least signal that shows.
+"""When a sparse fit can be trusted, as numbers of a block Hessian: irrepresentability, restricted
+curvature, the least signal that shows.
 
-All functions take H [n, q, n, q], the Hessian of the smooth loss between the blocks of n tools with q features each (symmetric, positive
-semi-definite), and a support, booleans [n]. They are pure, jitted, and can be vmapped over problems.
+All functions take H [n, q, n, q], the Hessian of the smooth loss between the blocks of n tools with
+q features each (symmetric, positive semi-definite), and a support, booleans [n]. They are pure,
+jitted, and can be vmapped over problems.
 """
 
 import functools
@@ -13,22 +15,27 @@ import jax.numpy as jnp
 from jaxsac._checks import check_shape, real_array, real_scalar, require, static_integer
 
 _HIGHEST = jax.lax.Precision.HIGHEST
-_RESTART_SEED = 0  # starts of the descent: part of the definition, so that equal problems give equal bounds
+_RESTART_SEED = (
+    0  # starts of the descent: part of the definition, so that equal problems give equal bounds
+)
 
 
 class Irrepresentability(NamedTuple):
-    """Both are below 1 where the condition holds (alpha = 1 minus the number): `signed` nearly necessary, `norm` sufficient whatever
-    the signs."""
+    """Both are below 1 where the condition holds (alpha = 1 minus the number): `signed` nearly
+    necessary, `norm` sufficient whatever the signs.
+    """
 
     signed: jax.Array
     norm: jax.Array
 
 
 class Curvature(NamedTuple):
-    """Bounds on the restricted strong convexity constant: `lower` <= mu <= `upper` <= `upper_support`.
+    """Bounds on the restricted strong convexity constant: `lower` <= mu <= `upper` <=
+    `upper_support`.
 
-    `lower` is proved (coherence, or the least eigenvalue of H, whichever is larger); `upper` is the quotient at the best feasible
-    direction that a descent found; `upper_support` the least eigenvalue of H on the support, whose directions all lie in the cone.
+    `lower` is proved (coherence, or the least eigenvalue of H, whichever is larger); `upper` is the
+    quotient at the best feasible direction that a descent found; `upper_support` the least
+    eigenvalue of H on the support, whose directions all lie in the cone.
     """
 
     lower: jax.Array
@@ -36,52 +43,79 @@ class Curvature(NamedTuple):
     upper_support: jax.Array
 
 
-def irrepresentability(hessian: Any, support: Any, coefficients: Any, weights: Any = None) -> Irrepresentability:
-    """How much the tools outside the support S look like those inside, through the curvature of the loss.
+def irrepresentability(
+    hessian: Any, support: Any, coefficients: Any, weights: Any = None
+) -> Irrepresentability:
+    """How much the tools outside the support S look like those inside, through the curvature of the
+    loss.
 
         signed = max_{j not in S} || H_jS H_SS^-1 z ||_2 / w_j,   z_g = w_g theta_g / ||theta_g||_2
-        norm   = max_{j not in S} sum_{g in S} w_g || (H_jS H_SS^-1)_g ||_op / w_j   (>= signed, by the triangle inequality)
+        norm   = max_{j not in S} sum_{g in S} w_g || (H_jS H_SS^-1)_g ||_op / w_j   (>= signed, by
+        the triangle inequality)
 
-    hessian [n, q, n, q]; support booleans [n]; coefficients [n, q] (only their directions on S count); weights w > 0 [n], None is 1.
-    0 where nothing is outside S or inside it; infinite or NaN where H_SS is singular. Source: A4 of arXiv 2601.08271; Bach 2008.
+    hessian [n, q, n, q]; support booleans [n]; coefficients [n, q] (only their directions on S
+    count); weights w > 0 [n], None is 1. 0 where nothing is outside S or inside it; infinite or NaN
+    where H_SS is singular. Source: A4 of arXiv 2601.08271; Bach 2008.
     """
     hessian, support = _blocks(hessian, support)
     n, q = hessian.shape[:2]
     coefficients = real_array("coefficients", coefficients, (n, q), hessian.dtype)
-    weights = jnp.ones(n, hessian.dtype) if weights is None else real_array("weights", weights, (n,), hessian.dtype)
+    weights = (
+        jnp.ones(n, hessian.dtype)
+        if weights is None
+        else real_array("weights", weights, (n,), hessian.dtype)
+    )
     return _irrepresentability(hessian, support, coefficients, weights)
 
 
 def restricted_curvature(
-    hessian: Any, support: Any, *, cone: Any = 3.0, whole: bool = True, num_restarts: int = 8, num_steps: int = 200
+    hessian: Any,
+    support: Any,
+    *,
+    cone: Any = 3.0,
+    whole: bool = True,
+    num_restarts: int = 8,
+    num_steps: int = 200,
 ) -> Curvature:
-    """Bounds on mu = min v'Hv / ||v||^2 over the cone sum_{j not in S} ||v_j|| <= c sum_{j in S} ||v_j||, v != 0 (c = `cone`).
+    """Bounds on mu = min v'Hv / ||v||^2 over the cone sum_{j not in S} ||v_j|| <= c sum_{j in S}
+    ||v_j||, v != 0 (c = `cone`).
 
-        lower         = max(0, lambda_min(H), min_g lambda_min(H_gg) - (1 + c)^2 |S| max_{g != h} ||H_gh||_op)
-        upper         = the quotient at the best of `num_restarts` projected descents of `num_steps` steps: a feasible v
-        upper_support = lambda_min(H_SS): v supported in S
+        lower         = max(0, lambda_min(H), min_g lambda_min(H_gg) - (1 + c)^2 |S| max_{g != h}
+        ||H_gh||_op) upper         = the quotient at the best of `num_restarts` projected descents
+        of `num_steps` steps: a feasible v upper_support = lambda_min(H_SS): v supported in S
 
-    hessian [n, q, n, q]; support booleans [n], not empty (NaN where it is empty). `whole=False`: the n tools stand for more of their kind
-    (at least two of each kind that has more than one), so that lambda_min(H) is no bound and the other is taken alone. The lower bound
-    holds since the sum over pairs of blocks is at most max ||H_gh|| (sum ||v_g||)^2 <= max ||H_gh|| (1 + c)^2 |S| ||v||^2.
-    Source: A3 of arXiv 2601.08271; the bounds are classical (Bickel, Ritov & Tsybakov 2009 for the cone).
+    hessian [n, q, n, q]; support booleans [n], not empty (NaN where it is empty). `whole=False`:
+    the n tools stand for more of their kind (at least two of each kind that has more than one), so
+    that lambda_min(H) is no bound and the other is taken alone. The lower bound holds since the sum
+    over pairs of blocks is at most max ||H_gh|| (sum ||v_g||)^2 <= max ||H_gh|| (1 + c)^2 |S|
+    ||v||^2. Source: A3 of arXiv 2601.08271; the bounds are classical (Bickel, Ritov & Tsybakov 2009
+    for the cone).
     """
     hessian, support = _blocks(hessian, support)
     cone = real_scalar("cone", cone, hessian.dtype, 0.0)
-    restarts, steps = static_integer("num_restarts", num_restarts, 1), static_integer("num_steps", num_steps, 0)
+    restarts, steps = (
+        static_integer("num_restarts", num_restarts, 1),
+        static_integer("num_steps", num_steps, 0),
+    )
     return _restricted_curvature(hessian, support, cone, bool(whole), restarts, steps)
 
 
 def signal_threshold(hessian: Any, support: Any, lam: Any, weights: Any = None) -> jax.Array:
-    """The largest error that the penalty can cause in a tool's coefficients, lam max_{g in S} sum_{l in S} w_l ||(H_SS^-1)_gl||_op, [].
+    """The largest error that the penalty can cause in a tool's coefficients, lam max_{g in S}
+    sum_{l in S} w_l ||(H_SS^-1)_gl||_op, [].
 
-    A quadratic loss with minimiser theta* on the support and the witness' solution theta satisfy max_g ||theta_g - theta*_g|| <= this
-    x (1 + noise / lam), noise = the largest gradient norm at theta*: a tool whose ||theta*_g|| is larger is kept (beta-min).
-    Source: A5 of arXiv 2601.08271; Wainwright 2009, in the block-wise maximum norm.
+    A quadratic loss with minimiser theta* on the support and the witness' solution theta satisfy
+    max_g ||theta_g - theta*_g|| <= this x (1 + noise / lam), noise = the largest gradient norm at
+    theta*: a tool whose ||theta*_g|| is larger is kept (beta-min). Source: A5 of arXiv 2601.08271;
+    Wainwright 2009, in the block-wise maximum norm.
     """
     hessian, support = _blocks(hessian, support)
     n = hessian.shape[0]
-    weights = jnp.ones(n, hessian.dtype) if weights is None else real_array("weights", weights, (n,), hessian.dtype)
+    weights = (
+        jnp.ones(n, hessian.dtype)
+        if weights is None
+        else real_array("weights", weights, (n,), hessian.dtype)
+    )
     return _signal_threshold(hessian, support, real_scalar("lam", lam, hessian.dtype, 0.0), weights)
 
 
@@ -100,7 +134,9 @@ def _inside(hessian: jax.Array, support: jax.Array, outside: jax.Array | float) 
     n, q = hessian.shape[:2]
     mask = jnp.repeat(support, q)
     matrix = hessian.reshape(n * q, n * q)
-    return jnp.where(mask[:, None] & mask[None, :], matrix, outside * jnp.eye(n * q, dtype=matrix.dtype))
+    return jnp.where(
+        mask[:, None] & mask[None, :], matrix, outside * jnp.eye(n * q, dtype=matrix.dtype)
+    )
 
 
 def _operator_norms(blocks: jax.Array) -> jax.Array:
@@ -116,15 +152,29 @@ def _irrepresentability(hessian, support, coefficients, weights) -> Irrepresenta
     n, q = hessian.shape[:2]
     squares = jnp.sum(coefficients**2, axis=1)
     live = support & (squares > 0)
-    direction = jnp.where(live[:, None], weights[:, None] * coefficients / jnp.sqrt(jnp.where(live, squares, 1))[:, None], 0)
+    direction = jnp.where(
+        live[:, None],
+        weights[:, None] * coefficients / jnp.sqrt(jnp.where(live, squares, 1))[:, None],
+        0,
+    )
     mask = jnp.repeat(support, q)
     cross = jnp.where(~mask[:, None] & mask[None, :], hessian.reshape(n * q, n * q), 0)
     found = jnp.linalg.solve(_inside(hessian, support, 1.0), cross.T).T  # H_jS H_SS^-1
-    signed = jnp.sqrt(jnp.sum(jnp.matmul(found, direction.reshape(-1), precision=_HIGHEST).reshape(n, q) ** 2, axis=1)) / weights
+    signed = (
+        jnp.sqrt(
+            jnp.sum(
+                jnp.matmul(found, direction.reshape(-1), precision=_HIGHEST).reshape(n, q) ** 2,
+                axis=1,
+            )
+        )
+        / weights
+    )
     norms = _operator_norms(jnp.swapaxes(found.reshape(n, q, n, q), 1, 2))
     norm = jnp.sum(norms * jnp.where(support, weights, 0)[None, :], axis=1) / weights
     outside = ~support
-    return Irrepresentability(jnp.max(jnp.where(outside, signed, 0)), jnp.max(jnp.where(outside, norm, 0)))
+    return Irrepresentability(
+        jnp.max(jnp.where(outside, signed, 0)), jnp.max(jnp.where(outside, norm, 0))
+    )
 
 
 @jax.jit
@@ -137,7 +187,9 @@ def _signal_threshold(hessian, support, lam, weights):
 
 
 @functools.partial(jax.jit, static_argnames=("whole", "num_restarts", "num_steps"))
-def _restricted_curvature(hessian, support, cone, whole: bool, num_restarts: int, num_steps: int) -> Curvature:
+def _restricted_curvature(
+    hessian, support, cone, whole: bool, num_restarts: int, num_steps: int
+) -> Curvature:
     n, q = hessian.shape[:2]
     dtype = hessian.dtype
     matrix = hessian.reshape(n * q, n * q)
@@ -146,7 +198,8 @@ def _restricted_curvature(hessian, support, cone, whole: bool, num_restarts: int
     size = jnp.sum(support).astype(dtype)
     coherence = jnp.min(jnp.linalg.eigvalsh(diagonal)) - (1 + cone) ** 2 * size * jnp.max(pairs)
     values, vectors = jnp.linalg.eigh(matrix)
-    # Rounding of an eigenvalue is of the order of eps times the largest: taken off, the bound stays one.
+    # Rounding of an eigenvalue is of the order of eps times the largest: taken off, the bound stays
+    # one.
     slack = 4 * n * q * jnp.finfo(dtype).eps * jnp.max(jnp.abs(values))
     lower = jnp.maximum((jnp.maximum(coherence, values[0]) if whole else coherence) - slack, 0)
     top = jnp.maximum(values[-1], jnp.finfo(dtype).tiny)
@@ -155,8 +208,13 @@ def _restricted_curvature(hessian, support, cone, whole: bool, num_restarts: int
     def feasible(v):
         """The nearest point of the cone on the ray that shrinks what is outside the support."""
         norms = jnp.sqrt(jnp.sum(v.reshape(n, q) ** 2, axis=1))
-        inside, outside = jnp.sum(jnp.where(support, norms, 0)), jnp.sum(jnp.where(support, 0, norms))
-        shrink = jnp.where(outside > cone * inside, cone * inside / jnp.where(outside > 0, outside, 1), 1)
+        inside, outside = (
+            jnp.sum(jnp.where(support, norms, 0)),
+            jnp.sum(jnp.where(support, 0, norms)),
+        )
+        shrink = jnp.where(
+            outside > cone * inside, cone * inside / jnp.where(outside > 0, outside, 1), 1
+        )
         v = jnp.where(jnp.repeat(support, q), v, shrink * v)
         length = jnp.sqrt(jnp.sum(v**2))
         return jnp.where(length > 0, v / jnp.where(length > 0, length, 1), inner_vectors[:, 0])

@@ -1,4 +1,6 @@
-"""What the imitation likelihood needs of a log, gathered once: row weights, use frequencies, feature sums, groups of equal tools."""
+"""What the imitation likelihood needs of a log, gathered once: row weights, use frequencies,
+feature sums, groups of equal tools.
+"""
 
 from typing import NamedTuple
 
@@ -12,8 +14,9 @@ ROW_MULTIPLE = 512
 
 
 def row_capacity(records: int) -> int:
-    """Records are padded to a multiple of 512 or, from 8,192 on, of an eighth of the power of two below: a log that grows by one per cent
-    seldom needs a new compilation."""
+    """Records are padded to a multiple of 512 or, from 8,192 on, of an eighth of the power of two
+    below: a log that grows by one per cent seldom needs a new compilation.
+    """
     step = max(ROW_MULTIPLE, 1 << max(records.bit_length() - 4, 0))
     return -(-records // step) * step
 
@@ -33,19 +36,29 @@ class Digest(NamedTuple):
     frequency: np.ndarray  # [U]: weighted share of records that use the tool
     feature_sums: np.ndarray  # [U, q]: (1/T) sum_{t: j in a_t} c_t psi_t
     prior_use: float  # prior_weight times the prior's share of records that use a tool, the same for all tools
-    group: (
-        np.ndarray
-    )  # int [U]: group of each used tool; groups share a frequency, in descending order; the last one holds the unused tools
+    group: np.ndarray  # int [U]: group of each used tool; groups share a frequency, in descending order; the last one holds the unused tools
     group_frequency: np.ndarray  # [G]
     group_size: np.ndarray  # [G]
     num_actions: int
     num_records: int
     mean_size: float
-    slots: jax.Array | None  # int32 [V, N]: positions in `used` of the tools that a record offers, padded with G - 1
+    slots: (
+        jax.Array | None
+    )  # int32 [V, N]: positions in `used` of the tools that a record offers, padded with G - 1
 
 
-def digest(log: Log, record_weights: np.ndarray, num_actions: int, budget: int, smoothing: float, *, everyone: bool = False) -> Digest:
-    """Summarise a checked log; record_weights [T] have mean 1. `everyone` lists the unused tools one by one too."""
+def digest(
+    log: Log,
+    record_weights: np.ndarray,
+    num_actions: int,
+    budget: int,
+    smoothing: float,
+    *,
+    everyone: bool = False,
+) -> Digest:
+    """Summarise a checked log; record_weights [T] have mean 1. `everyone` lists the unused tools
+    one by one too.
+    """
     contexts = np.asarray(log.contexts)
     dtype = contexts.dtype
     records, q = contexts.shape
@@ -61,23 +74,37 @@ def digest(log: Log, record_weights: np.ndarray, num_actions: int, budget: int, 
     frequency, feature_sums = np.zeros(used.size), np.zeros((used.size, q))
     if used.size:
         frequency = np.add.reduceat(weight, first)
-        columns = [np.bincount(entry_tool, weight * contexts[record, i], used.size) for i in range(q)]  # much faster than reduceat by rows
+        columns = [
+            np.bincount(entry_tool, weight * contexts[record, i], used.size) for i in range(q)
+        ]  # much faster than reduceat by rows
         feature_sums = np.stack(columns, axis=1)
     slots = None
     if everyone:
-        frequency, feature_sums = _spread(frequency, used, num_actions), _spread(feature_sums, used, num_actions)
+        frequency, feature_sums = (
+            _spread(frequency, used, num_actions),
+            _spread(feature_sums, used, num_actions),
+        )
         entry_tool, used = used[entry_tool], np.arange(num_actions, dtype=np.int32)
     if log.available is None:
         # Frequencies that differ by rounding alone are one group.
-        values, group, sizes = np.unique(-np.round(frequency, 14), return_inverse=True, return_counts=True)
+        values, group, sizes = np.unique(
+            -np.round(frequency, 14), return_inverse=True, return_counts=True
+        )
         group_frequency, group = np.append(-values, 0.0), group.reshape(-1)
     else:
         lists = np.asarray(log.available)
         offered = np.unique(lists[lists >= 0]).astype(np.int32)
         place = np.searchsorted(offered, used)
-        frequency, feature_sums = _spread(frequency, place, offered.size), _spread(feature_sums, place, offered.size)
+        frequency, feature_sums = (
+            _spread(frequency, place, offered.size),
+            _spread(feature_sums, place, offered.size),
+        )
         used, entry_tool = offered, place[entry_tool]
-        group, sizes, group_frequency = np.arange(used.size), np.ones(used.size), np.append(frequency, 0.0)
+        group, sizes, group_frequency = (
+            np.arange(used.size),
+            np.ones(used.size),
+            np.append(frequency, 0.0),
+        )
         slots = np.where(lists >= 0, np.searchsorted(offered, lists), used.size)
     group_size = np.append(sizes, num_actions - used.size).astype(np.float64)
     mean_size = float(frequency.sum())

@@ -1,4 +1,6 @@
-"""Families of tools: a norm over each family beside the norm of each tool, and its dual, from the tools' gradient norms alone."""
+"""Families of tools: a norm over each family beside the norm of each tool, and its dual, from the
+tools' gradient norms alone.
+"""
 
 from typing import Any, NamedTuple
 
@@ -10,13 +12,17 @@ ROUNDS = 100
 
 
 class Families(NamedTuple):
-    """Omega(theta) = (1 - share) sum_j ||theta_j|| + share sum_F ||theta_F||; `label` int [M], 0..F-1, a tool without a family is one."""
+    """Omega(theta) = (1 - share) sum_j ||theta_j|| + share sum_F ||theta_F||; `label` int [M],
+    0..F-1, a tool without a family is one.
+    """
 
     label: np.ndarray
     share: float
 
     def of(self, used: np.ndarray) -> "Split":
-        """As a fit sees them. All unused tools have one gradient, so that of the families without a used tool the largest stands for all."""
+        """As a fit sees them. All unused tools have one gradient, so that of the families without a
+        used tool the largest stands for all.
+        """
         inside, number = self.label[used], int(self.label.max()) + 1
         counts = np.bincount(self.label, minlength=number) - np.bincount(inside, minlength=number)
         named, label = np.unique(inside, return_inverse=True)
@@ -25,18 +31,23 @@ class Families(NamedTuple):
 
 
 class Split(NamedTuple):
-    """`label` int [U] of the used tools, 0..F-1; `unused` [F + 1], how many tools of each family no record uses, and last of the largest
-    family that is all unused; `share`."""
+    """`label` int [U] of the used tools, 0..F-1; `unused` [F + 1], how many tools of each family no
+    record uses, and last of the largest family that is all unused; `share`.
+    """
 
     label: np.ndarray
     unused: np.ndarray
     share: float
 
-    def dual_norm(self, norms: np.ndarray, unused_norm: float | np.ndarray, chosen: np.ndarray | None = None) -> np.ndarray:
-        """The least t at which ||((||g_j|| - t (1 - share))_+)_{j in F}|| <= t share in every family: Omega*, [...] for norms [..., U].
+    def dual_norm(
+        self, norms: np.ndarray, unused_norm: float | np.ndarray, chosen: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The least t at which ||((||g_j|| - t (1 - share))_+)_{j in F}|| <= t share in every
+        family: Omega*, [...] for norms [..., U].
 
-        `unused_norm` ([...] too) is that of every unused tool. With `chosen` the norms are those of these used tools (positions), and no other
-        tool counts. By bisection to a relative 1e-13, returned from above: a feasible dual point stays one.
+        `unused_norm` ([...] too) is that of every unused tool. With `chosen` the norms are those of
+        these used tools (positions), and no other tool counts. By bisection to a relative 1e-13,
+        returned from above: a feasible dual point stays one.
         """
         labels = self.label if chosen is None else self.label[chosen]
         norms = np.atleast_2d(norms)
@@ -54,8 +65,16 @@ class Split(NamedTuple):
             sums += count * np.maximum(beside - t * (1 - self.share), 0)[:, None] ** 2
             return np.sqrt(sums.max(1, initial=0.0)) > t * self.share
 
-        # Omega >= the largest single tool's share; Omega* is at most that of the family norm alone with the other weight dropped.
-        low, high = largest, largest * np.sqrt(np.bincount(label, minlength=families.size).max(initial=1) + count.max(initial=0)) / self.share
+        # Omega >= the largest single tool's share; Omega* is at most that of the family norm alone
+        # with the other weight dropped.
+        low, high = (
+            largest,
+            largest
+            * np.sqrt(
+                np.bincount(label, minlength=families.size).max(initial=1) + count.max(initial=0)
+            )
+            / self.share,
+        )
         for _ in range(ROUNDS):
             if not (high - low > 1e-13 * high).any():
                 break
@@ -65,17 +84,23 @@ class Split(NamedTuple):
         return high
 
     def excess(self, norms: np.ndarray, alive: np.ndarray, lam: float) -> np.ndarray:
-        """||g_j|| - lam (1 - share) of the used tools that may enter, -1 of the others: a family that is not zero lets in every tool above
-        lam (1 - share); one that is, only if ||((||g_j|| - lam (1 - share))_+)_F|| > lam share. `alive` are positions of non-zero tools."""
+        """||g_j|| - lam (1 - share) of the used tools that may enter, -1 of the others: a family
+        that is not zero lets in every tool above lam (1 - share); one that is, only if ||((||g_j||
+        - lam (1 - share))_+)_F|| > lam share. `alive` are positions of non-zero tools.
+        """
         over = np.maximum(norms - lam * (1 - self.share), 0)
         open_ = np.sqrt(np.bincount(self.label, over**2, self.unused.size)) > lam * self.share
         open_[self.label[alive]] = True
         return np.where(open_[self.label] & (over > 0), over, -1.0)
 
-    def unused_enter(self, norms: np.ndarray, unused_norm: float, alive: np.ndarray, lam: float) -> bool:
+    def unused_enter(
+        self, norms: np.ndarray, unused_norm: float, alive: np.ndarray, lam: float
+    ) -> bool:
         """Whether a family has to let in tools that no record uses."""
         over = max(unused_norm - lam * (1 - self.share), 0.0)
-        inside = np.bincount(self.label, np.maximum(norms - lam * (1 - self.share), 0) ** 2, self.unused.size)
+        inside = np.bincount(
+            self.label, np.maximum(norms - lam * (1 - self.share), 0) ** 2, self.unused.size
+        )
         open_ = np.sqrt(inside + self.unused * over**2) > lam * self.share
         open_[self.label[alive]] = True
         return over > 0 and bool((open_ & (self.unused > 0)).any())
@@ -83,11 +108,16 @@ class Split(NamedTuple):
     def value(self, tools: np.ndarray, weights: np.ndarray) -> float:
         """Omega of weights [W, q] of the used tools `tools` (positions)."""
         squares = (weights**2).sum(1)
-        return float((1 - self.share) * np.sqrt(squares).sum() + self.share * np.sqrt(np.bincount(self.label[tools], squares)).sum())
+        return float(
+            (1 - self.share) * np.sqrt(squares).sum()
+            + self.share * np.sqrt(np.bincount(self.label[tools], squares)).sum()
+        )
 
 
 def checked_families(labels: Any, share: float, num_actions: int) -> Families | None:
-    """Checked and numbered 0..F-1; negative labels are tools without a family. None where nothing is shared."""
+    """Checked and numbered 0..F-1; negative labels are tools without a family. None where nothing
+    is shared.
+    """
     if labels is None:
         return None
     labels = np.asarray(labels)
@@ -96,7 +126,10 @@ def checked_families(labels: Any, share: float, num_actions: int) -> Families | 
         f"families must be integers [{num_actions}], one for each tool (negative: none), got {labels.dtype} {list(labels.shape)}.",
     )
     share = float(share)
-    _checks.require(0 <= share < 1, f"family_share must lie in [0, 1), got {share:g}: at 1 a family would be kept whole.")
+    _checks.require(
+        0 <= share < 1,
+        f"family_share must lie in [0, 1), got {share:g}: at 1 a family would be kept whole.",
+    )
     alone = labels < 0
     labels = np.where(alone, labels.max(initial=0) + 1 + np.arange(num_actions), labels)
     numbers = np.unique(labels, return_inverse=True)[1].reshape(-1)

@@ -1,4 +1,6 @@
-"""Tools that help or hinder each other: pairwise effects with strong heredity, and exact policies over small supports."""
+"""Tools that help or hinder each other: pairwise effects with strong heredity, and exact policies
+over small supports.
+"""
 
 import itertools
 import math
@@ -23,8 +25,9 @@ SLACK = 1e-6
 
 
 class Interactions(NamedTuple):
-    """u = constant + sum_{j in a} <theta_j, psi> + sum_{i < j in a} <beta_ij, psi>: tools int32 [k] with weights [k, q], pairs int32 [P, 2]
-    (both in tools) with pair_weights [P, q], constant []."""
+    """u = constant + sum_{j in a} <theta_j, psi> + sum_{i < j in a} <beta_ij, psi>: tools int32 [k]
+    with weights [k, q], pairs int32 [P, 2] (both in tools) with pair_weights [P, q], constant [].
+    """
 
     tools: jax.Array
     weights: jax.Array
@@ -34,28 +37,44 @@ class Interactions(NamedTuple):
 
 
 def fit_interactions(
-    log: Log, *, num_actions: int, budget: int, lam: Any, pair_weight: float = PAIR_WEIGHT, tol: float | None = None, max_rounds: int = 50
+    log: Log,
+    *,
+    num_actions: int,
+    budget: int,
+    lam: Any,
+    pair_weight: float = PAIR_WEIGHT,
+    tol: float | None = None,
+    max_rounds: int = 50,
 ) -> Solution:
-    """Least squares of the utility on tools and on pairs of tools used together, where a pair brings its two tools along.
+    """Least squares of the utility on tools and on pairs of tools used together, where a pair
+    brings its two tools along.
 
-        minimise (1/2T) sum_t (u_t - z_t)^2 + lam sum_j ||theta_j^0|| + lam w sum_{i<j} || (theta_i^ij, theta_j^ij, beta_ij) ||
-        z_t = constant + sum_{j in a_t} <theta_j, psi_t> + sum_{i<j in a_t} <beta_ij, psi_t>,   theta_j = theta_j^0 + sum_i theta_j^ij
+        minimise (1/2T) sum_t (u_t - z_t)^2 + lam sum_j ||theta_j^0|| + lam w sum_{i<j} ||
+        (theta_i^ij, theta_j^ij, beta_ij) || z_t = constant + sum_{j in a_t} <theta_j, psi_t> +
+        sum_{i<j in a_t} <beta_ij, psi_t>,   theta_j = theta_j^0 + sum_i theta_j^ij
 
-    Overlapping blocks in latent form: beta_ij != 0 implies that its block is not zero, so that theta_i and theta_j are not either (strong
-    heredity, except on a set of measure zero). * `log`: with utilities. `lam` > 0; `pair_weight` w >= sqrt(2): then a pair that no record
-    uses together meets its optimality condition by itself, and only observed pairs (at most T B^2 / 2) are ever looked at.
+    Overlapping blocks in latent form: beta_ij != 0 implies that its block is not zero, so that
+    theta_i and theta_j are not either (strong heredity, except on a set of measure zero). * `log`:
+    with utilities. `lam` > 0; `pair_weight` w >= sqrt(2): then a pair that no record uses together
+    meets its optimality condition by itself, and only observed pairs (at most T B^2 / 2) are ever
+    looked at.
 
-    Pairs enter by their gradient, up to 32 a round, until none of all observed pairs violates ||gradient|| <= lam w. Returns a `Solution`
-    with `Interactions`; stats lam, objective, gap (over all tools and observed pairs' blocks), scale, largest_pair (largest gradient norm
-    of a block outside over lam w), num_candidates (observed pairs), num_rounds. Memory T q (tools + 3 pairs entered): for up to some
-    thousands of used tools. Runs on the host. ValueError as `fit`.
+    Pairs enter by their gradient, up to 32 a round, until none of all observed pairs violates
+    ||gradient|| <= lam w. Returns a `Solution` with `Interactions`; stats lam, objective, gap (over
+    all tools and observed pairs' blocks), scale, largest_pair (largest gradient norm of a block
+    outside over lam w), num_candidates (observed pairs), num_rounds. Memory T q (tools + 3 pairs
+    entered): for up to some thousands of used tools. Runs on the host. ValueError as `fit`.
 
-    Source: the interaction extension of arXiv 2601.08271; latent overlapping blocks of Jacob, Obozinski & Vert 2009, Lim & Hastie 2015.
+    Source: the interaction extension of arXiv 2601.08271; latent overlapping blocks of Jacob,
+    Obozinski & Vert 2009, Lim & Hastie 2015.
     """
     num_actions = _checks.static_integer("num_actions", num_actions, 1)
     log = checked(log, num_actions, _checks.static_integer("budget", budget, 1))
     _checks.require(log.utilities is not None, "fit_interactions needs log.utilities.")
-    _checks.require(pair_weight >= math.sqrt(2), f"pair_weight must be >= sqrt(2), got {pair_weight:g}: unseen pairs would have to be checked.")
+    _checks.require(
+        pair_weight >= math.sqrt(2),
+        f"pair_weight must be >= sqrt(2), got {pair_weight:g}: unseen pairs would have to be checked.",
+    )
     data = digest(log, np.ones(np.shape(log.contexts)[0]), num_actions, budget, 0.0)
     contexts, records = np.asarray(log.contexts), data.num_records
     q, dtype = contexts.shape[1], contexts.dtype
@@ -74,16 +93,35 @@ def fit_interactions(
         blocks = [single]
         for i, j in pairs[entered]:
             both = (used[:, i] & used[:, j])[:, None] * contexts
-            blocks.append(np.concatenate([single[:, i * q : (i + 1) * q], single[:, j * q : (j + 1) * q], both], axis=1))
-        room = -(-entered.size // CAPACITY) * CAPACITY  # empty blocks keep the shapes few: each one is compiled
+            blocks.append(
+                np.concatenate(
+                    [single[:, i * q : (i + 1) * q], single[:, j * q : (j + 1) * q], both], axis=1
+                )
+            )
+        room = (
+            -(-entered.size // CAPACITY) * CAPACITY
+        )  # empty blocks keep the shapes few: each one is compiled
         blocks.append(np.zeros((records, 3 * q * (room - entered.size))))
         sizes = [q] * data.used.size + [3 * q] * room
         weights = np.append(np.ones(data.used.size), np.full(room, pair_weight))
         design = jnp.asarray(np.concatenate(blocks, axis=1), dtype)
         groups = Groups.from_sizes(sizes)
-        solution = group_lasso.solve(design, utilities, groups, lam, weights=jnp.asarray(weights, dtype), intercept=True, tol=tol)
+        solution = group_lasso.solve(
+            design,
+            utilities,
+            groups,
+            lam,
+            weights=jnp.asarray(weights, dtype),
+            intercept=True,
+            tol=tol,
+        )
         coef = np.asarray(solution.value.coef, np.float64)
-        residual = np.asarray(utilities - jnp.matmul(design, solution.value.coef, precision="highest") - solution.value.intercept, np.float64)
+        residual = np.asarray(
+            utilities
+            - jnp.matmul(design, solution.value.coef, precision="highest")
+            - solution.value.intercept,
+            np.float64,
+        )
         own = (residual @ single / records).reshape(-1, q)
         pulled = residual[pair_record, None] * contexts[pair_record] / records
         joint = np.stack([np.bincount(pair_of, column, len(pairs)) for column in pulled.T], axis=1)
@@ -91,10 +129,16 @@ def fit_interactions(
         norms = np.sqrt(squares) / (lam * pair_weight)
         norms[entered] = 0
         violators = np.flatnonzero(norms > 1 + SLACK)
-        if not violators.size or num_rounds >= max_rounds or int(solution.status) != Status.CONVERGED:
+        if (
+            not violators.size
+            or num_rounds >= max_rounds
+            or int(solution.status) != Status.CONVERGED
+        ):
             break
         entered = np.append(entered, violators[np.argsort(-norms[violators], kind="stable")[:ROOM]])
-    status = solution.status if not violators.size else jnp.asarray(int(Status.MAX_STEPS), jnp.int32)
+    status = (
+        solution.status if not violators.size else jnp.asarray(int(Status.MAX_STEPS), jnp.int32)
+    )
     main = coef[: data.used.size * q].reshape(-1, q).copy()
     extra = coef[data.used.size * q :].reshape(-1, 3, q)[: entered.size]
     for (i, j), block in zip(pairs[entered], extra, strict=True):
@@ -109,14 +153,21 @@ def fit_interactions(
         pair_weights=jnp.asarray(extra[found, 2].reshape(-1, q), dtype),
         constant=solution.value.intercept,
     )
-    stats = {name: solution.stats[name] for name in ("objective", "gap", "scale")} | {"lam": jnp.asarray(lam, dtype)}
+    stats = {name: solution.stats[name] for name in ("objective", "gap", "scale")} | {
+        "lam": jnp.asarray(lam, dtype)
+    }
     stats |= {"largest_pair": jnp.asarray(norms.max(initial=0.0), dtype)}
-    stats |= {"num_candidates": jnp.asarray(len(pairs), jnp.int32), "num_rounds": jnp.asarray(num_rounds, jnp.int32)}
+    stats |= {
+        "num_candidates": jnp.asarray(len(pairs), jnp.int32),
+        "num_rounds": jnp.asarray(num_rounds, jnp.int32),
+    }
     return Solution(value, status, stats, None)
 
 
 def _observed(used: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs [P, 2] that a record uses together, ascending, and each use of one: its pair [E] and record [E]."""
+    """Pairs [P, 2] that a record uses together, ascending, and each use of one: its pair [E] and
+    record [E].
+    """
     first, second, record = [], [], []
     for t, row in enumerate(used):
         members = np.flatnonzero(row)
@@ -126,12 +177,18 @@ def _observed(used: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         record.append(np.full(i.size, t))
     code = np.concatenate(first) * used.shape[1] + np.concatenate(second)
     codes, pair = np.unique(code, return_inverse=True)
-    return np.stack([codes // used.shape[1], codes % used.shape[1]], axis=1), pair.reshape(-1), np.concatenate(record)
+    return (
+        np.stack([codes // used.shape[1], codes % used.shape[1]], axis=1),
+        pair.reshape(-1),
+        np.concatenate(record),
+    )
 
 
 class PairwisePolicy(eqx.Module):
-    """pi(a | psi) ∝ exp((sum_{j in a} <theta_j, psi> + sum_{i<j in a} <beta_ij, psi>) / temperature) over sets of at most B of k tools,
-    by listing them all. sets int32 [N, B] padded with -1 (names of tools), features [N, k + P] of each set. A pytree."""
+    """pi(a | psi) ∝ exp((sum_{j in a} <theta_j, psi> + sum_{i<j in a} <beta_ij, psi>) /
+    temperature) over sets of at most B of k tools, by listing them all. sets int32 [N, B] padded
+    with -1 (names of tools), features [N, k + P] of each set. A pytree.
+    """
 
     sets: jax.Array
     features: jax.Array
@@ -140,8 +197,14 @@ class PairwisePolicy(eqx.Module):
 
     def log_probs(self, context: Any) -> jax.Array:
         """log pi of every set, [N], for a context [q]."""
-        context = _checks.real_array("context", context, (self.weights.shape[1],), self.weights.dtype)
-        scores = jnp.matmul(self.features, jnp.matmul(self.weights, context, precision="highest"), precision="highest")
+        context = _checks.real_array(
+            "context", context, (self.weights.shape[1],), self.weights.dtype
+        )
+        scores = jnp.matmul(
+            self.features,
+            jnp.matmul(self.weights, context, precision="highest"),
+            precision="highest",
+        )
         return jax.nn.log_softmax(scores / self.temperature)
 
     def act(self, context: Any) -> jax.Array:
@@ -154,13 +217,20 @@ class PairwisePolicy(eqx.Module):
 
 
 def pairwise_policy(model: Interactions, *, budget: int, temperature: Any = 1.0) -> PairwisePolicy:
-    """The exact policy of a model with interactions over its own k tools: with pairs, the partition function has no product form, so all
-    C(k, <= B) sets are listed; ValueError above 100,000 of them (keep fewer tools). `temperature` > 0 in units of utility."""
+    """The exact policy of a model with interactions over its own k tools: with pairs, the partition
+    function has no product form, so all C(k, <= B) sets are listed; ValueError above 100,000 of
+    them (keep fewer tools). `temperature` > 0 in units of utility.
+    """
     tools = np.asarray(model.tools)
     budget = min(_checks.static_integer("budget", budget, 1), tools.size)
     count = sum(math.comb(tools.size, r) for r in range(budget + 1))
-    _checks.require(count <= MOST_SETS, f"{tools.size} tools have {count:,} sets of at most {budget}: keep fewer tools or lower the budget.")
-    members = [set_ for r in range(budget + 1) for set_ in itertools.combinations(range(tools.size), r)]
+    _checks.require(
+        count <= MOST_SETS,
+        f"{tools.size} tools have {count:,} sets of at most {budget}: keep fewer tools or lower the budget.",
+    )
+    members = [
+        set_ for r in range(budget + 1) for set_ in itertools.combinations(range(tools.size), r)
+    ]
     inside = np.zeros((count, tools.size), bool)
     sets = np.full((count, budget), -1, np.int32)
     for row, chosen in enumerate(members):

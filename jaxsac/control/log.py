@@ -1,4 +1,6 @@
-"""The logged data, checked on the host and summarised once: who was used how often, and in which contexts."""
+"""The logged data, checked on the host and summarised once: who was used how often, and in which
+contexts.
+"""
 
 from typing import Any, NamedTuple
 
@@ -11,12 +13,14 @@ Array = Any  # numpy or jax
 
 
 class Log(NamedTuple):
-    """Logged decisions: T records, each a context, the set of tools used in it, and how well it went.
+    """Logged decisions: T records, each a context, the set of tools used in it, and how well it
+    went.
 
-    contexts [T, q] features psi_t; actions int32 [T, W] the tools used, padded with -1 (a record is a set: order and repetitions carry
-    nothing);
-    utilities [T], or None where no objective needs them; propensities [T] in (0, 1], the probability with which the logged set was chosen;
-    available the tools that could be chosen in each record, as booleans [T, M] or as int32 lists [T, V] padded with -1 (None: all, always).
+    contexts [T, q] features psi_t; actions int32 [T, W] the tools used, padded with -1 (a record is
+    a set: order and repetitions carry nothing); utilities [T], or None where no objective needs
+    them; propensities [T] in (0, 1], the probability with which the logged set was chosen;
+    available the tools that could be chosen in each record, as booleans [T, M] or as int32 lists
+    [T, V] padded with -1 (None: all, always).
     """
 
     contexts: Array
@@ -27,22 +31,36 @@ class Log(NamedTuple):
 
 
 def checked(log: Log, num_actions: int, budget: int) -> Log:
-    """`log` as numpy arrays with repeated tools dropped, or a ValueError that names the field, the records and what to do."""
-    _checks.require(_checks.is_concrete(tuple(log)), "log must hold concrete arrays: fit works on the host, call it outside jit and vmap.")
+    """`log` as numpy arrays with repeated tools dropped, or a ValueError that names the field, the
+    records and what to do.
+    """
+    _checks.require(
+        _checks.is_concrete(tuple(log)),
+        "log must hold concrete arrays: fit works on the host, call it outside jit and vmap.",
+    )
     contexts = np.asarray(log.contexts)
     if not np.issubdtype(contexts.dtype, np.floating):
         contexts = contexts.astype(np.float64)
-    contexts = contexts.astype(jax.dtypes.canonicalize_dtype(contexts.dtype))  # float32 where x64 is off, as everywhere in jax
-    _checks.require(contexts.ndim == 2, f"log.contexts must have shape [T, q], got {list(contexts.shape)}.")
+    contexts = contexts.astype(
+        jax.dtypes.canonicalize_dtype(contexts.dtype)
+    )  # float32 where x64 is off, as everywhere in jax
+    _checks.require(
+        contexts.ndim == 2, f"log.contexts must have shape [T, q], got {list(contexts.shape)}."
+    )
     records = contexts.shape[0]
     _checks.require(
-        records > 0 and contexts.shape[1] > 0, f"log is empty (contexts {list(contexts.shape)}): there is nothing to learn from."
+        records > 0 and contexts.shape[1] > 0,
+        f"log is empty (contexts {list(contexts.shape)}): there is nothing to learn from.",
     )
     _require_finite("contexts", contexts)
     actions = np.asarray(log.actions)
-    _checks.require(np.issubdtype(actions.dtype, np.integer), f"log.actions must hold integers, got {actions.dtype}.")
     _checks.require(
-        actions.ndim == 2 and actions.shape[0] == records, f"log.actions must have shape [{records}, any], got {list(actions.shape)}."
+        np.issubdtype(actions.dtype, np.integer),
+        f"log.actions must hold integers, got {actions.dtype}.",
+    )
+    _checks.require(
+        actions.ndim == 2 and actions.shape[0] == records,
+        f"log.actions must have shape [{records}, any], got {list(actions.shape)}.",
     )
     bad = np.flatnonzero(((actions < -1) | (actions >= num_actions)).any(1))
     _checks.require(
@@ -64,8 +82,15 @@ def checked(log: Log, num_actions: int, budget: int) -> Log:
     propensities = _vector("propensities", log.propensities, records)
     if propensities is not None:
         bad = np.flatnonzero(~((propensities > 0) & (propensities <= 1)))
-        _checks.require(bad.size == 0, f"log.propensities must lie in (0, 1]: {bad.size} do not (first: record {bad[:1]}).")
-    available = None if log.available is None else _available_lists(np.asarray(log.available), actions, num_actions)
+        _checks.require(
+            bad.size == 0,
+            f"log.propensities must lie in (0, 1]: {bad.size} do not (first: record {bad[:1]}).",
+        )
+    available = (
+        None
+        if log.available is None
+        else _available_lists(np.asarray(log.available), actions, num_actions)
+    )
     return Log(contexts, actions, utilities, propensities, available)
 
 
@@ -86,10 +111,14 @@ def _available_lists(available: np.ndarray, actions: np.ndarray, num_actions: in
         lists = np.sort(lists, axis=1)[:, :width]
         lists = np.where(lists == num_actions, -1, lists).astype(np.int32)
     else:
-        _checks.require(np.issubdtype(available.dtype, np.integer), f"log.available must be boolean or integer, got {available.dtype}.")
+        _checks.require(
+            np.issubdtype(available.dtype, np.integer),
+            f"log.available must be boolean or integer, got {available.dtype}.",
+        )
         bad = np.flatnonzero(((available < -1) | (available >= num_actions)).any(1))
         _checks.require(
-            bad.size == 0, f"log.available must lie in 0..{num_actions - 1} or be -1: {bad.size} records do not (first: {bad[:1]})."
+            bad.size == 0,
+            f"log.available must lie in 0..{num_actions - 1} or be -1: {bad.size} records do not (first: {bad[:1]}).",
         )
         lists = np.sort(np.where(available < 0, num_actions, available).astype(np.int32), axis=1)
         lists[:, 1:] = np.where(lists[:, 1:] == lists[:, :-1], num_actions, lists[:, 1:])
@@ -102,7 +131,9 @@ def _available_lists(available: np.ndarray, actions: np.ndarray, num_actions: in
     missing = ~np.isin(chosen, offered, assume_unique=False)
     if missing.any():
         rows = np.unique(chosen[missing] // (num_actions + 1))
-        raise ValueError(f"{rows.size} records use a tool that log.available does not offer them (first: record {rows[0]}): mend the log.")
+        raise ValueError(
+            f"{rows.size} records use a tool that log.available does not offer them (first: record {rows[0]}): mend the log."
+        )
     return lists
 
 
@@ -112,7 +143,10 @@ def _vector(name: str, value: Array | None, records: int) -> np.ndarray | None:
     array = np.asarray(value)
     if not np.issubdtype(array.dtype, np.floating):
         array = array.astype(np.float64)
-    _checks.require(array.shape == (records,), f"log.{name} must have shape [{records}], got {list(array.shape)}.")
+    _checks.require(
+        array.shape == (records,),
+        f"log.{name} must have shape [{records}], got {list(array.shape)}.",
+    )
     _require_finite(name, array)
     return array
 
@@ -121,4 +155,6 @@ def _require_finite(name: str, array: np.ndarray) -> None:
     finite = np.isfinite(array).reshape(array.shape[0], -1).all(1)
     if not finite.all():
         bad = np.flatnonzero(~finite)
-        raise ValueError(f"log.{name} holds NaN or infinite numbers in {bad.size} records (first: record {bad[0]}): mend or drop them.")
+        raise ValueError(
+            f"log.{name} holds NaN or infinite numbers in {bad.size} records (first: record {bad[0]}): mend or drop them."
+        )

@@ -1,4 +1,6 @@
-"""How a fit behaves on other records: the support over half samples, and what more records do to it."""
+"""How a fit behaves on other records: the support over half samples, and what more records do to
+it.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,8 +16,10 @@ Fit = Callable[[Log, float], Any]
 
 
 class Stability(NamedTuple):
-    """`frequency` [M]: share of the half samples in whose fit a tool looks at the context; `overlap`: mean Jaccard index of two of their
-    supports (1 where all are empty); `sizes` [R] of the supports."""
+    """`frequency` [M]: share of the half samples in whose fit a tool looks at the context;
+    `overlap`: mean Jaccard index of two of their supports (1 where all are empty); `sizes` [R] of
+    the supports.
+    """
 
     frequency: np.ndarray
     overlap: float
@@ -23,9 +27,10 @@ class Stability(NamedTuple):
 
 
 class Growth(NamedTuple):
-    """Fits on nested shares of the training records: `records`, `support` sizes, held-out `value` of the contexts per
-    record, and what the largest share
-    adds to it over the share before (`gain`) with its standard error (`gain_error`), by paired differences."""
+    """Fits on nested shares of the training records: `records`, `support` sizes, held-out `value`
+    of the contexts per record, and what the largest share adds to it over the share before (`gain`)
+    with its standard error (`gain_error`), by paired differences.
+    """
 
     records: np.ndarray
     support: np.ndarray
@@ -39,16 +44,22 @@ def take(log: Log, rows: np.ndarray) -> Log:
     return Log(*(None if field is None else np.asarray(field)[rows] for field in log))
 
 
-def support_stability(key: jax.Array, log: Log, lam: float, num_actions: int, fit: Fit, num_resamples: int) -> Stability:
-    """Fit complementary halves of the records, `num_resamples` in all, at lam sqrt(2): the noise in a gradient grows by that factor.
+def support_stability(
+    key: jax.Array, log: Log, lam: float, num_actions: int, fit: Fit, num_resamples: int
+) -> Stability:
+    """Fit complementary halves of the records, `num_resamples` in all, at lam sqrt(2): the noise in
+    a gradient grows by that factor.
 
-    Source: stability selection (Meinshausen & Bühlmann 2010), complementary pairs (Shah & Samworth 2013). The key is consumed.
+    Source: stability selection (Meinshausen & Bühlmann 2010), complementary pairs (Shah & Samworth
+    2013). The key is consumed.
     """
     records = np.shape(log.contexts)[0]
     supports = np.zeros((num_resamples, num_actions), bool)
     for number in range(num_resamples):
         order = np.asarray(jax.random.permutation(jax.random.fold_in(key, number // 2), records))
-        half = order[: records // 2] if number % 2 == 0 else order[records // 2 : 2 * (records // 2)]
+        half = (
+            order[: records // 2] if number % 2 == 0 else order[records // 2 : 2 * (records // 2)]
+        )
         policy = fit(take(log, np.sort(half)), lam * np.sqrt(2))
         supports[number, np.asarray(policy.support)] = True
     sizes = supports.sum(1)
@@ -57,7 +68,9 @@ def support_stability(key: jax.Array, log: Log, lam: float, num_actions: int, fi
     either = sizes[:, None] + sizes[None, :] - both
     pairs = np.triu_indices(num_resamples, 1)
     overlap = np.where(either[pairs] > 0, both[pairs] / np.maximum(either[pairs], 1), 1.0)
-    return Stability(supports.mean(0), float(overlap.mean()) if overlap.size else float("nan"), sizes)
+    return Stability(
+        supports.mean(0), float(overlap.mean()) if overlap.size else float("nan"), sizes
+    )
 
 
 def growth(
@@ -68,19 +81,26 @@ def growth(
     value: Callable[[Any, Log], np.ndarray],
     shares: tuple[float, ...] = (0.25, 0.5, 1.0),
 ) -> Growth:
-    """Nested fits on shares of one half of the records (lam grows as the noise, by 1/sqrt(share)), judged on the other half.
+    """Nested fits on shares of one half of the records (lam grows as the noise, by 1/sqrt(share)),
+    judged on the other half.
 
-    `value(policy, held_out) [n]` is what a record is worth; what counts is how much more than under the fit of the same records that
-    looks at no context. The key is consumed.
+    `value(policy, held_out) [n]` is what a record is worth; what counts is how much more than under
+    the fit of the same records that looks at no context. The key is consumed.
     """
     records = np.shape(log.contexts)[0]
     order = np.asarray(jax.random.permutation(key, records))
     training, held_out = order[: records // 2], take(log, np.sort(order[records // 2 :]))
     sizes = [max(2, round(share * training.size)) for share in shares]
     parts = [take(log, np.sort(training[:size])) for size in sizes]
-    policies = [fit(part, lam * float(np.sqrt(records / size))) for part, size in zip(parts, sizes, strict=True)]
+    policies = [
+        fit(part, lam * float(np.sqrt(records / size)))
+        for part, size in zip(parts, sizes, strict=True)
+    ]
     blind = [fit(part, BLIND * lam) for part in parts]
-    values = [value(policy, held_out) - value(null, held_out) for policy, null in zip(policies, blind, strict=True)]
+    values = [
+        value(policy, held_out) - value(null, held_out)
+        for policy, null in zip(policies, blind, strict=True)
+    ]
     gain = values[-1] - values[-2]
     return Growth(
         records=np.array(sizes),

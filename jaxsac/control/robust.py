@@ -1,5 +1,6 @@
-"""Utility regression that a share of wild records cannot move: Huber's loss with its scale fitted, then least squares without the records
-that it shows to be wild; leverage weights, outlier flags."""
+"""Utility regression that a share of wild records cannot move: Huber's loss with its scale fitted,
+then least squares without the records that it shows to be wild; leverage weights, outlier flags.
+"""
 
 import functools
 from typing import Any
@@ -36,21 +37,27 @@ def robust_regression(
     tol: Any = None,
     max_steps: Any = 20_000,
 ) -> Solution:
-    """Group lasso by Huber's loss with the residuals' scale fitted in turn, then by least squares on the records that it does not reject.
+    """Group lasso by Huber's loss with the residuals' scale fitted in turn, then by least squares
+    on the records that it does not reject.
 
-        num_rounds + 1 times:     minimise (1/T) sum_t c_t huber_delta(r_t) + lam sum_g ||b_g||,  delta = threshold * scale
-        num_reweights times then: minimise (1/2T) sum_t c'_t r_t^2 + lam sum_g ||b_g||,           c'_t ∝ c_t 1[|r_t before| <= reject * scale]
+        num_rounds + 1 times:     minimise (1/T) sum_t c_t huber_delta(r_t) + lam sum_g ||b_g||,
+        delta = threshold * scale num_reweights times then: minimise (1/2T) sum_t c'_t r_t^2 + lam
+        sum_g ||b_g||,           c'_t ∝ c_t 1[|r_t before| <= reject * scale]
 
-    r_t = y_t - z_t, scale = 1.4826 median_t |r_t - median r| of the fit before, c' of the same sum as c. X (matrix or design), y [T], `groups`,
-    lam, `sample_weight` c, `intercept`, `tol` and `max_steps` as in `group_lasso.solve`. Returns the last round's `Solution`, certified for
-    its own weights; stats also noise [] (the scale of its residuals), delta [] and scale_change [] (relative) of the last round by Huber's
-    loss, outlier [T] booleans: |r_t| > reject * noise.
+    r_t = y_t - z_t, scale = 1.4826 median_t |r_t - median r| of the fit before, c' of the same sum
+    as c. X (matrix or design), y [T], `groups`, lam, `sample_weight` c, `intercept`, `tol` and
+    `max_steps` as in `group_lasso.solve`. Returns the last round's `Solution`, certified for its
+    own weights; stats also noise [] (the scale of its residuals), delta [] and scale_change []
+    (relative) of the last round by Huber's loss, outlier [T] booleans: |r_t| > reject * noise.
 
-    Huber's loss bounds what a wild record can do; the second stage takes away the bias that this bound leaves, and what Huber's loss gives
-    away on normal noise (a threshold of 1.345 shrinks as a lam larger by a fifth would; reject = 3 leaves out 1 normal record in 370).
-    `num_reweights` = 0 is Huber's fit itself: for heavy tails without contamination with a threshold of about sqrt(T / (q + log M)) (Fan, Li &
-    Wang 2017). All this while the share of wild y is clearly below one half; wild rows of X need weights c_t, see `leverage_weights`.
-    Pure, to be jitted and vmapped. Source: Huber 1981; Gervini & Yohai 2002 (reweighting); the robust extension of arXiv 2601.08271.
+    Huber's loss bounds what a wild record can do; the second stage takes away the bias that this
+    bound leaves, and what Huber's loss gives away on normal noise (a threshold of 1.345 shrinks as
+    a lam larger by a fifth would; reject = 3 leaves out 1 normal record in 370). `num_reweights` =
+    0 is Huber's fit itself: for heavy tails without contamination with a threshold of about sqrt(T
+    / (q + log M)) (Fan, Li & Wang 2017). All this while the share of wild y is clearly below one
+    half; wild rows of X need weights c_t, see `leverage_weights`. Pure, to be jitted and vmapped.
+    Source: Huber 1981; Gervini & Yohai 2002 (reweighting); the robust extension of arXiv
+    2601.08271.
     """
     design = designs.as_design(X)
     dtype = design.dtype
@@ -61,14 +68,24 @@ def robust_regression(
         _checks.static_integer("num_rounds", num_rounds, 0),
         _checks.static_integer("num_reweights", num_reweights, 0),
     )
-    weight = jnp.ones_like(y) if sample_weight is None else _checks.real_array("sample_weight", sample_weight, y.shape, dtype)
+    weight = (
+        jnp.ones_like(y)
+        if sample_weight is None
+        else _checks.real_array("sample_weight", sample_weight, y.shape, dtype)
+    )
 
     def residual_of(solution: Solution) -> jax.Array:
         return y - design.predict(solution.value.coef) - solution.value.intercept
 
     def solve(delta, weight, state) -> Solution:
         # Huber's loss at an infinite delta is least squares: one compilation for both.
-        options = {"sample_weight": weight, "intercept": intercept, "tol": tol, "max_steps": max_steps, "state": state}
+        options = {
+            "sample_weight": weight,
+            "intercept": intercept,
+            "tol": tol,
+            "max_steps": max_steps,
+            "state": state,
+        }
         return group_lasso.solve(design, y, groups, lam, loss=losses.Huber(delta), **options)
 
     def again(number, carry):
@@ -78,25 +95,44 @@ def robust_regression(
         by_huber = number <= num_rounds
         kept = jnp.where(by_huber | (jnp.abs(residual) <= reject * before), weight, 0)
         total = jnp.sum(kept)
-        kept = jnp.where(total > 0, kept * (jnp.sum(weight) / jnp.where(total > 0, total, 1)), weight)
-        solution = _aligned(solve(jnp.where(by_huber, threshold * before, jnp.inf), kept, solution.state), solution)
+        kept = jnp.where(
+            total > 0, kept * (jnp.sum(weight) / jnp.where(total > 0, total, 1)), weight
+        )
+        solution = _aligned(
+            solve(jnp.where(by_huber, threshold * before, jnp.inf), kept, solution.state), solution
+        )
         scale = jnp.where(by_huber, before, scale)
         after = _scale(residual_of(solution))
-        return solution, scale, jnp.where(by_huber, jnp.abs(after / jnp.where(before > 0, before, 1) - 1), carry[2])
+        return (
+            solution,
+            scale,
+            jnp.where(by_huber, jnp.abs(after / jnp.where(before > 0, before, 1) - 1), carry[2]),
+        )
 
     zero = jnp.zeros((), dtype)
     point, one = (jnp.zeros(groups.num_coefficients, dtype), zero), jnp.ones((), dtype)
     state = State(*point, *point, one, one)
-    start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(solve, zero, weight, state))._replace(state=state)
-    solution, scale, change = jax.lax.fori_loop(0, num_rounds + 1 + num_reweights, again, (start, zero, zero))
+    start = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(solve, zero, weight, state)
+    )._replace(state=state)
+    solution, scale, change = jax.lax.fori_loop(
+        0, num_rounds + 1 + num_reweights, again, (start, zero, zero)
+    )
     residual = residual_of(solution)
     noise = _scale(residual)
-    stats = {"noise": noise, "delta": threshold * scale, "scale_change": change, "outlier": jnp.abs(residual) > reject * noise}
+    stats = {
+        "noise": noise,
+        "delta": threshold * scale,
+        "scale_change": change,
+        "outlier": jnp.abs(residual) > reject * noise,
+    }
     return solution._replace(stats=solution.stats | stats)
 
 
 def leverage_weights(contexts: Any, quantile: float = 0.95) -> jax.Array:
-    """min(1, tau / ||psi_t - median psi||) [T], tau the `quantile` of these distances: records far out in context count less."""
+    """min(1, tau / ||psi_t - median psi||) [T], tau the `quantile` of these distances: records far
+    out in context count less.
+    """
     contexts = _checks.real_array("contexts", contexts, ("T", "q"))
     distance = jnp.linalg.norm(contexts - jnp.median(contexts, axis=0)[None, :], axis=1)
     tau = jnp.quantile(distance, quantile)
@@ -104,14 +140,18 @@ def leverage_weights(contexts: Any, quantile: float = 0.95) -> jax.Array:
 
 
 def median_of_means(rows: Any, num_blocks: int, num_steps: int = 50) -> jax.Array:
-    """The geometric median of the means of `num_blocks` consecutive blocks of rows [T, p], [p]: a mean that fewer than half as many wild
-    rows as there are blocks cannot carry away. Weiszfeld's iteration from the mean of the blocks; T below `num_blocks` is an error.
+    """The geometric median of the means of `num_blocks` consecutive blocks of rows [T, p], [p]: a
+    mean that fewer than half as many wild rows as there are blocks cannot carry away. Weiszfeld's
+    iteration from the mean of the blocks; T below `num_blocks` is an error.
 
     For a gradient, rows are the records' gradients of one tool. Source: Minsker 2015.
     """
     rows = _checks.real_array("rows", rows, ("T", "p"))
     num_blocks = _checks.static_integer("num_blocks", num_blocks, 1)
-    _checks.require(rows.shape[0] >= num_blocks, f"num_blocks must be at most T = {rows.shape[0]}, got {num_blocks}.")
+    _checks.require(
+        rows.shape[0] >= num_blocks,
+        f"num_blocks must be at most T = {rows.shape[0]}, got {num_blocks}.",
+    )
     label = jnp.arange(rows.shape[0]) * num_blocks // rows.shape[0]
     sums = jax.ops.segment_sum(rows, label, num_blocks)
     means = sums / jnp.bincount(label, length=num_blocks).astype(rows.dtype)[:, None]
@@ -138,18 +178,21 @@ def fit_robust(
     tol: float | None = None,
     max_steps: int = 20_000,
 ) -> Solution:
-    """`fit(objective="utility")` by `robust_regression`: a share of wild utilities cannot move the kept tools.
+    """`fit(objective="utility")` by `robust_regression`: a share of wild utilities cannot move the
+    kept tools.
 
-    Huber's loss of u_t - sum_{j in a_t} <theta_j, psi_t> - constant at a fitted scale, then least squares without the records that it
-    rejects, each + lam sum_j ||theta_j||.
+    Huber's loss of u_t - sum_{j in a_t} <theta_j, psi_t> - constant at a fitted scale, then least
+    squares without the records that it rejects, each + lam sum_j ||theta_j||.
 
-    * `lam`: a number > 0, or "simulated": 1.1 x the 95 % quantile of the largest gradient norm under multipliers, of the residuals within
-      `reject` scales of a pilot: first of the median alone, then of the fit so found, twice.
-    * `leverage`: None, or the quantile of context lengths beyond which records count less. `threshold`, `reject` and `num_reweights` as in
-      `robust_regression`.
+    * `lam`: a number > 0, or "simulated": 1.1 x the 95 % quantile of the largest gradient norm
+      under multipliers, of the residuals within `reject` scales of a pilot: first of the median
+      alone, then of the fit so found, twice.
+    * `leverage`: None, or the quantile of context lengths beyond which records count less.
+      `threshold`, `reject` and `num_reweights` as in `robust_regression`.
 
-    Returns a `Solution`: a `SparsePolicy` with zero intercepts; stats of `robust_regression` (outlier [T] flags the wild records), lam and
-    constant. Runs on the host. ValueError as `fit`. The key is consumed.
+    Returns a `Solution`: a `SparsePolicy` with zero intercepts; stats of `robust_regression`
+    (outlier [T] flags the wild records), lam and constant. Runs on the host. ValueError as `fit`.
+    The key is consumed.
     """
     num_actions = _checks.static_integer("num_actions", num_actions, 1)
     log = checked(log, num_actions, _checks.static_integer("budget", budget, 1))
@@ -168,7 +211,17 @@ def fit_robust(
     limits = jnp.asarray(threshold, dtype), jnp.asarray(reject, dtype)
 
     def solve(lam) -> tuple[Solution, jax.Array]:
-        solution = _robust(design, utilities, groups, jnp.asarray(lam, dtype), *limits, weight, tol, max_steps, num_reweights)
+        solution = _robust(
+            design,
+            utilities,
+            groups,
+            jnp.asarray(lam, dtype),
+            *limits,
+            weight,
+            tol,
+            max_steps,
+            num_reweights,
+        )
         return solution, utilities - design.predict(solution.value.coef) - solution.value.intercept
 
     if not isinstance(lam, str):
@@ -179,7 +232,9 @@ def fit_robust(
         for pilot in range(PILOTS + 1):
             within = np.asarray(_within(residual, reject), np.float64)
             entries = Entries(data.entry_tool, data.entry_record, within[data.entry_record])
-            lam = multiplier_quantile(jax.random.fold_in(key, pilot), data, entries, within, np.zeros(data.used.size), 0.0)
+            lam = multiplier_quantile(
+                jax.random.fold_in(key, pilot), data, entries, within, np.zeros(data.used.size), 0.0
+            )
             solution, residual = solve(lam)
     assert solution is not None
     coef = np.asarray(solution.value.coef).reshape(tools, -1)
@@ -197,15 +252,27 @@ def fit_robust(
 
 
 @functools.partial(jax.jit, static_argnames="num_reweights")
-def _robust(design, utilities, groups, lam, threshold, reject, weight, tol, max_steps, num_reweights: int) -> Solution:
-    options = {"threshold": threshold, "reject": reject, "sample_weight": weight, "tol": tol, "max_steps": max_steps}
-    return robust_regression(design, utilities, groups, lam, intercept=True, num_reweights=num_reweights, **options)
+def _robust(
+    design, utilities, groups, lam, threshold, reject, weight, tol, max_steps, num_reweights: int
+) -> Solution:
+    options = {
+        "threshold": threshold,
+        "reject": reject,
+        "sample_weight": weight,
+        "tol": tol,
+        "max_steps": max_steps,
+    }
+    return robust_regression(
+        design, utilities, groups, lam, intercept=True, num_reweights=num_reweights, **options
+    )
 
 
 def _within(residual: jax.Array, reject: Any) -> jax.Array:
     """The residuals about their median, 0 beyond `reject` scales."""
     centred = residual - jnp.median(residual)
-    return jnp.where(jnp.abs(centred) <= jnp.asarray(reject, residual.dtype) * _scale(residual), centred, 0)
+    return jnp.where(
+        jnp.abs(centred) <= jnp.asarray(reject, residual.dtype) * _scale(residual), centred, 0
+    )
 
 
 def _scale(residual: jax.Array) -> jax.Array:

@@ -1,4 +1,6 @@
-"""Log-probabilities of many logged sets under a policy, and marginals of some tools, free of the number of tools."""
+"""Log-probabilities of many logged sets under a policy, and marginals of some tools, free of the
+number of tools.
+"""
 
 import functools
 
@@ -16,14 +18,18 @@ BATCH = 256
 
 
 def log_probabilities(policy: SparsePolicy, log: Log) -> np.ndarray:
-    """log pi(a_t | psi_t) [T] for a checked log in the policy's own numbering (`policy.tools` None).
+    """log pi(a_t | psi_t) [T] for a checked log in the policy's own numbering (`policy.tools`
+    None).
 
-    The tools outside the support enter by their distinct intercepts, O(T (k + G) B) for G of them; where records offer their own tools,
-    one record after the other, O(T M).
+    The tools outside the support enter by their distinct intercepts, O(T (k + G) B) for G of them;
+    where records offer their own tools, one record after the other, O(T M).
     """
     actions = np.asarray(log.actions)
     if log.available is not None:
-        contexts, available = jnp.asarray(log.contexts, policy.weights.dtype), jnp.asarray(_offered(policy, log))
+        contexts, available = (
+            jnp.asarray(log.contexts, policy.weights.dtype),
+            jnp.asarray(_offered(policy, log)),
+        )
         return np.asarray(_one_by_one(policy, contexts, jnp.asarray(actions), available)[0])
     listed = np.asarray(policy.positions)
     scores, rest = _explicit(policy, log, listed)
@@ -41,8 +47,13 @@ def log_probabilities(policy: SparsePolicy, log: Log) -> np.ndarray:
 def marginals(policy: SparsePolicy, log: Log, tools: np.ndarray) -> np.ndarray:
     """P(j in a | psi_t) [T, len(tools)] of the given tools, likewise."""
     if log.available is not None:
-        contexts, available = jnp.asarray(log.contexts, policy.weights.dtype), jnp.asarray(_offered(policy, log))
-        return np.asarray(_one_by_one(policy, contexts, jnp.asarray(log.actions), available)[1])[:, tools]
+        contexts, available = (
+            jnp.asarray(log.contexts, policy.weights.dtype),
+            jnp.asarray(_offered(policy, log)),
+        )
+        return np.asarray(_one_by_one(policy, contexts, jnp.asarray(log.actions), available)[1])[
+            :, tools
+        ]
     listed = np.union1d(np.asarray(policy.positions), tools).astype(int)
     scores, rest = _explicit(policy, log, listed)
     found = _laws(jnp.asarray(scores, policy.weights.dtype), *rest, policy.budget)[1]
@@ -50,14 +61,21 @@ def marginals(policy: SparsePolicy, log: Log, tools: np.ndarray) -> np.ndarray:
 
 
 def _explicit(policy: SparsePolicy, log: Log, listed: np.ndarray):
-    """Scores [len(listed), T] of the listed tools (the support among them), and the distinct intercepts of the others with their counts."""
+    """Scores [len(listed), T] of the listed tools (the support among them), and the distinct
+    intercepts of the others with their counts.
+    """
     intercept, positions = np.asarray(policy.intercept, np.float64), np.asarray(policy.positions)
     scores = np.repeat(intercept[listed][:, None], np.shape(log.contexts)[0], axis=1)
-    scores[np.searchsorted(listed, positions)] += np.asarray(policy.weights, np.float64) @ np.asarray(log.contexts, np.float64).T
+    scores[np.searchsorted(listed, positions)] += (
+        np.asarray(policy.weights, np.float64) @ np.asarray(log.contexts, np.float64).T
+    )
     distinct, counts = np.unique(np.delete(intercept, listed), return_counts=True)
     dtype = policy.weights.dtype
     # In descending order, and never empty.
-    return scores, (jnp.asarray(np.append(distinct[::-1], -1.0), dtype), jnp.asarray(np.append(counts[::-1], 0), dtype))
+    return scores, (
+        jnp.asarray(np.append(distinct[::-1], -1.0), dtype),
+        jnp.asarray(np.append(counts[::-1], 0), dtype),
+    )
 
 
 def _offered(policy: SparsePolicy, log: Log) -> np.ndarray:
@@ -86,6 +104,8 @@ def _one_by_one(policy: SparsePolicy, contexts, actions, available):
     def one(record):
         context, members, offered = record
         scores = policy.scores(context, offered)
-        return gibbs.log_prob(members, scores, budget=policy.budget), gibbs.marginals(scores, budget=policy.budget)
+        return gibbs.log_prob(members, scores, budget=policy.budget), gibbs.marginals(
+            scores, budget=policy.budget
+        )
 
     return jax.lax.map(one, (contexts, actions, available), batch_size=BATCH)

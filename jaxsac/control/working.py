@@ -12,7 +12,9 @@ from jaxsac.control.offered import evaluate_offered
 
 
 class Point(NamedTuple):
-    """`tools` are positions in digest.used, ascending, with their parameters; one intercept per group stands for all other tools."""
+    """`tools` are positions in digest.used, ascending, with their parameters; one intercept per
+    group stands for all other tools.
+    """
 
     tools: np.ndarray
     weights: np.ndarray
@@ -44,13 +46,19 @@ def working_set(data: Digest, tools: np.ndarray) -> Working:
         target=jax.device_put(pad(data.frequency[tools] + data.prior_use, width).astype(dtype)),
         present=jax.device_put(np.arange(width) < tools.size),
         counts=jax.device_put(pad_groups(counts, groups).astype(dtype)),
-        group_target=jax.device_put(pad_groups(data.group_frequency + data.prior_use, groups, 0.5).astype(dtype)),
+        group_target=jax.device_put(
+            pad_groups(data.group_frequency + data.prior_use, groups, 0.5).astype(dtype)
+        ),
         prior_weight=jax.device_put(np.asarray(data.prior_weight, dtype)),
     )
 
 
-def evaluate_point(data: Digest, working: Working, point: Point, budget: int, mode: str) -> tuple[Point, Evaluation]:
-    """The likelihood at a point, and the point with the intercepts that the evaluation has optimised."""
+def evaluate_point(
+    data: Digest, working: Working, point: Point, budget: int, mode: str
+) -> tuple[Point, Evaluation]:
+    """The likelihood at a point, and the point with the intercepts that the evaluation has
+    optimised.
+    """
     dtype = data.contexts.dtype
     width, groups = working.present.size, working.counts.size
     # numpy arrays: a jitted call takes them at a tenth of the cost of making jax arrays first.
@@ -65,34 +73,56 @@ def evaluate_point(data: Digest, working: Working, point: Point, budget: int, mo
     else:
         place = np.full(groups, width, np.int32)
         place[point.tools] = np.arange(point.tools.size)
-        found = evaluate_offered(data.contexts, data.row_weights, data.slots, place, *parameters, budget=budget, mode=mode)
+        found = evaluate_offered(
+            data.contexts,
+            data.row_weights,
+            data.slots,
+            place,
+            *parameters,
+            budget=budget,
+            mode=mode,
+        )
     intercept = to_host(found.intercept)[: point.tools.size]
-    return point._replace(intercept=intercept, group_intercept=unpad_groups(to_host(found.group_intercept), data.group_size.size)), found
+    return point._replace(
+        intercept=intercept,
+        group_intercept=unpad_groups(to_host(found.group_intercept), data.group_size.size),
+    ), found
 
 
 def null_point(data: Digest, budget: int, mode: str) -> tuple[Point, Evaluation]:
-    """No weights, intercepts fitted. All rows are alike then (unless each offers its own
-    tools), so one with the mean context stands for them: free of T and of M."""
+    """No weights, intercepts fitted. All rows are alike then (unless each offers its own tools), so
+    one with the mean context stands for them: free of T and of M.
+    """
     weights = np.asarray(data.row_weights, np.float64)
     dtype = data.contexts.dtype
     mean_context = weights @ np.asarray(data.contexts, np.float64) / weights.sum()
     one_row = data
     if data.slots is None:
-        one_row = data._replace(contexts=jnp.asarray(mean_context[None, :], dtype), row_weights=jnp.asarray(weights.sum()[None], dtype))
+        one_row = data._replace(
+            contexts=jnp.asarray(mean_context[None, :], dtype),
+            row_weights=jnp.asarray(weights.sum()[None], dtype),
+        )
     if mode == "per_tool":
         rate = (data.group_frequency + data.prior_use) / (1 + data.prior_weight)
     elif mode == "shared":
-        rate = np.full(data.group_size.size, min(max(data.mean_size, 0.5), data.num_actions - 0.5) / data.num_actions)
+        rate = np.full(
+            data.group_size.size,
+            min(max(data.mean_size, 0.5), data.num_actions - 0.5) / data.num_actions,
+        )
     else:
         rate = np.full(data.group_size.size, 0.5)
     rate = np.minimum(rate, 0.99)
     none = np.zeros(0, int)
-    start = Point(none, np.zeros((0, mean_context.size)), np.zeros(0), np.log(rate) - np.log1p(-rate))
+    start = Point(
+        none, np.zeros((0, mean_context.size)), np.zeros(0), np.log(rate) - np.log1p(-rate)
+    )
     return evaluate_point(one_row, working_set(one_row, none), start, budget, mode)
 
 
 def regroup(data: Digest, point: Point, keep: np.ndarray, new: np.ndarray) -> Point:
-    """Keep some of the working set and add new tools, which start at no weights and at their group's intercept."""
+    """Keep some of the working set and add new tools, which start at no weights and at their
+    group's intercept.
+    """
     tools = np.concatenate([point.tools[keep], new])
     weights = np.concatenate([point.weights[keep], np.zeros((new.size, point.weights.shape[1]))])
     intercept = np.concatenate([point.intercept[keep], point.group_intercept[data.group[new]]])

@@ -1,4 +1,6 @@
-"""Gibbs policies over budgeted sets of tools: exact partition function, marginals, entropy, divergence, mode and sampling."""
+"""Gibbs policies over budgeted sets of tools: exact partition function, marginals, entropy,
+divergence, mode and sampling.
+"""
 
 from jaxsac.gibbs.partition import entropy as entropy
 from jaxsac.gibbs.partition import kl as kl

@@ -7,7 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsac._checks import integer_array, is_concrete, real_array, real_scalar, require, static_integer
+from jaxsac._checks import (
+    integer_array,
+    is_concrete,
+    real_array,
+    real_scalar,
+    require,
+    static_integer,
+)
 from jaxsac.gibbs._background import Background
 
 
@@ -22,33 +29,74 @@ class Problem(eqx.Module):
     exactly: bool = eqx.field(static=True)
 
     def cold(self) -> "Problem":
-        """The same policy at temperature 1; NaN where the temperature is not positive. For use inside `jit`."""
+        """The same policy at temperature 1; NaN where the temperature is not positive. For use
+        inside `jit`.
+        """
         temperature = jnp.where(self.temperature > 0, self.temperature, jnp.nan)
-        background = None if self.background is None else self.background._replace(scores=self.background.scores / temperature)
-        return Problem(self.z / temperature, jnp.ones_like(temperature), self.costs, background, self.budget, self.exactly)
+        background = (
+            None
+            if self.background is None
+            else self.background._replace(scores=self.background.scores / temperature)
+        )
+        return Problem(
+            self.z / temperature,
+            jnp.ones_like(temperature),
+            self.costs,
+            background,
+            self.budget,
+            self.exactly,
+        )
 
 
-def problem(z: Any, budget: Any, exactly: Any = False, costs: Any = None, background: Any = None, temperature: Any = 1.0) -> Problem:
-    require(np.ndim(z) == 1, f"z must have shape [M], got {list(np.shape(z))}: use jax.vmap for several rows.")
+def problem(
+    z: Any,
+    budget: Any,
+    exactly: Any = False,
+    costs: Any = None,
+    background: Any = None,
+    temperature: Any = 1.0,
+) -> Problem:
+    require(
+        np.ndim(z) == 1,
+        f"z must have shape [M], got {list(np.shape(z))}: use jax.vmap for several rows.",
+    )
     z = real_array("z", z, ("M",))
-    require(z.dtype in (jnp.float32, jnp.float64), f"z must be float32 or float64, got {z.dtype}: cast it with .astype.")
+    require(
+        z.dtype in (jnp.float32, jnp.float64),
+        f"z must be float32 or float64, got {z.dtype}: cast it with .astype.",
+    )
     budget = static_integer("budget", budget, 0)
-    require(isinstance(exactly, bool | np.bool_), f"exactly must be True or False, got {exactly!r}: it is static.")
+    require(
+        isinstance(exactly, bool | np.bool_),
+        f"exactly must be True or False, got {exactly!r}: it is static.",
+    )
     temperature = real_scalar("temperature", temperature, z.dtype, 0, strict=True)
     if costs is not None:
-        require(background is None, "costs and background cannot be combined: list the background's tools in z with their costs.")
+        require(
+            background is None,
+            "costs and background cannot be combined: list the background's tools in z with their costs.",
+        )
         costs = integer_array("costs", costs, z.shape)
         if is_concrete(costs):
-            require(bool(np.all(np.asarray(costs) >= 0)), "costs must be >= 0: leave out tools of negative cost, or shift all costs.")
+            require(
+                bool(np.all(np.asarray(costs) >= 0)),
+                "costs must be >= 0: leave out tools of negative cost, or shift all costs.",
+            )
     elif background is not None:
         background = _background(background, z.dtype)
     else:
-        require(not exactly or budget <= z.shape[0], f"exactly=True needs budget <= M, got budget={budget} and M={z.shape[0]}.")
+        require(
+            not exactly or budget <= z.shape[0],
+            f"exactly=True needs budget <= M, got budget={budget} and M={z.shape[0]}.",
+        )
     return Problem(z, temperature, costs, background, budget, bool(exactly))
 
 
 def _background(background: Any, dtype: Any) -> Background:
-    require(isinstance(background, tuple | list) and len(background) == 2, "background must be a pair (scores [C], counts [C]).")
+    require(
+        isinstance(background, tuple | list) and len(background) == 2,
+        "background must be a pair (scores [C], counts [C]).",
+    )
     scores = real_array("background scores", background[0], ("C",), dtype)
     counts = integer_array("background counts", background[1], scores.shape)
     if is_concrete(counts):
@@ -57,7 +105,9 @@ def _background(background: Any, dtype: Any) -> Background:
 
 
 def width(p: Problem) -> int:
-    """Static size of the largest feasible set: the budget, or what the cheapest tools allow; M where the costs are traced."""
+    """Static size of the largest feasible set: the budget, or what the cheapest tools allow; M
+    where the costs are traced.
+    """
     if p.costs is None:
         return p.budget
     if not is_concrete(p.costs):

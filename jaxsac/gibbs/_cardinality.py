@@ -1,4 +1,6 @@
-"""Log-partition function and marginals for budgets on the number of tools, with the derivative rule."""
+"""Log-partition function and marginals for budgets on the number of tools, with the derivative
+rule.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +16,9 @@ from jaxsac.gibbs._polynomial import Polynomial, adjoint, expand, head_size
 
 
 class LogPartition(NamedTuple):
-    """log Z = size · centre + rest. Kept apart, differences from log Z stay exact when all scores share a huge offset."""
+    """log Z = size · centre + rest. Kept apart, differences from log Z stay exact when all scores
+    share a huge offset.
+    """
 
     centre: jax.Array  # [] the head's score nearest to 0; a constant of differentiation
     size: jax.Array  # [] the most likely set size, as a float; a constant of differentiation
@@ -32,8 +36,12 @@ class Derivative(NamedTuple):
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def log_partition(z: jax.Array, background: Background | None, budget: int, exactly: bool) -> LogPartition:
-    """log sum_a exp(sum_{j in a} z_j) over the sets of size ≤ budget (= budget with `exactly`); NaN unless z [M] is finite or −inf."""
+def log_partition(
+    z: jax.Array, background: Background | None, budget: int, exactly: bool
+) -> LogPartition:
+    """log sum_a exp(sum_{j in a} z_j) over the sets of size ≤ budget (= budget with `exactly`); NaN
+    unless z [M] is finite or −inf.
+    """
     return _evaluate(z, background, budget, exactly)[0]
 
 
@@ -43,11 +51,15 @@ def _log_partition_jvp(budget, exactly, primals, tangents):
     value, derivative = log_partition_and_derivative(z, background, budget, exactly)
     tangent = jnp.sum(derivative.marginals * tangents[0])
     if derivative.groups is not None:
-        tangent = tangent + jnp.sum(derivative.groups * background.counts.astype(tangent.dtype) * tangents[1].scores)
+        tangent = tangent + jnp.sum(
+            derivative.groups * background.counts.astype(tangent.dtype) * tangents[1].scores
+        )
     return value, LogPartition(jnp.zeros_like(tangent), jnp.zeros_like(tangent), tangent)
 
 
-def log_partition_and_derivative(z: jax.Array, background: Background | None, budget: int, exactly: bool) -> tuple[LogPartition, Derivative]:
+def log_partition_and_derivative(
+    z: jax.Array, background: Background | None, budget: int, exactly: bool
+) -> tuple[LogPartition, Derivative]:
     value, differentiate = _evaluate(z, background, budget, exactly)
     derivative = differentiate()
     return value, jax.tree.map(lambda x: jnp.where(jnp.isnan(value.rest), jnp.nan, x), derivative)
@@ -77,7 +89,9 @@ def _constrained(z, budget, exactly):
 
 
 def _with_background(z, background, budget, exactly):
-    polynomial = expand(z, budget, head_size(budget, z.dtype.name)) if z.shape[0] and budget else None
+    polynomial = (
+        expand(z, budget, head_size(budget, z.dtype.name)) if z.shape[0] and budget else None
+    )
 
     def all_ratios(values, scores):
         ratios = background_ratios(background._replace(scores=scores), budget)
@@ -85,15 +99,23 @@ def _with_background(z, background, budget, exactly):
 
     values = None if polynomial is None else polynomial.values
     ratios, pull = jax.vjp(all_ratios, values, background.scores)
-    reachable = jnp.concatenate([jnp.ones((1,), z.dtype), (ratios > unreachable(z.dtype) / 2).astype(z.dtype)])
+    reachable = jnp.concatenate(
+        [jnp.ones((1,), z.dtype), (ratios > unreachable(z.dtype) / 2).astype(z.dtype)]
+    )
     value, law = size_law(jnp.zeros((), z.dtype), ratios, reachable, exactly)
 
     def differentiate() -> Derivative:
-        at_least = jnp.flip(jnp.cumsum(jnp.flip(law[1:])))  # P(|a| ≥ r) is the derivative of log Z along ratio r
+        at_least = jnp.flip(
+            jnp.cumsum(jnp.flip(law[1:]))
+        )  # P(|a| ≥ r) is the derivative of log Z along ratio r
         cotangent, expected = pull(at_least)
         own = jnp.zeros_like(z) if polynomial is None else adjoint(polynomial, cotangent)
         counts = background.counts.astype(z.dtype)
-        return Derivative(own, jnp.where(counts > 0, expected / jnp.where(counts > 0, counts, 1), 0), _excess(law, value.size))
+        return Derivative(
+            own,
+            jnp.where(counts > 0, expected / jnp.where(counts > 0, counts, 1), 0),
+            _excess(law, value.size),
+        )
 
     return value, differentiate
 
@@ -113,22 +135,32 @@ def _unconstrained(z, budget, exactly):
 
     def differentiate() -> Derivative:
         if exactly:
-            return Derivative(jnp.broadcast_to(jnp.all(z > -jnp.inf).astype(z.dtype), z.shape), None, zero)
+            return Derivative(
+                jnp.broadcast_to(jnp.all(z > -jnp.inf).astype(z.dtype), z.shape), None, zero
+            )
         sigmoid = jax.nn.sigmoid(z)
         return Derivative(sigmoid, None, jnp.sum(jnp.where(taken, -jax.nn.sigmoid(-z), sigmoid)))
 
     return value, differentiate
 
 
-def size_law(centre: jax.Array, units: jax.Array, values: jax.Array, exactly: bool) -> tuple[LogPartition, jax.Array]:
-    """log Z and the probability of every set size [B + 1], from e_r = exp(r · centre + units_1 + … + units_r) · values_r."""
+def size_law(
+    centre: jax.Array, units: jax.Array, values: jax.Array, exactly: bool
+) -> tuple[LogPartition, jax.Array]:
+    """log Z and the probability of every set size [B + 1], from e_r = exp(r · centre + units_1 + …
+    + units_r) · values_r.
+    """
     budget = units.shape[0]
     dtype = values.dtype
     reachable = values > 0
     logs = jnp.where(reachable, jnp.log(jnp.where(reachable, values, 1)), -jnp.inf)
     constant = lax.stop_gradient(units)
     # e_r / e_(r−1) falls with r: the likeliest size is where it crosses 1.
-    size = jnp.full((), budget, dtype) if exactly else jnp.sum(centre + constant + logs[1:] > logs[:-1], dtype=dtype)
+    size = (
+        jnp.full((), budget, dtype)
+        if exactly
+        else jnp.sum(centre + constant + logs[1:] > logs[:-1], dtype=dtype)
+    )
     degree = np.arange(budget + 1).astype(dtype)
     step = degree[None, 1:]
     after = (step <= degree[:, None]) & (step > size)
@@ -153,7 +185,11 @@ def _ratios(polynomial: Polynomial, values: jax.Array) -> jax.Array:
     """log(e_r / e_(r−1)), [B]."""
     reachable = values > 0
     logs = jnp.log(jnp.where(reachable, values, 1))
-    return jnp.where(reachable[1:], polynomial.centre + polynomial.units + logs[1:] - logs[:-1], unreachable(values.dtype))
+    return jnp.where(
+        reachable[1:],
+        polynomial.centre + polynomial.units + logs[1:] - logs[:-1],
+        unreachable(values.dtype),
+    )
 
 
 def _excess(law: jax.Array, size: jax.Array) -> jax.Array:

@@ -1,4 +1,6 @@
-"""The head of a score vector: the indices of its `count` largest entries, found without sorting the scores."""
+"""The head of a score vector: the indices of its `count` largest entries, found without sorting the
+scores.
+"""
 
 import math
 
@@ -11,9 +13,11 @@ SMALLEST_BLOCK = 12  # below this, finding the blocks costs more than it saves
 
 
 def largest(z: jax.Array, count: int) -> jax.Array:
-    """Indices (int32, [count]) of the `count` largest entries of z [M], largest first, up to a relative 1e-3 in exp(z); −inf entries last.
+    """Indices (int32, [count]) of the `count` largest entries of z [M], largest first, up to a
+    relative 1e-3 in exp(z); −inf entries last.
 
-    Two levels: strided blocks of about sqrt(M / count) entries; the largest entries all lie in the `count` blocks with the largest maxima.
+    Two levels: strided blocks of about sqrt(M / count) entries; the largest entries all lie in the
+    `count` blocks with the largest maxima.
     """
     z = lax.stop_gradient(z)
     size = z.shape[0]
@@ -21,9 +25,13 @@ def largest(z: jax.Array, count: int) -> jax.Array:
     if stride < SMALLEST_BLOCK:
         return _top(z, count)
     blocks = size // stride
-    grid = z[: stride * blocks].reshape(stride, blocks)  # block i holds the entries i, i + blocks, i + 2 blocks, ...
+    grid = z[: stride * blocks].reshape(
+        stride, blocks
+    )  # block i holds the entries i, i + blocks, i + 2 blocks, ...
     chosen = _top(jnp.max(grid, axis=0), count)
-    candidates = (jnp.arange(stride, dtype=jnp.int32)[:, None] * jnp.int32(blocks) + chosen[None, :]).reshape(-1)
+    candidates = (
+        jnp.arange(stride, dtype=jnp.int32)[:, None] * jnp.int32(blocks) + chosen[None, :]
+    ).reshape(-1)
     rest = jnp.arange(stride * blocks, size, dtype=jnp.int32)
     candidates = jnp.concatenate([candidates, rest])
     scores = jnp.concatenate([grid[:, chosen].reshape(-1), z[stride * blocks :]])
@@ -31,10 +39,12 @@ def largest(z: jax.Array, count: int) -> jax.Array:
 
 
 def _top(values: jax.Array, count: int) -> jax.Array:
-    """Indices of the `count` largest values. In float64 the comparison is in float32: `lax.top_k` of float64 is a full sort on CPUs.
+    """Indices of the `count` largest values. In float64 the comparison is in float32: `lax.top_k`
+    of float64 is a full sort on CPUs.
 
-    A plain cast would tie scores that a large offset hides, so what is compared are differences from the largest value, and, where that one
-    is so far from the threshold that the differences are coarse, again from the threshold.
+    A plain cast would tie scores that a large offset hides, so what is compared are differences
+    from the largest value, and, where that one is so far from the threshold that the differences
+    are coarse, again from the threshold.
     """
     if values.dtype == jnp.float32 or values.shape[0] == count:
         return lax.top_k(values, count)[1].astype(jnp.int32)

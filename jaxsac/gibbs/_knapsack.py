@@ -1,4 +1,6 @@
-"""Log-partition function and marginals for budgets on integer costs: the log-space programme over tools."""
+"""Log-partition function and marginals for budgets on integer costs: the log-space programme over
+tools.
+"""
 
 from functools import partial
 
@@ -10,7 +12,9 @@ from jax import lax
 
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def log_partition(z: jax.Array, costs: jax.Array, budget: int, exactly: bool) -> jax.Array:
-    """log sum_a exp(sum_{j in a} z_j) over sets of total cost ≤ budget (= budget with `exactly`); z, costs [M]. Work M · budget."""
+    """log sum_a exp(sum_{j in a} z_j) over sets of total cost ≤ budget (= budget with `exactly`);
+    z, costs [M]. Work M · budget.
+    """
     return _total(z, costs, prefix_tables(z, costs, budget)[0], exactly)
 
 
@@ -21,7 +25,9 @@ def _log_partition_jvp(budget, exactly, primals, tangents):
     return value, jnp.sum(marginals * tangents[0])
 
 
-def log_partition_and_marginals(z: jax.Array, costs: jax.Array, budget: int, exactly: bool) -> tuple[jax.Array, jax.Array]:
+def log_partition_and_marginals(
+    z: jax.Array, costs: jax.Array, budget: int, exactly: bool
+) -> tuple[jax.Array, jax.Array]:
     final, tables = prefix_tables(z, costs, budget)
     value = _total(z, costs, final, exactly)
     feasible = value > -jnp.inf
@@ -29,7 +35,8 @@ def log_partition_and_marginals(z: jax.Array, costs: jax.Array, budget: int, exa
     seed = jnp.where(allowed & feasible, -jnp.where(feasible, value, 0), floor(z.dtype))
 
     def step(suffix, entry):
-        # suffix_c: log of what the tools after this one, and the budget, make of a prefix that costs c
+        # suffix_c: log of what the tools after this one, and the budget, make of a prefix that
+        # costs c
         score, cost, table = entry
         with_tool = score + _shift_down(suffix, cost, budget)
         marginal = jnp.sum(jnp.exp(with_tool + table))
@@ -40,7 +47,9 @@ def log_partition_and_marginals(z: jax.Array, costs: jax.Array, budget: int, exa
 
 
 def prefix_tables(z: jax.Array, costs: jax.Array, budget: int) -> tuple[jax.Array, jax.Array]:
-    """E_c = log of the sum over sets of total cost exactly c: of all tools [budget + 1], and before each tool [M, budget + 1]."""
+    """E_c = log of the sum over sets of total cost exactly c: of all tools [budget + 1], and before
+    each tool [M, budget + 1].
+    """
     lowest = floor(z.dtype)
 
     def step(table, entry):
@@ -53,7 +62,9 @@ def prefix_tables(z: jax.Array, costs: jax.Array, budget: int) -> tuple[jax.Arra
 
 
 def mode(z: jax.Array, costs: jax.Array, budget: int, exactly: bool) -> jax.Array:
-    """Which tools the best set holds, as booleans [M]: ties go to the lowest index, and a score ≤ 0 is taken only where it must be."""
+    """Which tools the best set holds, as booleans [M]: ties go to the lowest index, and a score ≤ 0
+    is taken only where it must be.
+    """
     lowest = floor(z.dtype)
 
     def value(best, entry):
@@ -61,14 +72,17 @@ def mode(z: jax.Array, costs: jax.Array, budget: int, exactly: bool) -> jax.Arra
         with_tool = jnp.maximum(score + _shift_up(best, cost, budget), lowest)
         return jnp.maximum(best, with_tool), best
 
-    # best_c: the largest score that the tools after this one can make of exactly (at most) the budget c.
+    # best_c: the largest score that the tools after this one can make of exactly (at most) the
+    # budget c.
     start = jnp.full((budget + 1,), lowest if exactly else 0.0, z.dtype).at[0].set(0)
     final, bests = lax.scan(value, start, (z, costs), reverse=True)
 
     def choose(left, entry):
         score, cost, best = entry
         with_tool = score + _shift_up(best, cost, budget)[left]
-        take = (with_tool > lowest / 4) & ((with_tool > best[left]) | ((with_tool == best[left]) & (score > 0)))
+        take = (with_tool > lowest / 4) & (
+            (with_tool > best[left]) | ((with_tool == best[left]) & (score > 0))
+        )
         return jnp.where(take, left - cost, left), take
 
     _, chosen = lax.scan(choose, jnp.asarray(budget, jnp.int32), (z, costs, bests))
@@ -76,8 +90,18 @@ def mode(z: jax.Array, costs: jax.Array, budget: int, exactly: bool) -> jax.Arra
     return chosen & feasible
 
 
-def sample(key: jax.Array, z: jax.Array, costs: jax.Array, budget: int, exactly: bool, num_samples: int, width: int) -> jax.Array:
-    """Exact draws, int32 [num_samples, width] padded with −1: a total cost, then tool by tool from the last."""
+def sample(
+    key: jax.Array,
+    z: jax.Array,
+    costs: jax.Array,
+    budget: int,
+    exactly: bool,
+    num_samples: int,
+    width: int,
+) -> jax.Array:
+    """Exact draws, int32 [num_samples, width] padded with −1: a total cost, then tool by tool from
+    the last.
+    """
     final, tables = prefix_tables(z, costs, budget)
     value = _total(z, costs, final, exactly)
     cost_key, tool_key = jax.random.split(key)
@@ -92,12 +116,17 @@ def sample(key: jax.Array, z: jax.Array, costs: jax.Array, budget: int, exactly:
         index, score, cost, table = entry
         with_tool = score + _shift_up(table, cost, budget)
         probability = jax.nn.sigmoid(with_tool - table)[left]
-        take = jax.random.uniform(jax.random.fold_in(tool_key, index), left.shape, z.dtype) < probability
+        take = (
+            jax.random.uniform(jax.random.fold_in(tool_key, index), left.shape, z.dtype)
+            < probability
+        )
         sets = jnp.where(take[:, None] & (slots == count[:, None]), index, sets)
         return (left - jnp.where(take, cost, 0), count + take.astype(jnp.int32), sets), None
 
     start = (total, jnp.zeros_like(total), jnp.full((num_samples, width), -1, jnp.int32))
-    (_, _, sets), _ = lax.scan(step, start, (jnp.arange(z.shape[0], dtype=jnp.int32), z, costs, tables), reverse=True)
+    (_, _, sets), _ = lax.scan(
+        step, start, (jnp.arange(z.shape[0], dtype=jnp.int32), z, costs, tables), reverse=True
+    )
     return jnp.where(value > -jnp.inf, sets, -1)
 
 
@@ -115,10 +144,16 @@ def _total(z, costs, table, exactly):
 def _shift_up(table, cost, budget):
     """table_(c − cost), log 0 where c < cost."""
     position = jnp.arange(budget + 1, dtype=jnp.int32) - cost
-    return jnp.where((position >= 0) & (cost >= 0), table[jnp.clip(position, 0, budget)], floor(table.dtype))
+    return jnp.where(
+        (position >= 0) & (cost >= 0), table[jnp.clip(position, 0, budget)], floor(table.dtype)
+    )
 
 
 def _shift_down(suffix, cost, budget):
     """suffix_(c + cost), log 0 where c + cost > budget."""
     position = jnp.arange(budget + 1, dtype=jnp.int32) + jnp.minimum(cost, budget + 1)
-    return jnp.where((position <= budget) & (cost >= 0), suffix[jnp.clip(position, 0, budget)], floor(suffix.dtype))
+    return jnp.where(
+        (position <= budget) & (cost >= 0),
+        suffix[jnp.clip(position, 0, budget)],
+        floor(suffix.dtype),
+    )

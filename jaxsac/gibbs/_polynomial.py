@@ -1,15 +1,19 @@
-"""The generating polynomial of a score vector: coefficient r is e_r, the sum over sets of r tools of exp(sum of their scores).
+"""The generating polynomial of a score vector: coefficient r is e_r, the sum over sets of r tools
+of exp(sum of their scores).
 
-Coefficients span thousands of orders of magnitude, so degree r is kept in its own unit:
-e_r = exp(r · centre + units_1 + … + units_r) · values_r. Units are scores (or the tail's level) minus the centre, the head's score
-nearest to 0. Only differences of scores are ever exponentiated, and neither a huge common offset nor a few huge scores cost digits.
-Centre and units are constants of differentiation.
+Coefficients span thousands of orders of magnitude, so degree r is kept in its own unit: e_r = exp(r
+· centre + units_1 + … + units_r) · values_r. Units are scores (or the tail's level) minus the
+centre, the head's score nearest to 0. Only differences of scores are ever exponentiated, and
+neither a huge common offset nor a few huge scores cost digits. Centre and units are constants of
+differentiation.
 
-The largest scores, the head, are multiplied in one by one, each with its own unit: they set the range. All others, the tail, are at most as
-large as any head score and are multiplied together without units. A tail tool's marginal is a polynomial in its weight w (division of the
-tail's polynomial by the factor 1 + w t): alternating, but stable where the head holds enough scores beyond the budget, none below it.
-The error is at most eps · sum_i w^i e_(B−i) / e_B, which is worst where all scores are equal and the tail has one tool:
-eps · sum_(r ≤ B) C(K + 1, r) / C(K + 1, B) for K head scores.
+The largest scores, the head, are multiplied in one by one, each with its own unit: they set the
+range. All others, the tail, are at most as large as any head score and are multiplied together
+without units. A tail tool's marginal is a polynomial in its weight w (division of the tail's
+polynomial by the factor 1 + w t): alternating, but stable where the head holds enough scores beyond
+the budget, none below it. The error is at most eps · sum_i w^i e_(B−i) / e_B, which is worst where
+all scores are equal and the tail has one tool: eps · sum_(r ≤ B) C(K + 1, r) / C(K + 1, B) for K
+head scores.
 """
 
 import functools
@@ -24,7 +28,10 @@ from jax import lax
 from jaxsac.gibbs._head import largest
 from jaxsac.gibbs._tail import elementary
 
-RANGE = {"float32": 64, "float64": 512}  # longer heads outgrow the dtype and need rescaling, every RESCALE steps
+RANGE = {
+    "float32": 64,
+    "float64": 512,
+}  # longer heads outgrow the dtype and need rescaling, every RESCALE steps
 RESCALE = 32
 
 
@@ -38,23 +45,31 @@ class Polynomial(NamedTuple):
     steps: jax.Array  # [K, B + 1] the values before each head score was multiplied in
     keep: jax.Array  # [K, B + 1] step k: values_r <- keep_kr values_r + take_kr values_(r−1)
     take: jax.Array  # [K, B + 1]
-    tail: jax.Array  # [B + 1] the tail's own coefficients, degree r in units of the r-th power of `level`
+    tail: (
+        jax.Array
+    )  # [B + 1] the tail's own coefficients, degree r in units of the r-th power of `level`
     weights: jax.Array  # [M] exp(score − least head score) of the tail; 0 for the head
     level: jax.Array  # []
 
 
 @functools.cache
 def head_size(budget: int, dtype: str) -> int:
-    """The smallest head that keeps the marginals' rounding error at 2e-11 in float64, 4e-6 in float32; from `budget` to twice that."""
+    """The smallest head that keeps the marginals' rounding error at 2e-11 in float64, 4e-6 in
+    float32; from `budget` to twice that.
+    """
     limit = 60 if dtype == "float32" else 100_000
     count = budget
-    while sum(math.comb(count + 1, r) for r in range(budget + 1)) > limit * math.comb(count + 1, budget):
+    while sum(math.comb(count + 1, r) for r in range(budget + 1)) > limit * math.comb(
+        count + 1, budget
+    ):
         count += max(budget // 16, 1)
     return count
 
 
 def expand(z: jax.Array, budget: int, count: int) -> Polynomial:
-    """The polynomial of z [M] truncated at degree `budget`, with a head of `count` scores; budget, count and M ≥ 1, scores finite or −inf."""
+    """The polynomial of z [M] truncated at degree `budget`, with a head of `count` scores; budget,
+    count and M ≥ 1, scores finite or −inf.
+    """
     size = z.shape[0]
     count = min(count, size)
     head = largest(z, count)
@@ -66,24 +81,34 @@ def expand(z: jax.Array, budget: int, count: int) -> Polynomial:
 
     if count < size:
         weights = _tail_weights(z, least, head)
-        # e_r ≤ p_1^r / r!, with p_1 the sum: scaled to p_1 = B / e, no degree overflows, and the large ones do not underflow in float32.
+        # e_r ≤ p_1^r / r!, with p_1 the sum: scaled to p_1 = B / e, no degree overflows, and the
+        # large ones do not underflow in float32.
         level = lax.stop_gradient(jnp.maximum(jnp.sum(weights) * (np.e / budget), 1))
         tail = elementary(weights, 1 / level, budget)
     else:
         weights, level = jnp.zeros_like(z), jnp.ones((), z.dtype)
         tail = jnp.zeros((budget + 1,), z.dtype).at[0].set(1)
 
-    # Head score k gives degree k the unit max(score, log level) and so moves the degrees above; degrees below k have a larger score's unit.
+    # Head score k gives degree k the unit max(score, log level) and so moves the degrees above;
+    # degrees below k have a larger score's unit.
     log_level = jnp.log(level)
-    first = jnp.concatenate([constant[:budget], jnp.full((max(budget - count, 0),), -jnp.inf, z.dtype)])
+    first = jnp.concatenate(
+        [constant[:budget], jnp.full((max(budget - count, 0),), -jnp.inf, z.dtype)]
+    )
     units = jnp.maximum(first - centre, (least - centre) + log_level)
     above = constant - least - log_level
     degree, step = np.arange(budget + 1), np.arange(1, count + 1)[:, None]
-    keep = jnp.where(degree >= step, jnp.exp(-jnp.maximum(above, 0))[:, None], jnp.ones((), z.dtype))
+    keep = jnp.where(
+        degree >= step, jnp.exp(-jnp.maximum(above, 0))[:, None], jnp.ones((), z.dtype)
+    )
     lower = (constant - least)[:, None] - jnp.maximum(first - least, log_level)[None, :]
     relative = jnp.where(degree[1:] >= step, jnp.minimum(above, 0)[:, None], lower)
-    growth = jnp.exp(jnp.where(jnp.isfinite(scores), scores - constant, 0))  # 1, and it carries the derivative
-    take = jnp.concatenate([jnp.zeros((count, 1), z.dtype), jnp.exp(relative) * growth[:, None]], axis=1)
+    growth = jnp.exp(
+        jnp.where(jnp.isfinite(scores), scores - constant, 0)
+    )  # 1, and it carries the derivative
+    take = jnp.concatenate(
+        [jnp.zeros((count, 1), z.dtype), jnp.exp(relative) * growth[:, None]], axis=1
+    )
     if count > RANGE[z.dtype.name]:
         values, units, steps, keep, take = _multiply_in_range(tail, units, keep, take)
     else:
@@ -93,7 +118,9 @@ def expand(z: jax.Array, budget: int, count: int) -> Polynomial:
 
 @jax.custom_jvp
 def _tail_weights(z: jax.Array, least: jax.Array, head: jax.Array) -> jax.Array:
-    """exp(z − least), 0 for the head, where it may overflow: so the derivative is made from the result."""
+    """exp(z − least), 0 for the head, where it may overflow: so the derivative is made from the
+    result.
+    """
     return jnp.exp(z - least).at[head].set(0)
 
 
@@ -104,7 +131,9 @@ def _tail_weights_jvp(primals, tangents):
 
 
 def adjoint(polynomial: Polynomial, cotangent: jax.Array) -> jax.Array:
-    """Derivative along the scores, [M], of a function of the coefficients, from its derivative in `values`, `cotangent` [B + 1]."""
+    """Derivative along the scores, [M], of a function of the coefficients, from its derivative in
+    `values`, `cotangent` [B + 1].
+    """
     head, cotangent = _unwind(polynomial, cotangent)
     result = jnp.zeros_like(polynomial.weights)
     if polynomial.head.shape[0] < result.shape[0]:
@@ -126,12 +155,16 @@ def _multiply(values: jax.Array, keep: jax.Array, take: jax.Array) -> tuple[jax.
 
 
 def _multiply_in_range(values, units, keep, take):
-    """As `_multiply` for a long head, whose binomial growth would leave the range: every few steps the values move into the units."""
+    """As `_multiply` for a long head, whose binomial growth would leave the range: every few steps
+    the values move into the units.
+    """
     count = keep.shape[0]
     rescale = np.arange(count) % RESCALE == RESCALE - 1
 
     def step(carry, factors):
-        values, ratio = carry  # ratio_r: the value moved into degree r − 1 over that moved into degree r
+        values, ratio = (
+            carry  # ratio_r: the value moved into degree r − 1 over that moved into degree r
+        )
         keep, take, rescale = factors
         take = take * ratio
         moved = keep * values + take * _shifted(values)
@@ -149,13 +182,17 @@ def _shifted(values: jax.Array, first: float = 0) -> jax.Array:
 
 
 def _unwind(polynomial: Polynomial, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The adjoint of `_multiply`: derivatives along the head's scores [K], and in the tail's coefficients. For marginals all terms are ≥ 0."""
+    """The adjoint of `_multiply`: derivatives along the head's scores [K], and in the tail's
+    coefficients. For marginals all terms are ≥ 0.
+    """
 
     def step(cotangent, saved):
         keep, take, before = saved
         taken = take * cotangent
         derivative = jnp.sum(taken[1:] * before[:-1])
-        return keep * cotangent + jnp.concatenate([taken[1:], jnp.zeros((1,), taken.dtype)]), derivative
+        return keep * cotangent + jnp.concatenate(
+            [taken[1:], jnp.zeros((1,), taken.dtype)]
+        ), derivative
 
     saved = (polynomial.keep, polynomial.take, polynomial.steps)
     cotangent, derivatives = lax.scan(step, cotangent, saved, reverse=True)
@@ -166,4 +203,6 @@ def _correlate(cotangent: jax.Array, tail: jax.Array) -> jax.Array:
     """c_i = sum_(r ≥ i) cotangent_r tail_(r−i) for i = 1, …, B."""
     size = tail.shape[0]
     shift = np.arange(size)[None, :] - np.arange(1, size)[:, None]
-    return jnp.sum(jnp.where(shift >= 0, cotangent[None, :] * tail[np.maximum(shift, 0)], 0), axis=1)
+    return jnp.sum(
+        jnp.where(shift >= 0, cotangent[None, :] * tail[np.maximum(shift, 0)], 0), axis=1
+    )

@@ -1,9 +1,12 @@
-"""Elementary symmetric polynomials of many weights by sums of positive terms only, as fast as a few passes over the weights.
+"""Elementary symmetric polynomials of many weights by sums of positive terms only, as fast as a few
+passes over the weights.
 
-The weights are dealt to lanes. Every lane multiplies its factors (1 + w t) into a polynomial truncated at degree B, `GROUP` of them at a
-time, and the lanes' polynomials are multiplied together at the end. Nothing cancels, so the relative error is a few dozen eps whatever the
-weights are. (Newton's identities on power sums lose all digits when the weights that matter are not many times B.)
-The derivative divides one factor out, e_(r−1) of the others = e_(r−1) − w e_(r−2) + w² e_(r−3) − …, so it is a sum over power sums.
+The weights are dealt to lanes. Every lane multiplies its factors (1 + w t) into a polynomial
+truncated at degree B, `GROUP` of them at a time, and the lanes' polynomials are multiplied together
+at the end. Nothing cancels, so the relative error is a few dozen eps whatever the weights are.
+(Newton's identities on power sums lose all digits when the weights that matter are not many times
+B.) The derivative divides one factor out, e_(r−1) of the others = e_(r−1) − w e_(r−2) + w² e_(r−3)
+− …, so it is a sum over power sums.
 """
 
 import math
@@ -23,7 +26,9 @@ POWERS, SLICES = 8, 8  # powers and slices per pass of the derivative
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def elementary(weights: jax.Array, scale: jax.Array, budget: int) -> jax.Array:
-    """e_r(scale · weights) for r = 0, …, budget, [budget + 1], of weights [M] ≥ 0. They must not overflow; what underflows is 0."""
+    """e_r(scale · weights) for r = 0, …, budget, [budget + 1], of weights [M] ≥ 0. They must not
+    overflow; what underflows is 0.
+    """
     size = weights.shape[0]
     lanes = min(max(1 << int(math.log2(max(size, 1) / 256 + 1)), LANES[0]), LANES[1])
     slab = GROUP * lanes
@@ -35,20 +40,31 @@ def elementary(weights: jax.Array, scale: jax.Array, budget: int) -> jax.Array:
         state, lost = carry
         old = state[GROUP:]
         coefficients = _multiply_four((factors * scale).reshape(GROUP, lanes))[:budget]
-        change = sum(c * state[GROUP - i : GROUP - i + budget + 1] for i, c in enumerate(coefficients, 1))
+        change = sum(
+            c * state[GROUP - i : GROUP - i + budget + 1] for i, c in enumerate(coefficients, 1)
+        )
         if compensate:
             change = change - lost
         new = old + change
         return jnp.concatenate([padding, new]), (new - old) - change if compensate else lost
 
     state = jnp.zeros((GROUP + budget + 1, lanes), weights.dtype).at[GROUP].set(1)
-    lost = jnp.zeros((budget + 1, lanes) if compensate else (1, 1), weights.dtype)  # what rounding added, as in Kahan's sum
+    lost = jnp.zeros(
+        (budget + 1, lanes) if compensate else (1, 1), weights.dtype
+    )  # what rounding added, as in Kahan's sum
     carry = state, lost
     if size % slab:
-        rest = jnp.concatenate([weights[slab * slabs :], jnp.zeros((slab - size % slab,), weights.dtype)])
+        rest = jnp.concatenate(
+            [weights[slab * slabs :], jnp.zeros((slab - size % slab,), weights.dtype)]
+        )
         carry = multiply(carry, rest)
     if slabs:
-        carry = lax.fori_loop(0, slabs, lambda k, carry: multiply(carry, lax.dynamic_slice(weights, (k * slab,), (slab,))), carry)
+        carry = lax.fori_loop(
+            0,
+            slabs,
+            lambda k, carry: multiply(carry, lax.dynamic_slice(weights, (k * slab,), (slab,))),
+            carry,
+        )
     return _product(carry[0][GROUP:].T)
 
 
@@ -56,7 +72,9 @@ def elementary(weights: jax.Array, scale: jax.Array, budget: int) -> jax.Array:
 def _elementary_jvp(budget, primals, tangents):
     weights, scale = primals
     coefficients = elementary(weights, scale, budget)
-    sums = weighted_power_sums(weights * scale, tangents[0] * scale, budget)  # `scale` is a constant of differentiation
+    sums = weighted_power_sums(
+        weights * scale, tangents[0] * scale, budget
+    )  # `scale` is a constant of differentiation
     signed = sums * np.where(np.arange(budget) % 2, -1.0, 1.0).astype(sums.dtype)
     shift = np.arange(budget + 1)[:, None] - np.arange(1, budget + 1)[None, :]
     terms = jnp.where(shift >= 0, coefficients[np.maximum(shift, 0)] * signed[None, :], 0)
@@ -80,15 +98,21 @@ def _product(polynomials: jax.Array) -> jax.Array:
     width = polynomials.shape[1]
     while (half := polynomials.shape[0] // 2) > 0:
         left = polynomials[:half]
-        right = jnp.concatenate([jnp.zeros((half, width - 1), left.dtype), polynomials[half:]], axis=1)
+        right = jnp.concatenate(
+            [jnp.zeros((half, width - 1), left.dtype), polynomials[half:]], axis=1
+        )
 
         def term(i, left=left, right=right, half=half):
-            return lax.dynamic_slice(left, (0, i), (half, 1)) * lax.dynamic_slice(right, (0, width - 1 - i), (half, width))
+            return lax.dynamic_slice(left, (0, i), (half, 1)) * lax.dynamic_slice(
+                right, (0, width - 1 - i), (half, width)
+            )
 
         if width <= UNROLL:
             polynomials = sum((term(i) for i in range(1, width)), term(0))
         else:
-            polynomials = lax.fori_loop(1, width, lambda i, total, term=term: total + term(i), term(0))
+            polynomials = lax.fori_loop(
+                1, width, lambda i, total, term=term: total + term(i), term(0)
+            )
     return polynomials[0]
 
 
@@ -97,12 +121,15 @@ def weighted_power_sums(w: jax.Array, v: jax.Array, count: int) -> jax.Array:
     if count <= POWERS:
         return _power_sums(w, v, count)
     giant = _power(w, POWERS)
-    _, sums = lax.scan(lambda v, _: (v * giant, _power_sums(w, v, POWERS)), v, length=-(-count // POWERS))
+    _, sums = lax.scan(
+        lambda v, _: (v * giant, _power_sums(w, v, POWERS)), v, length=-(-count // POWERS)
+    )
     return sums.reshape(-1)[:count]
 
 
 def _power_sums(w: jax.Array, v: jax.Array, count: int) -> jax.Array:
-    # Elementwise sums of slices first, in one vectorised pass: a plain reduction is a scalar loop on CPUs.
+    # Elementwise sums of slices first, in one vectorised pass: a plain reduction is a scalar loop
+    # on CPUs.
     width = -(-w.shape[0] // SLICES)
     padding = (0, SLICES * width - w.shape[0])
     w, v = jnp.pad(w, padding).reshape(SLICES, width), jnp.pad(v, padding).reshape(SLICES, width)

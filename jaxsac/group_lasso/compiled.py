@@ -1,4 +1,6 @@
-"""The compiled solver, from a state to a certified outcome: of one problem, or of a batch, whose lanes share what they have in common."""
+"""The compiled solver, from a state to a certified outcome: of one problem, or of a batch, whose
+lanes share what they have in common.
+"""
 
 import functools
 from typing import Any, NamedTuple
@@ -14,7 +16,16 @@ from jaxsac._iterate import Certificate, Outcome, iterate, iterate_lanes
 from jaxsac.group_lasso.certificate import duality_gap, stationarity
 from jaxsac.group_lasso.compiled_working_set import Scaled, applies, fixed_model, run_rounds
 from jaxsac.group_lasso.derivative import with_derivatives
-from jaxsac.group_lasso.fista import Curvature, Iterate, State, begin, fista_step, measure_curvature, start, state_of
+from jaxsac.group_lasso.fista import (
+    Curvature,
+    Iterate,
+    State,
+    begin,
+    fista_step,
+    measure_curvature,
+    start,
+    state_of,
+)
 from jaxsac.group_lasso.null import fit_null, null_objective, refit_target
 from jaxsac.group_lasso.problem import Coefficients, Problem, uncentre, when
 from jaxsac.group_lasso.quadratic import uncentred
@@ -24,8 +35,10 @@ _LOOP: dict[str, Any] = dict(check_every=10, patience=50)  # 500 steps without a
 
 
 class Setup(NamedTuple):
-    """What does not depend on lam: the null model, its objective, ‖C^½ x_j‖ [p], and what the two methods need: `fixed_model` and the curvature,
-    which are None where they are to be found when they are needed, if they are."""
+    """What does not depend on lam: the null model, its objective, ‖C^½ x_j‖ [p], and what the two
+    methods need: `fixed_model` and the curvature, which are None where they are to be found when
+    they are needed, if they are.
+    """
 
     null: Coefficients
     scale: jax.Array
@@ -38,26 +51,53 @@ def set_up(problem: Problem, *, measured: bool) -> Setup:
     columns = jnp.sqrt(problem.design.column_squares(problem.sample_weight))
     null, predictions = fit_null(problem, columns)
     model = fixed_model(problem, columns) if applies(problem) else None
-    return Setup(null, null_objective(problem, predictions), columns, model, _curvature(problem) if measured else None)
+    return Setup(
+        null,
+        null_objective(problem, predictions),
+        columns,
+        model,
+        _curvature(problem) if measured else None,
+    )
 
 
 @custom_vmap
-def run(problem: Problem, setup: Setup, tol: jax.Array, max_steps: jax.Array, state: State) -> Outcome:
-    """The loop from a state, in centred coordinates, to an Outcome with one; nothing here is differentiated."""
+def run(
+    problem: Problem, setup: Setup, tol: jax.Array, max_steps: jax.Array, state: State
+) -> Outcome:
+    """The loop from a state, in centred coordinates, to an Outcome with one; nothing here is
+    differentiated.
+    """
 
     def certified(point: Coefficients) -> Certificate:
         return certify(problem, setup, tol, point)
 
     def run_from(state: State, max_steps: jax.Array) -> Outcome:
         step = functools.partial(fista_step, problem, setup.curvature or _curvature(problem))
-        ended = iterate(step, lambda at: certified(at.point), begin(problem, state), tol=tol, max_steps=max_steps, **_LOOP)
+        ended = iterate(
+            step,
+            lambda at: certified(at.point),
+            begin(problem, state),
+            tol=tol,
+            max_steps=max_steps,
+            **_LOOP,
+        )
         return ended._replace(state=state_of(ended.state))
 
     def rounds_first(state: State, max_steps: jax.Array) -> Outcome:
         model = setup.model or fixed_model(problem, setup.columns)
-        early = run_rounds(problem, setup.columns, model, Coefficients(state.coef, state.intercept), certified, tol, max_steps)
+        early = run_rounds(
+            problem,
+            setup.columns,
+            model,
+            Coefficients(state.coef, state.intercept),
+            certified,
+            tol,
+            max_steps,
+        )
         finite = early.status != Status.NONFINITE
-        reached = jax.tree.map(lambda new, old: jnp.where(finite, new, old), start(early.state), state)
+        reached = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), start(early.state), state
+        )
 
         def go_on() -> Outcome:
             late = run_from(reached, max_steps - early.num_steps)
@@ -73,8 +113,9 @@ def run(problem: Problem, setup: Setup, tol: jax.Array, max_steps: jax.Array, st
 
 @run.def_vmap
 def _run_batch(size: int, batched: Any, *arguments: Any) -> tuple[Outcome, Any]:
-    """The lanes in step if they share the products with X; else, on CPUs, one after another, for working sets differ, lanes that have an X
-    each share nothing, and a batch waits for its slowest."""
+    """The lanes in step if they share the products with X; else, on CPUs, one after another, for
+    working sets differ, lanes that have an X each share nothing, and a batch waits for its slowest.
+    """
     own, shared = eqx.partition(arguments, tuple(batched))
 
     def one_by_one(own: Any, shared: Any) -> Outcome:
@@ -97,7 +138,9 @@ def _run_batch(size: int, batched: Any, *arguments: Any) -> tuple[Outcome, Any]:
 
 
 def _loop_in_step(own: Any, shared: Any) -> Outcome:
-    """The loop of all lanes at once; the leaves of `own` have a leading axis, and the others are those of `shared`."""
+    """The loop of all lanes at once; the leaves of `own` have a leading axis, and the others are
+    those of `shared`.
+    """
 
     def first(lane: Any) -> tuple[Curvature, Iterate]:
         problem, setup, _, _, state = eqx.combine(lane, shared)
@@ -113,7 +156,16 @@ def _loop_in_step(own: Any, shared: Any) -> Outcome:
 
     curvatures, iterates = jax.vmap(first)(own)
     _, _, tol, max_steps, _ = eqx.combine(own, shared)
-    ended = iterate_lanes(step, certified, (own, curvatures), iterates, tol=tol, max_steps=max_steps, compact=_shares_design(own), **_LOOP)
+    ended = iterate_lanes(
+        step,
+        certified,
+        (own, curvatures),
+        iterates,
+        tol=tol,
+        max_steps=max_steps,
+        compact=_shares_design(own),
+        **_LOOP,
+    )
     return ended._replace(state=state_of(ended.state))
 
 
@@ -130,7 +182,9 @@ def _in_step_batch(size: int, batched: Any, own: Any, shared: Any) -> tuple[Outc
         def long(leaf, has_outer, has_inner):
             leaf = leaf if has_outer else leaf[None]
             leaf = leaf if has_inner else leaf[:, None]
-            return jnp.broadcast_to(leaf, (size, inner, *leaf.shape[2:])).reshape(size * inner, *leaf.shape[2:])
+            return jnp.broadcast_to(leaf, (size, inner, *leaf.shape[2:])).reshape(
+                size * inner, *leaf.shape[2:]
+            )
 
         own = jax.tree.map(lambda leaf, has_outer: long(leaf, has_outer, True), own, batched[0])
         theirs = jax.tree.map(lambda leaf: long(leaf, True, False), theirs)
@@ -141,14 +195,20 @@ def _in_step_batch(size: int, batched: Any, own: Any, shared: Any) -> tuple[Outc
         outcome = platform_dependent(
             lanes,
             common,
-            cpu=lambda lanes, common: lax.map(lambda lane: _in_step(*eqx.combine(lane, common)), lanes),
-            default=lambda lanes, common: jax.vmap(lambda lane: _loop_in_step(*eqx.combine(lane, common)))(lanes),
+            cpu=lambda lanes, common: lax.map(
+                lambda lane: _in_step(*eqx.combine(lane, common)), lanes
+            ),
+            default=lambda lanes, common: jax.vmap(
+                lambda lane: _loop_in_step(*eqx.combine(lane, common))
+            )(lanes),
         )
     return outcome, jax.tree.map(lambda _: True, outcome)
 
 
 def _shares_design(own: Any) -> bool:
-    """Whether no lane has a design of its own, but for its centre; `own` are `run`'s arguments without those that are shared."""
+    """Whether no lane has a design of its own, but for its centre; `own` are `run`'s arguments
+    without those that are shared.
+    """
     return not jax.tree.leaves(uncentred(own[0]))
 
 
@@ -183,5 +243,13 @@ def finish(problem: Problem, still: Problem, outcome: Outcome) -> Solution:
         "kkt": kkt,
         "num_active": jnp.sum(problem.groups.sum((end.coef != 0).astype(jnp.int32)) > 0),
     }
-    last, before = uncentre(still, end), uncentre(still, Coefficients(at.previous_coef, at.previous_intercept))
-    return Solution(uncentre(problem, point), outcome.status, stats, State(*last, *before, at.momentum, at.inflation))
+    last, before = (
+        uncentre(still, end),
+        uncentre(still, Coefficients(at.previous_coef, at.previous_intercept)),
+    )
+    return Solution(
+        uncentre(problem, point),
+        outcome.status,
+        stats,
+        State(*last, *before, at.momentum, at.inflation),
+    )

@@ -11,13 +11,16 @@ from jaxsac.group_lasso.support import equation, indices_of, newton_solve, polis
 from jaxsac.solution import Solution
 
 
-def with_derivatives(problem: Problem, point: Coefficients, support: jax.Array | None = None) -> Coefficients:
+def with_derivatives(
+    problem: Problem, point: Coefficients, support: jax.Array | None = None
+) -> Coefficients:
     """`point` with its derivative with respect to every array in `problem`.
 
-    On the coefficients that no kink holds at zero (and the intercept) the solution solves −X' ρ + the gradient of the penalty = 0;
-    elsewhere it is locally 0. That is the derivative wherever ‖X_g' ρ‖ < lam w_g strictly on the rest, and a one-sided one at the kinks.
-    It is taken at the point after Newton steps, so that its error is that of rounding and not that of the tolerance to which `point` was
-    found. `support` [p] overrides which coefficients move.
+    On the coefficients that no kink holds at zero (and the intercept) the solution solves −X' ρ +
+    the gradient of the penalty = 0; elsewhere it is locally 0. That is the derivative wherever
+    ‖X_g' ρ‖ < lam w_g strictly on the rest, and a one-sided one at the kinks. It is taken at the
+    point after Newton steps, so that its error is that of rounding and not that of the tolerance to
+    which `point` was found. `support` [p] overrides which coefficients move.
     """
     if support is None:
         support = ~problem.whole_penalty.pinned(point.coef, problem.lam)
@@ -42,7 +45,9 @@ def _attached_jvp(primals, tangents):
 
 
 def differentiable(problem: Problem, solution: Solution) -> Solution:
-    """A solution found on the host for the values of `problem`, with derivatives that touch the columns of its support alone."""
+    """A solution found on the host for the values of `problem`, with derivatives that touch the
+    columns of its support alone.
+    """
     still = lax.stop_gradient(problem)
     coef = solution.value.coef
     indices = jnp.asarray(indices_of(~np.asarray(still.whole_penalty.pinned(coef, still.lam))))
@@ -51,10 +56,14 @@ def differentiable(problem: Problem, solution: Solution) -> Solution:
 
 
 @jax.jit
-def _on_support(problem: Problem, indices: jax.Array, value: Coefficients) -> tuple[Coefficients, jax.Array]:
+def _on_support(
+    problem: Problem, indices: jax.Array, value: Coefficients
+) -> tuple[Coefficients, jax.Array]:
     small = restrict(problem, indices)
     part = Coefficients(value.coef.at[indices].get(mode="fill", fill_value=0), value.intercept)
     part = with_derivatives(small, recentre(lax.stop_gradient(small), part))
     objective = small.smooth_value(small.predict(part)) + small.penalty(part.coef)
     moved = uncentre(small, part)
-    return Coefficients(jnp.zeros_like(value.coef).at[indices].set(moved.coef, mode="drop"), moved.intercept), objective
+    return Coefficients(
+        jnp.zeros_like(value.coef).at[indices].set(moved.coef, mode="drop"), moved.intercept
+    ), objective

@@ -1,4 +1,6 @@
-"""Accelerated proximal gradient with gradient-based restart (Beck & Teboulle 2009; O'Donoghue & Candès 2015)."""
+"""Accelerated proximal gradient with gradient-based restart (Beck & Teboulle 2009; O'Donoghue &
+Candès 2015).
+"""
 
 from typing import NamedTuple
 
@@ -12,7 +14,9 @@ _MARGIN = 1.02  # power iteration gives a lower bound; the check of every step m
 
 
 class State(NamedTuple):
-    """What continues a run: this point and the one before, the momentum, and the factor on the step's curvature."""
+    """What continues a run: this point and the one before, the momentum, and the factor on the
+    step's curvature.
+    """
 
     coef: jax.Array
     intercept: jax.Array
@@ -29,7 +33,9 @@ def start(point: Coefficients) -> State:
 
 
 class Iterate(NamedTuple):
-    """State of the loop: two points, their predictions, momentum t, and the factor on the curvature."""
+    """State of the loop: two points, their predictions, momentum t, and the factor on the
+    curvature.
+    """
 
     point: Coefficients
     predictions: jax.Array
@@ -40,7 +46,9 @@ class Iterate(NamedTuple):
 
 
 class Curvature(NamedTuple):
-    """Lipschitz constants of the gradient in the coefficients and in the intercept, and ‖C^½ X‖₂."""
+    """Lipschitz constants of the gradient in the coefficients and in the intercept, and ‖C^½
+    X‖₂.
+    """
 
     coef: jax.Array
     intercept: jax.Array
@@ -52,7 +60,9 @@ def state_of(at: Iterate) -> State:
 
 
 def measure_curvature(problem: Problem, null: jax.Array) -> Curvature:
-    """The constants of the loss's quadratic majorant at the predictions `null`, or of its Hessian there, to be backtracked from."""
+    """The constants of the loss's quadratic majorant at the predictions `null`, or of its Hessian
+    there, to be backtracked from.
+    """
     norm = jnp.sqrt(squared_norm(problem.design, problem.sample_weight))
     bound = problem.majorant(null)
     if bound is not None:
@@ -61,7 +71,9 @@ def measure_curvature(problem: Problem, null: jax.Array) -> Curvature:
     else:
 
         def product(v):
-            return problem.design.adjoint(problem.curvature_product(null, problem.design.predict(v)))
+            return problem.design.adjoint(
+                problem.curvature_product(null, problem.design.predict(v))
+            )
 
         of_coef = largest_eigenvalue(product, problem.design.num_coefficients, problem.offset.dtype)
         ones = problem.constant(jnp.ones_like(problem.offset[0]))
@@ -75,18 +87,29 @@ def measure_curvature(problem: Problem, null: jax.Array) -> Curvature:
 
 def allowed(problem: Problem, coef: jax.Array) -> jax.Array:
     """The nearest coefficients that the constraints allow."""
-    return jnp.maximum(coef, 0.0) if problem.extra is not None and problem.extra.nonnegative else coef
+    return (
+        jnp.maximum(coef, 0.0) if problem.extra is not None and problem.extra.nonnegative else coef
+    )
 
 
 def begin(problem: Problem, state: State) -> Iterate:
     """The state with its predictions; what the constraints forbid is brought back."""
     last = Coefficients(allowed(problem, state.coef), state.intercept)
     previous = Coefficients(allowed(problem, state.previous_coef), state.previous_intercept)
-    return Iterate(last, problem.predict(last), previous, problem.predict(previous), state.momentum, state.inflation)
+    return Iterate(
+        last,
+        problem.predict(last),
+        previous,
+        problem.predict(previous),
+        state.momentum,
+        state.inflation,
+    )
 
 
 def fista_step(problem: Problem, curvature: Curvature, at: Iterate) -> Iterate:
-    """One step. A step that turns out too long for the curvature met on it is taken back, and the next ones are shorter."""
+    """One step. A step that turns out too long for the curvature met on it is taken back, and the
+    next ones are shorter.
+    """
     momentum = 0.5 * (1.0 + jnp.sqrt(1.0 + 4.0 * at.momentum**2))
     ahead = (at.momentum - 1.0) / momentum
 
@@ -98,8 +121,14 @@ def fista_step(problem: Problem, curvature: Curvature, at: Iterate) -> Iterate:
     residual = problem.residual(start_predictions)
     of_coef, of_intercept = at.inflation * curvature.coef, at.inflation * curvature.intercept
 
-    coef = problem.whole_penalty.prox(start.coef + problem.design.adjoint(residual) / of_coef, problem.lam, 1.0 / of_coef)
-    intercept = start.intercept + jnp.sum(residual, axis=0) / of_intercept if problem.intercept else start.intercept
+    coef = problem.whole_penalty.prox(
+        start.coef + problem.design.adjoint(residual) / of_coef, problem.lam, 1.0 / of_coef
+    )
+    intercept = (
+        start.intercept + jnp.sum(residual, axis=0) / of_intercept
+        if problem.intercept
+        else start.intercept
+    )
     point = Coefficients(coef, intercept)
     predictions = problem.predict(point)
 
@@ -107,14 +136,23 @@ def fista_step(problem: Problem, curvature: Curvature, at: Iterate) -> Iterate:
     allowed = of_coef * jnp.sum(step.coef**2) + of_intercept * jnp.sum(step.intercept**2)
     met, noise = _curvature_met(problem, curvature, residual, start_predictions, predictions, point)
     good = met <= allowed + noise
-    growth = jnp.where(jnp.isfinite(met), jnp.clip(1.05 * met / jnp.where(allowed > 0, allowed, 1.0), 1.1, 10.0), 10.0)
+    growth = jnp.where(
+        jnp.isfinite(met),
+        jnp.clip(1.05 * met / jnp.where(allowed > 0, allowed, 1.0), 1.1, 10.0),
+        10.0,
+    )
     inflation = jnp.where(good, at.inflation, at.inflation * growth)
 
-    # Restart when the step and the momentum disagree: <start − point, point − last point> > 0, in the metric of the steps.
+    # Restart when the step and the momentum disagree: <start − point, point − last point> > 0, in
+    # the metric of the steps.
     turn = jax.tree.map(lambda s, new, old: jnp.sum(-s * (new - old)), step, point, at.point)
     restart = of_coef * turn.coef + of_intercept * turn.intercept > 0
-    taken = Iterate(point, predictions, at.point, at.predictions, jnp.where(restart, 1.0, momentum), inflation)
-    refused = Iterate(at.point, at.predictions, at.point, at.predictions, jnp.ones_like(momentum), inflation)
+    taken = Iterate(
+        point, predictions, at.point, at.predictions, jnp.where(restart, 1.0, momentum), inflation
+    )
+    refused = Iterate(
+        at.point, at.predictions, at.point, at.predictions, jnp.ones_like(momentum), inflation
+    )
     return jax.tree.map(lambda yes, no: jnp.where(good, yes, no), taken, refused)
 
 
@@ -127,4 +165,6 @@ def _curvature_met(problem, curvature, residual, start, end, point):
         sizes = problem.weighted_norm(end) ** 2 + curvature.norm**2 * jnp.sum(point.coef**2)
         return share * problem.weighted_norm(end - start) ** 2, share * (16.0 * eps) ** 2 * sizes
     before, after = problem.smooth_value(start), problem.smooth_value(end)
-    return 2.0 * (after - before + jnp.sum(residual * (end - start))), 32.0 * eps * (jnp.abs(before) + jnp.abs(after))
+    return 2.0 * (after - before + jnp.sum(residual * (end - start))), 32.0 * eps * (
+        jnp.abs(before) + jnp.abs(after)
+    )

@@ -1,7 +1,9 @@
-"""The host-driven path: each lam starts from a prediction, on the groups that the sequential strong rule keeps; several share a pass over X.
+"""The host-driven path: each lam starts from a prediction, on the groups that the sequential strong
+rule keeps; several share a pass over X.
 
-‖X_g' ρ‖ changes so slowly with lam that it tells which groups the next lams need: their rounds are taken one after another on one working
-set, and one product with X, with a vector for each lam, certifies all. A lam that it does not certify goes on alone, and the rest begins again.
+‖X_g' ρ‖ changes so slowly with lam that it tells which groups the next lams need: their rounds are
+taken one after another on one working set, and one product with X, with a vector for each lam,
+certifies all. A lam that it does not certify goes on alone, and the rest begins again.
 """
 
 from collections.abc import Callable
@@ -35,7 +37,9 @@ def path_on_host(
     max_passes: int,
     otherwise: Callable[[Problem, Solution], Solution],
 ) -> Solution:
-    """Solutions for `lams` > 0 (None: in geometric progression from lam_max). `otherwise(problem, solution)` finishes one that did not converge."""
+    """Solutions for `lams` > 0 (None: in geometric progression from lam_max). `otherwise(problem,
+    solution)` finishes one that did not converge.
+    """
     setup, place = set_up(with_lam(problem, jnp.ones_like(problem.lam)), tol)
     weights = setup.weights
     if lams is None:
@@ -82,29 +86,45 @@ def _batch_size(setup: Setup, place: Place, last: np.ndarray, lams: np.ndarray) 
 
 
 def _kept(setup: Setup, last: np.ndarray, lam: np.ndarray) -> np.ndarray:
-    """The norms of X_g' ρ at the last lam [G] above which the sequential strong rule keeps a group (Tibshirani et al. 2012)."""
+    """The norms of X_g' ρ at the last lam [G] above which the sequential strong rule keeps a group
+    (Tibshirani et al. 2012).
+    """
     return max(2.0 * lam - last, _LEAST * lam) * setup.weights
 
 
-def _ahead(setup: Setup, place: Place, before: np.ndarray | None, values: np.ndarray, which: slice) -> list[Place]:
+def _ahead(
+    setup: Setup, place: Place, before: np.ndarray | None, values: np.ndarray, which: slice
+) -> list[Place]:
     """A round for each of several lams on one working set, and one pass over X for all of them.
 
-    The groups are those that the sequential strong rule keeps; each round begins from the secant of the last two solutions.
+    The groups are those that the sequential strong rule keeps; each round begins from the secant of
+    the last two solutions.
     """
     lams, last = values[which], values[which.start - 1]
     chosen, point = grow(setup, place, _kept(setup, last, lams.min()), len(setup.weights))
     earlier = None if before is None else before[chosen.rows]
     place, points = Place(chosen, point, place.check), []
-    for k, (lam, at, one_earlier) in enumerate(zip(lams, values[which.start - 1 :], [None, *values][which.start - 1 :], strict=False)):
+    for k, (lam, at, one_earlier) in enumerate(
+        zip(lams, values[which.start - 1 :], [None, *values][which.start - 1 :], strict=False)
+    ):
         now = place.point.coef
-        share = 0.0 if one_earlier is None or one_earlier == at else min((at - lam) / (one_earlier - at), _FURTHEST)
+        share = (
+            0.0
+            if one_earlier is None or one_earlier == at
+            else min((at - lam) / (one_earlier - at), _FURTHEST)
+        )
         start = None
         if earlier is not None and share > 0:
             both = (earlier != 0).any(axis=1) & (now != 0).any(axis=1)
-            start = np.where(both[:, None], now + np.asarray(share, now.dtype) * (now - earlier), now)
-        # Where the curvature changes, so does the model, and descent on the last one takes a cycle more.
+            start = np.where(
+                both[:, None], now + np.asarray(share, now.dtype) * (now - earlier), now
+            )
+        # Where the curvature changes, so does the model, and descent on the last one takes a cycle
+        # more.
         cycles = 0 if setup.problem.loss.quadratic else 1
-        place, slope = improve(setup, place, lam * setup.weights, cycles=cycles, exact=False, ahead=start, stale=True)
+        place, slope = improve(
+            setup, place, lam * setup.weights, cycles=cycles, exact=False, ahead=start, stale=True
+        )
         place = roughly(place, slope) if k + 1 < len(lams) else place
         earlier = now
         points.append(place.point)

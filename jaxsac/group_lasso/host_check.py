@@ -1,4 +1,6 @@
-"""Points on the host and their certificates: the null model, refits of what is unpenalised, and one pass over X for several points."""
+"""Points on the host and their certificates: the null model, refits of what is unpenalised, and one
+pass over X for several points.
+"""
 
 from typing import Any, NamedTuple
 
@@ -17,8 +19,9 @@ from jaxsac.solution import Solution, Status
 
 
 class Check(NamedTuple):
-    """A full pass at a lam: the certificate, the objective, X' ρ [p], its ‖X_g' ρ‖ [G], |Σ_t ρ_t| if there is an intercept, and the mean of
-    X b."""
+    """A full pass at a lam: the certificate, the objective, X' ρ [p], its ‖X_g' ρ‖ [G], |Σ_t ρ_t|
+    if there is an intercept, and the mean of X b.
+    """
 
     lam: Any
     certificate: Certificate
@@ -30,7 +33,9 @@ class Check(NamedTuple):
 
 
 class Place(NamedTuple):
-    """The working set, the point on it, and the last check: of this point if it was refitted; else of an earlier one, with rough norms."""
+    """The working set, the point on it, and the last check: of this point if it was refitted; else
+    of an earlier one, with rough norms.
+    """
 
     set: WorkingSet
     point: Point
@@ -43,21 +48,43 @@ def set_up(problem: Problem, tol: float) -> tuple[Setup, Place]:
     if groups.members is not None:
         rows = np.asarray(groups.members)
     else:
-        rows = np.arange(groups.num_coefficients, dtype=np.int32).reshape(groups.num_groups, groups.max_size)
+        rows = np.arange(groups.num_coefficients, dtype=np.int32).reshape(
+            groups.num_groups, groups.max_size
+        )
     free = np.flatnonzero(weights == 0).astype(np.int32)
     matrix = np.asarray(uncentred(problem).matrix)
     nothing = np.zeros(len(matrix), weights.dtype)
     at_zero = float(rounds.value(problem, nothing)) if len(free) or problem.intercept else 0.0
     target = np.asarray(4.0 * at_zero * np.finfo(weights.dtype).eps ** 2, weights.dtype)
-    later: Any = np.ones((), weights.dtype)  # what the null model will tell, and does not matter to it; nor does its lam
-    setup = Setup(problem, tol, matrix, rows, weights, len(free), columns=later, bound=later, unit=later, scale=later, target=target)
+    later: Any = np.ones(
+        (), weights.dtype
+    )  # what the null model will tell, and does not matter to it; nor does its lam
+    setup = Setup(
+        problem,
+        tol,
+        matrix,
+        rows,
+        weights,
+        len(free),
+        columns=later,
+        bound=later,
+        unit=later,
+        scale=later,
+        target=target,
+    )
     chosen = working_set(setup, free)
     zeros = Point(np.zeros(chosen.rows.shape, weights.dtype), np.zeros((), weights.dtype), nothing)
     points, at = _refitted(setup, chosen, [zeros])
     columns, gradients = rounds.first_pass(problem, at.predictions)
     scale, unit, bound = map(np.asarray, rounds.scales(problem, columns, at.predictions[0]))
     target = np.asarray(refit_target(tol, float(scale)), weights.dtype)
-    setup = setup._replace(columns=np.append(columns, np.zeros(1, weights.dtype)), bound=bound, unit=unit, scale=scale, target=target)
+    setup = setup._replace(
+        columns=np.append(columns, np.zeros(1, weights.dtype)),
+        bound=bound,
+        unit=unit,
+        scale=scale,
+        target=target,
+    )
     (place,) = _certified(setup, np.asarray(problem.lam)[None], chosen, points, at, gradients)
     return setup, place
 
@@ -67,8 +94,12 @@ def place_at(setup: Setup, at: Coefficients) -> Place:
     spread = np.append(np.asarray(at.coef), np.zeros(1, at.coef.dtype))
     free = setup.weights == 0
     matter = (spread[setup.rows] != 0).any(axis=1) & ~free
-    chosen = working_set(setup, np.concatenate([np.flatnonzero(free), np.flatnonzero(matter)]).astype(np.int32))
-    point = Point(spread[chosen.rows], np.asarray(at.intercept), np.asarray(setup.problem.offset))  # the check recomputes the predictions
+    chosen = working_set(
+        setup, np.concatenate([np.flatnonzero(free), np.flatnonzero(matter)]).astype(np.int32)
+    )
+    point = Point(
+        spread[chosen.rows], np.asarray(at.intercept), np.asarray(setup.problem.offset)
+    )  # the check recomputes the predictions
     return check(setup, np.asarray(setup.problem.lam), chosen, point)
 
 
@@ -80,19 +111,28 @@ def check(setup: Setup, lam: np.ndarray, chosen: WorkingSet, point: Point) -> Pl
 def checks(setup: Setup, lams: np.ndarray, chosen: WorkingSet, points: list[Point]) -> list[Place]:
     """Points at several lams [B] refitted and certified in one pass."""
     # What is certified is what is returned: an empty slot returns nothing.
-    returned = [point._replace(coef=np.where(chosen.used[:, None], point.coef, 0)) for point in points]
+    returned = [
+        point._replace(coef=np.where(chosen.used[:, None], point.coef, 0)) for point in points
+    ]
     refitted, at = _refitted(setup, chosen, returned)
-    return _certified(setup, lams, chosen, refitted, at, rounds.gradients(setup.problem, at.predictions))
+    return _certified(
+        setup, lams, chosen, refitted, at, rounds.gradients(setup.problem, at.predictions)
+    )
 
 
 def _refitted(setup: Setup, chosen: WorkingSet, points: list[Point]) -> tuple[list[Point], Refit]:
     """The points with predictions recomputed and what is unpenalised at its best."""
     problem, count = setup.problem, setup.num_free
-    coefs, intercepts = np.stack([point.coef for point in points]), np.stack([point.intercept for point in points])
+    coefs, intercepts = (
+        np.stack([point.coef for point in points]),
+        np.stack([point.intercept for point in points]),
+    )
     predictions = combined(chosen.blocks, coefs)
     if count or problem.intercept:
         blocks = chosen.blocks[:count]
-        at = rounds.refit(problem, setup.target, blocks, coefs[:, :count], intercepts, predictions, num_free=count)
+        at = rounds.refit(
+            problem, setup.target, blocks, coefs[:, :count], intercepts, predictions, num_free=count
+        )
         at = jax.tree.map(np.asarray, at)
         coefs[:, :count] = at.free
     else:
@@ -101,23 +141,51 @@ def _refitted(setup: Setup, chosen: WorkingSet, points: list[Point]) -> tuple[li
     return [Point(*leaves) for leaves in zip(coefs, at.intercept, at.predictions, strict=True)], at
 
 
-def _certified(setup: Setup, lams: np.ndarray, chosen: WorkingSet, points: list[Point], at: Refit, gradients: jax.Array) -> list[Place]:
+def _certified(
+    setup: Setup,
+    lams: np.ndarray,
+    chosen: WorkingSet,
+    points: list[Point],
+    at: Refit,
+    gradients: jax.Array,
+) -> list[Place]:
     coefs = np.stack([point.coef for point in points])
     weights = np.where(chosen.used, setup.weights[chosen.groups], 0)
     spreads = np.sqrt(np.sum((coefs * setup.columns[chosen.rows]) ** 2, axis=(1, 2)))
     without = at._replace(free=None)  # of another shape for every problem
-    found = rounds.certify(setup.problem, lams, setup.scale, setup.bound, sizes_of(coefs) @ weights, spreads, without, gradients)
+    found = rounds.certify(
+        setup.problem,
+        lams,
+        setup.scale,
+        setup.bound,
+        sizes_of(coefs) @ weights,
+        spreads,
+        without,
+        gradients,
+    )
     found, slopes = jax.tree.map(np.asarray, found), np.asarray(gradients)
     places = []
     for k, (lam, point) in enumerate(zip(lams, points, strict=True)):
         certificate = Certificate(*(leaf[k] for leaf in found.certificate))
-        last = Check(lam, certificate, found.objective[k], slopes[k], found.norms[k], found.unbalanced[k], at.centre[k])
+        last = Check(
+            lam,
+            certificate,
+            found.objective[k],
+            slopes[k],
+            found.norms[k],
+            found.unbalanced[k],
+            at.centre[k],
+        )
         places.append(Place(chosen, point, last))
     return places
 
 
-def verdict(gap: float, rounding: float, allowed: float, progress: bool, more: bool) -> Status | None:
-    """How rounds end after a check, or None where they go on; `progress`: a recent one was of use, `more`: another one may be taken."""
+def verdict(
+    gap: float, rounding: float, allowed: float, progress: bool, more: bool
+) -> Status | None:
+    """How rounds end after a check, or None where they go on; `progress`: a recent one was of use,
+    `more`: another one may be taken.
+    """
     if not np.isfinite(gap + rounding):
         return Status.NONFINITE
     if gap + rounding <= allowed:
@@ -130,13 +198,16 @@ def verdict(gap: float, rounding: float, allowed: float, progress: bool, more: b
 def violation(setup: Setup, place: Place) -> np.ndarray:
     """The largest violation of the optimality conditions; see `certificate.violation`."""
     chosen, point, last = place
-    # b_g = 0: how far ‖X_g' ρ‖ is beyond the threshold; else how far X_g' ρ is from the penalty's gradient.
+    # b_g = 0: how far ‖X_g' ρ‖ is beyond the threshold; else how far X_g' ρ is from the penalty's
+    # gradient.
     beyond = np.maximum(last.norms - last.lam * setup.weights, 0)
     sizes = sizes_of(point.coef)
     held = np.flatnonzero(sizes > 0)
     groups, rows = chosen.groups[held], chosen.rows[held]
     pull = np.where(rows < len(last.gradient), last.gradient.take(rows, mode="clip"), 0)
-    beyond[groups] = sizes_of(pull - (last.lam * setup.weights[groups] / sizes[held])[:, None] * point.coef[held])
+    beyond[groups] = sizes_of(
+        pull - (last.lam * setup.weights[groups] / sizes[held])[:, None] * point.coef[held]
+    )
     return np.maximum(np.max(beyond), last.unbalanced)
 
 
@@ -157,4 +228,9 @@ def solution(setup: Setup, place: Place, num_passes: int, status: Status) -> Sol
         "kkt": violation(setup, place),
         "num_active": np.sum((point.coef != 0).any(axis=1)),
     }
-    return Solution(Coefficients(coef, intercept), code, stats, State(coef, intercept, coef, intercept, one, one))
+    return Solution(
+        Coefficients(coef, intercept),
+        code,
+        stats,
+        State(coef, intercept, coef, intercept, one, one),
+    )

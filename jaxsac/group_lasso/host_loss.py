@@ -1,4 +1,6 @@
-"""What asks the loss, from the host, for NumPy arrays: in NumPy where it is quadratic, for then no program need be called; else compiled."""
+"""What asks the loss, from the host, for NumPy arrays: in NumPy where it is quadratic, for then no
+program need be called; else compiled.
+"""
 
 from typing import Any
 
@@ -27,8 +29,16 @@ def roots(problem: Problem, predictions: np.ndarray, floor: float) -> np.ndarray
     return np.sqrt(problem.loss.curvature * weights / len(weights))
 
 
-def values_along(problem: Problem, root: np.ndarray, slope: np.ndarray, predictions: np.ndarray, moved: np.ndarray) -> np.ndarray:
-    """F at LENGTHS of a step by which the predictions change by `moved`, `slope` being ρ where it begins, [L]."""
+def values_along(
+    problem: Problem,
+    root: np.ndarray,
+    slope: np.ndarray,
+    predictions: np.ndarray,
+    moved: np.ndarray,
+) -> np.ndarray:
+    """F at LENGTHS of a step by which the predictions change by `moved`, `slope` being ρ where it
+    begins, [L].
+    """
     if not problem.loss.quadratic:
         return np.asarray(rounds.values_along(problem, predictions, moved))
     # F is ½ ‖h^-½ ρ‖², and ρ falls by h m times the length.

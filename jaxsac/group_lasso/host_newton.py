@@ -1,4 +1,6 @@
-"""Newton steps on the quadratic model in float32, in NumPy: for supports of any size without padding or compiling. See `newton`."""
+"""Newton steps on the quadratic model in float32, in NumPy: for supports of any size without
+padding or compiling. See `newton`.
+"""
 
 from typing import Any
 
@@ -13,11 +15,15 @@ _SHORT = 0.4  # a length of a step: below it groups are in the way that should b
 _EPS = np.finfo(np.float32).eps
 
 
-def newton_steps(few: Model, coef: np.ndarray, residual: np.ndarray, accuracy: float, limit: int) -> tuple[np.ndarray, np.ndarray]:
-    """At most `limit` steps, until no group's gradient is further from the penalty's than `accuracy` times its threshold.
+def newton_steps(
+    few: Model, coef: np.ndarray, residual: np.ndarray, accuracy: float, limit: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """At most `limit` steps, until no group's gradient is further from the penalty's than
+    `accuracy` times its threshold.
 
-    A zero group that is further is given its own minimum before a step; after a step that had to be cut short, every group that is further
-    is. `coef` b [S, q] of the blocks of `few`, `residual` r [T]; returns both.
+    A zero group that is further is given its own minimum before a step; after a step that had to be
+    cut short, every group that is further is. `coef` b [S, q] of the blocks of `few`, `residual` r
+    [T]; returns both.
     """
     relative = np.where(few.thresholds > 0, few.thresholds, np.max(few.thresholds, initial=0))
     relative = np.where(relative > 0, relative, np.float32(1))
@@ -41,26 +47,38 @@ def newton_steps(few: Model, coef: np.ndarray, residual: np.ndarray, accuracy: f
 
 
 def norms_of(blocks: np.ndarray) -> np.ndarray:
-    """‖b_g‖ [..., S] of blocks [..., S, q] in the units of the model; see `slots.sizes_of` for others."""
+    """‖b_g‖ [..., S] of blocks [..., S, q] in the units of the model; see `slots.sizes_of` for
+    others.
+    """
     return np.sqrt(np.einsum("...q,...q->...", blocks, blocks))
 
 
-def _epoch(few: Model, coef: np.ndarray, residual: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _epoch(
+    few: Model, coef: np.ndarray, residual: np.ndarray, order: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """See `block_descent.epoch`."""
     coef, residual = coef.copy(), residual.copy()
     for i in order:
         block, bound, old = few.blocks[i], few.bounds[i], coef[i]
         pulled = bound * old + block @ residual
         norm = np.sqrt(pulled @ pulled)
-        keep = np.maximum(norm - few.thresholds[i], 0) / (norm * bound) if norm * bound > 0 else np.float32(0)
+        keep = (
+            np.maximum(norm - few.thresholds[i], 0) / (norm * bound)
+            if norm * bound > 0
+            else np.float32(0)
+        )
         new = keep * pulled
         residual -= (new - old) @ block
         coef[i] = new
     return coef, residual
 
 
-def _newton_step(few: Model, coef: Any, residual: Any, descent: Any, tolerance: float) -> tuple[np.ndarray, np.ndarray, float]:
-    """The best of a few lengths of a step, the longest of those that rounding cannot tell from the best, and that length; see `newton_step`."""
+def _newton_step(
+    few: Model, coef: Any, residual: Any, descent: Any, tolerance: float
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """The best of a few lengths of a step, the longest of those that rounding cannot tell from the
+    best, and that length; see `newton_step`.
+    """
     direction = admissible(coef, newton_direction(few, coef, descent, tolerance), few.thresholds)
     if not np.isfinite(direction).all():
         return coef, residual, 0.0
@@ -71,7 +89,9 @@ def _newton_step(few: Model, coef: Any, residual: Any, descent: Any, tolerance: 
     steps = lengths[:, None, None] * direction
     before, after = norms_of(coef), norms_of(coef + steps)
     total = before + after
-    grown = np.einsum("lgq,lgq->lg", steps, 2 * coef + steps) / np.where(total == 0, np.float32(1), total)
+    grown = np.einsum("lgq,lgq->lg", steps, 2 * coef + steps) / np.where(
+        total == 0, np.float32(1), total
+    )
     changes = smooth + grown @ few.thresholds
     changes = np.where(np.isnan(changes), np.inf, changes)
     value = 0.5 * (residual @ residual) + few.thresholds @ before
@@ -79,8 +99,11 @@ def _newton_step(few: Model, coef: Any, residual: Any, descent: Any, tolerance: 
     return coef + length * direction, residual - length * moved, float(length)
 
 
-def newton_direction(few: Model, coef: np.ndarray, descent: np.ndarray, tolerance: float = CG_TOLERANCE) -> np.ndarray:
-    """An approximate solution d of K d = descent on the blocks that are not zero, or have no threshold, 0 on the others; see `newton`.
+def newton_direction(
+    few: Model, coef: np.ndarray, descent: np.ndarray, tolerance: float = CG_TOLERANCE
+) -> np.ndarray:
+    """An approximate solution d of K d = descent on the blocks that are not zero, or have no
+    threshold, 0 on the others; see `newton`.
 
     By conjugate gradients, preconditioned by K's own blocks.
     """
@@ -90,11 +113,15 @@ def newton_direction(few: Model, coef: np.ndarray, descent: np.ndarray, toleranc
     bend = few.thresholds / np.where(norms == 0, np.float32(np.inf), norms)
     unit = coef / np.where(norms == 0, np.float32(1), norms)[:, None]
     # As one difference: what bends would drown the rest in float32 where a group is nearly zero.
-    bends = bend[:, None, None] * (np.eye(size, dtype=coef.dtype) - unit[:, :, None] * unit[:, None, :])
+    bends = bend[:, None, None] * (
+        np.eye(size, dtype=coef.dtype) - unit[:, :, None] * unit[:, None, :]
+    )
     own = few.grams + bends
     diagonal = own.reshape(num_groups, size * size)[:, :: size + 1]
     traces = diagonal.sum(axis=1)
-    diagonal += np.where(traces > 0, np.float32(1e-6) * traces + np.float32(1e-30), np.float32(1))[:, None]
+    diagonal += np.where(traces > 0, np.float32(1e-6) * traces + np.float32(1e-30), np.float32(1))[
+        :, None
+    ]
     try:
         inverse = np.linalg.inv(own)
     except np.linalg.LinAlgError:

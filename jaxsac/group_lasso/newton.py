@@ -1,4 +1,6 @@
-"""A Newton step on the support, on the quadratic model in float32: its direction by conjugate gradients, its length by the model."""
+"""A Newton step on the support, on the quadratic model in float32: its direction by conjugate
+gradients, its length by the model.
+"""
 
 from typing import Any
 
@@ -24,7 +26,9 @@ def compact(model: Model, support: jax.Array) -> Model:
 
 
 def descent_direction(few: Model, coef: Any, residual: Any) -> Any:
-    """Minus the least subgradient of the model [S, q]: at a penalised block of zeros, what of its gradient is beyond its threshold."""
+    """Minus the least subgradient of the model [S, q]: at a penalised block of zeros, what of its
+    gradient is beyond its threshold.
+    """
     xp = namespace(coef)
     pulled = (few.blocks.reshape(-1, few.blocks.shape[2]) @ residual).reshape(coef.shape)
     held = xp.sum(coef * coef, axis=1) > 0
@@ -35,16 +39,22 @@ def descent_direction(few: Model, coef: Any, residual: Any) -> Any:
     return pulled - (most / xp.where(length == 0, 1.0, length))[:, None] * against
 
 
-def newton_step(few: Model, coef: jax.Array, residual: jax.Array, tolerance: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Coefficients [S, q] and residual [T] after a step of the best of a few lengths: the longest of those that rounding cannot tell from the
-    best. `tolerance`: of the residual of the Newton equations, as much may be left; inf takes no step.
+def newton_step(
+    few: Model, coef: jax.Array, residual: jax.Array, tolerance: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Coefficients [S, q] and residual [T] after a step of the best of a few lengths: the longest
+    of those that rounding cannot tell from the best. `tolerance`: of the residual of the Newton
+    equations, as much may be left; inf takes no step.
 
-    Far below the rounding of the objective a step still improves the gradient, on which the certificate depends to the first order.
+    Far below the rounding of the objective a step still improves the gradient, on which the
+    certificate depends to the first order.
     """
     descent = descent_direction(few, coef, residual)
     largest = jnp.max(jnp.abs(descent))
     largest = jnp.where(largest > 0, largest, 1.0)
-    direction = admissible(coef, largest * newton_direction(few, coef, descent / largest, tolerance), few.thresholds)
+    direction = admissible(
+        coef, largest * newton_direction(few, coef, descent / largest, tolerance), few.thresholds
+    )
     direction = jnp.where(jnp.all(jnp.isfinite(direction)), direction, 0.0)
     moved = direction.reshape(-1) @ few.blocks.reshape(-1, few.blocks.shape[2])
 
@@ -54,16 +64,24 @@ def newton_step(few: Model, coef: jax.Array, residual: jax.Array, tolerance: jax
     lengths = jnp.asarray(LENGTHS, coef.dtype)
     changes = jax.vmap(lambda length: change(few, coef, residual, *end(length)))(lengths)
     changes = jnp.where(jnp.isnan(changes), jnp.inf, changes)
-    value = 0.5 * jnp.sum(residual**2) + jnp.sum(few.thresholds * safe_sqrt(jnp.sum(coef * coef, axis=1)))
-    length = lengths[jnp.argmax(changes <= jnp.min(changes) + _NOISE * jnp.finfo(coef.dtype).eps * value)]
+    value = 0.5 * jnp.sum(residual**2) + jnp.sum(
+        few.thresholds * safe_sqrt(jnp.sum(coef * coef, axis=1))
+    )
+    length = lengths[
+        jnp.argmax(changes <= jnp.min(changes) + _NOISE * jnp.finfo(coef.dtype).eps * value)
+    ]
     return end(length)
 
 
-def newton_direction(model: Model, coef: jax.Array, descent: jax.Array, tolerance: Any = CG_TOLERANCE) -> jax.Array:
-    """An approximate solution d of K d = descent on the blocks that are not zero, or have no threshold; 0 on the others.
+def newton_direction(
+    model: Model, coef: jax.Array, descent: jax.Array, tolerance: Any = CG_TOLERANCE
+) -> jax.Array:
+    """An approximate solution d of K d = descent on the blocks that are not zero, or have no
+    threshold; 0 on the others.
 
-    K = A A' + blockdiag(threshold_g / ‖b_g‖ (I − u u')), u = b_g / ‖b_g‖: the Hessian of the objective where no group is zero.
-    `coef` b [S, q] and `descent` (minus the gradient) [S, q] are in the units of the model; `descent` should be of the order of 1.
+    K = A A' + blockdiag(threshold_g / ‖b_g‖ (I − u u')), u = b_g / ‖b_g‖: the Hessian of the
+    objective where no group is zero. `coef` b [S, q] and `descent` (minus the gradient) [S, q] are
+    in the units of the model; `descent` should be of the order of 1.
     """
     size = coef.shape[1]
     norms = safe_sqrt(jnp.sum(coef * coef, axis=1))
@@ -99,17 +117,27 @@ def newton_direction(model: Model, coef: jax.Array, descent: jax.Array, toleranc
         x, residual = x + length * direction, residual - length * image
         solved = precondition(residual)
         new = jnp.sum(residual * solved)
-        return x, residual, solved + new / left * direction, new, start, jnp.where(curvature > 0, steps + 1, MAX_CG_STEPS)
+        return (
+            x,
+            residual,
+            solved + new / left * direction,
+            new,
+            start,
+            jnp.where(curvature > 0, steps + 1, MAX_CG_STEPS),
+        )
 
     right_side = moving * descent
     first = precondition(right_side)
     left = jnp.sum(right_side * first)
-    return lax.while_loop(running, advance, (jnp.zeros_like(right_side), right_side, first, left, left, jnp.int32(0)))[0]
+    return lax.while_loop(
+        running, advance, (jnp.zeros_like(right_side), right_side, first, left, left, jnp.int32(0))
+    )[0]
 
 
 def admissible(coef: Any, direction: Any, thresholds: Any) -> Any:
-    """The direction where the penalty is no longer what its second derivative says: a penalised group whose norm would pass zero becomes zero,
-    and its turning part is cut to 0.7 ‖b_g‖. Along b_g the penalty is linear: growing needs no limit, or the others would be solved for in vain.
+    """The direction where the penalty is no longer what its second derivative says: a penalised
+    group whose norm would pass zero becomes zero, and its turning part is cut to 0.7 ‖b_g‖. Along
+    b_g the penalty is linear: growing needs no limit, or the others would be solved for in vain.
     """
     xp = namespace(coef)
     norms = xp.sqrt(xp.sum(coef * coef, axis=1))

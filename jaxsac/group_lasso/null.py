@@ -1,4 +1,6 @@
-"""The null model, in which everything penalised is zero: the scale of a gap, and the least lam at which it is the solution."""
+"""The null model, in which everything penalised is zero: the scale of a gap, and the least lam at
+which it is the solution.
+"""
 
 from typing import Any
 
@@ -20,24 +22,42 @@ def fit_null(problem: Problem, columns: jax.Array) -> tuple[Coefficients, jax.Ar
     predictions = jnp.zeros_like(problem.offset)
     target = 4.0 * jnp.finfo(predictions.dtype).eps ** 2 * problem.smooth_value(predictions)
     free = problem.unpenalised if problem.free_weights else None
-    fit = fit_free(problem, zeros, predictions, free, columns=columns, target=target, max_steps=_STEPS, max_halvings=_HALVINGS)
+    fit = fit_free(
+        problem,
+        zeros,
+        predictions,
+        free,
+        columns=columns,
+        target=target,
+        max_steps=_STEPS,
+        max_halvings=_HALVINGS,
+    )
     return fit.point, fit.predictions
 
 
 def null_objective(problem: Problem, predictions: jax.Array) -> jax.Array:
-    """F at the null model's predictions. Where that fits exactly it is rounding: it stays above the rounding of the data."""
-    return problem.smooth_value(predictions) + jnp.finfo(predictions.dtype).eps * problem.smooth_value(jnp.zeros_like(predictions))
+    """F at the null model's predictions. Where that fits exactly it is rounding: it stays above the
+    rounding of the data.
+    """
+    return problem.smooth_value(predictions) + jnp.finfo(
+        predictions.dtype
+    ).eps * problem.smooth_value(jnp.zeros_like(predictions))
 
 
 def refit_target(tol: Any, scale: Any) -> Any:
-    """How small a decrease a refit of what is unpenalised may leave: its square root, to which the gap is of the first order, is to be
-    small beside the tolerance."""
+    """How small a decrease a refit of what is unpenalised may leave: its square root, to which the
+    gap is of the first order, is to be small beside the tolerance.
+    """
     return (0.0005 * tol) ** 2 * scale
 
 
 def geometric(largest: Any, min_ratio: Any, num_lams: int) -> jax.Array:
     """From the largest lam to min_ratio times that."""
-    powers = jnp.linspace(0.0, 1.0, num_lams, dtype=largest.dtype) if num_lams > 1 else jnp.zeros(1, largest.dtype)
+    powers = (
+        jnp.linspace(0.0, 1.0, num_lams, dtype=largest.dtype)
+        if num_lams > 1
+        else jnp.zeros(1, largest.dtype)
+    )
     return largest * min_ratio**powers
 
 

@@ -14,17 +14,21 @@ from jaxsac.prox import Groups, Level, Penalty
 
 
 class Coefficients(NamedTuple):
-    """What is fitted: `coef` [p] and `intercept`, [] or [M] for M outputs (zero without an intercept)."""
+    """What is fitted: `coef` [p] and `intercept`, [] or [M] for M outputs (zero without an
+    intercept).
+    """
 
     coef: jax.Array
     intercept: jax.Array
 
 
 class Problem(eqx.Module):
-    """minimise F(offset + X b + intercept) + lam Σ_g w_g ‖b_g‖ + `extra`, F(z) = (1/T) Σ_t c_t ℓ(z_t; y_t).
+    """minimise F(offset + X b + intercept) + lam Σ_g w_g ‖b_g‖ + `extra`, F(z) = (1/T) Σ_t c_t
+    ℓ(z_t; y_t).
 
-    With an intercept, X stands for the design minus its weighted mean over samples: the intercept is then orthogonal to the columns in the
-    metric of the sample weights, so that each may take its own step size. `uncentre` turns the result back.
+    With an intercept, X stands for the design minus its weighted mean over samples: the intercept
+    is then orthogonal to the columns in the metric of the sample weights, so that each may take its
+    own step size. `uncentre` turns the result back.
     """
 
     design: Any
@@ -36,7 +40,9 @@ class Problem(eqx.Module):
     offset: jax.Array  # of the shape of the predictions
     loss: Loss
     intercept: bool = eqx.field(static=True)
-    free_weights: bool = eqx.field(static=True, default=True)  # whether a weight may be 0; False saves compiling what fits such groups
+    free_weights: bool = eqx.field(
+        static=True, default=True
+    )  # whether a weight may be 0; False saves compiling what fits such groups
     free_lam: bool = eqx.field(static=True, default=True)  # whether lam may be 0, likewise
     extra: Penalty | None = None  # what the penalty has beside the norms of the groups
 
@@ -50,7 +56,9 @@ class Problem(eqx.Module):
         own = Level(self.groups, self.weights)
         if self.extra is None:
             return Penalty((own,))
-        return Penalty((own, *self.extra.levels), self.extra.l1, self.extra.ridge, self.extra.nonnegative)
+        return Penalty(
+            (own, *self.extra.levels), self.extra.l1, self.extra.ridge, self.extra.nonnegative
+        )
 
     @property
     def ridge(self) -> jax.Array | None:
@@ -73,7 +81,9 @@ class Problem(eqx.Module):
 
     def zeros(self) -> Coefficients:
         dtype = self.offset.dtype
-        return Coefficients(jnp.zeros(self.design.num_coefficients, dtype), jnp.zeros(self.offset.shape[1:], dtype))
+        return Coefficients(
+            jnp.zeros(self.design.num_coefficients, dtype), jnp.zeros(self.offset.shape[1:], dtype)
+        )
 
     def constant(self, intercept: jax.Array) -> jax.Array:
         """The intercept as predictions."""
@@ -92,7 +102,9 @@ class Problem(eqx.Module):
 
     def curvature_product(self, predictions: jax.Array, direction: jax.Array) -> jax.Array:
         """∇²F · direction (see `Loss.curvature_product`), both of the shape of the predictions."""
-        return self.loss.curvature_product(self.offset + predictions, self.y, self.sample_weight, direction)
+        return self.loss.curvature_product(
+            self.offset + predictions, self.y, self.sample_weight, direction
+        )
 
     def majorant(self, predictions: jax.Array) -> jax.Array | float | None:
         return self.loss.majorant(self.offset + predictions, self.y, self.sample_weight)
@@ -126,16 +138,26 @@ def uncentre(problem: Problem, point: Coefficients) -> Coefficients:
     """The coefficients for the design itself."""
     if not problem.intercept:
         return point
-    return Coefficients(point.coef, point.intercept - problem.design.mean(problem.design.design.predict(point.coef)))
+    return Coefficients(
+        point.coef, point.intercept - problem.design.mean(problem.design.design.predict(point.coef))
+    )
 
 
 def recentre(problem: Problem, point: Coefficients) -> Coefficients:
     """The inverse of `uncentre`."""
     if not problem.intercept:
         return point
-    return Coefficients(point.coef, point.intercept + problem.design.mean(problem.design.design.predict(point.coef)))
+    return Coefficients(
+        point.coef, point.intercept + problem.design.mean(problem.design.design.predict(point.coef))
+    )
 
 
 def when(condition: jax.Array, compute: Any, otherwise: Any) -> Any:
-    """compute() if `condition`, else `otherwise`; unlike a batched cond, a batch in which no lane needs it does not compute it."""
-    return lax.while_loop(lambda carry: carry[0], lambda carry: (jnp.zeros_like(condition), compute()), (condition, otherwise))[1]
+    """compute() if `condition`, else `otherwise`; unlike a batched cond, a batch in which no lane
+    needs it does not compute it.
+    """
+    return lax.while_loop(
+        lambda carry: carry[0],
+        lambda carry: (jnp.zeros_like(condition), compute()),
+        (condition, otherwise),
+    )[1]

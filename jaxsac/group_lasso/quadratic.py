@@ -1,6 +1,8 @@
-"""The quadratic model of the loss at a point, in float32 on columns scaled by h^½, h = ∇²F: what both forms of the working-set method share.
+"""The quadratic model of the loss at a point, in float32 on columns scaled by h^½, h = ∇²F: what
+both forms of the working-set method share.
 
-Where no loss is asked, a formula serves NumPy arrays, which the host's form works on, as well as traced ones.
+Where no loss is asked, a formula serves NumPy arrays, which the host's form works on, as well as
+traced ones.
 """
 
 from typing import Any, NamedTuple
@@ -24,7 +26,9 @@ class Point(NamedTuple):
 
 
 class Target(NamedTuple):
-    """The residual of the model in float32, and the units: b = (coefficient of the model) · step."""
+    """The residual of the model in float32, and the units: b = (coefficient of the model) ·
+    step.
+    """
 
     residual: Any
     step: Any
@@ -48,14 +52,18 @@ def column_unit(problem: Problem, columns: jax.Array) -> jax.Array:
 
 
 def roots(problem: Problem, predictions: jax.Array, floor: jax.Array) -> jax.Array:
-    """h^½, h = ∇²F (a diagonal), kept above `floor` times its bound (its mean, where it has none); `floor` = 1 majorises F."""
+    """h^½, h = ∇²F (a diagonal), kept above `floor` times its bound (its mean, where it has none);
+    `floor` = 1 majorises F.
+    """
     curvature = problem.curvature_product(predictions, jnp.ones_like(predictions))
     if problem.loss.curvature is not None:
         bound = problem.loss.curvature * problem.sample_weight / problem.num_samples
     else:
         total = jnp.sum(problem.sample_weight)
         bound = problem.sample_weight * (jnp.sum(curvature) / jnp.where(total > 0, total, 1.0))
-    return jnp.where(problem.sample_weight > 0, jnp.sqrt(jnp.maximum(curvature, floor * bound)), 0.0)
+    return jnp.where(
+        problem.sample_weight > 0, jnp.sqrt(jnp.maximum(curvature, floor * bound)), 0.0
+    )
 
 
 def model_target(intercept: bool, root: Any, residual: Any, thresholds: Any, unit: Any) -> Target:
@@ -63,7 +71,11 @@ def model_target(intercept: bool, root: Any, residual: Any, thresholds: Any, uni
     scaled = over_root(root, without_mean(intercept, root, residual))
     size = xp.max(xp.abs(scaled)) * xp.sqrt(xp.asarray(scaled.shape[0], scaled.dtype))
     size = xp.where(size > 0, size, 1.0)
-    return Target((scaled / size).astype(xp.float32), size / unit, (thresholds / (unit * size)).astype(xp.float32))
+    return Target(
+        (scaled / size).astype(xp.float32),
+        size / unit,
+        (thresholds / (unit * size)).astype(xp.float32),
+    )
 
 
 def over_root(root: Any, vector: Any) -> Any:
@@ -78,18 +90,23 @@ def without_mean(intercept: bool, root: Any, residual: Any) -> Any:
 
 
 def intercept_change(intercept: bool, root: Any, residual: Any, moved: Any) -> Any:
-    """How far the intercept follows, as the model has it, where the predictions change by `moved` and ρ is `residual`."""
+    """How far the intercept follows, as the model has it, where the predictions change by `moved`
+    and ρ is `residual`.
+    """
     if not intercept:
         return namespace(moved).zeros((), moved.dtype)
     return (residual.sum() - (root**2 * moved).sum()) / (root**2).sum()
 
 
 def best_step(values: Any, slack: float = 0.0) -> tuple[Any, Any]:
-    """Of the objectives `values` [L] at LENGTHS the longest length whose objective is within `slack`, or within rounding, of the best; and whether
-    to stay instead."""
+    """Of the objectives `values` [L] at LENGTHS the longest length whose objective is within
+    `slack`, or within rounding, of the best; and whether to stay instead.
+    """
     xp = namespace(values)
     best = xp.min(xp.where(xp.isnan(values), xp.inf, values))
-    near = xp.maximum(xp.asarray(slack, values.dtype), _NOISE * xp.finfo(values.dtype).eps * xp.abs(best))
+    near = xp.maximum(
+        xp.asarray(slack, values.dtype), _NOISE * xp.finfo(values.dtype).eps * xp.abs(best)
+    )
     first = xp.argmax(values <= best + near)
     length = xp.asarray(LENGTHS, values.dtype)[first]
     return length, (length == 0) | ~xp.isfinite(best)

@@ -1,5 +1,6 @@
-"""The compiled pieces of the host's working-set method: full passes over X, certificates, curved losses, and block descent; few programs, of few
-sizes."""
+"""The compiled pieces of the host's working-set method: full passes over X, certificates, curved
+losses, and block descent; few programs, of few sizes.
+"""
 
 import dataclasses
 import functools
@@ -24,9 +25,11 @@ _ROWS = 4  # of X, read together
 
 
 class Refit(NamedTuple):
-    """Points [B] whose unpenalised part is at its best: the coefficients of the unpenalised groups [B, F, q], the intercepts, the predictions
-    [B, T], the share of those under the penalty, what the refit left undone, and the mean of X b, which the intercept of the design as it
-    was given lacks."""
+    """Points [B] whose unpenalised part is at its best: the coefficients of the unpenalised groups
+    [B, F, q], the intercepts, the predictions [B, T], the share of those under the penalty, what
+    the refit left undone, and the mean of X b, which the intercept of the design as it was given
+    lacks.
+    """
 
     free: Any
     intercept: Any
@@ -37,7 +40,9 @@ class Refit(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """A certificate, the objective, ‖X_g' ρ‖ [G], and |Σ_t ρ_t| if there is an intercept; of points with a leading axis [B]."""
+    """A certificate, the objective, ‖X_g' ρ‖ [G], and |Σ_t ρ_t| if there is an intercept; of points
+    with a leading axis [B].
+    """
 
     certificate: Certificate
     objective: Any
@@ -49,9 +54,14 @@ class Verdict(NamedTuple):
 def first_pass(problem: Problem, predictions: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(Σ_t c_t x_tj²)^½ [p] and −∇F, [1, p], at predictions [1, T].
 
-    Together, for to read X takes longer than to compute; row by row, for a reduction over the long axis would be slow on CPUs.
+    Together, for to read X takes longer than to compute; row by row, for a reduction over the long
+    axis would be slow on CPUs.
     """
-    matrix, weights, residual = uncentred(problem).matrix, problem.sample_weight, problem.residual(predictions[0])
+    matrix, weights, residual = (
+        uncentred(problem).matrix,
+        problem.sample_weight,
+        problem.residual(predictions[0]),
+    )
     if problem.intercept:  # the products of the centred columns, from those as they were given
         residual = residual - problem.design.shares * jnp.sum(residual)
 
@@ -71,7 +81,9 @@ def gradients(problem: Problem, predictions: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def scales(problem: Problem, columns: jax.Array, null: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def scales(
+    problem: Problem, columns: jax.Array, null: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The null objective, `null` being its predictions, the size of a column, and `Pulls.bound`."""
     bound = problem.whole_penalty.dual_norm_bound(jnp.where(problem.unpenalised, 0.0, columns))
     return null_objective(problem, null), column_unit(problem, columns), bound
@@ -79,13 +91,24 @@ def scales(problem: Problem, columns: jax.Array, null: jax.Array) -> tuple[jax.A
 
 @functools.partial(jax.jit, static_argnames="num_free")
 def refit(
-    problem: Problem, target: jax.Array, blocks: jax.Array, coefs: jax.Array, intercepts: jax.Array, sums: jax.Array, *, num_free: int
+    problem: Problem,
+    target: jax.Array,
+    blocks: jax.Array,
+    coefs: jax.Array,
+    intercepts: jax.Array,
+    sums: jax.Array,
+    *,
+    num_free: int,
 ) -> Refit:
-    """Refit the `num_free` unpenalised groups, whose columns are `blocks` [F, q, T], and the intercept, of several points: their coefficients
-    of those groups [B, F, q], intercepts [B], and X b [B, T] `sums`, not centred; lam does not matter."""
+    """Refit the `num_free` unpenalised groups, whose columns are `blocks` [F, q, T], and the
+    intercept, of several points: their coefficients of those groups [B, F, q], intercepts [B], and
+    X b [B, T] `sums`, not centred; lam does not matter.
+    """
     free = blocks.reshape(-1, blocks.shape[2])
     design = Dense(free.T)
-    here = dataclasses.replace(problem, design=Centred(design, problem.design.shares) if problem.intercept else design)
+    here = dataclasses.replace(
+        problem, design=Centred(design, problem.design.shares) if problem.intercept else design
+    )
 
     def one(coef: jax.Array, intercept: jax.Array, own: jax.Array) -> Refit:
         mean = problem.design.mean(own) if problem.intercept else jnp.zeros_like(target)
@@ -103,8 +126,17 @@ def refit(
         if num_free:
             penalised = penalised - here.design.predict(fit.point.coef)
             if problem.intercept:
-                centre = mean + problem.design.mean(design.predict(fit.point.coef - coef.reshape(-1)))
-        return Refit(fit.point.coef.reshape(coef.shape), fit.point.intercept, fit.predictions, penalised, fit.remaining, centre)
+                centre = mean + problem.design.mean(
+                    design.predict(fit.point.coef - coef.reshape(-1))
+                )
+        return Refit(
+            fit.point.coef.reshape(coef.shape),
+            fit.point.intercept,
+            fit.predictions,
+            penalised,
+            fit.remaining,
+            centre,
+        )
 
     return jax.vmap(one)(coefs, intercepts, sums)
 
@@ -120,17 +152,27 @@ def certify(
     at: Refit,
     gradients: jax.Array,
 ) -> Verdict:
-    """The certificates of refitted points [B], each at its own lam, with Σ_g w_g ‖b_g‖ `penalties`, and −∇F `gradients` [B, p]."""
+    """The certificates of refitted points [B], each at its own lam, with Σ_g w_g ‖b_g‖ `penalties`,
+    and −∇F `gradients` [B, p].
+    """
     penalised_groups = problem.weights > 0
 
     def one(lam, penalty, spread, at: Refit, gradient) -> Verdict:
         here = with_lam(problem, lam)
         norms = group_norms(gradient, here.groups)
-        worst = jnp.max(jnp.where(penalised_groups, norms / jnp.where(penalised_groups, here.weights, 1.0), 0.0))
+        worst = jnp.max(
+            jnp.where(penalised_groups, norms / jnp.where(penalised_groups, here.weights, 1.0), 0.0)
+        )
         objective = here.smooth_value(at.predictions) + lam * penalty
         pulls = Pulls(lam * penalty, 0.0, spread, worst, bound)
-        certificate = gap_from(here, objective, at.predictions, at.remaining, at.penalised, pulls, scale)
-        unbalanced = jnp.abs(jnp.sum(here.residual(at.predictions))) if problem.intercept else jnp.zeros_like(lam)
+        certificate = gap_from(
+            here, objective, at.predictions, at.remaining, at.penalised, pulls, scale
+        )
+        unbalanced = (
+            jnp.abs(jnp.sum(here.residual(at.predictions)))
+            if problem.intercept
+            else jnp.zeros_like(lam)
+        )
         return Verdict(certificate, objective, norms, unbalanced)
 
     return jax.vmap(one)(lams, penalties, spreads, at, gradients)
@@ -157,7 +199,9 @@ roots = jax.jit(quadratic.roots)
 
 
 @jax.jit
-def descend(blocks, bounds, thresholds, coef, residual, order, count, cycles) -> tuple[jax.Array, jax.Array]:
+def descend(
+    blocks, bounds, thresholds, coef, residual, order, count, cycles
+) -> tuple[jax.Array, jax.Array]:
     """`block_descent.descend` on the model, whose Gram matrices it does not need."""
     model = block_descent.Model(blocks, None, bounds, thresholds)
     return block_descent.descend(model, coef, residual, order, count, cycles)

@@ -36,37 +36,51 @@ def simulated_lam(
     factor: Any = 1.1,
     num_draws: int = 500,
 ) -> jax.Array:
-    """A lam that noise alone exceeds with probability `level`: `factor` times the (1 − level) quantile of max_g ‖X_g' ρ‖ / w_g, [].
+    """A lam that noise alone exceeds with probability `level`: `factor` times the (1 − level)
+    quantile of max_g ‖X_g' ρ‖ / w_g, [].
 
-    * loss="sqrt": ρ is that of the null model for targets ε_t / c_t^½, ε ~ N(0, I). Its law depends on neither y nor the noise level, so
-      that this lam is right whatever that is (Belloni et al. 2011; Bunea, Lederer & She 2014).
-    * Other losses: ρ_t ε_t, ρ the residual −∇F of a pilot and ε ~ N(0, I) one for each record, less its part along what is unpenalised
-      (multiplier bootstrap; Chernozhukov et al. 2013). The pilot is `value` (that of a solution), or the null model, whose residual
-      holds the signal as well and gives too large a lam: solve, and pass the solution's value to repeat.
+    * loss="sqrt": ρ is that of the null model for targets ε_t / c_t^½, ε ~ N(0, I). Its law depends
+      on neither y nor the noise level, so that this lam is right whatever that is (Belloni et al.
+      2011; Bunea, Lederer & She 2014).
+    * Other losses: ρ_t ε_t, ρ the residual −∇F of a pilot and ε ~ N(0, I) one for each record, less
+      its part along what is unpenalised (multiplier bootstrap; Chernozhukov et al. 2013). The pilot
+      is `value` (that of a solution), or the null model, whose residual holds the signal as well
+      and gives too large a lam: solve, and pass the solution's value to repeat.
 
     `num_draws` draws; the other keywords are those of `solve`. The key is consumed.
     """
-    problem = make_problem(X, y, groups, 0.0, loss, weights, sample_weight, offset, intercept, penalty)
+    problem = make_problem(
+        X, y, groups, 0.0, loss, weights, sample_weight, offset, intercept, penalty
+    )
     dtype = problem.offset.dtype
-    level, factor = real_scalar("level", level, dtype, 0.0), real_scalar("factor", factor, dtype, 0.0)
+    level, factor = (
+        real_scalar("level", level, dtype, 0.0),
+        real_scalar("factor", factor, dtype, 0.0),
+    )
     num_draws = static_integer("num_draws", num_draws, 1)
     pilot = None if value is None else recentre(problem, Coefficients(*value))
     return factor * jnp.quantile(_pulls(key, problem, pilot, num_draws=num_draws), 1.0 - level)
 
 
 @functools.partial(jax.jit, static_argnames="num_draws")
-def _pulls(key: jax.Array, problem: Problem, pilot: Coefficients | None, *, num_draws: int) -> jax.Array:
+def _pulls(
+    key: jax.Array, problem: Problem, pilot: Coefficients | None, *, num_draws: int
+) -> jax.Array:
     problem, pilot = lax.stop_gradient((problem, pilot))
     keys = jax.random.split(key, num_draws)
     shape, dtype = problem.offset.shape, problem.offset.dtype
 
     if not problem.loss.separable:
         positive = problem.sample_weight > 0
-        spread = jnp.where(positive, 1.0 / jnp.sqrt(jnp.where(positive, problem.sample_weight, 1.0)), 0.0)
+        spread = jnp.where(
+            positive, 1.0 / jnp.sqrt(jnp.where(positive, problem.sample_weight, 1.0)), 0.0
+        )
         zeros = jnp.zeros(shape, dtype)
 
         def of_noise(key):
-            noise = jax.random.normal(key, shape, dtype) * spread.reshape((-1,) + (1,) * (len(shape) - 1))
+            noise = jax.random.normal(key, shape, dtype) * spread.reshape(
+                (-1,) + (1,) * (len(shape) - 1)
+            )
             loss = problem.loss.for_data(noise, zeros, problem.sample_weight)
             return lam_max_of(dataclasses.replace(problem, y=noise, offset=zeros, loss=loss))
 

@@ -1,4 +1,6 @@
-"""The groups that are worked on: slots for their columns and for their quadratic model, in memory that stays where it is."""
+"""The groups that are worked on: slots for their columns and for their quadratic model, in memory
+that stays where it is.
+"""
 
 from typing import Any, NamedTuple
 
@@ -17,9 +19,11 @@ _TOGETHER = 1 << 17  # numbers scaled together, that they stay in the cache
 
 
 class Setup(NamedTuple):
-    """A problem, whose lam does not matter, the tolerance, and what is the same at every lam: X, the rows of coefficients of each group
-    [G, q] (padded with p), w [G], how many groups are unpenalised, ‖C^½ x_j‖ [p + 1] (the last is 0), their `Pulls.bound`, the size of a
-    column, the null objective, and how small a decrease is left to the refit of what is unpenalised."""
+    """A problem, whose lam does not matter, the tolerance, and what is the same at every lam: X,
+    the rows of coefficients of each group [G, q] (padded with p), w [G], how many groups are
+    unpenalised, ‖C^½ x_j‖ [p + 1] (the last is 0), their `Pulls.bound`, the size of a column, the
+    null objective, and how small a decrease is left to the refit of what is unpenalised.
+    """
 
     problem: Problem
     tol: float
@@ -35,9 +39,11 @@ class Setup(NamedTuple):
 
 
 class Store(NamedTuple):
-    """Room for the columns of C groups [C, q, T], and in float32 for their model: h^½ X_g / unit, Gram matrices, bounds, whether it is made.
+    """Room for the columns of C groups [C, q, T], and in float32 for their model: h^½ X_g / unit,
+    Gram matrices, bounds, whether it is made.
 
-    What lies beyond the slots of the set, and the Gram matrices and bounds where no model is made, is whatever the memory held.
+    What lies beyond the slots of the set, and the Gram matrices and bounds where no model is made,
+    is whatever the memory held.
     """
 
     blocks: np.ndarray
@@ -48,9 +54,11 @@ class Store(NamedTuple):
 
 
 class WorkingSet(NamedTuple):
-    """Slots for some groups, the unpenalised ones first: which group [C] (−1: empty), its rows of coefficients [C, q], and their store, whose
-    empty slots hold zeros. `root` is h^½ [T] of the model, None where there is none yet. `exchanged` and `modelled` consume a set: what they
-    return has the same store, changed."""
+    """Slots for some groups, the unpenalised ones first: which group [C] (−1: empty), its rows of
+    coefficients [C, q], and their store, whose empty slots hold zeros. `root` is h^½ [T] of the
+    model, None where there is none yet. `exchanged` and `modelled` consume a set: what they return
+    has the same store, changed.
+    """
 
     groups: np.ndarray
     rows: np.ndarray
@@ -81,14 +89,17 @@ def working_set(setup: Setup, groups: np.ndarray) -> WorkingSet:
 
 
 def exchanged(setup: Setup, chosen: WorkingSet, members: np.ndarray) -> WorkingSet:
-    """The set with these groups instead, in the same memory: those that stay keep their slots, and only what is new is gathered.
-    Consumes `chosen`."""
+    """The set with these groups instead, in the same memory: those that stay keep their slots, and
+    only what is new is gathered. Consumes `chosen`.
+    """
     stays = chosen.used & np.isin(chosen.groups, members)
     fresh = np.setdiff1d(members, chosen.groups[stays], assume_unique=True).astype(np.int32)
     # Slots that were left come first; what is not taken again is emptied.
     left, empty = np.flatnonzero(chosen.used & ~stays), np.flatnonzero(~chosen.used)
     old = len(chosen.groups)
-    slots = np.concatenate([left, empty, np.arange(old, old + max(0, len(fresh) - len(left) - len(empty)))])
+    slots = np.concatenate(
+        [left, empty, np.arange(old, old + max(0, len(fresh) - len(left) - len(empty)))]
+    )
     emptied, slots = left[len(fresh) :], slots[: len(fresh)]
     groups = np.full(max(old, int(np.max(slots, initial=-1)) + 1), -1, np.int32)
     groups[:old] = np.where(stays, chosen.groups, -1)
@@ -105,7 +116,9 @@ def exchanged(setup: Setup, chosen: WorkingSet, members: np.ndarray) -> WorkingS
 
 
 def modelled(chosen: WorkingSet, root: np.ndarray) -> WorkingSet:
-    """The set with the quadratic model in which h^½ is `root`; it is made where `make` asks for it. Consumes `chosen`."""
+    """The set with the quadratic model in which h^½ is `root`; it is made where `make` asks for it.
+    Consumes `chosen`.
+    """
     chosen.store.made[:] = False
     return chosen._replace(root=root)
 
@@ -113,7 +126,8 @@ def modelled(chosen: WorkingSet, root: np.ndarray) -> WorkingSet:
 def make(setup: Setup, chosen: WorkingSet, wanted: np.ndarray) -> None:
     """Make the model on those of the slots marked in `wanted` [C] where it is not.
 
-    A column is h^½ (x − its mean) / unit; the mean, if there is an intercept, in the metric h, in which the intercept drops out.
+    A column is h^½ (x − its mean) / unit; the mean, if there is an intercept, in the metric h, in
+    which the intercept drops out.
     """
     root, (blocks, scaled, grams, bounds, made) = chosen.root, chosen.store
     assert root is not None
@@ -122,7 +136,9 @@ def make(setup: Setup, chosen: WorkingSet, wanted: np.ndarray) -> None:
     size = max(1, _TOGETHER // blocks[0].size)
     for start in range(0, len(slots), size):
         some = slots[start : start + size]
-        some = slice(some[0], some[-1] + 1) if some[-1] - some[0] == len(some) - 1 else some  # a slice is no copy
+        some = (
+            slice(some[0], some[-1] + 1) if some[-1] - some[0] == len(some) - 1 else some
+        )  # a slice is no copy
         part: Any = blocks[some]
         if setup.problem.intercept:
             part = part - (part @ shares)[:, :, None]
@@ -134,7 +150,9 @@ def make(setup: Setup, chosen: WorkingSet, wanted: np.ndarray) -> None:
 
 
 def eigenvalue_bounds(grams: np.ndarray) -> np.ndarray:
-    """An upper bound of the largest eigenvalue of each matrix [C, q, q]; see `block_descent.eigenvalue_bounds`."""
+    """An upper bound of the largest eigenvalue of each matrix [C, q, q]; see
+    `block_descent.eigenvalue_bounds`.
+    """
     power, log_bound = grams, np.zeros(len(grams), grams.dtype)
     for k in range(7):
         trace = np.trace(power, axis1=1, axis2=2)
@@ -146,8 +164,9 @@ def eigenvalue_bounds(grams: np.ndarray) -> np.ndarray:
 
 
 def visited(chosen: WorkingSet) -> tuple[np.ndarray, np.ndarray]:
-    """The model's columns and bounds on one of a few numbers of slots: as few programs are compiled for them. Those beyond the set are not to be
-    read, not even times zero."""
+    """The model's columns and bounds on one of a few numbers of slots: as few programs are compiled
+    for them. Those beyond the set are not to be read, not even times zero.
+    """
     size = _VISITED
     while size < len(chosen.groups):
         size *= 4
@@ -158,12 +177,19 @@ def model_on(chosen: WorkingSet, slots: np.ndarray, thresholds: np.ndarray) -> M
     """The model on some slots, contiguous: for many products."""
     every = len(slots) == len(chosen.groups)
     part: Any = slice(len(slots)) if every else slots
-    return Model(chosen.store.scaled[part], chosen.store.grams[part], chosen.store.bounds[part], thresholds[part])
+    return Model(
+        chosen.store.scaled[part],
+        chosen.store.grams[part],
+        chosen.store.bounds[part],
+        thresholds[part],
+    )
 
 
 def combined(blocks: np.ndarray, coef: np.ndarray) -> np.ndarray:
     """Σ_g b_g' X_g [..., T], from blocks [C, q, T] and coefficients [..., C, q]."""
-    nonzero = np.flatnonzero(coef.any(axis=tuple(k for k in range(coef.ndim) if k != coef.ndim - 2)))
+    nonzero = np.flatnonzero(
+        coef.any(axis=tuple(k for k in range(coef.ndim) if k != coef.ndim - 2))
+    )
     if 3 * len(nonzero) < len(blocks):  # else the copy takes as long as the products
         blocks, coef = blocks[nonzero], coef[..., nonzero, :]
     return coef.reshape(*coef.shape[:-2], -1) @ blocks.reshape(-1, blocks.shape[2])
@@ -173,7 +199,9 @@ def sizes_of(coef: np.ndarray) -> np.ndarray:
     """‖b_g‖ [..., C] of coefficients [..., C, q], right at every scale of the dtype."""
     scale = np.max(np.abs(coef), axis=-1, keepdims=True, initial=0)
     parts = coef / np.where((scale > 0) & np.isfinite(scale), scale, 1)
-    return np.where(scale > 0, scale, 1)[..., 0] * np.sqrt(np.einsum("...q,...q->...", parts, parts))
+    return np.where(scale > 0, scale, 1)[..., 0] * np.sqrt(
+        np.einsum("...q,...q->...", parts, parts)
+    )
 
 
 def products(blocks: np.ndarray, vector: np.ndarray) -> np.ndarray:
@@ -190,7 +218,9 @@ def full(setup: Setup, chosen: WorkingSet, coef: np.ndarray) -> np.ndarray:
 
 
 def capacity(setup: Setup, count: int) -> int:
-    """A size with room for `count` groups, from a ladder whose steps are half as large again as the last."""
+    """A size with room for `count` groups, from a ladder whose steps are half as large again as the
+    last.
+    """
     size = _SMALLEST if setup.rows.shape[1] * len(setup.matrix) < _MANY else _SMALLEST_OF_MANY
     while size < count:
         size = size * 3 // 2
@@ -199,7 +229,9 @@ def capacity(setup: Setup, count: int) -> int:
 
 def rows_of(setup: Setup, groups: np.ndarray) -> np.ndarray:
     """The rows of coefficients of some groups (−1: none)."""
-    return np.where((groups >= 0)[:, None], setup.rows[groups], np.int32(setup.problem.groups.num_coefficients)).astype(np.int32)
+    return np.where(
+        (groups >= 0)[:, None], setup.rows[groups], np.int32(setup.problem.groups.num_coefficients)
+    ).astype(np.int32)
 
 
 def _empty(store: Store, slots: np.ndarray) -> None:
@@ -233,6 +265,8 @@ def _store(setup: Setup, count: int) -> Store:
 
 def _aligned_empty(shape: tuple[int, ...]) -> np.ndarray:
     size = 4 * int(np.prod(shape))
-    memory = np.empty(size + _ALIGNED, np.uint8)  # from the system, which gives it where it is first written
+    memory = np.empty(
+        size + _ALIGNED, np.uint8
+    )  # from the system, which gives it where it is first written
     start = -memory.ctypes.data % _ALIGNED
     return memory[start : start + size].view(np.float32).reshape(shape)

@@ -1,4 +1,6 @@
-"""The problem on the support of a solution: its coefficients that may move, its Newton matrix, and what follows from the two."""
+"""The problem on the support of a solution: its coefficients that may move, its Newton matrix, and
+what follows from the two.
+"""
 
 import dataclasses
 from typing import Any
@@ -17,7 +19,9 @@ from jaxsac.group_lasso.quadratic import uncentred
 from jaxsac.prox import Groups, Level, Penalty
 
 _SMALLEST = 16  # capacity; they grow by halves of a power of two, so that few programs are compiled
-_MOST_DENSE = 1536  # coefficients whose Newton matrix is formed and factored; beyond, conjugate gradients
+_MOST_DENSE = (
+    1536  # coefficients whose Newton matrix is formed and factored; beyond, conjugate gradients
+)
 _POLISHES = 3
 
 
@@ -40,7 +44,11 @@ class Columns(eqx.Module):
         return self.design.dtype
 
     def predict(self, coef: jax.Array) -> jax.Array:
-        return self.design.predict(jnp.zeros(self.design.num_coefficients, coef.dtype).at[self.indices].add(coef, mode="drop"))
+        return self.design.predict(
+            jnp.zeros(self.design.num_coefficients, coef.dtype)
+            .at[self.indices]
+            .add(coef, mode="drop")
+        )
 
     def adjoint(self, residual: jax.Array) -> jax.Array:
         return _part(self.design.adjoint(residual), self.indices)
@@ -59,13 +67,23 @@ def indices_of(moving: np.ndarray) -> np.ndarray:
 
 
 def restrict(problem: Problem, indices: jax.Array) -> Problem:
-    """The problem in the coefficients at `indices`, the others being zero. Padding adds columns of zeros to the last one's groups."""
+    """The problem in the coefficients at `indices`, the others being zero. Padding adds columns of
+    zeros to the last one's groups.
+    """
     design = uncentred(problem)
-    return _restricted(problem, indices, Dense(_columns(design.matrix, indices)) if isinstance(design, Dense) else Columns(design, indices))
+    return _restricted(
+        problem,
+        indices,
+        Dense(_columns(design.matrix, indices))
+        if isinstance(design, Dense)
+        else Columns(design, indices),
+    )
 
 
 def restrict_to_columns(problem: Problem, columns: jax.Array) -> tuple[Problem, jax.Array]:
-    """The problem in the coefficients of some columns of X, or of the features that several outputs share, and the indices of those."""
+    """The problem in the coefficients of some columns of X, or of the features that several outputs
+    share, and the indices of those.
+    """
     design = uncentred(problem)
     if isinstance(design, Dense):
         return restrict(problem, columns), columns
@@ -84,7 +102,9 @@ def _restricted(problem: Problem, indices: jax.Array, cut: Any) -> Problem:
 
     def among(groups: Groups) -> Groups:
         labels = groups.spread(lax.iota(jnp.int32, groups.num_groups))
-        labels = labels.at[indices].get(mode="clip")  # of one coefficient on all levels: families stay nested
+        labels = labels.at[indices].get(
+            mode="clip"
+        )  # of one coefficient on all levels: families stay nested
         return Groups(groups.num_groups, indices.shape[0], groups.max_size, labels)
 
     extra = problem.extra
@@ -96,17 +116,26 @@ def _restricted(problem: Problem, indices: jax.Array, cut: Any) -> Problem:
 
 
 def equation(point: Coefficients, params: tuple[Problem, jax.Array]) -> Coefficients:
-    """The gradient of the objective in the coefficients that may move, `params` = (problem, which [p]); the others' own values."""
+    """The gradient of the objective in the coefficients that may move, `params` = (problem, which
+    [p]); the others' own values.
+    """
     problem, moving = params
     coef = jnp.where(moving, point.coef, 0.0)
-    constant = point.intercept if problem.intercept else jnp.zeros_like(point.intercept)  # or the equations would not be symmetric
+    constant = (
+        point.intercept if problem.intercept else jnp.zeros_like(point.intercept)
+    )  # or the equations would not be symmetric
     residual = problem.residual(problem.predict(Coefficients(coef, constant)))
     slope = problem.whole_penalty.gradient(coef, problem.lam) - problem.design.adjoint(residual)
-    return Coefficients(jnp.where(moving, slope, point.coef), -jnp.sum(residual, axis=0) if problem.intercept else point.intercept)
+    return Coefficients(
+        jnp.where(moving, slope, point.coef),
+        -jnp.sum(residual, axis=0) if problem.intercept else point.intercept,
+    )
 
 
 def newton_solve(matvec: Any, right_side: Coefficients) -> Coefficients:
-    """Solve with the Newton matrix: by one Cholesky factor where that is small enough to form, else by conjugate gradients."""
+    """Solve with the Newton matrix: by one Cholesky factor where that is small enough to form, else
+    by conjugate gradients.
+    """
     return _solver(matvec, right_side)(right_side)
 
 
@@ -119,7 +148,9 @@ def _solver(matvec: Any, like: Coefficients) -> Any:
 
 
 def polished(problem: Problem, point: Coefficients, moving: jax.Array) -> Coefficients:
-    """The point after Newton steps on its support, as long as they shrink the gradient: a solution to rounding, from one to a tolerance."""
+    """The point after Newton steps on its support, as long as they shrink the gradient: a solution
+    to rounding, from one to a tolerance.
+    """
 
     def matvec(vector):
         return jax.jvp(lambda at: equation(at, (problem, moving)), (point,), (vector,))[1]
@@ -133,7 +164,9 @@ def polished(problem: Problem, point: Coefficients, moving: jax.Array) -> Coeffi
         there = there._replace(coef=jnp.where(moving, there.coef, at.coef))
         new = equation(there, (problem, moving))
         better = _square(new) < _square(gradient)  # False for NaN
-        return jax.tree.map(lambda yes, no: jnp.where(better, yes, no), (there, new), (at, gradient))
+        return jax.tree.map(
+            lambda yes, no: jnp.where(better, yes, no), (there, new), (at, gradient)
+        )
 
     start = equation(point, (problem, moving))
     start = start._replace(coef=jnp.where(moving, start.coef, 0.0))
@@ -141,7 +174,9 @@ def polished(problem: Problem, point: Coefficients, moving: jax.Array) -> Coeffi
 
 
 def degrees(problem: Problem, point: Coefficients) -> jax.Array:
-    """tr(K^-1 X' H X) over the support, H = ∇²F and K the Hessian of the objective: the trace of the derivative of X b by its targets."""
+    """tr(K^-1 X' H X) over the support, H = ∇²F and K the Hessian of the objective: the trace of
+    the derivative of X b by its targets.
+    """
     point = jax.tree.map(lax.stop_gradient, point)
     moving = ~problem.whole_penalty.pinned(point.coef, problem.lam)
     at = polished(problem, point, moving)
@@ -160,16 +195,22 @@ def degrees(problem: Problem, point: Coefficients) -> jax.Array:
 
 def _matrix(matvec: Any, like: Coefficients) -> jax.Array:
     flat, unravel = ravel_pytree(like)
-    return jax.vmap(lambda e: ravel_pytree(matvec(unravel(e)))[0])(jnp.eye(flat.size, dtype=flat.dtype))
+    return jax.vmap(lambda e: ravel_pytree(matvec(unravel(e)))[0])(
+        jnp.eye(flat.size, dtype=flat.dtype)
+    )
 
 
 def _factored(matrix: jax.Array) -> Any:
-    """Solving with a positive semi-definite matrix, scaled to a diagonal of ones and kept definite by a multiple of eps."""
+    """Solving with a positive semi-definite matrix, scaled to a diagonal of ones and kept definite
+    by a multiple of eps.
+    """
     diagonal = jnp.diagonal(matrix)
     scale = jnp.where(diagonal > 0, 1.0 / jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0)), 1.0)
     size = matrix.shape[0]
     ones = jnp.where(diagonal > 0, size * jnp.finfo(matrix.dtype).eps, 1.0)
-    factor = jax.scipy.linalg.cho_factor(scale[:, None] * matrix * scale[None, :] + jnp.diag(ones), lower=True)
+    factor = jax.scipy.linalg.cho_factor(
+        scale[:, None] * matrix * scale[None, :] + jnp.diag(ones), lower=True
+    )
 
     def solve(right_side):
         scaled = scale.reshape((size,) + (1,) * (right_side.ndim - 1))
@@ -179,7 +220,10 @@ def _factored(matrix: jax.Array) -> Any:
 
 
 def _square(tree: Any) -> jax.Array:
-    return sum((jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)), jnp.zeros((), jax.tree.leaves(tree)[0].dtype))
+    return sum(
+        (jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)),
+        jnp.zeros((), jax.tree.leaves(tree)[0].dtype),
+    )
 
 
 def _columns(matrix: jax.Array, indices: jax.Array) -> jax.Array:

@@ -9,34 +9,53 @@ import numpy as np
 from jaxsac._checks import choice, require
 
 
-def unit_diagonal_matrix(key: jax.Array, dimension: int, *, ridge: float = 0.5, dtype=None) -> jax.Array:
-    """M M' / d + ridge I for Gaussian M [d, d], rescaled to a unit diagonal: the matrix of an ellipsoid. The key is consumed."""
+def unit_diagonal_matrix(
+    key: jax.Array, dimension: int, *, ridge: float = 0.5, dtype=None
+) -> jax.Array:
+    """M M' / d + ridge I for Gaussian M [d, d], rescaled to a unit diagonal: the matrix of an
+    ellipsoid. The key is consumed.
+    """
     dtype = jnp.result_type(float) if dtype is None else dtype
     factor = jax.random.normal(key, (dimension, dimension), dtype)
-    matrix = jnp.matmul(factor, factor.T, precision="highest") / dimension + ridge * jnp.eye(dimension, dtype=dtype)
+    matrix = jnp.matmul(factor, factor.T, precision="highest") / dimension + ridge * jnp.eye(
+        dimension, dtype=dtype
+    )
     scale = 1.0 / jnp.sqrt(jnp.diag(matrix))
     return matrix * scale[:, None] * scale[None, :]
 
 
-def separated_parameter(dimension: int, sparsity: int, *, gap: float = 0.4, kind: str = "standard", dtype=None) -> jax.Array:
+def separated_parameter(
+    dimension: int, sparsity: int, *, gap: float = 0.4, kind: str = "standard", dtype=None
+) -> jax.Array:
     """Magnitudes [d] in descending order with |theta|_(s) - |theta|_(s+1) = gap.
 
-    "standard" spreads them, from 1 down to 0.7 and from 0.7 - gap down to 0; "adversarial" crowds them within 0.01 steps on both sides of
-    the gap, where the order is hard to tell and the support is not.
+    "standard" spreads them, from 1 down to 0.7 and from 0.7 - gap down to 0; "adversarial" crowds
+    them within 0.01 steps on both sides of the gap, where the order is hard to tell and the support
+    is not.
     """
     choice("kind", kind, ("standard", "adversarial"))
-    require(0 < sparsity < dimension, f"a gap needs 0 < sparsity < dimension, got {sparsity} and {dimension}.")
+    require(
+        0 < sparsity < dimension,
+        f"a gap needs 0 < sparsity < dimension, got {sparsity} and {dimension}.",
+    )
     dtype = jnp.result_type(float) if dtype is None else dtype
     low = 0.7 - gap
     if kind == "standard":
-        return jnp.concatenate([jnp.linspace(1.0, 0.7, sparsity, dtype=dtype), jnp.linspace(low, 0.0, dimension - sparsity, dtype=dtype)])
+        return jnp.concatenate(
+            [
+                jnp.linspace(1.0, 0.7, sparsity, dtype=dtype),
+                jnp.linspace(low, 0.0, dimension - sparsity, dtype=dtype),
+            ]
+        )
     top = 0.7 + 0.01 * np.arange(sparsity - 1, -1, -1)
     rest = np.maximum(low - 0.01 * np.arange(dimension - sparsity), 0.0)
     return jnp.asarray(np.concatenate([top, rest]), dtype)
 
 
 class Ratings(NamedTuple):
-    """A linear model of ratings: `theta` [d] per genre on centred ratings, and `residuals` [N] of variance 1 with their `scale`."""
+    """A linear model of ratings: `theta` [d] per genre on centred ratings, and `residuals` [N] of
+    variance 1 with their `scale`.
+    """
 
     theta: jax.Array
     residuals: jax.Array
@@ -44,12 +63,19 @@ class Ratings(NamedTuple):
 
 
 def ratings_model(indicators: np.ndarray, ratings: np.ndarray, dtype=None) -> Ratings:
-    """Least squares of centred `ratings` [N] on genre `indicators` [N, d]: real taste, and real noise around it."""
+    """Least squares of centred `ratings` [N] on genre `indicators` [N, d]: real taste, and real
+    noise around it.
+    """
     dtype = jnp.result_type(float) if dtype is None else dtype
     indicators, ratings = np.asarray(indicators, np.float64), np.asarray(ratings, np.float64)
-    require(indicators.ndim == 2 and ratings.shape == indicators.shape[:1], "indicators [N, d] and ratings [N] must have N rows each.")
+    require(
+        indicators.ndim == 2 and ratings.shape == indicators.shape[:1],
+        "indicators [N, d] and ratings [N] must have N rows each.",
+    )
     centred = ratings - ratings.mean()
     theta = np.linalg.lstsq(indicators, centred, rcond=None)[0]
     residuals = centred - indicators @ theta
     scale = float(residuals.std())
-    return Ratings(jnp.asarray(theta, dtype), jnp.asarray((residuals - residuals.mean()) / scale, dtype), scale)
+    return Ratings(
+        jnp.asarray(theta, dtype), jnp.asarray((residuals - residuals.mean()) / scale, dtype), scale
+    )

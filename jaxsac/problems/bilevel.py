@@ -1,4 +1,5 @@
-"""Bilevel problems as arrays, and upper and lower functions of (x, y, data): a smooth synthetic one, and hyper-parameters on real data.
+"""Bilevel problems as arrays, and upper and lower functions of (x, y, data): a smooth synthetic
+one, and hyper-parameters on real data.
 
 The data sets come with scikit-learn (the `route` extra); nothing is downloaded.
 """
@@ -22,7 +23,9 @@ class Split(NamedTuple):
 
 
 class Cleaning(NamedTuple):
-    """A split whose training labels are partly wrong. `corrupted` says which, to judge the learned weights; no function reads it."""
+    """A split whose training labels are partly wrong. `corrupted` says which, to judge the learned
+    weights; no function reads it.
+    """
 
     train: Any
     train_targets: Any
@@ -34,7 +37,9 @@ class Cleaning(NamedTuple):
 
 
 class Smooth(NamedTuple):
-    """Curvature [50, 50], linear map [50, 20] and target [50] of the smooth problem, and the x [20] at which it is looked at."""
+    """Curvature [50, 50], linear map [50, 20] and target [50] of the smooth problem, and the x [20]
+    at which it is looked at.
+    """
 
     curvature: Any
     linear_map: Any
@@ -43,10 +48,14 @@ class Smooth(NamedTuple):
 
 
 def smooth(dtype: Any = jnp.float32) -> Smooth:
-    """A 50-dimensional lower level that is not quadratic, for measuring the error of hypergradients."""
+    """A 50-dimensional lower level that is not quadratic, for measuring the error of
+    hypergradients.
+    """
     keys = jax.random.split(jax.random.key(0), 4)
     shapes = [(50, 50), (50, 20), (50,), (20,)]
-    root, linear_map, target, x = (jax.random.normal(key, shape, dtype) for key, shape in zip(keys, shapes, strict=True))
+    root, linear_map, target, x = (
+        jax.random.normal(key, shape, dtype) for key, shape in zip(keys, shapes, strict=True)
+    )
     curvature = jnp.matmul(root, root.T, precision="highest") / 50 + 0.5 * jnp.eye(50, dtype=dtype)
     return Smooth(curvature, linear_map / 20**0.5, target, x)
 
@@ -54,7 +63,9 @@ def smooth(dtype: Any = jnp.float32) -> Smooth:
 def smooth_lower(x: jax.Array, y: jax.Array, data: Smooth) -> jax.Array:
     """½ (y - B x)' Q (y - B x) + sum_i log cosh(y_i)."""
     gap = y - data.linear_map @ x
-    return 0.5 * gap @ data.curvature @ gap + jnp.sum(jnp.logaddexp(y, -y) - np.log(2.0).astype(y.dtype))
+    return 0.5 * gap @ data.curvature @ gap + jnp.sum(
+        jnp.logaddexp(y, -y) - np.log(2.0).astype(y.dtype)
+    )
 
 
 def smooth_upper(x: jax.Array, y: jax.Array, data: Smooth) -> jax.Array:
@@ -63,18 +74,24 @@ def smooth_upper(x: jax.Array, y: jax.Array, data: Smooth) -> jax.Array:
 
 
 def smooth_hypergradient(data: Smooth) -> np.ndarray:
-    """The implicit gradient of the smooth problem at its x, by Newton's method and a linear solve in float64 numpy."""
+    """The implicit gradient of the smooth problem at its x, by Newton's method and a linear solve
+    in float64 numpy.
+    """
     curvature, linear_map, target, x = (np.asarray(part, np.float64) for part in data)
     y, hessian = np.zeros(50), curvature
     for _ in range(50):
         residual = curvature @ (y - linear_map @ x) + np.tanh(y)
         hessian = curvature + np.diag(1 / np.cosh(y) ** 2)
         y = y - np.linalg.solve(hessian, residual)
-    return 0.1 * x + linear_map.T @ curvature @ np.linalg.solve(hessian, y - target + np.cos(y) / 10)
+    return 0.1 * x + linear_map.T @ curvature @ np.linalg.solve(
+        hessian, y - target + np.cos(y) / 10
+    )
 
 
 def logistic(num_rows: int = 1000, dimension: int = 20, dtype: Any = jnp.float32) -> Split:
-    """Normal features, and signs drawn by a logistic model with a normal parameter; as many rows to judge by as to fit on."""
+    """Normal features, and signs drawn by a logistic model with a normal parameter; as many rows to
+    judge by as to fit on.
+    """
     keys = jax.random.split(jax.random.key(0), 3)
     features = jax.random.normal(keys[0], (2 * num_rows, dimension), dtype)
     scores = jnp.sum(features * jax.random.normal(keys[1], (1, dimension), dtype), axis=1)
@@ -84,7 +101,9 @@ def logistic(num_rows: int = 1000, dimension: int = 20, dtype: Any = jnp.float32
 
 
 def ridge_logistic_lower(x: jax.Array, y: jax.Array, data: Split) -> jax.Array:
-    """mean log(1 + exp(-t X y)) + ½ (0.01 + x) ‖y‖² on the training rows; x is a scalar. `feature_weights_upper` judges it."""
+    """mean log(1 + exp(-t X y)) + ½ (0.01 + x) ‖y‖² on the training rows; x is a scalar.
+    `feature_weights_upper` judges it.
+    """
     return _logistic_loss(data.train, data.train_targets, y) + 0.5 * (0.01 + x) * jnp.sum(y**2)
 
 
@@ -92,12 +111,16 @@ def _data_set(name: str) -> tuple[np.ndarray, np.ndarray]:
     try:
         from sklearn import datasets
     except ImportError as error:
-        raise ImportError("these data sets come with scikit-learn: pip install 'jaxsac[route]'.") from error
+        raise ImportError(
+            "these data sets come with scikit-learn: pip install 'jaxsac[route]'."
+        ) from error
     return getattr(datasets, f"load_{name}")(return_X_y=True)
 
 
 def breast_cancer(dtype: Any = jnp.float32, seed: int = 0) -> Split:
-    """569 tumours, 30 standardised features, targets ±1, split 284 / 285: for a regularisation weight per feature."""
+    """569 tumours, 30 standardised features, targets ±1, split 284 / 285: for a regularisation
+    weight per feature.
+    """
     features, labels = _data_set("breast_cancer")
     features = (features - features.mean(0)) / features.std(0)
     order = np.random.default_rng(seed).permutation(len(labels))
@@ -112,7 +135,9 @@ def _logistic_loss(features: jax.Array, signs: jax.Array, coef: jax.Array) -> ja
 
 
 def feature_weights_lower(x: jax.Array, y: jax.Array, data: Split) -> jax.Array:
-    """mean log(1 + exp(-t X y)) + ½ Σ_j exp(x_j) y_j² on the training rows; x [p] log-weights, y [p] coefficients."""
+    """mean log(1 + exp(-t X y)) + ½ Σ_j exp(x_j) y_j² on the training rows; x [p] log-weights, y
+    [p] coefficients.
+    """
     return _logistic_loss(data.train, data.train_targets, y) + 0.5 * jnp.sum(jnp.exp(x) * y**2)
 
 
@@ -122,7 +147,9 @@ def feature_weights_upper(x: jax.Array, y: jax.Array, data: Split) -> jax.Array:
 
 
 def digits_cleaning(dtype: Any = jnp.float32, seed: int = 0, corruption: float = 0.5) -> Cleaning:
-    """1,797 digits of 64 pixels in 10 classes, split 1000 / 300 / 497; `corruption` of the training labels are redrawn uniformly."""
+    """1,797 digits of 64 pixels in 10 classes, split 1000 / 300 / 497; `corruption` of the training
+    labels are redrawn uniformly.
+    """
     features, labels = _data_set("digits")
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(labels))
@@ -143,13 +170,22 @@ def digits_cleaning(dtype: Any = jnp.float32, seed: int = 0, corruption: float =
 def cross_entropy(features: jax.Array, classes: jax.Array, coef: jax.Array) -> jax.Array:
     """-log softmax(X coef)[class] of each row; coef [p, number of classes]."""
     scores = features @ coef
-    chosen = jnp.sum(jnp.where(classes[:, None] == jnp.arange(coef.shape[1], dtype=classes.dtype)[None, :], scores, 0.0), axis=1)
+    chosen = jnp.sum(
+        jnp.where(
+            classes[:, None] == jnp.arange(coef.shape[1], dtype=classes.dtype)[None, :], scores, 0.0
+        ),
+        axis=1,
+    )
     return jax.nn.logsumexp(scores, axis=1) - chosen
 
 
 def cleaning_lower(x: jax.Array, y: jax.Array, data: Cleaning, ridge: float = 1e-3) -> jax.Array:
-    """mean_i sigmoid(x_i) loss_i(y) + ridge ‖y‖² on the training rows; x [T] weight logits, y [p, number of classes] coefficients."""
-    return jnp.mean(jax.nn.sigmoid(x) * cross_entropy(data.train, data.train_targets, y)) + ridge * jnp.sum(y**2)
+    """mean_i sigmoid(x_i) loss_i(y) + ridge ‖y‖² on the training rows; x [T] weight logits, y [p,
+    number of classes] coefficients.
+    """
+    return jnp.mean(
+        jax.nn.sigmoid(x) * cross_entropy(data.train, data.train_targets, y)
+    ) + ridge * jnp.sum(y**2)
 
 
 def cleaning_upper(x: jax.Array, y: jax.Array, data: Cleaning) -> jax.Array:
@@ -158,7 +194,9 @@ def cleaning_upper(x: jax.Array, y: jax.Array, data: Cleaning) -> jax.Array:
 
 
 def diabetes(dtype: Any = jnp.float32, seed: int = 0, degree: int = 3) -> Split:
-    """442 patients; each of 10 features is a group of `degree` standardised powers (columns g · degree …); targets standardised; halved."""
+    """442 patients; each of 10 features is a group of `degree` standardised powers (columns g ·
+    degree …); targets standardised; halved.
+    """
     features, target = _data_set("diabetes")
     features = (features - features.mean(0)) / features.std(0)
     powers = np.stack([features**k for k in range(1, degree + 1)], axis=2).reshape(len(target), -1)
@@ -172,7 +210,9 @@ def diabetes(dtype: Any = jnp.float32, seed: int = 0, degree: int = 3) -> Split:
 
 
 def group_weights_lower(x: jax.Array, y: jax.Array, data: Split) -> jax.Array:
-    """½ mean (t - X y)² on the training rows: the smooth part of a group lasso with coefficients y [G · size]."""
+    """½ mean (t - X y)² on the training rows: the smooth part of a group lasso with coefficients y
+    [G · size].
+    """
     return 0.5 * jnp.mean((data.train_targets - data.train @ y) ** 2)
 
 
@@ -196,10 +236,15 @@ def group_weights_upper(x: jax.Array, y: jax.Array, data: Split) -> jax.Array:
 
 
 def sample_rows(key: jax.Array, data: Split | Cleaning, size: int) -> Any:
-    """`size` training and `size` validation rows, uniform with replacement; the key is consumed. Not for weights per training row."""
+    """`size` training and `size` validation rows, uniform with replacement; the key is consumed.
+    Not for weights per training row.
+    """
     train_key, valid_key = jax.random.split(key)
     train = jax.random.randint(train_key, (size,), 0, data.train.shape[0])
     valid = jax.random.randint(valid_key, (size,), 0, data.valid.shape[0])
     return data._replace(
-        train=data.train[train], train_targets=data.train_targets[train], valid=data.valid[valid], valid_targets=data.valid_targets[valid]
+        train=data.train[train],
+        train_targets=data.train_targets[train],
+        valid=data.valid[valid],
+        valid_targets=data.valid_targets[valid],
     )

@@ -1,4 +1,6 @@
-"""Beds for bilevel reinforcement learning: arrays of small Markov decision processes, and upper levels as sums that can be enumerated."""
+"""Beds for bilevel reinforcement learning: arrays of small Markov decision processes, and upper
+levels as sums that can be enumerated.
+"""
 
 from typing import Any, NamedTuple
 
@@ -8,9 +10,11 @@ import numpy as np
 
 
 class RewardBed(NamedTuple):
-    """A tabular process whose follower's reward is `base_reward` + `features` · x, seen by a leader with rewards of its own.
+    """A tabular process whose follower's reward is `base_reward` + `features` · x, seen by a leader
+    with rewards of its own.
 
-    transition [S, A, S], initial [S], discount [], base_reward [S, A], features [S, A, p], leader_reward [S, A], x [p], temperature [].
+    transition [S, A, S], initial [S], discount [], base_reward [S, A], features [S, A, p],
+    leader_reward [S, A], x [p], temperature [].
     """
 
     transition: jax.Array
@@ -30,7 +34,9 @@ def random_reward_bed(
     num_states: int = 8, num_actions: int = 4, num_features: int = 5, discount: float = 0.9, temperature: float = 0.5, seed: int = 0,
     dtype: Any = jnp.float32,
 ) -> RewardBed:  # fmt: skip
-    """A random process: transition rows softmax(2 N), normal rewards and features, uniform start, x = 0.3 N."""
+    """A random process: transition rows softmax(2 N), normal rewards and features, uniform start, x
+    = 0.3 N.
+    """
     keys = jax.random.split(jax.random.key(seed), 8)
     S, A = num_states, num_actions
     transition = jax.nn.softmax(2 * jax.random.normal(keys[0], (S, A, S), dtype), axis=-1)
@@ -43,19 +49,32 @@ def random_reward_bed(
     return RewardBed(transition, initial, gamma, base_reward, features, leader_reward, x, tau)
 
 
-def bandit_bed(num_actions: int = 2, temperature: float = 0.5, seed: int = 0, dtype: Any = jnp.float32) -> RewardBed:
-    """One state, no future: the best policy is softmax(reward / temperature), and x is the bonus of each action."""
+def bandit_bed(
+    num_actions: int = 2, temperature: float = 0.5, seed: int = 0, dtype: Any = jnp.float32
+) -> RewardBed:
+    """One state, no future: the best policy is softmax(reward / temperature), and x is the bonus of
+    each action.
+    """
     bed = random_reward_bed(1, num_actions, num_actions, 0.0, temperature, seed, dtype)
     return bed._replace(features=jnp.eye(num_actions, dtype=dtype)[None])
 
 
-def shaping_features(transition: jax.Array, discount: jax.Array, potentials: jax.Array) -> jax.Array:
-    """Potential-based shaping, discount · E[potential(s')] - potential(s): [S, A, p] of potentials [S, p]; it changes no best policy."""
-    return discount * jnp.einsum("sat,tp->sap", transition, potentials, precision="highest") - potentials[:, None, :]
+def shaping_features(
+    transition: jax.Array, discount: jax.Array, potentials: jax.Array
+) -> jax.Array:
+    """Potential-based shaping, discount · E[potential(s')] - potential(s): [S, A, p] of potentials
+    [S, p]; it changes no best policy.
+    """
+    return (
+        discount * jnp.einsum("sat,tp->sap", transition, potentials, precision="highest")
+        - potentials[:, None, :]
+    )
 
 
 class Segments(NamedTuple):
-    """All state-action sequences of H steps: `states`, `actions` [N, H], and the log-chance of each one's start and moves [N]."""
+    """All state-action sequences of H steps: `states`, `actions` [N, H], and the log-chance of each
+    one's start and moves [N].
+    """
 
     states: jax.Array
     actions: jax.Array
@@ -71,7 +90,9 @@ def enumerate_segments(transition: jax.Array, initial: jax.Array, horizon: int) 
     return Segments(states, actions, jnp.log(initial[states[:, 0]]) + jnp.sum(moves, axis=1))
 
 
-def _segment_returns(table: jax.Array, states: jax.Array, actions: jax.Array, discount: jax.Array) -> jax.Array:
+def _segment_returns(
+    table: jax.Array, states: jax.Array, actions: jax.Array, discount: jax.Array
+) -> jax.Array:
     weights = discount ** jnp.arange(states.shape[-1]).astype(table.dtype)
     return jnp.matmul(table[states, actions], weights, precision="highest")
 
@@ -81,15 +102,27 @@ def _bradley_terry(margin: jax.Array, label: jax.Array) -> jax.Array:
     return label * jax.nn.softplus(-margin) + (1 - label) * jax.nn.softplus(margin)
 
 
-def preference_loss(segments: Segments, reward: jax.Array, true_reward: jax.Array, log_probs: jax.Array, discount: jax.Array) -> jax.Array:
-    """Expected Bradley-Terry loss of `reward` on pairs of segments drawn by the policy and labelled by `true_reward`; an exact sum.
+def preference_loss(
+    segments: Segments,
+    reward: jax.Array,
+    true_reward: jax.Array,
+    log_probs: jax.Array,
+    discount: jax.Array,
+) -> jax.Array:
+    """Expected Bradley-Terry loss of `reward` on pairs of segments drawn by the policy and labelled
+    by `true_reward`; an exact sum.
 
-    sum over pairs (i, j) of P(i) P(j) · cross-entropy of sigmoid(R_i - R_j) under sigmoid(R*_i - R*_j), R a segment's discounted rewards.
+    sum over pairs (i, j) of P(i) P(j) · cross-entropy of sigmoid(R_i - R_j) under sigmoid(R*_i -
+    R*_j), R a segment's discounted rewards.
     """
     states, actions, log_dynamics = segments
     chances = jnp.exp(log_dynamics + jnp.sum(log_probs[states, actions], axis=1))
-    guess, truth = (_segment_returns(table, states, actions, discount) for table in (reward, true_reward))
-    loss = _bradley_terry(guess[:, None] - guess[None, :], jax.nn.sigmoid(truth[:, None] - truth[None, :]))
+    guess, truth = (
+        _segment_returns(table, states, actions, discount) for table in (reward, true_reward)
+    )
+    loss = _bradley_terry(
+        guess[:, None] - guess[None, :], jax.nn.sigmoid(truth[:, None] - truth[None, :])
+    )
     return jnp.einsum("i,ij,j->", chances, loss, chances, precision="highest")
 
 
@@ -97,26 +130,35 @@ def sampled_preference_loss(
     states: jax.Array, actions: jax.Array, uniforms: jax.Array, reward: jax.Array, true_reward: jax.Array, log_probs: jax.Array,
     discount: jax.Array,
 ) -> jax.Array:  # fmt: skip
-    """`preference_loss` from n pairs of segments that the policy drew, each labelled once: an estimate without bias, gradients too.
+    """`preference_loss` from n pairs of segments that the policy drew, each labelled once: an
+    estimate without bias, gradients too.
 
-        mean over pairs of cross-entropy(label, sigmoid(R_1 - R_2)) · (1, with the score of both segments as its gradient)
+        mean over pairs of cross-entropy(label, sigmoid(R_1 - R_2)) · (1, with the score of both
+        segments as its gradient)
 
-    `states`, `actions`: int32 [n, 2, H]; `uniforms` [n]: the first one is preferred where they are below sigmoid(R*_1 - R*_2). The score
-    multiplies the loss less log 2, that of a reward that knows nothing, which changes no mean and lowers the spread.
+    `states`, `actions`: int32 [n, 2, H]; `uniforms` [n]: the first one is preferred where they are
+    below sigmoid(R*_1 - R*_2). The score multiplies the loss less log 2, that of a reward that
+    knows nothing, which changes no mean and lowers the spread.
     """
-    guess, truth = (_segment_returns(table, states, actions, discount) for table in (reward, true_reward))
+    guess, truth = (
+        _segment_returns(table, states, actions, discount) for table in (reward, true_reward)
+    )
     label = (uniforms < jax.nn.sigmoid(truth[:, 0] - truth[:, 1])).astype(reward.dtype)
     loss = _bradley_terry(guess[:, 0] - guess[:, 1], label)
     taken = jnp.sum(log_probs[states, actions], axis=(1, 2))
-    score = jnp.exp(taken - jax.lax.stop_gradient(taken)) - 1  # zero, with the score as its gradient
+    score = (
+        jnp.exp(taken - jax.lax.stop_gradient(taken)) - 1
+    )  # zero, with the score as its gradient
     return jnp.mean(loss + (loss - np.log(2.0)) * score)
 
 
 class FourRooms(NamedTuple):
-    """A grid world with contexts, each a goal at which the episode ends. S cells, 4 moves, C contexts.
+    """A grid world with contexts, each a goal at which the episode ends. S cells, 4 moves, C
+    contexts.
 
-    transition [C, S, A, S], initial [C, S], discount [C], goals [C, S] (1 at the goal), target: the index of a cell. The follower is paid 1
-    at its goal; the leader wants it to pass through `target`, and charges it for visiting cells.
+    transition [C, S, A, S], initial [C, S], discount [C], goals [C, S] (1 at the goal), target: the
+    index of a cell. The follower is paid 1 at its goal; the leader wants it to pass through
+    `target`, and charges it for visiting cells.
     """
 
     transition: jax.Array
@@ -138,7 +180,9 @@ class FourRooms(NamedTuple):
     def leader_reward(self, x: jax.Array, cost: Any) -> jax.Array:
         """[C, S, A]: 1 in the target cell, and at the end -`cost` times the sum of all charges."""
         here = jnp.zeros_like(self.goals[0]).at[self.target].set(1.0)
-        reward = here[None, :] - jnp.asarray(cost, here.dtype) * self.goals * jnp.sum(self.charges(x))
+        reward = here[None, :] - jnp.asarray(cost, here.dtype) * self.goals * jnp.sum(
+            self.charges(x)
+        )
         return jnp.broadcast_to(reward[:, :, None], self.transition.shape[:3])
 
 
@@ -160,20 +204,31 @@ xxxxxxxxxxxxx
 
 
 def four_rooms(discount: float = 0.99, fail: float = 0.33, dtype: Any = jnp.float32) -> FourRooms:
-    """The four-rooms grid of 104 cells and 4 moves; a move fails, and goes in one of the other directions, with chance `fail`.
+    """The four-rooms grid of 104 cells and 4 moves; a move fails, and goes in one of the other
+    directions, with chance `fail`.
 
-    Contexts are the goals (1, 9) and (11, 11), equally likely; start (4, 1), target (8, 4). The setting of Thoma et al. 2024 (HPGD).
+    Contexts are the goals (1, 9) and (11, 11), equally likely; start (4, 1), target (8, 4). The
+    setting of Thoma et al. 2024 (HPGD).
     """
     rows = _LAYOUT.strip().split("\n")
-    cells = np.array([(i, j) for i, row in enumerate(rows) for j, wall in enumerate(row) if wall != "x"])
+    cells = np.array(
+        [(i, j) for i, row in enumerate(rows) for j, wall in enumerate(row) if wall != "x"]
+    )
     index = {tuple(cell): k for k, cell in enumerate(cells.tolist())}
     S = len(cells)
     moves = np.array([(-1, 0), (1, 0), (0, -1), (0, 1)])
-    arrive = np.array([[index.get((i + di, j + dj), index[i, j]) for di, dj in moves.tolist()] for i, j in cells.tolist()])
+    arrive = np.array(
+        [
+            [index.get((i + di, j + dj), index[i, j]) for di, dj in moves.tolist()]
+            for i, j in cells.tolist()
+        ]
+    )
     transition = np.zeros((2, S, 4, S))
     for action in range(4):
         for actual in range(4):
-            transition[:, np.arange(S), action, arrive[:, actual]] += 1 - fail if actual == action else fail / 3
+            transition[:, np.arange(S), action, arrive[:, actual]] += (
+                1 - fail if actual == action else fail / 3
+            )
     ends = [index[1, 9], index[11, 11]]
     goals, initial = np.zeros((2, S)), np.zeros((2, S))
     goals[[0, 1], ends] = 1.0
@@ -186,7 +241,8 @@ def four_rooms(discount: float = 0.99, fail: float = 0.33, dtype: Any = jnp.floa
 class Stackelberg(NamedTuple):
     """A leader whose mixed action, softmax(x) over its own moves, changes the follower's dynamics.
 
-    transitions [L, S, A, S] for each leader move, initial [S], discount [], follower_reward and leader_reward [S, A].
+    transitions [L, S, A, S] for each leader move, initial [S], discount [], follower_reward and
+    leader_reward [S, A].
     """
 
     transitions: jax.Array
@@ -199,10 +255,21 @@ class Stackelberg(NamedTuple):
         return jnp.einsum("l,lsat->sat", jax.nn.softmax(x), self.transitions, precision="highest")
 
 
-def stackelberg(num_moves: int = 3, num_states: int = 8, num_actions: int = 4, seed: int = 0, dtype: Any = jnp.float32) -> Stackelberg:
-    """A random instance: transition rows softmax(2 N), normal rewards, uniform start, discount 0.9."""
+def stackelberg(
+    num_moves: int = 3,
+    num_states: int = 8,
+    num_actions: int = 4,
+    seed: int = 0,
+    dtype: Any = jnp.float32,
+) -> Stackelberg:
+    """A random instance: transition rows softmax(2 N), normal rewards, uniform start, discount
+    0.9.
+    """
     keys = jax.random.split(jax.random.key(seed), 3)
-    transitions = jax.nn.softmax(2 * jax.random.normal(keys[0], (num_moves, num_states, num_actions, num_states), dtype), axis=-1)
+    transitions = jax.nn.softmax(
+        2 * jax.random.normal(keys[0], (num_moves, num_states, num_actions, num_states), dtype),
+        axis=-1,
+    )
     initial = jnp.full((num_states,), 1 / num_states, dtype)
     rewards = [jax.random.normal(key, (num_states, num_actions), dtype) for key in keys[1:]]
     return Stackelberg(transitions, initial, jnp.asarray(0.9, dtype), rewards[0], rewards[1])

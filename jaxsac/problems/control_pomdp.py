@@ -1,4 +1,6 @@
-"""A small partially observed problem over many tools, with exact beliefs, and compressors that lose a measured part of them."""
+"""A small partially observed problem over many tools, with exact beliefs, and compressors that lose
+a measured part of them.
+"""
 
 from typing import NamedTuple
 
@@ -9,9 +11,11 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 
 
 class ToolPOMDP(NamedTuple):
-    """S hidden states, O observations, k tools that matter (of M in all; the others change nothing and are worth `idle`).
+    """S hidden states, O observations, k tools that matter (of M in all; the others change nothing
+    and are worth `idle`).
 
-    transition [k + 1, S, S]: of each tool, the last row of tables that of the others; observation [S, O]; reward [k + 1, S]; discount [].
+    transition [k + 1, S, S]: of each tool, the last row of tables that of the others; observation
+    [S, O]; reward [k + 1, S]; discount [].
     """
 
     transition: jax.Array
@@ -21,7 +25,9 @@ class ToolPOMDP(NamedTuple):
 
 
 class Episode(NamedTuple):
-    """H steps: exact beliefs [H, S], what the policy saw of them [H, S], its tool int32 [H] (k: one of the others), rewards [H]."""
+    """H steps: exact beliefs [H, S], what the policy saw of them [H, S], its tool int32 [H] (k: one
+    of the others), rewards [H].
+    """
 
     beliefs: jax.Array
     seen: jax.Array
@@ -29,14 +35,20 @@ class Episode(NamedTuple):
     rewards: jax.Array
 
 
-def repair_problem(num_states: int = 3, accuracy: float = 0.7, persistence: float = 0.9, discount: float = 0.9) -> ToolPOMDP:
-    """Machine faults: each of S faults has one tool that repairs it (reward 1) and lets a random fault follow; a wrong tool costs 0.5 and
-    leaves the fault, which drifts with probability 1 - `persistence`; any other tool is worth 0. Observations name the fault with
-    probability `accuracy`."""
+def repair_problem(
+    num_states: int = 3, accuracy: float = 0.7, persistence: float = 0.9, discount: float = 0.9
+) -> ToolPOMDP:
+    """Machine faults: each of S faults has one tool that repairs it (reward 1) and lets a random
+    fault follow; a wrong tool costs 0.5 and leaves the fault, which drifts with probability 1 -
+    `persistence`; any other tool is worth 0. Observations name the fault with probability
+    `accuracy`.
+    """
     s = num_states
     eye = jnp.eye(s)
     drift = persistence * eye + (1 - persistence) / s
-    repair = jnp.where(eye[:, :, None] == 1, 1.0 / s, drift[None])  # [tool, state, next]: the tool's own fault starts anew
+    repair = jnp.where(
+        eye[:, :, None] == 1, 1.0 / s, drift[None]
+    )  # [tool, state, next]: the tool's own fault starts anew
     transition = jnp.concatenate([repair, drift[None]])
     reward = jnp.concatenate([1.5 * eye - 0.5, jnp.zeros((1, s))])
     observation = accuracy * eye + (1 - accuracy) / (s - 1) * (1 - eye)
@@ -44,14 +56,17 @@ def repair_problem(num_states: int = 3, accuracy: float = 0.7, persistence: floa
 
 
 def compress(belief: jax.Array, quality: jax.Array, direction: jax.Array) -> jax.Array:
-    """A belief moved towards the corner `direction` [S] so that its L1 error is at most `quality` >= 0 (less where the corner is nearer)."""
+    """A belief moved towards the corner `direction` [S] so that its L1 error is at most `quality`
+    >= 0 (less where the corner is nearer).
+    """
     gap = direction - belief
     size = jnp.sum(jnp.abs(gap))
     return belief + gap * jnp.minimum(quality / jnp.where(size > 0, size, 1), 1.0)
 
 
 def rollout(key: jax.Array, problem: ToolPOMDP, act, error: jax.Array, horizon: int) -> Episode:
-    """One episode under `act(key, seen) -> tool` with beliefs filtered exactly and shown with an L1 error of at most `error`.
+    """One episode under `act(key, seen) -> tool` with beliefs filtered exactly and shown with an L1
+    error of at most `error`.
 
     The wrong corner is drawn anew at each step. Unbatched; the key is consumed.
     """
@@ -63,7 +78,9 @@ def rollout(key: jax.Array, problem: ToolPOMDP, act, error: jax.Array, horizon: 
     def step(carry, key):
         state, belief = carry
         corner_key, act_key, next_key, see_key = jax.random.split(key, 4)
-        corner = jax.nn.one_hot(jax.random.randint(corner_key, (), 0, num_states), num_states, dtype=belief.dtype)
+        corner = jax.nn.one_hot(
+            jax.random.randint(corner_key, (), 0, num_states), num_states, dtype=belief.dtype
+        )
         seen = compress(belief, error, corner)
         tool = act(act_key, seen)
         reward = problem.reward[tool, state]
@@ -77,10 +94,12 @@ def rollout(key: jax.Array, problem: ToolPOMDP, act, error: jax.Array, horizon: 
 
 
 def error_bound(problem: ToolPOMDP, error: jax.Array) -> jax.Array:
-    """The paper's constant times the error, (L_r + gamma R L_p / (1 - gamma)) / (1 - gamma) error, twice: for choosing and for valuing.
+    """The paper's constant times the error, (L_r + gamma R L_p / (1 - gamma)) / (1 - gamma) error,
+    twice: for choosing and for valuing.
 
-    r(b, a) = <reward_a, b> and b' are compared in L1: L_r = half the range of a tool's rewards, L_p = 1 (a Markov kernel does not expand),
-    R the largest |reward|. Source: theorem 5.1 of arXiv 2601.08271; the factor 2 covers policies that are greedy in the wrong belief.
+    r(b, a) = <reward_a, b> and b' are compared in L1: L_r = half the range of a tool's rewards, L_p
+    = 1 (a Markov kernel does not expand), R the largest |reward|. Source: theorem 5.1 of arXiv
+    2601.08271; the factor 2 covers policies that are greedy in the wrong belief.
     """
     spread = 0.5 * jnp.max(jnp.max(problem.reward, axis=1) - jnp.min(problem.reward, axis=1))
     largest, gamma = jnp.max(jnp.abs(problem.reward)), problem.discount

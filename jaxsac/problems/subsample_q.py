@@ -1,4 +1,6 @@
-"""Global agents above many local ones: arrays for `jaxsac.subsample_q.Model(*problem)`, and for `LocalActionModel` where agents act too."""
+"""Global agents above many local ones: arrays for `jaxsac.subsample_q.Model(*problem)`, and for
+`LocalActionModel` where agents act too.
+"""
 
 import math
 from collections.abc import Callable
@@ -19,9 +21,16 @@ class GlobalLocal(NamedTuple):
 
 
 def random(
-    seed: int, num_global: int = 5, num_actions: int = 5, num_local: int = 5, discount: float = 0.9, stay: float = 0.5
+    seed: int,
+    num_global: int = 5,
+    num_actions: int = 5,
+    num_local: int = 5,
+    discount: float = 0.9,
+    stay: float = 0.5,
 ) -> GlobalLocal:
-    """Dirichlet transitions, local agents that stay with probability `stay` or more, and normal rewards."""
+    """Dirichlet transitions, local agents that stay with probability `stay` or more, and normal
+    rewards.
+    """
     generator = np.random.default_rng(seed)
     local = generator.dirichlet(np.ones(num_local), (num_global, num_local))
     return GlobalLocal(
@@ -33,28 +42,39 @@ def random(
     )
 
 
-def mode_tracking(num_modes: int = 3, discount: float = 0.9, switching_cost: float = 0.05) -> GlobalLocal:
-    """The global agent wants to be in the mode where most agents are, and is rewarded by their share.
+def mode_tracking(
+    num_modes: int = 3, discount: float = 0.9, switching_cost: float = 0.05
+) -> GlobalLocal:
+    """The global agent wants to be in the mode where most agents are, and is rewarded by their
+    share.
 
-    Action a leads to mode a with the chance 1 - 0.05 (L-1); agents stay with probability 0.9 or jump anywhere. A policy that samples
-    k guesses the majority from k agents, so k < n can lose.
+    Action a leads to mode a with the chance 1 - 0.05 (L-1); agents stay with probability 0.9 or
+    jump anywhere. A policy that samples k guesses the majority from k agents, so k < n can lose.
     """
     L = num_modes
     arrive = np.full((L, L), 0.05) + (1 - 0.05 * L) * np.eye(L)
     return GlobalLocal(
-        np.tile(arrive, (L, 1, 1)), np.tile(0.9 * np.eye(L) + 0.1 / L, (L, 1, 1)), -switching_cost * (1 - np.eye(L)), np.eye(L), discount
+        np.tile(arrive, (L, 1, 1)),
+        np.tile(0.9 * np.eye(L) + 0.1 / L, (L, 1, 1)),
+        -switching_cost * (1 - np.eye(L)),
+        np.eye(L),
+        discount,
     )
 
 
 def demand_response(*, scarce: bool = False, discount: float = 0.9) -> GlobalLocal:
-    """A grid operator (supply 1..5, actions -1, 0, 1) and consumers (consumption, desired consumption) in {1..5}²: G = 5, A = 3, L = 25.
+    """A grid operator (supply 1..5, actions -1, 0, 1) and consumers (consumption, desired
+    consumption) in {1..5}²: G = 5, A = 3, L = 25.
 
-        supply' = clip(supply + a);   consumption' = desired if desired ≤ supply else clip(consumption + (supply - consumption) B), B fair
-        desired' uniform on 1..5;     r_l = consumption - 0.5 · 1{consumption > supply};     r_g = 15 / supply - 1{a = -1}
+        supply' = clip(supply + a);   consumption' = desired if desired ≤ supply else
+        clip(consumption + (supply - consumption) B), B fair desired' uniform on 1..5;     r_l =
+        consumption - 0.5 · 1{consumption > supply};     r_g = 15 / supply - 1{a = -1}
 
-    These are the constants that were released with arXiv 2403.00222; with them the best action does not depend on the consumers, so every
-    k is optimal (a known answer, and no demonstration of sampling). scarce=True is a variant of our own in which it does: supply costs
-    r_g = -0.8 supply, desires persist (a new one with probability 0.3), and each pays r_l = -(desired - min(consumption, supply))².
+    These are the constants that were released with arXiv 2403.00222; with them the best action does
+    not depend on the consumers, so every k is optimal (a known answer, and no demonstration of
+    sampling). scarce=True is a variant of our own in which it does: supply costs r_g = -0.8 supply,
+    desires persist (a new one with probability 0.3), and each pays r_l = -(desired -
+    min(consumption, supply))².
     """
     levels = np.arange(1, 6)
     G = L = 5
@@ -68,22 +88,37 @@ def demand_response(*, scarce: bool = False, discount: float = 0.9) -> GlobalLoc
         for consumption in levels:
             for desired in levels:
                 row = (consumption - 1) * L + desired - 1
-                after = [(desired, 1.0)] if desired <= supply else [(consumption, 0.5), (supply, 0.5)]
-                new_desire = np.full(L, 0.2 * (0.3 if scarce else 1.0)) + (0.7 * np.eye(L)[desired - 1] if scarce else 0)
+                after = (
+                    [(desired, 1.0)] if desired <= supply else [(consumption, 0.5), (supply, 0.5)]
+                )
+                new_desire = np.full(L, 0.2 * (0.3 if scarce else 1.0)) + (
+                    0.7 * np.eye(L)[desired - 1] if scarce else 0
+                )
                 for level, chance in after:
-                    local_transition[supply - 1, row, (level - 1) * L : level * L] += chance * new_desire
+                    local_transition[supply - 1, row, (level - 1) * L : level * L] += (
+                        chance * new_desire
+                    )
                 unmet = desired - min(consumption, supply)
-                local_reward[supply - 1, row] = -float(unmet**2) if scarce else consumption - 0.5 * (consumption > supply)
+                local_reward[supply - 1, row] = (
+                    -float(unmet**2) if scarce else consumption - 0.5 * (consumption > supply)
+                )
     cost = -0.8 * levels if scarce else 15 / levels
     global_reward = cost[:, None] - np.array([1.0, 0.0, 0.0]) * (not scarce)
     return GlobalLocal(global_transition, local_transition, global_reward, local_reward, discount)
 
 
-def admission(capacity: int = 4, discount: float = 0.95, service: float = 0.5, gate: tuple[float, ...] = (0.1, 0.4, 0.8)) -> GlobalLocal:
-    """Many equal queues of 0..capacity jobs behind one gate: the action sets the next arrival probability of every queue.
+def admission(
+    capacity: int = 4,
+    discount: float = 0.95,
+    service: float = 0.5,
+    gate: tuple[float, ...] = (0.1, 0.4, 0.8),
+) -> GlobalLocal:
+    """Many equal queues of 0..capacity jobs behind one gate: the action sets the next arrival
+    probability of every queue.
 
-    A queue gains a job with the gate's probability (if it has room), loses one with probability `service` (if it has one), and pays its
-    length; an open gate earns 3 · arrival probability, and moving it costs 0.1. How far to open it depends on how full the queues are.
+    A queue gains a job with the gate's probability (if it has room), loses one with probability
+    `service` (if it has one), and pays its length; an open gate earns 3 · arrival probability, and
+    moving it costs 0.1. How far to open it depends on how full the queues are.
     """
     G, L = len(gate), capacity + 1
     local = np.zeros((G, L, L))
@@ -91,13 +126,29 @@ def admission(capacity: int = 4, discount: float = 0.95, service: float = 0.5, g
         for jobs in range(L):
             for comes, p in ((1, arrival), (0, 1 - arrival)):
                 for served, q in ((1, service), (0, 1 - service)):
-                    local[g, jobs, int(np.clip(min(jobs + comes, capacity) - (served and jobs > 0), 0, capacity))] += p * q
+                    local[
+                        g,
+                        jobs,
+                        int(
+                            np.clip(
+                                min(jobs + comes, capacity) - (served and jobs > 0), 0, capacity
+                            )
+                        ),
+                    ] += p * q
     earned = 3 * np.asarray(gate)[:, None] - 0.1 * (1 - np.eye(G))
-    return GlobalLocal(np.tile(np.eye(G), (G, 1, 1)), local, earned, np.tile(-np.arange(L, dtype=float), (G, 1)), discount)
+    return GlobalLocal(
+        np.tile(np.eye(G), (G, 1, 1)),
+        local,
+        earned,
+        np.tile(-np.arange(L, dtype=float), (G, 1)),
+        discount,
+    )
 
 
 class LocalActions(NamedTuple):
-    """The fields of a `LocalActionModel`: [G, A, G], [G, B, L, L], [G, A], [G, B, L], discount; share_reward and allowed are keywords."""
+    """The fields of a `LocalActionModel`: [G, A, G], [G, B, L, L], [G, A], [G, B, L], discount;
+    share_reward and allowed are keywords.
+    """
 
     global_transition: np.ndarray
     local_transition: np.ndarray
@@ -116,15 +167,20 @@ def gaussian_squeeze(
     switch: float = 0.2,
     discount: float = 0.9,
 ) -> LocalActions:
-    """Agents choose their effort 0..num_levels-1 so that the mean effort x meets a moving target: r = x exp(-(x - target)² / width²).
+    """Agents choose their effort 0..num_levels-1 so that the mean effort x meets a moving target: r
+    = x exp(-(x - target)² / width²).
 
-    The global state says which of `targets` counts; it changes to a uniform one with probability `switch`, and nobody controls it. An
-    agent's effort counts at the next step: it is the local state, and its action sets it, with probability `slip` it stays. Without
-    slip the best mean effort follows the forecast of the target, a known answer. The reward is of the mean, so it is no sum over agents.
+    The global state says which of `targets` counts; it changes to a uniform one with probability
+    `switch`, and nobody controls it. An agent's effort counts at the next step: it is the local
+    state, and its action sets it, with probability `slip` it stays. Without slip the best mean
+    effort follows the forecast of the target, a known answer. The reward is of the mean, so it is
+    no sum over agents.
     """
     G, L = len(targets), num_levels
     arrive = (1 - switch) * np.eye(G) + switch / G
-    move = np.stack([(1 - slip) * np.tile(np.eye(L)[b], (L, 1)) + slip * np.eye(L) for b in range(L)])  # [B, L, L]
+    move = np.stack(
+        [(1 - slip) * np.tile(np.eye(L)[b], (L, 1)) + slip * np.eye(L) for b in range(L)]
+    )  # [B, L, L]
     goals, efforts = np.asarray(targets), np.arange(L, dtype=float)
 
     def share_reward(global_state, shares):
@@ -132,19 +188,32 @@ def gaussian_squeeze(
         goal = jnp.asarray(goals, shares.dtype)[global_state]
         return mean * jnp.exp(-(((mean - goal) / width) ** 2))
 
-    return LocalActions(arrive[:, None], np.tile(move, (G, 1, 1, 1)), np.zeros((G, 1)), np.zeros((G, L, L)), discount, share_reward)
+    return LocalActions(
+        arrive[:, None],
+        np.tile(move, (G, 1, 1, 1)),
+        np.zeros((G, 1)),
+        np.zeros((G, L, L)),
+        discount,
+        share_reward,
+    )
 
 
-def constrained_exploration(size: int = 2, crowd: float = 0.5, slip: float = 0.1, discount: float = 0.9) -> LocalActions:
-    """Agents explore a size x size torus; the global agent moves a lamp, and what an agent sees counts only in the lamp's row.
+def constrained_exploration(
+    size: int = 2, crowd: float = 0.5, slip: float = 0.1, discount: float = 0.9
+) -> LocalActions:
+    """Agents explore a size x size torus; the global agent moves a lamp, and what an agent sees
+    counts only in the lamp's row.
 
-    Global state: the lit row; global action: stay, or one row down (cost 0.1). Local state: the cell; local actions: stay, down, right
-    (cost 0.05 each move), which slip (stay) with probability `slip`. Each agent in the lit row earns 1, and the constraint is soft: all pay
-    `crowd` for the sum of squares of the shares of the cells, least where the agents spread evenly.
+    Global state: the lit row; global action: stay, or one row down (cost 0.1). Local state: the
+    cell; local actions: stay, down, right (cost 0.05 each move), which slip (stay) with probability
+    `slip`. Each agent in the lit row earns 1, and the constraint is soft: all pay `crowd` for the
+    sum of squares of the shares of the cells, least where the agents spread evenly.
     """
     L = size * size
     row, column = np.divmod(np.arange(L), size)
-    targets = np.stack([np.arange(L), (row + 1) % size * size + column, row * size + (column + 1) % size], axis=1)
+    targets = np.stack(
+        [np.arange(L), (row + 1) % size * size + column, row * size + (column + 1) % size], axis=1
+    )
     move = np.stack([(1 - slip) * np.eye(L)[targets[:, b]] + slip * np.eye(L) for b in range(3)])
     lamp = np.stack([np.eye(size), np.roll(np.eye(size), 1, axis=1)], axis=1)  # [G, A, G]
     lit = row[None, :] == np.arange(size)[:, None]
@@ -154,19 +223,32 @@ def constrained_exploration(size: int = 2, crowd: float = 0.5, slip: float = 0.1
         return -crowd * jnp.sum(jnp.sum(shares, axis=1) ** 2)
 
     return LocalActions(
-        lamp, np.tile(move, (size, 1, 1, 1)), np.tile([0.0, -0.1], (size, 1)), np.asarray(reward, float), discount, share_reward
+        lamp,
+        np.tile(move, (size, 1, 1, 1)),
+        np.tile([0.0, -0.1], (size, 1)),
+        np.asarray(reward, float),
+        discount,
+        share_reward,
     )
 
 
 def dispatch(
-    num_queues: int, capacity: int = 4, load: float = 0.7, service: float = 0.5, overflow: float = 10.0, discount: float = 0.9
+    num_queues: int,
+    capacity: int = 4,
+    load: float = 0.7,
+    service: float = 0.5,
+    overflow: float = 10.0,
+    discount: float = 0.9,
 ) -> LocalActions:
-    """Exchangeable queues of 0..capacity jobs, each tagged or not to receive one of this step's jobs.
+    """Exchangeable queues of 0..capacity jobs, each tagged or not to receive one of this step's
+    jobs.
 
-    The global state is the number of jobs that arrive, 0..2, binomial with mean load · service · num_queues (at most 2: a small system);
-    that many queues are tagged (`allowed`), never two jobs to one queue. A tagged queue gains a job if it has room (else it is lost, at
-    the cost `overflow`), then every queue that is not empty loses one with probability `service`. Reward: minus the mean number of jobs
-    of a queue. Joining the shortest queues is optimal (Winston 1977, Weber 1978, for equal servers).
+    The global state is the number of jobs that arrive, 0..2, binomial with mean load · service ·
+    num_queues (at most 2: a small system); that many queues are tagged (`allowed`), never two jobs
+    to one queue. A tagged queue gains a job if it has room (else it is lost, at the cost
+    `overflow`), then every queue that is not empty loses one with probability `service`. Reward:
+    minus the mean number of jobs of a queue. Joining the shortest queues is optimal (Winston 1977,
+    Weber 1978, for equal servers).
     """
     L, most = capacity + 1, min(2, num_queues)
     mean = load * service * num_queues
@@ -175,7 +257,9 @@ def dispatch(
             f"load * service * num_queues = {mean:g} jobs a step, more than the {most} that can arrive: lower load or num_queues."
         )
     chance = mean / most
-    law = np.array([math.comb(most, j) * chance**j * (1 - chance) ** (most - j) for j in range(most + 1)])
+    law = np.array(
+        [math.comb(most, j) * chance**j * (1 - chance) ** (most - j) for j in range(most + 1)]
+    )
     G = most + 1
     local = np.zeros((2, L, L))
     reward = np.zeros((2, L))
@@ -198,21 +282,31 @@ def dispatch(
 
 
 def power_of_k(
-    seed: int, k: int, num_queues: int = 1000, load: float = 0.9, service: float = 0.5, steps: int = 500, capacity: int = 30
+    seed: int,
+    k: int,
+    num_queues: int = 1000,
+    load: float = 0.9,
+    service: float = 0.5,
+    steps: int = 500,
+    capacity: int = 30,
 ) -> tuple[float, float]:
-    """Mean number of jobs in a queue, and fraction of jobs lost, when each job joins the shortest of k queues drawn with replacement.
+    """Mean number of jobs in a queue, and fraction of jobs lost, when each job joins the shortest
+    of k queues drawn with replacement.
 
-    Binomial(num_queues, load · service) jobs arrive in a step, at queues as they stood when it began; then every queue that is not empty
-    loses a job with probability `service`. Averages over the second half of `steps`, after arrivals. k = 1 is random dispatch: with
-    a = load · service and no limit its mean is (2a - a²) / (2 (service - a)) in many queues; k ≥ num_queues joins the shortest queue.
-    numpy, queue by queue. Source: Mitzenmacher 2001 (the power of two choices).
+    Binomial(num_queues, load · service) jobs arrive in a step, at queues as they stood when it
+    began; then every queue that is not empty loses a job with probability `service`. Averages over
+    the second half of `steps`, after arrivals. k = 1 is random dispatch: with a = load · service
+    and no limit its mean is (2a - a²) / (2 (service - a)) in many queues; k ≥ num_queues joins the
+    shortest queue. numpy, queue by queue. Source: Mitzenmacher 2001 (the power of two choices).
     """
     generator = np.random.default_rng(seed)
     queues = np.zeros(num_queues, np.int64)
     total, lost, arrived = 0.0, 0, 0
     for step in range(steps):
         jobs = generator.binomial(num_queues, load * service)
-        if k >= num_queues:  # one job after the other, each to a queue that is shortest then: fill the lowest levels
+        if (
+            k >= num_queues
+        ):  # one job after the other, each to a queue that is shortest then: fill the lowest levels
             chosen = np.zeros(jobs, np.int64)
             levels = queues + generator.random(num_queues)  # ties at random
             for j in range(jobs):
@@ -220,7 +314,10 @@ def power_of_k(
                 levels[chosen[j]] += 1
         else:
             sampled = generator.integers(0, num_queues, (jobs, k))
-            chosen = sampled[np.arange(jobs), np.argmin(queues[sampled] + generator.random(sampled.shape), axis=1)]
+            chosen = sampled[
+                np.arange(jobs),
+                np.argmin(queues[sampled] + generator.random(sampled.shape), axis=1),
+            ]
         queues = queues + np.bincount(chosen, minlength=num_queues)
         over = np.maximum(queues - capacity, 0)
         queues = queues - over

@@ -1,4 +1,6 @@
-"""Simulated logs of tool use, drawn from the sparse budgeted Gibbs model itself; memory does not grow with T times M."""
+"""Simulated logs of tool use, drawn from the sparse budgeted Gibbs model itself; memory does not
+grow with T times M.
+"""
 
 from typing import NamedTuple
 
@@ -8,8 +10,9 @@ import numpy as np
 
 
 class ToolLog(NamedTuple):
-    """A simulated log and the truth behind it: contexts [T, q], actions [T, B] padded with -1, utilities [T], support [k], weights [k,
-    q], intercept [M]."""
+    """A simulated log and the truth behind it: contexts [T, q], actions [T, B] padded with -1,
+    utilities [T], support [k], weights [k, q], intercept [M].
+    """
 
     contexts: np.ndarray
     actions: np.ndarray
@@ -32,14 +35,14 @@ def sparse_tool_log(
     strength: float = 1.5,
     noise: float = 0.5,
 ) -> ToolLog:
-    """Records with contexts psi ~ N(0, I) and sets drawn exactly from pi(a | psi) ∝ exp sum_{j in a} (<theta_j, psi> + b_j), |a| <= B.
+    """Records with contexts psi ~ N(0, I) and sets drawn exactly from pi(a | psi) ∝ exp sum_{j in
+    a} (<theta_j, psi> + b_j), |a| <= B.
 
-    `num_relevant` tools at random places have ||theta_j|| = `strength`; the other M - k share one intercept. The intercepts are such
-    that independent
-    tools would be used `mean_size` times a record, a share `relevant_share` of it by the relevant ones. The utility is
-    sum_{j in a} <theta_j, psi> + noise. Works at M = 10^6: the irrelevant tools are drawn by their number, then uniformly without
-    repetition.
-    The key is consumed.
+    `num_relevant` tools at random places have ||theta_j|| = `strength`; the other M - k share one
+    intercept. The intercepts are such that independent tools would be used `mean_size` times a
+    record, a share `relevant_share` of it by the relevant ones. The utility is sum_{j in a}
+    <theta_j, psi> + noise. Works at M = 10^6: the irrelevant tools are drawn by their number, then
+    uniformly without repetition. The key is consumed.
     """
     k, q, m = num_relevant, num_features, num_actions
     seed = np.asarray(jax.random.bits(key, (4,), jnp.uint32))
@@ -49,13 +52,17 @@ def sparse_tool_log(
     directions = random.normal(size=(k, q))
     weights = strength * directions / np.linalg.norm(directions, axis=1, keepdims=True)
     intercept = np.full(m, _log_odds((1 - relevant_share) * mean_size / max(m - k, 1)))
-    intercept[support] = _log_odds(relevant_share * mean_size / max(k, 1)) - strength**2 / 2 * (k > 0)
+    intercept[support] = _log_odds(relevant_share * mean_size / max(k, 1)) - strength**2 / 2 * (
+        k > 0
+    )
 
-    # Joint law of the relevant tools' sets: prefix polynomials, then backwards; the rest enters through its polynomial C(m - k, r) e^{r b}.
+    # Joint law of the relevant tools' sets: prefix polynomials, then backwards; the rest enters
+    # through its polynomial C(m - k, r) e^{r b}.
     scores = contexts @ weights.T + intercept[support]
     rest = np.array(
         [
-            _log_binomial(m - k, r) + (r * intercept[np.setdiff1d(np.arange(min(m, k + 1)), support)[0]] if r else 0.0)
+            _log_binomial(m - k, r)
+            + (r * intercept[np.setdiff1d(np.arange(min(m, k + 1)), support)[0]] if r else 0.0)
             for r in range(budget + 1)
         ]
     )
@@ -63,10 +70,14 @@ def sparse_tool_log(
     prefix[0, :, 0] = 0.0
     for j in range(k):
         prefix[j + 1] = prefix[j]
-        prefix[j + 1, :, 1:] = np.logaddexp(prefix[j, :, 1:], prefix[j, :, :-1] + scores[:, j, None])
+        prefix[j + 1, :, 1:] = np.logaddexp(
+            prefix[j, :, 1:], prefix[j, :, :-1] + scores[:, j, None]
+        )
     joint = prefix[k][:, :, None] + rest[None, None, :]
     degrees = np.arange(budget + 1)
-    joint = np.where(degrees[:, None] + degrees[None, :] <= budget, joint, -np.inf).reshape(num_records, -1)
+    joint = np.where(degrees[:, None] + degrees[None, :] <= budget, joint, -np.inf).reshape(
+        num_records, -1
+    )
     pick = np.argmax(joint + random.gumbel(size=joint.shape), axis=1)
     left, others = pick // (budget + 1), pick % (budget + 1)
     actions = np.full((num_records, budget), -1, np.int32)
@@ -75,23 +86,37 @@ def sparse_tool_log(
     for j in reversed(range(k)):
         with np.errstate(invalid="ignore"):
             probability = np.exp(
-                np.where(left > 0, prefix[j, rows, np.maximum(left - 1, 0)] + scores[:, j] - prefix[j + 1, rows, left], -np.inf)
+                np.where(
+                    left > 0,
+                    prefix[j, rows, np.maximum(left - 1, 0)]
+                    + scores[:, j]
+                    - prefix[j + 1, rows, left],
+                    -np.inf,
+                )
             )
         take = random.uniform(size=num_records) < probability
         actions[rows[take], filled[take]] = support[j]
         filled, left = filled + take, left - take
     utilities = np.where(
-        actions >= 0, np.take_along_axis(contexts @ weights.T, np.clip(np.searchsorted(support, actions), 0, k - 1), axis=1), 0.0
+        actions >= 0,
+        np.take_along_axis(
+            contexts @ weights.T, np.clip(np.searchsorted(support, actions), 0, k - 1), axis=1
+        ),
+        0.0,
     ).sum(1)
     utilities = utilities + noise * random.normal(size=num_records)
     for t in np.flatnonzero(others):
         fresh = _distinct(random, m - k, others[t])
-        actions[t, filled[t] : filled[t] + others[t]] = fresh + np.searchsorted(support - np.arange(k), fresh, side="right")
+        actions[t, filled[t] : filled[t] + others[t]] = fresh + np.searchsorted(
+            support - np.arange(k), fresh, side="right"
+        )
     return ToolLog(contexts, actions, utilities, support, weights, intercept)
 
 
 def _distinct(random: np.random.Generator, n: int, size: int) -> np.ndarray:
-    """`size` different numbers below n, by redrawing: size is at most the budget, so this ends at once unless n is tiny."""
+    """`size` different numbers below n, by redrawing: size is at most the budget, so this ends at
+    once unless n is tiny.
+    """
     if n < 4 * size:
         return random.permutation(n)[:size]
     while True:

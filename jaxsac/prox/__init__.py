@@ -1,4 +1,6 @@
-"""Groups of coefficients, penalties, their dual norms and proximal operators, projections, and one optax transformation."""
+"""Groups of coefficients, penalties, their dual norms and proximal operators, projections, and one
+optax transformation.
+"""
 
 from jaxsac.prox.groups import Groups as Groups
 from jaxsac.prox.groups import group_norms as group_norms

@@ -1,4 +1,6 @@
-"""Groups of coefficients: a partition of [0, p), stored so that sums over groups are cheap whatever the sizes."""
+"""Groups of coefficients: a partition of [0, p), stored so that sums over groups are cheap whatever
+the sizes.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,49 +14,82 @@ from jax import lax
 
 from jaxsac._checks import check_shape, require, static_integer
 
-# Padded groups are dense and fast on every device; beyond this much padding, sums over segments touch fewer numbers.
+# Padded groups are dense and fast on every device; beyond this much padding, sums over segments
+# touch fewer numbers.
 _MAX_PADDING = 2.0
 
 
 class Groups(eqx.Module):
     """A partition of p coefficients into G groups, some of which may be empty.
 
-    Build one with `Groups.equal(num_groups, size)` (consecutive blocks), `Groups.from_sizes([...])` (consecutive blocks of these sizes)
-    or `Groups.from_labels([...])` (the group of each coefficient, in any order). Coefficient vectors have shape [p], numbers per group
-    [G]. A pytree: pass it through `jit` as an ordinary argument.
+    Build one with `Groups.equal(num_groups, size)` (consecutive blocks), `Groups.from_sizes([...])`
+    (consecutive blocks of these sizes) or `Groups.from_labels([...])` (the group of each
+    coefficient, in any order). Coefficient vectors have shape [p], numbers per group [G]. A pytree:
+    pass it through `jit` as an ordinary argument.
     """
 
     num_groups: int = eqx.field(static=True)
     num_coefficients: int = eqx.field(static=True)
     max_size: int = eqx.field(static=True)
     labels: Any = None  # int32 [p]; None: equal consecutive blocks, handled by reshape
-    members: Any = None  # int32 [G, max_size], padded with p; None: equal blocks, or sums over segments
+    members: Any = (
+        None  # int32 [G, max_size], padded with p; None: equal blocks, or sums over segments
+    )
 
     @staticmethod
     def equal(num_groups: int, size: int) -> "Groups":
         """`num_groups` consecutive blocks of `size` coefficients each."""
-        num_groups, size = static_integer("num_groups", num_groups, 1), static_integer("size", size, 1)
+        num_groups, size = (
+            static_integer("num_groups", num_groups, 1),
+            static_integer("size", size, 1),
+        )
         return Groups(num_groups, num_groups * size, size)
 
     @staticmethod
     def from_sizes(sizes: Sequence[int]) -> "Groups":
-        """Consecutive blocks: the first sizes[0] coefficients are group 0, and so on. A size of 0 is an empty group."""
+        """Consecutive blocks: the first sizes[0] coefficients are group 0, and so on. A size of 0
+        is an empty group.
+        """
         array = np.asarray(sizes)
-        require(array.ndim == 1 and array.size > 0, f"sizes must be a non-empty list of integers, got shape {array.shape}.")
-        require(bool(np.issubdtype(array.dtype, np.integer)) and bool((array >= 0).all()), "sizes must be integers >= 0.")
+        require(
+            array.ndim == 1 and array.size > 0,
+            f"sizes must be a non-empty list of integers, got shape {array.shape}.",
+        )
+        require(
+            bool(np.issubdtype(array.dtype, np.integer)) and bool((array >= 0).all()),
+            "sizes must be integers >= 0.",
+        )
         return Groups.from_labels(np.repeat(np.arange(array.size), array), num_groups=array.size)
 
     @staticmethod
-    def from_labels(labels: Sequence[int] | np.ndarray | jax.Array, num_groups: int | None = None) -> "Groups":
-        """labels[i] in [0, num_groups) is the group of coefficient i; `num_groups` defaults to the largest label plus one."""
-        require(not isinstance(labels, jax.core.Tracer), "labels decide array shapes: build Groups outside jit and pass it in.")
+    def from_labels(
+        labels: Sequence[int] | np.ndarray | jax.Array, num_groups: int | None = None
+    ) -> "Groups":
+        """labels[i] in [0, num_groups) is the group of coefficient i; `num_groups` defaults to the
+        largest label plus one.
+        """
+        require(
+            not isinstance(labels, jax.core.Tracer),
+            "labels decide array shapes: build Groups outside jit and pass it in.",
+        )
         array = np.asarray(labels)
-        require(array.ndim == 1 and array.size > 0, f"labels must have shape [p] with p >= 1, got {array.shape}.")
+        require(
+            array.ndim == 1 and array.size > 0,
+            f"labels must have shape [p] with p >= 1, got {array.shape}.",
+        )
         advice = "use numpy.unique(labels, return_inverse=True)[1]."
-        require(bool(np.issubdtype(array.dtype, np.integer)), f"labels must be integers, got {array.dtype}: {advice}")
+        require(
+            bool(np.issubdtype(array.dtype, np.integer)),
+            f"labels must be integers, got {array.dtype}: {advice}",
+        )
         largest = int(array.max())
-        num_groups = largest + 1 if num_groups is None else static_integer("num_groups", num_groups, 1)
-        require(int(array.min()) >= 0 and largest < num_groups, f"labels must lie in [0, {num_groups}): {advice}")
+        num_groups = (
+            largest + 1 if num_groups is None else static_integer("num_groups", num_groups, 1)
+        )
+        require(
+            int(array.min()) >= 0 and largest < num_groups,
+            f"labels must lie in [0, {num_groups}): {advice}",
+        )
         array = array.astype(np.int32)
         sizes = np.bincount(array, minlength=num_groups)
         max_size = int(sizes.max())
@@ -79,14 +114,18 @@ class Groups(eqx.Module):
         """Sum of `values` [p] over each group, [G]; 0 where a group is empty."""
         if self.labels is not None and self.members is None:
             check_shape("values", values, (self.num_coefficients,))
-            return jax.ops.segment_sum(values, jnp.asarray(self.labels), num_segments=self.num_groups)
+            return jax.ops.segment_sum(
+                values, jnp.asarray(self.labels), num_segments=self.num_groups
+            )
         return self.blocks(values).sum(axis=1)
 
     def max(self, values: jax.Array) -> jax.Array:
         """Largest of the non-negative `values` [p] in each group, [G]; 0 where a group is empty."""
         if self.labels is not None and self.members is None:
             check_shape("values", values, (self.num_coefficients,))
-            largest = jax.ops.segment_max(values, jnp.asarray(self.labels), num_segments=self.num_groups)
+            largest = jax.ops.segment_max(
+                values, jnp.asarray(self.labels), num_segments=self.num_groups
+            )
             return jnp.where(largest < 0, 0.0, largest)
         return self.blocks(values).max(axis=1)
 
@@ -96,19 +135,25 @@ class Groups(eqx.Module):
         if self.labels is None:
             return values.reshape(self.num_groups, self.max_size)
         if self.members is None:
-            raise ValueError("groups of very unequal sizes have no block form: use sum, max and spread.")
+            raise ValueError(
+                "groups of very unequal sizes have no block form: use sum, max and spread."
+            )
         return values.at[jnp.asarray(self.members)].get(mode="fill", fill_value=0)
 
     def spread(self, per_group: jax.Array) -> jax.Array:
         """The number of its group for each coefficient: [G] to [p]."""
         check_shape("per_group", per_group, (self.num_groups,))
         if self.labels is None:
-            return jnp.broadcast_to(per_group[:, None], (self.num_groups, self.max_size)).reshape(-1)
+            return jnp.broadcast_to(per_group[:, None], (self.num_groups, self.max_size)).reshape(
+                -1
+            )
         return per_group[jnp.asarray(self.labels)]
 
 
 def power_of_two(size: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A power of two near `size` ≥ 0 (its exponent bits) and its inverse, both normal numbers, so that scaling by them rounds nothing."""
+    """A power of two near `size` ≥ 0 (its exponent bits) and its inverse, both normal numbers, so
+    that scaling by them rounds nothing.
+    """
     info = jnp.finfo(size.dtype)
     bits = lax.bitcast_convert_type(size, jnp.uint32 if info.bits == 32 else jnp.uint64)
     exponent_bits = ((1 << info.nexp) - 1) << info.nmant
@@ -125,12 +170,16 @@ def safe_sqrt(squares: jax.Array) -> jax.Array:
 
 
 def group_norms(v: jax.Array, groups: Groups) -> jax.Array:
-    """Euclidean norm of each group, ‖v_g‖₂ [G], right at every scale of the dtype, with the gradient 0 at v_g = 0; NaN gives NaN."""
+    """Euclidean norm of each group, ‖v_g‖₂ [G], right at every scale of the dtype, with the
+    gradient 0 at v_g = 0; NaN gives NaN.
+    """
     scale, inverse = power_of_two(groups.max(jnp.abs(lax.stop_gradient(v))))
     return scale * safe_sqrt(groups.sum((v * groups.spread(inverse)) ** 2))
 
 
 def vector_norm(v: jax.Array) -> jax.Array:
-    """Euclidean norm of a whole array, right at every scale of the dtype, with the gradient 0 at 0."""
+    """Euclidean norm of a whole array, right at every scale of the dtype, with the gradient 0 at
+    0.
+    """
     scale, inverse = power_of_two(jnp.max(jnp.abs(lax.stop_gradient(v)), initial=0.0))
     return scale * safe_sqrt(jnp.sum((v * inverse) ** 2))

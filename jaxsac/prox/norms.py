@@ -9,7 +9,9 @@ from jax import lax
 from jaxsac.prox.groups import Groups, group_norms, power_of_two
 from jaxsac.prox.operators import Level, check_nested, prox_group
 
-_MAX_NEWTON_STEPS = 200  # never reached: the steps below end when nothing moves any more, after 3 to 12
+_MAX_NEWTON_STEPS = (
+    200  # never reached: the steps below end when nothing moves any more, after 3 to 12
+)
 
 
 def group_norm(v: jax.Array, groups: Groups, weights: jax.Array | float = 1.0) -> jax.Array:
@@ -17,7 +19,9 @@ def group_norm(v: jax.Array, groups: Groups, weights: jax.Array | float = 1.0) -
     return jnp.sum(jnp.asarray(weights).astype(v.dtype) * group_norms(v, groups))
 
 
-def sparse_group_norm(v: jax.Array, groups: Groups, l1: jax.Array | float, group: jax.Array | float) -> jax.Array:
+def sparse_group_norm(
+    v: jax.Array, groups: Groups, l1: jax.Array | float, group: jax.Array | float
+) -> jax.Array:
     """Ω(v) = l1 ‖v‖₁ + Σ_g group_g ‖v_g‖₂."""
     return jnp.sum(jnp.asarray(l1).astype(v.dtype) * jnp.abs(v)) + group_norm(v, groups, group)
 
@@ -25,7 +29,9 @@ def sparse_group_norm(v: jax.Array, groups: Groups, l1: jax.Array | float, group
 def tree_norm(v: jax.Array, levels: Sequence[Level]) -> jax.Array:
     """Ω(v) = Σ_levels Σ_g w_g ‖v_g‖₂."""
     check_nested(levels)
-    return sum((group_norm(v, groups, weights) for groups, weights in levels), jnp.zeros((), v.dtype))
+    return sum(
+        (group_norm(v, groups, weights) for groups, weights in levels), jnp.zeros((), v.dtype)
+    )
 
 
 def dual_group_norm(v: jax.Array, groups: Groups, weights: jax.Array | float = 1.0) -> jax.Array:
@@ -33,20 +39,30 @@ def dual_group_norm(v: jax.Array, groups: Groups, weights: jax.Array | float = 1
     return jnp.max(_ratio(group_norms(v, groups), jnp.asarray(weights).astype(v.dtype)))
 
 
-def dual_sparse_group_norm(v: jax.Array, groups: Groups, l1: jax.Array | float, group: jax.Array | float) -> jax.Array:
-    """The least t ≥ 0 with ‖(|v_g| − t l1)₊‖₂ ≤ t group_g for every g: the dual of `sparse_group_norm`."""
-    return dual_tree_norm(v, (Level(Groups.equal(groups.num_coefficients, 1), l1), Level(groups, group)))
+def dual_sparse_group_norm(
+    v: jax.Array, groups: Groups, l1: jax.Array | float, group: jax.Array | float
+) -> jax.Array:
+    """The least t ≥ 0 with ‖(|v_g| − t l1)₊‖₂ ≤ t group_g for every g: the dual of
+    `sparse_group_norm`.
+    """
+    return dual_tree_norm(
+        v, (Level(Groups.equal(groups.num_coefficients, 1), l1), Level(groups, group))
+    )
 
 
 def dual_tree_norm(v: jax.Array, levels: Sequence[Level]) -> jax.Array:
     """Ω*(v) of a tree-structured norm: the least t ≥ 0 at which `prox_tree(v, levels, t)` is 0.
 
-    For each group g of the outermost level, h_g(t) = ‖prox of the inner levels at t, restricted to g‖ − t w_g is convex and decreasing,
-    so Newton's method from the left, t₀ = ‖v_g‖²/Ω_g(v_g), climbs to its root without overshooting. Groups whose weights are all 0 count
-    +inf, unless v_g = 0. Differentiable in `v` and the weights.
+    For each group g of the outermost level, h_g(t) = ‖prox of the inner levels at t, restricted to
+    g‖ − t w_g is convex and decreasing, so Newton's method from the left, t₀ = ‖v_g‖²/Ω_g(v_g),
+    climbs to its root without overshooting. Groups whose weights are all 0 count +inf, unless v_g =
+    0. Differentiable in `v` and the weights.
     """
     check_nested(levels)
-    full = [(groups, jnp.broadcast_to(jnp.asarray(weights).astype(v.dtype), (groups.num_groups,))) for groups, weights in levels]
+    full = [
+        (groups, jnp.broadcast_to(jnp.asarray(weights).astype(v.dtype), (groups.num_groups,)))
+        for groups, weights in levels
+    ]
     *inner, (outer, outer_weights) = full
     scale, inverse = power_of_two(outer.max(jnp.abs(lax.stop_gradient(v))))
     v = v * outer.spread(inverse)
@@ -54,7 +70,8 @@ def dual_tree_norm(v: jax.Array, levels: Sequence[Level]) -> jax.Array:
     def excess(t: jax.Array, v: jax.Array, inner: list, outer_weights: jax.Array) -> jax.Array:
         per_coefficient = outer.spread(t)
         for groups, weights in inner:
-            # All coefficients of an inner group share the t of their outer group: any of them will do, and max finds one.
+            # All coefficients of an inner group share the t of their outer group: any of them will
+            # do, and max finds one.
             v = prox_group(v, groups, weights * groups.max(per_coefficient))
         return group_norms(v, outer) - t * outer_weights
 
@@ -62,7 +79,9 @@ def dual_tree_norm(v: jax.Array, levels: Sequence[Level]) -> jax.Array:
     squares = group_norms(start[0], outer) ** 2
     sums = start[2] * group_norms(start[0], outer)
     for groups, weights in start[1]:
-        shares = weights * group_norms(start[0], groups) / jnp.maximum(groups.sizes, 1).astype(v.dtype)
+        shares = (
+            weights * group_norms(start[0], groups) / jnp.maximum(groups.sizes, 1).astype(v.dtype)
+        )
         sums = sums + outer.sum(groups.spread(shares))
     first = _ratio(squares, sums)
     penalised = jnp.isfinite(first)
@@ -78,14 +97,19 @@ def dual_tree_norm(v: jax.Array, levels: Sequence[Level]) -> jax.Array:
         risen = jnp.maximum(t, t - value / slope)
         return risen, jnp.any(risen > t * (1.0 + 2.0 * jnp.finfo(t.dtype).eps)), step + 1
 
-    t, _, _ = lax.while_loop(lambda c: c[1] & (c[2] < _MAX_NEWTON_STEPS), climb, (first, jnp.asarray(True), jnp.int32(0)))
+    t, _, _ = lax.while_loop(
+        lambda c: c[1] & (c[2] < _MAX_NEWTON_STEPS), climb, (first, jnp.asarray(True), jnp.int32(0))
+    )
     slope, _ = slope_and_value(t)
-    # One more Newton step, whose value is rounding but whose derivative is that of the root (implicit function theorem).
+    # One more Newton step, whose value is rounding but whose derivative is that of the root
+    # (implicit function theorem).
     t = t - excess(t, v, inner, outer_weights) / slope
     return jnp.max(jnp.where(penalised, scale * t, jnp.where(jnp.isnan(squares), jnp.nan, jnp.inf)))
 
 
 def _ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
-    """numerator / denominator for non-negative numbers, with 0/0 = 0, and no NaN in the gradient."""
+    """numerator / denominator for non-negative numbers, with 0/0 = 0, and no NaN in the
+    gradient.
+    """
     zero = (numerator == 0) & (denominator == 0)
     return jnp.where(zero, 0.0, numerator / jnp.where(zero, 1.0, denominator))

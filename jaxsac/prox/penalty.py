@@ -1,4 +1,6 @@
-"""Nested group norms, an l1 norm, a ridge and a sign constraint in any combination, as one record with one prox and one dual norm."""
+"""Nested group norms, an l1 norm, a ridge and a sign constraint in any combination, as one record
+with one prox and one dual norm.
+"""
 
 import functools
 from collections.abc import Sequence
@@ -16,17 +18,22 @@ from jaxsac.prox.operators import Level, check_nested, prox_group, prox_l1
 
 
 class Penalty(eqx.Module):
-    """lam Ω(b) + ½ ridge ‖b‖², Ω(b) = Σ_levels Σ_g w_g ‖b_g‖₂ + Σ_j l1_j |b_j|, and b ≥ 0 if `nonnegative`; a pytree.
+    """lam Ω(b) + ½ ridge ‖b‖², Ω(b) = Σ_levels Σ_g w_g ‖b_g‖₂ + Σ_j l1_j |b_j|, and b ≥ 0 if
+    `nonnegative`; a pytree.
 
-    * `levels`: partitions from the innermost to the outermost, `prox.Level(groups, weights)` each, every group inside one of the next.
-    * `l1`: None, a scalar or one number for each coefficient. `ridge`: None or a scalar, which lam does not multiply.
+    * `levels`: partitions from the innermost to the outermost, `prox.Level(groups, weights)` each,
+      every group inside one of the next.
+    * `l1`: None, a scalar or one number for each coefficient. `ridge`: None or a scalar, which lam
+      does not multiply.
 
-    Passed to a solver of `jaxsac.group_lasso` it is added to the norms of that solver's groups, to which its `levels` are families. So
-    l1 = a with weights (1 − a) √q_g is the sparse-group lasso (Simon et al. 2013), a ridge alone the group elastic net, one level a
-    tree-structured norm (Jenatton et al. 2011). What is None costs nothing.
+    Passed to a solver of `jaxsac.group_lasso` it is added to the norms of that solver's groups, to
+    which its `levels` are families. So l1 = a with weights (1 − a) √q_g is the sparse-group lasso
+    (Simon et al. 2013), a ridge alone the group elastic net, one level a tree-structured norm
+    (Jenatton et al. 2011). What is None costs nothing.
 
-    The prox is that of the sign constraint and the l1 norm, then of each level, then of the ridge: exact, for a Euclidean norm's prox
-    composes with that of every positively homogeneous function inside it (Yu 2013).
+    The prox is that of the sign constraint and the l1 norm, then of each level, then of the ridge:
+    exact, for a Euclidean norm's prox composes with that of every positively homogeneous function
+    inside it (Yu 2013).
     """
 
     levels: tuple[Level, ...] = ()
@@ -34,7 +41,13 @@ class Penalty(eqx.Module):
     ridge: Any = None
     nonnegative: bool = eqx.field(static=True, default=False)
 
-    def __init__(self, levels: Sequence[Level] = (), l1: Any = None, ridge: Any = None, nonnegative: bool = False):
+    def __init__(
+        self,
+        levels: Sequence[Level] = (),
+        l1: Any = None,
+        ridge: Any = None,
+        nonnegative: bool = False,
+    ):
         self.levels = tuple(levels)
         self.l1 = l1
         self.ridge = ridge
@@ -51,7 +64,9 @@ class Penalty(eqx.Module):
             total = total + 0.5 * self._ridge(b.dtype) * jnp.sum(b**2)
         return total
 
-    def prox(self, v: jax.Array, lam: jax.Array | float = 1.0, step: jax.Array | float = 1.0) -> jax.Array:
+    def prox(
+        self, v: jax.Array, lam: jax.Array | float = 1.0, step: jax.Array | float = 1.0
+    ) -> jax.Array:
         """argmin_x ½ ‖x − v‖² + step · (lam Ω(x) + ½ ridge ‖x‖²) over the x allowed."""
         step = jnp.asarray(step).astype(v.dtype)
         if self.nonnegative:
@@ -63,31 +78,47 @@ class Penalty(eqx.Module):
         return v if self.ridge is None else v / (1.0 + step * self._ridge(v.dtype))
 
     def dual_norm(self, v: jax.Array) -> jax.Array:
-        """max {v'x : Ω(x) ≤ 1, x allowed}, the least lam whose prox of `v` is 0; +inf where `v` meets no penalty."""
+        """max {v'x : Ω(x) ≤ 1, x allowed}, the least lam whose prox of `v` is 0; +inf where `v`
+        meets no penalty.
+        """
         if self.nonnegative:
             v = jnp.maximum(v, 0.0)
         levels = self.levels
         if self.l1 is not None:
-            levels = (Level(Groups.equal(v.shape[0], 1), jnp.asarray(self.l1).astype(v.dtype)), *levels)
+            levels = (
+                Level(Groups.equal(v.shape[0], 1), jnp.asarray(self.l1).astype(v.dtype)),
+                *levels,
+            )
         require(len(levels) > 0, "a penalty needs levels or an l1 weight to have a dual norm.")
         return dual_group_norm(v, *levels[0]) if len(levels) == 1 else dual_tree_norm(v, levels)
 
     def dual_norm_bound(self, v: jax.Array) -> jax.Array:
         """An upper bound of `dual_norm`, without iterations: the better of two.
 
-        Each coefficient is left to the level that weighs it most; or, every level is bounded below by norms of the innermost groups,
-        ‖x_g‖₁ ≥ ‖x_g‖₂ inside one and ‖x_F‖₂ ≥ Σ_g ‖x_g‖₂ / k^½ for the k groups of a family.
+        Each coefficient is left to the level that weighs it most; or, every level is bounded below
+        by norms of the innermost groups, ‖x_g‖₁ ≥ ‖x_g‖₂ inside one and ‖x_F‖₂ ≥ Σ_g ‖x_g‖₂ / k^½
+        for the k groups of a family.
         """
         if self.l1 is None and len(self.levels) == 1:
             return self.dual_norm(v)
-        spread = [groups.spread(thresholds) for groups, thresholds in self._thresholds(1.0, v.dtype)]
-        own = jnp.zeros_like(v) if self.l1 is None else jnp.broadcast_to(self._l1(1.0, v.dtype), v.shape)
+        spread = [
+            groups.spread(thresholds) for groups, thresholds in self._thresholds(1.0, v.dtype)
+        ]
+        own = (
+            jnp.zeros_like(v)
+            if self.l1 is None
+            else jnp.broadcast_to(self._l1(1.0, v.dtype), v.shape)
+        )
         heaviest = functools.reduce(jnp.maximum, spread, own)
         taken = own == heaviest
         mine = jnp.where(taken & (v != 0), jnp.abs(v), 0.0)
         total = jnp.max(mine / jnp.where(mine == 0, 1.0, own))
-        for weights, (groups, thresholds) in zip(spread, self._thresholds(1.0, v.dtype), strict=True):
-            total = total + dual_group_norm(jnp.where((weights == heaviest) & ~taken, v, 0.0), groups, thresholds)
+        for weights, (groups, thresholds) in zip(
+            spread, self._thresholds(1.0, v.dtype), strict=True
+        ):
+            total = total + dual_group_norm(
+                jnp.where((weights == heaviest) & ~taken, v, 0.0), groups, thresholds
+            )
             taken = taken | (weights == heaviest)
         return total if not self.levels else jnp.minimum(total, self._by_inner_groups(v, own))
 
@@ -105,7 +136,9 @@ class Penalty(eqx.Module):
         """Which coefficients no norm and no constraint holds, bool [p]."""
         free = jnp.full(num_coefficients, not self.nonnegative)
         for groups, weights in self.levels:
-            free = free & groups.spread(jnp.broadcast_to(jnp.asarray(weights) == 0, (groups.num_groups,)))
+            free = free & groups.spread(
+                jnp.broadcast_to(jnp.asarray(weights) == 0, (groups.num_groups,))
+            )
         return free if self.l1 is None else free & (jnp.asarray(self.l1) == 0)
 
     def pinned(self, b: jax.Array, lam: jax.Array | float = 1.0) -> jax.Array:
@@ -122,13 +155,17 @@ class Penalty(eqx.Module):
         for groups, thresholds in self._thresholds(lam, b.dtype):
             norms = group_norms(b, groups)
             zero = norms == 0
-            total = total + b * groups.spread(jnp.where(zero, 0.0, thresholds / jnp.where(zero, 1.0, norms)))
+            total = total + b * groups.spread(
+                jnp.where(zero, 0.0, thresholds / jnp.where(zero, 1.0, norms))
+            )
         if self.l1 is not None:
             total = total + self._l1(lam, b.dtype) * jnp.sign(b)
         return total if self.ridge is None else total + self._ridge(b.dtype) * b
 
     def violation(self, b: jax.Array, pull: jax.Array, lam: jax.Array | float = 1.0) -> jax.Array:
-        """`pull` less the nearest subgradient at `b`, [p]: zero if and only if b minimises the penalty minus pull'b."""
+        """`pull` less the nearest subgradient at `b`, [p]: zero if and only if b minimises the
+        penalty minus pull'b.
+        """
         left, zero = pull - self.gradient(b, lam), b == 0
         if self.nonnegative:
             left = jnp.where(zero, jnp.maximum(left, 0.0), left)
@@ -138,18 +175,26 @@ class Penalty(eqx.Module):
             left = prox_group(left, groups, jnp.where(group_norms(b, groups) == 0, thresholds, 0.0))
         return left
 
-    def margin(self, b: jax.Array, pull: jax.Array, lam: jax.Array | float, curvature: jax.Array | float) -> jax.Array:
-        """How far the kinks are at a minimiser b with −gradient `pull`: the least |‖v_g‖ / (lam w_g) − 1| over all groups and l1 terms, [].
+    def margin(
+        self, b: jax.Array, pull: jax.Array, lam: jax.Array | float, curvature: jax.Array | float
+    ) -> jax.Array:
+        """How far the kinks are at a minimiser b with −gradient `pull`: the least |‖v_g‖ / (lam
+        w_g) − 1| over all groups and l1 terms, [].
 
-        v = curvature · b + pull is where a proximal step of length 1/curvature starts: a group below its threshold ends at zero, one above
-        it does not. 0 means that the least change of the problem may change the support.
+        v = curvature · b + pull is where a proximal step of length 1/curvature starts: a group
+        below its threshold ends at zero, one above it does not. 0 means that the least change of
+        the problem may change the support.
         """
         v = jnp.asarray(curvature).astype(b.dtype) * b + pull
         found = jnp.asarray(jnp.inf, b.dtype)
 
         def nearest(sizes, thresholds):
             penalised = thresholds > 0
-            return jnp.min(jnp.where(penalised, jnp.abs(sizes / jnp.where(penalised, thresholds, 1.0) - 1.0), jnp.inf))
+            return jnp.min(
+                jnp.where(
+                    penalised, jnp.abs(sizes / jnp.where(penalised, thresholds, 1.0) - 1.0), jnp.inf
+                )
+            )
 
         if self.nonnegative:
             v = jnp.maximum(v, 0.0)
@@ -157,23 +202,41 @@ class Penalty(eqx.Module):
             l1 = jnp.broadcast_to(self._l1(lam, b.dtype), v.shape)
             found, v = jnp.minimum(found, nearest(jnp.abs(v), l1)), prox_l1(v, l1)
         for groups, thresholds in self._thresholds(lam, b.dtype):
-            found = jnp.minimum(found, nearest(group_norms(v, groups), jnp.where(groups.sizes > 0, thresholds, 0.0)))
+            found = jnp.minimum(
+                found, nearest(group_norms(v, groups), jnp.where(groups.sizes > 0, thresholds, 0.0))
+            )
             v = prox_group(v, groups, thresholds)
         return found
 
     def checked(self, groups: Groups, dtype: Any) -> "Penalty":
-        """The penalty as arrays of `dtype` that fit `groups`, NaN where traced numbers are negative; ValueError naming what does not fit."""
+        """The penalty as arrays of `dtype` that fit `groups`, NaN where traced numbers are
+        negative; ValueError naming what does not fit.
+        """
         levels = []
         for number, (own, weights) in enumerate(self.levels):
-            require(isinstance(own, Groups), f"penalty.levels[{number}] must be a prox.Level(groups, weights).")
+            require(
+                isinstance(own, Groups),
+                f"penalty.levels[{number}] must be a prox.Level(groups, weights).",
+            )
             shape = () if jnp.ndim(weights) == 0 else (own.num_groups,)
-            levels.append(Level(own, _non_negative(f"penalty.levels[{number}].weights", weights, shape, dtype)))
+            levels.append(
+                Level(
+                    own, _non_negative(f"penalty.levels[{number}].weights", weights, shape, dtype)
+                )
+            )
         check_nested((Level(groups, 1.0), *levels))
         l1 = self.l1
         if l1 is not None:
-            l1 = _non_negative("penalty.l1", l1, () if jnp.ndim(l1) == 0 else (groups.num_coefficients,), dtype)
+            l1 = _non_negative(
+                "penalty.l1", l1, () if jnp.ndim(l1) == 0 else (groups.num_coefficients,), dtype
+            )
         ridge = None if self.ridge is None else real_scalar("penalty.ridge", self.ridge, dtype, 0.0)
-        return Penalty(levels, l1, None if ridge is None else jnp.where(ridge >= 0, ridge, jnp.nan), self.nonnegative)
+        return Penalty(
+            levels,
+            l1,
+            None if ridge is None else jnp.where(ridge >= 0, ridge, jnp.nan),
+            self.nonnegative,
+        )
 
     def _thresholds(self, lam, dtype):
         for groups, weights in self.levels:
@@ -188,7 +251,9 @@ class Penalty(eqx.Module):
 
 
 def _non_negative(name: str, value: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    number = real_array(name, value, shape, dtype) if shape else real_scalar(name, value, dtype, 0.0)
+    number = (
+        real_array(name, value, shape, dtype) if shape else real_scalar(name, value, dtype, 0.0)
+    )
     if is_concrete(number):
         require(not bool(np.any(np.asarray(number) < 0)), f"{name} must be >= 0.")
     return jnp.where(number >= 0, number, jnp.nan)

@@ -14,15 +14,21 @@ class ProximalState(NamedTuple):
     num_updates: jax.Array
 
 
-def proximal(prox: Callable[[Any, jax.Array], Any], learning_rate: float | jax.Array | Callable) -> optax.GradientTransformation:
-    """An optax transformation that turns the update d of the optimisers before it into prox(params + d, step) − params.
+def proximal(
+    prox: Callable[[Any, jax.Array], Any], learning_rate: float | jax.Array | Callable
+) -> optax.GradientTransformation:
+    """An optax transformation that turns the update d of the optimisers before it into prox(params
+    + d, step) − params.
 
-    `prox(params, step)` is the proximal operator of step · penalty on the tree of parameters, for example
-    `lambda b, step: prox_group(b, groups, lam * step)`. Put it last: `optax.chain(optax.sgd(rate), proximal(prox, rate))`.
+    `prox(params, step)` is the proximal operator of step · penalty on the tree of parameters, for
+    example `lambda b, step: prox_group(b, groups, lam * step)`. Put it last:
+    `optax.chain(optax.sgd(rate), proximal(prox, rate))`.
 
-    It is exact proximal gradient descent only after an update of the form −rate · gradient with the same `learning_rate` (a number or a
-    schedule): plain SGD. After momentum it is a common heuristic; after a preconditioner (Adam, RMSProp, ...) the Euclidean prox is not
-    the prox in the preconditioner's metric, and the fixed points are not minimisers of loss + penalty. `update` needs `params`.
+    It is exact proximal gradient descent only after an update of the form −rate · gradient with the
+    same `learning_rate` (a number or a schedule): plain SGD. After momentum it is a common
+    heuristic; after a preconditioner (Adam, RMSProp, ...) the Euclidean prox is not the prox in the
+    preconditioner's metric, and the fixed points are not minimisers of loss + penalty. `update`
+    needs `params`.
     """
 
     def init(params):
@@ -35,6 +41,8 @@ def proximal(prox: Callable[[Any, jax.Array], Any], learning_rate: float | jax.A
         step = learning_rate(state.num_updates) if callable(learning_rate) else learning_rate
         step = jnp.asarray(step).astype(jnp.result_type(*jax.tree.leaves(params)))
         moved = prox(optax.apply_updates(params, updates), step)
-        return jax.tree.map(lambda new, old: new - old, moved, params), ProximalState(state.num_updates + 1)
+        return jax.tree.map(lambda new, old: new - old, moved, params), ProximalState(
+            state.num_updates + 1
+        )
 
     return optax.GradientTransformation(init, update)

@@ -45,14 +45,29 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "inputs", nargs="*", metavar="LOG or TEXT", help='a log to learn from; with --policy, texts to route ("-": the lines of the input)'
+        "inputs",
+        nargs="*",
+        metavar="LOG or TEXT",
+        help='a log to learn from; with --policy, texts to route ("-": the lines of the input)',
     )
-    parser.add_argument("--tools", type=pathlib.Path, metavar="FILE", help="tool descriptions (default: tools.json beside the log, if there)")
     parser.add_argument(
-        "--budget", type=_whole, metavar="B", help="tools a record may use (default: the 95th percentile; longer records are dropped)"
+        "--tools",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="tool descriptions (default: tools.json beside the log, if there)",
     )
     parser.add_argument(
-        "--lam", type=_penalty, default="validation", metavar="LAM", help='penalty: "validation" (default), "simulated", or a number > 0'
+        "--budget",
+        type=_whole,
+        metavar="B",
+        help="tools a record may use (default: the 95th percentile; longer records are dropped)",
+    )
+    parser.add_argument(
+        "--lam",
+        type=_penalty,
+        default="validation",
+        metavar="LAM",
+        help='penalty: "validation" (default), "simulated", or a number > 0',
     )
     parser.add_argument(
         "--keep",
@@ -68,9 +83,20 @@ def add_parser(commands: Any) -> None:
         metavar="R",
         help="share of the penalty on families of tools, where the tools file names some; 0: none (default: %(default)s)",
     )
-    parser.add_argument("--features", type=_whole, default=job.DEFAULTS.size, metavar="Q", help="features of a text (default: %(default)s)")
+    parser.add_argument(
+        "--features",
+        type=_whole,
+        default=job.DEFAULTS.size,
+        metavar="Q",
+        help="features of a text (default: %(default)s)",
+    )
     parser.add_argument("--no-curve", action="store_true", help="skip the learning curve (faster)")
-    parser.add_argument("--seed", type=int, default=0, help="of the learning curve's subsets and the simulated penalty (default: 0)")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="of the learning curve's subsets and the simulated penalty (default: 0)",
+    )
     parser.add_argument(
         "--out",
         type=pathlib.Path,
@@ -78,32 +104,55 @@ def add_parser(commands: Any) -> None:
         metavar="DIR",
         help="folder for the results (default: %(default)s)",
     )
-    parser.add_argument("--policy", type=pathlib.Path, metavar="PATH", help="a router to use: the folder of an earlier --out, or its policy.npz")
-    parser.add_argument("--cost-limit", type=_positive, metavar="C", help="with --policy: as many tools as fit this total cost, not the B best")
+    parser.add_argument(
+        "--policy",
+        type=pathlib.Path,
+        metavar="PATH",
+        help="a router to use: the folder of an earlier --out, or its policy.npz",
+    )
+    parser.add_argument(
+        "--cost-limit",
+        type=_positive,
+        metavar="C",
+        help="with --policy: as many tools as fit this total cost, not the B best",
+    )
     parser.add_argument(
         "--report",
         action="store_true",
         help="also write diagnosis.html: can the kept tools be trusted? (learns 10 halves of the log too: minutes more)",
     )
     parser.add_argument(
-        "--update", type=pathlib.Path, metavar="DIR", help="learn LOG (old and new lines) from an earlier --out: its features and penalty, warm"
+        "--update",
+        type=pathlib.Path,
+        metavar="DIR",
+        help="learn LOG (old and new lines) from an earlier --out: its features and penalty, warm",
     )
     parser.add_argument("--json", action="store_true", help="with --policy: one JSON object a line")
-    parser.add_argument("--no-cache", action="store_true", help="mine and compile anew, and keep nothing for the next run")
+    parser.add_argument(
+        "--no-cache",
+        action="store_true",
+        help="mine and compile anew, and keep nothing for the next run",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     parser.set_defaults(run=run)
 
 
 def run(given: argparse.Namespace) -> int:
-    """Run the command; returns the exit code. What a user can mend is one message on stderr and code 2."""
-    # An application's choices, never the library's: certificates in float64, and compilations kept for the next run.
+    """Run the command; returns the exit code. What a user can mend is one message on stderr and
+    code 2.
+    """
+    # An application's choices, never the library's: certificates in float64, and compilations kept
+    # for the next run.
     jax.config.update("jax_enable_x64", True)
     if getattr(jax.config, "jax_compilation_cache_dir", None) is None and not given.no_cache:
         jax.config.update("jax_compilation_cache_dir", str(mine.cache_folder() / "compiled"))
     try:
         return _route(given) if given.policy is not None else _learn(given)
     except ModuleNotFoundError as error:
-        print(f"jaxsac route: {error.name} is not installed: pip install 'jaxsac[route]'.", file=sys.stderr)
+        print(
+            f"jaxsac route: {error.name} is not installed: pip install 'jaxsac[route]'.",
+            file=sys.stderr,
+        )
     except (LogError, _files.FileError) as error:
         print(f"jaxsac route: {error}", file=sys.stderr)
     return 2
@@ -111,7 +160,9 @@ def run(given: argparse.Namespace) -> int:
 
 def _learn(given: argparse.Namespace) -> int:
     if len(given.inputs) > 1:
-        raise LogError(f"one log at a time, got {len(given.inputs)}: join them, or use --policy PATH to route texts.")
+        raise LogError(
+            f"one log at a time, got {len(given.inputs)}: join them, or use --policy PATH to route texts."
+        )
     if given.json:
         raise LogError("--json goes with --policy.")
     if given.cost_limit is not None:
@@ -123,9 +174,13 @@ def _learn(given: argparse.Namespace) -> int:
     reading = time.perf_counter() - start
     curve = () if given.no_curve or earlier is not None else job.DEFAULTS.curve
     numbers = given.budget, given.lam, given.keep, given.features, curve, given.seed, _processes()
-    options = job.Options(*numbers, diagnose=given.report, family_share=given.family_share, earlier=earlier)
+    options = job.Options(
+        *numbers, diagnose=given.report, family_share=given.family_share, earlier=earlier
+    )
     result = job.run(log, options, _bar(given.quiet))
-    times = {"mining" if log.notes["source"] == "mined" else "reading": reading} | result.summary["seconds"]
+    times = {"mining" if log.notes["source"] == "mined" else "reading": reading} | result.summary[
+        "seconds"
+    ]
     result = result._replace(summary=result.summary | {"seconds": times})
     paths = report.write(given.out, result)
     print(report.text(result))
@@ -137,13 +192,19 @@ def _learn(given: argparse.Namespace) -> int:
 def _earlier(given: argparse.Namespace) -> job.Earlier:
     """The router of an earlier run, with its penalty and number of records."""
     if not given.inputs:
-        raise LogError("--update learns from a log: give the file that holds the old and the new lines.")
+        raise LogError(
+            "--update learns from a log: give the file that holds the old and the new lines."
+        )
     router, path = load_router(given.update), given.update / report.NUMBERS
     try:
         numbers = json.loads(path.read_text(encoding="utf-8"))
-        return job.Earlier(router, float(numbers["certificate"]["lam"]), int(numbers["split"]["training"]))
+        return job.Earlier(
+            router, float(numbers["certificate"]["lam"]), int(numbers["split"]["training"])
+        )
     except (OSError, ValueError, KeyError, TypeError):
-        raise LogError(f"{path}: not the numbers of an earlier run: --update takes the folder that --out wrote.") from None
+        raise LogError(
+            f"{path}: not the numbers of an earlier run: --update takes the folder that --out wrote."
+        ) from None
 
 
 def _log(given: argparse.Namespace) -> RouteLog:
@@ -151,18 +212,38 @@ def _log(given: argparse.Namespace) -> RouteLog:
         return read_log(given.inputs[0], given.tools)
     if given.tools is not None:
         raise LogError("--tools describes the tools of a log: give the log too.")
-    return mine.mine(processes=_processes(), progress=_bar(given.quiet), cache=None if given.no_cache else mine.cache_folder())
+    return mine.mine(
+        processes=_processes(),
+        progress=_bar(given.quiet),
+        cache=None if given.no_cache else mine.cache_folder(),
+    )
 
 
 def _route(given: argparse.Namespace) -> int:
     if not given.inputs:
-        raise LogError('--policy needs texts to route: jaxsac route --policy PATH "what you want done".')
+        raise LogError(
+            '--policy needs texts to route: jaxsac route --policy PATH "what you want done".'
+        )
     router = load_router(given.policy)
-    texts = [line for text in given.inputs for line in ((line.strip() for line in sys.stdin) if text == "-" else [text]) if line]
-    contexts: list[str] | np.ndarray = texts if hasattr(router.features, "words") else np.asarray([_numbers(text) for text in texts])
+    texts = [
+        line
+        for text in given.inputs
+        for line in ((line.strip() for line in sys.stdin) if text == "-" else [text])
+        if line
+    ]
+    contexts: list[str] | np.ndarray = (
+        texts
+        if hasattr(router.features, "words")
+        else np.asarray([_numbers(text) for text in texts])
+    )
     for text, choices in zip(texts, choose(router, contexts, given.cost_limit), strict=True):
         if given.json:
-            print(json.dumps({"context": text, "tools": [choice._asdict() for choice in choices]}, ensure_ascii=False))
+            print(
+                json.dumps(
+                    {"context": text, "tools": [choice._asdict() for choice in choices]},
+                    ensure_ascii=False,
+                )
+            )
             continue
         width = max((len(choice.tool) for choice in choices), default=0)
         print(text)
@@ -175,11 +256,15 @@ def _numbers(text: str) -> list[float]:
     try:
         return [float(number) for number in json.loads(text)]
     except (TypeError, ValueError):
-        raise LogError(f"this router's contexts are lists of numbers, such as [0.5, 1], got {text!r}.") from None
+        raise LogError(
+            f"this router's contexts are lists of numbers, such as [0.5, 1], got {text!r}."
+        ) from None
 
 
 def _processes() -> int:
-    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return min(
+        8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
 
 
 def _bar(quiet: bool):
@@ -231,5 +316,7 @@ def _penalty(text: str) -> str | float:
     except ValueError:
         number = float("nan")
     if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f'must be "validation", "simulated" or a number > 0, got {text!r}')
+        raise argparse.ArgumentTypeError(
+            f'must be "validation", "simulated" or a number > 0, got {text!r}'
+        )
     return number

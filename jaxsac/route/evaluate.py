@@ -1,4 +1,6 @@
-"""How good scores are: recall@B, nDCG@B and log-likelihood on held-out records, with standard errors that respect the groups."""
+"""How good scores are: recall@B, nDCG@B and log-likelihood on held-out records, with standard
+errors that respect the groups.
+"""
 
 import functools
 from typing import NamedTuple
@@ -15,7 +17,9 @@ METRICS = ("ndcg", "recall", "log_likelihood")
 
 
 class Measured(NamedTuple):
-    """Per record [n]: recall@B, nDCG@B, and the log-likelihood of the logged set (None for rankings that are no policy)."""
+    """Per record [n]: recall@B, nDCG@B, and the log-likelihood of the logged set (None for rankings
+    that are no policy).
+    """
 
     ndcg: np.ndarray
     recall: np.ndarray
@@ -23,12 +27,14 @@ class Measured(NamedTuple):
 
 
 def measure(scores: np.ndarray, actions: np.ndarray, budget: int, *, policy: bool) -> Measured:
-    """Judge scores [n, M] of M tools on the sets `actions` int32 [n, budget] (padded with -1, none empty).
+    """Judge scores [n, M] of M tools on the sets `actions` int32 [n, budget] (padded with -1, none
+    empty).
 
     The B best scores (ties to the lowest index) against the set a: recall@B = |best ∩ a| / |a|,
-    nDCG@B = sum_{ranks i of hits} 1 / log2(i + 1), divided by its largest value sum_{i <= min(|a|, B)} 1 / log2(i + 1);
-    log pi(a) = sum_{j in a} z_j - log Z with Z over all sets of at most B of the M tools, in nats. Numbers of M and above in `actions` are
-    tools that the scores do not know: misses to the ranking, left out of the set for the log-likelihood (NaN where none is left).
+    nDCG@B = sum_{ranks i of hits} 1 / log2(i + 1), divided by its largest value sum_{i <= min(|a|,
+    B)} 1 / log2(i + 1); log pi(a) = sum_{j in a} z_j - log Z with Z over all sets of at most B of
+    the M tools, in nats. Numbers of M and above in `actions` are tools that the scores do not know:
+    misses to the ranking, left out of the set for the log-likelihood (NaN where none is left).
     """
     best = np.argsort(-scores, axis=1, kind="stable")[:, :budget]
     hits = (best[:, :, None] == actions[:, None, :]).any(axis=2)
@@ -45,17 +51,24 @@ def measure(scores: np.ndarray, actions: np.ndarray, budget: int, *, policy: boo
 def log_likelihood(scores: np.ndarray, actions: np.ndarray, budget: int) -> np.ndarray:
     """log pi(a) [n] of the sets (as in `measure`) under the Gibbs policies of the scores."""
     known = (actions >= 0) & (actions < scores.shape[1])
-    chosen = np.where(known, np.take_along_axis(scores, np.where(known, actions, 0), axis=1), 0.0).sum(axis=1)
+    chosen = np.where(
+        known, np.take_along_axis(scores, np.where(known, actions, 0), axis=1), 0.0
+    ).sum(axis=1)
     value = chosen - _log_partitions(scores, budget)
     return np.where(known.any(axis=1), value, np.nan)
 
 
 def _log_partitions(scores: np.ndarray, budget: int) -> np.ndarray:
-    """log Z [n], by blocks of equal shape so that one compilation serves every number of records."""
+    """log Z [n], by blocks of equal shape so that one compilation serves every number of
+    records.
+    """
     blocks = -(-len(scores) // BLOCK)
     padded = np.zeros((blocks * BLOCK, scores.shape[1]), scores.dtype)
     padded[: len(scores)] = scores
-    found = [np.asarray(_block_log_partitions(jnp.asarray(block), budget)) for block in np.split(padded, blocks)]
+    found = [
+        np.asarray(_block_log_partitions(jnp.asarray(block), budget))
+        for block in np.split(padded, blocks)
+    ]
     return np.concatenate(found)[: len(scores)]
 
 
@@ -65,31 +78,53 @@ def _block_log_partitions(scores, budget):
     return rows.log_partition(scores.T, free, budget)
 
 
-def cluster_errors(values: np.ndarray, groups: list[str], draws: int = DRAWS, seed: int = 0) -> float:
-    """The standard error of the mean of `values` [n] when whole groups are drawn: a bootstrap over groups; NaN with fewer than two.
+def cluster_errors(
+    values: np.ndarray, groups: list[str], draws: int = DRAWS, seed: int = 0
+) -> float:
+    """The standard error of the mean of `values` [n] when whole groups are drawn: a bootstrap over
+    groups; NaN with fewer than two.
 
-    Each draw takes as many groups as there are, with replacement, and forms the mean over their records.
+    Each draw takes as many groups as there are, with replacement, and forms the mean over their
+    records.
     """
     _, inverse = np.unique(groups, return_inverse=True)
     sums, counts = np.bincount(inverse, weights=values), np.bincount(inverse).astype(float)
     if sums.size < 2:
         return float("nan")
-    times = np.random.default_rng(seed).multinomial(sums.size, np.full(sums.size, 1 / sums.size), size=draws)
+    times = np.random.default_rng(seed).multinomial(
+        sums.size, np.full(sums.size, 1 / sums.size), size=draws
+    )
     return float(np.std((times @ sums) / (times @ counts), ddof=1))
 
 
 def summarise(measured: Measured, groups: list[str]) -> dict[str, dict[str, float]]:
-    """Means and group-bootstrap standard errors: {"ndcg": {"mean", "error"}, "recall": ..., "log_likelihood": ...}."""
-    return {name: _summary(values, groups) for name, values in measured._asdict().items() if values is not None}
+    """Means and group-bootstrap standard errors: {"ndcg": {"mean", "error"}, "recall": ...,
+    "log_likelihood": ...}.
+    """
+    return {
+        name: _summary(values, groups)
+        for name, values in measured._asdict().items()
+        if values is not None
+    }
 
 
 def compare(first: Measured, second: Measured, groups: list[str]) -> dict[str, dict[str, float]]:
-    """first - second, record by record: means and group-bootstrap standard errors of the paired differences."""
+    """first - second, record by record: means and group-bootstrap standard errors of the paired
+    differences.
+    """
     pairs = {name: (getattr(first, name), getattr(second, name)) for name in METRICS}
-    return {name: _summary(a - b, groups) for name, (a, b) in pairs.items() if a is not None and b is not None}
+    return {
+        name: _summary(a - b, groups)
+        for name, (a, b) in pairs.items()
+        if a is not None and b is not None
+    }
 
 
 def _summary(values: np.ndarray, groups: list[str]) -> dict[str, float]:
     judged = ~np.isnan(values)
     groups = [group for group, taken in zip(groups, judged, strict=True) if taken]
-    return {"mean": float(values[judged].mean()), "error": cluster_errors(values[judged], groups), "records": int(judged.sum())}
+    return {
+        "mean": float(values[judged].mean()),
+        "error": cluster_errors(values[judged], groups),
+        "records": int(judged.sum()),
+    }

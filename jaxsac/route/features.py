@@ -1,4 +1,6 @@
-"""Contexts to numbers: TF-IDF and a truncated SVD for texts, standardised columns for numbers. Fitted on training records, plain arrays."""
+"""Contexts to numbers: TF-IDF and a truncated SVD for texts, standardised columns for numbers.
+Fitted on training records, plain arrays.
+"""
 
 import re
 from typing import Any, NamedTuple
@@ -9,7 +11,8 @@ from jaxsac.route.log_file import LogError
 
 
 class TextFeatures(NamedTuple):
-    """q features of a text: the TF-IDF vector (V words) projected on q singular directions, centred and scaled.
+    """q features of a text: the TF-IDF vector (V words) projected on q singular directions, centred
+    and scaled.
 
     `words` [V] texts, `idf` [V], `components` [q, V], `center` [q], `scale` [].
     """
@@ -22,7 +25,9 @@ class TextFeatures(NamedTuple):
 
 
 class NumberFeatures(NamedTuple):
-    """q standardised numbers: (x - center) / scale, columns that do not vary left at 0. `center` [q], `scale` [q]."""
+    """q standardised numbers: (x - center) / scale, columns that do not vary left at 0. `center`
+    [q], `scale` [q].
+    """
 
     center: np.ndarray
     scale: np.ndarray
@@ -38,11 +43,16 @@ def fit_features(contexts: list[str] | np.ndarray, size: int) -> Features:
 
 def fit_numbers(contexts: np.ndarray) -> NumberFeatures:
     spread = contexts.std(axis=0)
-    return NumberFeatures(contexts.mean(axis=0), np.where(spread > 1e-12 * np.maximum(1.0, np.abs(contexts).max(axis=0)), spread, np.inf))
+    return NumberFeatures(
+        contexts.mean(axis=0),
+        np.where(spread > 1e-12 * np.maximum(1.0, np.abs(contexts).max(axis=0)), spread, np.inf),
+    )
 
 
 def fit_text(texts: list[str], size: int) -> TextFeatures:
-    """Latent semantic features: words and word pairs that occur twice, TF-IDF, the `size` largest directions, mean square 1 overall."""
+    """Latent semantic features: words and word pairs that occur twice, TF-IDF, the `size` largest
+    directions, mean square 1 overall.
+    """
     from sklearn.decomposition import TruncatedSVD
 
     vectorizer = text_vectorizer()
@@ -53,34 +63,62 @@ def fit_text(texts: list[str], size: int) -> TextFeatures:
     matrix: Any = vectorizer.transform(texts)
     size = min(size, *(side - 1 for side in matrix.shape))
     if size < 1:
-        raise LogError("the training texts hold too few different words for features: give more records, or numeric contexts.")
+        raise LogError(
+            "the training texts hold too few different words for features: give more records, or numeric contexts."
+        )
     components = np.asarray(TruncatedSVD(size, random_state=0).fit(matrix).components_)
     raw = matrix @ components.T
     center = raw.mean(axis=0)
     # One common scale: whitening the directions would blow up the noise of the small ones.
     scale = np.sqrt(np.mean((raw - center) ** 2))
-    return TextFeatures(vectorizer.get_feature_names_out().astype(str), vectorizer.idf_, components, center, np.asarray(scale or 1.0))
+    return TextFeatures(
+        vectorizer.get_feature_names_out().astype(str),
+        vectorizer.idf_,
+        components,
+        center,
+        np.asarray(scale or 1.0),
+    )
 
 
 def transform(features: Features, contexts: list[str] | np.ndarray) -> np.ndarray:
     """The feature rows [T, q] of contexts, in float64."""
     if isinstance(features, NumberFeatures):
-        if not isinstance(contexts, np.ndarray) or contexts.ndim != 2 or contexts.shape[1] != features.center.shape[0]:
-            raise LogError(f"contexts must be lists of {features.center.shape[0]} numbers, as in the log that the features were fitted on.")
+        if (
+            not isinstance(contexts, np.ndarray)
+            or contexts.ndim != 2
+            or contexts.shape[1] != features.center.shape[0]
+        ):
+            raise LogError(
+                f"contexts must be lists of {features.center.shape[0]} numbers, as in the log that the features were fitted on."
+            )
         return (contexts - features.center) / features.scale
     if isinstance(contexts, np.ndarray):
         raise LogError("contexts must be texts, as in the log that the features were fitted on.")
-    vectorizer = text_vectorizer(vocabulary={word: column for column, word in enumerate(features.words.tolist())})
+    vectorizer = text_vectorizer(
+        vocabulary={word: column for column, word in enumerate(features.words.tolist())}
+    )
     vectorizer.idf_ = features.idf
-    return (vectorizer.transform(contexts) @ features.components.T - features.center) / features.scale
+    return (
+        vectorizer.transform(contexts) @ features.components.T - features.center
+    ) / features.scale
 
 
 def text_vectorizer(**options):
-    """The TF-IDF of every text here: words of names split at underscores and capitals, word pairs, logarithmic counts."""
+    """The TF-IDF of every text here: words of names split at underscores and capitals, word pairs,
+    logarithmic counts.
+    """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     return TfidfVectorizer(
-        **{"tokenizer": words_of, "token_pattern": None, "lowercase": False, "ngram_range": (1, 2), "min_df": 2, "sublinear_tf": True} | options
+        **{
+            "tokenizer": words_of,
+            "token_pattern": None,
+            "lowercase": False,
+            "ngram_range": (1, 2),
+            "min_df": 2,
+            "sublinear_tf": True,
+        }
+        | options
     )
 
 

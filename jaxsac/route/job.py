@@ -1,4 +1,6 @@
-"""The main job: from a log to a judged sparse router. No printing, no files: it returns what report, plot and router are made of."""
+"""The main job: from a log to a judged sparse router. No printing, no files: it returns what
+report, plot and router are made of.
+"""
 
 import concurrent.futures
 import contextlib
@@ -24,7 +26,9 @@ RIDGE = 1e-2  # where the tuning of ridges starts; features have mean square 1
 
 
 class Earlier(NamedTuple):
-    """A router to start from, the penalty that chose its tools, and how many training records it had."""
+    """A router to start from, the penalty that chose its tools, and how many training records it
+    had.
+    """
 
     router: Router
     lam: float
@@ -32,12 +36,16 @@ class Earlier(NamedTuple):
 
 
 class Options(NamedTuple):
-    """`budget` None: the 95th percentile of the set sizes. `lam`: "validation", "simulated" or a number. `keep`: at most so many kept tools
-    (for lam = "validation"). `size`: text features. `curve`: numbers of training records for the learning curve, () for none.
-    `seed`: of the learning curve's subsets and the simulation. `processes` > 1: the smaller training sets in a process of their own
-    (spawned, so a script needs the usual `if __name__ == "__main__"`). `diagnose`: judge the sparse policy by `control.diagnose` too.
-    `family_share`: of the penalty that is on the families of tools, where the tools file names some (see `control.fit`).
-    `earlier`: keep its features, start from its parameters, at its penalty times sqrt(its records / the records now); `lam` is ignored."""
+    """`budget` None: the 95th percentile of the set sizes. `lam`: "validation", "simulated" or a
+    number. `keep`: at most so many kept tools (for lam = "validation"). `size`: text features.
+    `curve`: numbers of training records for the learning curve, () for none. `seed`: of the
+    learning curve's subsets and the simulation. `processes` > 1: the smaller training sets in a
+    process of their own (spawned, so a script needs the usual `if __name__ == "__main__"`).
+    `diagnose`: judge the sparse policy by `control.diagnose` too. `family_share`: of the penalty
+    that is on the families of tools, where the tools file names some (see `control.fit`).
+    `earlier`: keep its features, start from its parameters, at its penalty times sqrt(its records /
+    the records now); `lam` is ignored.
+    """
 
     budget: int | None = None
     lam: str | float = "validation"
@@ -55,7 +63,9 @@ DEFAULTS = Options()
 
 
 class Result(NamedTuple):
-    """`summary`: plain numbers and texts (JSON); `router`: what is deployed; `diagnosis` (if asked for) with the `names` of its tools."""
+    """`summary`: plain numbers and texts (JSON); `router`: what is deployed; `diagnosis` (if asked
+    for) with the `names` of its tools.
+    """
 
     summary: dict[str, Any]
     router: Router
@@ -64,7 +74,9 @@ class Result(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """Held-out records: feature rows [n, q], sets int32 [n, B] (M and above: tools unseen here), groups, and the contexts for retrieval."""
+    """Held-out records: feature rows [n, q], sets int32 [n, B] (M and above: tools unseen here),
+    groups, and the contexts for retrieval.
+    """
 
     features: np.ndarray
     actions: np.ndarray
@@ -73,8 +85,9 @@ class Judged(NamedTuple):
 
 
 class Fold(NamedTuple):
-    """One training set: its catalogue of M tools, features [T, q], sets int32 [T, B], the records to judge on, and the tools' families int
-    [M] (-1: none; None where no tool has one)."""
+    """One training set: its catalogue of M tools, features [T, q], sets int32 [T, B], the records
+    to judge on, and the tools' families int [M] (-1: none; None where no tool has one).
+    """
 
     names: list[str]
     features: Features
@@ -90,8 +103,11 @@ Show = Callable[[Iterable[Any], int, str], Iterable[Any]]
 """A progress bar: `show(items, total, label)` gives the items back."""
 
 
-def run(log: RouteLog, options: Options = DEFAULTS, show: Show = lambda items, total, label: items) -> Result:
-    """Learn a sparse router from `log` and judge it on held-out groups against a dense policy, popularity and text retrieval.
+def run(
+    log: RouteLog, options: Options = DEFAULTS, show: Show = lambda items, total, label: items
+) -> Result:
+    """Learn a sparse router from `log` and judge it on held-out groups against a dense policy,
+    popularity and text retrieval.
 
     Raises LogError for logs that cannot be split or hold no tools.
     """
@@ -112,15 +128,27 @@ def run(log: RouteLog, options: Options = DEFAULTS, show: Show = lambda items, t
     known = set(full)
     summary = {
         "log": log.notes
-        | {"hash": log_hash(log), "records": num_records, "tools": num_tools, "tools_used_once": int((uses == 1).sum())}
+        | {
+            "hash": log_hash(log),
+            "records": num_records,
+            "tools": num_tools,
+            "tools_used_once": int((uses == 1).sum()),
+        }
         | {
             "budget": budget,
             "longer_records_dropped": num_records - len(kept_log.sets),
             "described": sum(bool(tool.description) for tool in log.tools.values()),
         },
         "split": {name: len(part.sets) for name, part in zip(parts._fields, parts, strict=True)}
-        | {f"{name}_groups": len(set(part.groups)) for name, part in zip(parts._fields, parts, strict=True)}
-        | {"tools_seen_in_training": len(full), "test_records_judged": len(fold.test.groups), "test_uses": len(test_uses)}
+        | {
+            f"{name}_groups": len(set(part.groups))
+            for name, part in zip(parts._fields, parts, strict=True)
+        }
+        | {
+            "tools_seen_in_training": len(full),
+            "test_records_judged": len(fold.test.groups),
+            "test_uses": len(test_uses),
+        }
         | {"test_uses_of_unseen_tools": sum(name not in known for name in test_uses)},
         "kept": kept_tools(sparse, fold, log),
         "certificate": sparse.certificate,
@@ -130,29 +158,57 @@ def run(log: RouteLog, options: Options = DEFAULTS, show: Show = lambda items, t
     }
     pruned = sparse.policy.pruned()
     names = [fold.names[tool] for tool in np.asarray(pruned.tools)]
-    router = Router(names, fold.features, pruned, [log.tools.get(name, Tool()).cost for name in names])
+    router = Router(
+        names, fold.features, pruned, [log.tools.get(name, Tool()).cost for name in names]
+    )
     diagnosis = None
     if options.diagnose:
         with _clock(times, "diagnosis"):
-            shared = {} if fold.families is None else {"families": fold.families, "family_share": options.family_share}
+            shared = (
+                {}
+                if fold.families is None
+                else {"families": fold.families, "family_share": options.family_share}
+            )
             shared |= {"lam": sparse.certificate["lam"]} if shared else {}
-            diagnosis = control.diagnose(sparse.penalised, control.Log(fold.rows, fold.actions), num_resamples=RESAMPLES, **shared)
+            diagnosis = control.diagnose(
+                sparse.penalised,
+                control.Log(fold.rows, fold.actions),
+                num_resamples=RESAMPLES,
+                **shared,
+            )
     return Result(summary, router, diagnosis, tuple(fold.names))
 
 
 def kept_tools(sparse: SparseFit, fold: Fold, log: RouteLog) -> list[dict[str, Any]]:
-    """The kept tools, strongest first: root mean square of <theta_j, psi> over the training contexts (nats), 0 without theta_j."""
+    """The kept tools, strongest first: root mean square of <theta_j, psi> over the training
+    contexts (nats), 0 without theta_j.
+    """
     uses = np.bincount(fold.actions[fold.actions >= 0], minlength=len(fold.names))
     result = sparse.scores
     spread = np.sqrt(np.mean((fold.rows @ result.weights.T) ** 2, axis=0))
     strength = dict(zip(result.support.tolist(), spread.tolist(), strict=True))
-    kept = sorted(np.asarray(sparse.policy.kept).tolist(), key=lambda tool: (-strength.get(tool, 0.0), -uses[tool]))
+    kept = sorted(
+        np.asarray(sparse.policy.kept).tolist(),
+        key=lambda tool: (-strength.get(tool, 0.0), -uses[tool]),
+    )
     rows = []
     for tool in kept:
         name = fold.names[tool]
         about = log.tools.get(name, Tool())
-        row = {"tool": name, "strength": strength.get(tool, 0.0), "intercept": float(result.intercept[tool]), "uses": int(uses[tool])}
-        rows.append(row | {"by": "context" if tool in strength else "intercept", "cost": about.cost, "family": about.family})
+        row = {
+            "tool": name,
+            "strength": strength.get(tool, 0.0),
+            "intercept": float(result.intercept[tool]),
+            "uses": int(uses[tool]),
+        }
+        rows.append(
+            row
+            | {
+                "by": "context" if tool in strength else "intercept",
+                "cost": about.cost,
+                "family": about.family,
+            }
+        )
     return rows
 
 
@@ -164,19 +220,29 @@ class _Task(NamedTuple):
     options: Options
 
 
-def _train_all(task: _Task, subsets: list[np.ndarray], times: dict[str, float], show: Show) -> tuple[list[dict[str, Any]], Fold, SparseFit]:
-    """The learning curve's points, and what the router is made of, which is learned on the last subset.
+def _train_all(
+    task: _Task, subsets: list[np.ndarray], times: dict[str, float], show: Show
+) -> tuple[list[dict[str, Any]], Fold, SparseFit]:
+    """The learning curve's points, and what the router is made of, which is learned on the last
+    subset.
 
-    With `processes` > 1 a second process takes the smaller subsets meanwhile (not on a GPU, whose memory one process claims).
+    With `processes` > 1 a second process takes the smaller subsets meanwhile (not on a GPU, whose
+    memory one process claims).
     """
     beside = task.options.processes > 1 and len(subsets) > 1 and jax.default_backend() == "cpu"
     context = multiprocessing.get_context("spawn")
     start = (jax.dtypes.canonicalize_dtype(float) == np.float64,)
     with (
-        concurrent.futures.ProcessPoolExecutor(1, context, _start_process, start) if beside else contextlib.nullcontext() as pool,
-        threadpoolctl.threadpool_limits(1, "blas"),  # threads that wait for a busy core spin: two processes were 20 times slower
+        concurrent.futures.ProcessPoolExecutor(1, context, _start_process, start)
+        if beside
+        else contextlib.nullcontext() as pool,
+        threadpoolctl.threadpool_limits(
+            1, "blas"
+        ),  # threads that wait for a busy core spin: two processes were 20 times slower
     ):
-        waiting = [pool.submit(_train_smaller, task, subset) for subset in subsets[:-1]] if pool else []
+        waiting = (
+            [pool.submit(_train_smaller, task, subset) for subset in subsets[:-1]] if pool else []
+        )
         points, whole = [], []
 
         def work() -> Iterator[None]:
@@ -184,7 +250,9 @@ def _train_all(task: _Task, subsets: list[np.ndarray], times: dict[str, float], 
             yield
             for number, subset in enumerate(subsets[:-1]):
                 with _clock(times, "smaller training sets"):
-                    points.append(waiting[number].result() if pool else _train_smaller(task, subset))
+                    points.append(
+                        waiting[number].result() if pool else _train_smaller(task, subset)
+                    )
                 yield
 
         for _ in show(work(), len(subsets), "training sets"):
@@ -202,8 +270,12 @@ def _train_smaller(task: _Task, subset: np.ndarray) -> dict[str, Any]:
     return _train(task, subset, {})[0]
 
 
-def _train(task: _Task, subset: np.ndarray, times: dict[str, float]) -> tuple[dict[str, Any], Fold, SparseFit]:
-    """All methods on the training records `subset`, judged: a point of the learning curve, and what the router is made of."""
+def _train(
+    task: _Task, subset: np.ndarray, times: dict[str, float]
+) -> tuple[dict[str, Any], Fold, SparseFit]:
+    """All methods on the training records `subset`, judged: a point of the learning curve, and what
+    the router is made of.
+    """
     log, parts, full, budget, options = task
     with _clock(times, "features"):
         fold = _fold(parts, parts.training.take(subset), full, budget, options)
@@ -214,24 +286,51 @@ def _train(task: _Task, subset: np.ndarray, times: dict[str, float]) -> tuple[di
             found, choice = _retrieval(fold, descriptions, methods["popularity"], budget)
         methods, tuning = methods | found, tuning | choice
     with _clock(times, "evaluation"):
-        point = {"records": len(subset), "tools": len(fold.names)} | _judge(fold, methods, budget) | {"tuning": tuning}
+        point = (
+            {"records": len(subset), "tools": len(fold.names)}
+            | _judge(fold, methods, budget)
+            | {"tuning": tuning}
+        )
     return point, fold, sparse
 
 
-def _fold(parts: split.Parts, training: RouteLog, full: list[str], budget: int, options: Options) -> Fold:
+def _fold(
+    parts: split.Parts, training: RouteLog, full: list[str], budget: int, options: Options
+) -> Fold:
     names = split.catalogue(training)
-    features = fit_features(training.contexts, options.size) if options.earlier is None else options.earlier.router.features
+    features = (
+        fit_features(training.contexts, options.size)
+        if options.earlier is None
+        else options.earlier.router.features
+    )
     ordered = names + sorted(set(full) - set(names))
 
     def judged(part: RouteLog) -> Judged:
         actions = split.action_table(part, ordered, budget)
-        part, actions = part.take(np.flatnonzero((actions >= 0).any(axis=1))), actions[(actions >= 0).any(axis=1)]
+        part, actions = (
+            part.take(np.flatnonzero((actions >= 0).any(axis=1))),
+            actions[(actions >= 0).any(axis=1)],
+        )
         if not part.sets:
-            raise LogError("no held-out record uses a tool that the training records use: give more records, or coarser tools.")
+            raise LogError(
+                "no held-out record uses a tool that the training records use: give more records, or coarser tools."
+            )
         return Judged(transform(features, part.contexts), actions, part.groups, part.contexts)
 
-    rows, actions = transform(features, training.contexts), split.action_table(training, names, budget)
-    return Fold(names, features, rows, actions, training.contexts, judged(parts.validation), judged(parts.test), _families(names, training))
+    rows, actions = (
+        transform(features, training.contexts),
+        split.action_table(training, names, budget),
+    )
+    return Fold(
+        names,
+        features,
+        rows,
+        actions,
+        training.contexts,
+        judged(parts.validation),
+        judged(parts.test),
+        _families(names, training),
+    )
 
 
 def _families(names: list[str], log: RouteLog) -> np.ndarray | None:
@@ -240,20 +339,28 @@ def _families(names: list[str], log: RouteLog) -> np.ndarray | None:
     return np.array([numbers.get(family, -1) for family in named]) if numbers else None
 
 
-def _learn(fold: Fold, budget: int, options: Options, times: dict[str, float]) -> tuple[dict[str, RidgeFit], dict[str, Any], SparseFit]:
-    """Popularity, the dense and the sparse policy of one training set; the last two tuned by the validation records' log-likelihood."""
+def _learn(
+    fold: Fold, budget: int, options: Options, times: dict[str, float]
+) -> tuple[dict[str, RidgeFit], dict[str, Any], SparseFit]:
+    """Popularity, the dense and the sparse policy of one training set; the last two tuned by the
+    validation records' log-likelihood.
+    """
     size = len(fold.names)
 
     def quality(scores: Callable[[np.ndarray], np.ndarray]) -> float:
         judged = fold.validation
-        return float(np.nanmean(evaluate.log_likelihood(scores(judged.features), judged.actions, budget)))
+        return float(
+            np.nanmean(evaluate.log_likelihood(scores(judged.features), judged.actions, budget))
+        )
 
     with _clock(times, "popularity"):
         popularity = baselines.fit_popularity(fold.rows, fold.actions, size, budget)
     with _clock(times, "dense policy"):
 
         def dense_fit(ridge: float, start: RidgeFit | None) -> RidgeFit:
-            return fit_ridge(fold.rows, fold.actions, size, budget, ridge, start=start or popularity)
+            return fit_ridge(
+                fold.rows, fold.actions, size, budget, ridge, start=start or popularity
+            )
 
         dense, tried = tune_ridge(dense_fit, quality, first=RIDGE)
     with _clock(times, "sparse policy"):
@@ -261,7 +368,11 @@ def _learn(fold: Fold, budget: int, options: Options, times: dict[str, float]) -
         limits: dict[str, Any] = {"lam": options.lam, "keep": options.keep, "ridge": RIDGE}
         limits |= {"families": fold.families, "family_share": options.family_share}
         if options.earlier is not None:
-            limits |= {"lam": options.earlier.lam * float(np.sqrt(options.earlier.records / len(fold.rows))), "start": _start(options.earlier, fold)}
+            limits |= {
+                "lam": options.earlier.lam
+                * float(np.sqrt(options.earlier.records / len(fold.rows))),
+                "start": _start(options.earlier, fold),
+            }
         sparse = fit_sparse(key, fold.rows, fold.actions, size, budget, quality=quality, **limits)
     methods = {"sparse": sparse.scores, "dense": dense, "popularity": popularity}
     counts = {"kept": int(sparse.policy.kept.size), "support": int(sparse.policy.support.size)}
@@ -269,7 +380,9 @@ def _learn(fold: Fold, budget: int, options: Options, times: dict[str, float]) -
 
 
 def _start(earlier: Earlier, fold: Fold) -> control.FitState:
-    """The earlier router's parameters in this catalogue; tools that it does not know start at their frequency."""
+    """The earlier router's parameters in this catalogue; tools that it does not know start at their
+    frequency.
+    """
     policy, place = earlier.router.policy, {name: number for number, name in enumerate(fold.names)}
     uses = np.bincount(fold.actions[fold.actions >= 0], minlength=len(fold.names))
     rate = np.clip(uses / len(fold.rows), 1e-9, 0.9)
@@ -280,23 +393,44 @@ def _start(earlier: Earlier, fold: Fold) -> control.FitState:
     positions = np.asarray(policy.positions)
     tools = numbers[positions]
     order = np.argsort(tools[tools >= 0], kind="stable")
-    return control.FitState(tools[tools >= 0][order], np.asarray(policy.weights, float)[tools >= 0][order], intercept)
+    return control.FitState(
+        tools[tools >= 0][order], np.asarray(policy.weights, float)[tools >= 0][order], intercept
+    )
 
 
-def _retrieval(fold: Fold, descriptions: list[str], popularity: RidgeFit, budget: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Retrieval at its best setting, alone and as a policy on top of popularity: z = scale * cosine + popularity's intercepts."""
+def _retrieval(
+    fold: Fold, descriptions: list[str], popularity: RidgeFit, budget: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Retrieval at its best setting, alone and as a policy on top of popularity: z = scale * cosine
+    + popularity's intercepts.
+    """
 
     def cosines_of(judged: Judged, choice: dict[str, Any]) -> np.ndarray:
         assert isinstance(fold.contexts, list) and isinstance(judged.contexts, list)
-        return baselines.retrieval(fold.names, descriptions, fold.contexts, choice).scores(judged.contexts)
+        return baselines.retrieval(fold.names, descriptions, fold.contexts, choice).scores(
+            judged.contexts
+        )
 
     tried = []
     for choice in baselines.RETRIEVAL_CHOICES:
         cosines = cosines_of(fold.validation, choice)
-        scales = {scale: _mean_ndcg(scale * cosines + popularity.intercept, fold.validation, budget) for scale in baselines.RETRIEVAL_SCALES}
+        scales = {
+            scale: _mean_ndcg(scale * cosines + popularity.intercept, fold.validation, budget)
+            for scale in baselines.RETRIEVAL_SCALES
+        }
         scale = max(scales, key=lambda scale: scales[scale])
-        tried.append(choice | {"validation": _mean_ndcg(cosines, fold.validation, budget), "scale": scale, "with_popularity": scales[scale]})
-    alone, mixed = max(tried, key=lambda row: row["validation"]), max(tried, key=lambda row: row["with_popularity"])
+        tried.append(
+            choice
+            | {
+                "validation": _mean_ndcg(cosines, fold.validation, budget),
+                "scale": scale,
+                "with_popularity": scales[scale],
+            }
+        )
+    alone, mixed = (
+        max(tried, key=lambda row: row["validation"]),
+        max(tried, key=lambda row: row["with_popularity"]),
+    )
     with_popularity = mixed["scale"] * cosines_of(fold.test, mixed) + popularity.intercept
     scores = {"retrieval": cosines_of(fold.test, alone), "retrieval + popularity": with_popularity}
     return scores, {"retrieval": tried}
@@ -307,11 +441,20 @@ def _judge(fold: Fold, methods: dict[str, Any], budget: int) -> dict[str, Any]:
     measured = {}
     for name, method in methods.items():
         scores = method.scores(fold.test.features) if isinstance(method, RidgeFit) else method
-        measured[name] = evaluate.measure(scores, fold.test.actions, budget, policy=name != "retrieval")
-    pairs = [("sparse", other) for other in measured if other != "sparse"] + [("dense", "popularity")]
+        measured[name] = evaluate.measure(
+            scores, fold.test.actions, budget, policy=name != "retrieval"
+        )
+    pairs = [("sparse", other) for other in measured if other != "sparse"] + [
+        ("dense", "popularity")
+    ]
     return {
-        "methods": {name: evaluate.summarise(values, fold.test.groups) for name, values in measured.items()},
-        "differences": {f"{a} - {b}": evaluate.compare(measured[a], measured[b], fold.test.groups) for a, b in pairs},
+        "methods": {
+            name: evaluate.summarise(values, fold.test.groups) for name, values in measured.items()
+        },
+        "differences": {
+            f"{a} - {b}": evaluate.compare(measured[a], measured[b], fold.test.groups)
+            for a, b in pairs
+        },
     }
 
 

@@ -1,4 +1,6 @@
-"""Logs on disk: one JSON object a line, and beside it an optional `tools.json` that says what each tool does, costs and belongs to."""
+"""Logs on disk: one JSON object a line, and beside it an optional `tools.json` that says what each
+tool does, costs and belongs to.
+"""
 
 import hashlib
 import json
@@ -13,11 +15,15 @@ import numpy as np
 
 
 class LogError(ValueError):
-    """A log or a tools file that cannot be used; the message names the file, the line and what is wrong."""
+    """A log or a tools file that cannot be used; the message names the file, the line and what is
+    wrong.
+    """
 
 
 class Tool(NamedTuple):
-    """What is known about a tool beside its name: a sentence, a cost (tokens, seconds: the user's unit) and a family; all optional."""
+    """What is known about a tool beside its name: a sentence, a cost (tokens, seconds: the user's
+    unit) and a family; all optional.
+    """
 
     description: str = ""
     cost: float = 0.0
@@ -25,9 +31,11 @@ class Tool(NamedTuple):
 
 
 class RouteLog(NamedTuple):
-    """T records: contexts (all texts, or a float array [T, q]), the tools used in each, how well each went, and groups of related records.
+    """T records: contexts (all texts, or a float array [T, q]), the tools used in each, how well
+    each went, and groups of related records.
 
-    Records of one group stay on one side of a split. `tools` may describe more or fewer than the records use; `notes` goes into the report.
+    Records of one group stay on one side of a split. `tools` may describe more or fewer than the
+    records use; `notes` goes into the report.
     """
 
     contexts: list[str] | np.ndarray
@@ -39,18 +47,30 @@ class RouteLog(NamedTuple):
 
     def take(self, rows: Any) -> "RouteLog":
         """The records at the given positions, in that order."""
-        contexts = self.contexts[np.asarray(rows, int)] if isinstance(self.contexts, np.ndarray) else [self.contexts[row] for row in rows]
+        contexts = (
+            self.contexts[np.asarray(rows, int)]
+            if isinstance(self.contexts, np.ndarray)
+            else [self.contexts[row] for row in rows]
+        )
         sets, groups = [self.sets[row] for row in rows], [self.groups[row] for row in rows]
-        return self._replace(contexts=contexts, sets=sets, utilities=self.utilities[np.asarray(rows, int)], groups=groups)
+        return self._replace(
+            contexts=contexts,
+            sets=sets,
+            utilities=self.utilities[np.asarray(rows, int)],
+            groups=groups,
+        )
 
 
 def read_log(path: str | os.PathLike[str], tools: str | os.PathLike[str] | None = None) -> RouteLog:
-    """The log of a JSON-lines file: `{"context": "text" or [numbers], "tools": ["name", ...], "utility": 1.0, "group": "name"}` a line.
+    """The log of a JSON-lines file: `{"context": "text" or [numbers], "tools": ["name", ...],
+    "utility": 1.0, "group": "name"}` a line.
 
-    `utility` defaults to 1, and `group` (records that must not be split between training and test: a session, a file) to one group per
-    distinct context. `tools` is the path of a tools file, by default `tools.json` in the log's folder where there is one:
-    `{"name": {"description": "text", "cost": 1.0, "family": "name"}}`, each field optional. Other fields are ignored; blank lines are
-    skipped; a tool named twice in a record counts once. Anything else raises LogError with the line numbers.
+    `utility` defaults to 1, and `group` (records that must not be split between training and test:
+    a session, a file) to one group per distinct context. `tools` is the path of a tools file, by
+    default `tools.json` in the log's folder where there is one: `{"name": {"description": "text",
+    "cost": 1.0, "family": "name"}}`, each field optional. Other fields are ignored; blank lines are
+    skipped; a tool named twice in a record counts once. Anything else raises LogError with the line
+    numbers.
     """
     path = pathlib.Path(path)
     records, problems = [], []
@@ -58,7 +78,9 @@ def read_log(path: str | os.PathLike[str], tools: str | os.PathLike[str] | None 
         try:
             record = _record(line)
             if records and _kind(record[0]) != _kind(records[0][0]):
-                raise LogError(f'"context" must be {_kind(records[0][0])} as in the records before it, got {_kind(record[0])}')
+                raise LogError(
+                    f'"context" must be {_kind(records[0][0])} as in the records before it, got {_kind(record[0])}'
+                )
             records.append(record)
         except LogError as error:
             problems.append(f"{path}, line {number}: {error}.")
@@ -68,36 +90,55 @@ def read_log(path: str | os.PathLike[str], tools: str | os.PathLike[str] | None 
     if problems:
         raise LogError("\n".join(problems))
     if not records:
-        raise LogError(f'{path}: no records. Each line is {{"context": "text" or [numbers], "tools": ["name", ...], "utility": 1.0}}.')
+        raise LogError(
+            f'{path}: no records. Each line is {{"context": "text" or [numbers], "tools": ["name", ...], "utility": 1.0}}.'
+        )
     contexts = [record[0] for record in records]
     return RouteLog(
         contexts=contexts if isinstance(contexts[0], str) else np.asarray(contexts, float),
         sets=[record[1] for record in records],
         utilities=np.asarray([record[2] for record in records]),
         groups=[record[3] for record in records],
-        tools=_read_tools(path.parent / "tools.json" if tools is None else pathlib.Path(tools), needed=tools is not None),
+        tools=_read_tools(
+            path.parent / "tools.json" if tools is None else pathlib.Path(tools),
+            needed=tools is not None,
+        ),
         notes={"source": path.name},
     )
 
 
 def write_log(folder: str | os.PathLike[str], log: RouteLog) -> None:
-    """Write `log.jsonl` and `tools.json` into an existing folder; `read_log` reads the same log back."""
+    """Write `log.jsonl` and `tools.json` into an existing folder; `read_log` reads the same log
+    back.
+    """
     folder = pathlib.Path(folder)
     with open(folder / "log.jsonl", "w", encoding="utf-8") as stream:
         stream.writelines(line + "\n" for line in log_lines(log))
-    tools = {name: {field: value for field, value in tool._asdict().items() if value} for name, tool in sorted(log.tools.items())}
-    (folder / "tools.json").write_text(json.dumps(tools, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    tools = {
+        name: {field: value for field, value in tool._asdict().items() if value}
+        for name, tool in sorted(log.tools.items())
+    }
+    (folder / "tools.json").write_text(
+        json.dumps(tools, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
+    )
 
 
 def log_lines(log: RouteLog) -> Iterator[str]:
     """The log's records as JSON lines, without line ends."""
-    for context, tools, utility, group in zip(log.contexts, log.sets, log.utilities, log.groups, strict=True):
+    for context, tools, utility, group in zip(
+        log.contexts, log.sets, log.utilities, log.groups, strict=True
+    ):
         text = context if isinstance(context, str) else np.asarray(context, float).tolist()
-        yield json.dumps({"context": text, "tools": list(tools), "utility": float(utility), "group": group}, ensure_ascii=False)
+        yield json.dumps(
+            {"context": text, "tools": list(tools), "utility": float(utility), "group": group},
+            ensure_ascii=False,
+        )
 
 
 def log_hash(log: RouteLog) -> str:
-    """Sixteen hexadecimal digits that two logs share if and only if (collisions aside) their records are equal."""
+    """Sixteen hexadecimal digits that two logs share if and only if (collisions aside) their
+    records are equal.
+    """
     digest = hashlib.sha256()
     for line in log_lines(log):
         digest.update(line.encode() + b"\n")
@@ -149,14 +190,22 @@ def _record(line: bytes) -> tuple[str | list[float], tuple[str, ...], float, str
             raise LogError('"context" must be a text or a non-empty list of finite numbers')
         context = [float(number) for number in context]
     elif not isinstance(context, str) or not context.strip():
-        raise LogError(f'"context" must be a non-empty text or a list of numbers, got {_type(context)}')
-    if not isinstance(tools, list) or not all(isinstance(name, str) and name.strip() for name in tools):
+        raise LogError(
+            f'"context" must be a non-empty text or a list of numbers, got {_type(context)}'
+        )
+    if not isinstance(tools, list) or not all(
+        isinstance(name, str) and name.strip() for name in tools
+    ):
         raise LogError('"tools" must be a list of names (non-empty texts)')
     if not _is_number(utility):
         raise LogError(f'"utility" must be a finite number, got {utility!r}')
     group = data.get("group", None)
     if group is None:
-        group = " ".join(context.split()).casefold() if isinstance(context, str) else json.dumps(context)
+        group = (
+            " ".join(context.split()).casefold()
+            if isinstance(context, str)
+            else json.dumps(context)
+        )
     elif not isinstance(group, str):
         raise LogError(f'"group" must be a text, got {_type(group)}')
     return context, tuple(sorted(set(tools))), float(utility), group
@@ -172,27 +221,45 @@ def _read_tools(path: pathlib.Path, needed: bool) -> dict[str, Tool]:
     except UnicodeDecodeError as error:
         raise LogError(f"{path}: not UTF-8 at byte {error.start + 1}.") from None
     except (json.JSONDecodeError, RecursionError) as error:
-        where = f" at line {error.lineno}, column {error.colno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else ": too deeply nested"
+        where = (
+            f" at line {error.lineno}, column {error.colno}: {error.msg}"
+            if isinstance(error, json.JSONDecodeError)
+            else ": too deeply nested"
+        )
         raise LogError(f"{path}: not JSON{where}.") from None
     if not isinstance(data, dict):
-        raise LogError(f'{path}: must be an object {{"tool name": {{"description": "text", "cost": 1.0, "family": "name"}}}}, got {_type(data)}.')
+        raise LogError(
+            f'{path}: must be an object {{"tool name": {{"description": "text", "cost": 1.0, "family": "name"}}}}, got {_type(data)}.'
+        )
     tools = {}
     for name, fields in data.items():
         if not isinstance(fields, dict):
-            raise LogError(f'{path}, tool "{name}": must be an object with description, cost or family, got {_type(fields)}.')
-        tool = Tool(fields.get("description", ""), fields.get("cost", 0.0), fields.get("family", ""))
+            raise LogError(
+                f'{path}, tool "{name}": must be an object with description, cost or family, got {_type(fields)}.'
+            )
+        tool = Tool(
+            fields.get("description", ""), fields.get("cost", 0.0), fields.get("family", "")
+        )
         for field in ("description", "family"):
             if not isinstance(getattr(tool, field), str):
-                raise LogError(f'{path}, tool "{name}": "{field}" must be a text, got {_type(getattr(tool, field))}.')
+                raise LogError(
+                    f'{path}, tool "{name}": "{field}" must be a text, got {_type(getattr(tool, field))}.'
+                )
         if not _is_number(tool.cost) or tool.cost < 0:
-            raise LogError(f'{path}, tool "{name}": "cost" must be a finite number >= 0, got {tool.cost!r}.')
+            raise LogError(
+                f'{path}, tool "{name}": "cost" must be a finite number >= 0, got {tool.cost!r}.'
+            )
         tools[name] = tool._replace(cost=float(tool.cost))
     return tools
 
 
 def _is_number(value: Any) -> bool:
     try:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(float(value))
+        return (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and math.isfinite(float(value))
+        )
     except OverflowError:
         return False
 
@@ -202,4 +269,10 @@ def _kind(context: str | list[float]) -> str:
 
 
 def _type(value: Any) -> str:
-    return {dict: "an object", list: "a list", str: "a text", bool: "a boolean", type(None): "null"}.get(type(value), "a number")
+    return {
+        dict: "an object",
+        list: "a list",
+        str: "a text",
+        bool: "a boolean",
+        type(None): "null",
+    }.get(type(value), "a number")

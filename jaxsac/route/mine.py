@@ -1,13 +1,17 @@
-"""A real log without a file: each documented function of the installed sources is a task, the library calls in its body the tools it used.
+"""A real log without a file: each documented function of the installed sources is a task, the
+library calls in its body the tools it used.
 
-* Sources: the standard library and the packages that jaxsac and its `route` extra pin, a fixed sorted list; tests, vendored copies and
-  folders that are no library are left out.
-* Context: module path, parameter names, the docstring's first two sentences. Not the imports: they stand in the same file as the calls.
-* Tools: library names of those sources that the body calls, resolved through the imports and re-exports; one definition is one tool,
-  under the name that the log uses most.
-* No tools: names with a private part (a leading underscore), the record's own package (scipy's functions do not use scipy as a tool: those
-  are its internals), built-in functions, and whatever the imports do not resolve (methods of local objects).
-* Functions with no tool left are no records; equal tasks in two modules (vendored twins) count once.
+* Sources: the standard library and the packages that jaxsac and its `route` extra pin, a fixed
+  sorted list; tests, vendored copies and folders that are no library are left out.
+* Context: module path, parameter names, the docstring's first two sentences. Not the imports: they
+  stand in the same file as the calls.
+* Tools: library names of those sources that the body calls, resolved through the imports and
+  re-exports; one definition is one tool, under the name that the log uses most.
+* No tools: names with a private part (a leading underscore), the record's own package (scipy's
+  functions do not use scipy as a tool: those are its internals), built-in functions, and whatever
+  the imports do not resolve (methods of local objects).
+* Functions with no tool left are no records; equal tasks in two modules (vendored twins) count
+  once.
 """
 
 import collections
@@ -53,10 +57,19 @@ FORMAT = 1  # of the cached log: raise it when the rules above change
 
 _TESTS = {"test", "tests", "testing", "idle_test"}
 _APPLICATIONS = {"ensurepip", "idlelib", "turtledemo"}
-_REMOVED = {"distutils", "lib2to3"}  # gone since Python 3.12 and 3.13: without them the logs of all versions are alike
+_REMOVED = {
+    "distutils",
+    "lib2to3",
+}  # gone since Python 3.12 and 3.13: without them the logs of all versions are alike
 _NO_LIBRARY = _TESTS | _APPLICATIONS | _REMOVED | {"site-packages", "dist-packages", "__pycache__"}
 _VENDORED = {"_vendor", "externals", "extern", "array_api_compat", "array_api_extra"}
-_NEVER_IMPORTED = {"antigravity", "this", "idlelib", "tkinter", "turtle"}  # importing them opens a browser, prints, or needs a display
+_NEVER_IMPORTED = {
+    "antigravity",
+    "this",
+    "idlelib",
+    "tkinter",
+    "turtle",
+}  # importing them opens a browser, prints, or needs a display
 
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
@@ -70,13 +83,19 @@ class Source(NamedTuple):
 
 
 def mine(
-    packages: Sequence[str] = tuple(PACKAGES), *, processes: int = 1, progress: Progress | None = None, cache: pathlib.Path | None = None
+    packages: Sequence[str] = tuple(PACKAGES),
+    *,
+    processes: int = 1,
+    progress: Progress | None = None,
+    cache: pathlib.Path | None = None,
 ) -> RouteLog:
-    """The log of library calls in the installed sources of `packages` (names of `PACKAGES`), deterministic for given versions.
+    """The log of library calls in the installed sources of `packages` (names of `PACKAGES`),
+    deterministic for given versions.
 
-    `processes > 1` parses in parallel (spawned processes, so a script needs the usual `if __name__ == "__main__"`), `progress(items, total,
-    what)` wraps the loop over files, and `cache` is a folder that keeps the log under a hash of the sources. Unknown or absent packages
-    raise LogError.
+    `processes > 1` parses in parallel (spawned processes, so a script needs the usual `if __name__
+    == "__main__"`), `progress(items, total, what)` wraps the loop over files, and `cache` is a
+    folder that keeps the log under a hash of the sources. Unknown or absent packages raise
+    LogError.
     """
     sources = [source for package in sorted(packages) for source in find_sources(package)]
     key = _key(sources)
@@ -84,7 +103,11 @@ def mine(
     if folder is not None and (folder / "log.jsonl").is_file():
         with contextlib.suppress(LogError):  # a damaged cache is mined anew
             return _with_notes(read_log(folder / "log.jsonl"), packages, sources)
-    modules = {module.name: module for module in _read_all(sources, processes, progress) if module is not None}
+    modules = {
+        module.name: module
+        for module in _read_all(sources, processes, progress)
+        if module is not None
+    }
     log = _with_notes(_collect(modules), packages, sources)
     if folder is not None:
         _keep(folder, log)
@@ -99,7 +122,11 @@ def cache_folder() -> pathlib.Path:
     if sys.platform == "darwin":
         return home / "Library" / "Caches" / "jaxsac"
     if os.name == "nt":
-        return pathlib.Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local")) / "jaxsac" / "Cache"
+        return (
+            pathlib.Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local"))
+            / "jaxsac"
+            / "Cache"
+        )
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "jaxsac"
 
 
@@ -112,7 +139,9 @@ def find_sources(package: str) -> list[Source]:
     else:
         spec = importlib.util.find_spec(package)
         if spec is None or not spec.submodule_search_locations:
-            raise LogError(f"{PACKAGES[package]} is not installed, and the mined log needs it: pip install 'jaxsac[route]', or give a log file.")
+            raise LogError(
+                f"{PACKAGES[package]} is not installed, and the mined log needs it: pip install 'jaxsac[route]', or give a log file."
+            )
         root, prefix = pathlib.Path(spec.submodule_search_locations[0]), (package,)
     sources = []
     for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).parts):
@@ -126,12 +155,16 @@ def find_sources(package: str) -> list[Source]:
     return sources
 
 
-def _read_all(sources: list[Source], processes: int, progress: Progress | None) -> Iterator[Module | None]:
+def _read_all(
+    sources: list[Source], processes: int, progress: Progress | None
+) -> Iterator[Module | None]:
     show = progress or (lambda items, total, what: items)
     if processes <= 1:
         yield from show(map(_read, sources), len(sources), "parsing sources")
         return
-    context = multiprocessing.get_context("spawn")  # a fork of a process that runs XLA's threads can hang
+    context = multiprocessing.get_context(
+        "spawn"
+    )  # a fork of a process that runs XLA's threads can hang
     with concurrent.futures.ProcessPoolExecutor(processes, mp_context=context) as pool:
         yield from show(pool.map(_read, sources, chunksize=16), len(sources), "parsing sources")
 
@@ -143,8 +176,12 @@ def _read(source: Source) -> Module | None:
 
 
 def _collect(modules: dict[str, Module]) -> RouteLog:
-    """Records and tools of the parsed modules: names resolved to definitions, own packages and private names left out, twins dropped."""
-    library = ({name.split(".")[0] for name in modules} | set(sys.stdlib_module_names)) - _NO_LIBRARY
+    """Records and tools of the parsed modules: names resolved to definitions, own packages and
+    private names left out, twins dropped.
+    """
+    library = (
+        {name.split(".")[0] for name in modules} | set(sys.stdlib_module_names)
+    ) - _NO_LIBRARY
     definitions: dict[str, str] = {}
     found = []
     twins = set()
@@ -173,7 +210,10 @@ def _collect(modules: dict[str, Module]) -> RouteLog:
     for call in sorted(uses, key=lambda call: (-uses[call], len(call), call)):
         names.setdefault(definitions[call], call)
     sets = [tuple(sorted({names[definitions[call]] for call in calls})) for _, _, calls in found]
-    tools = {name: Tool(description=_description(name, definition, modules)) for definition, name in names.items()}
+    tools = {
+        name: Tool(description=_description(name, definition, modules))
+        for definition, name in names.items()
+    }
     return RouteLog(
         contexts=[_context(module, function) for module, function, _ in found],
         sets=sets,
@@ -198,7 +238,9 @@ def _split(name: str, modules: dict[str, Module]) -> tuple[str, list[str]]:
 
 
 def _definition(name: str, modules: dict[str, Module], depth: int = 12) -> str:
-    """Where a dotted name is defined, following re-exports; the name itself where the trail ends (extension modules, assignments)."""
+    """Where a dotted name is defined, following re-exports; the name itself where the trail ends
+    (extension modules, assignments).
+    """
     prefix, rest = _split(name, modules)
     if not prefix or not rest or depth == 0 or rest[0] in modules[prefix].docstrings:
         return name
@@ -215,20 +257,29 @@ def _definition(name: str, modules: dict[str, Module], depth: int = 12) -> str:
 
 
 def _description(name: str, definition: str, modules: dict[str, Module]) -> str:
-    """A tool's own docstring: from the sources, else (extension modules) from the imported object."""
+    """A tool's own docstring: from the sources, else (extension modules) from the imported
+    object.
+    """
     prefix, rest = _split(definition, modules)
     text = modules[prefix].docstrings.get(".".join(rest), "") if prefix else ""
     if not text:
-        # Classes are called through __init__; a class without a docstring of its own is described by it.
+        # Classes are called through __init__; a class without a docstring of its own is described
+        # by it.
         text = modules[prefix].docstrings.get(".".join([*rest, "__init__"]), "") if prefix else ""
     return summary(text or _runtime_docstring(name), sentences=4, characters=800)
 
 
 def _runtime_docstring(name: str) -> str:
     parts = name.split(".")
-    if parts[0] in _NEVER_IMPORTED or (parts[0] in PACKAGES and parts[0] in ("jax", "optax", "equinox")):
+    if parts[0] in _NEVER_IMPORTED or (
+        parts[0] in PACKAGES and parts[0] in ("jax", "optax", "equinox")
+    ):
         return ""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         warnings.simplefilter("ignore")
         for end in range(len(parts) - 1, 0, -1):
             try:
@@ -245,18 +296,34 @@ def _runtime_docstring(name: str) -> str:
 def _key(sources: list[Source]) -> str:
     digest = hashlib.sha256(json.dumps([FORMAT, platform.python_version()]).encode())
     for source in sources:
-        digest.update(source.module.encode() + b"\0" + hashlib.sha256(pathlib.Path(source.path).read_bytes()).digest())
+        digest.update(
+            source.module.encode()
+            + b"\0"
+            + hashlib.sha256(pathlib.Path(source.path).read_bytes()).digest()
+        )
     return digest.hexdigest()
 
 
 def _with_notes(log: RouteLog, packages: Sequence[str], sources: list[Source]) -> RouteLog:
-    versions = {PACKAGES[name]: importlib.metadata.version(PACKAGES[name]) for name in sorted(packages) if name != "python"}
-    notes = {"source": "mined", "python": platform.python_version(), "packages": versions, "files": len(sources), "hash": log_hash(log)}
+    versions = {
+        PACKAGES[name]: importlib.metadata.version(PACKAGES[name])
+        for name in sorted(packages)
+        if name != "python"
+    }
+    notes = {
+        "source": "mined",
+        "python": platform.python_version(),
+        "packages": versions,
+        "files": len(sources),
+        "hash": log_hash(log),
+    }
     return log._replace(notes=notes)
 
 
 def _keep(folder: pathlib.Path, log: RouteLog) -> None:
-    """Put the log into the cache in one rename; a cache that cannot be written is no reason to fail."""
+    """Put the log into the cache in one rename; a cache that cannot be written is no reason to
+    fail.
+    """
     with contextlib.suppress(OSError):
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = tempfile.mkdtemp(dir=folder.parent, prefix=".mined-")

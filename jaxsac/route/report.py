@@ -1,4 +1,6 @@
-"""What a run says: a text for people, a figure, and the folder that holds both with the numbers and the router."""
+"""What a run says: a text for people, a figure, and the folder that holds both with the numbers and
+the router.
+"""
 
 import base64
 import html
@@ -23,11 +25,25 @@ SHOWN = 30
 def text(result: Result) -> str:
     """The report as text."""
     summary = result.summary
-    return "\n\n".join([_log(summary), _kept(summary), _quality(summary), _curve(summary), _certificate(summary), _times(summary)]) + "\n"
+    return (
+        "\n\n".join(
+            [
+                _log(summary),
+                _kept(summary),
+                _quality(summary),
+                _curve(summary),
+                _certificate(summary),
+                _times(summary),
+            ]
+        )
+        + "\n"
+    )
 
 
 def figure(result: Result) -> Any:
-    """A matplotlib figure: learning curves and final quality on the left, the strongest tools on the right."""
+    """A matplotlib figure: learning curves and final quality on the left, the strongest tools on
+    the right.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -44,23 +60,52 @@ def draw(drawing: Any, result: Result) -> None:
     left, right = drawing.subfigures(1, 2, width_ratios=(1, 1.05))
     above, below = left.subplots(2, 1, height_ratios=(1.35, 1))
     points = summary["learning_curve"]
-    scores = {name: [point["methods"][name]["ndcg"] for point in points] for name in ("dense", "sparse", "popularity")}
-    curves = {name: ([score["mean"] for score in values], [score["error"] for score in values]) for name, values in scores.items()}
-    plotting.learning_curves(above, [point["records"] for point in points], curves, f"nDCG@{budget} on held-out groups")
-    above.set_title(f"{summary['result']['tuning']['kept']} of {summary['result']['tools']:,} tools do it", loc="left", fontsize=11)
+    scores = {
+        name: [point["methods"][name]["ndcg"] for point in points]
+        for name in ("dense", "sparse", "popularity")
+    }
+    curves = {
+        name: ([score["mean"] for score in values], [score["error"] for score in values])
+        for name, values in scores.items()
+    }
+    plotting.learning_curves(
+        above, [point["records"] for point in points], curves, f"nDCG@{budget} on held-out groups"
+    )
+    above.set_title(
+        f"{summary['result']['tuning']['kept']} of {summary['result']['tools']:,} tools do it",
+        loc="left",
+        fontsize=11,
+    )
     methods = summary["result"]["methods"]
-    plotting.methods(below, {name: (values["recall"]["mean"], values["recall"]["error"]) for name, values in methods.items()}, f"recall@{budget}")
+    plotting.methods(
+        below,
+        {
+            name: (values["recall"]["mean"], values["recall"]["error"])
+            for name, values in methods.items()
+        },
+        f"recall@{budget}",
+    )
     below.set_title("all methods, all training records", loc="left", fontsize=11)
     kept = [row for row in summary["kept"] if row["by"] == "context"]
     axes = right.subplots()
     plotting.strengths(
-        axes, [row["tool"] for row in kept], [row["strength"] for row in kept], limit=40, label="spread of the score over contexts (nats)"
+        axes,
+        [row["tool"] for row in kept],
+        [row["strength"] for row in kept],
+        limit=40,
+        label="spread of the score over contexts (nats)",
     )
-    axes.set_title(f"the strongest {min(40, len(kept))} of {len(kept)} tools that look at the context", loc="left", fontsize=11)
+    axes.set_title(
+        f"the strongest {min(40, len(kept))} of {len(kept)} tools that look at the context",
+        loc="left",
+        fontsize=11,
+    )
 
 
 def page(result: Result) -> str:
-    """The diagnosis as one HTML page: the text of `control.Diagnosis.report`, and its plot inside the page."""
+    """The diagnosis as one HTML page: the text of `control.Diagnosis.report`, and its plot inside
+    the page.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -81,20 +126,34 @@ def page(result: Result) -> str:
 
 
 def check_out(folder: pathlib.Path) -> None:
-    """Raise LogError where a run could not be put at `folder`: something else is there. An earlier run's folder may be replaced."""
+    """Raise LogError where a run could not be put at `folder`: something else is there. An earlier
+    run's folder may be replaced.
+    """
     if not folder.parent.is_dir():
-        raise LogError(f"--out {folder}: the folder {folder.parent} does not exist: create it, or choose another.")
-    if folder.exists() and not (folder / NUMBERS).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise LogError(f"--out {folder}: holds something else than an earlier run: choose another name.")
+        raise LogError(
+            f"--out {folder}: the folder {folder.parent} does not exist: create it, or choose another."
+        )
+    if (
+        folder.exists()
+        and not (folder / NUMBERS).is_file()
+        and (not folder.is_dir() or any(folder.iterdir()))
+    ):
+        raise LogError(
+            f"--out {folder}: holds something else than an earlier run: choose another name."
+        )
 
 
 def write(folder: pathlib.Path, result: Result) -> list[pathlib.Path]:
-    """Put report, numbers, plot and router at `folder`: written elsewhere first, then renamed whole, so that no run is ever half there."""
+    """Put report, numbers, plot and router at `folder`: written elsewhere first, then renamed
+    whole, so that no run is ever half there.
+    """
     check_out(folder)
     scratch = pathlib.Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         (scratch / REPORT).write_text(text(result), encoding="utf-8")
-        (scratch / NUMBERS).write_text(json.dumps(_plain(result.summary), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        (scratch / NUMBERS).write_text(
+            json.dumps(_plain(result.summary), indent=1, allow_nan=False) + "\n", encoding="utf-8"
+        )
         figure(result).savefig(scratch / PLOT, dpi=130)
         save_router(scratch, result.router)
         if result.diagnosis is not None:
@@ -116,7 +175,9 @@ def _log(summary: dict[str, Any]) -> str:
     log, parts = summary["log"], summary["split"]
     if log["source"] == "mined":
         packages = ", ".join(f"{name} {version}" for name, version in log["packages"].items())
-        source = f"mined from {log['files']:,} installed sources: Python {log['python']}, {packages}"
+        source = (
+            f"mined from {log['files']:,} installed sources: Python {log['python']}, {packages}"
+        )
     else:
         source = log["source"]
     once = log["tools_used_once"] / log["tools"]
@@ -141,7 +202,7 @@ def _kept(summary: dict[str, Any]) -> str:
     by_intercept = [row for row in kept if row["by"] == "intercept"]
     lines = [
         f"kept      {len(kept)} of {total:,} tools: {len(by_context)} look at the context (the support), "
-        f"{len(by_intercept)} enter a top {summary['log']['budget']} by their frequency alone",
+        f"{len(by_intercept)} enter a top {summary['log']['budget']} by their frequency alone"
     ]
     cost = sum(row["cost"] for row in kept)
     if cost:
@@ -149,15 +210,23 @@ def _kept(summary: dict[str, Any]) -> str:
     families = sorted({row["family"] for row in kept if row["family"]})
     if families:
         share = summary["certificate"].get("family_share", 0.0)
-        lines.append(f"families  {', '.join(families)}" + (f": {share:g} of the penalty is on families" if share else ""))
+        lines.append(
+            f"families  {', '.join(families)}"
+            + (f": {share:g} of the penalty is on families" if share else "")
+        )
     width = max([len(row["tool"]) for row in kept[:SHOWN]] + [4])
     lines += ["", f"  {'tool':{width}}  strength  uses", f"  {'-' * width}  --------  ----"]
-    lines += [f"  {row['tool']:{width}}  {row['strength']:8.2f}  {row['uses']:4d}" for row in by_context[:SHOWN]]
+    lines += [
+        f"  {row['tool']:{width}}  {row['strength']:8.2f}  {row['uses']:4d}"
+        for row in by_context[:SHOWN]
+    ]
     if len(by_context) > SHOWN:
         lines.append(f"  ... and {len(by_context) - SHOWN} more in {NUMBERS}")
     if by_intercept:
         lines.append(f"  by frequency alone: {', '.join(row['tool'] for row in by_intercept)}")
-    lines.append("  strength: root mean square of the tool's score over training contexts, beside its intercept, in nats")
+    lines.append(
+        "  strength: root mean square of the tool's score over training contexts, beside its intercept, in nats"
+    )
     return "\n".join(lines)
 
 
@@ -170,10 +239,14 @@ def _quality(summary: dict[str, Any]) -> str:
     ]
     for name, values in result["methods"].items():
         shown = f"{name} ({result['tuning']['kept']} tools)" if name == "sparse" else name
-        lines.append(f"  {shown:24} {_cell(values['ndcg'], 3):>14} {_cell(values['recall'], 3):>14} {_cell(values.get('log_likelihood'), 2):>17}")
+        lines.append(
+            f"  {shown:24} {_cell(values['ndcg'], 3):>14} {_cell(values['recall'], 3):>14} {_cell(values.get('log_likelihood'), 2):>17}"
+        )
     lines += ["", "  paired differences"]
     for name, values in result["differences"].items():
-        lines.append(f"  {name:32} {_cell(values['ndcg'], 3):>14} {_cell(values['recall'], 3):>14} {_cell(values.get('log_likelihood'), 2):>17}")
+        lines.append(
+            f"  {name:32} {_cell(values['ndcg'], 3):>14} {_cell(values['recall'], 3):>14} {_cell(values.get('log_likelihood'), 2):>17}"
+        )
     return "\n".join(lines)
 
 
@@ -195,7 +268,9 @@ def _curve(summary: dict[str, Any]) -> str:
             + " ".join(f"{cell:>18}" for cell in cells)
             + f" {difference:>17}"
         )
-    lines.append("  log-likelihoods are over the tools that each training set has seen: compare them within a line only")
+    lines.append(
+        "  log-likelihoods are over the tools that each training set has seen: compare them within a line only"
+    )
     return "\n".join(lines)
 
 

@@ -1,4 +1,6 @@
-"""Ridge-penalised Gibbs policies: the dense baseline (all tools look at the context), and the refit of a sparse one (its support does)."""
+"""Ridge-penalised Gibbs policies: the dense baseline (all tools look at the context), and the refit
+of a sparse one (its support does).
+"""
 
 import functools
 from collections.abc import Callable
@@ -14,7 +16,9 @@ Scores = Callable[[np.ndarray], np.ndarray]
 
 
 class RidgeFit(NamedTuple):
-    """Scores z_j = <weights_j, psi> + intercept_j for tools of `support` [k], intercept_j for the others; and how the optimiser ended."""
+    """Scores z_j = <weights_j, psi> + intercept_j for tools of `support` [k], intercept_j for the
+    others; and how the optimiser ended.
+    """
 
     support: np.ndarray
     weights: np.ndarray
@@ -40,11 +44,13 @@ def fit_ridge(
     start: RidgeFit | None = None,
     max_steps: int = 60,
 ) -> RidgeFit:
-    """Minimise mean_t [log Z_t - sum_{j in a_t} z_tj] + ridge/2 sum_j ||theta_j||², z_tj = <theta_j, psi_t> [j in support] + b_j.
+    """Minimise mean_t [log Z_t - sum_{j in a_t} z_tj] + ridge/2 sum_j ||theta_j||², z_tj =
+    <theta_j, psi_t> [j in support] + b_j.
 
-    Features [T, q], sets `actions` int32 [T, budget] padded with -1, M = num_tools tools, each used at least once. The intercepts b are
-    not penalised. L-BFGS, each coordinate scaled by the square root of its curvature at the frequencies (mean uses times the feature's
-    mean square, plus the ridge). Computed in float32: the objective is good to about 1e-6 of its value.
+    Features [T, q], sets `actions` int32 [T, budget] padded with -1, M = num_tools tools, each used
+    at least once. The intercepts b are not penalised. L-BFGS, each coordinate scaled by the square
+    root of its curvature at the frequencies (mean uses times the feature's mean square, plus the
+    ridge). Computed in float32: the objective is good to about 1e-6 of its value.
     """
     import scipy.optimize
 
@@ -64,18 +70,31 @@ def fit_ridge(
     row, column = np.nonzero(actions >= 0)
     chosen[actions[row, column], row] = True
     single = functools.partial(jnp.asarray, dtype=jnp.float32)
-    data = (single(features), jnp.asarray(chosen[support]), jnp.asarray(support), jnp.asarray(np.flatnonzero(~in_support)), single(rate))
+    data = (
+        single(features),
+        jnp.asarray(chosen[support]),
+        jnp.asarray(support),
+        jnp.asarray(np.flatnonzero(~in_support)),
+        single(rate),
+    )
 
     def value_and_gradient(point):
         theta = single(point[: weights.size].reshape(weights.shape) * scale_weights)
         bias = single(point[weights.size :] * scale_intercept)
-        value, (theta_gradient, bias_gradient) = _objective(theta, bias, *data, single(ridge), budget)
-        gradient = [np.asarray(theta_gradient, float) * scale_weights, np.asarray(bias_gradient, float) * scale_intercept]
+        value, (theta_gradient, bias_gradient) = _objective(
+            theta, bias, *data, single(ridge), budget
+        )
+        gradient = [
+            np.asarray(theta_gradient, float) * scale_weights,
+            np.asarray(bias_gradient, float) * scale_intercept,
+        ]
         return float(value), np.concatenate([part.ravel() for part in gradient])
 
     point = np.concatenate([(weights / scale_weights).ravel(), intercept / scale_intercept])
     limits = {"maxiter": max_steps, "maxcor": 10, "ftol": 1e-6, "gtol": 1e-6}
-    found = scipy.optimize.minimize(value_and_gradient, point, jac=True, method="L-BFGS-B", options=limits)
+    found = scipy.optimize.minimize(
+        value_and_gradient, point, jac=True, method="L-BFGS-B", options=limits
+    )
     return RidgeFit(
         support=support,
         weights=found.x[: weights.size].reshape(weights.shape) * scale_weights,
@@ -87,19 +106,30 @@ def fit_ridge(
 
 
 def tune_ridge(
-    fit: Callable[[float, RidgeFit | None], RidgeFit], quality: Callable[[Scores], float], first: float, most: int = 8
+    fit: Callable[[float, RidgeFit | None], RidgeFit],
+    quality: Callable[[Scores], float],
+    first: float,
+    most: int = 8,
 ) -> tuple[RidgeFit, list[dict[str, Any]]]:
-    """The fit of best `quality` among ridges `first` * 2^i: down from `first` while it pays, or up if it did not; and what was tried.
+    """The fit of best `quality` among ridges `first` * 2^i: down from `first` while it pays, or up
+    if it did not; and what was tried.
 
-    `fit(ridge, start)` fits from a warm start, `quality(scores)` judges a function from feature rows [n, q] to scores [n, M]. At most
-    `most` fits on either side.
+    `fit(ridge, start)` fits from a warm start, `quality(scores)` judges a function from feature
+    rows [n, q] to scores [n, M]. At most `most` fits on either side.
     """
     tried: list[dict[str, Any]] = []
 
     def judged(ridge: float, start: RidgeFit | None) -> tuple[float, RidgeFit]:
         found = fit(ridge, start)
         value = quality(found.scores)
-        tried.append({"ridge": ridge, "validation": value, "evaluations": found.evaluations, "gradient": found.gradient})
+        tried.append(
+            {
+                "ridge": ridge,
+                "validation": value,
+                "evaluations": found.evaluations,
+                "gradient": found.gradient,
+            }
+        )
         return value, found
 
     value, best = middle = judged(first, None)
@@ -120,11 +150,15 @@ def tune_ridge(
 @functools.partial(jax.jit, static_argnames="budget")
 @functools.partial(jax.value_and_grad, argnums=(0, 1))
 def _objective(theta, bias, features, chosen, support, rest, rate, ridge, budget):
-    """Mean negative log-likelihood plus ridge. Tools outside the support enter once, as size weights of a record-free background."""
+    """Mean negative log-likelihood plus ridge. Tools outside the support enter once, as size
+    weights of a record-free background.
+    """
     scores = jnp.matmul(theta, features.T) + bias[support][:, None]
     background = rows.log_size_weights(bias[rest][:, None], budget)[:, 0]
     at_most = jax.lax.cumlogsumexp(background)  # sets of at most r of the other tools
     log_rest = jnp.broadcast_to(at_most[::-1, None], (budget + 1, features.shape[0]))
     log_partition = jnp.asarray(rows.log_partition(scores, log_rest, budget))
-    linear = jnp.sum(jnp.where(chosen, scores, 0)) / features.shape[0] + jnp.sum(bias[rest] * rate[rest])
+    linear = jnp.sum(jnp.where(chosen, scores, 0)) / features.shape[0] + jnp.sum(
+        bias[rest] * rate[rest]
+    )
     return jnp.mean(log_partition) - linear + 0.5 * ridge * jnp.sum(theta**2)

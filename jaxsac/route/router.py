@@ -1,4 +1,6 @@
-"""The deployed router: a pruned policy, the features of its contexts and its tools' names; on disk two npz files side by side."""
+"""The deployed router: a pruned policy, the features of its contexts and its tools' names; on disk
+two npz files side by side.
+"""
 
 import os
 import pathlib
@@ -14,13 +16,20 @@ KIND = "jaxsac.route.Features"
 POLICY, FEATURES = "policy.npz", "features.npz"
 COST_UNITS = 256
 _SHAPES: dict[str, dict[str, tuple[str, tuple[int | str | None, ...]]]] = {
-    "text": {"idf": ("f", ("V",)), "components": ("f", ("q", "V")), "center": ("f", ("q",)), "scale": ("f", ())},
+    "text": {
+        "idf": ("f", ("V",)),
+        "components": ("f", ("q", "V")),
+        "center": ("f", ("q",)),
+        "scale": ("f", ()),
+    },
     "numbers": {"center": ("f", ("q",)), "scale": ("f", ("q",))},
 }
 
 
 class Router(NamedTuple):
-    """`names` [K] of the policy's tools, in the order of its scores; `features` from contexts; `policy` on the K kept tools; `costs` [K]."""
+    """`names` [K] of the policy's tools, in the order of its scores; `features` from contexts;
+    `policy` on the K kept tools; `costs` [K].
+    """
 
     names: list[str]
     features: Features
@@ -36,9 +45,13 @@ class Choice(NamedTuple):
     probability: float
 
 
-def choose(router: Router, contexts: list[str] | np.ndarray, cost_limit: float | None = None) -> list[list[Choice]]:
-    """For each context the B best tools of the router, best first; with `cost_limit` > 0 the tools of total cost within it that hold the
-    largest expected number of the policy's own (costs are rounded up to COST_UNITS-ths of the limit), as many as fit."""
+def choose(
+    router: Router, contexts: list[str] | np.ndarray, cost_limit: float | None = None
+) -> list[list[Choice]]:
+    """For each context the B best tools of the router, best first; with `cost_limit` > 0 the tools
+    of total cost within it that hold the largest expected number of the policy's own (costs are
+    rounded up to COST_UNITS-ths of the limit), as many as fit.
+    """
     budget = min(router.policy.budget, len(router.names))
     choices = []
     for row in transform(router.features, contexts):
@@ -47,11 +60,20 @@ def choose(router: Router, contexts: list[str] | np.ndarray, cost_limit: float |
         scores = np.asarray(scores)
         best = np.argsort(-scores, kind="stable")[:budget]
         if cost_limit is not None:
-            units = np.minimum(np.ceil(np.asarray(router.costs) / cost_limit * COST_UNITS - 1e-9), COST_UNITS + 1).astype(np.int32)
-            fitting = np.asarray(gibbs.mode(jnp.asarray(probabilities), budget=COST_UNITS, costs=units))
+            units = np.minimum(
+                np.ceil(np.asarray(router.costs) / cost_limit * COST_UNITS - 1e-9), COST_UNITS + 1
+            ).astype(np.int32)
+            fitting = np.asarray(
+                gibbs.mode(jnp.asarray(probabilities), budget=COST_UNITS, costs=units)
+            )
             fitting = fitting[fitting >= 0]
             best = fitting[np.argsort(-scores[fitting], kind="stable")]
-        choices.append([Choice(router.names[tool], float(scores[tool]), float(probabilities[tool])) for tool in best])
+        choices.append(
+            [
+                Choice(router.names[tool], float(scores[tool]), float(probabilities[tool]))
+                for tool in best
+            ]
+        )
     return choices
 
 
@@ -60,14 +82,23 @@ def save_router(folder: pathlib.Path, router: Router) -> None:
     router.policy.save(folder / POLICY)
     arrays = router.features._asdict()
     words = arrays.pop("words").tolist() if isinstance(router.features, TextFeatures) else []
-    metadata = {"contexts": "text" if words else "numbers", "words": words, "names": router.names, "costs": router.costs}
+    metadata = {
+        "contexts": "text" if words else "numbers",
+        "words": words,
+        "names": router.names,
+        "costs": router.costs,
+    }
     if not words:
-        arrays["scale"] = np.where(np.isinf(arrays["scale"]), 0, arrays["scale"])  # constant columns: plain numbers on disk
+        arrays["scale"] = np.where(
+            np.isinf(arrays["scale"]), 0, arrays["scale"]
+        )  # constant columns: plain numbers on disk
     _files.save(folder / FEATURES, KIND, arrays, metadata)
 
 
 def load_router(path: str | os.PathLike[str]) -> Router:
-    """Read a router from its folder or its policy file; raises FileError (a ValueError) naming the file for anything that is not one."""
+    """Read a router from its folder or its policy file; raises FileError (a ValueError) naming the
+    file for anything that is not one.
+    """
     path = pathlib.Path(path)
     folder = path if path.is_dir() else path.parent
     try:
@@ -81,7 +112,9 @@ def load_router(path: str | os.PathLike[str]) -> Router:
     try:
         return _checked(policy, arrays, metadata)
     except (_files.FileError, KeyError, TypeError) as error:
-        raise _files.FileError(f"{folder / FEATURES}: does not fit the policy ({error}): take both files from one run.") from None
+        raise _files.FileError(
+            f"{folder / FEATURES}: does not fit the policy ({error}): take both files from one run."
+        ) from None
 
 
 def _checked(policy: control.SparsePolicy, arrays: dict[str, np.ndarray], metadata: dict) -> Router:
@@ -93,7 +126,9 @@ def _checked(policy: control.SparsePolicy, arrays: dict[str, np.ndarray], metada
         raise _files.FileError("unknown kind of contexts, or names that are no texts")
     _files.check(arrays, _SHAPES[kind])
     if len(names) != policy.num_actions or arrays["center"].size != policy.weights.shape[-1]:
-        raise _files.FileError(f"{len(names)} tools and {arrays['center'].size} features against {policy.num_actions} and {policy.weights.shape[-1]}")
+        raise _files.FileError(
+            f"{len(names)} tools and {arrays['center'].size} features against {policy.num_actions} and {policy.weights.shape[-1]}"
+        )
     if kind == "numbers":
         scale = np.where(arrays["scale"] == 0, np.inf, arrays["scale"])
         return Router(names, NumberFeatures(arrays["center"], scale), policy, costs)

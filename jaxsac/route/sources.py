@@ -1,4 +1,6 @@
-"""Read one Python source: documented functions with the library calls they make, docstrings, re-exports. Pure `ast`: nothing runs."""
+"""Read one Python source: documented functions with the library calls they make, docstrings,
+re-exports. Pure `ast`: nothing runs.
+"""
 
 import ast
 import re
@@ -7,7 +9,9 @@ from typing import NamedTuple
 
 
 class Function(NamedTuple):
-    """A documented function: where it lies, what it says, and the dotted names that its body calls, resolved through the imports."""
+    """A documented function: where it lies, what it says, and the dotted names that its body calls,
+    resolved through the imports.
+    """
 
     name: str
     parameters: tuple[str, ...]
@@ -16,7 +20,9 @@ class Function(NamedTuple):
 
 
 class Module(NamedTuple):
-    """What one source file offers: functions, docstrings by qualified name, and names bound to something defined elsewhere."""
+    """What one source file offers: functions, docstrings by qualified name, and names bound to
+    something defined elsewhere.
+    """
 
     name: str
     functions: tuple[Function, ...]
@@ -45,7 +51,13 @@ def read_module(name: str, is_package: bool, source: bytes) -> Module | None:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and docstrings[qualifier]:
                 found.append((qualifier, node))
     functions = tuple(
-        Function(qualifier, _parameters(node), summary(docstrings[qualifier]), _calls(node, exports, name, is_package)) for qualifier, node in found
+        Function(
+            qualifier,
+            _parameters(node),
+            summary(docstrings[qualifier]),
+            _calls(node, exports, name, is_package),
+        )
+        for qualifier, node in found
     )
     return Module(name, functions, docstrings, exports, tuple(stars))
 
@@ -64,7 +76,9 @@ def summary(docstring: str, sentences: int = 2, characters: int = 400) -> str:
             if lines and re.fullmatch(r"[-=~^*#]{3,}", text):
                 lines.pop()
             break
-        if lines or not re.fullmatch(r"[\w.]+\(.*\)( -> .*)?", text):  # C functions start with their signature
+        if lines or not re.fullmatch(
+            r"[\w.]+\(.*\)( -> .*)?", text
+        ):  # C functions start with their signature
             lines.append(text)
     text = " ".join(" ".join(lines).split())
     return " ".join(re.split(r"(?<=[.!?])\s+(?=[A-Z`'\"(*])", text)[:sentences])[:characters]
@@ -72,8 +86,12 @@ def summary(docstring: str, sentences: int = 2, characters: int = 400) -> str:
 
 def _top_level(
     node: ast.AST, qualifier: str
-) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Import | ast.ImportFrom]]:
-    """Imports, classes, functions and methods outside function bodies, also under `if`, `try` and `with`."""
+) -> Iterator[
+    tuple[str, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Import | ast.ImportFrom]
+]:
+    """Imports, classes, functions and methods outside function bodies, also under `if`, `try` and
+    `with`.
+    """
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
             yield f"{qualifier}{child.name}", child
@@ -101,19 +119,33 @@ def _bindings(node: ast.Import | ast.ImportFrom, module: str, is_package: bool) 
             (top := alias.name.split(".")[0]): top for alias in node.names if not alias.asname
         }
     base = _base(node, module, is_package)
-    return {alias.asname or alias.name: f"{base}.{alias.name}" for alias in node.names if alias.name != "*"}
+    return {
+        alias.asname or alias.name: f"{base}.{alias.name}"
+        for alias in node.names
+        if alias.name != "*"
+    }
 
 
 def _parameters(node: ast.FunctionDef | ast.AsyncFunctionDef) -> tuple[str, ...]:
     arguments = node.args
-    names = [argument.arg for argument in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]]
+    names = [
+        argument.arg
+        for argument in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+    ]
     return tuple(name for name in names if name not in ("self", "cls"))
 
 
-def _calls(function: ast.FunctionDef | ast.AsyncFunctionDef, exports: dict[str, str], module: str, is_package: bool) -> tuple[str, ...]:
-    """Dotted names called in the body (nested functions included), resolved through the module's and the function's own imports.
+def _calls(
+    function: ast.FunctionDef | ast.AsyncFunctionDef,
+    exports: dict[str, str],
+    module: str,
+    is_package: bool,
+) -> tuple[str, ...]:
+    """Dotted names called in the body (nested functions included), resolved through the module's
+    and the function's own imports.
 
-    A parameter or a variable that carries an imported name hides it: what such a name calls is not known, so it is left out.
+    A parameter or a variable that carries an imported name hides it: what such a name calls is not
+    known, so it is left out.
     """
     bound = dict(exports)
     imported: dict[str, str] = {}
@@ -130,7 +162,9 @@ def _calls(function: ast.FunctionDef | ast.AsyncFunctionDef, exports: dict[str, 
             if isinstance(node, ast.Call) and (parts := _dotted(node.func)):
                 called.append(parts)
     bound.update(imported)
-    return tuple(sorted({".".join([bound[parts[0]], *parts[1:]]) for parts in called if parts[0] in bound}))
+    return tuple(
+        sorted({".".join([bound[parts[0]], *parts[1:]]) for parts in called if parts[0] in bound})
+    )
 
 
 def _dotted(node: ast.expr) -> list[str]:

@@ -1,4 +1,6 @@
-"""From a log to what is learned from and what is judged on: the budget, the split by groups, the catalogue of tools."""
+"""From a log to what is learned from and what is judged on: the budget, the split by groups, the
+catalogue of tools.
+"""
 
 import collections
 import hashlib
@@ -27,24 +29,36 @@ def default_budget(log: RouteLog) -> int:
 
 
 def within_budget(log: RouteLog, budget: int) -> RouteLog:
-    """The records of at most `budget` tools. The others are dropped whole: a truncated set is not what was done."""
+    """The records of at most `budget` tools. The others are dropped whole: a truncated set is not
+    what was done.
+    """
     return log.take([row for row, tools in enumerate(log.sets) if len(tools) <= budget])
 
 
 def split(log: RouteLog) -> Parts:
-    """About 70 % of the records for training, 10 % for validation, 20 % for the test, whole groups each.
+    """About 70 % of the records for training, 10 % for validation, 20 % for the test, whole groups
+    each.
 
-    Groups come in the order of their names' hashes, so that the split depends on the log alone: the first ones make the test. Raises
-    LogError for logs that are too small for three parts.
+    Groups come in the order of their names' hashes, so that the split depends on the log alone: the
+    first ones make the test. Raises LogError for logs that are too small for three parts.
     """
     sizes = collections.Counter(log.groups)
     order = sorted(sizes, key=lambda group: hashlib.sha256(group.encode()).digest())
     part_of, seen = {}, 0
     for group in order:
         share = seen / len(log.groups)
-        part_of[group] = "test" if share < TEST_SHARE else "validation" if share < TEST_SHARE + VALIDATION_SHARE else "training"
+        part_of[group] = (
+            "test"
+            if share < TEST_SHARE
+            else "validation"
+            if share < TEST_SHARE + VALIDATION_SHARE
+            else "training"
+        )
         seen += sizes[group]
-    rows = {part: [row for row, group in enumerate(log.groups) if part_of[group] == part] for part in Parts._fields}
+    rows = {
+        part: [row for row, group in enumerate(log.groups) if part_of[group] == part]
+        for part in Parts._fields
+    }
     if any(not rows[part] for part in Parts._fields):
         raise LogError(
             f"{len(log.groups)} records in {len(order)} groups are too few for training, validation and test: give more records"
@@ -54,11 +68,15 @@ def split(log: RouteLog) -> Parts:
 
 
 def nested_subsets(size: int, wanted: Sequence[int], seed: int) -> list[np.ndarray]:
-    """Row numbers of nested random training sets, the whole one last: the sizes in `wanted` that are clearly smaller than `size`.
+    """Row numbers of nested random training sets, the whole one last: the sizes in `wanted` that
+    are clearly smaller than `size`.
 
     Where none is (a small log), a quarter and a half; with `wanted` empty the whole alone.
     """
-    sizes = [number for number in sorted(wanted) if number < 0.8 * size] or [size // 4, size // 2] * bool(wanted)
+    sizes = [number for number in sorted(wanted) if number < 0.8 * size] or [
+        size // 4,
+        size // 2,
+    ] * bool(wanted)
     order = np.random.default_rng(seed).permutation(size)
     return [np.sort(order[:number]) for number in sizes if number >= 10] + [np.arange(size)]
 
@@ -69,7 +87,9 @@ def catalogue(log: RouteLog) -> list[str]:
 
 
 def action_table(log: RouteLog, names: Sequence[str], budget: int) -> np.ndarray:
-    """The sets as int32 [T, budget] positions in `names`, padded with -1; tools that are not in `names` are left out."""
+    """The sets as int32 [T, budget] positions in `names`, padded with -1; tools that are not in
+    `names` are left out.
+    """
     position = {name: number for number, name in enumerate(names)}
     table = np.full((len(log.sets), budget), -1, np.int32)
     for row, tools in enumerate(log.sets):

@@ -1,4 +1,6 @@
-"""SUBSAMPLE-Q: a global agent learns on k of n local agents and acts on fresh samples (arXiv 2403.00222)."""
+"""SUBSAMPLE-Q: a global agent learns on k of n local agents and acts on fresh samples (arXiv
+2403.00222).
+"""
 
 from jaxsac.subsample_q.agent_types import TypedModel as TypedModel
 from jaxsac.subsample_q.agent_types import TypedTable as TypedTable

@@ -1,4 +1,6 @@
-"""Agents of several types: a stratified sample, k_e of the n_e agents of every type e, and one histogram for each type."""
+"""Agents of several types: a stratified sample, k_e of the n_e agents of every type e, and one
+histogram for each type.
+"""
 
 import functools
 import math
@@ -16,19 +18,38 @@ from jaxsac._implicit import implicit
 from jaxsac.solution import Solution
 from jaxsac.subsample_q.histograms import enumerate_counts, graded_rank, num_histograms
 from jaxsac.subsample_q.model import Model
-from jaxsac.subsample_q.operators import Plan, apply_tables, kernel_tables, monomials, moved_columns, plan, probe_points
+from jaxsac.subsample_q.operators import (
+    Plan,
+    apply_tables,
+    kernel_tables,
+    monomials,
+    moved_columns,
+    plan,
+    probe_points,
+)
 from jaxsac.subsample_q.sampling import draw_counts, hypergeometric_weights
 from jaxsac.subsample_q.simulate import Run, move_global, split
-from jaxsac.subsample_q.solver import Bounds, Objective, check_discount, fixed_point, greedy, krylov, solver_arguments
+from jaxsac.subsample_q.solver import (
+    Bounds,
+    Objective,
+    check_discount,
+    fixed_point,
+    greedy,
+    krylov,
+    solver_arguments,
+)
 
 
 class TypedModel(eqx.Module):
-    """A `Model` whose local agents are of E types with their own transitions and rewards; types do not change.
+    """A `Model` whose local agents are of E types with their own transitions and rewards; types do
+    not change.
 
-        s_i' ~ local_transition[e_i, s_g, s_i, .],   reward = global_reward[s_g, a] + sum_e shares_e mean over type e of local_reward[e, s_g, s_i]
+        s_i' ~ local_transition[e_i, s_g, s_i, .],   reward = global_reward[s_g, a] + sum_e shares_e
+        mean over type e of local_reward[e, s_g, s_i]
 
-    Shapes (letters as in `Model`): local_transition [E, G, L, L], local_reward [E, G, L]; shares [E], the fraction n_e / n of each type,
-    non-negative with sum one. Types with fewer local states are padded with absorbing ones that nobody is in. Bad input as for `Model`.
+    Shapes (letters as in `Model`): local_transition [E, G, L, L], local_reward [E, G, L]; shares
+    [E], the fraction n_e / n of each type, non-negative with sum one. Types with fewer local states
+    are padded with absorbing ones that nobody is in. Bad input as for `Model`.
     """
 
     global_transition: jax.Array
@@ -38,8 +59,19 @@ class TypedModel(eqx.Module):
     shares: jax.Array
     discount: jax.Array
 
-    def __init__(self, global_transition: Any, local_transition: Any, global_reward: Any, local_reward: Any, shares: Any, discount: Any):
-        require(np.ndim(local_transition) == 4, f"local_transition must have shape [E, G, L, L], got {list(np.shape(local_transition))}.")
+    def __init__(
+        self,
+        global_transition: Any,
+        local_transition: Any,
+        global_reward: Any,
+        local_reward: Any,
+        shares: Any,
+        discount: Any,
+    ):
+        require(
+            np.ndim(local_transition) == 4,
+            f"local_transition must have shape [E, G, L, L], got {list(np.shape(local_transition))}.",
+        )
         require(
             np.shape(local_reward) == np.shape(local_transition)[:3],
             f"local_reward must have shape [E, G, L] = {list(np.shape(local_transition)[:3])}, got {list(np.shape(local_reward))}.",
@@ -49,13 +81,20 @@ class TypedModel(eqx.Module):
             for transition, reward in zip(local_transition, local_reward, strict=True)
         ]
         require(len(models) > 0, "local_transition has no type: shape [E, G, L, L] with E ≥ 1.")
-        self.global_transition, self.global_reward, self.discount = models[0].global_transition, models[0].global_reward, models[0].discount
+        self.global_transition, self.global_reward, self.discount = (
+            models[0].global_transition,
+            models[0].global_reward,
+            models[0].discount,
+        )
         self.local_transition = jnp.stack([model.local_transition for model in models])
         self.local_reward = jnp.stack([model.local_reward for model in models])
         self.shares = real_array("shares", shares, (len(models),), self.global_transition.dtype)
         if is_concrete(self.shares):
             given = np.asarray(self.shares)
-            require(bool(np.all(given >= 0)) and abs(given.sum() - 1) <= 1e-6, f"shares must be non-negative and sum to one, got {given}.")
+            require(
+                bool(np.all(given >= 0)) and abs(given.sum() - 1) <= 1e-6,
+                f"shares must be non-negative and sum to one, got {given}.",
+            )
 
     @property
     def num_types(self) -> int:
@@ -67,12 +106,19 @@ class TypedModel(eqx.Module):
 
     def of_type(self, index: int) -> Model:
         """The model in which all agents are of one type."""
-        return Model(self.global_transition, self.local_transition[index], self.global_reward, self.local_reward[index], self.discount)
+        return Model(
+            self.global_transition,
+            self.local_transition[index],
+            self.global_reward,
+            self.local_reward[index],
+            self.discount,
+        )
 
 
 class TypedTable(NamedTuple):
-    """q [G, N, A], value [G, N], policy int32 [G, N] and bounds over the N = prod_e N_e products of one histogram for each type, the last
-    type running fastest; histograms int32 [N, E, L]."""
+    """q [G, N, A], value [G, N], policy int32 [G, N] and bounds over the N = prod_e N_e products of
+    one histogram for each type, the last type running fastest; histograms int32 [N, E, L].
+    """
 
     q: jax.Array
     value: jax.Array
@@ -90,18 +136,25 @@ def solve_types(
     max_steps: Any = 100_000,
     initial: Any = None,
 ) -> Solution:
-    """Solve the problem of ks[e] agents of each type exactly; ks[e] = n_e for all e is the full problem.
+    """Solve the problem of ks[e] agents of each type exactly; ks[e] = n_e for all e is the full
+    problem.
 
-        Q(s_g, h, a) = r_g(s_g, a) + sum_e shares_e <h_e, r_l(e, s_g)> / k_e + discount E[ max_a' Q(s_g', h', a') ],  h = (h_1 ... h_E)
+        Q(s_g, h, a) = r_g(s_g, a) + sum_e shares_e <h_e, r_l(e, s_g)> / k_e + discount E[ max_a'
+        Q(s_g', h', a') ],  h = (h_1 ... h_E)
 
-    Types move independently, so the expectation is one exact operator for each type, applied along its own axis (form as in `plan`; plans
-    for traced transitions). prod_e C(k_e+L-1, L-1) states a global state, far fewer than the C(k+EL-1, EL-1) of one histogram over (type,
-    state). Returns Solution(TypedTable, status, stats, state), tol, status and stats as in `solve`. Differentiable in the arrays of the
-    model (implicitly, the policy kept fixed), batched by jax.vmap. A form that is inaccurate shows in stats["operator_error"], which counts
-    as rounding, and ends STALLED: give other plans. ValueError for ks of another length than E, k_e < 1, and tables beyond
-    memory. Source: stratified sampling for the heterogeneous case of arXiv 2403.00222.
+    Types move independently, so the expectation is one exact operator for each type, applied along
+    its own axis (form as in `plan`; plans for traced transitions). prod_e C(k_e+L-1, L-1) states a
+    global state, far fewer than the C(k+EL-1, EL-1) of one histogram over (type, state). Returns
+    Solution(TypedTable, status, stats, state), tol, status and stats as in `solve`. Differentiable
+    in the arrays of the model (implicitly, the policy kept fixed), batched by jax.vmap. A form that
+    is inaccurate shows in stats["operator_error"], which counts as rounding, and ends STALLED: give
+    other plans. ValueError for ks of another length than E, k_e < 1, and tables beyond memory.
+    Source: stratified sampling for the heterogeneous case of arXiv 2403.00222.
     """
-    require(len(ks) == model.num_types, f"ks must have one number for each of the {model.num_types} types, got {list(ks)}.")
+    require(
+        len(ks) == model.num_types,
+        f"ks must have one number for each of the {model.num_types} types, got {list(ks)}.",
+    )
     sizes = tuple(static_integer("ks", k, 1) for k in ks)
     L, G, A = model.num_local_states, *model.global_reward.shape
     check_discount(model.of_type(0), "discounted")
@@ -110,8 +163,15 @@ def solve_types(
         number * G * (2 * A + 12) * model.shares.dtype.itemsize <= 2**34,
         f"ks={list(sizes)} are {number:,} products of histograms: more than 16 GiB of tables. Sample fewer agents.",
     )
-    chosen = tuple(plan(model.of_type(e), k) for e, k in enumerate(sizes)) if plans is None else tuple(plans)
-    require(tuple(p.k for p in chosen) == sizes, f"plans were made for k={[p.k for p in chosen]}, not {list(sizes)}.")
+    chosen = (
+        tuple(plan(model.of_type(e), k) for e, k in enumerate(sizes))
+        if plans is None
+        else tuple(plans)
+    )
+    require(
+        tuple(p.k for p in chosen) == sizes,
+        f"plans were made for k={[p.k for p in chosen]}, not {list(sizes)}.",
+    )
     return _solve(model, chosen, *_arguments(model, number, tol, max_steps, initial), ks=sizes)
 
 
@@ -119,20 +179,38 @@ def _arguments(model: TypedModel, number: int, tol, max_steps, initial):
     base = model.of_type(0)
     tol, max_steps, none, _ = solver_arguments(base, 1, tol, max_steps, 0, None)
     shape = (base.num_global_states, number)
-    return tol, max_steps, none, jnp.zeros(shape, base.dtype) if initial is None else real_array("initial", initial, shape, base.dtype)
+    return (
+        tol,
+        max_steps,
+        none,
+        jnp.zeros(shape, base.dtype)
+        if initial is None
+        else real_array("initial", initial, shape, base.dtype),
+    )
 
 
 @functools.partial(jax.jit, static_argnames="ks")
 def _solve(model, plans, tol, max_steps, evaluation_sweeps, initial, *, ks):
     frozen = jax.tree.map(lax.stop_gradient, model)
-    scale = jnp.max(jnp.abs(frozen.global_reward)) + jnp.sum(frozen.shares * jnp.max(jnp.abs(frozen.local_reward), axis=(1, 2)))
+    scale = jnp.max(jnp.abs(frozen.global_reward)) + jnp.sum(
+        frozen.shares * jnp.max(jnp.abs(frozen.local_reward), axis=(1, 2))
+    )
     L = model.num_local_states
     histograms = _products(ks, L)
-    tables = [kernel_tables(kernels, one) for kernels, one in zip(frozen.local_transition, plans, strict=True)]
+    tables = [
+        kernel_tables(kernels, one)
+        for kernels, one in zip(frozen.local_transition, plans, strict=True)
+    ]
     solution = fixed_point(
         frozen.of_type(0),
         1,
-        lambda values: _expect(frozen.global_transition, values, ks, L, lambda e, columns: apply_tables(tables[e], columns, plans[e], L)),
+        lambda values: _expect(
+            frozen.global_transition,
+            values,
+            ks,
+            L,
+            lambda e, columns: apply_tables(tables[e], columns, plans[e], L),
+        ),
         _product_test(frozen, ks),
         (tol, max_steps, evaluation_sweeps, lax.stop_gradient(initial)),
         criterion="discounted",
@@ -156,23 +234,36 @@ def _solve(model, plans, tol, max_steps, evaluation_sweeps, initial, *, ks):
     moved = value - lax.stop_gradient(value)  # zero, with the derivative of the value
     bounds = Bounds(table.bounds.lower + moved, table.bounds.upper + moved)
     policy = greedy(q, 16 * jnp.finfo(q.dtype).eps * solution.stats["scale"])
-    return solution._replace(value=TypedTable(q, value, policy, bounds, jnp.asarray(histograms)), state=value)
+    return solution._replace(
+        value=TypedTable(q, value, policy, bounds, jnp.asarray(histograms)), state=value
+    )
 
 
 @functools.lru_cache(maxsize=8)
 def _products(ks: tuple[int, ...], L: int) -> np.ndarray:
     """int32 [N, E, L]: every product of histograms, the last type running fastest."""
     grids = np.meshgrid(*(np.arange(num_histograms(k, L)) for k in ks), indexing="ij")
-    return np.stack([enumerate_counts(k, L)[grid.reshape(-1)] for k, grid in zip(ks, grids, strict=True)], axis=1)
+    return np.stack(
+        [enumerate_counts(k, L)[grid.reshape(-1)] for k, grid in zip(ks, grids, strict=True)],
+        axis=1,
+    )
 
 
 def _product_test(model: TypedModel, ks: tuple[int, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """As `product_test`: the product over types of one function with a known expectation for each."""
+    """As `product_test`: the product over types of one function with a known expectation for
+    each.
+    """
     G, A, L = *model.global_reward.shape, model.num_local_states
-    values, moved, weights = jnp.ones((G, 1), model.shares.dtype), jnp.ones((G, G, 1), model.shares.dtype), np.ones(A)
+    values, moved, weights = (
+        jnp.ones((G, 1), model.shares.dtype),
+        jnp.ones((G, G, 1), model.shares.dtype),
+        np.ones(A),
+    )
     for e, k in enumerate(ks):
         points, weights = probe_points(G, A, L, k, model.shares.dtype, seed=e)
-        after = monomials(jnp.einsum("gij,cj->gci", model.local_transition[e], points, precision="highest"), k)
+        after = monomials(
+            jnp.einsum("gij,cj->gci", model.local_transition[e], points, precision="highest"), k
+        )
         values = (values[:, :, None] * jnp.asarray(monomials(points, k))[:, None, :]).reshape(G, -1)
         moved = (moved[:, :, :, None] * after[:, :, None, :]).reshape(G, G, -1)
     mixed = jnp.einsum("a,gac->gc", weights, model.global_transition, precision="highest")
@@ -181,12 +272,26 @@ def _product_test(model: TypedModel, ks: tuple[int, ...]) -> tuple[jax.Array, ja
 
 def _rewards(model: TypedModel, histograms: np.ndarray, ks: tuple[int, ...]) -> jax.Array:
     weights = model.shares / jnp.asarray(ks, model.shares.dtype)
-    own = jnp.einsum("e,egl,nel->gn", weights, model.local_reward, jnp.asarray(histograms, weights.dtype), precision="highest")
+    own = jnp.einsum(
+        "e,egl,nel->gn",
+        weights,
+        model.local_reward,
+        jnp.asarray(histograms, weights.dtype),
+        precision="highest",
+    )
     return model.global_reward[:, None, :] + own[..., None]
 
 
-def _expect(transition: jax.Array, values: jax.Array, ks: tuple[int, ...], num_local_states: int, move: Callable) -> jax.Array:
-    """E[V(s_g', h') | s_g, h, a]: [G, N, A]; move(e, columns [G, C, N_e]) is the expectation over the moves of one type."""
+def _expect(
+    transition: jax.Array,
+    values: jax.Array,
+    ks: tuple[int, ...],
+    num_local_states: int,
+    move: Callable,
+) -> jax.Array:
+    """E[V(s_g', h') | s_g, h, a]: [G, N, A]; move(e, columns [G, C, N_e]) is the expectation over
+    the moves of one type.
+    """
     sizes = tuple(num_histograms(k, num_local_states) for k in ks)
     mixed = jnp.einsum("gac,cn->gan", transition, values, precision="highest")
     G, A, N = mixed.shape
@@ -198,32 +303,55 @@ def _expect(transition: jax.Array, values: jax.Array, ks: tuple[int, ...], num_l
 
 
 def upper_bound_types(table: TypedTable, ks: Sequence[int], initial: tuple[Any, Any]) -> jax.Array:
-    """U = sum over stratified samples of their chance times V*(s_g, h) ≥ V_n*(s_g, counts), counts int32 [E, L]: as `upper_bound`, []."""
+    """U = sum over stratified samples of their chance times V*(s_g, h) ≥ V_n*(s_g, counts), counts
+    int32 [E, L]: as `upper_bound`, [].
+    """
     counts = jnp.asarray(initial[1], jnp.int32)
     weights = [hypergeometric_weights(counts[e], k, table.value.dtype) for e, k in enumerate(ks)]
-    joint = functools.reduce(lambda left, right: (left[:, None] * right[None, :]).reshape(-1), weights)
-    return jnp.vdot(joint, table.bounds.upper[jnp.asarray(initial[0], jnp.int32)], precision="highest")
+    joint = functools.reduce(
+        lambda left, right: (left[:, None] * right[None, :]).reshape(-1), weights
+    )
+    return jnp.vdot(
+        joint, table.bounds.upper[jnp.asarray(initial[0], jnp.int32)], precision="highest"
+    )
 
 
 def simulate_types(
-    key: jax.Array, model: TypedModel, table: TypedTable, ks: Sequence[int], num_agents: Any, horizon: int, initial: tuple[Any, Any]
+    key: jax.Array,
+    model: TypedModel,
+    table: TypedTable,
+    ks: Sequence[int],
+    num_agents: Any,
+    horizon: int,
+    initial: tuple[Any, Any],
 ) -> Run:
-    """Execute the policy of ks[e] sampled agents of each type on num_agents[e] of them, in counts: as `simulate`, with counts [H, E, L].
+    """Execute the policy of ks[e] sampled agents of each type on num_agents[e] of them, in counts:
+    as `simulate`, with counts [H, E, L].
 
-    `initial` is (global state, counts int32 [E, L] whose rows sum to num_agents). The reward weighs types by model.shares, not by
-    num_agents: keep them equal. The key is consumed. ValueError for k_e > num_agents[e] and counts that do not sum to num_agents.
+    `initial` is (global state, counts int32 [E, L] whose rows sum to num_agents). The reward weighs
+    types by model.shares, not by num_agents: keep them equal. The key is consumed. ValueError for
+    k_e > num_agents[e] and counts that do not sum to num_agents.
     """
     sizes = tuple(static_integer("ks", k, 1) for k in ks)
     counts = integer_array("initial counts", initial[1], (model.num_types, model.num_local_states))
     require(
-        table.value.shape[1] == math.prod(num_histograms(k, model.num_local_states) for k in sizes), f"the table was not solved for {ks=}."
+        table.value.shape[1] == math.prod(num_histograms(k, model.num_local_states) for k in sizes),
+        f"the table was not solved for {ks=}.",
     )
     if is_concrete(num_agents, initial[1]):
         given = np.asarray(initial[1]).sum(axis=1)
-        require(bool(np.all(given == np.asarray(num_agents))), f"initial counts sum to {given}, not to num_agents={num_agents}.")
-        require(bool(np.all(given >= np.asarray(sizes))), f"ks={list(sizes)} samples more agents of a type than num_agents={num_agents}.")
+        require(
+            bool(np.all(given == np.asarray(num_agents))),
+            f"initial counts sum to {given}, not to num_agents={num_agents}.",
+        )
+        require(
+            bool(np.all(given >= np.asarray(sizes))),
+            f"ks={list(sizes)} samples more agents of a type than num_agents={num_agents}.",
+        )
     start = integer_array("initial global state", jnp.asarray(initial[0], jnp.int32), ())
-    return _simulate(key, model, table.policy, start, counts, static_integer("horizon", horizon, 1), sizes)
+    return _simulate(
+        key, model, table.policy, start, counts, static_integer("horizon", horizon, 1), sizes
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("horizon", "ks"))
@@ -239,14 +367,34 @@ def _simulate(key, model, policy, global_state, counts, horizon, ks):
     def step(carried, key):
         global_state, counts, factor, total = carried
         global_key, *keys = jax.random.split(key, 1 + 2 * E)
-        action = policy[global_state, position([draw_counts(keys[e], counts[e], k) for e, k in enumerate(ks)])]
-        means = counts.astype(factor.dtype) / jnp.sum(counts, axis=1, keepdims=True, dtype=jnp.int32).astype(factor.dtype)
+        action = policy[
+            global_state, position([draw_counts(keys[e], counts[e], k) for e, k in enumerate(ks)])
+        ]
+        means = counts.astype(factor.dtype) / jnp.sum(
+            counts, axis=1, keepdims=True, dtype=jnp.int32
+        ).astype(factor.dtype)
         local = jnp.sum(means * model.local_reward[:, global_state], axis=1)
-        reward = model.global_reward[global_state, action] + jnp.vdot(model.shares, local, precision="highest")
+        reward = model.global_reward[global_state, action] + jnp.vdot(
+            model.shares, local, precision="highest"
+        )
         after = move_global(global_key, model.global_transition[global_state, action])
-        moved = [jnp.sum(split(keys[E + e], counts[e], model.local_transition[e, global_state]), axis=0, dtype=jnp.int32) for e in range(E)]
-        return (after, jnp.stack(moved), factor * model.discount, total + factor * reward), (reward, global_state, counts, action)
+        moved = [
+            jnp.sum(
+                split(keys[E + e], counts[e], model.local_transition[e, global_state]),
+                axis=0,
+                dtype=jnp.int32,
+            )
+            for e in range(E)
+        ]
+        return (after, jnp.stack(moved), factor * model.discount, total + factor * reward), (
+            reward,
+            global_state,
+            counts,
+            action,
+        )
 
     zero = jnp.zeros((), model.shares.dtype)
-    carried, record = lax.scan(step, (global_state, counts, zero + 1, zero), jax.random.split(key, horizon))
+    carried, record = lax.scan(
+        step, (global_state, counts, zero + 1, zero), jax.random.split(key, horizon)
+    )
     return Run(*record, carried[-1])

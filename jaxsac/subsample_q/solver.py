@@ -1,4 +1,6 @@
-"""Exact solution of the k-agent problem: value iteration, accelerated or by policies, in one compiled loop with certified bounds."""
+"""Exact solution of the k-agent problem: value iteration, accelerated or by policies, in one
+compiled loop with certified bounds.
+"""
 
 import functools
 from collections.abc import Callable
@@ -14,24 +16,38 @@ from jaxsac._iterate import Certificate, iterate
 from jaxsac.solution import Solution, Status
 from jaxsac.subsample_q.histograms import enumerate_counts
 from jaxsac.subsample_q.model import Model
-from jaxsac.subsample_q.operators import BACKENDS, Plan, candidates, differentiable_expectation, expectation, prepare, product_test
+from jaxsac.subsample_q.operators import (
+    BACKENDS,
+    Plan,
+    candidates,
+    differentiable_expectation,
+    expectation,
+    prepare,
+    product_test,
+)
 
 METHODS = ("anderson", "value_iteration", "modified_policy_iteration", "policy_iteration")
 _MEMORY = 5  # past sweeps that Anderson acceleration combines
-_DAMPING = 0.9  # weight of a sweep under the average criterion: 1 would not settle on periodic chains
+_DAMPING = (
+    0.9  # weight of a sweep under the average criterion: 1 would not settle on periodic chains
+)
 
 
 class Bounds(NamedTuple):
-    """lower ≤ V* ≤ upper (MacQueen), both [G, N]; under the average criterion of the gain, both []."""
+    """lower ≤ V* ≤ upper (MacQueen), both [G, N]; under the average criterion of the gain, both
+    [].
+    """
 
     lower: jax.Array
     upper: jax.Array
 
 
 class QTable(NamedTuple):
-    """What k sampled agents learn: q [G, N, A], value [G, N] = max_a q, policy int32 [G, N], bounds, histograms int32 [N, L].
+    """What k sampled agents learn: q [G, N, A], value [G, N] = max_a q, policy int32 [G, N],
+    bounds, histograms int32 [N, L].
 
-    Ties go to the lowest action within 16 ulp of the scale. Under the average criterion q and value are relative, value[0, 0] = 0.
+    Ties go to the lowest action within 16 ulp of the scale. Under the average criterion q and value
+    are relative, value[0, 0] = 0.
     """
 
     q: jax.Array
@@ -59,7 +75,9 @@ def greedy(q: jax.Array, tie: jax.Array) -> jax.Array:
 
 
 class Objective(NamedTuple):
-    """What a problem other than a plain `Model` maximises: stage rewards and value_of(q) [G, N] for q of one shape, and max|r|."""
+    """What a problem other than a plain `Model` maximises: stage rewards and value_of(q) [G, N] for
+    q of one shape, and max|r|.
+    """
 
     rewards: jax.Array
     value_of: Callable[[jax.Array], jax.Array]
@@ -104,29 +122,37 @@ def solve(
     evaluation_sweeps: Any = 20,
     initial: Any = None,
 ) -> Solution:
-    """Solve the k-agent surrogate exactly: the fixed point of the adapted Bellman operator, without sampling.
+    """Solve the k-agent surrogate exactly: the fixed point of the adapted Bellman operator, without
+    sampling.
 
         Q(s_g, h, a) = r_g(s_g, a) + (1/k) <h, r_l(s_g)> + discount E[ max_a' Q(s_g', h', a') ]
 
-    over the N = C(k+L-1, L-1) histograms h of k agents. k = n is the full problem. Returns Solution(QTable, status, stats, state);
-    state is value [G, N], and `initial` takes one (that of a smaller k through `subsample_q.lift`).
+    over the N = C(k+L-1, L-1) histograms h of k agents. k = n is the full problem. Returns
+    Solution(QTable, status, stats, state); state is value [G, N], and `initial` takes one (that of
+    a smaller k through `subsample_q.lift`).
 
-    criterion: "discounted", or "average" (relative value iteration; a unichain model; stats["gain"], bounds on the gain).
-    method: "anderson" (value iteration from the best combination of the last five sweeps, kept only if the span of its own residual is
-    no larger), "value_iteration", "modified_policy_iteration" (`evaluation_sweeps` between improvements) or "policy_iteration".
-    stopping: "span" or "sup" of T V - V. CONVERGED: the half-width of the MacQueen bounds (span) or discount/(1-discount) sup|T V - V|
-    (sup), plus rounding, is ≤ tol · scale, with scale = max|r| / (1 - discount) (average: max|r|); tol is 1e-6 in float64, 1e-4 in float32.
-    The first sweep measures the operator on functions with a known expectation (stats["operator_error"]), which counts as rounding.
-    On concrete input a form that fails this test is replaced by the next (stats["backend"], a position in `subsample_q.BACKENDS`).
+    criterion: "discounted", or "average" (relative value iteration; a unichain model;
+    stats["gain"], bounds on the gain). method: "anderson" (value iteration from the best
+    combination of the last five sweeps, kept only if the span of its own residual is no larger),
+    "value_iteration", "modified_policy_iteration" (`evaluation_sweeps` between improvements) or
+    "policy_iteration". stopping: "span" or "sup" of T V - V. CONVERGED: the half-width of the
+    MacQueen bounds (span) or discount/(1-discount) sup|T V - V| (sup), plus rounding, is ≤ tol ·
+    scale, with scale = max|r| / (1 - discount) (average: max|r|); tol is 1e-6 in float64, 1e-4 in
+    float32. The first sweep measures the operator on functions with a known expectation
+    (stats["operator_error"]), which counts as rounding. On concrete input a form that fails this
+    test is replaced by the next (stats["backend"], a position in `subsample_q.BACKENDS`).
 
-    stats: num_steps (sweeps, the test included), error (absolute), rounding, scale, operator_error, backend, gain. Map over models with
-    jax.vmap (with a plan, or few histograms). q, value and bounds are differentiable in every array of the model (implicitly; the policy
-    is kept fixed, ties are averaged), whatever the form and the rank of the kernels; where the local transitions are traced they need a
-    plan, or few histograms. In directions that change a row's sum it is the derivative of the polynomial
-    E[W(h')] = sum over the agents' moves of prod_agents P W; second derivatives in them need the dense form (ValueError otherwise). Under
-    the average criterion gain and relative values are differentiable.
-    Bad input: ValueError for k < 1, discount = 1 without "average" and tables beyond memory; traced discounts outside [0, 1) end NONFINITE
-    or MAX_STEPS. Source: arXiv 2403.00222, algorithm 1 (m → ∞); bounds: MacQueen 1966; Puterman 1994, sections 6.6 and 8.5.
+    stats: num_steps (sweeps, the test included), error (absolute), rounding, scale, operator_error,
+    backend, gain. Map over models with jax.vmap (with a plan, or few histograms). q, value and
+    bounds are differentiable in every array of the model (implicitly; the policy is kept fixed,
+    ties are averaged), whatever the form and the rank of the kernels; where the local transitions
+    are traced they need a plan, or few histograms. In directions that change a row's sum it is the
+    derivative of the polynomial E[W(h')] = sum over the agents' moves of prod_agents P W; second
+    derivatives in them need the dense form (ValueError otherwise). Under the average criterion gain
+    and relative values are differentiable. Bad input: ValueError for k < 1, discount = 1 without
+    "average" and tables beyond memory; traced discounts outside [0, 1) end NONFINITE or MAX_STEPS.
+    Source: arXiv 2403.00222, algorithm 1 (m → ∞); bounds: MacQueen 1966; Puterman 1994, sections
+    6.6 and 8.5.
     """
     k = static_integer("k", k, 1)
     choice("criterion", criterion, ("discounted", "average"))
@@ -134,30 +160,65 @@ def solve(
     choice("stopping", stopping, ("span", "sup"))
     check_discount(model, criterion)
     if plan is not None:
-        require(plan.k == k, f"plan was made for k={plan.k}, not k={k}: make one with subsample_q.plan(model, {k}).")
+        require(
+            plan.k == k,
+            f"plan was made for k={plan.k}, not k={k}: make one with subsample_q.plan(model, {k}).",
+        )
     plans = candidates(model, k, backend) if plan is None else [plan]
     arguments = solver_arguments(model, k, tol, max_steps, evaluation_sweeps, initial)
     for position, candidate in enumerate(plans):
         # On the host where it can be: that is time and compile time saved.
-        ready = prepare(model, candidate) if candidate.backend == "thinning" and is_concrete(model, candidate) else None
-        solution = _solve(model, candidate, ready, *arguments, criterion=criterion, method=method, stopping=stopping)
+        ready = (
+            prepare(model, candidate)
+            if candidate.backend == "thinning" and is_concrete(model, candidate)
+            else None
+        )
+        solution = _solve(
+            model,
+            candidate,
+            ready,
+            *arguments,
+            criterion=criterion,
+            method=method,
+            stopping=stopping,
+        )
         error = solution.stats["operator_error"]
-        if position + 1 == len(plans) or not is_concrete(error) or float(error) <= _accepted_error(model.dtype):
+        if (
+            position + 1 == len(plans)
+            or not is_concrete(error)
+            or float(error) <= _accepted_error(model.dtype)
+        ):
             return solution
     raise AssertionError("unreachable: the last candidate is returned")
 
 
 def check_discount(model: Model, criterion: str) -> None:
     if is_concrete(model.discount) and criterion == "discounted" and jnp.ndim(model.discount) == 0:
-        require(float(model.discount) < 1.0, "discount must lie in [0, 1): use criterion='average' for 1.")
+        require(
+            float(model.discount) < 1.0,
+            "discount must lie in [0, 1): use criterion='average' for 1.",
+        )
 
 
-def solver_arguments(model: Model, k: int, tol: Any, max_steps: Any, evaluation_sweeps: Any, initial: Any) -> tuple[jax.Array, ...]:
-    """tol, max_steps, evaluation_sweeps and initial as arrays, so that every kind of number shares one trace."""
+def solver_arguments(
+    model: Model, k: int, tol: Any, max_steps: Any, evaluation_sweeps: Any, initial: Any
+) -> tuple[jax.Array, ...]:
+    """tol, max_steps, evaluation_sweeps and initial as arrays, so that every kind of number shares
+    one trace.
+    """
     shape = (model.num_global_states, len(enumerate_counts(k, model.num_local_states)))
-    start = jnp.zeros(shape, model.dtype) if initial is None else real_array("initial", initial, shape, model.dtype)
+    start = (
+        jnp.zeros(shape, model.dtype)
+        if initial is None
+        else real_array("initial", initial, shape, model.dtype)
+    )
     tol = (1e-6 if model.dtype == jnp.float64 else 1e-4) if tol is None else tol
-    return real_scalar("tol", tol, model.dtype, 0.0), jnp.asarray(max_steps, jnp.int32), jnp.asarray(evaluation_sweeps, jnp.int32), start
+    return (
+        real_scalar("tol", tol, model.dtype, 0.0),
+        jnp.asarray(max_steps, jnp.int32),
+        jnp.asarray(evaluation_sweeps, jnp.int32),
+        start,
+    )
 
 
 def _accepted_error(dtype) -> float:
@@ -165,7 +226,19 @@ def _accepted_error(dtype) -> float:
 
 
 @functools.partial(jax.jit, static_argnames=("criterion", "method", "stopping"))
-def _solve(model, plan, operator, tol, max_steps, evaluation_sweeps, initial, *, criterion, method, stopping):
+def _solve(
+    model,
+    plan,
+    operator,
+    tol,
+    max_steps,
+    evaluation_sweeps,
+    initial,
+    *,
+    criterion,
+    method,
+    stopping,
+):
     frozen = jax.tree.map(lax.stop_gradient, model)
     L = model.num_local_states
     operator = prepare(frozen, plan) if operator is None else operator
@@ -180,11 +253,17 @@ def _solve(model, plan, operator, tol, max_steps, evaluation_sweeps, initial, *,
         stopping=stopping,
     )
     solution.stats["backend"] = jnp.int32(BACKENDS.index(plan.backend))
-    return (_attach_average_derivative if criterion == "average" else attach_derivative)(model, plan, solution)
+    return (_attach_average_derivative if criterion == "average" else attach_derivative)(
+        model, plan, solution
+    )
 
 
-def attach_derivative(model: Model, plan: Plan, solution: Solution, action_weights: jax.Array | None = None) -> Solution:
-    """The solution, with the derivative in `model` of the fixed point that it solves; action_weights as in `fixed_point`."""
+def attach_derivative(
+    model: Model, plan: Plan, solution: Solution, action_weights: jax.Array | None = None
+) -> Solution:
+    """The solution, with the derivative in `model` of the fixed point that it solves;
+    action_weights as in `fixed_point`.
+    """
 
     def value_of(q, weights):
         return jnp.max(q, axis=-1) if weights is None else jnp.sum(weights * q, axis=-1)
@@ -199,20 +278,29 @@ def attach_derivative(model: Model, plan: Plan, solution: Solution, action_weigh
     value = value_of(q, action_weights)
     width = (table.bounds.upper - table.bounds.lower) / 2
     middle = value + lax.stop_gradient((table.bounds.upper + table.bounds.lower) / 2 - value)
-    return solution._replace(value=table._replace(q=q, value=value, bounds=Bounds(middle - width, middle + width)), state=value)
+    return solution._replace(
+        value=table._replace(q=q, value=value, bounds=Bounds(middle - width, middle + width)),
+        state=value,
+    )
 
 
 def _attach_average_derivative(model: Model, plan: Plan, solution: Solution) -> Solution:
-    """As `attach_derivative`, of the gain and the relative values: q = r + E[max q] - gain with max_a q[0, 0, a] = 0."""
+    """As `attach_derivative`, of the gain and the relative values: q = r + E[max q] - gain with
+    max_a q[0, 0, a] = 0.
+    """
 
     def residual(unknown, params):
         q, gain = unknown
         model, plan = params
         expected = differentiable_expectation(model, jnp.max(q, axis=-1), plan)
-        return bellman_q(model, plan.k, expected, jnp.ones((), q.dtype)) - gain - q, jnp.max(q[0, 0])
+        return bellman_q(model, plan.k, expected, jnp.ones((), q.dtype)) - gain - q, jnp.max(
+            q[0, 0]
+        )
 
     table = solution.value
-    q, gain = implicit(residual, krylov, (table.q, solution.stats["gain"]), (model, plan), symmetric=False)
+    q, gain = implicit(
+        residual, krylov, (table.q, solution.stats["gain"]), (model, plan), symmetric=False
+    )
     moved = gain - lax.stop_gradient(gain)  # zero, with the derivative of the gain
     value = jnp.max(q, axis=-1)
     bounds = Bounds(table.bounds.lower + moved, table.bounds.upper + moved)
@@ -221,9 +309,13 @@ def _attach_average_derivative(model: Model, plan: Plan, solution: Solution) -> 
 
 
 def krylov(matvec: Callable[[Any], Any], right_side: Any) -> Any:
-    """Solve the linearised fixed-point equation, (discount P_π - I) x = right side, to 1,000 ulp of the right side."""
+    """Solve the linearised fixed-point equation, (discount P_π - I) x = right side, to 1,000 ulp of
+    the right side.
+    """
     eps = float(jnp.finfo(jnp.result_type(*jax.tree.leaves(right_side))).eps)
-    return jax.scipy.sparse.linalg.gmres(matvec, right_side, tol=1e3 * eps, atol=0.0, restart=20, maxiter=100, solve_method="batched")[0]
+    return jax.scipy.sparse.linalg.gmres(
+        matvec, right_side, tol=1e3 * eps, atol=0.0, restart=20, maxiter=100, solve_method="batched"
+    )[0]
 
 
 def fixed_point(
@@ -239,20 +331,28 @@ def fixed_point(
     action_weights: jax.Array | None = None,
     objective: Objective | None = None,
 ) -> Solution:
-    """Iterate an expectation operator [G, N] -> [G, N, A] to its certified fixed point; `test` is a first input with a known answer.
+    """Iterate an expectation operator [G, N] -> [G, N, A] to its certified fixed point; `test` is a
+    first input with a known answer.
 
-    With action_weights [G, N, A], the fixed point is the value of that policy instead of the best one. An `objective` replaces the stage
-    reward and the best choice of a `Model`; expectation and q then have its shape, and the caller makes the policy from q.
+    With action_weights [G, N, A], the fixed point is the value of that policy instead of the best
+    one. An `objective` replaces the stage reward and the best choice of a `Model`; expectation and
+    q then have its shape, and the caller makes the policy from q.
     """
     tol, max_steps, evaluation_sweeps, initial = arguments
     dtype, (G, N) = model.dtype, initial.shape
     average = criterion == "average"
     discount = jnp.ones((), dtype) if average else model.discount
-    reach = jnp.ones((), dtype) if average else discount / (1 - discount)  # what a residual of one means for the answer
+    reach = (
+        jnp.ones((), dtype) if average else discount / (1 - discount)
+    )  # what a residual of one means for the answer
     largest_reward = model.max_reward() if objective is None else objective.largest_reward
     scale = largest_reward * (1 if average else 1 / (1 - discount))
     eps = jnp.finfo(dtype).eps
-    rewards = model.global_reward[:, None, :] + local_rewards(model, k) if objective is None else objective.rewards
+    rewards = (
+        model.global_reward[:, None, :] + local_rewards(model, k)
+        if objective is None
+        else objective.rewards
+    )
     evaluates = method in ("policy_iteration", "modified_policy_iteration")
     memory = _MEMORY if method == "anderson" else 1
 
@@ -262,10 +362,16 @@ def fixed_point(
     def value_of(q):
         if objective is not None:
             return objective.value_of(q)
-        return jnp.max(q, axis=-1) if action_weights is None else jnp.sum(action_weights * q, axis=-1)
+        return (
+            jnp.max(q, axis=-1) if action_weights is None else jnp.sum(action_weights * q, axis=-1)
+        )
 
     def half_width(low, high):
-        return reach * ((high - low) / 2 if stopping == "span" or average else jnp.maximum(jnp.abs(low), jnp.abs(high)))
+        return reach * (
+            (high - low) / 2
+            if stopping == "span" or average
+            else jnp.maximum(jnp.abs(low), jnp.abs(high))
+        )
 
     def damp(before, after):
         if not average:
@@ -278,11 +384,17 @@ def fixed_point(
         if test is None:
             return learn(state, expected)
         known = test
-        return lax.cond(state.sweep == 0, lambda: check(state, expected, known), lambda: learn(state, expected))
+        return lax.cond(
+            state.sweep == 0, lambda: check(state, expected, known), lambda: learn(state, expected)
+        )
 
-    def check(state: _State, expected: jax.Array, test: tuple[jax.Array, jax.Array, jax.Array]) -> _State:
+    def check(
+        state: _State, expected: jax.Array, test: tuple[jax.Array, jax.Array, jax.Array]
+    ) -> _State:
         _, weights, exact = test
-        error = jnp.max(jnp.abs(jnp.einsum("gna,a->gn", expected, weights, precision="highest") - exact))
+        error = jnp.max(
+            jnp.abs(jnp.einsum("gna,a->gn", expected, weights, precision="highest") - exact)
+        )
         return state._replace(proposal=initial, operator_error=error, sweep=state.sweep + 1)
 
     def learn(state: _State, expected: jax.Array) -> _State:
@@ -303,7 +415,9 @@ def fixed_point(
         else:
             image = damp(before, after)
             if memory > 1 and not average:
-                image = image + reach * (low + high) / 2  # the constant that a sweep would take 1/(1 - discount) sweeps to find
+                image = (
+                    image + reach * (low + high) / 2
+                )  # the constant that a sweep would take 1/(1 - discount) sweeps to find
             method_state, proposal = combine(state.method, image, difference, high - low)
         return _State(
             proposal,
@@ -330,14 +444,17 @@ def fixed_point(
         accept = (span <= history.span) | ~jnp.isfinite(span)
         oldest = jnp.argmax(history.ages)
         newest = jnp.argmin(history.ages)
-        products = jnp.matmul(history.residuals.reshape(memory, -1), residual.reshape(-1), precision="highest")
+        products = jnp.matmul(
+            history.residuals.reshape(memory, -1), residual.reshape(-1), precision="highest"
+        )
         products = products.at[oldest].set(jnp.vdot(residual, residual, precision="highest"))
 
         def put(array, new):
             return array.at[oldest].set(jnp.where(accept, new, array[oldest]))
 
         updated = history.products.at[oldest, :].set(products).at[:, oldest].set(products)
-        # A rejected combination costs one sweep: forget the history and make a plain sweep from the last accepted image.
+        # A rejected combination costs one sweep: forget the history and make a plain sweep from the
+        # last accepted image.
         forgotten = jnp.full(memory, memory, jnp.int32).at[newest].set(0)
         history = _History(
             put(history.images, image),
@@ -347,14 +464,20 @@ def fixed_point(
             jnp.where(accept, span, history.span),
         )
         weights = _mixing(history.products, history.ages < memory, jnp.argmin(history.ages))
-        return history, jnp.matmul(weights, history.images.reshape(memory, -1), precision="highest").reshape(G, N)
+        return history, jnp.matmul(
+            weights, history.images.reshape(memory, -1), precision="highest"
+        ).reshape(G, N)
 
     def certify(state: _State) -> Certificate:
         error = half_width(state.low, state.high)
         largest = jnp.max(jnp.abs(state.evaluated)) + largest_reward
         rounding = (2 * eps + state.operator_error) * largest * reach
         started = state.sweep > (0 if test is None else 1)
-        return Certificate(jnp.where(started, error, jnp.finfo(dtype).max / 4), jnp.where(started, rounding, 0), scale)
+        return Certificate(
+            jnp.where(started, error, jnp.finfo(dtype).max / 4),
+            jnp.where(started, rounding, 0),
+            scale,
+        )
 
     zero = jnp.zeros((), dtype)
     if evaluates:
@@ -362,10 +485,23 @@ def fixed_point(
     else:
         past = jnp.zeros((memory if memory > 1 else 0, G, N), dtype)
         method_state = _History(
-            past, past, jnp.zeros((memory, memory), dtype), jnp.full(memory, memory, jnp.int32), jnp.full((), jnp.finfo(dtype).max, dtype)
+            past,
+            past,
+            jnp.zeros((memory, memory), dtype),
+            jnp.full(memory, memory, jnp.int32),
+            jnp.full((), jnp.finfo(dtype).max, dtype),
         )
     unknown = jnp.zeros(jax.eval_shape(expect, initial).shape, dtype)
-    start = _State(initial if test is None else test[0], initial, unknown, zero, zero, zero, jnp.int32(0), method_state)
+    start = _State(
+        initial if test is None else test[0],
+        initial,
+        unknown,
+        zero,
+        zero,
+        zero,
+        jnp.int32(0),
+        method_state,
+    )
     patience = {"policy_iteration": 1_000_000, "modified_policy_iteration": 2_000}.get(method, 200)
     end = iterate(sweep, certify, start, tol=tol, max_steps=max_steps, patience=patience)
 
@@ -388,13 +524,25 @@ def fixed_point(
         shift = reach * (state.low + state.high) / 2
         width = reach * (state.high - state.low) / 2
         bounds = Bounds(value + shift - width, value + shift + width)
-    status = jnp.where(jnp.all(jnp.isfinite(q)) | (end.status == Status.MAX_STEPS), end.status, jnp.int32(Status.NONFINITE))
-    table = QTable(q + shift, value + shift, greedy(q, tie), bounds, jnp.asarray(enumerate_counts(k, model.num_local_states)))
+    status = jnp.where(
+        jnp.all(jnp.isfinite(q)) | (end.status == Status.MAX_STEPS),
+        end.status,
+        jnp.int32(Status.NONFINITE),
+    )
+    table = QTable(
+        q + shift,
+        value + shift,
+        greedy(q, tie),
+        bounds,
+        jnp.asarray(enumerate_counts(k, model.num_local_states)),
+    )
     return Solution(table, status, stats, value + shift)
 
 
 def _mixing(products: jax.Array, used: jax.Array, newest: jax.Array) -> jax.Array:
-    """Weights that sum to one and minimise |sum_i w_i residual_i|² over the used slots; the newest alone where that is not solvable."""
+    """Weights that sum to one and minimise |sum_i w_i residual_i|² over the used slots; the newest
+    alone where that is not solvable.
+    """
     dtype = products.dtype
     memory = products.shape[0]
     both = used[:, None] & used[None, :]
@@ -403,7 +551,9 @@ def _mixing(products: jax.Array, used: jax.Array, newest: jax.Array) -> jax.Arra
     ridge = jnp.where(used, 10 * jnp.finfo(dtype).eps, 1.0).astype(dtype)
     rows = jnp.concatenate([system + jnp.diag(ridge), used.astype(dtype)[:, None]], axis=1)
 
-    def clear(i, rows):  # Gauss-Jordan on a small positive definite system: far less to compile than a general solve
+    def clear(
+        i, rows
+    ):  # Gauss-Jordan on a small positive definite system: far less to compile than a general solve
         pivot = rows[i] / rows[i, i]
         return (rows - rows[:, i, None] * pivot[None, :]).at[i].set(pivot)
 

@@ -1,10 +1,13 @@
-"""The exact expectation over one move of all k agents, as a product of one-dimensional binomial thinnings.
+"""The exact expectation over one move of all k agents, as a product of one-dimensional binomial
+thinnings.
 
-With P = E_1 ... E_L Π (see pivots), the operator (K_P W)(h) = E[W(h') | h] factors too. An E_t is L−1 commuting shears "each agent in
-slot i goes to slot t with weight β, else stays", and on the line {h_i + h_t = const} a shear is the lower-triangular matrix
-M[r, s] = C(r, s) α^s β^(r−s), whatever the line. Stored with h_i outermost and h_t implied, row s of the other counts is a prefix of row
-s−1, so a shear is k+1 sums of contiguous slices; one gather then brings the next slot outermost. L(L−1) shears in all:
-2 L (L−1) C(k+L, L) flops and as many passes of N numbers for each column, exact for signed weights as well.
+With P = E_1 ... E_L Π (see pivots), the operator (K_P W)(h) = E[W(h') | h] factors too. An E_t is
+L−1 commuting shears "each agent in slot i goes to slot t with weight β, else stays", and on the
+line {h_i + h_t = const} a shear is the lower-triangular matrix M[r, s] = C(r, s) α^s β^(r−s),
+whatever the line. Stored with h_i outermost and h_t implied, row s of the other counts is a prefix
+of row s−1, so a shear is k+1 sums of contiguous slices; one gather then brings the next slot
+outermost. L(L−1) shears in all: 2 L (L−1) C(k+L, L) flops and as many passes of N numbers for each
+column, exact for signed weights as well.
 """
 
 import functools
@@ -35,7 +38,11 @@ def _layout(k: int, L: int) -> _Layout:
     rows = []
     for outer, size in enumerate(sizes):
         z = inner[:size]
-        rows.append(np.concatenate([np.full((size, 1), outer), z, (k - outer - z.sum(axis=1))[:, None]], axis=1))
+        rows.append(
+            np.concatenate(
+                [np.full((size, 1), outer), z, (k - outer - z.sum(axis=1))[:, None]], axis=1
+            )
+        )
     counts = np.concatenate(rows).astype(np.int32)
     rotate = _position(counts[:, [*range(1, L - 1), 0, L - 1]], offsets, k)
     swap = _position(counts[:, [L - 1, *range(1, L - 1), 0]], offsets, k)
@@ -45,12 +52,19 @@ def _layout(k: int, L: int) -> _Layout:
 def _position(counts, offsets: tuple[int, ...], k: int):
     """Where the histogram with layout coordinates `counts` [..., L] is stored."""
     starts = np.asarray(offsets, np.int32)
-    start = jnp.asarray(starts)[counts[..., 0]] if isinstance(counts, jax.Array) else starts[counts[..., 0]]
+    start = (
+        jnp.asarray(starts)[counts[..., 0]]
+        if isinstance(counts, jax.Array)
+        else starts[counts[..., 0]]
+    )
     return start + graded_rank(counts[..., 1:-1], k)
 
 
-def eliminate(kernels: Any, rows: Any, columns: Any, replacements: Any, xp: Any = jnp) -> tuple[Any, Any]:
-    """alpha, beta [K, L, L] of P = E_1 ... E_L Π for the pivots of K kernels [K, L, L]: entry (t, i) belongs to row i in step t.
+def eliminate(
+    kernels: Any, rows: Any, columns: Any, replacements: Any, xp: Any = jnp
+) -> tuple[Any, Any]:
+    """alpha, beta [K, L, L] of P = E_1 ... E_L Π for the pivots of K kernels [K, L, L]: entry (t,
+    i) belongs to row i in step t.
 
     xp is numpy on the host, where this takes no time, or jax.numpy for traced kernels.
     """
@@ -73,9 +87,11 @@ def eliminate(kernels: Any, rows: Any, columns: Any, replacements: Any, xp: Any 
 
 
 def _schedule(L: int) -> tuple[list[tuple[int, int]], list[int]]:
-    """(target slot, source slot) of each shear, and the order of the slots (outer, inner..., implied) after the last gather.
+    """(target slot, source slot) of each shear, and the order of the slots (outer, inner...,
+    implied) after the last gather.
 
-    The layout is rotated after every shear, until each slot has been outermost; then outer and implied slot change places.
+    The layout is rotated after every shear, until each slot has been outermost; then outer and
+    implied slot change places.
     """
     order = list(range(L))
     shears = []
@@ -91,7 +107,9 @@ def _schedule(L: int) -> tuple[list[tuple[int, int]], list[int]]:
 
 @functools.lru_cache(maxsize=16)
 def _slots(L: int) -> tuple[np.ndarray, list[int]]:
-    """The pivot of each slot (the implied slot of block b belongs to pivot L-1-b: E_L acts first on W), and the slots in final order."""
+    """The pivot of each slot (the implied slot of block b belongs to pivot L-1-b: E_L acts first on
+    W), and the slots in final order.
+    """
     shears, final_order = _schedule(L)
     pivot_of_slot = np.zeros(L, np.int32)
     pivot_of_slot[[target for target, _ in shears[:: L - 1]]] = np.arange(L)[::-1]
@@ -99,7 +117,9 @@ def _slots(L: int) -> tuple[np.ndarray, list[int]]:
 
 
 def gathers_of(rows: Any, columns: Any, k: int) -> tuple[Any, Any]:
-    """Gathers into and out of the layout, int32 [N] each, for the pivots [L] of one kernel; numpy and jax arrays alike."""
+    """Gathers into and out of the layout, int32 [N] each, for the pivots [L] of one kernel; numpy
+    and jax arrays alike.
+    """
     L = rows.shape[0]
     layout = _layout(k, L)
     pivot_of_slot, final_order = _slots(L)
@@ -107,20 +127,28 @@ def gathers_of(rows: Any, columns: Any, k: int) -> tuple[Any, Any]:
     # At the entry the slot of pivot t holds the count of column p_t, at the exit that of row r_t.
     slot_of_column = xp.asarray(np.argsort(pivot_of_slot).astype(np.int32))[xp.argsort(columns)]
     entry = graded_rank(xp.asarray(layout.counts)[:, slot_of_column[: L - 1]], k)
-    leave = _position(xp.asarray(enumerate_counts(k, L))[:, rows[pivot_of_slot[final_order]]], layout.offsets, k)
+    leave = _position(
+        xp.asarray(enumerate_counts(k, L))[:, rows[pivot_of_slot[final_order]]], layout.offsets, k
+    )
     return entry, xp.asarray(layout.swap)[leave]
 
 
 class Thinning(NamedTuple):
-    """Kernels, made ready: the triangles of their shears and the gathers into, between and out of the layouts."""
+    """Kernels, made ready: the triangles of their shears and the gathers into, between and out of
+    the layouts.
+    """
 
     triangles: Any  # [K, L(L-1), k+1, k+1]
     entry: Any  # int32 [K, N]
     gathers: Any  # int32 [K, 3, N]
 
 
-def prepare_thinning(kernels: Any, pivots: tuple[Any, Any, Any], gathers: tuple[Any, Any] | None, k: int) -> Thinning:
-    """The operators of kernels [K, L, L], L ≥ 2, for pivots as in `Order`; `gathers` as in `gathers_of`, if they are there already."""
+def prepare_thinning(
+    kernels: Any, pivots: tuple[Any, Any, Any], gathers: tuple[Any, Any] | None, k: int
+) -> Thinning:
+    """The operators of kernels [K, L, L], L ≥ 2, for pivots as in `Order`; `gathers` as in
+    `gathers_of`, if they are there already.
+    """
     rows, columns, replacements = pivots
     xp = np if isinstance(kernels, np.ndarray) else jnp
     K, L, _ = kernels.shape
@@ -129,9 +157,15 @@ def prepare_thinning(kernels: Any, pivots: tuple[Any, Any, Any], gathers: tuple[
     sources = rows[:, pivot_of_slot[[source for _, source in shears]]]
     alpha, beta = eliminate(kernels, rows, columns, replacements, xp)
     each = np.arange(K)[:, None]
-    triangles = _triangles(alpha[each, steps[None], sources], beta[each, steps[None], sources], k, xp)
-    entry, leave = jax.vmap(lambda r, c: gathers_of(r, c, k))(rows, columns) if gathers is None else gathers
-    rotate, swap = (xp.broadcast_to(xp.asarray(part), entry.shape) for part in (layout.rotate, layout.swap))
+    triangles = _triangles(
+        alpha[each, steps[None], sources], beta[each, steps[None], sources], k, xp
+    )
+    entry, leave = (
+        jax.vmap(lambda r, c: gathers_of(r, c, k))(rows, columns) if gathers is None else gathers
+    )
+    rotate, swap = (
+        xp.broadcast_to(xp.asarray(part), entry.shape) for part in (layout.rotate, layout.swap)
+    )
     return Thinning(triangles, entry, xp.stack([rotate, swap, leave], axis=1))
 
 
@@ -146,13 +180,18 @@ def apply_thinning(operator: Thinning, values: jax.Array, k: int, L: int) -> jax
         flat = carried.reshape(-1)
         out = []
         for r, size in enumerate(layout.sizes):
-            terms = [triangle[r, s] * flat[layout.offsets[s] * C : (layout.offsets[s] + size) * C] for s in range(r + 1)]
+            terms = [
+                triangle[r, s] * flat[layout.offsets[s] * C : (layout.offsets[s] + size) * C]
+                for s in range(r + 1)
+            ]
             out.append(sum(terms[1:], terms[0]))
         # Without the barrier XLA would evaluate the sums inside the gather.
         sheared = lax.optimization_barrier(jnp.concatenate(out).reshape(-1, C))
         return _permute(sheared, operator.gathers[gather]), None
 
-    return lax.scan(shear, _permute(values.T, operator.entry), (operator.triangles, jnp.asarray(choice)))[0]
+    return lax.scan(
+        shear, _permute(values.T, operator.entry), (operator.triangles, jnp.asarray(choice))
+    )[0]
 
 
 def _permute(values: jax.Array, index: jax.Array) -> jax.Array:
@@ -160,12 +199,18 @@ def _permute(values: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def _triangles(alpha: Any, beta: Any, k: int, xp: Any) -> Any:
-    """M[.., r, s] = C(r, s) alpha^s beta^(r-s) for s ≤ r ≤ k, else 0: [K, T, k+1, k+1] for alpha, beta [K, T]."""
-    binomial = np.array([[math.comb(r, s) for s in range(k + 1)] for r in range(k + 1)], float).astype(alpha.dtype)
+    """M[.., r, s] = C(r, s) alpha^s beta^(r-s) for s ≤ r ≤ k, else 0: [K, T, k+1, k+1] for alpha,
+    beta [K, T].
+    """
+    binomial = np.array(
+        [[math.comb(r, s) for s in range(k + 1)] for r in range(k + 1)], float
+    ).astype(alpha.dtype)
     exponent = np.maximum(np.arange(k + 1)[:, None] - np.arange(k + 1)[None, :], 0)
 
     def powers(base):
         repeated = xp.broadcast_to(base[:, :, None], (*base.shape, k))
-        return xp.concatenate([xp.ones((*base.shape, 1), base.dtype), xp.cumprod(repeated, axis=-1)], axis=-1)
+        return xp.concatenate(
+            [xp.ones((*base.shape, 1), base.dtype), xp.cumprod(repeated, axis=-1)], axis=-1
+        )
 
     return binomial[None, None] * powers(alpha)[:, :, None, :] * powers(beta)[:, :, exponent]

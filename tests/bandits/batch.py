@@ -1,4 +1,6 @@
-"""One compilation for many questions: 500 lanes of a simulation that differ in everything that is traced."""
+"""One compilation for many questions: 500 lanes of a simulation that differ in everything that is
+traced.
+"""
 
 from functools import partial
 
@@ -10,14 +12,20 @@ from jaxsac import bandits
 
 D, S, LANES, TIMES = 4, 2, 500, 32
 THETA = np.array([0.9, -0.1, 0.7, 0.2])
-MATRIX = np.array([[1.0, 0.3, 0.1, 0.0], [0.3, 1.0, -0.2, 0.1], [0.1, -0.2, 1.0, 0.2], [0.0, 0.1, 0.2, 1.0]])
+MATRIX = np.array(
+    [[1.0, 0.3, 0.1, 0.0], [0.3, 1.0, -0.2, 0.1], [0.1, -0.2, 1.0, 0.2], [0.0, 0.1, 0.2, 1.0]]
+)
 BALL, ELLIPSOID = bandits.Ball(1.5), bandits.Ellipsoid(jnp.asarray(MATRIX))
 # Rotations in the blocks {0, 2} and {1, 3}, shrunk into the ellipsoid: 2-sparse actions.
-ROWS = np.array([[0.8, 0, 0.6, 0], [0, 0.9, 0, np.sqrt(0.19)], [-0.6, 0, 0.8, 0], [0, -np.sqrt(0.19), 0, 0.9]])
+ROWS = np.array(
+    [[0.8, 0, 0.6, 0], [0, 0.9, 0, np.sqrt(0.19)], [-0.6, 0, 0.8, 0], [0, -np.sqrt(0.19), 0, 0.9]]
+)
 BASIS = ROWS / np.maximum(np.sqrt(np.sum((ROWS @ MATRIX) * ROWS, axis=1)), 1.0)[:, None]
 ALGORITHMS = {
     "apsee": bandits.apsee(BALL, sparsity=S, sigma=0.1, radius="hkz", radius_scale=3.0),
-    "apsee_greedy": bandits.apsee_greedy(ELLIPSOID, sparsity=S, sigma=0.1, radius="hkz", radius_scale=0.4, basis=BASIS),
+    "apsee_greedy": bandits.apsee_greedy(
+        ELLIPSOID, sparsity=S, sigma=0.1, radius="hkz", radius_scale=0.4, basis=BASIS
+    ),
     "phased_greedy": bandits.phased_greedy(ELLIPSOID, sparsity=S, schedule_scale=1.5),
     "explore_then_commit": bandits.explore_then_commit(bandits.Box(), sparsity=S, num_cycles=20),
     "e2tc": bandits.e2tc(bandits.Ball(), sparsity=D, sigma=0.1, horizon=500, scale=12.0),
@@ -29,25 +37,47 @@ KEY = jax.random.key(5)
 @partial(jax.jit, static_argnames=("engine", "draws", "benchmark"))
 def _run(algorithm, keys, thetas, sigma, horizons, times, alpha, engine, draws, benchmark):
     def one(key, theta, horizon, record):
-        options = {"engine": engine, "draws": draws, "benchmark": benchmark, "alpha": alpha, "record": record}
+        options = {
+            "engine": engine,
+            "draws": draws,
+            "benchmark": benchmark,
+            "alpha": alpha,
+            "record": record,
+        }
         return bandits.simulate(key, algorithm, theta, sigma=sigma, horizon=horizon, **options)
 
     return jax.vmap(one)(keys, thetas, horizons, times)
 
 
 def lanes(
-    algorithm, *, horizon=500, times=None, keys=KEY, theta=THETA, sigma=0.1, alpha=1.0, engine="auto", draws="all", benchmark="optimal"
+    algorithm,
+    *,
+    horizon=500,
+    times=None,
+    keys=KEY,
+    theta=THETA,
+    sigma=0.1,
+    alpha=1.0,
+    engine="auto",
+    draws="all",
+    benchmark="optimal",
 ):
-    """A run of 500 lanes. `keys`, `theta`, `horizon` and `times` (up to 32) may be one for all lanes, or one for each."""
+    """A run of 500 lanes. `keys`, `theta`, `horizon` and `times` (up to 32) may be one for all
+    lanes, or one for each.
+    """
     keys = jnp.broadcast_to(keys, (LANES,))
     thetas = jnp.broadcast_to(jnp.asarray(theta, jnp.float64), (LANES, D))
     horizons = jnp.broadcast_to(jnp.asarray(horizon, jnp.int32), (LANES,))
     times = horizons[:, None] if times is None else jnp.atleast_2d(jnp.asarray(times, jnp.int32))
     number = times.shape[1]
     times = jnp.broadcast_to(jnp.pad(times, ((0, 0), (0, TIMES - number))), (LANES, TIMES))
-    algorithm = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64 if isinstance(leaf, float) else None), algorithm)
+    algorithm = jax.tree.map(
+        lambda leaf: jnp.asarray(leaf, jnp.float64 if isinstance(leaf, float) else None), algorithm
+    )
     numbers = (jnp.asarray(sigma, jnp.float64), horizons, times, jnp.asarray(alpha, jnp.float64))
-    run = jax.tree.map(np.asarray, _run(algorithm, keys, thetas, *numbers, engine, draws, benchmark))
+    run = jax.tree.map(
+        np.asarray, _run(algorithm, keys, thetas, *numbers, engine, draws, benchmark)
+    )
     return run._replace(regret=run.regret[:, :number], times=run.times[:, :number])
 
 

@@ -25,7 +25,9 @@ def ellipsoid_matrix(seed, d=D, ridge=0.3):
     return a * scale[:, None] * scale[None, :]
 
 
-VERTICES = np.concatenate([np.eye(D), -np.eye(D), np.random.default_rng(3).normal(size=(4, D)) * 0.6])
+VERTICES = np.concatenate(
+    [np.eye(D), -np.eye(D), np.random.default_rng(3).normal(size=(4, D)) * 0.6]
+)
 NORMALS = np.random.default_rng(4).normal(size=(10, D))
 NORMALS = np.concatenate([NORMALS, np.eye(D), -np.eye(D)])
 BOUNDS = np.concatenate([np.linspace(0.5, 1.5, 10), np.ones(2 * D)])
@@ -91,7 +93,8 @@ def test_maximiser_is_feasible_sparse_and_attains_the_support(name, dtype):
     if name in ("support", "projection"):
         return
     assert np.linalg.norm(action) <= float(action_set.norm_bound(3, D)) * (1 + 1e-5)
-    # The gauge says that the actions are feasible, three times as much is not, and nothing feasible that is drawn at random beats them.
+    # The gauge says that the actions are feasible, three times as much is not, and nothing feasible
+    # that is drawn at random beats them.
     points = np.random.default_rng(1).normal(size=(300, D)) * MASK
     points[:3] = action, dense, 3 * dense
     gauges = np.asarray(jax.jit(jax.vmap(action_set.gauge))(jnp.asarray(points, dtype)))
@@ -106,15 +109,24 @@ def test_polytope_against_an_independent_solver(name):
     action_set = sets(jnp.float64)[name]
     thetas = np.random.default_rng(2).normal(size=(20, D))
     masks = np.random.default_rng(5).random((20, D)) < 0.5
-    ours = np.asarray(jax.jit(jax.vmap(action_set.support))(jnp.asarray(thetas), jnp.asarray(masks)))
+    ours = np.asarray(
+        jax.jit(jax.vmap(action_set.support))(jnp.asarray(thetas), jnp.asarray(masks))
+    )
     for theta, mask, value in zip(thetas, masks, ours, strict=True):
         limits = [(None, None) if m else (0, 0) for m in mask]
         if name == "inequalities":
             expected = -linprog(-theta, A_ub=NORMALS, b_ub=BOUNDS, bounds=limits).fun
         else:
             n = len(VERTICES)
-            rows = np.vstack([np.hstack([-np.eye(D), VERTICES.T]), np.hstack([np.zeros(D), np.ones(n)])])
-            expected = -linprog(np.r_[-theta, np.zeros(n)], A_eq=rows, b_eq=np.r_[np.zeros(D), 1], bounds=limits + [(0, None)] * n).fun
+            rows = np.vstack(
+                [np.hstack([-np.eye(D), VERTICES.T]), np.hstack([np.zeros(D), np.ones(n)])]
+            )
+            expected = -linprog(
+                np.r_[-theta, np.zeros(n)],
+                A_eq=rows,
+                b_eq=np.r_[np.zeros(D), 1],
+                bounds=limits + [(0, None)] * n,
+            ).fun
         np.testing.assert_allclose(value, expected, atol=1e-9)
 
 
@@ -134,23 +146,40 @@ def naive_greedy(action_set, theta, s, available=None):
     return chosen, gap
 
 
-@pytest.mark.parametrize("name", ["ball", "ellipsoid", "box", "masked",  "product", *slow("lp", "cross", "vertices")])
+@pytest.mark.parametrize(
+    "name", ["ball", "ellipsoid", "box", "masked", "product", *slow("lp", "cross", "vertices")]
+)
 def test_greedy_is_naive_greedy(name):
     action_set = sets(jnp.float64)[name]
     for seed in range(3):
         theta = jnp.asarray(np.random.default_rng(seed).normal(size=D))
         selection = bandits.greedy_support(action_set, theta, S)
-        chosen, gap = naive_greedy(action_set, theta, S, np.arange(D) != 1 if name == "masked" else None)
+        chosen, gap = naive_greedy(
+            action_set, theta, S, np.arange(D) != 1 if name == "masked" else None
+        )
         assert list(selection.indices) == chosen
         assert set(np.flatnonzero(selection.mask)) == set(chosen)
         np.testing.assert_allclose(selection.gap, gap, atol=1e-12)
-        np.testing.assert_allclose(selection.value, value_of(action_set, theta, *chosen), rtol=1e-12)
+        np.testing.assert_allclose(
+            selection.value, value_of(action_set, theta, *chosen), rtol=1e-12
+        )
 
 
 @pytest.mark.slow
 def test_a_coordinate_out_of_reach_is_never_learned_nor_used():
-    algorithm = bandits.apsee_greedy(bandits.Masked(bandits.Ball(), EVERYWHERE & (np.arange(D) != 1)), sparsity=S, sigma=0.01, radius="hkz")
-    run = bandits.simulate(jax.random.key(0), algorithm, jnp.asarray([0.9, 5.0, -0.7, 0.5, 0.1, 0.0]), sigma=0.01, horizon=2000)
+    algorithm = bandits.apsee_greedy(
+        bandits.Masked(bandits.Ball(), EVERYWHERE & (np.arange(D) != 1)),
+        sparsity=S,
+        sigma=0.01,
+        radius="hkz",
+    )
+    run = bandits.simulate(
+        jax.random.key(0),
+        algorithm,
+        jnp.asarray([0.9, 5.0, -0.7, 0.5, 0.1, 0.0]),
+        sigma=0.01,
+        horizon=2000,
+    )
     assert run.locked and run.support.tolist() == [0, 2, 3] and np.all(np.isfinite(run.regret))
 
 
@@ -159,7 +188,9 @@ def test_incremental_greedy_on_thirty_ellipsoids():
     matrices = jnp.asarray(np.stack([ellipsoid_matrix(seed, d) for seed in range(30)]))
     thetas = jnp.asarray(np.random.default_rng(0).normal(size=(30, d)))
     fast = jax.jit(jax.vmap(lambda a, t: bandits.Ellipsoid(a).greedy(t, 4)))(matrices, thetas)
-    slow = jax.jit(jax.vmap(lambda a, t: bandits.ActionSet.greedy(bandits.Ellipsoid(a), t, 4)))(matrices, thetas)
+    slow = jax.jit(jax.vmap(lambda a, t: bandits.ActionSet.greedy(bandits.Ellipsoid(a), t, 4)))(
+        matrices, thetas
+    )
     np.testing.assert_array_equal(fast.indices, slow.indices)
     np.testing.assert_allclose(fast.gap, slow.gap, atol=1e-9)
     np.testing.assert_allclose(fast.value, slow.value, rtol=1e-9)
@@ -170,16 +201,28 @@ def test_best_support_against_enumeration(name):
     action_set = sets(jnp.float64)[name]
     theta = jnp.asarray(THETA)
     values = [value_of(action_set, theta, *rows) for rows in itertools.combinations(range(D), S)]
-    np.testing.assert_allclose(bandits.best_support(action_set, theta, S).value, max(values), rtol=1e-12)
+    np.testing.assert_allclose(
+        bandits.best_support(action_set, theta, S).value, max(values), rtol=1e-12
+    )
     selection, nodes = bandits.branch_and_bound(action_set, theta, S)
     np.testing.assert_allclose(selection.value, max(values), rtol=1e-12)
     assert nodes < 2**D and selection.mask.sum() <= S
 
 
-MIXED = bandits.Product([bandits.Ball(), bandits.Masked(bandits.Box(-1.0, 0.5), np.array([True, False])), bandits.CrossPolytope(0.7)], [2] * 3)
+MIXED = bandits.Product(
+    [
+        bandits.Ball(),
+        bandits.Masked(bandits.Box(-1.0, 0.5), np.array([True, False])),
+        bandits.CrossPolytope(0.7),
+    ],
+    [2] * 3,
+)
 
 
-@pytest.mark.parametrize("action_set", [MIXED, *(bandits.Masked(s, np.arange(D) != 2) for s in (bandits.Ball(), bandits.Simplex()))])
+@pytest.mark.parametrize(
+    "action_set",
+    [MIXED, *(bandits.Masked(s, np.arange(D) != 2) for s in (bandits.Ball(), bandits.Simplex()))],
+)
 def test_greedy_is_exact_where_a_set_says_so(action_set):
     assert action_set.greedy_is_exact
     masks = np.array([np.isin(np.arange(D), rows) for rows in itertools.combinations(range(D), S)])
@@ -188,10 +231,14 @@ def test_greedy_is_exact_where_a_set_says_so(action_set):
     @jax.jit
     @jax.vmap
     def both(theta):
-        return bandits.best_support(action_set, theta, S).value, jnp.max(jax.vmap(lambda mask: action_set.support(theta, mask))(masks))
+        return bandits.best_support(action_set, theta, S).value, jnp.max(
+            jax.vmap(lambda mask: action_set.support(theta, mask))(masks)
+        )
 
     np.testing.assert_allclose(*both(thetas), rtol=1e-12)
-    assert not bandits.Product([bandits.Ball(), bandits.Ellipsoid(jnp.eye(2))], [4, 2]).greedy_is_exact
+    assert not bandits.Product(
+        [bandits.Ball(), bandits.Ellipsoid(jnp.eye(2))], [4, 2]
+    ).greedy_is_exact
 
 
 @jax.jit
@@ -217,7 +264,10 @@ def slope(action_set, theta, mask):
 @pytest.mark.parametrize("name", ["ball", "ellipsoid", "lp", *slow("box", "vertices", "support")])
 def test_derivative_of_the_value_is_the_action(name):
     action_set = sets(jnp.float64)[name]
-    gradient, action = slope(action_set, jnp.asarray(THETA), MASK), answers(action_set, jnp.asarray(THETA), MASK)[1]
+    gradient, action = (
+        slope(action_set, jnp.asarray(THETA), MASK),
+        answers(action_set, jnp.asarray(THETA), MASK)[1],
+    )
     np.testing.assert_allclose(gradient, action, atol=1e-8)
     assert np.all(np.isfinite(slope(action_set, jnp.zeros(D), MASK)))
 
@@ -239,34 +289,55 @@ def test_extreme_scales_and_zero():
         theta = jnp.asarray(THETA * scale, jnp.float32)
         for action_set in (bandits.Ball(), bandits.LpBall(1.5)):
             value = bandits.greedy_support(action_set, theta, S).value / scale
-            np.testing.assert_allclose(value, bandits.greedy_support(action_set, jnp.asarray(THETA, jnp.float32), S).value, rtol=1e-5)
+            np.testing.assert_allclose(
+                value,
+                bandits.greedy_support(action_set, jnp.asarray(THETA, jnp.float32), S).value,
+                rtol=1e-5,
+            )
     for name, action_set in sets(jnp.float64).items():
         assert np.all(np.asarray(answers(action_set, jnp.zeros(D), MASK)[1]) == 0), name
-    assert np.isnan(bandits.greedy_support(bandits.Ball(), jnp.asarray(THETA).at[1].set(np.nan), S).value)
+    assert np.isnan(
+        bandits.greedy_support(bandits.Ball(), jnp.asarray(THETA).at[1].set(np.nan), S).value
+    )
 
 
 def test_submodularity_ratio():
-    assert bandits.submodularity_ratio(bandits.Box(-1.0, 1.0), jnp.asarray(THETA), S) == pytest.approx(1.0)
+    assert bandits.submodularity_ratio(
+        bandits.Box(-1.0, 1.0), jnp.asarray(THETA), S
+    ) == pytest.approx(1.0)
     for seed in range(5):
         ellipsoid = bandits.Ellipsoid(jnp.asarray(ellipsoid_matrix(seed)))
         theta = jnp.asarray(np.random.default_rng(seed).normal(size=D))
         ratio = bandits.submodularity_ratio(ellipsoid, theta, S)
-        assert ratio >= np.linalg.eigvalsh(ellipsoid.matrix)[0]  # Das and Kempe's bound for a unit diagonal
-        quality = bandits.greedy_support(ellipsoid, theta, S).value / bandits.best_support(ellipsoid, theta, S).value
+        assert (
+            ratio >= np.linalg.eigvalsh(ellipsoid.matrix)[0]
+        )  # Das and Kempe's bound for a unit diagonal
+        quality = (
+            bandits.greedy_support(ellipsoid, theta, S).value
+            / bandits.best_support(ellipsoid, theta, S).value
+        )
         assert quality >= 1 - np.exp(-ratio)
 
 
 def test_a_polytope_of_submodularity_ratio_zero():
-    """Convex, compact, the origin inside, and yet greedy has no guarantee: no single coordinate helps once the first is chosen."""
+    """Convex, compact, the origin inside, and yet greedy has no guarantee: no single coordinate
+    helps once the first is chosen.
+    """
     vertices = np.concatenate([np.eye(D), -np.eye(D), [[0.9, 0.5, 0.5, 0, 0, 0]] * 4])
     polytope, theta = bandits.Polytope(jnp.asarray(vertices)), jnp.asarray([1.0, 0.2, 0.2, 0, 0, 0])
-    assert value_of(polytope, theta, 0) == value_of(polytope, theta, 0, 1) == value_of(polytope, theta, 0, 2) == pytest.approx(1.0)
+    assert (
+        value_of(polytope, theta, 0)
+        == value_of(polytope, theta, 0, 1)
+        == value_of(polytope, theta, 0, 2)
+        == pytest.approx(1.0)
+    )
     assert value_of(polytope, theta, 0, 1, 2) == pytest.approx(1.1)
     assert bandits.submodularity_ratio(polytope, theta, 2) == pytest.approx(0.0, abs=1e-12)
 
 
 def test_greedy_far_below_the_best_on_an_ill_conditioned_ellipsoid():
-    # Two nearly parallel coordinates whose difference the parameter follows: each alone is worth 0.5, together they are worth 3.5.
+    # Two nearly parallel coordinates whose difference the parameter follows: each alone is worth
+    # 0.5, together they are worth 3.5.
     theta = jnp.asarray([0.5, -0.5, 0.6, 0, 0, 0])
     ellipsoid = bandits.Ellipsoid(jnp.eye(D).at[0, 1].set(0.99).at[1, 0].set(0.99))
     greedy = bandits.greedy_support(ellipsoid, theta, S).indices[:2]

@@ -1,4 +1,6 @@
-"""Confidence radii: coverage at all cycles together, how tight they are, what is explored, and the local proof."""
+"""Confidence radii: coverage at all cycles together, how tight they are, what is explored, and the
+local proof.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -19,23 +21,36 @@ NOISES = {
 
 
 def test_coverage_and_tightness():
-    """Violations at any of the cycles stay below delta (within their standard error), and the worst run comes as near to the radius as
-    stated."""
+    """Violations at any of the cycles stay below delta (within their standard error), and the worst
+    run comes as near to the radius as stated.
+    """
     tightness = {"l2": (0.2, 0.9), "hkz": (0.55, 1.2), "coord": (0.7, 1.4)}
     basis = bandits.exploration_basis(jax.random.key(1), bandits.Ball(), D, S)
     cycles = jnp.arange(1.0, CYCLES + 1)
-    radii = {kind: jax.vmap(lambda c, k=kind: bandits.error_radius(c, basis, sigma=SIGMA, delta=DELTA, kind=k))(cycles) for kind in tightness}
+    radii = {
+        kind: jax.vmap(
+            lambda c, k=kind: bandits.error_radius(c, basis, sigma=SIGMA, delta=DELTA, kind=k)
+        )(cycles)
+        for kind in tightness
+    }
     solve = jnp.linalg.pinv(basis)
 
     @jax.jit
     @jax.vmap
     def worst(key):
-        """For each noise and radius the largest error over radius of cycles 1..CYCLES: above 1 is a violation."""
+        """For each noise and radius the largest error over radius of cycles 1..CYCLES: above 1 is a
+        violation.
+        """
         ratios = {}
         for noise, draw in NOISES.items():
-            errors = (SIGMA * jnp.cumsum(draw(key, (CYCLES, D)), axis=0) / cycles[:, None]) @ solve.T
+            errors = (
+                SIGMA * jnp.cumsum(draw(key, (CYCLES, D)), axis=0) / cycles[:, None]
+            ) @ solve.T
             size, entry = jnp.linalg.norm(errors, axis=1), jnp.max(jnp.abs(errors), axis=1)
-            ratios[noise] = {kind: jnp.max((entry if kind == "coord" else size) / radii[kind]) for kind in tightness}
+            ratios[noise] = {
+                kind: jnp.max((entry if kind == "coord" else size) / radii[kind])
+                for kind in tightness
+            }
         return ratios
 
     for noise, kinds in worst(jax.random.split(jax.random.key(0), RUNS)).items():
@@ -53,11 +68,18 @@ def test_formulas():
     t = np.log(np.pi**2 * c**2 / (6 * DELTA))
     expected = {
         "l2": SIGMA / 0.25 * np.sqrt(2 * np.trace(gram) * level / c),
-        "hkz": SIGMA * np.sqrt((np.trace(inverse) + 2 * np.sqrt(np.trace(inverse @ inverse) * t) + 2 * 4 * t) / c),
+        "hkz": SIGMA
+        * np.sqrt(
+            (np.trace(inverse) + 2 * np.sqrt(np.trace(inverse @ inverse) * t) + 2 * 4 * t) / c
+        ),
         "coord": SIGMA * np.sqrt(2 * 4 * level / c),
     }
     for kind, value in expected.items():
-        np.testing.assert_allclose(bandits.error_radius(c, jnp.asarray(basis), sigma=SIGMA, delta=DELTA, kind=kind), value, rtol=1e-12)
+        np.testing.assert_allclose(
+            bandits.error_radius(c, jnp.asarray(basis), sigma=SIGMA, delta=DELTA, kind=kind),
+            value,
+            rtol=1e-12,
+        )
 
 
 KINDS = ["block_orthogonal", "gaussian_orthogonal", "uniform_orthogonal", "standard", "weighing"]
@@ -67,7 +89,11 @@ KINDS = ["block_orthogonal", "gaussian_orthogonal", "uniform_orthogonal", "stand
 def test_exploration_bases(kind):
     box = bandits.Box(-0.2, 0.5)
     for action_set in (bandits.Ball(2.0), box):
-        basis = np.asarray(bandits.exploration_basis(jax.random.key(0), action_set, 7, 3, kind=kind, allow_dense=True))
+        basis = np.asarray(
+            bandits.exploration_basis(
+                jax.random.key(0), action_set, 7, 3, kind=kind, allow_dense=True
+            )
+        )
         directions = basis / np.linalg.norm(basis, axis=1, keepdims=True)
         np.testing.assert_allclose(directions @ directions.T, np.eye(7), atol=1e-10)
         assert all(float(action_set.gauge(jnp.asarray(row))) <= 1 + 1e-9 for row in basis)
@@ -90,7 +116,9 @@ def test_weighing_designs_measure_a_box_more_precisely():
 
 
 def test_the_local_proof_is_sound_and_reaches_further():
-    """Whatever is proved holds for the worst of many parameters on the sphere of the error, and it is proved at larger errors."""
+    """Whatever is proved holds for the worst of many parameters on the sphere of the error, and it
+    is proved at larger errors.
+    """
     d, s = 8, 3
     factors = np.random.default_rng(0).normal(size=(20, d, d))
     matrices = jnp.asarray(factors @ factors.transpose(0, 2, 1) / d + 0.5 * np.eye(d))
@@ -106,10 +134,16 @@ def test_the_local_proof_is_sound_and_reaches_further():
         selection = ellipsoid.greedy(estimate, s)
         plain = selection.gap / (2 * bound)
         errors = plain * 1.15 ** jnp.arange(40.0)
-        proved = jax.vmap(lambda error: greedy_is_proved(ellipsoid, estimate, s, error, bound))(errors)
+        proved = jax.vmap(lambda error: greedy_is_proved(ellipsoid, estimate, s, error, bound))(
+            errors
+        )
         largest = jnp.max(jnp.where(proved, errors, 0.0))
-        near = jax.vmap(lambda direction: ellipsoid.greedy(estimate + largest * direction, s).indices)(directions)
-        far = jax.vmap(lambda direction: ellipsoid.greedy(estimate + 8 * largest * direction, s).indices)(directions)
+        near = jax.vmap(
+            lambda direction: ellipsoid.greedy(estimate + largest * direction, s).indices
+        )(directions)
+        far = jax.vmap(
+            lambda direction: ellipsoid.greedy(estimate + 8 * largest * direction, s).indices
+        )(directions)
         same = lambda rows: jnp.all(rows == selection.indices[None], axis=1)  # noqa: E731
         return largest / plain, jnp.all(same(near)), jnp.all(same(far)), proved
 

@@ -1,4 +1,6 @@
-"""The cycle engine against the step engine, a numpy loop written from the paper, batches, and bad input."""
+"""The cycle engine against the step engine, a numpy loop written from the paper, batches, and bad
+input.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +13,15 @@ from jaxsac.bandits import simulation
 from jaxsac.bandits.cycle_engine import BLOCK, noise_block
 
 ADAPTIVE = ("apsee", "apsee_greedy")
-EVERY = [name if name in ADAPTIVE else pytest.param(name, marks=pytest.mark.slow) for name in ALGORITHMS]
+EVERY = [
+    name if name in ADAPTIVE else pytest.param(name, marks=pytest.mark.slow) for name in ALGORITHMS
+]
 
 
 def run(algorithm, horizon, key=KEY, theta=THETA, dtype=jnp.float64, **options):
-    return bandits.simulate(key, algorithm, jnp.asarray(theta, dtype), sigma=0.1, horizon=horizon, **options)
+    return bandits.simulate(
+        key, algorithm, jnp.asarray(theta, dtype), sigma=0.1, horizon=horizon, **options
+    )
 
 
 def on_the_way(algorithm):
@@ -27,7 +33,9 @@ def on_the_way(algorithm):
 @pytest.mark.parametrize("name", EVERY)
 def test_both_engines_agree_at_every_horizon(name):
     horizons = np.arange(1, LANES + 1)
-    cycle, step = (lanes(ALGORITHMS[name], horizon=horizons, engine=engine) for engine in ("cycle", "step"))
+    cycle, step = (
+        lanes(ALGORITHMS[name], horizon=horizons, engine=engine) for engine in ("cycle", "step")
+    )
     np.testing.assert_array_equal(cycle.lock_time, step.lock_time)
     np.testing.assert_array_equal(cycle.support, step.support)
     np.testing.assert_allclose(cycle.regret, step.regret, atol=1e-9)
@@ -35,17 +43,32 @@ def test_both_engines_agree_at_every_horizon(name):
     whole, regret = on_the_way(ALGORITHMS[name])
     np.testing.assert_allclose(regret, step.regret[:, 0], atol=1e-9)
     if name != "phased_greedy":
-        assert 20 < whole.lock_time[0] < 400 and np.all(cycle.locked == (horizons >= whole.lock_time))
+        assert 20 < whole.lock_time[0] < 400 and np.all(
+            cycle.locked == (horizons >= whole.lock_time)
+        )
 
 
 def paper(greedy, horizon, scale):
     """APSEE (or APSEE-G) step by step from the paper, on the noise of KEY."""
-    blocks = [np.asarray(noise_block("gaussian", KEY, jnp.int32(b), D, jnp.float64)) for b in range(horizon // (D * BLOCK) + 1)]
+    blocks = [
+        np.asarray(noise_block("gaussian", KEY, jnp.int32(b), D, jnp.float64))
+        for b in range(horizon // (D * BLOCK) + 1)
+    ]
     noise, basis = np.concatenate(blocks), np.asarray(BASIS) if greedy else 1.5 * np.eye(D)
     inverse = np.linalg.inv(basis.T @ basis)
     value = lambda t, rows: np.sqrt(t[rows] @ np.linalg.solve(MATRIX[np.ix_(rows, rows)], t[rows]))  # noqa: E731
-    norm = 1 / np.sqrt(min(np.linalg.eigvalsh(MATRIX[np.ix_([i, j], [i, j])])[0] for i in range(D) for j in range(i)))
-    optimum = max(value(THETA, [i, j]) for i in range(D) for j in range(i)) if greedy else 1.5 * np.linalg.norm(THETA[[0, 2]])
+    norm = 1 / np.sqrt(
+        min(
+            np.linalg.eigvalsh(MATRIX[np.ix_([i, j], [i, j])])[0]
+            for i in range(D)
+            for j in range(i)
+        )
+    )
+    optimum = (
+        max(value(THETA, [i, j]) for i in range(D) for j in range(i))
+        if greedy
+        else 1.5 * np.linalg.norm(THETA[[0, 2]])
+    )
     sums, regrets, support, lock_time, c = np.zeros(D), [], None, -1, 1
     while len(regrets) < horizon:
         for i in range(D):
@@ -53,7 +76,11 @@ def paper(greedy, horizon, scale):
             regrets.append(optimum - basis[i] @ THETA)
         estimate = np.linalg.solve(basis, sums / c)
         level = np.log(np.pi**2 * c**2 / (6 * 0.05))
-        spread = np.trace(inverse) + 2 * np.sqrt(np.trace(inverse @ inverse) * level) + 2 * np.linalg.eigvalsh(inverse)[-1] * level
+        spread = (
+            np.trace(inverse)
+            + 2 * np.sqrt(np.trace(inverse @ inverse) * level)
+            + 2 * np.linalg.eigvalsh(inverse)[-1] * level
+        )
         eps = scale * 0.1 * np.sqrt(spread / c)
         if support is None:
             chosen, gap = [], np.inf
@@ -64,7 +91,10 @@ def paper(greedy, horizon, scale):
                 chosen.append(ranked[0])
             if not greedy:
                 order = np.argsort(-np.abs(estimate))
-                chosen, gap = list(order[:S]), np.abs(estimate)[order[S - 1]] - np.abs(estimate)[order[S]]
+                chosen, gap = (
+                    list(order[:S]),
+                    np.abs(estimate)[order[S - 1]] - np.abs(estimate)[order[S]],
+                )
             if gap > 2 * (norm if greedy else 1.0) * eps and len(regrets) <= horizon:
                 support, lock_time = sorted(chosen), len(regrets)
         if support is not None:
@@ -89,9 +119,16 @@ def test_against_the_algorithm_of_the_paper(name, scale):
 
 def test_lanes_do_not_depend_on_how_they_are_batched():
     keys, thetas = jax.random.split(jax.random.key(11), (2, 3)), np.stack([THETA, THETA[::-1]])
-    nested = jax.jit(jax.vmap(lambda t, ks: jax.vmap(lambda k: run(ALGORITHMS["apsee"], 300, k, t))(ks)))(thetas, keys)
+    nested = jax.jit(
+        jax.vmap(lambda t, ks: jax.vmap(lambda k: run(ALGORITHMS["apsee"], 300, k, t))(ks))
+    )(thetas, keys)
     mixed = jax.random.split(jax.random.key(0), LANES).at[:6].set(keys.ravel())
-    alone = lanes(ALGORITHMS["apsee"], keys=mixed, theta=np.resize(np.repeat(thetas, 3, axis=0), (LANES, D)), horizon=300)
+    alone = lanes(
+        ALGORITHMS["apsee"],
+        keys=mixed,
+        theta=np.resize(np.repeat(thetas, 3, axis=0), (LANES, D)),
+        horizon=300,
+    )
     np.testing.assert_array_equal(alone.lock_time[:6], nested.lock_time.ravel())
     np.testing.assert_array_equal(alone.support[:6], nested.support.reshape(6, S))
     np.testing.assert_allclose(nested.regret[:, :, -1].ravel(), alone.regret[:6, 0], atol=1e-10)
@@ -101,7 +138,9 @@ def test_a_poisoned_lane_leaves_the_others_bitwise_equal():
     keys, thetas = jax.random.split(jax.random.key(0), LANES), np.tile(THETA, (LANES, 1))
     poison = thetas.copy()
     poison[3, 1] = np.nan
-    clean, poisoned = (lanes(ALGORITHMS["apsee"], keys=keys, theta=t, horizon=200) for t in (thetas, poison))
+    clean, poisoned = (
+        lanes(ALGORITHMS["apsee"], keys=keys, theta=t, horizon=200) for t in (thetas, poison)
+    )
     others = np.arange(LANES) != 3
     for a, b in zip(clean, poisoned, strict=True):
         np.testing.assert_array_equal(a[others], b[others])
@@ -110,10 +149,14 @@ def test_a_poisoned_lane_leaves_the_others_bitwise_equal():
 
 def test_one_trace_for_all_numbers():
     theta = jnp.asarray(THETA, jnp.float32)
-    bandits.simulate(KEY, bandits.apsee(bandits.Ball(1.5), sparsity=S, sigma=0.1), theta, sigma=0.1, horizon=100)
+    bandits.simulate(
+        KEY, bandits.apsee(bandits.Ball(1.5), sparsity=S, sigma=0.1), theta, sigma=0.1, horizon=100
+    )
     before = simulation._simulate._cache_size()
     for number in (1, 0.5, np.float32(0.2), np.float64(0.3), jnp.asarray(0.4, jnp.float32)):
-        algorithm = bandits.apsee(bandits.Ball(number), sparsity=S, sigma=number, delta=0.01, radius_scale=number)
+        algorithm = bandits.apsee(
+            bandits.Ball(number), sparsity=S, sigma=number, delta=0.01, radius_scale=number
+        )
         ours = bandits.simulate(KEY, algorithm, theta, sigma=number, horizon=int(100 * number))
     assert simulation._simulate._cache_size() == before
     assert ours.regret.dtype == jnp.float32
@@ -129,8 +172,14 @@ def test_degenerate_parameters_have_an_answer(name):
 
 def test_a_horizon_shorter_than_one_cycle_only_explores_and_commit_at_locks_without_proof():
     short = lanes(ALGORITHMS["apsee"], horizon=2)
-    assert not np.any(short.locked) and np.all(np.isfinite(short.regret)) and np.all(short.lock_time == -1)
-    algorithm = bandits.apsee(BALL, sparsity=S, sigma=0.1, radius="hkz", radius_scale=100.0, commit_at=60)
+    assert (
+        not np.any(short.locked)
+        and np.all(np.isfinite(short.regret))
+        and np.all(short.lock_time == -1)
+    )
+    algorithm = bandits.apsee(
+        BALL, sparsity=S, sigma=0.1, radius="hkz", radius_scale=100.0, commit_at=60
+    )
     assert np.all(lanes(algorithm, horizon=200).lock_time == 60)
 
 
@@ -141,10 +190,17 @@ def test_s_equal_d_locks_at_once():
 
 @pytest.mark.slow
 def test_alpha_regret_may_fall():
-    """Against alpha times the optimum: alpha OPT t less where OPT t was, and not clipped at zero."""
-    whole, half = (lanes(ALGORITHMS["apsee"], alpha=alpha, benchmark="alpha", times=[100, 500]) for alpha in (1.0, 0.5))
+    """Against alpha times the optimum: alpha OPT t less where OPT t was, and not clipped at
+    zero.
+    """
+    whole, half = (
+        lanes(ALGORITHMS["apsee"], alpha=alpha, benchmark="alpha", times=[100, 500])
+        for alpha in (1.0, 0.5)
+    )
     optimum = 1.5 * np.linalg.norm(THETA[[0, 2]])
-    np.testing.assert_allclose(whole.regret[0] - half.regret[0], 0.5 * optimum * np.array([100, 500]), rtol=1e-12)
+    np.testing.assert_allclose(
+        whole.regret[0] - half.regret[0], 0.5 * optimum * np.array([100, 500]), rtol=1e-12
+    )
     assert half.regret[0, 1] < half.regret[0, 0] and half.regret[0, 1] < 0
     plain = lanes(ALGORITHMS["apsee"], times=[100, 500])
     np.testing.assert_allclose(whole.regret, plain.regret, rtol=1e-12)
@@ -176,7 +232,10 @@ def test_mistakes_in_a_simulation_are_named(options, words):
         (lambda: bandits.apsee(BALL, sparsity=S, sigma=0.1, delta=1.0), "delta"),
         (lambda: bandits.apsee(BALL, sparsity=S, sigma=0.1, basis=jnp.ones((D, D))), "span"),
         (lambda: run(bandits.apsee(BALL, sparsity=D + 1, sigma=0.1), 10), "at most the dimension"),
-        (lambda: run(bandits.apsee(BALL, sparsity=S, sigma=0.1, basis=jnp.eye(D + 1)), 10), "columns"),
+        (
+            lambda: run(bandits.apsee(BALL, sparsity=S, sigma=0.1, basis=jnp.eye(D + 1)), 10),
+            "columns",
+        ),
     ],
 )
 def test_mistakes_in_an_algorithm_are_named(build, words):

@@ -39,7 +39,12 @@ def quadratic(seed, dtype, num_x=3, num_y=4):
         root = rng.normal(size=(n, n))
         return root @ root.T / n + 0.5 * np.eye(n)
 
-    parts = definite(num_y), rng.normal(size=num_y), rng.normal(size=(num_x, num_y)), definite(num_y)
+    parts = (
+        definite(num_y),
+        rng.normal(size=num_y),
+        rng.normal(size=(num_x, num_y)),
+        definite(num_y),
+    )
     parts += rng.normal(size=num_y), definite(num_x), rng.normal(size=num_x)
     return Quadratic(*(jnp.asarray(part, dtype) for part in parts))
 

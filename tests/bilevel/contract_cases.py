@@ -26,11 +26,24 @@ def problem(seed, dtype):
     rng = np.random.default_rng(seed)
     root = rng.normal(size=(3, 3))
     A, a = root @ root.T / 3 + np.eye(3), rng.normal(size=3)
-    return {"A": jnp.asarray(A, dtype), "a": jnp.asarray(a, dtype), "x": jnp.asarray(rng.normal(size=3), dtype)}
+    return {
+        "A": jnp.asarray(A, dtype),
+        "a": jnp.asarray(a, dtype),
+        "x": jnp.asarray(rng.normal(size=3), dtype),
+    }
 
 
 def solve(A, a, x, **hyper):
-    return bilevel.solve(PROBLEM, x, jnp.zeros_like(x), data=(A, a), outer=OUTER, inner=INNER, max_steps=3000, **hyper)
+    return bilevel.solve(
+        PROBLEM,
+        x,
+        jnp.zeros_like(x),
+        data=(A, a),
+        outer=OUTER,
+        inner=INNER,
+        max_steps=3000,
+        **hyper,
+    )
 
 
 def hypergradient(A, a, x, **hyper):

@@ -1,4 +1,6 @@
-"""Bilevel RL problems with exact answers: rewards that a leader shapes, controlled dynamics, preferences."""
+"""Bilevel RL problems with exact answers: rewards that a leader shapes, controlled dynamics,
+preferences.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,9 @@ from jaxsac.problems import bilevel_rl
 
 BED = bilevel_rl.random_reward_bed(dtype=jnp.float64)
 MDP = bilevel.MDP(BED.transition, BED.initial, BED.discount)
-SHAPING = bilevel_rl.shaping_features(BED.transition, BED.discount, jnp.asarray(np.random.default_rng(0).normal(size=(8, 3))))
+SHAPING = bilevel_rl.shaping_features(
+    BED.transition, BED.discount, jnp.asarray(np.random.default_rng(0).normal(size=(8, 3)))
+)
 FINE = 1e-13
 
 
@@ -34,7 +38,12 @@ def relative_error(ours, exact):
 def nearest_optimum(objective, x):
     """The stationary point that exact gradients lead to from x."""
     value = jax.jit(jax.value_and_grad(objective))
-    return minimize(lambda x: [np.asarray(part) for part in value(jnp.asarray(x))], np.asarray(x), jac=True, tol=1e-10)
+    return minimize(
+        lambda x: [np.asarray(part) for part in value(jnp.asarray(x))],
+        np.asarray(x),
+        jac=True,
+        tol=1e-10,
+    )
 
 
 def shaped_leader(x, log_probs):
@@ -49,7 +58,9 @@ def controlled(x):
 
 
 def payoff(x, log_probs):
-    return -bilevel.expected_return(controlled(x)[0], GAME.leader_reward, log_probs) + 0.05 * jnp.sum(x**2)
+    return -bilevel.expected_return(
+        controlled(x)[0], GAME.leader_reward, log_probs
+    ) + 0.05 * jnp.sum(x**2)
 
 
 SMALL = bilevel_rl.random_reward_bed(2, 2, 3, discount=0.5, dtype=jnp.float64)
@@ -62,7 +73,9 @@ def small_model(x):
 
 
 def preferences(x, log_probs):
-    loss = bilevel_rl.preference_loss(SEGMENTS, SMALL.reward(x), SMALL.leader_reward, log_probs, SMALL.discount)
+    loss = bilevel_rl.preference_loss(
+        SEGMENTS, SMALL.reward(x), SMALL.leader_reward, log_probs, SMALL.discount
+    )
     return loss + 0.05 * jnp.sum(x**2)
 
 

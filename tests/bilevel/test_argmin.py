@@ -54,7 +54,13 @@ def test_a_constrained_minimiser_with_an_inner_optimiser():
     def relu(x, y, rate):
         return jax.nn.relu(y)
 
-    bounded = bilevel.argmin(lambda x, y: 0.5 * jnp.sum((y - x) ** 2), jnp.zeros(3), inner=optax.sgd(0.5), prox_y=relu, tol=1e-9)
+    bounded = bilevel.argmin(
+        lambda x, y: 0.5 * jnp.sum((y - x) ** 2),
+        jnp.zeros(3),
+        inner=optax.sgd(0.5),
+        prox_y=relu,
+        tol=1e-9,
+    )
     x = jnp.asarray([1.0, -1.0, 2.0])
     np.testing.assert_allclose(bounded(x), [1, 0, 2], atol=1e-8)
     np.testing.assert_allclose(jax.grad(lambda x: jnp.sum(bounded(x)))(x), [1, 0, 1], atol=1e-6)

@@ -1,4 +1,6 @@
-"""The single loop: answers, cost in gradients, pairing in mini-batches, warm starts and failures."""
+"""The single loop: answers, cost in gradients, pairing in mini-batches, warm starts and
+failures.
+"""
 
 import functools
 import re
@@ -15,13 +17,23 @@ from jaxsac import Status, bilevel
 from jaxsac.problems import bilevel as problems
 
 OUTER, INNER = optax.sgd(0.05), optax.sgd(0.3)
-EXACT = {"forward": 2e-2, "central": 1e-3, "central_linear": 1e-5, "one_sided": 1e-3, "soba": 1e-5, "implicit": 1e-5}
+EXACT = {
+    "forward": 2e-2,
+    "central": 1e-3,
+    "central_linear": 1e-5,
+    "one_sided": 1e-3,
+    "soba": 1e-5,
+    "implicit": 1e-5,
+}
 
 
 FAST = ("forward", "central_linear", "soba")
 
 
-@pytest.mark.parametrize("difference", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in EXACT])
+@pytest.mark.parametrize(
+    "difference",
+    [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in EXACT],
+)
 def test_every_difference_and_comparator_finds_the_optimum(difference):
     q = quadratic(3, jnp.float64)
     solution = bilevel.solve(
@@ -37,14 +49,27 @@ def test_every_difference_and_comparator_finds_the_optimum(difference):
         max_steps=5000,
     ).check()
     expected = quadratic_x(q)
-    np.testing.assert_allclose(solution.value.x, expected, atol=EXACT[difference] * np.linalg.norm(expected))
-    np.testing.assert_allclose(q.A @ solution.value.y + q.a + q.C.T @ solution.value.x, 0, atol=1e-1 if difference == "central" else 1e-5)
+    np.testing.assert_allclose(
+        solution.value.x, expected, atol=EXACT[difference] * np.linalg.norm(expected)
+    )
+    np.testing.assert_allclose(
+        q.A @ solution.value.y + q.a + q.C.T @ solution.value.x,
+        0,
+        atol=1e-1 if difference == "central" else 1e-5,
+    )
 
 
 @pytest.mark.slow
 def test_unrolling_is_the_comparator_with_a_truncation_bias():
     run = functools.partial(
-        bilevel.solve, SCALAR, 0.0, 0.0, difference="unrolled", outer=optax.sgd(0.3), inner=optax.sgd(0.5), max_steps=300
+        bilevel.solve,
+        SCALAR,
+        0.0,
+        0.0,
+        difference="unrolled",
+        outer=optax.sgd(0.3),
+        inner=optax.sgd(0.5),
+        max_steps=300,
     )
     few, many = run(inner_steps=1), run(inner_steps=20)
     assert few.status == Status.MAX_STEPS  # x = 1/3: half the pull-back is missing
@@ -73,21 +98,46 @@ def test_one_step_is_the_formula():
 
 
 def forward_products(difference, inner_steps):
-    """How many vectors the compiled step multiplies by the lower level's matrix (50 rows) and the upper level's (70): one a gradient."""
+    """How many vectors the compiled step multiplies by the lower level's matrix (50 rows) and the
+    upper level's (70): one a gradient.
+    """
     rng = np.random.default_rng(0)
-    data = jnp.asarray(rng.normal(size=(50, 30)), jnp.float32), jnp.asarray(rng.normal(size=(70, 30)), jnp.float32)
-    problem = bilevel.Problem(lambda x, y, d: jnp.sum((d[1] @ (x * y)) ** 4), lambda x, y, d: jnp.sum((d[0] @ (x * y)) ** 4))
-    method = bilevel.Method(difference=difference, inner=optax.sgd(0.1), outer=optax.sgd(0.1), inner_steps=inner_steps)
+    data = (
+        jnp.asarray(rng.normal(size=(50, 30)), jnp.float32),
+        jnp.asarray(rng.normal(size=(70, 30)), jnp.float32),
+    )
+    problem = bilevel.Problem(
+        lambda x, y, d: jnp.sum((d[1] @ (x * y)) ** 4),
+        lambda x, y, d: jnp.sum((d[0] @ (x * y)) ** 4),
+    )
+    method = bilevel.Method(
+        difference=difference, inner=optax.sgd(0.1), outer=optax.sgd(0.1), inner_steps=inner_steps
+    )
     state = bilevel.init(problem, jnp.ones(30, jnp.float32), jnp.ones(30, jnp.float32), method)
-    text = jax.jit(lambda s, d: bilevel.step(problem, s, method, batch=d)).lower(state, data).compile().as_text()
-    return tuple(sum(map(int, re.findall(rf"= f32\[{rows},(\d+)\]\S* dot\(", text))) for rows in (50, 70))
+    text = (
+        jax.jit(lambda s, d: bilevel.step(problem, s, method, batch=d))
+        .lower(state, data)
+        .compile()
+        .as_text()
+    )
+    return tuple(
+        sum(map(int, re.findall(rf"= f32\[{rows},(\d+)\]\S* dot\(", text))) for rows in (50, 70)
+    )
 
 
 @pytest.mark.parametrize(
-    ("difference", "K", "lower", "upper"), [("forward", 1, 4, 2), ("forward", 3, 8, 4), ("central", 1, 4, 4), ("central_linear", 3, 11, 1)]
+    ("difference", "K", "lower", "upper"),
+    [
+        ("forward", 1, 4, 2),
+        ("forward", 3, 8, 4),
+        ("central", 1, 4, 4),
+        ("central_linear", 3, 11, 1),
+    ],
 )
 def test_cost_in_gradients(difference, K, lower, upper):
-    """Forward: 2K + 3, central: 2K + 4, where an inner gradient of lower + sigma · upper is one; central_linear: 3K + 3."""
+    """Forward: 2K + 3, central: 2K + 4, where an inner gradient of lower + sigma · upper is one;
+    central_linear: 3K + 3.
+    """
     assert forward_products(difference, K) == (lower, upper)
     total = {"forward": 2 * K + 3, "central": 2 * K + 4, "central_linear": 3 * K + 3}[difference]
     shared = {"forward": K, "central": 2 * K, "central_linear": 0}[difference]
@@ -95,7 +145,9 @@ def test_cost_in_gradients(difference, K, lower, upper):
 
 
 def test_copies_that_cannot_be_batched_go_one_after_another():
-    """A lower level with a callback, which has no batching rule: an error by default, the same answer with batch_copies=False."""
+    """A lower level with a callback, which has no batching rule: an error by default, the same
+    answer with batch_copies=False.
+    """
     q = quadratic(0, jnp.float64)
 
     @jax.custom_vjp
@@ -104,11 +156,16 @@ def test_copies_that_cannot_be_batched_go_one_after_another():
 
     def on_host(x, y, q):
         shapes = jax.ShapeDtypeStruct(x.shape, x.dtype), jax.ShapeDtypeStruct(y.shape, y.dtype)
-        return jax.pure_callback(lambda x, y, q: (q.C @ y, q.A @ y + q.a + q.C.T @ x), shapes, x, y, q)
+        return jax.pure_callback(
+            lambda x, y, q: (q.C @ y, q.A @ y + q.a + q.C.T @ x), shapes, x, y, q
+        )
 
     lower.defvjp(
         lambda x, y, q: (lower(x, y, q), (x, y, q)),
-        lambda saved, c: (*(c * part for part in on_host(*saved)), jax.tree.map(jnp.zeros_like, saved[2])),
+        lambda saved, c: (
+            *(c * part for part in on_host(*saved)),
+            jax.tree.map(jnp.zeros_like, saved[2]),
+        ),
     )
     method = bilevel.Method(inner=INNER, outer=OUTER)
 
@@ -119,14 +176,25 @@ def test_copies_that_cannot_be_batched_go_one_after_another():
         return state.x
 
     plain = bilevel.Problem(quadratic_upper, lower)
-    np.testing.assert_allclose(after_two(plain._replace(batch_copies=False)), after_two(QUADRATIC), rtol=1e-12)
+    np.testing.assert_allclose(
+        after_two(plain._replace(batch_copies=False)), after_two(QUADRATIC), rtol=1e-12
+    )
     with pytest.raises(Exception, match="vmap"):
         after_two(plain)
 
 
 def test_warm_starts_continue_and_a_certified_one_stops_at_once():
     q = quadratic(3, jnp.float64)
-    run = functools.partial(bilevel.solve, QUADRATIC, jnp.zeros(3), jnp.zeros(4), data=q, outer=OUTER, inner=INNER, inner_steps=2)
+    run = functools.partial(
+        bilevel.solve,
+        QUADRATIC,
+        jnp.zeros(3),
+        jnp.zeros(4),
+        data=q,
+        outer=OUTER,
+        inner=INNER,
+        inner_steps=2,
+    )
     whole = run(max_steps=200)
     half = run(max_steps=100)
     rest = run(max_steps=100, state=half.state)
@@ -139,7 +207,15 @@ def test_warm_starts_continue_and_a_certified_one_stops_at_once():
 def test_schedules_of_sigma_and_the_relative_one():
     q = quadratic(3, jnp.float64)
     run = functools.partial(
-        bilevel.solve, QUADRATIC, jnp.zeros(3), jnp.zeros(4), data=q, outer=OUTER, inner=INNER, inner_steps=2, max_steps=4000
+        bilevel.solve,
+        QUADRATIC,
+        jnp.zeros(3),
+        jnp.zeros(4),
+        data=q,
+        outer=OUTER,
+        inner=INNER,
+        inner_steps=2,
+        max_steps=4000,
     )
     falling = run(sigma=optax.exponential_decay(0.1, 100, 0.7, end_value=1e-5)).check()
     relative = run(sigma="relative").check()
@@ -152,7 +228,9 @@ def test_schedules_of_sigma_and_the_relative_one():
 
 
 def test_paired_mini_batches_have_a_spread_that_does_not_depend_on_sigma():
-    """The pairing bed: batches of 50, 300 steps. Independent batches would give the two copies noise of their own, over sigma."""
+    """The pairing bed: batches of 50, 300 steps. Independent batches would give the two copies
+    noise of their own, over sigma.
+    """
     data = problems.logistic(dtype=jnp.float64)
     problem = bilevel.Problem(problems.feature_weights_upper, problems.ridge_logistic_lower)
     method = bilevel.Method(inner=optax.sgd(0.1), outer=optax.sgd(0.0), inner_steps=10)
@@ -164,20 +242,30 @@ def test_paired_mini_batches_have_a_spread_that_does_not_depend_on_sigma():
     def paired(key, sigma):
         def one(state, key):
             state, _ = bilevel.step(
-                problem, state, method, sigma=sigma, batch=data, inner_batches=jax.vmap(rows)(jax.random.split(key, 10))
+                problem,
+                state,
+                method,
+                sigma=sigma,
+                batch=data,
+                inner_batches=jax.vmap(rows)(jax.random.split(key, 10)),
             )
             return state, None
 
         state = bilevel.init(problem, jnp.asarray(0.0), jnp.zeros(20), method)
         state = jax.lax.scan(one, state, jax.random.split(key, 30))[0]
         y = state.z + sigma * state.d
-        return 0.5 * (jnp.sum(y**2) - jnp.sum(state.z**2)) / sigma  # the difference of the lower gradients in x
+        return (
+            0.5 * (jnp.sum(y**2) - jnp.sum(state.z**2)) / sigma
+        )  # the difference of the lower gradients in x
 
     def independent(key, sigma):
         def copy(key, perturbed):
             def one(y, key):
                 batch = rows(key)
-                g, f = (jax.grad(part, 1)(jnp.asarray(0.0), y, batch) for part in (problem.lower, problem.upper))
+                g, f = (
+                    jax.grad(part, 1)(jnp.asarray(0.0), y, batch)
+                    for part in (problem.lower, problem.upper)
+                )
                 return y - 0.1 * (g + perturbed * sigma * f), None
 
             return jax.lax.scan(one, jnp.zeros(20), jax.random.split(key, 300))[0]
@@ -188,7 +276,11 @@ def test_paired_mini_batches_have_a_spread_that_does_not_depend_on_sigma():
     keys = jax.random.split(jax.random.key(1), 200)
     spread = jax.jit(lambda sigma: jnp.std(jax.vmap(paired, (0, None))(keys, sigma)))
     large, small = float(spread(jnp.asarray(0.01))), float(spread(jnp.asarray(0.001)))
-    unpaired = float(jax.jit(lambda sigma: jnp.std(jax.vmap(independent, (0, None))(keys, sigma)))(jnp.asarray(0.01)))
+    unpaired = float(
+        jax.jit(lambda sigma: jnp.std(jax.vmap(independent, (0, None))(keys, sigma)))(
+            jnp.asarray(0.01)
+        )
+    )
     assert 0.8 < small / large < 1.25
     assert unpaired > 100 * large
 
@@ -198,7 +290,8 @@ def test_mini_batches_reach_the_full_problem_and_variance_reduction_gets_closer(
     rng = np.random.default_rng(0)
     samples = jnp.asarray(rng.normal(size=(64, 2)) + 1.0)
     problem = bilevel.Problem(
-        lambda x, y, s: 0.5 * jnp.mean((y - s[:, 1]) ** 2) + 0.5 * x**2, lambda x, y, s: 0.5 * jnp.mean((y - x * s[:, 0]) ** 2)
+        lambda x, y, s: 0.5 * jnp.mean((y - s[:, 1]) ** 2) + 0.5 * x**2,
+        lambda x, y, s: 0.5 * jnp.mean((y - x * s[:, 0]) ** 2),
     )
     m0, m1 = float(samples[:, 0].mean()), float(samples[:, 1].mean())
     best = m0 * m1 / (1 + m0**2)
@@ -223,7 +316,9 @@ def test_mini_batches_reach_the_full_problem_and_variance_reduction_gets_closer(
 
 def test_projections_keep_x_inside():
     problem = SCALAR._replace(project_x=lambda x: jnp.clip(x, -1.0, 0.2))
-    solution = bilevel.solve(problem, 0.0, 0.0, sigma=1e-3, outer=optax.sgd(0.2), inner=optax.sgd(0.5), max_steps=500).check()
+    solution = bilevel.solve(
+        problem, 0.0, 0.0, sigma=1e-3, outer=optax.sgd(0.2), inner=optax.sgd(0.5), max_steps=500
+    ).check()
     assert float(solution.value.x) == 0.2 and solution.stats["hypergradient_norm"] < 1e-6
 
 
@@ -238,9 +333,17 @@ def test_pytrees_and_equinox_modules():
             jnp.sum(w**2) for w in jax.tree.leaves(eqx.filter(net, eqx.is_array))
         )
 
-    problem = bilevel.Problem(lambda x, net: jnp.mean((jax.vmap(net)(inputs)[:, 0] - 1.0) ** 2), lower)
+    problem = bilevel.Problem(
+        lambda x, net: jnp.mean((jax.vmap(net)(inputs)[:, 0] - 1.0) ** 2), lower
+    )
     solution = bilevel.solve(
-        problem, {"target": np.zeros(8, np.float32)}, network, outer=optax.adam(0.05), inner=optax.sgd(0.1), inner_steps=2, max_steps=300
+        problem,
+        {"target": np.zeros(8, np.float32)},
+        network,
+        outer=optax.adam(0.05),
+        inner=optax.sgd(0.1),
+        inner_steps=2,
+        max_steps=300,
     )
     assert isinstance(solution.value.y, eqx.nn.MLP) and solution.value.x["target"].shape == (8,)
     fitted = jax.vmap(solution.value.y)(inputs)
@@ -249,8 +352,18 @@ def test_pytrees_and_equinox_modules():
 
 def test_failures_have_a_status_and_bad_arguments_a_name():
     q = quadratic(0, jnp.float64)
-    run = functools.partial(bilevel.solve, QUADRATIC, jnp.zeros(3), jnp.zeros(4), outer=OUTER, inner=INNER, inner_steps=2)
-    assert run(data=q._replace(A=-q.A), max_steps=5000).status == Status.NONFINITE  # no lower minimiser: it diverges
+    run = functools.partial(
+        bilevel.solve,
+        QUADRATIC,
+        jnp.zeros(3),
+        jnp.zeros(4),
+        outer=OUTER,
+        inner=INNER,
+        inner_steps=2,
+    )
+    assert (
+        run(data=q._replace(A=-q.A), max_steps=5000).status == Status.NONFINITE
+    )  # no lower minimiser: it diverges
     assert run(data=q, max_steps=20).status == Status.MAX_STEPS
     with pytest.raises(ValueError, match="sigma must be > 0"):
         run(data=q, sigma=-1.0)
@@ -266,13 +379,21 @@ def test_failures_have_a_status_and_bad_arguments_a_name():
         run(data=q, sample=lambda key, data: data)
     with pytest.raises(ValueError, match="inner is not linear"):
         run(data=q, inner=optax.adam(0.1))
-    other = bilevel.init(QUADRATIC, jnp.zeros(3), jnp.zeros(5), bilevel.Method(inner=INNER, outer=OUTER))
+    other = bilevel.init(
+        QUADRATIC, jnp.zeros(3), jnp.zeros(5), bilevel.Method(inner=INNER, outer=OUTER)
+    )
     with pytest.raises(ValueError, match="state does not fit"):
         run(data=q, state=other)
-    three_copies = bilevel.init(QUADRATIC, jnp.zeros(3), jnp.zeros(4), bilevel.Method("one_sided", INNER, OUTER))
+    three_copies = bilevel.init(
+        QUADRATIC, jnp.zeros(3), jnp.zeros(4), bilevel.Method("one_sided", INNER, OUTER)
+    )
     with pytest.raises(ValueError, match=r"state.d does not fit"):
         run(data=q, state=three_copies)
     with pytest.raises(ValueError, match="state does not fit"):
-        bilevel.hypergradient(QUADRATIC, jnp.zeros(3), jnp.zeros(4), data=q, state=(jnp.zeros(4), jnp.zeros(3)))
+        bilevel.hypergradient(
+            QUADRATIC, jnp.zeros(3), jnp.zeros(4), data=q, state=(jnp.zeros(4), jnp.zeros(3))
+        )
     with pytest.raises(ValueError, match="leading axis of inner_steps = 1"):
-        bilevel.step(QUADRATIC, bilevel.init(QUADRATIC, jnp.zeros(3), jnp.zeros(4)), batch=q, inner_batches=q)
+        bilevel.step(
+            QUADRATIC, bilevel.init(QUADRATIC, jnp.zeros(3), jnp.zeros(4)), batch=q, inner_batches=q
+        )

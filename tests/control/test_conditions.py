@@ -1,4 +1,6 @@
-"""Curvature conditions against exact values by enumeration, and the witness against solutions on all groups."""
+"""Curvature conditions against exact values by enumeration, and the witness against solutions on
+all groups.
+"""
 
 import itertools
 
@@ -12,9 +14,12 @@ from jaxsac import control, group_lasso
 
 
 def exact_curvature(matrix: np.ndarray, support: np.ndarray, cone: float) -> float:
-    """min v'Hv over the unit sphere in the cone, q = 1, by enumerating the faces of each orthant's part of the cone.
+    """min v'Hv over the unit sphere in the cone, q = 1, by enumerating the faces of each orthant's
+    part of the cone.
 
-    A minimiser lies in the relative interior of a face and is an eigenvector of H on the face's span."""
+    A minimiser lies in the relative interior of a face and is an eigenvector of H on the face's
+    span.
+    """
     n, best = len(support), np.inf
     for size in range(1, n + 1):
         for active in itertools.combinations(range(n), size):
@@ -22,7 +27,9 @@ def exact_curvature(matrix: np.ndarray, support: np.ndarray, cone: float) -> flo
             inside = support[list(active)]
             candidates = [np.linalg.eigh(block)[1]]
             for signs in itertools.product((1, -1), repeat=size - 1):
-                normal = np.array((1, *signs)) * np.where(inside, -cone, 1.0)  # sum outside = c sum inside
+                normal = np.array((1, *signs)) * np.where(
+                    inside, -cone, 1.0
+                )  # sum outside = c sum inside
                 basis = np.linalg.svd(normal[None])[2][1:].T
                 if basis.shape[1]:
                     candidates.append(basis @ np.linalg.eigh(basis.T @ block @ basis)[1])
@@ -48,13 +55,17 @@ def test_restricted_curvature_brackets_the_exact_value(count):
     hessians = random_hessians(count, n, 0)
     supports = np.random.default_rng(1).permuted(np.tile(np.arange(n) < 1, (count, 1)), axis=1)
     supports[::3] |= np.roll(supports[::3], 1, axis=1)
-    found = jax.vmap(lambda h, s: control.restricted_curvature(h, s, cone=cone))(hessians.reshape(count, n, 1, n, 1), supports)
+    found = jax.vmap(lambda h, s: control.restricted_curvature(h, s, cone=cone))(
+        hessians.reshape(count, n, 1, n, 1), supports
+    )
     exact = np.array([exact_curvature(h, s, cone) for h, s in zip(hessians, supports, strict=True)])
     rounding = 1e-9 * np.abs(hessians).max(axis=(1, 2))
     assert (np.asarray(found.lower) <= exact + rounding).all()
     assert (np.asarray(found.upper) >= exact - rounding).all()
     assert (np.asarray(found.upper_support) >= np.asarray(found.upper) - rounding).all()
-    assert np.median(np.asarray(found.upper) / np.maximum(exact, 1e-12)) < 1.01  # the descent finds it, mostly
+    assert (
+        np.median(np.asarray(found.upper) / np.maximum(exact, 1e-12)) < 1.01
+    )  # the descent finds it, mostly
     assert (np.asarray(found.lower) > 0).mean() > 0.3
 
 
@@ -70,18 +81,32 @@ def test_block_conditions_against_plain_numpy():
     inverse = np.linalg.inv(matrix[np.ix_(mask, mask)])
     z = np.concatenate([weights[g] * theta[g] / np.linalg.norm(theta[g]) for g in (0, 2)])
     cross = matrix[np.ix_(~mask, mask)] @ inverse
-    signed = max(np.linalg.norm(cross[2 * i : 2 * i + 2] @ z) / weights[j] for i, j in enumerate((1, 3, 4)))
+    signed = max(
+        np.linalg.norm(cross[2 * i : 2 * i + 2] @ z) / weights[j] for i, j in enumerate((1, 3, 4))
+    )
     norm = max(
-        sum(weights[g] * np.linalg.norm(cross[2 * i : 2 * i + 2, 2 * p : 2 * p + 2], 2) for p, g in enumerate((0, 2))) / weights[j]
+        sum(
+            weights[g] * np.linalg.norm(cross[2 * i : 2 * i + 2, 2 * p : 2 * p + 2], 2)
+            for p, g in enumerate((0, 2))
+        )
+        / weights[j]
         for i, j in enumerate((1, 3, 4))
     )
     found = control.irrepresentability(hessian, support, theta, weights)
     np.testing.assert_allclose(found, (signed, norm), rtol=1e-10)
     threshold = 0.3 * max(
-        sum(weights[g] * np.linalg.norm(inverse[2 * p : 2 * p + 2, 2 * r : 2 * r + 2], 2) for r, g in enumerate((0, 2))) for p in range(2)
+        sum(
+            weights[g] * np.linalg.norm(inverse[2 * p : 2 * p + 2, 2 * r : 2 * r + 2], 2)
+            for r, g in enumerate((0, 2))
+        )
+        for p in range(2)
     )
-    np.testing.assert_allclose(control.signal_threshold(hessian, support, 0.3, weights), threshold, rtol=1e-10)
-    single = control.irrepresentability(hessian.astype(np.float32), support, theta.astype(np.float32))
+    np.testing.assert_allclose(
+        control.signal_threshold(hessian, support, 0.3, weights), threshold, rtol=1e-10
+    )
+    single = control.irrepresentability(
+        hessian.astype(np.float32), support, theta.astype(np.float32)
+    )
     assert single.norm.dtype == jnp.float32 and single.signed <= single.norm
     with pytest.raises(ValueError, match="support"):
         control.irrepresentability(hessian, np.array([0, 2]), theta)
@@ -110,9 +135,16 @@ def test_a_positive_oracle_margin_implies_that_no_irrelevant_tool_is_kept(count)
         witness = control.oracle_witness(X, y, groups, support, lam, tol=1e-9)
         full = group_lasso.solve(X, y, groups, lam, tol=1e-9)
         kept = jnp.any(full.value.coef.reshape(20, 2) != 0, axis=1)
-        return witness.margin, jnp.any(kept & ~support), full.status, jnp.max(jnp.abs(witness.coef - full.value.coef))
+        return (
+            witness.margin,
+            jnp.any(kept & ~support),
+            full.status,
+            jnp.max(jnp.abs(witness.coef - full.value.coef)),
+        )
 
-    margin, extra, status, difference = (np.asarray(x) for x in jaxsac.run_trials(trial, jax.random.key(0), count))
+    margin, extra, status, difference = (
+        np.asarray(x) for x in jaxsac.run_trials(trial, jax.random.key(0), count)
+    )
     safe = (margin > 1e-4) & (status == 0)
     assert safe.mean() > 0.1 and (~safe).mean() > 0.1
     assert not extra[safe].any()

@@ -1,4 +1,6 @@
-"""The diagnosis against the same loss with every tool listed, differentiated twice; and what it says of logs with known faults."""
+"""The diagnosis against the same loss with every tool listed, differentiated twice; and what it
+says of logs with known faults.
+"""
 
 import itertools
 
@@ -18,16 +20,22 @@ from jaxsac.problems.tool_logs import sparse_tool_log
 
 KEY = jax.random.key(0)
 T, M, Q, B = 300, 9, 2, 3
-TRUTH = sparse_tool_log(KEY, num_records=T, num_actions=M, num_features=Q, budget=B, num_relevant=2, mean_size=1.5)
+TRUTH = sparse_tool_log(
+    KEY, num_records=T, num_actions=M, num_features=Q, budget=B, num_relevant=2, mean_size=1.5
+)
 LOG = control.Log(TRUTH.contexts, TRUTH.actions, TRUTH.utilities)
 FIT = {"num_actions": M, "budget": B}
 
 
 def profiled(log, policy, mode):
-    """The Hessian in all weights [M, Q, M, Q], intercepts eliminated, of the loss with every tool listed, by jax.hessian; and the gradient."""
+    """The Hessian in all weights [M, Q, M, Q], intercepts eliminated, of the loss with every tool
+    listed, by jax.hessian; and the gradient.
+    """
     actions = np.asarray(log.actions)
     chosen = np.zeros((T, M))
-    chosen[np.repeat(np.arange(T), actions.shape[1])[actions.ravel() >= 0], actions[actions >= 0]] = 1
+    chosen[
+        np.repeat(np.arange(T), actions.shape[1])[actions.ravel() >= 0], actions[actions >= 0]
+    ] = 1
     prior = chosen.sum(1).mean() / M
     available = jnp.ones((T, M), bool) if log.available is None else jnp.asarray(log.available)
 
@@ -35,8 +43,14 @@ def profiled(log, policy, mode):
         intercept = jnp.broadcast_to(free, (M,))
         scores = jnp.matmul(log.contexts, weights.reshape(M, Q).T) + intercept[None, :]
         masked = jnp.where(available, scores, -jnp.inf)
-        value = jnp.mean(jax.vmap(lambda z: gibbs.log_partition(z, B))(masked) - jnp.sum(chosen * scores, axis=1))
-        return value if mode == "none" else value + jnp.sum(jax.nn.softplus(intercept) - prior * intercept) / T
+        value = jnp.mean(
+            jax.vmap(lambda z: gibbs.log_partition(z, B))(masked) - jnp.sum(chosen * scores, axis=1)
+        )
+        return (
+            value
+            if mode == "none"
+            else value + jnp.sum(jax.nn.softplus(intercept) - prior * intercept) / T
+        )
 
     weights = np.zeros((M, Q))
     weights[np.asarray(policy.support)] = policy.weights
@@ -50,7 +64,10 @@ def profiled(log, policy, mode):
 SLOW = [("per_tool", True), ("shared", False), ("none", False)]
 
 
-@pytest.mark.parametrize(("mode", "offered"), [("per_tool", False), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)])
+@pytest.mark.parametrize(
+    ("mode", "offered"),
+    [("per_tool", False), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)],
+)
 def test_curvature_and_margin_against_the_whole_hessian(mode, offered):
     available = np.random.default_rng(0).uniform(size=(T, M)) < 0.8
     available[np.arange(T)[:, None], np.where(LOG.actions >= 0, LOG.actions, 0)] = True
@@ -60,30 +77,49 @@ def test_curvature_and_margin_against_the_whole_hessian(mode, offered):
     dense, gradient = profiled(log, policy, mode)
     problem = _prepare(log, M, B, "imitation", mode, 1.0, "advantage", None, 10.0)
     data = problem.data
-    point = _warm_start(data, FitState(support, np.asarray(policy.weights), np.asarray(policy.intercept)), mode)
+    point = _warm_start(
+        data, FitState(support, np.asarray(policy.weights), np.asarray(policy.intercept)), mode
+    )
     point, _ = evaluate_point(data, working_set(data, point.tools), point, B, mode)
     found = log_curvature.likelihood_curvature(KEY, data, point, B, mode)
     size = support.size
-    np.testing.assert_allclose(found.hessian[:size, :, :size], dense[np.ix_(support, range(Q), support, range(Q))], atol=1e-9)
+    np.testing.assert_allclose(
+        found.hessian[:size, :, :size],
+        dense[np.ix_(support, range(Q), support, range(Q))],
+        atol=1e-9,
+    )
     outside = np.setdiff1d(np.arange(M), support)
-    rates = np.linalg.norm(dense[np.ix_(outside, range(Q), support, range(Q))].reshape(outside.size, -1), axis=1)
-    listed = np.linalg.norm(found.hessian[size:, :, :size].reshape(len(found.hessian) - size, -1), axis=1)
+    rates = np.linalg.norm(
+        dense[np.ix_(outside, range(Q), support, range(Q))].reshape(outside.size, -1), axis=1
+    )
+    listed = np.linalg.norm(
+        found.hessian[size:, :, :size].reshape(len(found.hessian) - size, -1), axis=1
+    )
     np.testing.assert_allclose([listed.max(), listed.min()], [rates.max(), rates.min()], atol=1e-9)
     whole = control.irrepresentability(dense, np.isin(np.arange(M), support), weights_of(policy))
     diagnosis = control.diagnose(policy, log, num_resamples=0, truth=support, intercept=mode)
-    np.testing.assert_allclose((diagnosis.irrepresentability, diagnosis.irrepresentability_norm), whole, rtol=1e-6)
+    np.testing.assert_allclose(
+        (diagnosis.irrepresentability, diagnosis.irrepresentability_norm), whole, rtol=1e-6
+    )
     norms = np.linalg.norm(gradient, axis=1)
     np.testing.assert_allclose(diagnosis.norms, norms, atol=1e-9)
     assert diagnosis.witness_margin == pytest.approx(1 - norms[outside].max() / 0.05, abs=1e-6)
-    assert diagnosis.oracle_margin == pytest.approx(diagnosis.witness_margin, abs=1e-4)  # the fit is the witness at its own support
+    assert diagnosis.oracle_margin == pytest.approx(
+        diagnosis.witness_margin, abs=1e-4
+    )  # the fit is the witness at its own support
     if (mode, offered) not in SLOW:
         return
     exact = control.restricted_curvature(dense, np.isin(np.arange(M), support))
-    assert diagnosis.curvature_lower <= float(exact.upper) + 1e-12 and diagnosis.curvature_upper >= float(exact.lower) - 1e-12
+    assert (
+        diagnosis.curvature_lower <= float(exact.upper) + 1e-12
+        and diagnosis.curvature_upper >= float(exact.lower) - 1e-12
+    )
     # by conjugate gradients, as for large problems
     limit, log_curvature.LARGEST = log_curvature.LARGEST, 1
     try:
-        assert log_curvature.likelihood_curvature(KEY, data, point, B, mode).signed == pytest.approx(float(whole.signed), rel=1e-3)
+        assert log_curvature.likelihood_curvature(
+            KEY, data, point, B, mode
+        ).signed == pytest.approx(float(whole.signed), rel=1e-3)
     finally:
         log_curvature.LARGEST = limit
 
@@ -105,10 +141,18 @@ def test_utility_diagnosis_against_least_squares():
     design = design - design.mean(0)
     residual = LOG.utilities - LOG.utilities.mean() - design @ weights_of(solution.value).ravel()
     norms = np.linalg.norm((design.T @ residual / T).reshape(M, Q), axis=1)
-    diagnosis = control.diagnose(solution.value, LOG, objective="utility", num_resamples=0, truth=support)
+    diagnosis = control.diagnose(
+        solution.value, LOG, objective="utility", num_resamples=0, truth=support
+    )
     np.testing.assert_allclose(diagnosis.norms, norms, atol=1e-9)
-    whole = control.irrepresentability((design.T @ design / T).reshape(M, Q, M, Q), np.isin(np.arange(M), support), weights_of(solution.value))
-    np.testing.assert_allclose((diagnosis.irrepresentability, diagnosis.irrepresentability_norm), whole, rtol=1e-8)
+    whole = control.irrepresentability(
+        (design.T @ design / T).reshape(M, Q, M, Q),
+        np.isin(np.arange(M), support),
+        weights_of(solution.value),
+    )
+    np.testing.assert_allclose(
+        (diagnosis.irrepresentability, diagnosis.irrepresentability_norm), whole, rtol=1e-8
+    )
     assert diagnosis.oracle_margin == pytest.approx(diagnosis.witness_margin, abs=1e-4)
     assert "uniqueness" not in diagnosis.report() and "nothing about the truth" in str(diagnosis)
 
@@ -121,8 +165,12 @@ def test_log_probabilities_against_the_policy():
     available = np.ones((T, M), bool)
     available[:, 8] = (LOG.actions == 8).any(1)
     offered = LOG._replace(available=available)
-    expected = jax.vmap(policy.log_prob)(jnp.asarray(LOG.actions), jnp.asarray(LOG.contexts), available)
-    np.testing.assert_allclose(log_probabilities(policy, checked(offered, M, B)), expected, rtol=1e-10)
+    expected = jax.vmap(policy.log_prob)(
+        jnp.asarray(LOG.actions), jnp.asarray(LOG.contexts), available
+    )
+    np.testing.assert_allclose(
+        log_probabilities(policy, checked(offered, M, B)), expected, rtol=1e-10
+    )
 
 
 def test_what_a_diagnosis_refuses_and_degenerate_logs():
@@ -140,7 +188,9 @@ def test_what_a_diagnosis_refuses_and_degenerate_logs():
 
 
 def test_near_duplicates_are_found_and_others_are_not():
-    """A tool whose uses are shared out between two names; two tools that are always used together; independent ones."""
+    """A tool whose uses are shared out between two names; two tools that are always used together;
+    independent ones.
+    """
     random = np.random.default_rng(0)
     records = 2000
     contexts = random.normal(size=(records, 5))
@@ -149,8 +199,12 @@ def test_near_duplicates_are_found_and_others_are_not():
     actions[wanted, 0] = np.where(random.uniform(size=wanted.sum()) < 0.5, 0, 1)  # substitutes
     pair = random.uniform(size=records) < 0.1
     actions[pair, 1], actions[pair, 2] = 2, 3  # used together
-    actions[:, 3] = np.where(random.uniform(size=records) < 0.5, random.integers(4, 40, records), -1)
-    problem = _prepare(control.Log(contexts, actions), 40, 4, "imitation", None, 1.0, "advantage", None, 10.0)
+    actions[:, 3] = np.where(
+        random.uniform(size=records) < 0.5, random.integers(4, 40, records), -1
+    )
+    problem = _prepare(
+        control.Log(contexts, actions), 40, 4, "imitation", None, 1.0, "advantage", None, 10.0
+    )
     found = near_duplicates(problem.data, 0.9)
     assert [pair[:2] for pair in found.alike] == [(0, 1)]
     assert [pair[:2] for pair in found.together] == [(2, 3)]
@@ -159,8 +213,12 @@ def test_near_duplicates_are_found_and_others_are_not():
 
 @pytest.mark.slow
 def test_failure_signatures():
-    """A good log warns of nothing; contexts that say nothing stall; substitutes make the support oscillate."""
-    shape = dict(num_records=2000, num_actions=30, num_features=4, budget=4, num_relevant=5, mean_size=2.0)
+    """A good log warns of nothing; contexts that say nothing stall; substitutes make the support
+    oscillate.
+    """
+    shape = dict(
+        num_records=2000, num_actions=30, num_features=4, budget=4, num_relevant=5, mean_size=2.0
+    )
     truth = sparse_tool_log(KEY, **shape)
     log = control.Log(truth.contexts, truth.actions)
     fitted = control.fit(KEY, log, num_actions=30, budget=4)

@@ -1,4 +1,6 @@
-"""Families of tools: the fit against proximal gradient steps on the dense problem, the dual norm against that of `prox`."""
+"""Families of tools: the fit against proximal gradient steps on the dense problem, the dual norm
+against that of `prox`.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +27,12 @@ def logged(seed=0):
         chance = 1 / (1 + np.exp(1.5 - contexts[t] @ weights[:-1].T))
         members = np.flatnonzero(random.uniform(size=M - 1) < chance)[:B]
         actions[t, : members.size] = members
-    return control.Log(contexts, actions, (weights[np.maximum(actions, 0)] @ contexts[:, :, None])[..., 0].sum(1) + random.normal(size=T) / 2)
+    return control.Log(
+        contexts,
+        actions,
+        (weights[np.maximum(actions, 0)] @ contexts[:, :, None])[..., 0].sum(1)
+        + random.normal(size=T) / 2,
+    )
 
 
 def dense_objective(log, smoothing=1.0):
@@ -38,7 +45,9 @@ def dense_objective(log, smoothing=1.0):
     def smooth(theta):
         weights, intercept = theta
         scores = jnp.matmul(jnp.asarray(log.contexts), weights.T) + intercept[None, :]
-        value = jnp.mean(jax.vmap(lambda z: gibbs.log_partition(z, B))(scores) - jnp.sum(chosen * scores, axis=1))
+        value = jnp.mean(
+            jax.vmap(lambda z: gibbs.log_partition(z, B))(scores) - jnp.sum(chosen * scores, axis=1)
+        )
         return value + smoothing / T * jnp.sum(jax.nn.softplus(intercept) - prior * intercept)
 
     return smooth
@@ -64,9 +73,13 @@ def test_the_fit_is_the_minimum_of_the_dense_problem():
     def minimise(start):
         def body(_, carry):
             theta, before, momentum = carry
-            ahead = jax.tree.map(lambda a, b: a + (momentum - 1) / (momentum + 2) * (a - b), theta, before)
+            ahead = jax.tree.map(
+                lambda a, b: a + (momentum - 1) / (momentum + 2) * (a - b), theta, before
+            )
             gradient = jax.grad(smooth)(ahead)
-            weights = prox.prox_tree((ahead[0] - step * gradient[0]).reshape(-1), levels, step * LAM).reshape(M, Q)
+            weights = prox.prox_tree(
+                (ahead[0] - step * gradient[0]).reshape(-1), levels, step * LAM
+            ).reshape(M, Q)
             return (weights, ahead[1] - step * gradient[1]), theta, momentum + 1
 
         return jax.lax.fori_loop(0, 3000, body, (start, start, 1.0))[0]
@@ -75,15 +88,23 @@ def test_the_fit_is_the_minimum_of_the_dense_problem():
     weights = np.zeros((M, Q))
     weights[np.asarray(found.value.support)] = found.value.weights
     np.testing.assert_allclose(weights, best[0], atol=2e-4)
-    objective = float(smooth((jnp.asarray(weights), found.value.intercept)) + penalty(jnp.asarray(weights)))
+    objective = float(
+        smooth((jnp.asarray(weights), found.value.intercept)) + penalty(jnp.asarray(weights))
+    )
     assert float(found.stats["objective"]) == pytest.approx(objective, abs=1e-9)
     least = float(smooth(best) + penalty(best[0]))
     assert objective <= least + 1e-9 and least >= objective - float(found.stats["gap"]) - 1e-12
-    assert set(np.asarray(found.value.support).tolist()) <= {0, 1, 2}  # the other family goes as one
+    assert set(np.asarray(found.value.support).tolist()) <= {
+        0,
+        1,
+        2,
+    }  # the other family goes as one
     # At lam_max nothing is kept, a little below something is.
     most = float(control.lam_max(log, **options))
     for factor, kept in ((1.001, False), (0.97, True)):
-        support = control.fit(jax.random.key(0), log, lam=factor * most, **options).check().value.support
+        support = (
+            control.fit(jax.random.key(0), log, lam=factor * most, **options).check().value.support
+        )
         assert (support.size > 0) == kept
 
 
@@ -100,7 +121,9 @@ def test_the_dual_norm_against_that_of_the_penalty():
     ]
     norms = np.linalg.norm(gradient, axis=1)
     split = together.of(np.arange(M - 1))  # the last one is unused
-    found = split.dual_norm(np.stack([norms[:-1], 2 * norms[:-1]]), np.array([norms[-1], 2 * norms[-1]]))
+    found = split.dual_norm(
+        np.stack([norms[:-1], 2 * norms[:-1]]), np.array([norms[-1], 2 * norms[-1]])
+    )
     expected = float(dual_tree_norm(jnp.asarray(gradient.reshape(-1)), levels))
     np.testing.assert_allclose(found, [expected, 2 * expected], rtol=1e-12)
 
@@ -110,25 +133,39 @@ def test_the_dual_norm_by_its_definition_and_what_may_enter():
     together = families.checked_families(LABELS, SHARE, M)
     assert together is not None
     split = together.of(np.arange(M - 1))
-    np.testing.assert_array_equal(together.of(np.array([0, 4])).unused, [2, 3, 1])  # the rest are families of one
+    np.testing.assert_array_equal(
+        together.of(np.array([0, 4])).unused, [2, 3, 1]
+    )  # the rest are families of one
     (t,) = split.dual_norm(norms, unused)
     full = np.append(norms, unused)
 
     def left(family, at):
-        return np.linalg.norm(np.maximum(full[together.label == family] - at * (1 - SHARE), 0)) - at * SHARE
+        return (
+            np.linalg.norm(np.maximum(full[together.label == family] - at * (1 - SHARE), 0))
+            - at * SHARE
+        )
 
     assert max(left(family, t) for family in range(4)) == pytest.approx(0, abs=1e-12)
-    assert split.dual_norm(norms[[6]], 0.0, np.array([6]))[0] == pytest.approx(0.7)  # alone in its family: its own norm
+    assert split.dual_norm(norms[[6]], 0.0, np.array([6]))[0] == pytest.approx(
+        0.7
+    )  # alone in its family: its own norm
     # Just below t one family opens; an open family lets in each tool above lam (1 - share).
     none = np.zeros(0, int)
-    assert not (split.excess(norms, none, 1.01 * t) > 0).any() and not split.unused_enter(norms, unused, none, 1.01 * t)
+    assert not (split.excess(norms, none, 1.01 * t) > 0).any() and not split.unused_enter(
+        norms, unused, none, 1.01 * t
+    )
     lam = 0.99 * max(t, 0.9)
     entered = split.excess(norms, np.array([1]), lam) > 0
     np.testing.assert_array_equal(entered[:3], norms[:3] > lam * (1 - SHARE))
     weights = np.array([[3.0, 4.0], [0.0, 0.0], [5.0, 12.0]])
     assert split.value(np.array([0, 1, 6]), weights) == pytest.approx(5 + 13)
-    assert split.value(np.array([0, 1, 2]), weights) == pytest.approx((1 - SHARE) * 18 + SHARE * np.sqrt(194))
-    assert families.checked_families(np.arange(M), 0.5, M) is None and families.checked_families(None, 0.5, M) is None
+    assert split.value(np.array([0, 1, 2]), weights) == pytest.approx(
+        (1 - SHARE) * 18 + SHARE * np.sqrt(194)
+    )
+    assert (
+        families.checked_families(np.arange(M), 0.5, M) is None
+        and families.checked_families(None, 0.5, M) is None
+    )
     for labels, share in ((LABELS[:-1], 0.5), (LABELS.astype(float), 0.5), (LABELS, 1.0)):
         with pytest.raises(ValueError, match="famil"):
             families.checked_families(labels, share, M)
@@ -140,10 +177,21 @@ def test_a_family_lends_strength_and_one_tool_each_is_no_family(objective):
     log = logged()
     options = {"num_actions": M, "budget": B, "objective": objective}
     alone = control.fit(jax.random.key(0), log, lam="simulated", **options).check()
-    same = control.fit(jax.random.key(0), log, lam="simulated", families=np.arange(M), **options).check()
+    same = control.fit(
+        jax.random.key(0), log, lam="simulated", families=np.arange(M), **options
+    ).check()
     np.testing.assert_array_equal(alone.value.weights, same.value.weights)
-    together = control.fit(jax.random.key(0), log, lam="simulated", families=LABELS, **options).check()
+    together = control.fit(
+        jax.random.key(0), log, lam="simulated", families=LABELS, **options
+    ).check()
     assert {0, 1} <= set(np.asarray(together.value.support).tolist()) <= {0, 1, 2}
     assert float(together.stats["lam"]) >= float(alone.stats["lam"])  # a family's noise adds up
-    warm = control.fit(jax.random.key(0), log, lam=float(together.stats["lam"]), families=LABELS, state=together.state, **options).check()
+    warm = control.fit(
+        jax.random.key(0),
+        log,
+        lam=float(together.stats["lam"]),
+        families=LABELS,
+        state=together.state,
+        **options,
+    ).check()
     assert int(warm.stats["num_steps"]) <= 10  # the first certificate of the utility's loop

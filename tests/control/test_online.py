@@ -1,4 +1,6 @@
-"""Learning while the log grows: the same answer as a fit of the whole log, few fits, tools that enter; dual averaging's closed form."""
+"""Learning while the log grows: the same answer as a fit of the whole log, few fits, tools that
+enter; dual averaging's closed form.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,16 @@ from jaxsac.problems.tool_logs import sparse_tool_log
 
 KEY = jax.random.key(0)
 T, M, Q, B = 480, 15, 2, 3
-TRUTH = sparse_tool_log(KEY, num_records=T, num_actions=M, num_features=Q, budget=B, num_relevant=3, mean_size=1.5, relevant_share=0.7)
+TRUTH = sparse_tool_log(
+    KEY,
+    num_records=T,
+    num_actions=M,
+    num_features=Q,
+    budget=B,
+    num_relevant=3,
+    mean_size=1.5,
+    relevant_share=0.7,
+)
 LOG = control.Log(TRUTH.contexts, TRUTH.actions)
 OPTIONS = {"num_actions": M, "budget": B}
 
@@ -20,8 +31,12 @@ OPTIONS = {"num_actions": M, "budget": B}
 def test_epochs_end_at_the_fit_of_the_whole_log():
     learner = control.start_learner(KEY, take(LOG, np.arange(60)), **OPTIONS)
     for start in range(60, T, 20):
-        learner = control.update_learner(KEY, learner, take(LOG, np.arange(start, start + 20)), **OPTIONS)
-    assert learner.seen == T and learner.num_fits == 4 and learner.records == T  # at 60, 120, 240, 480
+        learner = control.update_learner(
+            KEY, learner, take(LOG, np.arange(start, start + 20)), **OPTIONS
+        )
+    assert (
+        learner.seen == T and learner.num_fits == 4 and learner.records == T
+    )  # at 60, 120, 240, 480
     whole = control.fit(KEY, LOG, lam=learner.lam, tol=1e-6, **OPTIONS).check()
     np.testing.assert_array_equal(learner.policy.support, whole.value.support)
     np.testing.assert_allclose(learner.policy.weights, whole.value.weights, atol=1e-2)
@@ -30,11 +45,21 @@ def test_epochs_end_at_the_fit_of_the_whole_log():
     assert int(more.stats["num_steps"]) <= 1 < int(whole.stats["num_steps"])
     # and from the solution without them, nothing is compiled and less than half of the work is done
     fewer = control.fit(KEY, take(LOG, np.arange(T - T // 100)), lam=learner.lam, **OPTIONS).check()
-    compiled = likelihood.evaluate._cache_size(), step.direction._cache_size(), step.curvature._cache_size()
+    compiled = (
+        likelihood.evaluate._cache_size(),
+        step.direction._cache_size(),
+        step.curvature._cache_size(),
+    )
     warm = control.fit(KEY, LOG, lam=learner.lam, state=fewer.state, **OPTIONS).check()
-    assert compiled == (likelihood.evaluate._cache_size(), step.direction._cache_size(), step.curvature._cache_size())
+    assert compiled == (
+        likelihood.evaluate._cache_size(),
+        step.direction._cache_size(),
+        step.curvature._cache_size(),
+    )
     assert 2 * int(warm.stats["num_evaluations"]) <= int(whole.stats["num_evaluations"])
-    recent = control.update_learner(KEY, learner, take(LOG, np.arange(10)), window=200, force=True, lam=0.05, **OPTIONS)
+    recent = control.update_learner(
+        KEY, learner, take(LOG, np.arange(10)), window=200, force=True, lam=0.05, **OPTIONS
+    )
     assert np.shape(recent.log.contexts)[0] == 200 and recent.lam == pytest.approx(0.05)
     with pytest.raises(ValueError, match="growth"):
         control.update_learner(KEY, learner, LOG, growth=1.0, **OPTIONS)
@@ -43,13 +68,20 @@ def test_epochs_end_at_the_fit_of_the_whole_log():
 @pytest.mark.slow
 def test_exploration_tries_every_tool_outside_the_set():
     policy = control.SparsePolicy(
-        jnp.asarray([0], jnp.int32), jnp.ones((1, Q)), jnp.where(jnp.arange(M) < 2, 3.0, -30.0), jnp.asarray([], jnp.int32), None, B
+        jnp.asarray([0], jnp.int32),
+        jnp.ones((1, Q)),
+        jnp.where(jnp.arange(M) < 2, 3.0, -30.0),
+        jnp.asarray([], jnp.int32),
+        None,
+        B,
     )
     draw = jax.jit(jax.vmap(lambda key: control.explore(key, policy, jnp.zeros(Q), 0.5)))
     sets, explored = (np.asarray(x) for x in draw(jax.random.split(KEY, 2000)))
     assert abs(explored.mean() - 0.5) < 4.5 * 0.5 / np.sqrt(2000)
     fresh = sets >= 2
-    assert (fresh.any(1) == explored).mean() > 0.95  # the others by chance hit a tool that the policy left out
+    assert (
+        fresh.any(1) == explored
+    ).mean() > 0.95  # the others by chance hit a tool that the policy left out
     counts = np.bincount(sets[fresh], minlength=M)[2:]
     assert counts.min() > 0.5 * counts.mean()
     for row in sets[:50]:
@@ -61,7 +93,14 @@ def test_exploration_tries_every_tool_outside_the_set():
 def test_dual_averaging_against_its_formula_and_its_regret():
     def losses(weights, intercept):
         scores = jnp.matmul(LOG.contexts, weights.T) + intercept[None, :]
-        chosen = jnp.sum(jnp.where(jnp.asarray(LOG.actions) >= 0, jnp.take_along_axis(scores, jnp.maximum(LOG.actions, 0), axis=1), 0), axis=1)
+        chosen = jnp.sum(
+            jnp.where(
+                jnp.asarray(LOG.actions) >= 0,
+                jnp.take_along_axis(scores, jnp.maximum(LOG.actions, 0), axis=1),
+                0,
+            ),
+            axis=1,
+        )
         return jax.vmap(lambda z: gibbs.log_partition(z, B))(scores) - chosen
 
     def body(at, record):
@@ -70,13 +109,19 @@ def test_dual_averaging_against_its_formula_and_its_regret():
         return at, (before.weights, before.intercept, loss)
 
     start = control.dual_average(M, Q, B)
-    last, (weights, intercepts, loss) = jax.jit(lambda s: jax.lax.scan(body, s, (jnp.asarray(LOG.contexts), jnp.asarray(LOG.actions))))(start)
-    gradients = jax.jit(jax.vmap(jax.grad(lambda w, b, t: losses(w, b)[t], argnums=(0, 1))))(weights, intercepts, jnp.arange(T))
+    last, (weights, intercepts, loss) = jax.jit(
+        lambda s: jax.lax.scan(body, s, (jnp.asarray(LOG.contexts), jnp.asarray(LOG.actions)))
+    )(start)
+    gradients = jax.jit(jax.vmap(jax.grad(lambda w, b, t: losses(w, b)[t], argnums=(0, 1))))(
+        weights, intercepts, jnp.arange(T)
+    )
     mean = np.asarray(gradients[0]).mean(0)
     norms, level = np.linalg.norm(mean, axis=1), 0.3 * np.sqrt(np.log(M) / T)
     expected = -np.sqrt(T) * np.maximum(0, 1 - level / norms)[:, None] * mean
     np.testing.assert_allclose(last.weights, expected, atol=1e-9)
-    np.testing.assert_allclose(last.intercept, -np.sqrt(T) * np.asarray(gradients[1]).mean(0), atol=1e-9)
+    np.testing.assert_allclose(
+        last.intercept, -np.sqrt(T) * np.asarray(gradients[1]).mean(0), atol=1e-9
+    )
     best = control.fit(KEY, LOG, lam=1e-3, **OPTIONS).value
     dense = np.zeros((M, Q))
     dense[np.asarray(best.support)] = best.weights

@@ -23,7 +23,11 @@ CONTEXT = RANDOM.normal(size=Q)
 
 
 def law(scores, budget=B):
-    sets = [members for r in range(budget + 1) for members in itertools.combinations(range(scores.size), r)]
+    sets = [
+        members
+        for r in range(budget + 1)
+        for members in itertools.combinations(range(scores.size), r)
+    ]
     weight = np.array([np.exp(scores[list(members)].sum()) for members in sets])
     return dict(zip(sets, weight / weight.sum(), strict=True))
 
@@ -46,7 +50,9 @@ def test_scores_and_choice():
     available = np.arange(M) != ranking[0]
     np.testing.assert_array_equal(POLICY.act(CONTEXT, available, exactly=True), ranking[1 : B + 1])
     np.testing.assert_array_equal(POLICY.act(CONTEXT, np.zeros(M, bool), exactly=True), [-1] * B)
-    batch = jax.vmap(lambda context: POLICY.act(context, exactly=True))(jnp.stack([jnp.asarray(CONTEXT)] * 2))
+    batch = jax.vmap(lambda context: POLICY.act(context, exactly=True))(
+        jnp.stack([jnp.asarray(CONTEXT)] * 2)
+    )
     np.testing.assert_array_equal(batch[1], ranking[:B])
 
 
@@ -59,11 +65,17 @@ def test_log_prob_and_sample(pruned):
     actions = np.stack([padded(names[list(m)]) for m in members])
     found = jax.vmap(lambda a: policy.log_prob(a, CONTEXT))(actions)
     np.testing.assert_allclose(found, [np.log(sets[m]) for m in members], rtol=1e-10)
-    draws = np.asarray(jax.vmap(lambda key: policy.sample(key, CONTEXT))(jax.random.split(jax.random.key(1), 4000)))
+    draws = np.asarray(
+        jax.vmap(lambda key: policy.sample(key, CONTEXT))(jax.random.split(jax.random.key(1), 4000))
+    )
     for name, tool in zip(names, range(names.size), strict=True):
         share = sum(p for m, p in sets.items() if tool in m)
-        assert abs((draws == name).any(1).mean() - share) < 4.5 * np.sqrt(share * (1 - share) / 4000)
-    assert float(POLICY.pruned().log_prob(jnp.asarray([2, -1, -1]), CONTEXT)) == -np.inf  # a tool that was pruned
+        assert abs((draws == name).any(1).mean() - share) < 4.5 * np.sqrt(
+            share * (1 - share) / 4000
+        )
+    assert (
+        float(POLICY.pruned().log_prob(jnp.asarray([2, -1, -1]), CONTEXT)) == -np.inf
+    )  # a tool that was pruned
     blocked = jnp.arange(M) != 1
     assert float(POLICY.log_prob(jnp.asarray([1, -1, -1]), CONTEXT, blocked)) == -np.inf
 
@@ -72,7 +84,9 @@ def test_pruned_keeps_the_names():
     small = POLICY.pruned()
     np.testing.assert_array_equal(small.kept, [0, 1, 3, 5])
     np.testing.assert_array_equal(small.support, [1, 5])
-    np.testing.assert_allclose(small.scores(CONTEXT), np.asarray(POLICY.scores(CONTEXT))[[0, 1, 3, 5]])
+    np.testing.assert_allclose(
+        small.scores(CONTEXT), np.asarray(POLICY.scores(CONTEXT))[[0, 1, 3, 5]]
+    )
     assert np.isin(np.asarray(small.act(CONTEXT, exactly=True)), [0, 1, 3, 5]).all()
     np.testing.assert_array_equal(POLICY.pruned([5, 2]).tools, [2, 5])
     np.testing.assert_array_equal(small.pruned([5]).support, [5])
@@ -90,7 +104,12 @@ def test_files(tmp_path):
     (tmp_path / "broken.npz").write_bytes(content[:200] + b"x" + content[201:])
     with pytest.raises(_files.FileError):
         control.load_policy(tmp_path / "broken.npz")
-    good = {"positions": np.array([1]), "weights": np.ones((1, 2)), "intercept": np.zeros(3), "background": np.array([0])}
+    good = {
+        "positions": np.array([1]),
+        "weights": np.ones((1, 2)),
+        "intercept": np.zeros(3),
+        "background": np.array([0]),
+    }
     bad = [
         ({"positions": np.array([3])}, {}),
         ({"background": np.array([1])}, {}),
@@ -101,6 +120,11 @@ def test_files(tmp_path):
         ({}, {"budget": "3"}),
     ]
     for arrays, metadata in bad:
-        _files.save(tmp_path / "bad.npz", "jaxsac.control.SparsePolicy", good | arrays, {"budget": 2} | metadata)
+        _files.save(
+            tmp_path / "bad.npz",
+            "jaxsac.control.SparsePolicy",
+            good | arrays,
+            {"budget": 2} | metadata,
+        )
         with pytest.raises(_files.FileError):
             control.load_policy(tmp_path / "bad.npz")

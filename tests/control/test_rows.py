@@ -25,7 +25,10 @@ def enumerate_rows(scores, log_rest):
     return np.log(total), chosen / total, sizes / total
 
 
-@pytest.mark.parametrize(("dtype", "accuracy"), [("float64", 1e-13), pytest.param("float32", 1e-5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("dtype", "accuracy"),
+    [("float64", 1e-13), pytest.param("float32", 1e-5, marks=pytest.mark.slow)],
+)
 def test_rows_against_enumeration(dtype, accuracy):
     random = np.random.default_rng(0)
     scores = 3 * random.normal(size=(6, 8))
@@ -38,7 +41,9 @@ def test_rows_against_enumeration(dtype, accuracy):
     found = rows.log_partition(*args, BUDGET)
     assert found.dtype == dtype
     np.testing.assert_allclose(found, value, rtol=accuracy)
-    gradients = jax.jit(jax.grad(lambda s, r: jnp.sum(rows.log_partition(s, r, BUDGET)), argnums=(0, 1)))(*args)
+    gradients = jax.jit(
+        jax.grad(lambda s, r: jnp.sum(rows.log_partition(s, r, BUDGET)), argnums=(0, 1))
+    )(*args)
     np.testing.assert_allclose(gradients[0], chosen, atol=10 * accuracy)
     np.testing.assert_allclose(gradients[1], sizes, atol=10 * accuracy)
 
@@ -61,7 +66,10 @@ def log_space(scores, budget):
 @pytest.mark.parametrize(
     ("budget", "dtype", "accuracy"),
     [(1, "float64", 1e-11), (5, "float32", 2e-5), (32, "float64", 1e-11)]
-    + [pytest.param(*case, marks=pytest.mark.slow) for case in ((1, "float32", 2e-5), (5, "float64", 1e-11), (32, "float32", 2e-5))],
+    + [
+        pytest.param(*case, marks=pytest.mark.slow)
+        for case in ((1, "float32", 2e-5), (5, "float64", 1e-11), (32, "float32", 2e-5))
+    ],
 )
 def test_background_against_log_space(budget, dtype, accuracy):
     spread = np.linspace(2, -8, 20)
@@ -78,11 +86,15 @@ def test_background_against_log_space(budget, dtype, accuracy):
         true = log_space(np.repeat(scores, counts), budget)
         finite = np.isfinite(true)
         np.testing.assert_array_equal(np.isfinite(found), finite)
-        np.testing.assert_allclose(np.asarray(found)[finite], true[finite], rtol=accuracy, atol=accuracy)
+        np.testing.assert_allclose(
+            np.asarray(found)[finite], true[finite], rtol=accuracy, atol=accuracy
+        )
         for group in np.flatnonzero(counts)[[0, -1]] if counts.any() else []:
             fewer = counts.copy()
             fewer[group] -= 1
             others = log_space(np.repeat(scores, fewer), budget)[:-1]
             with np.errstate(invalid="ignore"):
                 expected = np.where(finite[1:], np.exp(scores[group] + others - true[1:]), 0)
-            np.testing.assert_allclose(np.asarray(share)[1:, group], expected, rtol=20 * accuracy, atol=1e-30)
+            np.testing.assert_allclose(
+                np.asarray(share)[1:, group], expected, rtol=20 * accuracy, atol=1e-30
+            )

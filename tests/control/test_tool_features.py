@@ -1,4 +1,6 @@
-"""Tools scored from their features: the gap against a long run, and tools that no record has used."""
+"""Tools scored from their features: the gap against a long run, and tools that no record has
+used.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,9 @@ T, M, Q, D, B = 400, 24, 3, 2, 2
 
 
 def bilinear_log(new: int):
-    """Sets drawn from a model whose scores are bilinear; the last `new` tools are offered in no record."""
+    """Sets drawn from a model whose scores are bilinear; the last `new` tools are offered in no
+    record.
+    """
     random = np.random.default_rng(0)
     features, contexts = random.normal(size=(M, D)), random.normal(size=(T, Q))
     interaction = 1.5 * random.normal(size=(D, Q))
@@ -30,15 +34,22 @@ def test_new_tools_are_routed_by_their_features():
     solution = control.fit_tool_model(log, features[:-new], budget=B).check()
     assert float(solution.stats["gap"]) <= 1e-6 * float(solution.stats["scale"])
     policy = solution.value.policy(features)
-    np.testing.assert_allclose(policy.scores(log.contexts[0]), features @ (interaction @ log.contexts[0]) - 2.0, atol=0.8)
+    np.testing.assert_allclose(
+        policy.scores(log.contexts[0]), features @ (interaction @ log.contexts[0]) - 2.0, atol=0.8
+    )
     fresh = np.random.default_rng(5).normal(size=(50, Q))
     found = np.asarray(jax.vmap(policy.scores)(fresh))[:, -new:]
     truth = (features @ interaction @ fresh.T).T[:, -new:]
     assert np.corrcoef(found.ravel(), truth.ravel())[0, 1] > 0.98
     # certified: no other point is lower
     again = control.fit_tool_model(log, features[:-new], budget=B, tol=1e-10, state=solution.state)
-    assert float(again.stats["objective"]) >= float(solution.stats["objective"] - solution.stats["gap"])
-    assert int(control.fit_tool_model(log, features[:-new], budget=B, max_steps=1).status) == Status.MAX_STEPS
+    assert float(again.stats["objective"]) >= float(
+        solution.stats["objective"] - solution.stats["gap"]
+    )
+    assert (
+        int(control.fit_tool_model(log, features[:-new], budget=B, max_steps=1).status)
+        == Status.MAX_STEPS
+    )
     with pytest.raises(ValueError, match="num_actions"):
         control.fit_tool_model(log, features[: M // 2], budget=B)
 

@@ -1,4 +1,6 @@
-"""Two independent answers: enumeration of all sets (any budget), and the log-space programme over tools in extended precision."""
+"""Two independent answers: enumeration of all sets (any budget), and the log-space programme over
+tools in extended precision.
+"""
 
 import itertools
 
@@ -7,8 +9,14 @@ import numpy as np
 
 def feasible_sets(num_tools, budget, exactly=False, costs=None):
     price = [1] * num_tools if costs is None else list(costs)
-    sets = (s for size in range(num_tools + 1) for s in itertools.combinations(range(num_tools), size))
-    return [s for s in sets if (sum(price[j] for j in s) == budget if exactly else sum(price[j] for j in s) <= budget)]
+    sets = (
+        s for size in range(num_tools + 1) for s in itertools.combinations(range(num_tools), size)
+    )
+    return [
+        s
+        for s in sets
+        if (sum(price[j] for j in s) == budget if exactly else sum(price[j] for j in s) <= budget)
+    ]
 
 
 class Enumeration:
@@ -20,19 +28,27 @@ class Enumeration:
         self.totals = np.array([sum(self.z[j] for j in s) for s in self.sets], float)
         self.log_partition = log_sum_exp(self.totals)
         with np.errstate(invalid="ignore"):
-            self.log_probabilities = np.where(self.totals > -np.inf, self.totals - self.log_partition, -np.inf)
+            self.log_probabilities = np.where(
+                self.totals > -np.inf, self.totals - self.log_partition, -np.inf
+            )
         self.probabilities = np.exp(self.log_probabilities)
-        self.member = np.array([[j in s for j in range(len(self.z))] for s in self.sets]).reshape(len(self.sets), len(self.z))
+        self.member = np.array([[j in s for j in range(len(self.z))] for s in self.sets]).reshape(
+            len(self.sets), len(self.z)
+        )
         self.marginals = self.probabilities @ self.member
         used = self.probabilities > 0
         self.entropy = -np.sum(self.probabilities[used] * self.log_probabilities[used])
 
     def kl(self, other):
         used = self.probabilities > 0
-        return np.sum(self.probabilities[used] * (self.log_probabilities - other.log_probabilities)[used])
+        return np.sum(
+            self.probabilities[used] * (self.log_probabilities - other.log_probabilities)[used]
+        )
 
     def rows(self, width):
-        return np.array([list(s) + [-1] * (width - len(s)) for s in self.sets], np.int32).reshape(len(self.sets), width)
+        return np.array([list(s) + [-1] * (width - len(s)) for s in self.sets], np.int32).reshape(
+            len(self.sets), width
+        )
 
 
 def log_sum_exp(values):
@@ -41,7 +57,9 @@ def log_sum_exp(values):
 
 
 def programme(z, budget, exactly=False):
-    """(log Z, marginals) by the log-space programme, forwards and backwards, in long double around a centre."""
+    """(log Z, marginals) by the log-space programme, forwards and backwards, in long double around
+    a centre.
+    """
     z = np.asarray(z, np.longdouble)
     finite = np.sort(z[np.isfinite(z)])[::-1]
     centre = finite[min(budget, len(finite) - 1)] if len(finite) else np.longdouble(0)
@@ -49,7 +67,9 @@ def programme(z, budget, exactly=False):
     available = np.flatnonzero(z > -np.inf)
     tables = [np.append(np.zeros(1, np.longdouble), np.full(budget, -np.inf))]
     for j in available:
-        tables.append(np.append(tables[-1][0], np.logaddexp(tables[-1][1:], tables[-1][:-1] + z[j])))
+        tables.append(
+            np.append(tables[-1][0], np.logaddexp(tables[-1][1:], tables[-1][:-1] + z[j]))
+        )
     degree = np.arange(budget + 1)
     last = np.where(degree == budget, tables[-1], -np.inf) if exactly else tables[-1]
     size = int(np.argmax(np.where(np.isneginf(last), -np.inf, last + degree * centre)))

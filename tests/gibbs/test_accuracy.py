@@ -16,7 +16,12 @@ BOUNDS = {"float64": (1e-12, 1e-10), "float32": (1e-6, 1e-5)}
 
 @functools.cache
 def solver(budget, exactly):
-    return jax.jit(lambda z: (gibbs.log_partition(z, budget, exactly=exactly), gibbs.marginals(z, budget, exactly=exactly)))
+    return jax.jit(
+        lambda z: (
+            gibbs.log_partition(z, budget, exactly=exactly),
+            gibbs.marginals(z, budget, exactly=exactly),
+        )
+    )
 
 
 def check(num_tools, budget, dtype, exactly):
@@ -30,7 +35,9 @@ def check(num_tools, budget, dtype, exactly):
             assert value == -np.inf, where
         else:
             assert abs(float(value) - expected) <= bound * max(1, abs(expected)), where
-        np.testing.assert_allclose(marginals, expected_marginals, rtol=0, atol=marginal_bound, err_msg=where)
+        np.testing.assert_allclose(
+            marginals, expected_marginals, rtol=0, atol=marginal_bound, err_msg=where
+        )
 
 
 @pytest.mark.parametrize(
@@ -52,12 +59,17 @@ def test_families(num_tools, budget, dtype, exactly):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("exactly", [False, True])
-@pytest.mark.parametrize(("num_tools", "budget"), [(34, 32), (130, 128), (260, 128), (3000, 128), (4096, 32), (20_000, 8)])
+@pytest.mark.parametrize(
+    ("num_tools", "budget"),
+    [(34, 32), (130, 128), (260, 128), (3000, 128), (4096, 32), (20_000, 8)],
+)
 def test_more_families(num_tools, budget, dtype, exactly):
     check(num_tools, budget, dtype, exactly)
 
 
-@pytest.mark.parametrize(("num_tools", "budget", "dtype"), [(100_000, 8, "float32"), (100_000, 8, "float64")])
+@pytest.mark.parametrize(
+    ("num_tools", "budget", "dtype"), [(100_000, 8, "float32"), (100_000, 8, "float64")]
+)
 def test_constant_scores_have_a_closed_form(num_tools, budget, dtype):
     degree = np.arange(1, budget + 1)
     for score in (0.0, -11.0, 3.0):
@@ -72,7 +84,9 @@ def test_constant_scores_have_a_closed_form(num_tools, budget, dtype):
 
 
 def test_a_few_forced_and_a_few_masked_tools_by_finite_scores():
-    """Offsets of 1e9 on some tools only: the float64 head must not be chosen by float32 numbers that hide the rest."""
+    """Offsets of 1e9 on some tools only: the float64 head must not be chosen by float32 numbers
+    that hide the rest.
+    """
     rng = np.random.default_rng(0)
     ordinary = rng.normal(size=300)
     z = ordinary.copy()
@@ -81,7 +95,9 @@ def test_a_few_forced_and_a_few_masked_tools_by_finite_scores():
     rest = np.delete(ordinary, np.r_[3, 50:150, 290])
     expected, expected_marginals = programme(rest, 5)
     value, marginals = solver(8, False)(jnp.asarray(z))
-    np.testing.assert_allclose(np.delete(marginals, np.r_[3, 50:150, 290]), expected_marginals, atol=1e-12)
+    np.testing.assert_allclose(
+        np.delete(marginals, np.r_[3, 50:150, 290]), expected_marginals, atol=1e-12
+    )
     np.testing.assert_allclose(marginals[jnp.asarray([3, 100, 290, 60])], [1, 1, 1, 0], atol=1e-12)
     assert abs(float(value) - 3e9 - expected) < 1e-5
 
@@ -93,7 +109,9 @@ def test_head_size_follows_the_error_bound():
 
 @pytest.mark.parametrize("offset", [1e9, -1e9, 12345.678])
 def test_probabilities_do_not_feel_a_common_offset(offset):
-    """With exactly=True a common offset cancels. Scores are on the grid of float32 at 1e9, so sums run to thousands: a few eps of that."""
+    """With exactly=True a common offset cancels. Scores are on the grid of float32 at 1e9, so sums
+    run to thousands: a few eps of that.
+    """
     z = np.round(4 * np.random.default_rng(1).normal(size=300)) * 64
     shifted = (z + np.float32(offset)).astype(np.float32)
     z = (shifted.astype(np.float64) - np.float64(np.float32(offset))).astype(np.float32)
@@ -103,15 +121,26 @@ def test_probabilities_do_not_feel_a_common_offset(offset):
         lambda z: gibbs.entropy(z, 8, exactly=True),
         lambda z: gibbs.log_prob(sets, z, 8, exactly=True),
     ):
-        np.testing.assert_allclose(function(jnp.asarray(shifted)), function(jnp.asarray(z)), rtol=1e-6, atol=1e-3)
+        np.testing.assert_allclose(
+            function(jnp.asarray(shifted)), function(jnp.asarray(z)), rtol=1e-6, atol=1e-3
+        )
 
 
 def test_knapsack_accuracy():
-    """The programme over costs rounds once a tool: its error grows with M, and is stated as M · eps."""
+    """The programme over costs rounds once a tool: its error grows with M, and is stated as M ·
+    eps.
+    """
     rng = np.random.default_rng(2)
     z = rng.normal(size=300)
     costs = np.ones(300, np.int32)
     expected, expected_marginals = programme(z, 6)
     for dtype, bound in (("float64", 1e-13), ("float32", 2e-5)):
-        assert abs(float(gibbs.log_partition(z.astype(dtype), 6, costs=costs)) / expected - 1) < bound
-        np.testing.assert_allclose(gibbs.marginals(z.astype(dtype), 6, costs=costs), expected_marginals, rtol=0, atol=10 * bound)
+        assert (
+            abs(float(gibbs.log_partition(z.astype(dtype), 6, costs=costs)) / expected - 1) < bound
+        )
+        np.testing.assert_allclose(
+            gibbs.marginals(z.astype(dtype), 6, costs=costs),
+            expected_marginals,
+            rtol=0,
+            atol=10 * bound,
+        )

@@ -27,11 +27,23 @@ MISTAKES = [
     (lambda: gibbs.log_partition(Z, 3, costs=jnp.ones(9)), "costs must hold integers"),
     (lambda: gibbs.log_partition(Z, 3, costs=np.ones(8, int)), "costs must have shape"),
     (lambda: gibbs.log_partition(Z, 3, costs=-np.ones(9, int)), "costs must be >= 0"),
-    (lambda: gibbs.log_partition(Z, 3, costs=np.ones(9, int), background=(Z, np.ones(9, int))), "cannot be combined"),
+    (
+        lambda: gibbs.log_partition(Z, 3, costs=np.ones(9, int), background=(Z, np.ones(9, int))),
+        "cannot be combined",
+    ),
     (lambda: gibbs.log_partition(Z, 3, background=Z), "background must be a pair"),
-    (lambda: gibbs.log_partition(Z, 3, background=(Z, np.ones(9))), "background counts must hold integers"),
-    (lambda: gibbs.log_partition(Z, 3, background=(Z, -np.ones(9, int))), "background counts must be >= 0"),
-    (lambda: gibbs.log_partition(Z, 3, background=(Z.astype(jnp.float32), np.ones(9, int))), "background scores has dtype"),
+    (
+        lambda: gibbs.log_partition(Z, 3, background=(Z, np.ones(9))),
+        "background counts must hold integers",
+    ),
+    (
+        lambda: gibbs.log_partition(Z, 3, background=(Z, -np.ones(9, int))),
+        "background counts must be >= 0",
+    ),
+    (
+        lambda: gibbs.log_partition(Z, 3, background=(Z.astype(jnp.float32), np.ones(9, int))),
+        "background scores has dtype",
+    ),
     (lambda: gibbs.kl(Z, Z[:4], 3), "other must have shape"),
     (lambda: gibbs.log_prob(3, Z, 3), "a must have shape"),
     (lambda: gibbs.log_prob([0.5], Z, 3), "a must hold integers"),
@@ -39,12 +51,17 @@ MISTAKES = [
     (lambda: gibbs.log_prob([0, -2], Z, 3), "index"),
     (lambda: gibbs.log_prob([[0, 1, -1], [4, -1, 4]], Z, 3), r"the tool \[4\] twice"),
     (lambda: gibbs.log_prob([0, 1, 2, 3], Z, 3), "4 tools, more than budget=3"),
-    (lambda: gibbs.log_prob([0, 1], Z, 3, costs=2 * np.ones(9, int)), "total cost 4, more than budget=3"),
+    (
+        lambda: gibbs.log_prob([0, 1], Z, 3, costs=2 * np.ones(9, int)),
+        "total cost 4, more than budget=3",
+    ),
     (lambda: gibbs.sample(jax.random.key(0), Z, 3, -1), "num_samples must be at least 0"),
 ]
 
 
-@pytest.mark.parametrize(("call", "message"), MISTAKES, ids=[message[:30] for _, message in MISTAKES])
+@pytest.mark.parametrize(
+    ("call", "message"), MISTAKES, ids=[message[:30] for _, message in MISTAKES]
+)
 def test_mistakes_name_the_argument(call, message):
     with pytest.raises(ValueError, match=message):
         call()
@@ -54,7 +71,13 @@ def test_traced_sets_that_cannot_be_drawn_have_probability_zero():
     costs = np.ones(9, int)
     bad = jnp.asarray([[0, 0, -1, -1], [0, 9, -1, -1], [0, -2, -1, -1], [0, 1, 2, 3]])
     good = jnp.asarray([[2, 0, 1, -1], [-1, 0, 1, 2], [-1, -1, -1, -1], [0, -1, -1, 8]])
-    log_prob = jax.jit(lambda a: (gibbs.log_prob(a, Z, 3), gibbs.log_prob(a, Z, 3, exactly=True), gibbs.log_prob(a, Z, 3, costs=costs)))
+    log_prob = jax.jit(
+        lambda a: (
+            gibbs.log_prob(a, Z, 3),
+            gibbs.log_prob(a, Z, 3, exactly=True),
+            gibbs.log_prob(a, Z, 3, costs=costs),
+        )
+    )
     for values in log_prob(bad):
         assert np.all(np.asarray(values) == -np.inf)
     at_most, exact, priced = (np.asarray(values) for values in log_prob(good))
@@ -63,7 +86,9 @@ def test_traced_sets_that_cannot_be_drawn_have_probability_zero():
     np.testing.assert_array_equal(np.isfinite(exact), [True, True, False, False])
 
 
-@pytest.mark.parametrize("costs", [None, np.array([1, 2, 1, 0, 1, 3, 1, 1, 1])], ids=["sizes", "costs"])
+@pytest.mark.parametrize(
+    "costs", [None, np.array([1, 2, 1, 0, 1, 3, 1, 1, 1])], ids=["sizes", "costs"]
+)
 def test_bad_scores_give_nan_in_their_own_lane(costs):
     def everything(key, z):
         options = {"costs": costs}
@@ -84,14 +109,22 @@ def test_bad_scores_give_nan_in_their_own_lane(costs):
         found = compute(keys, jnp.stack([Z, Z.at[6].set(bad), Z]))
         for one, other in zip(found, clean, strict=True):
             np.testing.assert_array_equal(one[jnp.asarray([0, 2])], other[jnp.asarray([0, 2])])
-            assert np.all(np.isnan(one[1]) if one.dtype == Z.dtype else np.asarray(one[1]) == gibbs.NO_ACTION)
+            assert np.all(
+                np.isnan(one[1]) if one.dtype == Z.dtype else np.asarray(one[1]) == gibbs.NO_ACTION
+            )
 
 
 def test_traced_numbers_out_of_range_give_nan():
     at = jax.jit(lambda t: gibbs.log_partition(Z, 3, temperature=t))
     assert np.isnan(at(-1.0)) and np.isnan(at(0.0)) and np.isfinite(at(2.0))
-    assert np.isnan(jax.jit(lambda c: gibbs.log_partition(Z, 3, costs=c))(jnp.asarray([1, 1, 1, 1, -1, 1, 1, 1, 1])))
-    assert np.isnan(jax.jit(lambda n: gibbs.log_partition(Z, 3, background=(Z[:1], n)))(jnp.asarray([-1])))
+    assert np.isnan(
+        jax.jit(lambda c: gibbs.log_partition(Z, 3, costs=c))(
+            jnp.asarray([1, 1, 1, 1, -1, 1, 1, 1, 1])
+        )
+    )
+    assert np.isnan(
+        jax.jit(lambda n: gibbs.log_partition(Z, 3, background=(Z[:1], n)))(jnp.asarray([-1]))
+    )
 
 
 def test_empty_inputs():
@@ -101,7 +134,11 @@ def test_empty_inputs():
     np.testing.assert_array_equal(gibbs.mode(none, 2), [-1, -1])
     np.testing.assert_array_equal(gibbs.sample(jax.random.key(0), none, 2, 3), np.full((3, 2), -1))
     assert gibbs.log_prob(jnp.asarray([-1]), none, 2) == 0
-    np.testing.assert_allclose(gibbs.log_partition(none, 2, background=(jnp.zeros(1), np.array([4]))), np.log(1 + 4 + 6), rtol=1e-14)
+    np.testing.assert_allclose(
+        gibbs.log_partition(none, 2, background=(jnp.zeros(1), np.array([4]))),
+        np.log(1 + 4 + 6),
+        rtol=1e-14,
+    )
     assert gibbs.log_partition(Z, 0, background=(jnp.zeros(1), np.array([4]))) == 0
 
 
@@ -110,9 +147,18 @@ def test_one_trace_whatever_kind_of_number(monkeypatch):
     from jaxsac.gibbs import _cardinality
 
     original = _cardinality.log_partition
-    monkeypatch.setattr(_cardinality, "log_partition", lambda *arguments: counts.append(1) or original(*arguments))
+    monkeypatch.setattr(
+        _cardinality, "log_partition", lambda *arguments: counts.append(1) or original(*arguments)
+    )
     z = jnp.asarray(np.random.default_rng(1).normal(size=7))  # a shape of its own
-    for temperature in (1, 2.0, np.float32(3), np.float64(0.5), jnp.asarray(1.5), *np.linspace(0.1, 2, 50)):
+    for temperature in (
+        1,
+        2.0,
+        np.float32(3),
+        np.float64(0.5),
+        jnp.asarray(1.5),
+        *np.linspace(0.1, 2, 50),
+    ):
         gibbs.log_partition(z, 3, temperature=temperature)
     assert len(counts) == 1
 
@@ -121,7 +167,9 @@ def test_vmap_is_a_loop():
     rows = jnp.asarray(np.random.default_rng(2).normal(size=(3, 300)))
     compute = jax.jit(lambda z: (gibbs.log_partition(z, 8), gibbs.marginals(z, 8)))
     loop = [compute(z) for z in rows]
-    for together, apart in zip(jax.jit(jax.vmap(compute))(rows), zip(*loop, strict=True), strict=True):
+    for together, apart in zip(
+        jax.jit(jax.vmap(compute))(rows), zip(*loop, strict=True), strict=True
+    ):
         np.testing.assert_allclose(together, np.stack(apart), rtol=1e-13, atol=1e-15)
 
 
@@ -129,7 +177,13 @@ def test_export_round_trips():
     @jax.jit
     def compute(key_data, z):
         a = gibbs.sample(jax.random.wrap_key_data(key_data), z, 3, 6)
-        return gibbs.log_partition(z, 3), gibbs.marginals(z, 3), gibbs.mode(z, 3), a, gibbs.log_prob(a, z, 3)
+        return (
+            gibbs.log_partition(z, 3),
+            gibbs.marginals(z, 3),
+            gibbs.mode(z, 3),
+            a,
+            gibbs.log_prob(a, z, 3),
+        )
 
     data = jax.random.key_data(jax.random.key(3)), Z
     restored = jax.export.deserialize(bytearray(jax.export.export(compute)(*data).serialize()))
@@ -146,5 +200,7 @@ def test_without_x64():
         "assert gibbs.entropy(z, 3, costs=[1] * 9).dtype == gibbs.log_prob(a, z, 3).dtype == jnp.float32\n"
         "print(abs(float(gradient.sum() - gibbs.marginals(z, 3).sum())) < 1e-5)"
     )
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert result.stdout.strip() == "True"

@@ -1,4 +1,6 @@
-"""Gradients, Hessian-vector products and higher derivatives, against closed forms and finite differences."""
+"""Gradients, Hessian-vector products and higher derivatives, against closed forms and finite
+differences.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +32,12 @@ def test_hessian_is_the_covariance(budget, options):
     def derivatives(z):
         forward_over_reverse = jax.jacfwd(jax.grad(value))(z)
         reverse = jax.jacrev(lambda z: gibbs.marginals(z, budget, **options))(z)
-        return jax.grad(value)(z), gibbs.marginals(z, budget, **options), forward_over_reverse, reverse
+        return (
+            jax.grad(value)(z),
+            gibbs.marginals(z, budget, **options),
+            forward_over_reverse,
+            reverse,
+        )
 
     gradient, marginals, forward, reverse = derivatives(z)
     np.testing.assert_allclose(gradient, marginals, atol=1e-15)
@@ -38,7 +45,10 @@ def test_hessian_is_the_covariance(budget, options):
     np.testing.assert_allclose(reverse, expected, atol=1e-14)
 
 
-@pytest.mark.parametrize(("num_tools", "budget", "dtype"), [(300, 8, "float64"), (300, 8, "float32"), (100, 32, "float64")])
+@pytest.mark.parametrize(
+    ("num_tools", "budget", "dtype"),
+    [(300, 8, "float64"), (300, 8, "float32"), (100, 32, "float64")],
+)
 def test_hessian_vector_product_with_a_tail(num_tools, budget, dtype):
     rng = np.random.default_rng(1)
     z, direction = 2 * rng.normal(size=num_tools), rng.normal(size=num_tools)
@@ -47,9 +57,14 @@ def test_hessian_vector_product_with_a_tail(num_tools, budget, dtype):
     step = 1e-4
     # In extended precision, so that the difference quotient is good to about 1e-9.
     finite = np.where(np.isfinite(z), z, 0)
-    shifted = [programme(np.where(np.isfinite(z), finite + s * direction, -np.inf), budget)[1] for s in (step, -step)]
+    shifted = [
+        programme(np.where(np.isfinite(z), finite + s * direction, -np.inf), budget)[1]
+        for s in (step, -step)
+    ]
     expected = (shifted[0] - shifted[1]) / (2 * step)
-    product = jax.jit(lambda z, v: jax.jvp(jax.grad(lambda z: gibbs.log_partition(z, budget)), (z,), (v,))[1])
+    product = jax.jit(
+        lambda z, v: jax.jvp(jax.grad(lambda z: gibbs.log_partition(z, budget)), (z,), (v,))[1]
+    )
     found = product(jnp.asarray(z, dtype), jnp.asarray(direction, dtype))
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-8 if dtype == "float64" else 2e-5)
 
@@ -59,7 +74,10 @@ def test_log_prob_gradient_is_the_set_minus_the_marginals():
     z = jnp.asarray(2 * rng.normal(size=300))
     a = jnp.asarray([5, -1, 17, 200, -1, -1, 3, -1])
     gradient, marginals = jax.jit(
-        lambda z: (jax.grad(lambda z: gibbs.log_prob(a, z, 8, temperature=0.5))(z), gibbs.marginals(z, 8, temperature=0.5))
+        lambda z: (
+            jax.grad(lambda z: gibbs.log_prob(a, z, 8, temperature=0.5))(z),
+            gibbs.marginals(z, 8, temperature=0.5),
+        )
     )(z)
     expected = np.zeros(300)
     expected[[5, 17, 200, 3]] = 1
@@ -74,7 +92,9 @@ def test_entropy_kl_and_temperature_gradients_by_central_differences():
         z_t = z + t * direction
         temperature = jnp.exp(0.3 * t)
         entropy = gibbs.entropy(z_t, 4, temperature=temperature)
-        return jnp.stack([entropy, gibbs.kl(z_t, other, 4, temperature=temperature), gibbs.kl(other, z_t, 4)])
+        return jnp.stack(
+            [entropy, gibbs.kl(z_t, other, 4, temperature=temperature), gibbs.kl(other, z_t, 4)]
+        )
 
     derivative = jax.jit(jax.jacrev(values))(jnp.zeros(()))
     step = 1e-4
@@ -84,14 +104,30 @@ def test_entropy_kl_and_temperature_gradients_by_central_differences():
 
 
 def test_gradients_stay_finite_at_degenerate_inputs():
-    """No NaN from branches not taken: nothing available, fewer than the budget, ties, too few for `exactly`."""
-    cases = np.stack([np.full(30, -np.inf), np.where(np.arange(30) < 2, 0.3, -np.inf), np.zeros(30), np.full(30, -1e4), np.full(30, 1e4)])
+    """No NaN from branches not taken: nothing available, fewer than the budget, ties, too few for
+    `exactly`.
+    """
+    cases = np.stack(
+        [
+            np.full(30, -np.inf),
+            np.where(np.arange(30) < 2, 0.3, -np.inf),
+            np.zeros(30),
+            np.full(30, -1e4),
+            np.full(30, 1e4),
+        ]
+    )
 
     def exact(z):
-        return jnp.where(jnp.isfinite(gibbs.log_partition(z, 4, exactly=True)), gibbs.log_partition(z, 4, exactly=True), 0)
+        return jnp.where(
+            jnp.isfinite(gibbs.log_partition(z, 4, exactly=True)),
+            gibbs.log_partition(z, 4, exactly=True),
+            0,
+        )
 
     def all_gradients(z):
-        gradient, product = jax.jvp(jax.grad(lambda z: gibbs.log_partition(z, 4)), (z,), (jnp.ones_like(z),))
+        gradient, product = jax.jvp(
+            jax.grad(lambda z: gibbs.log_partition(z, 4)), (z,), (jnp.ones_like(z),)
+        )
         return gradient, product, jax.grad(lambda z: gibbs.entropy(z, 4))(z), jax.grad(exact)(z)
 
     for gradient in jax.jit(jax.vmap(all_gradients))(jnp.asarray(cases)):

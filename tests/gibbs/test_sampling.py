@@ -1,4 +1,6 @@
-"""Samples against the exact law of sets (chi-square), against marginals where sets are too many, and the bound on proposals."""
+"""Samples against the exact law of sets (chi-square), against marginals where sets are too many,
+and the bound on proposals.
+"""
 
 import functools
 
@@ -34,7 +36,9 @@ def chi_square(draws, expected):
 
 @functools.cache
 def sampler(budget, exactly=False, costs=None, head=None, rounds=None):
-    """A jitted sampler; `head` and `rounds` force the routes that small problems do not take on their own."""
+    """A jitted sampler; `head` and `rounds` force the routes that small problems do not take on
+    their own.
+    """
     costs = None if costs is None else np.array(costs)
 
     def draw(key, z):
@@ -44,7 +48,9 @@ def sampler(budget, exactly=False, costs=None, head=None, rounds=None):
         return jax.jit(draw)
 
     def forced(key, z):
-        return sampling._constrained(key, z, budget, exactly, DRAWS if rounds else DRAWS // 10, head, rounds)
+        return sampling._constrained(
+            key, z, budget, exactly, DRAWS if rounds else DRAWS // 10, head, rounds
+        )
 
     return jax.jit(forced)
 
@@ -66,7 +72,9 @@ def test_sets_have_the_exact_law(route):
     budget, options = ROUTES[route]
     size = 8 if "costs" in options else 9
     rng = np.random.default_rng(7)
-    for seed, z in enumerate([rng.normal(size=size), np.zeros(size), np.where(np.arange(size) < 4, 2.0, -1.0)]):
+    for seed, z in enumerate(
+        [rng.normal(size=size), np.zeros(size), np.where(np.arange(size) < 4, 2.0, -1.0)]
+    ):
         draws = sampler(budget, **options)(jax.random.key(seed), jnp.asarray(z))
         expected = Enumeration(z, budget, options.get("exactly", False), options.get("costs"))
         assert chi_square(draws, expected) > 1e-4
@@ -78,15 +86,30 @@ def test_float32_draws_have_the_exact_law():
 
 
 def test_inclusion_frequencies_with_a_long_tail():
-    """M far above the head: every draw is a feasible set, and frequencies lie within their standard errors of the marginals."""
+    """M far above the head: every draw is a feasible set, and frequencies lie within their standard
+    errors of the marginals.
+    """
     rng = np.random.default_rng(9)
-    z = np.stack([2 * rng.normal(size=3000), rng.normal(size=3000) - np.log(3000), np.zeros(3000), rng.normal(size=3000)]).astype(np.float32)
+    z = np.stack(
+        [
+            2 * rng.normal(size=3000),
+            rng.normal(size=3000) - np.log(3000),
+            np.zeros(3000),
+            rng.normal(size=3000),
+        ]
+    ).astype(np.float32)
     count = 20_000
     temperature = jnp.asarray([1, 1, 1, 1e-5], jnp.float32)
     keys = jax.random.split(jax.random.key(0), 4)
-    draw = jax.jit(jax.vmap(lambda key, z, temperature: gibbs.sample(key, z, 4, count, temperature=temperature)))
+    draw = jax.jit(
+        jax.vmap(
+            lambda key, z, temperature: gibbs.sample(key, z, 4, count, temperature=temperature)
+        )
+    )
     draws = np.asarray(draw(keys, jnp.asarray(z), temperature))
-    marginals = np.asarray(jax.jit(jax.vmap(lambda z: gibbs.marginals(z, 4)))(jnp.asarray(z)), np.float64)
+    marginals = np.asarray(
+        jax.jit(jax.vmap(lambda z: gibbs.marginals(z, 4)))(jnp.asarray(z)), np.float64
+    )
     ordered = np.sort(draws, axis=-1)
     assert draws.min() >= -1 and draws.max() < 3000
     assert not np.any((ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0))
@@ -95,14 +118,21 @@ def test_inclusion_frequencies_with_a_long_tail():
         groups = np.array_split(np.argsort(-marginals[row]), 200)
         observed = np.array([frequency[g].sum() for g in groups])
         mean = np.array([marginals[row][g].sum() for g in groups])
-        # Inclusions are negatively correlated, so that a group's variance is at most the sum of its tools' variances.
-        spread = np.sqrt(np.array([np.sum(marginals[row][g] * (1 - marginals[row][g])) for g in groups]) / count)
+        # Inclusions are negatively correlated, so that a group's variance is at most the sum of its
+        # tools' variances.
+        spread = np.sqrt(
+            np.array([np.sum(marginals[row][g] * (1 - marginals[row][g])) for g in groups]) / count
+        )
         assert np.max(np.abs(observed - mean) / (spread + 1e-6)) < 5
-    np.testing.assert_array_equal(ordered[3], np.tile(np.sort(gibbs.mode(z[3], 4)), (count, 1)), "cold samples are the mode")
+    np.testing.assert_array_equal(
+        ordered[3], np.tile(np.sort(gibbs.mode(z[3], 4)), (count, 1)), "cold samples are the mode"
+    )
 
 
 def expected_proposals(num_tools, head, budget):
-    """[t^B] (1 + t)^K e^(n t) over [t^B] (1 + t)^(K + n): equal scores, which is the worst case, n tools in the tail."""
+    """[t^B] (1 + t)^K e^(n t) over [t^B] (1 + t)^(K + n): equal scores, which is the worst case, n
+    tools in the tail.
+    """
     from scipy.special import gammaln
 
     def log_binomial(n, r):
@@ -110,7 +140,9 @@ def expected_proposals(num_tools, head, budget):
 
     tail = num_tools - head
     j = np.arange(max(0, budget - head), budget + 1)
-    log_total = np.logaddexp.reduce(log_binomial(head, budget - j) + j * np.log(tail) - gammaln(j + 1))
+    log_total = np.logaddexp.reduce(
+        log_binomial(head, budget - j) + j * np.log(tail) - gammaln(j + 1)
+    )
     return np.exp(log_total - log_binomial(num_tools, budget))
 
 
@@ -128,9 +160,15 @@ def test_degenerate_draws():
     key = jax.random.key(0)
     full = np.sort(draw(key, jnp.where(jnp.arange(9) < 3, 1.0, -jnp.inf)), axis=1)
     np.testing.assert_array_equal(full, np.tile([0, 1, 2], (50, 1)))
-    for bad in (jnp.where(jnp.arange(9) < 2, 1.0, -jnp.inf), jnp.full(9, jnp.nan), jnp.zeros(9).at[2].set(jnp.inf)):
+    for bad in (
+        jnp.where(jnp.arange(9) < 2, 1.0, -jnp.inf),
+        jnp.full(9, jnp.nan),
+        jnp.zeros(9).at[2].set(jnp.inf),
+    ):
         assert np.all(np.asarray(draw(key, bad)) == -1)
     assert gibbs.sample(key, jnp.zeros(9), 0, 5).shape == (5, 0)
     assert gibbs.sample(key, jnp.zeros(4), 6, 5).shape == (5, 6)
     assert gibbs.sample(key, jnp.zeros(9), 3, 0).shape == (0, 3)
-    assert gibbs.sample(key, jnp.zeros(8), 6, 5, costs=COSTS).shape == (5, 5), "the largest feasible set: costs 0, 1, 1, 2, 2"
+    assert gibbs.sample(key, jnp.zeros(8), 6, 5, costs=COSTS).shape == (5, 5), (
+        "the largest feasible set: costs 0, 1, 1, 2, 2"
+    )

@@ -49,14 +49,22 @@ def everything(name):
             "marginals": gibbs.marginals(z, budget, **keywords),
             "entropy": gibbs.entropy(z, budget, **keywords),
             "log_prob": gibbs.log_prob(a, z, budget, **keywords),
-            "mode": gibbs.mode(z, budget, **{key: value for key, value in keywords.items() if key != "temperature"}),
-        } | ({} if "background" in options else {"kl": gibbs.kl(z, other, budget, **plain, temperature=temperature)})
+            "mode": gibbs.mode(
+                z, budget, **{key: value for key, value in keywords.items() if key != "temperature"}
+            ),
+        } | (
+            {}
+            if "background" in options
+            else {"kl": gibbs.kl(z, other, budget, **plain, temperature=temperature)}
+        )
 
     return compute
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"), [(name, "float64") for name in VARIANTS] + [(name, "float32") for name in ("at most", "costs", "background")]
+    ("name", "dtype"),
+    [(name, "float64") for name in VARIANTS]
+    + [(name, "float32") for name in ("at most", "costs", "background")],
 )
 def test_every_function_against_enumeration(name, dtype):
     budget, options = VARIANTS[name]
@@ -68,11 +76,17 @@ def test_every_function_against_enumeration(name, dtype):
         temperature = [1.0, 0.7, 2.0][seed]
         pool = z if "background" not in options else np.concatenate([z, np.repeat(GROUPS, COUNTS)])
         with np.errstate(invalid="ignore"):
-            expected = Enumeration(pool / np.asarray(temperature, dtype).astype(np.float64), budget, **plain)
+            expected = Enumeration(
+                pool / np.asarray(temperature, dtype).astype(np.float64), budget, **plain
+            )
             against = Enumeration(other / temperature, budget, **plain)
         rows = expected.rows(min(budget, len(pool)) if "costs" not in options else 5)
-        found = everything(name)(jnp.asarray(z), jnp.asarray(other), rows, jnp.asarray(temperature, dtype))
-        close = functools.partial(np.testing.assert_allclose, rtol=tolerance * 10, atol=tolerance * 20)
+        found = everything(name)(
+            jnp.asarray(z), jnp.asarray(other), rows, jnp.asarray(temperature, dtype)
+        )
+        close = functools.partial(
+            np.testing.assert_allclose, rtol=tolerance * 10, atol=tolerance * 20
+        )
         close(found["log_partition"], expected.log_partition)
         feasible = expected.log_partition > -np.inf
         if "background" in options:
@@ -114,7 +128,11 @@ def test_temperature_of_the_background_and_its_gradient():
     expected = Enumeration(pool / 1.5, 3)
     np.testing.assert_allclose(got, expected.log_partition, rtol=1e-13)
     np.testing.assert_allclose(gradient[0], expected.marginals[:POOL] / 1.5, atol=1e-13)
-    np.testing.assert_allclose(gradient[1], [expected.marginals[POOL : POOL + 3].sum() / 1.5, expected.marginals[-2:].sum() / 1.5], atol=1e-13)
+    np.testing.assert_allclose(
+        gradient[1],
+        [expected.marginals[POOL : POOL + 3].sum() / 1.5, expected.marginals[-2:].sum() / 1.5],
+        atol=1e-13,
+    )
     np.testing.assert_allclose(gradient[2], -expected.marginals @ pool / 1.5**2, rtol=1e-12)
 
 
@@ -126,7 +144,11 @@ def test_background_is_free_of_its_counts():
     everything = np.concatenate([own, np.full(20_000, -2.0), np.full(7, 0.1)])
     np.testing.assert_allclose(found, gibbs.log_partition(everything, 3), rtol=1e-13)
     assert np.isfinite(value(own, jnp.asarray([-2.0, 0.1]), jnp.asarray([2**31 - 1, 7])))
-    np.testing.assert_allclose(value(own, jnp.asarray([-2.0, 0.1]), jnp.asarray([0, 0])), gibbs.log_partition(own, 3), rtol=1e-14)
+    np.testing.assert_allclose(
+        value(own, jnp.asarray([-2.0, 0.1]), jnp.asarray([0, 0])),
+        gibbs.log_partition(own, 3),
+        rtol=1e-14,
+    )
 
 
 def test_mode_breaks_ties_by_the_lowest_index():
@@ -136,17 +158,24 @@ def test_mode_breaks_ties_by_the_lowest_index():
     np.testing.assert_array_equal(gibbs.mode(-jnp.abs(z), 3), [-1, -1, -1])
     np.testing.assert_array_equal(gibbs.mode(-jnp.abs(z), 3, exactly=True), [0, 7, 2])
     np.testing.assert_array_equal(gibbs.mode(jnp.ones(9), 6, costs=COSTS), [0, 1, 3, 4, 7])
-    np.testing.assert_array_equal(gibbs.mode(jnp.ones(3), 4, background=(jnp.asarray([1.0, 2.0]), jnp.asarray([2, 1]))), [5, 0, 1, 2])
+    np.testing.assert_array_equal(
+        gibbs.mode(jnp.ones(3), 4, background=(jnp.asarray([1.0, 2.0]), jnp.asarray([2, 1]))),
+        [5, 0, 1, 2],
+    )
 
 
 def test_kl_where_supports_differ():
     def kl(name, z, other):
-        rows = Enumeration(np.zeros(POOL), *VARIANTS[name][:1], **VARIANTS[name][1]).rows(3)  # of a shape already compiled
+        rows = Enumeration(np.zeros(POOL), *VARIANTS[name][:1], **VARIANTS[name][1]).rows(
+            3
+        )  # of a shape already compiled
         return everything(name)(z, other, rows, jnp.asarray(1.0))["kl"]
 
     z = jnp.asarray(scores(5, "float64"))
     hidden, none = z.at[4].set(-jnp.inf), jnp.full(POOL, -jnp.inf)
     assert kl("at most", z, hidden) == jnp.inf
-    np.testing.assert_allclose(kl("at most", hidden, z), Enumeration(hidden, 3).kl(Enumeration(z, 3)), rtol=1e-12)
+    np.testing.assert_allclose(
+        kl("at most", hidden, z), Enumeration(hidden, 3).kl(Enumeration(z, 3)), rtol=1e-12
+    )
     assert kl("at most", z, z) == 0 and kl("exactly", none, none) == 0
     assert kl("exactly", none, z) == jnp.inf and kl("exactly", z, none) == jnp.inf

@@ -13,7 +13,11 @@ def regression(seed, dtype):
     rng = np.random.default_rng(seed)
     X = rng.normal(size=(24, 11))
     y = X @ (rng.normal(size=11) * (np.arange(11) < 5)) + 0.1 * rng.normal(size=24)
-    return {"X": jnp.asarray(X, dtype), "y": jnp.asarray(y, dtype), "sample_weight": jnp.asarray(rng.uniform(0.5, 1.5, 24), dtype)}
+    return {
+        "X": jnp.asarray(X, dtype),
+        "y": jnp.asarray(y, dtype),
+        "sample_weight": jnp.asarray(rng.uniform(0.5, 1.5, 24), dtype),
+    }
 
 
 def classes(seed, dtype):
@@ -26,7 +30,9 @@ def solve(loss):
         tol = 1e-5 if X.dtype == jnp.float32 else 1e-13
         arguments = {"groups": GROUPS, "intercept": True, "tol": tol, **more}
         groups = arguments.pop("groups")
-        return group_lasso.solve(X, y, groups, lam, loss=loss, sample_weight=sample_weight, **arguments)
+        return group_lasso.solve(
+            X, y, groups, lam, loss=loss, sample_weight=sample_weight, **arguments
+        )
 
     return call
 

@@ -1,4 +1,6 @@
-"""Batches: lanes in step, lanes one after another, batches of batches; each lane's answer is the one that it has alone."""
+"""Batches: lanes in step, lanes one after another, batches of batches; each lane's answer is the
+one that it has alone.
+"""
 
 import functools
 
@@ -23,7 +25,9 @@ FOLDS = jnp.asarray(1.5 * (np.arange(T)[None, :] % 3 != np.arange(3)[:, None]))
 
 
 def solve(X, y, lam, sample_weight=None):
-    return group_lasso.solve(X, y, GROUPS, lam, sample_weight=sample_weight, intercept=True, tol=1e-9, max_steps=50_000)
+    return group_lasso.solve(
+        X, y, GROUPS, lam, sample_weight=sample_weight, intercept=True, tol=1e-9, max_steps=50_000
+    )
 
 
 @functools.cache
@@ -34,7 +38,9 @@ def alone(k, at, fold=None):
 
 def is_lane(lane, alone):
     assert lane.status == Status.CONVERGED and lane.stats["gap"] <= 1e-9 * lane.stats["scale"]
-    np.testing.assert_allclose(lane.stats["objective"], alone.stats["objective"], atol=2e-9 * float(alone.stats["scale"]))
+    np.testing.assert_allclose(
+        lane.stats["objective"], alone.stats["objective"], atol=2e-9 * float(alone.stats["scale"])
+    )
     np.testing.assert_allclose(lane.value.coef, alone.value.coef, atol=2e-4)
 
 
@@ -67,7 +73,13 @@ def test_lanes_of_one_design(rounds):
 
 
 def test_a_batch_over_the_offset_takes_rounds_too(rounds):
-    batch = jax.jit(jax.vmap(lambda offset: group_lasso.solve(XS[0], YS[0], GROUPS, LAMS[2], offset=offset, intercept=True, tol=1e-9)))(YS - YS[:1])
+    batch = jax.jit(
+        jax.vmap(
+            lambda offset: group_lasso.solve(
+                XS[0], YS[0], GROUPS, LAMS[2], offset=offset, intercept=True, tol=1e-9
+            )
+        )
+    )(YS - YS[:1])
     expected = [jax.jit(solve)(XS[0], YS[0] - (YS[k] - YS[0]), LAMS[2]) for k in range(4)]
     for k in range(4):
         is_lane(pick(batch, k), expected[k])
@@ -75,7 +87,9 @@ def test_a_batch_over_the_offset_takes_rounds_too(rounds):
 
 
 def test_more_lanes_than_places():
-    """Forty lanes that end at very different times: gathered, moved to fewer places, and put back where they belong."""
+    """Forty lanes that end at very different times: gathered, moved to fewer places, and put back
+    where they belong.
+    """
     lams = jnp.asarray(np.random.default_rng(1).permutation(np.geomspace(0.6, 0.003, 40)))
     one = jax.jit(lambda lam: solve(XS[0], YS[0], lam))
     batch = jax.jit(jax.vmap(one))(lams)
@@ -92,7 +106,9 @@ def test_lanes_with_a_design_each(rounds):
 
 def elsewhere(monkeypatch):
     """As on other platforms."""
-    monkeypatch.setattr(compiled, "platform_dependent", lambda *operands, cpu, default: default(*operands))
+    monkeypatch.setattr(
+        compiled, "platform_dependent", lambda *operands, cpu, default: default(*operands)
+    )
     jax.clear_caches()
 
 
@@ -144,10 +160,17 @@ def test_lanes_in_step_need_no_rounds(each, monkeypatch):
     def one(X, y, lam):
         problem = solver._problem(X, y, GROUPS, lam, "squared", None, None, None, True)
         setup = compiled.set_up(problem, measured=False)
-        return compiled.run(problem, setup, jnp.asarray(1e-9), jnp.int32(50_000), compiled.start(setup.null))
+        return compiled.run(
+            problem, setup, jnp.asarray(1e-9), jnp.int32(50_000), compiled.start(setup.null)
+        )
 
-    ended = jax.jit(jax.vmap(one, in_axes=(0, 0, 0) if each else (None, None, 0)))(*((XS, YS) if each else (XS[0], YS[0])), LAMS)
-    assert np.all(ended.status == Status.CONVERGED) and np.max(ended.num_steps) > compiled_working_set._ROUNDS
+    ended = jax.jit(jax.vmap(one, in_axes=(0, 0, 0) if each else (None, None, 0)))(
+        *((XS, YS) if each else (XS[0], YS[0])), LAMS
+    )
+    assert (
+        np.all(ended.status == Status.CONVERGED)
+        and np.max(ended.num_steps) > compiled_working_set._ROUNDS
+    )
     for k in range(4):
         np.testing.assert_allclose(ended.state.coef[k], plain[k].value.coef, atol=2e-4)
 
@@ -165,21 +188,39 @@ def test_derivatives_of_a_batch_are_those_of_its_lanes():
 @pytest.mark.parametrize("each", [False, True], ids=["one design", "a design each"])
 def test_a_batch_of_no_lanes_is_empty(each, rounds):
     axes = (0 if each else None, None, 0)
-    batch = jax.vmap(lambda X, y, lam: solve(X, y, lam), in_axes=axes)(XS[:0] if each else XS[0], YS[0], LAMS[:0])
+    batch = jax.vmap(lambda X, y, lam: solve(X, y, lam), in_axes=axes)(
+        XS[:0] if each else XS[0], YS[0], LAMS[:0]
+    )
     assert batch.value.coef.shape == (0, G * Q) and batch.status.shape == (0,)
 
 
 def test_a_lane_of_nan_ends_alone():
     batch = jax.jit(jax.vmap(lambda y, lam: solve(XS[0], y, lam)))
     sick, well = batch(YS.at[1, 3].set(jnp.nan), LAMS), batch(YS, LAMS)
-    assert sick.status.tolist() == [Status.CONVERGED, Status.NONFINITE, Status.CONVERGED, Status.CONVERGED]
-    np.testing.assert_array_equal(np.delete(sick.value.coef, 1, axis=0), np.delete(well.value.coef, 1, axis=0))
+    assert sick.status.tolist() == [
+        Status.CONVERGED,
+        Status.NONFINITE,
+        Status.CONVERGED,
+        Status.CONVERGED,
+    ]
+    np.testing.assert_array_equal(
+        np.delete(sick.value.coef, 1, axis=0), np.delete(well.value.coef, 1, axis=0)
+    )
 
 
 def test_limits_and_tolerances_differ_by_lane():
     def one(tol, max_steps, lam):
-        return group_lasso.solve(XS[0], YS[0], GROUPS, lam, tol=tol, max_steps=max_steps, penalty=Penalty(l1=0.01))
+        return group_lasso.solve(
+            XS[0], YS[0], GROUPS, lam, tol=tol, max_steps=max_steps, penalty=Penalty(l1=0.01)
+        )
 
-    batch = jax.jit(jax.vmap(one))(jnp.asarray([1e-6, 1e-12, 1e-30, 1e-12]), jnp.asarray([5000, 20, 5000, 5000]), LAMS)
-    assert batch.status.tolist() == [Status.CONVERGED, Status.MAX_STEPS, Status.STALLED, Status.CONVERGED]
+    batch = jax.jit(jax.vmap(one))(
+        jnp.asarray([1e-6, 1e-12, 1e-30, 1e-12]), jnp.asarray([5000, 20, 5000, 5000]), LAMS
+    )
+    assert batch.status.tolist() == [
+        Status.CONVERGED,
+        Status.MAX_STEPS,
+        Status.STALLED,
+        Status.CONVERGED,
+    ]
     assert batch.stats["num_steps"][1] == 20

@@ -1,4 +1,6 @@
-"""CONVERGED means what it says: certificates against gaps recomputed in float64 numpy, over hundreds of random problems at once."""
+"""CONVERGED means what it says: certificates against gaps recomputed in float64 numpy, over
+hundreds of random problems at once.
+"""
 
 import functools
 
@@ -24,7 +26,11 @@ SETTINGS = {
 TOLERANCE = {"float32": 1e-4, "float64": 1e-6}
 PARAMS = [
     pytest.param(
-        (loss, dtype), id=f"{loss}-{dtype}", marks=[pytest.mark.slow] if (dtype == "float32" and loss != "squared") or loss == "huber" else []
+        (loss, dtype),
+        id=f"{loss}-{dtype}",
+        marks=[pytest.mark.slow]
+        if (dtype == "float32" and loss != "squared") or loss == "huber"
+        else [],
     )
     for loss in SETTINGS
     for dtype in TOLERANCE
@@ -39,7 +45,9 @@ def solver(loss):
     @jax.vmap
     def run(X, y, weights, sample_weight, offset, lam):
         keywords = dict(weights=weights, sample_weight=sample_weight, offset=offset)
-        return group_lasso.solve(X, y, GROUPS, lam, loss=loss, intercept=SETTINGS[loss]["intercept"], **keywords)
+        return group_lasso.solve(
+            X, y, GROUPS, lam, loss=loss, intercept=SETTINGS[loss]["intercept"], **keywords
+        )
 
     return run
 
@@ -49,18 +57,29 @@ def solved(request):
     """A batch of problems, their solutions, and their recomputed (gap, scale)."""
     loss, dtype = request.param
     setting = SETTINGS[loss]
-    instances = [zoo.instance(seed, loss, zero_weight=setting["zero_weight"]) for seed in range(NUM_PROBLEMS)]
+    instances = [
+        zoo.instance(seed, loss, zero_weight=setting["zero_weight"]) for seed in range(NUM_PROBLEMS)
+    ]
     rounded = [zoo.Instance(*(np.asarray(a, dtype) for a in at)) for at in instances]
     intercept = setting["intercept"]
 
     exact = [zoo.Instance(*(np.asarray(a, np.float64) for a in at)) for at in rounded]
-    lam = np.asarray([at.ratio * zoo.lam_max(loss, at, has_intercept=intercept) for at in exact], dtype)
+    lam = np.asarray(
+        [at.ratio * zoo.lam_max(loss, at, has_intercept=intercept) for at in exact], dtype
+    )
 
-    solution = jax.tree.map(np.asarray, solver(loss)(*(jnp.asarray(array) for array in (*zoo.stack(rounded)[:5], lam))))
+    solution = jax.tree.map(
+        np.asarray, solver(loss)(*(jnp.asarray(array) for array in (*zoo.stack(rounded)[:5], lam)))
+    )
     recomputed = []
     for lane, at in enumerate(exact):
-        coef, constant = solution.value.coef[lane].astype(np.float64), float(solution.value.intercept[lane])
-        recomputed.append(zoo.gap(loss, at, float(lam[lane]), coef, constant, has_intercept=intercept))
+        coef, constant = (
+            solution.value.coef[lane].astype(np.float64),
+            float(solution.value.intercept[lane]),
+        )
+        recomputed.append(
+            zoo.gap(loss, at, float(lam[lane]), coef, constant, has_intercept=intercept)
+        )
     return loss, dtype, exact, lam, solution, np.asarray(recomputed)
 
 
@@ -68,9 +87,14 @@ def test_no_false_convergence(solved):
     _, dtype, _, _, solution, recomputed = solved
     gap, scale = recomputed.T
     converged = solution.status == Status.CONVERGED
-    assert converged.mean() >= (0.95 if dtype == "float32" else 1.0), np.unique(solution.status, return_counts=True)
+    assert converged.mean() >= (0.95 if dtype == "float32" else 1.0), np.unique(
+        solution.status, return_counts=True
+    )
     relative = gap[converged] / scale[converged]
-    assert np.all(relative <= TOLERANCE[dtype]), (relative.max(), np.flatnonzero(converged)[np.argmax(relative)])
+    assert np.all(relative <= TOLERANCE[dtype]), (
+        relative.max(),
+        np.flatnonzero(converged)[np.argmax(relative)],
+    )
     assert set(np.unique(solution.status)) <= {Status.CONVERGED, Status.STALLED, Status.MAX_STEPS}
 
 
@@ -79,11 +103,17 @@ def test_reported_numbers_are_within_the_rounding_bound(solved):
     gap, scale = recomputed.T
     rounding = solution.stats["rounding"]
     np.testing.assert_allclose(solution.stats["scale"], scale, rtol=2e-4)
-    # the two dual points differ by what the refit of the unpenalised part leaves: a share of the tolerance
+    # the two dual points differ by what the refit of the unpenalised part leaves: a share of the
+    # tolerance
     target = 0.005 * TOLERANCE[dtype] * scale
-    assert np.all(gap <= solution.stats["gap"] + rounding + target), np.max((gap - solution.stats["gap"]) / (rounding + target))
+    assert np.all(gap <= solution.stats["gap"] + rounding + target), np.max(
+        (gap - solution.stats["gap"]) / (rounding + target)
+    )
     for lane in range(0, NUM_PROBLEMS, 10):
-        coef, constant = solution.value.coef[lane].astype(np.float64), float(solution.value.intercept[lane])
+        coef, constant = (
+            solution.value.coef[lane].astype(np.float64),
+            float(solution.value.intercept[lane]),
+        )
         value = zoo.objective(loss, instances[lane], float(lam[lane]), coef, constant)
         assert abs(value - solution.stats["objective"][lane]) <= rounding[lane]
 
@@ -98,7 +128,9 @@ def test_steps_and_sparsity_are_reasonable(solved):
 
 
 def faults(at, lam):
-    """What may go wrong with a problem: (changed arrays, the only status allowed or None for any but a false CONVERGED)."""
+    """What may go wrong with a problem: (changed arrays, the only status allowed or None for any
+    but a false CONVERGED).
+    """
     X, y, c = at.X, at.y, at.sample_weight
     constant = np.ones_like(y)
     first = np.zeros_like(c)
@@ -148,7 +180,10 @@ def faults(at, lam):
     pytest.param("logistic", "float32", marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_faults_have_a_code_and_leave_other_lanes_alone(loss, dtype):
-    lanes = [zoo.instance(seed, loss, zero_weight=SETTINGS[loss]["zero_weight"]) for seed in range(NUM_PROBLEMS)]
+    lanes = [
+        zoo.instance(seed, loss, zero_weight=SETTINGS[loss]["zero_weight"])
+        for seed in range(NUM_PROBLEMS)
+    ]
     lams = np.asarray([at.ratio * zoo.lam_max(loss, at, has_intercept=True) for at in lanes], dtype)
     lanes = [zoo.Instance(*(np.asarray(a, dtype) for a in at)) for at in lanes]
     spoiled, spoiled_lams, expected = list(lanes), lams.copy(), {}
@@ -157,22 +192,38 @@ def test_faults_have_a_code_and_leave_other_lanes_alone(loss, dtype):
             continue  # labels have no scale
         changed = dict(changed)
         spoiled_lams[2 * number] = changed.pop("lam", lams[0])
-        spoiled[2 * number] = lanes[0]._replace(**{key: np.asarray(value, dtype) for key, value in changed.items()})
+        spoiled[2 * number] = lanes[0]._replace(
+            **{key: np.asarray(value, dtype) for key, value in changed.items()}
+        )
         expected[2 * number] = (name, status)
 
     def run(instances, lams):
-        return jax.tree.map(np.asarray, solver(loss)(*(jnp.asarray(a) for a in (*zoo.stack(instances)[:5], lams))))
+        return jax.tree.map(
+            np.asarray, solver(loss)(*(jnp.asarray(a) for a in (*zoo.stack(instances)[:5], lams)))
+        )
 
     healthy, faulty = run(lanes, lams), run(spoiled, spoiled_lams)
     others = np.asarray([lane for lane in range(NUM_PROBLEMS) if lane not in expected])
     for one, other in zip(jax.tree.leaves(healthy), jax.tree.leaves(faulty), strict=True):
         np.testing.assert_array_equal(one[others], other[others])
     for lane, (name, status) in expected.items():
-        assert status is None or faulty.status[lane] == status, (name, Status(int(faulty.status[lane])).name)
+        assert status is None or faulty.status[lane] == status, (
+            name,
+            Status(int(faulty.status[lane])).name,
+        )
         if faulty.status[lane] == Status.CONVERGED:
             coef = faulty.value.coef[lane].astype(np.float64)
             assert np.all(np.isfinite(coef)), name
             exact = zoo.Instance(*(np.asarray(a, np.float64) for a in spoiled[lane]))
-            gap, scale = zoo.gap(loss, exact, float(spoiled_lams[lane]), coef, float(faulty.value.intercept[lane]), has_intercept=True)
-            floor = np.finfo(dtype).eps * zoo.loss_value(loss, exact.offset, exact.y, exact.sample_weight)
+            gap, scale = zoo.gap(
+                loss,
+                exact,
+                float(spoiled_lams[lane]),
+                coef,
+                float(faulty.value.intercept[lane]),
+                has_intercept=True,
+            )
+            floor = np.finfo(dtype).eps * zoo.loss_value(
+                loss, exact.offset, exact.y, exact.sample_weight
+            )
             assert gap <= TOLERANCE[dtype] * (scale + floor), name

@@ -1,4 +1,6 @@
-"""Checks of the host-driven method: the first pass, the scale, and certificates of what is returned."""
+"""Checks of the host-driven method: the first pass, the scale, and certificates of what is
+returned.
+"""
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,9 @@ from jaxsac.group_lasso import host_check, rounds, slots, solver
 def test_what_is_certified_is_what_is_returned():
     """Whatever an empty slot holds."""
     X, y, _ = problem(0, "squared", EQUAL, jnp.float64)
-    setup, place = host_check.set_up(solver._problem(X, y, EQUAL, 1.0, "squared", None, None, None, False), 1e-6)
+    setup, place = host_check.set_up(
+        solver._problem(X, y, EQUAL, 1.0, "squared", None, None, None, False), 1e-6
+    )
     chosen = slots.working_set(setup, np.arange(30, dtype=np.int32))
     groups = np.where(np.arange(30) % 3 == 0, -1, chosen.groups).astype(np.int32)
     chosen = chosen._replace(groups=groups, rows=slots.rows_of(setup, groups))
@@ -20,13 +24,18 @@ def test_what_is_certified_is_what_is_returned():
     checked = host_check.check(setup, np.asarray(1.0), chosen, point)
     coef = slots.full(setup, chosen, checked.point.coef)[:-1]
     assert np.sum(coef != 0) == 4 * np.sum(groups >= 0)
-    objective = 0.5 * np.mean((np.asarray(y) - np.asarray(X) @ coef) ** 2) + np.linalg.norm(coef.reshape(G, 4), axis=1).sum()
+    objective = (
+        0.5 * np.mean((np.asarray(y) - np.asarray(X) @ coef) ** 2)
+        + np.linalg.norm(coef.reshape(G, 4), axis=1).sum()
+    )
     np.testing.assert_allclose(checked.check.objective, objective, rtol=1e-12)
 
 
 @pytest.mark.parametrize("loss", ["squared", pytest.param("logistic", marks=pytest.mark.slow)])
 def test_violations_are_those_of_all_coefficients(loss):
-    """The host's figure, from the groups that are not zero, against the one that the compiled loop computes."""
+    """The host's figure, from the groups that are not zero, against the one that the compiled loop
+    computes.
+    """
     X, y, more = problem(0, loss, UNEQUAL, jnp.float64)
     lam = 0.3 * group_lasso.lam_max(X, y, UNEQUAL, loss=loss, intercept=True, **more)
     keywords = {"loss": loss, "intercept": True, "tol": 1e-6, **more}
@@ -39,7 +48,9 @@ def test_violations_are_those_of_all_coefficients(loss):
 
 @pytest.mark.parametrize("loss", ["squared", "logistic"])
 def test_the_first_pass(loss):
-    """Sizes of columns and the gradient of the centred design, over a number of records that is no multiple of what is read together."""
+    """Sizes of columns and the gradient of the centred design, over a number of records that is no
+    multiple of what is read together.
+    """
     X, y, more = problem(0, loss, EQUAL, jnp.float64)
     X, y, records = X[:61], y[:61], more["sample_weight"][:61]
     at = solver._problem(X, y, EQUAL, 1.0, loss, None, records, more["offset"][:61], True)

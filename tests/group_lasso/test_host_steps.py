@@ -1,4 +1,6 @@
-"""Steps between two checks of the host-driven method: the loss in NumPy, which steps are taken, and how far a round goes."""
+"""Steps between two checks of the host-driven method: the loss in NumPy, which steps are taken, and
+how far a round goes.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -7,15 +9,27 @@ import pytest
 from wide import EQUAL, G, T, compiled_solve, problem
 
 from jaxsac import group_lasso, losses
-from jaxsac.group_lasso import compiled_working_set, host_check, host_loss, host_steps, rounds, slots, solver
+from jaxsac.group_lasso import (
+    compiled_working_set,
+    host_check,
+    host_loss,
+    host_steps,
+    rounds,
+    slots,
+    solver,
+)
 from jaxsac.group_lasso.quadratic import Point, best_step
 
 
 @pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32], ids=["float64", "float32"])
 def test_the_squared_loss_without_a_program(dtype):
-    """ρ, h^½ and the objective along a step in NumPy are those of the compiled pieces, with weights of 0, an offset and an intercept."""
+    """ρ, h^½ and the objective along a step in NumPy are those of the compiled pieces, with weights
+    of 0, an offset and an intercept.
+    """
     X, y, more = problem(0, "squared", EQUAL, dtype)
-    at = solver._problem(X, y, EQUAL, 1.0, "squared", None, more["sample_weight"], more["offset"], True)
+    at = solver._problem(
+        X, y, EQUAL, 1.0, "squared", None, more["sample_weight"], more["offset"], True
+    )
     rng = np.random.default_rng(1)
     predictions, moved = rng.normal(size=(2, T)).astype(dtype)
     slope, root = host_loss.residual(at, predictions), host_loss.roots(at, predictions, 1e-3)
@@ -24,7 +38,9 @@ def test_the_squared_loss_without_a_program(dtype):
     assert slope.dtype == root.dtype == values.dtype == dtype
     rtol = 10 * jnp.finfo(dtype).eps
     np.testing.assert_allclose(slope, rounds.residual(at, predictions), rtol=rtol, atol=rtol)
-    np.testing.assert_allclose(root, rounds.roots(at, predictions, np.asarray(1e-3, dtype)), rtol=rtol)
+    np.testing.assert_allclose(
+        root, rounds.roots(at, predictions, np.asarray(1e-3, dtype)), rtol=rtol
+    )
     np.testing.assert_allclose(values, rounds.values_along(at, predictions, moved), rtol=10 * rtol)
 
 
@@ -45,20 +61,28 @@ def test_a_loss_made_of_another_is_not_taken_for_it():
     lam = 0.3 * group_lasso.lam_max(X, y, EQUAL, loss=loss)
     host = group_lasso.solve(X, y, EQUAL, lam, loss=loss).check()
     compiled = compiled_solve(X, y, EQUAL, lam, loss=loss, tol=1e-6).check()
-    np.testing.assert_allclose(host.stats["objective"], compiled.stats["objective"], atol=2e-6 * float(host.stats["scale"]))
+    np.testing.assert_allclose(
+        host.stats["objective"], compiled.stats["objective"], atol=2e-6 * float(host.stats["scale"])
+    )
 
 
 def test_where_all_that_violate_are_taken_one_round_does():
-    """A set that needs no other groups is solved to the tolerance at once: one pass over X after that of the null model."""
+    """A set that needs no other groups is solved to the tolerance at once: one pass over X after
+    that of the null model.
+    """
     X, y, _ = problem(0, "squared", EQUAL, jnp.float64)
     sol = group_lasso.solve(X, y, EQUAL, 0.9 * group_lasso.lam_max(X, y, EQUAL), tol=1e-8).check()
     assert sol.stats["num_active"] >= 1 and sol.stats["num_steps"] == 1
 
 
 def test_sets_that_are_likely_to_do():
-    """All that are beyond their thresholds, or four times as many as are not zero; an unpenalised group, always beyond its own of 0, is inside."""
+    """All that are beyond their thresholds, or four times as many as are not zero; an unpenalised
+    group, always beyond its own of 0, is inside.
+    """
     X, y, more = problem(0, "squared", EQUAL, jnp.float64)
-    setup, _ = host_check.set_up(solver._problem(X, y, EQUAL, 1.0, "squared", more["weights"], None, None, False), 1e-6)
+    setup, _ = host_check.set_up(
+        solver._problem(X, y, EQUAL, 1.0, "squared", more["weights"], None, None, False), 1e-6
+    )
     chosen = slots.working_set(setup, np.asarray([3, 17, 5, 6, 7, 8], np.int32))
     beyond, coef = np.zeros(G, bool), np.zeros((4, 4))
     beyond[[3, 17, 6]] = True
@@ -81,7 +105,11 @@ def test_a_step_that_is_not_finite_is_not_taken():
     jax.tree.map(np.testing.assert_array_equal, taken, point)
     setup, _ = host_check.set_up(at, 1e-6)
     slope = np.asarray(at.residual(jnp.asarray(point.predictions)))
-    jax.tree.map(np.testing.assert_array_equal, host_steps._advance(setup, *step, slope, direction, moved), point)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        host_steps._advance(setup, *step, slope, direction, moved),
+        point,
+    )
 
 
 def test_a_step_within_the_noise_of_its_objective_is_taken_whole():
@@ -94,10 +122,14 @@ def test_a_step_within_the_noise_of_its_objective_is_taken_whole():
 
 @pytest.mark.parametrize("factor", [0.5, 3.0, 100.0])
 def test_float32_steps_may_cost_a_share_of_the_tolerance_and_no_more(factor):
-    """From zero, above lam_max, where every step costs: one within a tenth of the tolerance is taken whole, a longer one cut to that."""
+    """From zero, above lam_max, where every step costs: one within a tenth of the tolerance is
+    taken whole, a longer one cut to that.
+    """
     X, y, _ = problem(0, "squared", EQUAL, jnp.float64)
     lam = 2 * float(group_lasso.lam_max(X, y, EQUAL))
-    setup, place = host_check.set_up(solver._problem(X, y, EQUAL, lam, "squared", None, None, None, False), 1e-6)
+    setup, place = host_check.set_up(
+        solver._problem(X, y, EQUAL, lam, "squared", None, None, None, False), 1e-6
+    )
     chosen = slots.exchanged(setup, place.set, np.asarray([5], np.int32))
     chosen = slots.modelled(chosen, host_loss.roots(setup.problem, place.point.predictions, 1e-3))
     slots.make(setup, chosen, chosen.used)
@@ -105,7 +137,9 @@ def test_float32_steps_may_cost_a_share_of_the_tolerance_and_no_more(factor):
     columns, start = np.asarray(X)[:, 20:24], np.asarray(y)
 
     def cost(coef):
-        return (0.5 * np.sum((start - columns @ coef[0]) ** 2) - 0.5 * start @ start) / T + lam * np.linalg.norm(coef)
+        return (
+            0.5 * np.sum((start - columns @ coef[0]) ** 2) - 0.5 * start @ start
+        ) / T + lam * np.linalg.norm(coef)
 
     spare = 1e-7 * float(setup.scale)
     aim = np.asarray([[1e-9, 0.0, 0.0, 0.0]])

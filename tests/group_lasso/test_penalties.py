@@ -1,4 +1,6 @@
-"""Penalties beside the group norms: certificates judged in float64 numpy, independent libraries, augmented data, limits of lam."""
+"""Penalties beside the group norms: certificates judged in float64 numpy, independent libraries,
+augmented data, limits of lam.
+"""
 
 import functools
 
@@ -42,7 +44,13 @@ def solver(name, dtype):
     @jax.jit
     @jax.vmap
     def run(X, y, weights, sample_weight, offset, ratio):
-        keywords = dict(weights=weights, sample_weight=sample_weight, offset=offset, loss=loss, intercept=intercept)
+        keywords = dict(
+            weights=weights,
+            sample_weight=sample_weight,
+            offset=offset,
+            loss=loss,
+            intercept=intercept,
+        )
         keywords["penalty"] = penalty_of(name, dtype)
         lam = ratio * group_lasso.lam_max(X, y, GROUPS, **keywords)
         return lam, group_lasso.solve(X, y, GROUPS, lam, **keywords)
@@ -56,7 +64,9 @@ def shrink(v, labels, thresholds):
 
 
 def judged(name, at, lam, coef, intercept):
-    """Objective and gap: ρ with the intercept refitted, scaled by the dual norm, the least t at which the prox of t Ω vanishes."""
+    """Objective and gap: ρ with the intercept refitted, scaled by the dual norm, the least t at
+    which the prox of t Ω vanishes.
+    """
     loss, has_intercept, l1, family, ridge, nonnegative = SETTINGS[name]
     l1 = 0.0 if l1 is None else l1
     family = np.zeros(3) if family is None else family
@@ -100,19 +110,30 @@ def test_no_false_convergence(name, dtype, count):
     lanes = [zoo.instance(seed, loss) for seed in range(count)]
     lanes = [zoo.Instance(*(np.asarray(a, dtype) for a in at)) for at in lanes]
     arrays = [jnp.asarray(a) for a in zoo.stack(lanes)[:5]]
-    lams, solution = jax.tree.map(np.asarray, solver(name, dtype)(*arrays, jnp.asarray(np.stack([at.ratio for at in lanes]), dtype)))
+    lams, solution = jax.tree.map(
+        np.asarray,
+        solver(name, dtype)(*arrays, jnp.asarray(np.stack([at.ratio for at in lanes]), dtype)),
+    )
     tol = 1e-6 if dtype == "float64" else 1e-4
     converged = solution.status == Status.CONVERGED
-    assert converged.mean() >= (1.0 if dtype == "float64" else 0.9), np.unique(solution.status, return_counts=True)
+    assert converged.mean() >= (1.0 if dtype == "float64" else 0.9), np.unique(
+        solution.status, return_counts=True
+    )
     inside = 0
     for lane, at in enumerate(lanes):
         exact = zoo.Instance(*(np.asarray(a, np.float64) for a in at))
         coef = solution.value.coef[lane].astype(np.float64)
-        objective, gap = judged(name, exact, float(lams[lane]), coef, float(solution.value.intercept[lane]))
+        objective, gap = judged(
+            name, exact, float(lams[lane]), coef, float(solution.value.intercept[lane])
+        )
         scale = solution.stats["scale"][lane]
-        # the judge's own scan of s loses a share of 1e-6 of the scale where the best s is off the grid
+        # the judge's own scan of s loses a share of 1e-6 of the scale where the best s is off the
+        # grid
         assert not converged[lane] or -1e-9 * scale <= gap <= 1.5 * tol * scale, (lane, gap / scale)
-        assert abs(objective - solution.stats["objective"][lane]) <= solution.stats["rounding"][lane] + 1e-12 * scale
+        assert (
+            abs(objective - solution.stats["objective"][lane])
+            <= solution.stats["rounding"][lane] + 1e-12 * scale
+        )
         inside += 0 < np.count_nonzero(coef) < zoo.NUM_COLUMNS
     assert inside > count // 3
 
@@ -123,8 +144,12 @@ def test_elastic_nets_are_those_of_scikit_learn():
     X, y, singles = jnp.asarray(at.X), jnp.asarray(at.y), Groups.equal(zoo.NUM_COLUMNS, 1)
     for positive in (False, True):
         penalty = Penalty(ridge=0.06, nonnegative=positive)
-        ours = group_lasso.solve(X, y, singles, 0.14, intercept=True, penalty=penalty, tol=1e-12).check()
-        theirs = ElasticNet(alpha=0.2, l1_ratio=0.7, positive=positive, tol=1e-14, max_iter=1_000_000).fit(at.X, at.y)
+        ours = group_lasso.solve(
+            X, y, singles, 0.14, intercept=True, penalty=penalty, tol=1e-12
+        ).check()
+        theirs = ElasticNet(
+            alpha=0.2, l1_ratio=0.7, positive=positive, tol=1e-14, max_iter=1_000_000
+        ).fit(at.X, at.y)
         np.testing.assert_allclose(ours.value.coef, theirs.coef_, atol=1e-6)
         np.testing.assert_allclose(ours.value.intercept, theirs.intercept_, atol=1e-6)
 
@@ -135,21 +160,47 @@ def test_multi_task_elastic_net_is_that_of_scikit_learn():
     features = rng.normal(size=(25, 6))
     targets = features[:, :2] @ rng.normal(size=(2, 3)) + 0.5 * rng.normal(size=(25, 3)) + 1.0
     design, groups = designs.multi_output(features, 3, by="feature"), Groups.equal(6, 3)
-    ours = group_lasso.solve(design, jnp.asarray(targets), groups, 0.14, intercept=True, penalty=Penalty(ridge=0.06), tol=1e-12).check()
-    theirs = MultiTaskElasticNet(alpha=0.2, l1_ratio=0.7, tol=1e-14, max_iter=100_000).fit(features, targets)
+    ours = group_lasso.solve(
+        design,
+        jnp.asarray(targets),
+        groups,
+        0.14,
+        intercept=True,
+        penalty=Penalty(ridge=0.06),
+        tol=1e-12,
+    ).check()
+    theirs = MultiTaskElasticNet(alpha=0.2, l1_ratio=0.7, tol=1e-14, max_iter=100_000).fit(
+        features, targets
+    )
     np.testing.assert_allclose(ours.value.coef.reshape(6, 3).T, theirs.coef_, atol=1e-6)
 
 
 @pytest.mark.slow
 def test_a_ridge_is_more_data():
-    """½ r ‖b‖² as p records of target 0, with an unpenalised group, which the ridge holds as well."""
+    """½ r ‖b‖² as p records of target 0, with an unpenalised group, which the ridge holds as
+    well.
+    """
     at = zoo.instance(7, "squared", zero_weight=True)
     T, p, ridge = zoo.NUM_SAMPLES, zoo.NUM_COLUMNS, 0.3
     for lam in (0.5, 0.0):
-        ours = group_lasso.solve(*map(jnp.asarray, (at.X, at.y)), GROUPS, lam, weights=at.weights, penalty=Penalty(ridge=ridge), tol=1e-12).check()
+        ours = group_lasso.solve(
+            *map(jnp.asarray, (at.X, at.y)),
+            GROUPS,
+            lam,
+            weights=at.weights,
+            penalty=Penalty(ridge=ridge),
+            tol=1e-12,
+        ).check()
         rows, targets = np.vstack([at.X, np.sqrt(ridge) * np.eye(p)]), np.append(at.y, np.zeros(p))
         counts = (T + p) * np.append(np.full(T, 1 / T), np.ones(p))
-        same = group_lasso.solve(*map(jnp.asarray, (rows, targets)), GROUPS, lam, weights=at.weights, sample_weight=counts, tol=1e-12).check()
+        same = group_lasso.solve(
+            *map(jnp.asarray, (rows, targets)),
+            GROUPS,
+            lam,
+            weights=at.weights,
+            sample_weight=counts,
+            tol=1e-12,
+        ).check()
         np.testing.assert_allclose(ours.value.coef, same.value.coef, atol=1e-6)
         np.testing.assert_allclose(ours.stats["objective"], same.stats["objective"], rtol=1e-9)
 
@@ -158,7 +209,15 @@ def test_a_ridge_is_more_data():
 def test_lam_max_and_paths_with_everything():
     at = zoo.instance(11, "squared")
     X, y = jnp.asarray(at.X), jnp.asarray(at.y)
-    path = group_lasso.path(X, y, GROUPS, num_lams=3, min_ratio=0.97, intercept=True, penalty=penalty_of("everything", "float64")).check()
+    path = group_lasso.path(
+        X,
+        y,
+        GROUPS,
+        num_lams=3,
+        min_ratio=0.97,
+        intercept=True,
+        penalty=penalty_of("everything", "float64"),
+    ).check()
     assert path.stats["num_active"][0] == 0 and path.stats["num_active"][1] == 1
     assert np.all(np.asarray(path.value.coef) >= 0)
 
@@ -166,9 +225,17 @@ def test_lam_max_and_paths_with_everything():
 @pytest.mark.slow
 def test_non_negative_least_squares_has_no_certificate():
     at = zoo.instance(3, "squared")
-    nothing = group_lasso.solve(jnp.asarray(at.X), jnp.asarray(at.y), GROUPS, 0.0, penalty=Penalty(nonnegative=True))
+    nothing = group_lasso.solve(
+        jnp.asarray(at.X), jnp.asarray(at.y), GROUPS, 0.0, penalty=Penalty(nonnegative=True)
+    )
     assert nothing.status == Status.STALLED and np.all(np.asarray(nothing.value.coef) >= 0)
-    assert group_lasso.solve(jnp.asarray(at.X), -abs(jnp.asarray(at.X[:, 0])), GROUPS, 0.0, penalty=Penalty(nonnegative=True)).status in (0, 3)
+    assert group_lasso.solve(
+        jnp.asarray(at.X),
+        -abs(jnp.asarray(at.X[:, 0])),
+        GROUPS,
+        0.0,
+        penalty=Penalty(nonnegative=True),
+    ).status in (0, 3)
 
 
 @pytest.mark.parametrize(

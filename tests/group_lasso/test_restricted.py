@@ -1,4 +1,6 @@
-"""Rounds of the loop on the columns that matter: the answers of the loop on all columns, for what the block methods do not cover."""
+"""Rounds of the loop on the columns that matter: the answers of the loop on all columns, for what
+the block methods do not cover.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -53,19 +55,28 @@ def never(*_):
 
 def compare(name, ratio, dtype=jnp.float64, tol=1e-8):
     design, y, groups, keywords = CASES[name]
-    design, y = jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, (design, y))
+    design, y = jax.tree.map(
+        lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf,
+        (design, y),
+    )
     lam = ratio * group_lasso.lam_max(design, y, groups, **keywords)
 
     def solve(design, y, lam):
         return group_lasso.solve(design, y, groups, lam, tol=tol, **keywords)
 
-    return solve(design, y, lam), jax.jit(solve)(design, y, lam).check()  # traced, it is the loop on all columns
+    return solve(design, y, lam), jax.jit(solve)(
+        design, y, lam
+    ).check()  # traced, it is the loop on all columns
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_answers_are_those_of_the_loop_on_all_columns(name, small, monkeypatch):
     plain = solver._solve
-    monkeypatch.setattr(solver, "_solve", lambda problem, *rest: plain(problem, *rest) if traced(problem) else never())
+    monkeypatch.setattr(
+        solver,
+        "_solve",
+        lambda problem, *rest: plain(problem, *rest) if traced(problem) else never(),
+    )
     found, expected = compare(name, 0.5 if name == "square root" else 0.3)
     assert found.check().stats["num_steps"] <= 12 and found.stats["num_active"] > 0
     allowed = 2e-8 * float(expected.stats["scale"])
@@ -73,8 +84,12 @@ def test_answers_are_those_of_the_loop_on_all_columns(name, small, monkeypatch):
     np.testing.assert_allclose(found.stats["scale"], expected.stats["scale"], rtol=1e-12)
     np.testing.assert_allclose(found.value.coef, expected.value.coef, atol=2e-3)
     np.testing.assert_allclose(found.value.intercept, expected.value.intercept, atol=2e-3)
-    assert found.stats["gap"] <= 1e-8 * found.stats["scale"] and jax.tree.structure(found) == jax.tree.structure(expected)
-    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), found) == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), expected)
+    assert found.stats["gap"] <= 1e-8 * found.stats["scale"] and jax.tree.structure(
+        found
+    ) == jax.tree.structure(expected)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), found) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), expected
+    )
 
 
 def traced(problem):
@@ -89,8 +104,14 @@ def test_single_precision(small):
 
 def test_where_most_columns_are_needed_the_loop_goes_on(small):
     found, expected = compare("sparse-group", 0.01)
-    np.testing.assert_allclose(found.check().stats["objective"], expected.stats["objective"], atol=2e-8 * float(expected.stats["scale"]))
-    assert found.stats["num_active"] > G // 2 and found.stats["num_steps"] > 12  # the loop counts steps
+    np.testing.assert_allclose(
+        found.check().stats["objective"],
+        expected.stats["objective"],
+        atol=2e-8 * float(expected.stats["scale"]),
+    )
+    assert (
+        found.stats["num_active"] > G // 2 and found.stats["num_steps"] > 12
+    )  # the loop counts steps
 
 
 def test_ways_to_end(small):
@@ -100,7 +121,9 @@ def test_ways_to_end(small):
     def solve(y, ratio, **more):
         return group_lasso.solve(design, y, groups, ratio * largest, **keywords, **more)
 
-    assert solve(Y, 1.001).check().stats["num_steps"] == 0 and not np.any(solve(Y, 1.001).value.coef)
+    assert solve(Y, 1.001).check().stats["num_steps"] == 0 and not np.any(
+        solve(Y, 1.001).value.coef
+    )
     assert solve(Y, 0.3, max_steps=0).status == Status.MAX_STEPS
     assert solve(Y, 0.3, max_steps=1, tol=1e-12).status == Status.MAX_STEPS
     assert solve(Y.at[0].set(jnp.nan), 0.3).status == Status.NONFINITE
@@ -110,34 +133,56 @@ def test_ways_to_end(small):
 
 
 def test_a_start_that_is_not_allowed(small):
-    """The solution without the constraint is no solution with it, however small its gap would be."""
+    """The solution without the constraint is no solution with it, however small its gap would
+    be.
+    """
     largest = group_lasso.lam_max(X, Y, GROUPS)
     plain = group_lasso.solve(X, Y, GROUPS, 0.3 * largest, tol=1e-9).check()
     assert np.min(plain.value.coef) < -0.1
-    found = group_lasso.solve(X, Y, GROUPS, 0.3 * largest, penalty=Penalty(nonnegative=True), state=plain.state, tol=1e-9).check()
-    cold = group_lasso.solve(X, Y, GROUPS, 0.3 * largest, penalty=Penalty(nonnegative=True), tol=1e-9).check()
+    found = group_lasso.solve(
+        X, Y, GROUPS, 0.3 * largest, penalty=Penalty(nonnegative=True), state=plain.state, tol=1e-9
+    ).check()
+    cold = group_lasso.solve(
+        X, Y, GROUPS, 0.3 * largest, penalty=Penalty(nonnegative=True), tol=1e-9
+    ).check()
     assert np.min(found.value.coef) >= 0
-    np.testing.assert_allclose(found.stats["objective"], cold.stats["objective"], atol=2e-9 * float(cold.stats["scale"]))
+    np.testing.assert_allclose(
+        found.stats["objective"], cold.stats["objective"], atol=2e-9 * float(cold.stats["scale"])
+    )
 
 
 def test_padding_keeps_families_nested():
-    """Columns of zeros that pad a set belong to one coefficient's groups on all levels, so that the dual norm is that of the set."""
+    """Columns of zeros that pad a set belong to one coefficient's groups on all levels, so that the
+    dual norm is that of the set.
+    """
     penalty = Penalty([FAMILIES], l1=0.1)
     problem = inputs.make_problem(X, Y, GROUPS, 1.0, "squared", None, None, None, False, penalty)
     chosen = np.arange(5 * 4 * Q, 6 * 4 * Q, dtype=np.int32)  # a family
     padded = support.restrict(problem, np.append(chosen, np.full(9, G * Q, np.int32)))
     vector = jnp.asarray(RNG.normal(size=len(chosen)))
     of_all = problem.whole_penalty.dual_norm(jnp.zeros(G * Q).at[chosen].set(vector))
-    np.testing.assert_allclose(padded.whole_penalty.dual_norm(jnp.append(vector, jnp.zeros(9))), of_all, rtol=1e-9)
+    np.testing.assert_allclose(
+        padded.whole_penalty.dual_norm(jnp.append(vector, jnp.zeros(9))), of_all, rtol=1e-9
+    )
 
 
 @pytest.mark.parametrize("name", ["sparse-group", "outputs by output"])
 def test_paths(name, small):
     design, y, groups, keywords = CASES[name]
-    found = group_lasso.path(design, y, groups, num_lams=5, min_ratio=0.1, tol=1e-8, **keywords).check()
-    expected = jax.jit(lambda y: group_lasso.path(design, y, groups, num_lams=5, min_ratio=0.1, tol=1e-8, **keywords))(y).check()
+    found = group_lasso.path(
+        design, y, groups, num_lams=5, min_ratio=0.1, tol=1e-8, **keywords
+    ).check()
+    expected = jax.jit(
+        lambda y: group_lasso.path(
+            design, y, groups, num_lams=5, min_ratio=0.1, tol=1e-8, **keywords
+        )
+    )(y).check()
     np.testing.assert_allclose(found.stats["lam"], expected.stats["lam"], rtol=1e-12)
-    np.testing.assert_allclose(found.stats["objective"], expected.stats["objective"], atol=2e-8 * float(expected.stats["scale"][0]))
+    np.testing.assert_allclose(
+        found.stats["objective"],
+        expected.stats["objective"],
+        atol=2e-8 * float(expected.stats["scale"][0]),
+    )
     assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, expected)
     assert np.max(found.stats["num_steps"]) <= 12 < np.max(expected.stats["num_steps"])
 
@@ -161,7 +206,11 @@ def test_cross_validation_is_that_of_the_batch(small, monkeypatch):
     folds = np.arange(T) % 3
     keywords = dict(lams=jnp.asarray([0.8, 0.4]), tol=1e-8, **keywords)
     calls = []
-    monkeypatch.setattr(solver, "solve_on_columns", lambda *args: calls.append(args) or restricted.solve_on_columns(*args))
+    monkeypatch.setattr(
+        solver,
+        "solve_on_columns",
+        lambda *args: calls.append(args) or restricted.solve_on_columns(*args),
+    )
     found = group_lasso.cross_validate(design, y, groups, folds, **keywords)
     assert len(calls) == 3 * 2  # each fold's path
     monkeypatch.setattr(restricted, "_WORTHWHILE", 1 << 30)

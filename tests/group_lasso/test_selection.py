@@ -1,4 +1,6 @@
-"""Degrees of freedom against differences and Stein's formula, information criteria and stability selection against plain loops."""
+"""Degrees of freedom against differences and Stein's formula, information criteria and stability
+selection against plain loops.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -24,14 +26,23 @@ def batch_of(**keywords):
     @jax.vmap
     def run(y, lam, tol):
         solution = group_lasso.solve(X, y, GROUPS, lam, tol=tol, **keywords)
-        return X @ solution.value.coef + solution.value.intercept, group_lasso.degrees_of_freedom(X, y, GROUPS, lam, solution.value, **keywords)
+        return X @ solution.value.coef + solution.value.intercept, group_lasso.degrees_of_freedom(
+            X, y, GROUPS, lam, solution.value, **keywords
+        )
 
     return run
 
 
 SETTINGS = [
-    pytest.param(dict(weights="sqrt_size", sample_weight=C, intercept=True), 0.3, id="weighted, intercept"),
-    pytest.param(dict(penalty=Penalty(l1=0.5, ridge=0.2)), 0.2, id="sparse group, ridge", marks=pytest.mark.slow),
+    pytest.param(
+        dict(weights="sqrt_size", sample_weight=C, intercept=True), 0.3, id="weighted, intercept"
+    ),
+    pytest.param(
+        dict(penalty=Penalty(l1=0.5, ridge=0.2)),
+        0.2,
+        id="sparse group, ridge",
+        marks=pytest.mark.slow,
+    ),
     pytest.param(dict(), 0.3, id="plain", marks=pytest.mark.slow),
     pytest.param(dict(loss="sqrt", intercept=True), 0.3, id="sqrt", marks=pytest.mark.slow),
 ]
@@ -40,13 +51,19 @@ SETTINGS = [
 @pytest.mark.parametrize("keywords, lam", SETTINGS)
 def test_degrees_of_freedom_are_the_trace_of_the_derivative(keywords, lam):
     run, step = batch_of(**keywords), 1e-5
-    moved = np.vstack([AT.y + step * np.eye(T), AT.y - step * np.eye(T), np.tile(AT.y, (LANES - 2 * T, 1))])
+    moved = np.vstack(
+        [AT.y + step * np.eye(T), AT.y - step * np.eye(T), np.tile(AT.y, (LANES - 2 * T, 1))]
+    )
     fitted, freedom = run(jnp.asarray(moved), jnp.full(LANES, lam), jnp.full(LANES, 1e-14))
     central = np.trace((fitted[:T] - fitted[T : 2 * T]) / (2 * step))
     assert 2 < central < 20
     np.testing.assert_allclose(freedom[-1], central, rtol=2e-6)
-    loose = group_lasso.solve(X, Y, GROUPS, lam, **keywords).check().value  # concrete: on the columns of the support alone
-    np.testing.assert_allclose(group_lasso.degrees_of_freedom(X, Y, GROUPS, lam, loose, **keywords), central, rtol=2e-6)
+    loose = (
+        group_lasso.solve(X, Y, GROUPS, lam, **keywords).check().value
+    )  # concrete: on the columns of the support alone
+    np.testing.assert_allclose(
+        group_lasso.degrees_of_freedom(X, Y, GROUPS, lam, loose, **keywords), central, rtol=2e-6
+    )
     if "sample_weight" in keywords or "loss" in keywords:
         return
     # Stein: E df = Σ cov(z_t, y_t)/σ²
@@ -61,9 +78,17 @@ def test_degrees_of_freedom_are_the_trace_of_the_derivative(keywords, lam):
 def test_degrees_of_freedom_at_the_ends():
     narrow = Groups.equal(4, 2)
     zero = group_lasso.solve(X[:, :8], Y, narrow, 1e3, intercept=True).value
-    assert abs(group_lasso.degrees_of_freedom(X[:, :8], Y, narrow, 1e3, zero, intercept=True) - 1) < 1e-9
+    assert (
+        abs(group_lasso.degrees_of_freedom(X[:, :8], Y, narrow, 1e3, zero, intercept=True) - 1)
+        < 1e-9
+    )
     everything = group_lasso.solve(X[:, :8], Y, narrow, 0.0, intercept=True).value
-    assert abs(group_lasso.degrees_of_freedom(X[:, :8], Y, narrow, 0.0, everything, intercept=True) - 9) < 1e-9
+    assert (
+        abs(
+            group_lasso.degrees_of_freedom(X[:, :8], Y, narrow, 0.0, everything, intercept=True) - 9
+        )
+        < 1e-9
+    )
 
 
 @pytest.mark.slow
@@ -80,15 +105,22 @@ def test_the_information_criterion_is_its_formula(loss):
         z = at.X @ value.coef + value.intercept
         fit = 2 * T * zoo.loss_value(loss, z, at.y, at.sample_weight)
         fit = total * np.log(fit / total) if loss == "squared" else fit
-        freedom = group_lasso.degrees_of_freedom(X, y, GROUPS, lam, jax.tree.map(jnp.asarray, value), **keywords)
+        freedom = group_lasso.degrees_of_freedom(
+            X, y, GROUPS, lam, jax.tree.map(jnp.asarray, value), **keywords
+        )
         np.testing.assert_allclose(found.degrees[k], freedom, rtol=1e-9)
         active = np.count_nonzero(zoo.norms(value.coef))
-        np.testing.assert_allclose(found.score[k], fit + freedom * np.log(total) + np.log(comb(7, active)), rtol=1e-9)
+        np.testing.assert_allclose(
+            found.score[k], fit + freedom * np.log(total) + np.log(comb(7, active)), rtol=1e-9
+        )
     assert found.best == lams[np.argmin(found.score)] and found.degrees[0] == pytest.approx(1)
 
 
 def test_mistakes_are_named():
-    for changed, message in ((dict(lam=-1.0), "lam must be >= 0"), (dict(lam=1.0, threshold=0.5), r"threshold must lie in \(0.5, 1\]")):
+    for changed, message in (
+        (dict(lam=-1.0), "lam must be >= 0"),
+        (dict(lam=1.0, threshold=0.5), r"threshold must lie in \(0.5, 1\]"),
+    ):
         with pytest.raises(ValueError, match=message):
             group_lasso.stability_selection(jax.random.key(0), X, Y, GROUPS, **changed)
 
@@ -96,7 +128,9 @@ def test_mistakes_are_named():
 @pytest.mark.slow
 def test_stability_selection_counts_fits_on_halves():
     lam, key, pairs = 0.8, jax.random.key(0), 6
-    found = group_lasso.stability_selection(key, X, Y, GROUPS, lam, num_pairs=pairs, threshold=0.7, intercept=True)
+    found = group_lasso.stability_selection(
+        key, X, Y, GROUPS, lam, num_pairs=pairs, threshold=0.7, intercept=True
+    )
     halves = np.asarray(_halves(key, jnp.ones(T), num_pairs=pairs)).reshape(pairs, 2, T)
     assert np.all(np.isin(halves, [0.0, 2.0])) and np.all(halves.sum(axis=1) == 2.0)
     counts = np.zeros(len(zoo.SIZES))
@@ -109,7 +143,9 @@ def test_stability_selection_counts_fits_on_halves():
     np.testing.assert_array_equal(found.selected, frequency >= 0.7)
     assert np.all(np.asarray(found.status) == 0) and 0 < found.selected.sum() < 7
     share = frequency.sum() ** 2 / 7
-    np.testing.assert_allclose([found.bound, found.unimodal_bound], [share / 0.4, share / (2 * (0.4 - 1 / 12))], rtol=1e-9)
+    np.testing.assert_allclose(
+        [found.bound, found.unimodal_bound], [share / 0.4, share / (2 * (0.4 - 1 / 12))], rtol=1e-9
+    )
 
 
 @pytest.mark.slow
@@ -118,7 +154,9 @@ def test_noise_is_selected_no_more_often_than_the_bounds_say():
     for seed in range(40):
         rng = np.random.default_rng(seed)
         features, y = jnp.asarray(rng.normal(size=(40, 40))), jnp.asarray(rng.normal(size=40))
-        found = group_lasso.stability_selection(jax.random.key(seed), features, y, groups, 0.25, num_pairs=25, threshold=0.8)
+        found = group_lasso.stability_selection(
+            jax.random.key(seed), features, y, groups, 0.25, num_pairs=25, threshold=0.8
+        )
         chosen.append(float(found.selected.sum()))
         bounds.append([float(found.bound), float(found.unimodal_bound)])
     error = 4 * np.std(chosen) / np.sqrt(len(chosen))
@@ -128,12 +166,21 @@ def test_noise_is_selected_no_more_often_than_the_bounds_say():
 
 def test_a_refit_is_least_squares_on_the_support():
     solution = group_lasso.solve(X, Y, GROUPS, 1.0, intercept=True).check()
-    refitted = group_lasso.refit(X, Y, GROUPS, solution.value, sample_weight=C, intercept=True).check()
+    refitted = group_lasso.refit(
+        X, Y, GROUPS, solution.value, sample_weight=C, intercept=True
+    ).check()
     active = (zoo.norms(np.asarray(solution.value.coef)) > 0)[zoo.LABELS]
     assert 0 < active.sum() < 12
     columns = np.column_stack([AT.X[:, active], np.ones(T)])
-    exact = np.linalg.lstsq(np.sqrt(AT.sample_weight)[:, None] * columns, np.sqrt(AT.sample_weight) * AT.y, rcond=None)[0]
-    np.testing.assert_allclose(np.append(np.asarray(refitted.value.coef)[active], refitted.value.intercept), exact, rtol=1e-4, atol=1e-5)
+    exact = np.linalg.lstsq(
+        np.sqrt(AT.sample_weight)[:, None] * columns, np.sqrt(AT.sample_weight) * AT.y, rcond=None
+    )[0]
+    np.testing.assert_allclose(
+        np.append(np.asarray(refitted.value.coef)[active], refitted.value.intercept),
+        exact,
+        rtol=1e-4,
+        atol=1e-5,
+    )
     assert not np.any(np.asarray(refitted.value.coef)[~active])
     with pytest.raises(ValueError, match="may only be a ridge"):
         group_lasso.refit(X, Y, GROUPS, solution.value, penalty=Penalty(l1=1.0))
@@ -141,7 +188,9 @@ def test_a_refit_is_least_squares_on_the_support():
 
 @pytest.mark.slow
 def test_the_margin_is_the_distance_to_another_support():
-    """It is small on both sides of a lam at which a group enters, and else what the optimality conditions say."""
+    """It is small on both sides of a lam at which a group enters, and else what the optimality
+    conditions say.
+    """
     lams = group_lasso.lam_max(X, Y, GROUPS, intercept=True) * np.geomspace(0.99, 0.05, 60)
     path = group_lasso.path(X, Y, GROUPS, lams=lams, intercept=True, tol=1e-13)
     margins = []

@@ -1,4 +1,6 @@
-"""Solutions against independent libraries, optimality conditions, invariances, limits of lam, and every way to end."""
+"""Solutions against independent libraries, optimality conditions, invariances, limits of lam, and
+every way to end.
+"""
 
 import functools
 
@@ -7,7 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import zoo
-from sklearn.linear_model import HuberRegressor, Lasso, LogisticRegression, MultiTaskLasso, PoissonRegressor
+from sklearn.linear_model import (
+    HuberRegressor,
+    Lasso,
+    LogisticRegression,
+    MultiTaskLasso,
+    PoissonRegressor,
+)
 
 from jaxsac import Status, designs, group_lasso, losses
 from jaxsac.prox import Groups, group_norms
@@ -32,7 +40,9 @@ def test_squared_loss_of_single_columns_is_the_lasso():
 def test_logistic_loss_of_single_columns_is_l1_logistic_regression():
     at = zoo.instance(4, "logistic")
     lam = 0.02
-    ours = solve(jnp.asarray(at.X), jnp.asarray(at.y), SINGLES, lam, loss="logistic", intercept=False).check()
+    ours = solve(
+        jnp.asarray(at.X), jnp.asarray(at.y), SINGLES, lam, loss="logistic", intercept=False
+    ).check()
     theirs = LogisticRegression(
         C=1 / (lam * len(at.y)), l1_ratio=1.0, solver="liblinear", fit_intercept=False, tol=1e-12, max_iter=100_000
     ).fit(at.X, at.y)  # fmt: skip
@@ -55,13 +65,19 @@ def test_without_a_penalty_the_libraries_of_the_losses_agree():
     at = zoo.instance(5, "poisson")
     narrow, small = at.X[:, :4], Groups.equal(2, 2)
     ours = solve(jnp.asarray(narrow), jnp.asarray(at.y), small, 0.0, loss="poisson").check()
-    theirs = PoissonRegressor(alpha=0.0, tol=1e-12, max_iter=10_000, solver="newton-cholesky").fit(narrow, at.y)
+    theirs = PoissonRegressor(alpha=0.0, tol=1e-12, max_iter=10_000, solver="newton-cholesky").fit(
+        narrow, at.y
+    )
     np.testing.assert_allclose(ours.value.coef, theirs.coef_, atol=1e-5)
     np.testing.assert_allclose(ours.value.intercept, theirs.intercept_, atol=1e-5)
     at = zoo.instance(5, "huber")
     narrow = at.X[:, :4]
-    reference = HuberRegressor(alpha=0.0, epsilon=1.35, tol=1e-12, max_iter=10_000).fit(narrow, at.y)
-    huber = losses.huber(1.35 * reference.scale_)  # theirs fits the scale too; at that scale the coefficients agree
+    reference = HuberRegressor(alpha=0.0, epsilon=1.35, tol=1e-12, max_iter=10_000).fit(
+        narrow, at.y
+    )
+    huber = losses.huber(
+        1.35 * reference.scale_
+    )  # theirs fits the scale too; at that scale the coefficients agree
     ours = solve(jnp.asarray(narrow), jnp.asarray(at.y), small, 0.0, loss=huber).check()
     np.testing.assert_allclose(ours.value.coef, reference.coef_, atol=1e-3)
 
@@ -69,22 +85,34 @@ def test_without_a_penalty_the_libraries_of_the_losses_agree():
 def test_optimality_conditions():
     lam = 0.1 * LAM_MAX
     solution = solve(X, Y, GROUPS, lam, weights="sqrt_size").check()
-    residual = (AT.y - AT.X @ np.asarray(solution.value.coef) - float(solution.value.intercept)) / len(AT.y)
+    residual = (
+        AT.y - AT.X @ np.asarray(solution.value.coef) - float(solution.value.intercept)
+    ) / len(AT.y)
     pull, norms = residual @ AT.X, zoo.norms(np.asarray(solution.value.coef))
     threshold = lam * np.sqrt(zoo.SIZES)
     active = norms > 0
     assert 0 < active.sum() < len(zoo.SIZES) and active.sum() == solution.stats["num_active"]
     assert np.all(zoo.norms(pull)[~active] <= threshold[~active] * (1 + 1e-9))
-    direction = np.asarray(solution.value.coef) * (threshold / np.where(active, norms, 1))[zoo.LABELS]
-    np.testing.assert_allclose(np.where(active[zoo.LABELS], pull - direction, 0), np.zeros(zoo.NUM_COLUMNS), atol=1e-5)
+    direction = (
+        np.asarray(solution.value.coef) * (threshold / np.where(active, norms, 1))[zoo.LABELS]
+    )
+    np.testing.assert_allclose(
+        np.where(active[zoo.LABELS], pull - direction, 0), np.zeros(zoo.NUM_COLUMNS), atol=1e-5
+    )
     assert abs(residual.sum()) < 1e-10 and solution.stats["kkt"] < 1e-5
 
 
 @pytest.mark.parametrize("loss", ["squared", "logistic"])
 def test_lam_max_is_the_largest_pull_at_the_null_model(loss):
     at = zoo.instance(6, loss)
-    keywords = dict(weights=jnp.asarray(at.weights), sample_weight=jnp.asarray(at.sample_weight), offset=jnp.asarray(at.offset))
-    largest = group_lasso.lam_max(jnp.asarray(at.X), jnp.asarray(at.y), GROUPS, loss=loss, intercept=True, **keywords)
+    keywords = dict(
+        weights=jnp.asarray(at.weights),
+        sample_weight=jnp.asarray(at.sample_weight),
+        offset=jnp.asarray(at.offset),
+    )
+    largest = group_lasso.lam_max(
+        jnp.asarray(at.X), jnp.asarray(at.y), GROUPS, loss=loss, intercept=True, **keywords
+    )
     np.testing.assert_allclose(largest, zoo.lam_max(loss, at, has_intercept=True), rtol=1e-10)
 
 
@@ -104,12 +132,18 @@ def test_permuting_scaling_and_doubling():
     scaled = solve(4.0 * X, 3.0 * Y, GROUPS, 12.0 * lam).check().value
     np.testing.assert_allclose(scaled.coef, 0.75 * base.coef, atol=1e-6)
     np.testing.assert_allclose(scaled.intercept, 3.0 * base.intercept, atol=1e-6)
-    rows = np.sort(np.random.default_rng(1).integers(0, zoo.NUM_SAMPLES, zoo.NUM_SAMPLES))  # some records twice, some never
+    rows = np.sort(
+        np.random.default_rng(1).integers(0, zoo.NUM_SAMPLES, zoo.NUM_SAMPLES)
+    )  # some records twice, some never
     repeated = solve(X[rows], Y[rows], GROUPS, lam).check().value
     weight = jnp.asarray(np.bincount(rows, minlength=zoo.NUM_SAMPLES).astype(float))
     weighted = solve(X, Y, GROUPS, lam, sample_weight=weight).check().value
     np.testing.assert_allclose(weighted.coef, repeated.coef, atol=1e-6)
-    np.testing.assert_allclose(solve(X, Y - 2.0, GROUPS, lam, offset=jnp.full(zoo.NUM_SAMPLES, -2.0)).value.coef, base.coef, atol=1e-6)
+    np.testing.assert_allclose(
+        solve(X, Y - 2.0, GROUPS, lam, offset=jnp.full(zoo.NUM_SAMPLES, -2.0)).value.coef,
+        base.coef,
+        atol=1e-6,
+    )
 
 
 def test_empty_and_segmented_groups_change_nothing():
@@ -123,7 +157,9 @@ def test_empty_and_segmented_groups_change_nothing():
 def test_designs_that_are_never_built_agree_with_the_matrix():
     rng = np.random.default_rng(1)
     T, M, q = 40, 5, 3
-    actions = np.where(rng.uniform(size=(T, 2)) < 0.2, -1, np.argsort(rng.uniform(size=(T, M)), axis=1)[:, :2]).astype(np.int32)
+    actions = np.where(
+        rng.uniform(size=(T, 2)) < 0.2, -1, np.argsort(rng.uniform(size=(T, M)), axis=1)[:, :2]
+    ).astype(np.int32)
     features = rng.normal(size=(T, q))
     matrix = np.zeros((T, M, q))
     for t in range(T):
@@ -131,7 +167,11 @@ def test_designs_that_are_never_built_agree_with_the_matrix():
             matrix[t, j] += features[t]
     y = matrix.reshape(T, -1) @ rng.normal(size=M * q) + rng.normal(size=T)
     groups = Groups.equal(M, q)
-    gathered = solve(designs.budgeted_choice(actions, features, M), jnp.asarray(y), groups, 0.1).check().value
+    gathered = (
+        solve(designs.budgeted_choice(actions, features, M), jnp.asarray(y), groups, 0.1)
+        .check()
+        .value
+    )
     built = solve(jnp.asarray(matrix.reshape(T, -1)), jnp.asarray(y), groups, 0.1).check().value
     np.testing.assert_allclose(gathered.coef, built.coef, atol=1e-6)
     np.testing.assert_allclose(gathered.intercept, built.intercept, atol=1e-6)
@@ -139,8 +179,12 @@ def test_designs_that_are_never_built_agree_with_the_matrix():
 
 @pytest.mark.parametrize("dtype", [pytest.param(jnp.float32, marks=pytest.mark.slow), jnp.float64])
 def test_lam_zero_is_least_squares(dtype):
-    narrow = np.asarray(AT.X * (np.arange(zoo.NUM_COLUMNS) < 8), dtype)  # the other columns are zero
-    solution = group_lasso.solve(jnp.asarray(narrow), jnp.asarray(AT.y, dtype), GROUPS, 0.0, intercept=True).check()
+    narrow = np.asarray(
+        AT.X * (np.arange(zoo.NUM_COLUMNS) < 8), dtype
+    )  # the other columns are zero
+    solution = group_lasso.solve(
+        jnp.asarray(narrow), jnp.asarray(AT.y, dtype), GROUPS, 0.0, intercept=True
+    ).check()
     columns = np.column_stack([narrow, np.ones(zoo.NUM_SAMPLES)]).astype(np.float64)
     exact = np.linalg.lstsq(columns, AT.y, rcond=None)[0]
     best = 0.5 * np.mean((AT.y - columns @ exact) ** 2)
@@ -151,12 +195,26 @@ def test_lam_zero_is_least_squares(dtype):
 
 def test_every_way_to_end():
     lam = 0.01 * LAM_MAX
-    assert group_lasso.solve(X, Y, GROUPS, lam, intercept=True, max_steps=10).status == Status.MAX_STEPS
+    assert (
+        group_lasso.solve(X, Y, GROUPS, lam, intercept=True, max_steps=10).status
+        == Status.MAX_STEPS
+    )
     stalled = group_lasso.solve(X, Y, GROUPS, lam, intercept=True, tol=1e-18)
-    assert stalled.status == Status.STALLED and stalled.stats["gap"] < 1e-10 * stalled.stats["scale"]
-    assert group_lasso.solve(X.at[3, 2].set(jnp.nan), Y, GROUPS, lam, intercept=True).status == Status.NONFINITE
-    assert group_lasso.solve(X, Y.at[0].set(jnp.inf), GROUPS, lam, intercept=True).status == Status.NONFINITE
-    assert jax.jit(lambda lam: group_lasso.solve(X, Y, GROUPS, lam, intercept=True).status)(-1.0) == Status.NONFINITE
+    assert (
+        stalled.status == Status.STALLED and stalled.stats["gap"] < 1e-10 * stalled.stats["scale"]
+    )
+    assert (
+        group_lasso.solve(X.at[3, 2].set(jnp.nan), Y, GROUPS, lam, intercept=True).status
+        == Status.NONFINITE
+    )
+    assert (
+        group_lasso.solve(X, Y.at[0].set(jnp.inf), GROUPS, lam, intercept=True).status
+        == Status.NONFINITE
+    )
+    assert (
+        jax.jit(lambda lam: group_lasso.solve(X, Y, GROUPS, lam, intercept=True).status)(-1.0)
+        == Status.NONFINITE
+    )
 
 
 def test_a_run_continues_where_it_was_and_a_solution_restarts_at_once():
@@ -167,7 +225,8 @@ def test_a_run_continues_where_it_was_and_a_solution_restarts_at_once():
     part = run(max_steps=50)
     rest = run(state=part.state)
     assert part.stats["num_steps"] + rest.stats["num_steps"] == whole.stats["num_steps"]
-    # the same steps; the predictions at the seam are recomputed, in another program, so the last bits may differ
+    # the same steps; the predictions at the seam are recomputed, in another program, so the last
+    # bits may differ
     np.testing.assert_allclose(rest.value.coef, whole.value.coef, rtol=1e-11)
     again = run(state=whole.state)
     assert again.status == Status.CONVERGED and again.stats["num_steps"] == 0
@@ -180,19 +239,31 @@ def test_a_batch_of_lams_is_a_loop_and_shares_the_matrix():
     for lane, lam in enumerate(lams):
         alone = solve(X, Y, GROUPS, lam)
         np.testing.assert_allclose(batch.value.coef[lane], alone.value.coef, atol=1e-6)
-    # one product with X for all lanes: no operand of a dot, and nothing else, has lanes x T x p entries
+    # one product with X for all lanes: no operand of a dot, and nothing else, has lanes x T x p
+    # entries
     text = batch_of.lower(lams).compile().as_text()
-    assert f"[3,{zoo.NUM_SAMPLES},{zoo.NUM_COLUMNS}]" not in text and f"[{zoo.NUM_SAMPLES},{zoo.NUM_COLUMNS},3]" not in text
+    assert (
+        f"[3,{zoo.NUM_SAMPLES},{zoo.NUM_COLUMNS}]" not in text
+        and f"[{zoo.NUM_SAMPLES},{zoo.NUM_COLUMNS},3]" not in text
+    )
 
 
 def test_a_path_is_certified_at_every_lam():
     solution = group_lasso.path(X, Y, GROUPS, num_lams=12, min_ratio=0.01, intercept=True).check()
     lams = np.asarray(solution.stats["lam"])
     np.testing.assert_allclose(lams, LAM_MAX * 0.01 ** np.linspace(0, 1, 12), rtol=1e-12)
-    assert solution.value.coef.shape == (12, zoo.NUM_COLUMNS) and solution.stats["num_active"][0] == 0
-    plain = AT._replace(weights=np.ones(len(zoo.SIZES)), sample_weight=np.ones(zoo.NUM_SAMPLES), offset=np.zeros(zoo.NUM_SAMPLES))
+    assert (
+        solution.value.coef.shape == (12, zoo.NUM_COLUMNS) and solution.stats["num_active"][0] == 0
+    )
+    plain = AT._replace(
+        weights=np.ones(len(zoo.SIZES)),
+        sample_weight=np.ones(zoo.NUM_SAMPLES),
+        offset=np.zeros(zoo.NUM_SAMPLES),
+    )
     for lam, coef, intercept in zip(lams, *solution.value, strict=True):
-        gap, scale = zoo.gap("squared", plain, lam, np.asarray(coef), float(intercept), has_intercept=True)
+        gap, scale = zoo.gap(
+            "squared", plain, lam, np.asarray(coef), float(intercept), has_intercept=True
+        )
         assert gap <= 1e-6 * scale
     assert np.all(np.diff(solution.stats["objective"]) <= 1e-9)
 
@@ -205,9 +276,13 @@ def test_multinomial_and_budgeted_gibbs_with_budget_one_agree():
     labels[features[:, 0] > 0.5] = 2
     design, groups = designs.multi_output(features, 4), Groups.equal(4, 3)
     classes = jnp.asarray(labels, jnp.int32)
-    multinomial = group_lasso.solve(design, classes, groups, 0.03, loss="multinomial", tol=1e-10).check()
+    multinomial = group_lasso.solve(
+        design, classes, groups, 0.03, loss="multinomial", tol=1e-10
+    ).check()
     gibbs = losses.budgeted_gibbs(1, exactly=True)
-    policy = group_lasso.solve(design, classes[:, None], groups, 0.03, loss=gibbs, tol=1e-10).check()
+    policy = group_lasso.solve(
+        design, classes[:, None], groups, 0.03, loss=gibbs, tol=1e-10
+    ).check()
     np.testing.assert_allclose(policy.value.coef, multinomial.value.coef, atol=1e-5)
     assert 0 < np.count_nonzero(group_norms(policy.value.coef, groups)) < 4
 

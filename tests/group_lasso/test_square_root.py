@@ -1,4 +1,6 @@
-"""The square-root loss: its certificate, its relation to least squares, the level of the simulated lam, and the alternation for large X."""
+"""The square-root loss: its certificate, its relation to least squares, the level of the simulated
+lam, and the alternation for large X.
+"""
 
 import functools
 
@@ -15,7 +17,9 @@ GROUPS = Groups.from_sizes(zoo.SIZES)
 
 
 def judged(at, lam, coef, intercept):
-    """Objective, gap and null objective in float64 numpy; the dual point is ρ with the intercept refitted, scaled to be feasible."""
+    """Objective, gap and null objective in float64 numpy; the dual point is ρ with the intercept
+    refitted, scaled to be feasible.
+    """
     T, c = len(at.y), at.sample_weight
     target = at.y - at.offset
 
@@ -39,7 +43,11 @@ def judged(at, lam, coef, intercept):
     slope, bend = nu @ target, least * length**2
     s = min(top, slope / bend)
     assert not free.any()
-    return objective, objective - (s * slope + 0.5 * least * (1 - s**2 * length**2)), spread(target)[1]
+    return (
+        objective,
+        objective - (s * slope + 0.5 * least * (1 - s**2 * length**2)),
+        spread(target)[1],
+    )
 
 
 @pytest.mark.parametrize("dtype, count", [
@@ -56,20 +64,26 @@ def test_no_false_convergence(dtype, count):
     @jax.jit
     @jax.vmap
     def run(X, y, weights, sample_weight, offset, ratio):
-        keywords = dict(weights=weights, sample_weight=sample_weight, offset=offset, loss="sqrt", intercept=True)
+        keywords = dict(
+            weights=weights, sample_weight=sample_weight, offset=offset, loss="sqrt", intercept=True
+        )
         lam = ratio * group_lasso.lam_max(X, y, GROUPS, **keywords)
         return lam, group_lasso.solve(X, y, GROUPS, lam, **keywords)
 
     lams, solution = jax.tree.map(np.asarray, run(*arrays, ratios))
     tol = 1e-6 if dtype == "float64" else 1e-4
     converged = solution.status == Status.CONVERGED
-    assert converged.mean() >= (1.0 if dtype == "float64" else 0.7), np.unique(solution.status, return_counts=True)
+    assert converged.mean() >= (1.0 if dtype == "float64" else 0.7), np.unique(
+        solution.status, return_counts=True
+    )
     for lane, at in enumerate(lanes):
         exact = zoo.Instance(*(np.asarray(a, np.float64) for a in at))
         value = solution.value.coef[lane].astype(np.float64), float(solution.value.intercept[lane])
         objective, gap, scale = judged(exact, float(lams[lane]), *value)
         assert not converged[lane] or -1e-12 * scale <= gap <= tol * scale, (lane, gap / scale)
-        assert abs(objective - solution.stats["objective"][lane]) <= solution.stats["rounding"][lane]
+        assert (
+            abs(objective - solution.stats["objective"][lane]) <= solution.stats["rounding"][lane]
+        )
 
 
 @pytest.mark.slow
@@ -82,7 +96,9 @@ def test_the_solution_is_that_of_least_squares_at_lam_times_sigma():
         sigma = jnp.sqrt(jnp.mean((y - X @ root.value.coef - root.value.intercept) ** 2))
         squares = group_lasso.solve(X, y, GROUPS, lam * sigma, **keywords).check()
         np.testing.assert_allclose(root.value.coef, squares.value.coef, atol=1e-6)
-        scaled = group_lasso.solve(X, 1e3 * y, GROUPS, lam, loss="sqrt", **keywords).check()  # the same lam for 1,000 times the noise
+        scaled = group_lasso.solve(
+            X, 1e3 * y, GROUPS, lam, loss="sqrt", **keywords
+        ).check()  # the same lam for 1,000 times the noise
         np.testing.assert_allclose(scaled.value.coef, 1e3 * root.value.coef, rtol=1e-5, atol=1e-4)
     constant = group_lasso.solve(X, 0 * y + 3.3, GROUPS, 0.2, loss="sqrt", **keywords).check()
     assert not np.any(constant.value.coef) and abs(constant.value.intercept - 3.3) < 1e-12
@@ -92,18 +108,39 @@ def test_noise_exceeds_the_simulated_lam_as_often_as_asked():
     at = zoo.instance(5, "squared")
     X, weight = jnp.asarray(at.X), jnp.asarray(at.sample_weight).at[-2:].set(1.0)
     keywords = dict(sample_weight=weight, intercept=True)
-    simulated = functools.partial(group_lasso.simulated_lam, jax.random.key(0), X, groups=GROUPS, level=0.1, factor=1.0, num_draws=2000)
-    noise = 5.0 + 2.0 * jax.random.normal(jax.random.key(1), (2000, zoo.NUM_SAMPLES)) / jnp.sqrt(weight)[None]
+    simulated = functools.partial(
+        group_lasso.simulated_lam,
+        jax.random.key(0),
+        X,
+        groups=GROUPS,
+        level=0.1,
+        factor=1.0,
+        num_draws=2000,
+    )
+    noise = (
+        5.0
+        + 2.0
+        * jax.random.normal(jax.random.key(1), (2000, zoo.NUM_SAMPLES))
+        / jnp.sqrt(weight)[None]
+    )
     lam = simulated(noise[0], loss="sqrt", **keywords)
-    np.testing.assert_allclose(simulated(100.0 * noise[1], loss="sqrt", **keywords), lam, rtol=1e-12)  # it does not depend on y
+    np.testing.assert_allclose(
+        simulated(100.0 * noise[1], loss="sqrt", **keywords), lam, rtol=1e-12
+    )  # it does not depend on y
     problem = make_problem(X, noise[0], GROUPS, 0.0, "squared", None, weight, None, True)
     centred = noise - jnp.sum(weight[None] * noise, axis=1, keepdims=True) / jnp.sum(weight)
-    scores = weight[None] * centred / jnp.sqrt(zoo.NUM_SAMPLES * jnp.sum(weight[None] * centred**2, axis=1, keepdims=True))
+    scores = (
+        weight[None]
+        * centred
+        / jnp.sqrt(zoo.NUM_SAMPLES * jnp.sum(weight[None] * centred**2, axis=1, keepdims=True))
+    )
     worst = np.max([zoo.norms(pull) for pull in np.asarray(scores @ at.X)], axis=1)
     spread = np.sqrt(2 * 0.1 * 0.9 / 2000)  # of the difference of two such frequencies
     assert abs(np.mean(worst > float(lam)) - 0.1) <= 4 * spread
     # least squares by multipliers: the law given the residual is Gaussian with known moments
-    residual = np.asarray(problem.residual(problem.constant(jnp.sum(weight * noise[0]) / jnp.sum(weight))))
+    residual = np.asarray(
+        problem.residual(problem.constant(jnp.sum(weight * noise[0]) / jnp.sum(weight)))
+    )
     draws = np.random.default_rng(0).normal(size=(4000, zoo.NUM_SAMPLES)) * residual
     draws = draws - np.asarray(weight / jnp.sum(weight)) * draws.sum(axis=1, keepdims=True)
     quantile = np.quantile(np.max([zoo.norms(pull) for pull in draws @ at.X], axis=1), 0.9)

@@ -1,4 +1,6 @@
-"""The main job from the shell: a log in, a report, a plot, numbers and a router out; new text routed; bad input told what to do."""
+"""The main job from the shell: a log in, a report, a plot, numbers and a router out; new text
+routed; bad input told what to do.
+"""
 
 import json
 import random
@@ -11,7 +13,13 @@ from jaxsac.__main__ import main
 from jaxsac.route import report
 from jaxsac.route.router import choose, load_router
 
-TOPICS = {"chart": ["draw"], "table": ["load", "join"], "mail": ["send"], "sum": ["add"], "photo": ["resize"]}
+TOPICS = {
+    "chart": ["draw"],
+    "table": ["load", "join"],
+    "mail": ["send"],
+    "sum": ["add"],
+    "photo": ["resize"],
+}
 FILLERS = ["please", "now", "the", "weekly", "team", "data", "new", "for"]
 
 
@@ -22,14 +30,35 @@ def make_log(folder, records=160, numeric=False):
         topics = rng.sample(sorted(TOPICS), rng.choice([1, 1, 2]))
         words = topics + rng.sample(FILLERS, 3)
         rng.shuffle(words)
-        tools = [tool for topic in topics for tool in TOPICS[topic] if rng.random() < 0.9] or ["log"]
+        tools = [tool for topic in topics for tool in TOPICS[topic] if rng.random() < 0.9] or [
+            "log"
+        ]
         tools += ["log"] if rng.random() < 0.3 else []
         context = [float(topic in topics) for topic in TOPICS] if numeric else " ".join(words)
-        lines.append(json.dumps({"context": context, "tools": tools, "utility": 1, **({"group": str(len(lines))} if numeric else {})}))
-    lines.append(json.dumps({"context": [0] * 5 if numeric else "everything", "tools": [f"t{number}" for number in range(9)]}))
+        lines.append(
+            json.dumps(
+                {
+                    "context": context,
+                    "tools": tools,
+                    "utility": 1,
+                    **({"group": str(len(lines))} if numeric else {}),
+                }
+            )
+        )
+    lines.append(
+        json.dumps(
+            {
+                "context": [0] * 5 if numeric else "everything",
+                "tools": [f"t{number}" for number in range(9)],
+            }
+        )
+    )
     path = folder / "calls.jsonl"
     path.write_text("\n".join(lines) + "\n")
-    descriptions = {"draw": {"description": "Draw a chart.", "cost": 120, "family": "plots"}, "load": {"description": "Load a table."}}
+    descriptions = {
+        "draw": {"description": "Draw a chart.", "cost": 120, "family": "plots"},
+        "load": {"description": "Load a table."},
+    }
     descriptions["resize"] = {"family": "plots"}
     (folder / "tools.json").write_text(json.dumps(descriptions))
     return path
@@ -50,25 +79,48 @@ def numbers(finished):
 def test_the_results_folder(finished):
     names = {path.name for path in (finished / "out").iterdir()}
     assert names == {"report.txt", "report.json", "route.png", "policy.npz", "features.npz"}
-    assert sorted(path.name for path in finished.iterdir()) == ["calls.jsonl", "out", "tools.json"]  # no scratch folder is left
+    assert sorted(path.name for path in finished.iterdir()) == [
+        "calls.jsonl",
+        "out",
+        "tools.json",
+    ]  # no scratch folder is left
     assert (finished / "out" / "route.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_numbers(finished):
     found = numbers(finished)
-    sets = [json.loads(line)["tools"] for line in (finished / "calls.jsonl").read_text().splitlines()]
+    sets = [
+        json.loads(line)["tools"] for line in (finished / "calls.jsonl").read_text().splitlines()
+    ]
     dropped = sum(len(tools) > found["log"]["budget"] for tools in sets)
-    assert dropped >= 1 and found["log"]["records"] == 161 and found["log"]["longer_records_dropped"] == dropped
-    assert found["certificate"]["status"] == "CONVERGED" and found["certificate"]["relative_gap"] <= 1e-6
+    assert (
+        dropped >= 1
+        and found["log"]["records"] == 161
+        and found["log"]["longer_records_dropped"] == dropped
+    )
+    assert (
+        found["certificate"]["status"] == "CONVERGED"
+        and found["certificate"]["relative_gap"] <= 1e-6
+    )
     methods = found["result"]["methods"]
     assert set(methods) == {"sparse", "dense", "popularity", "retrieval", "retrieval + popularity"}
     # The words of a context decide its tools: whoever reads it is far ahead of popularity.
     for name in ("sparse", "dense"):
-        assert methods[name]["ndcg"]["mean"] > methods["popularity"]["ndcg"]["mean"] + 5 * methods["popularity"]["ndcg"]["error"]
-        assert methods[name]["log_likelihood"]["mean"] > methods["popularity"]["log_likelihood"]["mean"]
+        assert (
+            methods[name]["ndcg"]["mean"]
+            > methods["popularity"]["ndcg"]["mean"] + 5 * methods["popularity"]["ndcg"]["error"]
+        )
+        assert (
+            methods[name]["log_likelihood"]["mean"]
+            > methods["popularity"]["log_likelihood"]["mean"]
+        )
     kept = {row["tool"]: row for row in found["kept"]}
     assert {"draw", "load", "join", "send", "add", "resize"} <= set(kept)
-    assert kept["draw"]["cost"] == 120 and kept["draw"]["family"] == "plots" and kept["draw"]["strength"] > 0.5
+    assert (
+        kept["draw"]["cost"] == 120
+        and kept["draw"]["family"] == "plots"
+        and kept["draw"]["strength"] > 0.5
+    )
 
 
 def test_the_text_names_what_matters(finished):
@@ -91,7 +143,12 @@ def test_new_text_is_routed(finished, capsys):
     assert main(["route", "--policy", str(finished / "out"), "a chart now", "photo for mail"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "a chart now" and lines[1].split()[0] == "draw" and lines[1].endswith("%")
-    assert main(["route", "--policy", str(finished / "out" / "policy.npz"), "--json", "photo for mail"]) == 0
+    assert (
+        main(
+            ["route", "--policy", str(finished / "out" / "policy.npz"), "--json", "photo for mail"]
+        )
+        == 0
+    )
     found = json.loads(capsys.readouterr().out)
     tools = [row["tool"] for row in found["tools"]]
     assert "resize" in tools[:2] and "send" in tools
@@ -102,16 +159,27 @@ def test_texts_from_the_input(finished, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", iter(["sum this\n", "\n", "a table\n"]))
     assert main(["route", "--policy", str(finished / "out"), "--json", "-"]) == 0
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [row["context"] for row in found] == ["sum this", "a table"] and found[0]["tools"][0]["tool"] == "add"
+    assert [row["context"] for row in found] == ["sum this", "a table"] and found[0]["tools"][0][
+        "tool"
+    ] == "add"
 
 
 def test_the_saved_router_scores_as_the_policy_says(finished):
     router = load_router(finished / "out")
     choices = choose(router, ["a chart for the team"])[0]
-    assert [choice.score for choice in choices] == sorted((choice.score for choice in choices), reverse=True)
-    scores = {name: score for name, score in zip(router.names, np.asarray(router.policy.scores(_features(router))), strict=True)}
+    assert [choice.score for choice in choices] == sorted(
+        (choice.score for choice in choices), reverse=True
+    )
+    scores = {
+        name: score
+        for name, score in zip(
+            router.names, np.asarray(router.policy.scores(_features(router))), strict=True
+        )
+    }
     assert all(np.isclose(scores[choice.tool], choice.score) for choice in choices)
-    marginals = np.asarray(jaxsac.gibbs.marginals(router.policy.scores(_features(router)), budget=router.policy.budget))
+    marginals = np.asarray(
+        jaxsac.gibbs.marginals(router.policy.scores(_features(router)), budget=router.policy.budget)
+    )
     assert np.isclose(choices[0].probability, marginals.max())
 
 
@@ -127,9 +195,23 @@ def test_a_run_replaces_an_earlier_one_and_nothing_else(finished, tmp_path, caps
     out.mkdir()
     (out / "report.json").write_text("an earlier run")
     (out / "stale.txt").write_text("")
-    arguments = ["route", str(path), "--out", str(out), "--no-curve", "--quiet", "--lam", "0.05", "--budget", "3"]
+    arguments = [
+        "route",
+        str(path),
+        "--out",
+        str(out),
+        "--no-curve",
+        "--quiet",
+        "--lam",
+        "0.05",
+        "--budget",
+        "3",
+    ]
     assert main(arguments) == 0
-    assert not (out / "stale.txt").exists() and json.loads((out / "report.json").read_text())["certificate"]["lam"] == 0.05
+    assert (
+        not (out / "stale.txt").exists()
+        and json.loads((out / "report.json").read_text())["certificate"]["lam"] == 0.05
+    )
     # Numeric contexts route numbers.
     capsys.readouterr()
     assert main(["route", "--policy", str(out), "[1, 0, 0, 0, 0]"]) == 0
@@ -217,11 +299,18 @@ def test_the_learning_curve_is_the_same_in_a_process_of_its_own(tmp_path):
     from jaxsac.route.log_file import read_log
 
     log = read_log(make_log(tmp_path, numeric=True))
-    alone, beside = (job.run(log, job.Options(curve=(40,), lam=0.05, processes=number)).summary["learning_curve"] for number in (1, 2))
+    alone, beside = (
+        job.run(log, job.Options(curve=(40,), lam=0.05, processes=number)).summary["learning_curve"]
+        for number in (1, 2)
+    )
     assert [point["records"] for point in alone] == [40, len(split_of(log).training.sets)]
     for one, two in zip(alone, beside, strict=True):
         for method, values in one["methods"].items():
-            np.testing.assert_allclose(values["log_likelihood"]["mean"], two["methods"][method]["log_likelihood"]["mean"], rtol=1e-3)
+            np.testing.assert_allclose(
+                values["log_likelihood"]["mean"],
+                two["methods"][method]["log_likelihood"]["mean"],
+                rtol=1e-3,
+            )
 
 
 def split_of(log):
@@ -240,4 +329,6 @@ def test_a_run_that_fails_while_writing_leaves_the_earlier_one(finished, monkeyp
     monkeypatch.setattr(report, "save_router", lambda folder, router: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         report.write(out, result)
-    assert (out / report.NUMBERS).read_text() == "{}" and [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (out / report.NUMBERS).read_text() == "{}" and [
+        path.name for path in tmp_path.iterdir()
+    ] == ["out"]

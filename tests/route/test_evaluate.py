@@ -10,7 +10,9 @@ from jaxsac.route import evaluate
 
 RNG = np.random.default_rng(0)
 SCORES = RNG.normal(size=(6, 7))
-ACTIONS = np.array([[0, 2, -1], [6, -1, -1], [1, 3, 5], [4, -1, -1], [2, 6, -1], [0, 1, 2]], np.int32)
+ACTIONS = np.array(
+    [[0, 2, -1], [6, -1, -1], [1, 3, 5], [4, -1, -1], [2, 6, -1], [0, 1, 2]], np.int32
+)
 
 
 def test_ndcg_against_scikit_learn():
@@ -24,7 +26,10 @@ def test_ndcg_against_scikit_learn():
 
 def test_recall_by_hand():
     best = np.argsort(-SCORES, axis=1)[:, :3]
-    expected = [len(set(best[row]) & set(ACTIONS[row][ACTIONS[row] >= 0])) / (ACTIONS[row] >= 0).sum() for row in range(6)]
+    expected = [
+        len(set(best[row]) & set(ACTIONS[row][ACTIONS[row] >= 0])) / (ACTIONS[row] >= 0).sum()
+        for row in range(6)
+    ]
     np.testing.assert_allclose(evaluate.measure(SCORES, ACTIONS, 3, policy=False).recall, expected)
 
 
@@ -34,20 +39,30 @@ def test_log_likelihood_by_enumeration():
         weights = [np.exp(SCORES[row, list(subset)].sum()) for subset in sets]
         chosen = ACTIONS[row][ACTIONS[row] >= 0]
         expected = SCORES[row, chosen].sum() - np.log(np.sum(weights))
-        np.testing.assert_allclose(evaluate.log_likelihood(SCORES, ACTIONS, 3)[row], expected, rtol=1e-12)
+        np.testing.assert_allclose(
+            evaluate.log_likelihood(SCORES, ACTIONS, 3)[row], expected, rtol=1e-12
+        )
 
 
 def test_unknown_tools_are_misses_and_leave_the_likelihood():
     with_unknown = np.array([[0, 2, 9], [9, -1, -1], *ACTIONS[2:]], np.int32)
-    plain, found = (evaluate.measure(SCORES, actions, 3, policy=True) for actions in (ACTIONS, with_unknown))
-    assert found.recall[0] == pytest.approx(plain.recall[0] * 2 / 3) and found.recall[1] == 0 and found.ndcg[1] == 0
+    plain, found = (
+        evaluate.measure(SCORES, actions, 3, policy=True) for actions in (ACTIONS, with_unknown)
+    )
+    assert (
+        found.recall[0] == pytest.approx(plain.recall[0] * 2 / 3)
+        and found.recall[1] == 0
+        and found.ndcg[1] == 0
+    )
     assert found.log_likelihood[0] == plain.log_likelihood[0] and np.isnan(found.log_likelihood[1])
     summary = evaluate.summarise(found, list("abcdef"))
     assert summary["log_likelihood"]["records"] == 5 and summary["ndcg"]["records"] == 6
 
 
 def test_fewer_tools_than_the_budget():
-    found = evaluate.measure(np.array([[0.1, 0.2]]), np.array([[1, -1, -1, -1]], np.int32), 4, policy=True)
+    found = evaluate.measure(
+        np.array([[0.1, 0.2]]), np.array([[1, -1, -1, -1]], np.int32), 4, policy=True
+    )
     assert found.recall == [1.0] and found.ndcg == [1.0]
     np.testing.assert_allclose(found.log_likelihood, 0.2 - np.log1p(np.exp([0.1, 0.2])).sum())
 
@@ -60,7 +75,9 @@ def test_ties_go_to_the_lowest_index():
 def test_group_errors_of_equal_groups_are_those_of_their_means():
     rng = np.random.default_rng(1)
     groups = np.repeat(np.arange(200), 5)
-    values = rng.normal(size=200)[groups] + 0.1 * rng.normal(size=1000)  # records of a group move together
+    values = rng.normal(size=200)[groups] + 0.1 * rng.normal(
+        size=1000
+    )  # records of a group move together
     means = values.reshape(200, 5).mean(axis=1)
     expected = means.std(ddof=1) / np.sqrt(200)
     found = evaluate.cluster_errors(values, [str(group) for group in groups])

@@ -5,7 +5,12 @@ import pytest
 
 from jaxsac.route import features as F
 
-TEXTS = [f"{verb} the {noun} of {thing}" for verb in ("read", "write", "plot") for noun in ("table", "chart") for thing in ("alpha", "beta", "gamma")]
+TEXTS = [
+    f"{verb} the {noun} of {thing}"
+    for verb in ("read", "write", "plot")
+    for noun in ("table", "chart")
+    for thing in ("alpha", "beta", "gamma")
+]
 
 
 @pytest.mark.parametrize(
@@ -35,7 +40,9 @@ def test_the_projection_is_the_one_of_a_plain_svd():
     matrix = F.text_vectorizer().fit_transform(TEXTS).toarray()
     sizes = np.linalg.svd(matrix, compute_uv=False)
     lost = matrix - matrix @ found.components.T @ found.components
-    np.testing.assert_allclose(np.sum(lost**2), np.sum(sizes[4:] ** 2), rtol=1e-8)  # the least that 4 directions can lose
+    np.testing.assert_allclose(
+        np.sum(lost**2), np.sum(sizes[4:] ** 2), rtol=1e-8
+    )  # the least that 4 directions can lose
 
 
 def test_features_see_training_texts_only():

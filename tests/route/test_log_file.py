@@ -14,12 +14,22 @@ GOOD = '{"context": "draw a chart", "tools": ["plot", "plot", "axes"], "utility"
 
 def written(tmp_path, *lines, name="log.jsonl"):
     path = tmp_path / name
-    path.write_bytes(b"\n".join(line if isinstance(line, bytes) else line.encode() for line in lines))
+    path.write_bytes(
+        b"\n".join(line if isinstance(line, bytes) else line.encode() for line in lines)
+    )
     return path
 
 
 def test_texts_sets_utilities_and_groups(tmp_path):
-    log = read_log(written(tmp_path, b"\xef\xbb\xbf" + GOOD.encode(), "", '{"context": "Read  IT", "tools": []}', "   "))
+    log = read_log(
+        written(
+            tmp_path,
+            b"\xef\xbb\xbf" + GOOD.encode(),
+            "",
+            '{"context": "Read  IT", "tools": []}',
+            "   ",
+        )
+    )
     assert log.contexts == ["draw a chart", "Read  IT"]
     assert log.sets == [("axes", "plot"), ()]  # a tool named twice counts once
     np.testing.assert_array_equal(log.utilities, [0.5, 1.0])
@@ -28,7 +38,13 @@ def test_texts_sets_utilities_and_groups(tmp_path):
 
 
 def test_numbers(tmp_path):
-    log = read_log(written(tmp_path, '{"context": [1, 2.5], "tools": ["a"]}', '{"context": [0, -1], "tools": ["b"], "utility": -3}'))
+    log = read_log(
+        written(
+            tmp_path,
+            '{"context": [1, 2.5], "tools": ["a"]}',
+            '{"context": [0, -1], "tools": ["b"], "utility": -3}',
+        )
+    )
     np.testing.assert_array_equal(log.contexts, [[1, 2.5], [0, -1]])
     assert log.take([1]).sets == [("b",)] and log.take([1]).contexts.shape == (1, 2)
 
@@ -41,9 +57,15 @@ def test_numbers(tmp_path):
         ("[1]", "line 2: must be an object with context and tools, got a list"),
         ('{"tools": []}', 'line 2: "context" is missing'),
         ('{"context": "x"}', 'line 2: "tools" is missing'),
-        ('{"context": 3, "tools": []}', '"context" must be a non-empty text or a list of numbers, got a number'),
+        (
+            '{"context": 3, "tools": []}',
+            '"context" must be a non-empty text or a list of numbers, got a number',
+        ),
         ('{"context": "  ", "tools": []}', '"context" must be a non-empty text'),
-        ('{"context": [1], "tools": []}', '"context" must be a text as in the records before it, got a list of 1 numbers'),
+        (
+            '{"context": [1], "tools": []}',
+            '"context" must be a text as in the records before it, got a list of 1 numbers',
+        ),
         ('{"context": [], "tools": []}', "non-empty list of finite numbers"),
         ('{"context": [1, NaN], "tools": []}', "finite numbers"),
         ('{"context": [1, true], "tools": []}', "finite numbers"),
@@ -51,9 +73,15 @@ def test_numbers(tmp_path):
         ('{"context": "x", "tools": "plot"}', '"tools" must be a list of names'),
         ('{"context": "x", "tools": ["a", 3]}', '"tools" must be a list of names'),
         ('{"context": "x", "tools": [""]}', '"tools" must be a list of names'),
-        ('{"context": "x", "tools": [], "utility": "good"}', "\"utility\" must be a finite number, got 'good'"),
+        (
+            '{"context": "x", "tools": [], "utility": "good"}',
+            "\"utility\" must be a finite number, got 'good'",
+        ),
         ('{"context": "x", "tools": [], "utility": Infinity}', '"utility" must be a finite number'),
-        ('{"context": "x", "tools": [], "utility": 1' + "0" * 400 + "}", '"utility" must be a finite number'),
+        (
+            '{"context": "x", "tools": [], "utility": 1' + "0" * 400 + "}",
+            '"utility" must be a finite number',
+        ),
         ('{"context": "x", "tools": [], "group": 3}', '"group" must be a text, got a number'),
         ("[" * 100_000, "line 2"),
     ],
@@ -67,12 +95,21 @@ def test_a_bad_line_is_named(tmp_path, line, message):
 def test_all_bad_lines_are_named_up_to_five(tmp_path):
     with pytest.raises(LogError) as caught:
         read_log(written(tmp_path, GOOD, *["{"] * 9))
-    assert [f"line {number}:" in str(caught.value) for number in range(1, 9)] == [False] + [True] * 5 + [False] * 2
+    assert [f"line {number}:" in str(caught.value) for number in range(1, 9)] == [False] + [
+        True
+    ] * 5 + [False] * 2
 
 
 def test_numbers_of_another_length(tmp_path):
-    with pytest.raises(LogError, match=r"line 2.*must be a list of 2 numbers as in the records before it, got a list of 3 numbers"):
-        read_log(written(tmp_path, '{"context": [1, 2], "tools": []}', '{"context": [1, 2, 3], "tools": []}'))
+    with pytest.raises(
+        LogError,
+        match=r"line 2.*must be a list of 2 numbers as in the records before it, got a list of 3 numbers",
+    ):
+        read_log(
+            written(
+                tmp_path, '{"context": [1, 2], "tools": []}', '{"context": [1, 2, 3], "tools": []}'
+            )
+        )
 
 
 def test_empty_and_absent_files(tmp_path):
@@ -84,7 +121,11 @@ def test_empty_and_absent_files(tmp_path):
 
 def test_tools_beside_the_log(tmp_path):
     path = written(tmp_path, GOOD)
-    written(tmp_path, '{"plot": {"description": "Draw.", "cost": 3, "family": "charts"}, "axes": {}}', name="tools.json")
+    written(
+        tmp_path,
+        '{"plot": {"description": "Draw.", "cost": 3, "family": "charts"}, "axes": {}}',
+        name="tools.json",
+    )
     assert read_log(path).tools == {"plot": Tool("Draw.", 3.0, "charts"), "axes": Tool()}
     other = written(tmp_path, '{"plot": {"cost": 1}}', name="other.json")
     assert read_log(path, other).tools == {"plot": Tool(cost=1.0)}
@@ -119,29 +160,46 @@ def test_an_asked_for_tools_file_must_be_there(tmp_path):
 @pytest.mark.parametrize("numeric", [False, True])
 def test_a_written_log_reads_back_equal(tmp_path, numeric):
     context = "[0.1, 2]" if numeric else '"größe"'
-    path = written(tmp_path, f'{{"context": {context}, "tools": ["b", "a"], "utility": 0.25}}', name="first.jsonl")
+    path = written(
+        tmp_path,
+        f'{{"context": {context}, "tools": ["b", "a"], "utility": 0.25}}',
+        name="first.jsonl",
+    )
     written(tmp_path, '{"a": {"description": "Ä", "cost": 0.5}, "unused": {}}', name="tools.json")
     log = read_log(path)
     (tmp_path / "copy").mkdir()
     write_log(tmp_path / "copy", log)
     again = read_log(tmp_path / "copy" / "log.jsonl")
-    assert log_hash(again) == log_hash(log) and again.tools == log.tools and again.groups == log.groups
+    assert (
+        log_hash(again) == log_hash(log) and again.tools == log.tools and again.groups == log.groups
+    )
 
 
 def test_the_hash_sees_every_field(tmp_path):
-    lines = [GOOD, GOOD.replace("0.5", "0.6"), GOOD.replace("monday", "friday"), GOOD.replace("axes", "axis"), GOOD.replace("draw", "Draw")]
+    lines = [
+        GOOD,
+        GOOD.replace("0.5", "0.6"),
+        GOOD.replace("monday", "friday"),
+        GOOD.replace("axes", "axis"),
+        GOOD.replace("draw", "Draw"),
+    ]
     assert len({log_hash(read_log(written(tmp_path, line))) for line in lines}) == 5
 
 
 def test_atomic_text(tmp_path):
     write_atomically(tmp_path / "a.txt", "one")
     write_atomically(tmp_path / "a.txt", "two")
-    assert (tmp_path / "a.txt").read_text() == "two" and [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "two" and [
+        path.name for path in tmp_path.iterdir()
+    ] == ["a.txt"]
 
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5),
-    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.sampled_from(["context", "tools", "utility", "group"]), children),
+    lambda children: (
+        st.lists(children, max_size=3)
+        | st.dictionaries(st.sampled_from(["context", "tools", "utility", "group"]), children)
+    ),
     max_leaves=8,
 )
 

@@ -1,4 +1,6 @@
-"""The mined log: deterministic, cached, parallel, free of private names, own packages and imports."""
+"""The mined log: deterministic, cached, parallel, free of private names, own packages and
+imports.
+"""
 
 import collections
 
@@ -19,7 +21,11 @@ def log():
 def test_a_real_log_of_useful_size(log):
     assert len(log.sets) > 200 and len(log.tools) > 100
     assert all(log.sets) and {name for tools in log.sets for name in tools} == set(log.tools)
-    assert log.notes["source"] == "mined" and set(log.notes["packages"]) == set(PACKAGES) and log.notes["hash"] == log_hash(log)
+    assert (
+        log.notes["source"] == "mined"
+        and set(log.notes["packages"]) == set(PACKAGES)
+        and log.notes["hash"] == log_hash(log)
+    )
 
 
 def test_tools_are_public_library_names_of_other_packages(log):
@@ -36,20 +42,28 @@ def test_most_tools_have_a_description(log):
 
 def test_it_is_deterministic_and_parallel_parsing_changes_nothing(log):
     bars = []
-    again = mine.mine(PACKAGES[::-1], processes=2, progress=lambda items, total, label: bars.append((total, label)) or items)
+    again = mine.mine(
+        PACKAGES[::-1],
+        processes=2,
+        progress=lambda items, total, label: bars.append((total, label)) or items,
+    )
     assert log_hash(again) == log_hash(log) and again.tools == log.tools
     assert bars == [(log.notes["files"], "parsing sources")]
 
 
 def test_the_cache_gives_the_same_log_and_heals(log, tmp_path):
-    assert log_hash(mine.mine(("tqdm",), cache=tmp_path)) == log_hash(mine.mine(("tqdm",), cache=tmp_path))
+    assert log_hash(mine.mine(("tqdm",), cache=tmp_path)) == log_hash(
+        mine.mine(("tqdm",), cache=tmp_path)
+    )
     (folder,) = tmp_path.iterdir()
     (folder / "log.jsonl").write_text('{"context": "mine", "tools": ["x"]}\n')
     assert mine.mine(("tqdm",), cache=tmp_path).contexts == ["mine"]  # it does come from the cache
     (folder / "log.jsonl").write_text("damaged")
     healed = mine.mine(("tqdm",), cache=tmp_path)
     assert log_hash(healed) == log_hash(read_log(folder / "log.jsonl")) and len(healed.sets) > 10
-    assert [path.name for path in tmp_path.iterdir()] == [folder.name]  # nothing half-written is left
+    assert [path.name for path in tmp_path.iterdir()] == [
+        folder.name
+    ]  # nothing half-written is left
 
 
 def test_a_cache_that_cannot_be_written_is_no_failure(tmp_path):
@@ -72,7 +86,9 @@ def test_an_absent_package_says_what_to_do(monkeypatch):
 def test_no_tests_vendored_copies_or_private_installations_among_the_sources():
     for package in PACKAGES:
         for source in mine.find_sources(package):
-            assert not {"test", "tests", "testing", "_vendor", "site-packages"} & set(source.module.split(".")[:-1])
+            assert not {"test", "tests", "testing", "_vendor", "site-packages"} & set(
+                source.module.split(".")[:-1]
+            )
             assert not source.module.rsplit(".", 1)[-1].startswith("test_")
 
 
@@ -98,7 +114,10 @@ def test_one_definition_is_one_tool_under_its_most_used_name():
         made("lib", docstrings={}, exports={"solve": "lib._impl.solve"}),
         made("lib._impl", docstrings={"solve": "Solve it."}),
         made("lib.linalg", stars=("lib._impl",)),
-        made("user.a", [call("f", "lib.solve"), call("g", "lib.solve"), call("h", "lib.linalg.solve")]),
+        made(
+            "user.a",
+            [call("f", "lib.solve"), call("g", "lib.solve"), call("h", "lib.linalg.solve")],
+        ),
     )
     assert collections.Counter(log.sets) == {("lib.solve",): 3}
     assert log.tools["lib.solve"].description == "Solve it."
@@ -111,7 +130,18 @@ def test_private_own_and_unknown_names_are_no_tools():
         made("user.sub"),
         made(
             "user.sub.a",
-            [call("one", "lib.f", "lib._g", "user.sub.b.thing", "user.x.y", "unknown.f", "lib", "json.dumps")],
+            [
+                call(
+                    "one",
+                    "lib.f",
+                    "lib._g",
+                    "user.sub.b.thing",
+                    "user.x.y",
+                    "unknown.f",
+                    "lib",
+                    "json.dumps",
+                )
+            ],
             {"inner": "I."},
         ),
         made("user.sub.b", [call("none", "user.sub.a.inner", "user.alias")]),
@@ -130,5 +160,9 @@ def test_twins_count_once_and_contexts_hold_no_imports():
 
 
 def test_circular_reexports_end():
-    log = collect(made("a", exports={"f": "b.f"}, stars=("b",)), made("b", exports={"f": "a.f"}, stars=("a",)), made("u", [call("g", "a.f", "a.h")]))
+    log = collect(
+        made("a", exports={"f": "b.f"}, stars=("b",)),
+        made("b", exports={"f": "a.f"}, stars=("a",)),
+        made("u", [call("g", "a.f", "a.h")]),
+    )
     assert log.sets == [("a.f", "a.h")]

@@ -36,13 +36,17 @@ def brute(features, members, support, ridge):
         weights = np.zeros((M, Q))
         weights[support] = point[: len(support) * Q].reshape(-1, Q)
         scores = features @ weights.T + point[len(support) * Q :]
-        return np.mean(logsumexp(scores @ MEMBERS.T, axis=1) - (scores * members).sum(axis=1)) + ridge / 2 * np.sum(weights**2)
+        return np.mean(
+            logsumexp(scores @ MEMBERS.T, axis=1) - (scores * members).sum(axis=1)
+        ) + ridge / 2 * np.sum(weights**2)
 
     found = scipy.optimize.minimize(objective, np.zeros(len(support) * Q + M), tol=1e-10)
     return found.fun, found.x[: len(support) * Q].reshape(-1, Q), found.x[len(support) * Q :]
 
 
-@pytest.mark.parametrize("support", [list(range(M)), [1, 3], []], ids=["dense", "two tools", "popularity"])
+@pytest.mark.parametrize(
+    "support", [list(range(M)), [1, 3], []], ids=["dense", "two tools", "popularity"]
+)
 def test_against_enumeration(data, support):
     features, actions, members = data
     found = fit_ridge(features, actions, M, B, 0.1, support=np.array(support, int))
@@ -66,7 +70,14 @@ def test_popularity_reproduces_the_frequencies(data):
 def test_a_warm_start_ends_at_the_same_place(data):
     features, actions, _ = data
     cold = fit_ridge(features, actions, M, B, 0.1)
-    warm = fit_ridge(features, actions, M, B, 0.1, start=fit_ridge(features, actions, M, B, 0.3, support=np.array([4, 0])))
+    warm = fit_ridge(
+        features,
+        actions,
+        M,
+        B,
+        0.1,
+        start=fit_ridge(features, actions, M, B, 0.3, support=np.array([4, 0])),
+    )
     np.testing.assert_allclose(warm.weights, cold.weights, atol=5e-3)
 
 
@@ -88,11 +99,14 @@ def test_ridges_are_tuned_from_the_first_on(qualities, best, tried):
 
 
 def test_retrieval_finds_the_described_tool():
-    names, descriptions = ["draw_chart", "readTable", "???"], ["Plot lines.", "Load rows from a file.", ""]
+    names, descriptions = (
+        ["draw_chart", "readTable", "???"],
+        ["Plot lines.", "Load rows from a file.", ""],
+    )
     for choice in baselines.RETRIEVAL_CHOICES:
-        scores = baselines.retrieval(names, descriptions, ["plot a chart", "load a table"], choice).scores(
-            ["chart please", "a table", "nothing known"]
-        )
+        scores = baselines.retrieval(
+            names, descriptions, ["plot a chart", "load a table"], choice
+        ).scores(["chart please", "a table", "nothing known"])
         assert scores.shape == (3, 3) and scores[0].argmax() == 0 and scores[1].argmax() == 1
         np.testing.assert_allclose(scores[2], 0)
         assert scores.max() <= 1 + 1e-12

@@ -47,8 +47,12 @@ def test_calls_are_resolved_through_every_kind_of_import():
 
 
 def test_relative_imports_of_a_package_start_at_the_package():
-    assert calls('from . import a\ndef f():\n    """D."""\n    a.g()', name="pack.sub", is_package=True)["f"] == {"pack.sub.a.g"}
-    assert calls('from . import a\ndef f():\n    """D."""\n    a.g()', name="pack.sub")["f"] == {"pack.a.g"}
+    assert calls(
+        'from . import a\ndef f():\n    """D."""\n    a.g()', name="pack.sub", is_package=True
+    )["f"] == {"pack.sub.a.g"}
+    assert calls('from . import a\ndef f():\n    """D."""\n    a.g()', name="pack.sub")["f"] == {
+        "pack.a.g"
+    }
 
 
 def test_hidden_names_are_left_out_and_local_imports_count():

@@ -12,7 +12,14 @@ from jaxsac.route.log_file import LogError, RouteLog
 def make(sets, groups=None):
     groups = groups or [f"g{row}" for row in range(len(sets))]
     contexts = [f"text {row}" for row in range(len(sets))]
-    return RouteLog(contexts, [tuple(tools) for tools in sets], np.arange(len(sets), dtype=float), groups, {}, {})
+    return RouteLog(
+        contexts,
+        [tuple(tools) for tools in sets],
+        np.arange(len(sets), dtype=float),
+        groups,
+        {},
+        {},
+    )
 
 
 def test_no_group_is_split_and_shares_are_about_right():
@@ -21,7 +28,9 @@ def test_no_group_is_split_and_shares_are_about_right():
     parts = split.split(make([("a",)] * 2000, groups))
     seen = [set(part.groups) for part in parts]
     assert not (seen[0] & seen[1] or seen[0] & seen[2] or seen[1] & seen[2])
-    np.testing.assert_allclose([len(part.sets) / 2000 for part in parts], [0.7, 0.1, 0.2], atol=0.03)
+    np.testing.assert_allclose(
+        [len(part.sets) / 2000 for part in parts], [0.7, 0.1, 0.2], atol=0.03
+    )
     # Order of the records does not matter: the split depends on the groups' names.
     shuffled = make([("a",)] * 2000, groups).take(rng.permutation(2000))
     assert [set(part.groups) for part in split.split(shuffled)] == seen

@@ -1,4 +1,6 @@
-"""A router learned again from a log that has grown, the page of its diagnosis, and tools chosen within a cost."""
+"""A router learned again from a log that has grown, the page of its diagnosis, and tools chosen
+within a cost.
+"""
 
 import json
 
@@ -19,9 +21,13 @@ def make_log(folder):
     lines = []
     for number in range(160):
         topics = random.choice(5, random.integers(1, 3), replace=False)
-        tools = [f"tool {topic}" for topic in topics if random.uniform() < 0.9] + ["log"] * int(random.uniform() < 0.3)
+        tools = [f"tool {topic}" for topic in topics if random.uniform() < 0.9] + ["log"] * int(
+            random.uniform() < 0.3
+        )
         context = np.isin(np.arange(5), topics).astype(float).tolist()
-        lines.append(json.dumps({"context": context, "tools": tools or ["log"], "group": str(number)}))
+        lines.append(
+            json.dumps({"context": context, "tools": tools or ["log"], "group": str(number)})
+        )
     path = folder / "calls.jsonl"
     path.write_text("\n".join(lines) + "\n")
     return path
@@ -35,14 +41,25 @@ def updated(tmp_path_factory):
     lines = path.read_text().splitlines()[:20]
     fresh = [json.loads(line) | {"group": f"new {number}"} for number, line in enumerate(lines)]
     path.write_text(path.read_text() + "".join(json.dumps(line) + "\n" for line in fresh))
-    arguments = ["route", str(path), "--update", str(folder / "first"), "--out", str(folder / "second"), "--report", "--quiet"]
+    arguments = [
+        "route",
+        str(path),
+        "--update",
+        str(folder / "first"),
+        "--out",
+        str(folder / "second"),
+        "--report",
+        "--quiet",
+    ]
     assert main(arguments) == 0
     return folder
 
 
 @pytest.mark.slow
 def test_an_update_starts_where_the_earlier_run_stood(updated):
-    first, second = (json.loads((updated / name / report.NUMBERS).read_text()) for name in ("first", "second"))
+    first, second = (
+        json.loads((updated / name / report.NUMBERS).read_text()) for name in ("first", "second")
+    )
     assert second["log"]["records"] == first["log"]["records"] + 20
     ratio = first["split"]["training"] / second["split"]["training"]
     assert second["certificate"]["lam"] == pytest.approx(first["certificate"]["lam"] * ratio**0.5)
@@ -63,7 +80,9 @@ def test_tools_within_a_cost(tmp_path):
         budget=2,
     )
     costs = [1.0, 2.0, 3.0, 4.0]
-    save_router(tmp_path, Router(list("abcd"), NumberFeatures(np.zeros(5), np.ones(5)), policy, costs))
+    save_router(
+        tmp_path, Router(list("abcd"), NumberFeatures(np.zeros(5), np.ones(5)), policy, costs)
+    )
     router = load_router(tmp_path)
     assert router.costs == costs
     context = np.eye(5)[:2]
@@ -76,7 +95,10 @@ def test_tools_within_a_cost(tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--update", "nowhere"], "learns from a log"), (["x.jsonl", "--cost-limit", "3"], "--cost-limit goes with --policy")],
+    [
+        (["--update", "nowhere"], "learns from a log"),
+        (["x.jsonl", "--cost-limit", "3"], "--cost-limit goes with --policy"),
+    ],
 )
 def test_bad_arguments(arguments, message, capsys):
     assert main(["route", *arguments]) == 2

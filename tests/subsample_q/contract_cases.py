@@ -11,16 +11,25 @@ NAMES = ("global_transition", "local_transition", "global_reward", "local_reward
 
 
 def problem(seed, dtype):
-    return dict(zip(NAMES, (jnp.asarray(array, dtype) for array in random_arrays(seed)), strict=True))
+    return dict(
+        zip(NAMES, (jnp.asarray(array, dtype) for array in random_arrays(seed)), strict=True)
+    )
 
 
 def solve(discount, tol=None, max_steps=1000, **arrays):
     precise = 1e-11 if arrays["global_reward"].dtype == jnp.float64 else None
-    return subsample_q.solve(subsample_q.Model(discount=discount, **arrays), 3, tol=precise if tol is None else tol, max_steps=max_steps)
+    return subsample_q.solve(
+        subsample_q.Model(discount=discount, **arrays),
+        3,
+        tol=precise if tol is None else tol,
+        max_steps=max_steps,
+    )
 
 
 def learn(discount, tol=None, **arrays):
-    return subsample_q.learn(jax.random.key(0), subsample_q.Model(discount=discount, **arrays), 3, 8, tol=tol)
+    return subsample_q.learn(
+        jax.random.key(0), subsample_q.Model(discount=discount, **arrays), 3, 8, tol=tol
+    )
 
 
 CASES = [

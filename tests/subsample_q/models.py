@@ -18,11 +18,15 @@ def random_arrays(seed, G=3, A=2, L=3, local=None):
 
 
 def random_model(seed, G=3, A=2, L=3, discount=0.8, dtype=np.float64, local=None):
-    return sq.Model(*(array.astype(dtype) for array in random_arrays(seed, G, A, L, local)), discount)
+    return sq.Model(
+        *(array.astype(dtype) for array in random_arrays(seed, G, A, L, local)), discount
+    )
 
 
 def hard_kernels(seed, L):
-    """Local kernels that break a careless pivot: random, sparse, permutations, low rank, equal rows, birth-death, absorbing."""
+    """Local kernels that break a careless pivot: random, sparse, permutations, low rank, equal
+    rows, birth-death, absorbing.
+    """
     generator = np.random.default_rng(seed)
     random = generator.dirichlet(np.ones(L), L)
     birth_death = 0.3 * np.eye(L) + 0.5 * np.eye(L, k=1) + 0.2 * np.eye(L, k=-1)
@@ -41,7 +45,9 @@ def hard_kernels(seed, L):
 
 
 def tuple_kernel(P, k):
-    """Distribution of the next histogram from each one by enumerating all L^k joint moves: an oracle without histogram algebra."""
+    """Distribution of the next histogram from each one by enumerating all L^k joint moves: an
+    oracle without histogram algebra.
+    """
     L = len(P)
     space = sq.HistogramSpace(k, L)
     kernel = np.zeros((len(space), len(space)))
@@ -49,14 +55,22 @@ def tuple_kernel(P, k):
         agents = np.repeat(np.arange(L), counts)
         for states in itertools.product(range(L), repeat=k):
             after = np.bincount(states, minlength=L)
-            kernel[row, int(space.index(after.astype(np.int32)))] += np.prod(P[agents, list(states)])
+            kernel[row, int(space.index(after.astype(np.int32)))] += np.prod(
+                P[agents, list(states)]
+            )
     return kernel
 
 
 def brute_force_q(model, k, sweeps=400):
     """Value iteration in numpy on the kernel of `tuple_kernel`."""
     Pg, Pl, rg, rl = (
-        np.asarray(a, float) for a in (model.global_transition, model.local_transition, model.global_reward, model.local_reward)
+        np.asarray(a, float)
+        for a in (
+            model.global_transition,
+            model.local_transition,
+            model.global_reward,
+            model.local_reward,
+        )
     )
     counts = sq.HistogramSpace(k, Pl.shape[-1]).table
     kernels = np.stack([tuple_kernel(P, k) for P in Pl])

@@ -9,7 +9,9 @@ from jaxsac.subsample_q.certify import student_quantile
 
 
 def violations(num_models, n, sizes, G=2, A=2, L=3):
-    """How often U_k < V_n*, U_k rises, or the executed policy beats V_n*, over k, states and models, with the exact evaluation."""
+    """How often U_k < V_n*, U_k rises, or the executed policy beats V_n*, over k, states and
+    models, with the exact evaluation.
+    """
     count = 0
     for seed in range(num_models):
         model = random_model(seed, G, A, L)
@@ -19,10 +21,16 @@ def violations(num_models, n, sizes, G=2, A=2, L=3):
             table = solved if k == n else sq.solve(model, k, tol=1e-9).check().value
             upper = np.asarray(sq.lift(table.bounds.upper, L, n))
             executed = np.asarray(sq.evaluate(model, table, n, tol=1e-9).check().value.value)
-            count += np.sum(upper < solved.value - 1e-7) + np.sum(upper > upper_before + 1e-7) + np.sum(executed > solved.value + 1e-7)
+            count += (
+                np.sum(upper < solved.value - 1e-7)
+                + np.sum(upper > upper_before + 1e-7)
+                + np.sum(executed > solved.value + 1e-7)
+            )
             upper_before = upper
         if n in sizes:
-            np.testing.assert_allclose(executed, solved.value, atol=1e-6)  # at k = n nothing is lost
+            np.testing.assert_allclose(
+                executed, solved.value, atol=1e-6
+            )  # at k = n nothing is lost
     return count
 
 
@@ -38,7 +46,9 @@ def test_the_certificate_holds_in_many_random_models(num_models, n):
 
 
 def test_a_wrong_table_would_be_seen():
-    """The upper bound of a table that is too low falls below the best value: the check above can fail."""
+    """The upper bound of a table that is too low falls below the best value: the check above can
+    fail.
+    """
     model = random_model(0, 2, 2, 3)
     best = sq.solve(model, 3).value.value
     table = sq.solve(model, 1).value
@@ -50,7 +60,9 @@ def test_lift_is_the_hypergeometric_mean():
     table = sq.solve(model, 2).value
     lifted = sq.lift(table.bounds.upper, 3, 5)
     for position, counts in enumerate(sq.HistogramSpace(5, 3).table):
-        np.testing.assert_allclose(sq.upper_bound(table, (2, counts)), lifted[2, position], atol=1e-12)
+        np.testing.assert_allclose(
+            sq.upper_bound(table, (2, counts)), lifted[2, position], atol=1e-12
+        )
 
 
 def test_monte_carlo_bounds_cover_at_their_confidence():
@@ -58,7 +70,15 @@ def test_monte_carlo_bounds_cover_at_their_confidence():
     table = sq.solve(model, k).value
     counts = np.array([3, 1, 2], np.int32)
     truth = float(sq.certify(jax.random.key(0), model, table, n, (1, counts), exact=True).lower)
-    one = jax.jit(jax.vmap(lambda key: sq.certify(key, model, table, n, (1, counts), num_rollouts=32, confidence=0.9, horizon=40).lower))
+    one = jax.jit(
+        jax.vmap(
+            lambda key: (
+                sq.certify(
+                    key, model, table, n, (1, counts), num_rollouts=32, confidence=0.9, horizon=40
+                ).lower
+            )
+        )
+    )
     covered = np.mean(np.asarray(one(jax.random.split(jax.random.key(7), 400))) <= truth)
     assert covered > 0.9 - 4 * np.sqrt(0.09 / 400)
 
@@ -67,13 +87,21 @@ def test_student_quantiles():
     stats = pytest.importorskip("scipy.stats")
     for degrees in (10, 31, 255):
         for confidence in (0.9, 0.95, 0.999):
-            np.testing.assert_allclose(student_quantile(jnp.float64(confidence), degrees), stats.t.ppf(confidence, degrees), rtol=2e-3)
+            np.testing.assert_allclose(
+                student_quantile(jnp.float64(confidence), degrees),
+                stats.t.ppf(confidence, degrees),
+                rtol=2e-3,
+            )
 
 
 def test_choose_k_meets_the_target_or_says_how_near_it_came():
     identity = np.full((3, 3), 0.05) + 0.85 * np.eye(3)
     tracking = sq.Model(
-        np.tile(identity, (3, 1, 1)), np.tile(0.9 * np.eye(3) + 0.1 / 3, (3, 1, 1)), -0.05 * (1 - np.eye(3)), np.eye(3), 0.8
+        np.tile(identity, (3, 1, 1)),
+        np.tile(0.9 * np.eye(3) + 0.1 / 3, (3, 1, 1)),
+        -0.05 * (1 - np.eye(3)),
+        np.eye(3),
+        0.8,
     )
     state = (0, np.array([2, 1, 1]))
     k, bounds = sq.choose_k(jax.random.key(0), tracking, 4, 0.6, state, exact=True)

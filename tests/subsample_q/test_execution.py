@@ -14,18 +14,30 @@ from jaxsac.subsample_q.simulate import binomial, move
 def agree(sample, mean):
     """Within five standard errors of the sample's own spread."""
     error = np.std(sample, axis=0) / np.sqrt(len(sample)) + 1e-12
-    assert np.all(np.abs(np.mean(sample, axis=0) - mean) < 5 * error), (np.mean(sample, axis=0), mean, error)
+    assert np.all(np.abs(np.mean(sample, axis=0) - mean) < 5 * error), (
+        np.mean(sample, axis=0),
+        mean,
+        error,
+    )
 
 
 def test_draws_without_replacement_have_the_hypergeometric_law():
     counts, k = jnp.array([5, 0, 3, 4], jnp.int32), 4
     space = sq.HistogramSpace(k, 4)
     weights = hypergeometric_weights(counts, k, jnp.float64)
-    exact = [np.prod([math.comb(int(n), int(h)) for n, h in zip(counts, row, strict=True)]) / 495 for row in space.table]
+    exact = [
+        np.prod([math.comb(int(n), int(h)) for n, h in zip(counts, row, strict=True)]) / 495
+        for row in space.table
+    ]
     np.testing.assert_allclose(weights, exact, atol=1e-14)
-    draws = jax.jit(jax.vmap(lambda key: draw_counts(key, counts, k)))(jax.random.split(jax.random.key(0), 20_000))
+    draws = jax.jit(jax.vmap(lambda key: draw_counts(key, counts, k)))(
+        jax.random.split(jax.random.key(0), 20_000)
+    )
     assert np.all(np.asarray(draws).sum(-1) == k)
-    agree(np.eye(len(space))[np.asarray(space.index(draws))][:, np.array(exact) > 1e-3], np.array(exact)[np.array(exact) > 1e-3])
+    agree(
+        np.eye(len(space))[np.asarray(space.index(draws))][:, np.array(exact) > 1e-3],
+        np.array(exact)[np.array(exact) > 1e-3],
+    )
 
 
 def test_weights_stay_exact_for_a_thousand_million_agents():
@@ -39,13 +51,15 @@ def test_weights_stay_exact_for_a_thousand_million_agents():
 def test_a_move_in_counts_has_the_moments_of_the_model():
     model = random_model(0)
     counts = jnp.array([400, 0, 100], jnp.int32)
-    after, moved = jax.jit(jax.vmap(lambda key: move(key, model, jnp.int32(1), counts, jnp.int32(0))))(
-        jax.random.split(jax.random.key(1), 4000)
-    )
+    after, moved = jax.jit(
+        jax.vmap(lambda key: move(key, model, jnp.int32(1), counts, jnp.int32(0)))
+    )(jax.random.split(jax.random.key(1), 4000))
     assert np.all(np.asarray(moved).sum(-1) == 500)
     P = np.asarray(model.local_transition[1])
     agree(np.asarray(moved), np.asarray(counts) @ P)
-    variance = sum(n * (np.diag(p) - np.outer(p, p)) for n, p in zip(np.asarray(counts), P, strict=True))
+    variance = sum(
+        n * (np.diag(p) - np.outer(p, p)) for n, p in zip(np.asarray(counts), P, strict=True)
+    )
     np.testing.assert_allclose(np.cov(np.asarray(moved).T), variance, atol=0.1 * variance.max())
     agree(np.eye(3)[np.asarray(after)], np.asarray(model.global_transition[1, 0]))
     assert int(binomial(jax.random.key(0), jnp.int32(7), jnp.float64(1.0))) == 7
@@ -56,10 +70,18 @@ def test_counts_agents_and_the_exact_value_agree():
     model, n, k = random_model(5), 6, 2
     table = sq.solve(model, k).value
     counts = np.array([3, 1, 2], np.int32)
-    exact = float(sq.evaluate(model, table, n, tol=1e-9).check().value.value[1, int(sq.HistogramSpace(n, 3).index(counts))])
+    exact = float(
+        sq.evaluate(model, table, n, tol=1e-9)
+        .check()
+        .value.value[1, int(sq.HistogramSpace(n, 3).index(counts))]
+    )
     keys = jax.random.split(jax.random.key(2), 2000)
     for execute in (sq.simulate, sq.simulate_agents):
-        returns = jax.jit(jax.vmap(lambda key, f=execute: f(key, model, table, n, 60, (1, counts)).discounted_return))(keys)
+        returns = jax.jit(
+            jax.vmap(
+                lambda key, f=execute: f(key, model, table, n, 60, (1, counts)).discounted_return
+            )
+        )(keys)
         agree(np.asarray(returns), exact)
 
 
@@ -71,9 +93,15 @@ def test_one_run_is_consistent_and_its_program_does_not_depend_on_n():
         state = sq.population_state(0, [1, 1, 2], n)
         run = sq.simulate(jax.random.key(0), model, table, n, 20, state)
         assert np.all(np.asarray(run.counts).sum(-1) == n) and run.rewards.dtype == np.float32
-        np.testing.assert_allclose(run.discounted_return, np.sum(0.8 ** np.arange(20) * np.asarray(run.rewards)), rtol=1e-5)
+        np.testing.assert_allclose(
+            run.discounted_return, np.sum(0.8 ** np.arange(20) * np.asarray(run.rewards)), rtol=1e-5
+        )
         programs.append(
-            str(jax.make_jaxpr(lambda key, counts, n=n: sq.simulate(key, model, table, n, 20, (0, counts)))(jax.random.key(0), state[1]))
+            str(
+                jax.make_jaxpr(
+                    lambda key, counts, n=n: sq.simulate(key, model, table, n, 20, (0, counts))
+                )(jax.random.key(0), state[1])
+            )
         )
     assert programs[0] == programs[1]
 
@@ -86,4 +114,11 @@ def test_bad_input():
     with pytest.raises(ValueError, match="samples k=2 agents, more than num_agents=1"):
         sq.simulate(jax.random.key(0), model, table, 1, 5, (0, np.array([1, 0, 0])))
     with pytest.raises(ValueError, match="use float64"):
-        sq.simulate(jax.random.key(0), random_model(5, dtype=np.float32), table, 2**25, 5, (0, np.array([2**25, 0, 0])))
+        sq.simulate(
+            jax.random.key(0),
+            random_model(5, dtype=np.float32),
+            table,
+            2**25,
+            5,
+            (0, np.array([2**25, 0, 0])),
+        )

@@ -1,4 +1,6 @@
-"""Local actions, agent types and lumped kernels, against joint problems that are written out agent by agent."""
+"""Local actions, agent types and lumped kernels, against joint problems that are written out agent
+by agent.
+"""
 
 import itertools
 
@@ -25,7 +27,9 @@ def local_action_arrays(seed, G=2, A=2, B=2, L=2):
 
 
 def joint_value(Pg, Pl, rg, rl, discount, n, coupling=lambda g, shares: 0.0, sweeps=150):
-    """Value iteration over (s_g, s_1..s_n) and all joint actions (a, b_1..b_n), agent by agent: {state: value}."""
+    """Value iteration over (s_g, s_1..s_n) and all joint actions (a, b_1..b_n), agent by agent:
+    {state: value}.
+    """
     G, B, L, _ = Pl.shape
     A = Pg.shape[1]
     locals_ = list(itertools.product(range(L), repeat=n))
@@ -37,8 +41,15 @@ def joint_value(Pg, Pl, rg, rl, discount, n, coupling=lambda g, shares: 0.0, swe
             shares = np.zeros((L, B))
             for b, i in zip(bs, locals_[s], strict=True):
                 shares[i, b] += 1 / n
-            law = np.array([np.prod([Pl[g, b, i, j] for b, i, j in zip(bs, locals_[s], after, strict=True)]) for after in locals_])
-            choices += [(g, s, rg[g, a] + reward + coupling(g, shares), Pg[g, a], law) for a in range(A)]
+            law = np.array(
+                [
+                    np.prod([Pl[g, b, i, j] for b, i, j in zip(bs, locals_[s], after, strict=True)])
+                    for after in locals_
+                ]
+            )
+            choices += [
+                (g, s, rg[g, a] + reward + coupling(g, shares), Pg[g, a], law) for a in range(A)
+            ]
     where = np.array([c[0] * len(locals_) + c[1] for c in choices])
     rewards = np.array([c[2] for c in choices])
     global_laws, laws = np.stack([c[3] for c in choices]), np.stack([c[4] for c in choices])
@@ -53,7 +64,11 @@ def joint_value(Pg, Pl, rg, rl, discount, n, coupling=lambda g, shares: 0.0, swe
 @pytest.mark.parametrize("coupled", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_local_actions_solve_the_joint_problem(coupled):
     n, arrays = 3, local_action_arrays(0)
-    coupling = (lambda g, shares: shares[0, 1] ** 2 - jnp.where(g == 0, 1.0, 3.0) * shares[1, 0]) if coupled else None
+    coupling = (
+        (lambda g, shares: shares[0, 1] ** 2 - jnp.where(g == 0, 1.0, 3.0) * shares[1, 0])
+        if coupled
+        else None
+    )
     model = sq.LocalActionModel(*arrays, share_reward=coupling)
     solution = sq.solve_local_actions(model, n, tol=1e-10).check()
     table, space = solution.value, sq.HistogramSpace(n, 2)
@@ -75,14 +90,26 @@ def test_local_actions_in_float32_in_batches_and_without_a_choice():
     rough = sq.solve_local_actions(single, 3).check().value
     assert rough.q.dtype == np.float32
     np.testing.assert_allclose(rough.q, exact.q, atol=1e-3)
-    batch = jax.vmap(lambda discount: sq.solve_local_actions(sq.LocalActionModel(*arrays[:4], discount), 3).value.q)(jnp.array([0.5, 0.8]))
+    batch = jax.vmap(
+        lambda discount: (
+            sq.solve_local_actions(sq.LocalActionModel(*arrays[:4], discount), 3).value.q
+        )
+    )(jnp.array([0.5, 0.8]))
     np.testing.assert_allclose(batch[1], exact.q, atol=1e-5)
     types = [np.float32(array) for array in typed_arrays(3)]
     shares = np.float32([0.5, 0.5])
-    one = jax.jit(jax.vmap(lambda discount: sq.solve_types(sq.TypedModel(*types, shares, discount), (2, 2)).value.value))(
-        jnp.float32([0.5, 0.8])
+    one = jax.jit(
+        jax.vmap(
+            lambda discount: (
+                sq.solve_types(sq.TypedModel(*types, shares, discount), (2, 2)).value.value
+            )
+        )
+    )(jnp.float32([0.5, 0.8]))
+    np.testing.assert_allclose(
+        one[1],
+        sq.solve_types(sq.TypedModel(*types, shares, 0.8), (2, 2)).check().value.value,
+        atol=1e-3,
     )
-    np.testing.assert_allclose(one[1], sq.solve_types(sq.TypedModel(*types, shares, 0.8), (2, 2)).check().value.value, atol=1e-3)
 
 
 @pytest.mark.slow
@@ -91,19 +118,35 @@ def test_local_actions_bound_execute_and_differentiate():
     for seed in range(20):
         model = sq.LocalActionModel(*local_action_arrays(seed))
         best = sq.solve_local_actions(model, n, tol=1e-9).check().value
-        uppers = [sq.lift(sq.solve_local_actions(model, k, tol=1e-9).check().value.bounds.upper, 2, n) for k in (1, 2, 3)]
+        uppers = [
+            sq.lift(sq.solve_local_actions(model, k, tol=1e-9).check().value.bounds.upper, 2, n)
+            for k in (1, 2, 3)
+        ]
         for upper, lower in zip(uppers, [*uppers[1:], best.value], strict=True):
             assert np.all(upper >= lower - 1e-7)
     table, start = best, (0, np.array([1, 3], np.int32))
     keys = jax.random.split(jax.random.key(0), 4000)
 
     def returns(table):
-        return jax.jit(jax.vmap(lambda key: sq.simulate_local_actions(key, model, table, n, 40, start).discounted_return))(keys)
+        return jax.jit(
+            jax.vmap(
+                lambda key: (
+                    sq.simulate_local_actions(key, model, table, n, 40, start).discounted_return
+                )
+            )
+        )(keys)
 
     h = int(sq.HistogramSpace(n, 2).index(start[1]))
-    paid = np.asarray(returns(sq.solve_local_actions(model, 1).check().value))  # with k = 1 every agent follows its own table
+    paid = np.asarray(
+        returns(sq.solve_local_actions(model, 1).check().value)
+    )  # with k = 1 every agent follows its own table
     assert paid.mean() <= best.value[0, h] + 4 * paid.std() / np.sqrt(len(paid)) + 0.8**40 * 20
-    assert np.asarray(sq.simulate_local_actions(keys[0], model, table, n, 9, start).counts).sum(-1).tolist() == [n] * 9
+    assert (
+        np.asarray(sq.simulate_local_actions(keys[0], model, table, n, 9, start).counts)
+        .sum(-1)
+        .tolist()
+        == [n] * 9
+    )
     slopes = jax.grad(lambda m: jnp.sum(sq.solve_local_actions(m, 3, tol=1e-11).value.value))(model)
     generator = np.random.default_rng(0)
     for name in ("local_transition", "local_reward", "global_transition", "global_reward"):
@@ -116,19 +159,30 @@ def test_local_actions_bound_execute_and_differentiate():
             return jnp.sum(sq.solve_local_actions(shifted, 3, tol=1e-11).value.value)
 
         central = (value(1e-6) - value(-1e-6)) / 2e-6
-        np.testing.assert_allclose(jnp.sum(getattr(slopes.base, name) * move), central, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(
+            jnp.sum(getattr(slopes.base, name) * move), central, rtol=1e-5, atol=1e-7
+        )
 
 
 def test_allowed_restricts_the_choice_to_a_known_schedule():
-    """One of k machines is served in each step; L = 1 leaves the reward of serving one, whatever else could be earned."""
+    """One of k machines is served in each step; L = 1 leaves the reward of serving one, whatever
+    else could be earned.
+    """
     ones = np.ones((1, 2, 1, 1))
     model = sq.LocalActionModel(
-        np.ones((1, 1, 1)), ones, np.zeros((1, 1)), np.array([[[0.0], [5.0]]]), 0.5, allowed=lambda g, z: z[0, 1] == 1
+        np.ones((1, 1, 1)),
+        ones,
+        np.zeros((1, 1)),
+        np.array([[[0.0], [5.0]]]),
+        0.5,
+        allowed=lambda g, z: z[0, 1] == 1,
     )
     solution = sq.solve_local_actions(model, 4).check()
     np.testing.assert_allclose(solution.value.value, 5 / 4 / 0.5, rtol=1e-5)
     with pytest.raises(ValueError, match="allowed restricts joint assignments"):
-        sq.simulate_local_actions(jax.random.key(0), model, solution.value, 4, 2, (0, np.array([4])))
+        sq.simulate_local_actions(
+            jax.random.key(0), model, solution.value, 4, 2, (0, np.array([4]))
+        )
     with pytest.raises(ValueError, match=r"local_reward must have shape \[G, B, L\]"):
         sq.LocalActionModel(*local_action_arrays(0)[:3], np.zeros((2, 2)), 0.8)
     with pytest.raises(ValueError, match=r"k=12 agents .* k=\d+ fits"):
@@ -142,7 +196,9 @@ def typed_arrays(seed, E=2, G=2, A=2, L=2):
 
 
 def test_types_solve_the_problem_of_one_histogram_over_type_and_state():
-    """Types written as parts of the local state that never change: the block-diagonal model, solved by the plain solver."""
+    """Types written as parts of the local state that never change: the block-diagonal model, solved
+    by the plain solver.
+    """
     (Pg, Pl, rg, rl), ks = typed_arrays(3), (2, 1)
     model = sq.TypedModel(Pg, Pl, rg, rl, np.array(ks) / 3, 0.8)
     solution = sq.solve_types(model, ks, tol=1e-9).check()
@@ -150,16 +206,24 @@ def test_types_solve_the_problem_of_one_histogram_over_type_and_state():
     table = solution.value
     blocks = np.zeros((2, 4, 4))
     blocks[:, :2, :2], blocks[:, 2:, 2:] = Pl
-    plain = sq.solve(sq.Model(Pg, blocks, rg, np.concatenate(list(rl), axis=-1), 0.8), 3, tol=1e-9).check().value
+    plain = (
+        sq.solve(sq.Model(Pg, blocks, rg, np.concatenate(list(rl), axis=-1), 0.8), 3, tol=1e-9)
+        .check()
+        .value
+    )
     rows = [int(sq.HistogramSpace(3, 4).index(h.reshape(-1))) for h in np.asarray(table.histograms)]
     np.testing.assert_allclose(table.q, plain.q[:, np.array(rows)], atol=1e-7)
-    np.testing.assert_allclose(sq.upper_bound_types(table, ks, (1, table.histograms[4])), table.value[1, 4], atol=1e-6)
+    np.testing.assert_allclose(
+        sq.upper_bound_types(table, ks, (1, table.histograms[4])), table.value[1, 4], atol=1e-6
+    )
     with pytest.raises(ValueError, match="shares must be non-negative"):
         sq.TypedModel(Pg, Pl, rg, rl, np.array([0.5, 0.6]), 0.8)
     with pytest.raises(ValueError, match="one number for each of the 2 types"):
         sq.solve_types(model, (1,))
     with pytest.raises(ValueError, match="samples more agents of a type"):
-        sq.simulate_types(jax.random.key(0), model, table, ks, (1, 1), 2, (0, np.array([[1, 0], [1, 0]])))
+        sq.simulate_types(
+            jax.random.key(0), model, table, ks, (1, 1), 2, (0, np.array([[1, 0], [1, 0]]))
+        )
 
 
 @pytest.mark.slow
@@ -170,24 +234,49 @@ def test_types_bound_execute_and_differentiate():
         model = sq.TypedModel(Pg, Pl, rg, rl, np.array(n) / 6, 0.8)
         best = sq.upper_bound_types(sq.solve_types(model, n, tol=1e-9).check().value, n, start)
         uppers = [
-            float(sq.upper_bound_types(sq.solve_types(model, ks, tol=1e-9).check().value, ks, start)) for ks in ((1, 1), (2, 1), (3, 2))
+            float(
+                sq.upper_bound_types(sq.solve_types(model, ks, tol=1e-9).check().value, ks, start)
+            )
+            for ks in ((1, 1), (2, 1), (3, 2))
         ]
-        assert uppers[0] >= uppers[1] - 1e-7 and uppers[1] >= uppers[2] - 1e-7 and uppers[2] >= best - 1e-7
+        assert (
+            uppers[0] >= uppers[1] - 1e-7
+            and uppers[1] >= uppers[2] - 1e-7
+            and uppers[2] >= best - 1e-7
+        )
     full = sq.solve_types(model, n, tol=1e-9).check().value
     keys = jax.random.split(jax.random.key(0), 4000)
     paid = np.asarray(
-        jax.jit(jax.vmap(lambda key: sq.simulate_types(key, model, full, n, n, 60, start).discounted_return))(keys)
+        jax.jit(
+            jax.vmap(
+                lambda key: sq.simulate_types(key, model, full, n, n, 60, start).discounted_return
+            )
+        )(keys)
     )  # nothing is lost where everybody is sampled
     assert abs(paid.mean() - float(best)) < 5 * paid.std() / np.sqrt(len(paid))
-    plans = [sq.plan(model.of_type(e), 3, backend=backend) for e, backend in enumerate(("thinning", "dense"))]
+    plans = [
+        sq.plan(model.of_type(e), 3, backend=backend)
+        for e, backend in enumerate(("thinning", "dense"))
+    ]
     assert sq.solve_types(model, (3, 3), plans=plans).check().stats["operator_error"] < 1e-14
     slope = jax.grad(
-        lambda P: jnp.sum(sq.solve_types(sq.TypedModel(Pg, P, rg, rl, model.shares, 0.8), (3, 3), plans=plans, tol=1e-11).value.value)
+        lambda P: jnp.sum(
+            sq.solve_types(
+                sq.TypedModel(Pg, P, rg, rl, model.shares, 0.8), (3, 3), plans=plans, tol=1e-11
+            ).value.value
+        )
     )(model.local_transition)
     move = np.random.default_rng(0).normal(size=slope.shape)
     move -= move.mean(-1, keepdims=True)
     ends = [
-        jnp.sum(sq.solve_types(sq.TypedModel(Pg, Pl + h * move, rg, rl, model.shares, 0.8), (3, 3), plans=plans, tol=1e-11).value.value)
+        jnp.sum(
+            sq.solve_types(
+                sq.TypedModel(Pg, Pl + h * move, rg, rl, model.shares, 0.8),
+                (3, 3),
+                plans=plans,
+                tol=1e-11,
+            ).value.value
+        )
         for h in (1e-6, -1e-6)
     ]
     np.testing.assert_allclose(jnp.sum(slope * move), (ends[0] - ends[1]) / 2e-6, rtol=1e-5)

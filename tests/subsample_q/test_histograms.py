@@ -16,7 +16,9 @@ def test_the_table_lists_every_histogram_once_and_index_inverts_it(k, L):
     assert len(space) == math.comb(k + L - 1, L - 1) == len(expected)
     assert {tuple(map(int, row)) for row in space.table} == expected
     np.testing.assert_array_equal(space.index(space.table), np.arange(len(space)))
-    np.testing.assert_array_equal(jax.jit(space.index)(jnp.asarray(space.table)), np.arange(len(space)))
+    np.testing.assert_array_equal(
+        jax.jit(space.index)(jnp.asarray(space.table)), np.arange(len(space))
+    )
 
 
 def test_smaller_k_is_a_prefix():

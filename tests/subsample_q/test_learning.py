@@ -20,7 +20,17 @@ def test_the_sampled_fixed_point_nears_the_exact_one_as_the_root_of_m(exact):
     keys = jax.random.split(jax.random.key(0), 6)
     sizes = (4, 64, 1024)
     errors = [
-        float(jnp.mean(jnp.max(jnp.abs(jax.vmap(lambda key, m=m: sq.learn(key, MODEL, K, m).value.q)(keys) - exact[None]), axis=(1, 2, 3))))
+        float(
+            jnp.mean(
+                jnp.max(
+                    jnp.abs(
+                        jax.vmap(lambda key, m=m: sq.learn(key, MODEL, K, m).value.q)(keys)
+                        - exact[None]
+                    ),
+                    axis=(1, 2, 3),
+                )
+            )
+        )
         for m in sizes
     ]
     slope = np.polyfit(np.log(sizes), np.log(errors), 1)[0]
@@ -30,7 +40,9 @@ def test_the_sampled_fixed_point_nears_the_exact_one_as_the_root_of_m(exact):
 def test_sampled_tables_are_certified_as_fixed_points_and_admit_no_false_upper_bound(exact):
     solution = sq.learn(jax.random.key(1), MODEL, K, 16, share_local=True).check()
     assert sq.BACKENDS[int(solution.stats["backend"])] == "sampled"
-    assert np.all(solution.value.bounds.upper >= exact.max(-1)) and np.all(solution.value.bounds.lower <= exact.max(-1))
+    assert np.all(solution.value.bounds.upper >= exact.max(-1)) and np.all(
+        solution.value.bounds.lower <= exact.max(-1)
+    )
 
 
 def test_fresh_draws_each_sweep_average_out(exact):
@@ -40,7 +52,9 @@ def test_fresh_draws_each_sweep_average_out(exact):
 
 
 def test_q_learning_from_a_generative_model(exact):
-    short, long = (sq.q_learning(jax.random.key(3), MODEL, K, updates) for updates in (5_000, 100_000))
+    short, long = (
+        sq.q_learning(jax.random.key(3), MODEL, K, updates) for updates in (5_000, 100_000)
+    )
     errors = [np.max(np.abs(s.value.q - exact)) for s in (short, long)]
     assert errors[1] < 0.2 and errors[1] < 0.5 * errors[0]
     assert int(long.stats["visits"].sum()) == 100_000
@@ -55,7 +69,9 @@ def test_learning_from_a_recorded_trajectory(exact):
     for t in range(steps):
         g = global_states[t]
         global_states[t + 1] = np.sum(generator.random() > np.cumsum(Pg[g, actions[t]])[:-1])
-        local_states[t + 1] = np.sum(generator.random(n)[:, None] > np.cumsum(Pl[g][local_states[t]], -1)[:, :-1], -1)
+        local_states[t + 1] = np.sum(
+            generator.random(n)[:, None] > np.cumsum(Pl[g][local_states[t]], -1)[:, :-1], -1
+        )
     record = sq.Trajectory(
         global_states,
         local_states,

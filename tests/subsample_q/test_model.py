@@ -24,7 +24,9 @@ def test_rows_are_checked_and_normalised():
         sq.Model(Pg, Pl, rg * np.nan, rl, 0.9)
 
 
-@pytest.mark.parametrize("discount,match", [(-0.1, "discount must be >= 0"), (1.5, "discount must lie in")])
+@pytest.mark.parametrize(
+    "discount,match", [(-0.1, "discount must be >= 0"), (1.5, "discount must lie in")]
+)
 def test_discount_is_checked(discount, match):
     with pytest.raises(ValueError, match=match):
         sq.Model(*random_arrays(0), discount)

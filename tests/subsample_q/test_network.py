@@ -14,12 +14,16 @@ SMALL = {"batch_size": 32, "width": 16, "depth": 1}
 
 
 def continuous():
-    """Agents on the line that drift towards a global level in {-1, 0, 1}, which the action chooses."""
+    """Agents on the line that drift towards a global level in {-1, 0, 1}, which the action
+    chooses.
+    """
     levels = jnp.array([-1.0, 0.0, 1.0])
 
     def draw(key, k):
         level, mean, noise = jax.random.split(key, 3)
-        return jax.random.choice(level, levels), jax.random.normal(mean) + 0.3 * jax.random.normal(noise, (k,))
+        return jax.random.choice(level, levels), jax.random.normal(mean) + 0.3 * jax.random.normal(
+            noise, (k,)
+        )
 
     return sq.Environment(
         draw=draw,
@@ -46,9 +50,13 @@ def test_order_and_absent_agents_do_not_matter_and_counts_are_agents(network):
     one_hot = jnp.eye(3)
     states = jnp.array([0, 2, 2, 1])
     values = network(one_hot[1], one_hot[states], jnp.full(4, 0.25), 4)
-    np.testing.assert_allclose(network(one_hot[1], one_hot[states[::-1]], jnp.full(4, 0.25), 4), values, atol=1e-13)
+    np.testing.assert_allclose(
+        network(one_hot[1], one_hot[states[::-1]], jnp.full(4, 0.25), 4), values, atol=1e-13
+    )
     absent = jnp.concatenate([one_hot[states], jnp.full((2, 3), 7.0)])
-    np.testing.assert_allclose(network(one_hot[1], absent, jnp.array([0.25] * 4 + [0.0] * 2), 4), values, atol=1e-13)
+    np.testing.assert_allclose(
+        network(one_hot[1], absent, jnp.array([0.25] * 4 + [0.0] * 2), 4), values, atol=1e-13
+    )
     table = sq.network_table(network, MODEL, 4)
     row = int(np.flatnonzero((np.asarray(table.histograms) == [1, 1, 2]).all(axis=1))[0])
     np.testing.assert_allclose(table.q[1, row], values, atol=1e-13)
@@ -61,22 +69,35 @@ def test_without_a_future_it_regresses_the_mean_reward_of_any_number_of_agents()
 
     def error(key):
         x, s = ENVIRONMENT.draw(key, 4)
-        exact = jnp.stack([ENVIRONMENT.reward_global(x, a) for a in range(3)]) - jnp.mean((s - x) ** 2)
-        return solution.value(x[None], jax.vmap(ENVIRONMENT.describe_local)(s), jnp.full(4, 0.25), 4) - exact, exact
+        exact = jnp.stack([ENVIRONMENT.reward_global(x, a) for a in range(3)]) - jnp.mean(
+            (s - x) ** 2
+        )
+        return solution.value(
+            x[None], jax.vmap(ENVIRONMENT.describe_local)(s), jnp.full(4, 0.25), 4
+        ) - exact, exact
 
     errors, exact = jax.vmap(error)(jax.random.split(jax.random.key(2), 1000))
     assert np.std(errors) < 0.1 * np.std(exact)
-    more = sq.learn_network(jax.random.key(3), ENVIRONMENT, (2, 8), 20, state=solution.state, **SMALL)
+    more = sq.learn_network(
+        jax.random.key(3), ENVIRONMENT, (2, 8), 20, state=solution.state, **SMALL
+    )
     assert np.mean(more.stats["loss"]) < 2 * np.mean(solution.stats["loss"][-100:])
-    broken = jax.tree.map(lambda leaf: leaf * jnp.nan if leaf.dtype == jnp.float64 else leaf, solution.state)
-    assert sq.learn_network(jax.random.key(3), ENVIRONMENT, (2, 8), 20, state=broken, **SMALL).status == Status.NONFINITE
+    broken = jax.tree.map(
+        lambda leaf: leaf * jnp.nan if leaf.dtype == jnp.float64 else leaf, solution.state
+    )
+    assert (
+        sq.learn_network(jax.random.key(3), ENVIRONMENT, (2, 8), 20, state=broken, **SMALL).status
+        == Status.NONFINITE
+    )
 
 
 @pytest.mark.slow
 def test_a_batch_of_keys_is_a_loop_and_bad_input_is_named():
     run = jax.jit(lambda key: sq.learn_network(key, ENVIRONMENT, (2, 8), 20, **SMALL).stats["loss"])
     keys = jax.random.split(jax.random.key(3), 2)
-    np.testing.assert_allclose(jax.vmap(run)(keys), jnp.stack([run(key) for key in keys]), rtol=1e-6)
+    np.testing.assert_allclose(
+        jax.vmap(run)(keys), jnp.stack([run(key) for key in keys]), rtol=1e-6
+    )
     with pytest.raises(ValueError, match="ks is empty"):
         sq.learn_network(jax.random.key(0), ENVIRONMENT, (), 2)
     with pytest.raises(ValueError, match="discount must lie in"):
@@ -85,15 +106,27 @@ def test_a_batch_of_keys_is_a_loop_and_bad_input_is_named():
 
 @pytest.mark.slow
 def test_one_network_for_several_k_is_near_the_exact_tables():
-    """Within 15 % of the range of values, at a k it never saw too; and its policy, executed on 8 agents, loses on average less than 2 %
-    of it. (Not at most: there are many ties, and it breaks them its own way.)"""
+    """Within 15 % of the range of values, at a k it never saw too; and its policy, executed on 8
+    agents, loses on average less than 2 % of it. (Not at most: there are many ties, and it breaks
+    them its own way.)
+    """
     model = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), MODEL)
-    solution = sq.learn_network(jax.random.key(0), sq.from_model(model), (2, 4, 8), 4000, batch_size=64, num_samples=4, width=32)
+    solution = sq.learn_network(
+        jax.random.key(0),
+        sq.from_model(model),
+        (2, 4, 8),
+        4000,
+        batch_size=64,
+        num_samples=4,
+        width=32,
+    )
     for k in (2, 4, 6):
         exact = sq.solve(model, k).check().value
         table = sq.network_table(solution.value, model, k)
         assert np.max(np.abs(table.q - exact.q)) < 0.15 * np.ptp(exact.value)
-        best, found = (sq.evaluate(model, policy, 8).check().value.value for policy in (exact, table))
+        best, found = (
+            sq.evaluate(model, policy, 8).check().value.value for policy in (exact, table)
+        )
         assert np.mean(best - found) < 0.02 * np.ptp(exact.value)
 
 

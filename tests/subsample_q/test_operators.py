@@ -14,7 +14,9 @@ def operator_error(model, k, backend):
     """Largest error on functions with a known expectation, at full size."""
     plan = sq.plan(model, k, backend=backend)
     values, weights, exact = product_test(model, k)
-    out = jax.jit(lambda m, v, p: expectation(prepare(m, p), v, p, m.num_local_states))(model, values, plan)
+    out = jax.jit(lambda m, v, p: expectation(prepare(m, p), v, p, m.num_local_states))(
+        model, values, plan
+    )
     return float(jnp.max(jnp.abs(jnp.einsum("gna,a->gn", out, weights) - exact)))
 
 
@@ -29,7 +31,9 @@ def test_the_dense_kernel_enumerates_all_joint_moves(k, L):
 def test_structured_operators_equal_the_dense_one_on_hard_kernels(backend, k, L):
     local = np.stack(list(hard_kernels(2, L).values()))
     model = random_model(0, G=len(local), A=2, L=L, local=local)
-    values = jnp.asarray(np.random.default_rng(0).normal(size=(len(local), len(sq.HistogramSpace(k, L)))))
+    values = jnp.asarray(
+        np.random.default_rng(0).normal(size=(len(local), len(sq.HistogramSpace(k, L))))
+    )
 
     def apply(backend):
         plan = sq.plan(model, k, backend=backend)
@@ -39,7 +43,9 @@ def test_structured_operators_equal_the_dense_one_on_hard_kernels(backend, k, L)
 
 
 def lumpable(by_rows, L, R, seed=0):
-    """Kernels [2, L, L] with R classes of equal rows, or of proportional columns (not the same ones in both kernels)."""
+    """Kernels [2, L, L] with R classes of equal rows, or of proportional columns (not the same ones
+    in both kernels).
+    """
     generator = np.random.default_rng(seed)
     classes = np.stack([generator.permutation(np.arange(L) % R) for _ in range(2)])
     if by_rows:
@@ -56,7 +62,10 @@ def test_lumping_equal_rows_or_exchangeable_states_changes_nothing(by_rows):
     plan = sq.plan(model, k, backend="lumped")
     assert plan.num_classes == 2 and plan.by_rows == by_rows
     values = jnp.asarray(np.random.default_rng(0).normal(size=(2, len(sq.HistogramSpace(k, L)))))
-    lumped, dense = (jax.jit(lambda m, p: expectation(prepare(m, p), values, p, L))(model, p) for p in (plan, sq.plan(model, k)))
+    lumped, dense = (
+        jax.jit(lambda m, p: expectation(prepare(m, p), values, p, L))(model, p)
+        for p in (plan, sq.plan(model, k))
+    )
     np.testing.assert_allclose(lumped, dense, atol=1e-14)
     with pytest.raises(ValueError, match="needs local states with equal rows"):
         sq.plan(random_model(1, L=3), k, backend="lumped")
@@ -67,13 +76,24 @@ def test_demand_response_lumps_where_no_other_exact_form_is_cheap():
     model = sq.Model(*problems.demand_response())
     assert sq.plan(model, 3).backend == "lumped" and sq.plan(model, 3).num_classes == 5
     solution = sq.solve(model, 3).check()
-    assert sq.BACKENDS[int(solution.stats["backend"])] == "lumped" and solution.stats["operator_error"] < 1e-12
-    np.testing.assert_allclose(
-        solution.value.q, sq.solve(model, 3, backend="dense").check().value.q, atol=1e-5 * float(solution.stats["scale"])
+    assert (
+        sq.BACKENDS[int(solution.stats["backend"])] == "lumped"
+        and solution.stats["operator_error"] < 1e-12
     )
-    slopes = jax.grad(lambda m: jnp.sum(sq.solve(m, 2, plan=sq.plan(model, 2, backend="lumped")).value.value))(model)
-    dense = jax.grad(lambda m: jnp.sum(sq.solve(m, 2, plan=sq.plan(model, 2, backend="dense")).value.value))(model)
-    np.testing.assert_allclose(slopes.local_transition, dense.local_transition, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        solution.value.q,
+        sq.solve(model, 3, backend="dense").check().value.q,
+        atol=1e-5 * float(solution.stats["scale"]),
+    )
+    slopes = jax.grad(
+        lambda m: jnp.sum(sq.solve(m, 2, plan=sq.plan(model, 2, backend="lumped")).value.value)
+    )(model)
+    dense = jax.grad(
+        lambda m: jnp.sum(sq.solve(m, 2, plan=sq.plan(model, 2, backend="dense")).value.value)
+    )(model)
+    np.testing.assert_allclose(
+        slopes.local_transition, dense.local_transition, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_more_actions_than_states_and_actions_that_drive_the_agents_take_the_same_answer():
@@ -83,11 +103,17 @@ def test_more_actions_than_states_and_actions_that_drive_the_agents_take_the_sam
     Pl, rl = generator.dirichlet(np.ones(L), (G, A, L)), generator.normal(size=(G, A, L))
     model = sq.Model(Pg, Pl, rg, rl, 0.8)
     values = jnp.asarray(generator.normal(size=(G, len(sq.HistogramSpace(k, L)))))
-    kernels = np.stack([[np.asarray(dense_kernel(jnp.asarray(Pl[g, a]), k)) for a in range(A)] for g in range(G)])
+    kernels = np.stack(
+        [[np.asarray(dense_kernel(jnp.asarray(Pl[g, a]), k)) for a in range(A)] for g in range(G)]
+    )
     exact = np.einsum("ganm,gac,cm->gna", kernels, Pg, values)
     for backend in ("dense", "thinning"):
         plan = sq.plan(model, k, backend=backend)
-        np.testing.assert_allclose(jax.jit(lambda m, p: expectation(prepare(m, p), values, p, L))(model, plan), exact, atol=1e-13)
+        np.testing.assert_allclose(
+            jax.jit(lambda m, p: expectation(prepare(m, p), values, p, L))(model, plan),
+            exact,
+            atol=1e-13,
+        )
     assert sq.solve(model, k, backend="thinning").check().stats["operator_error"] < 1e-13
 
 
@@ -109,7 +135,9 @@ def test_full_size_accuracy_on_hard_kernels(k, L):
 
 def test_plans_say_why_and_what_fits():
     assert sq.plan(random_model(0), 4).backend == "dense"
-    assert sq.plan(random_model(0), 4, backend="thinning").reason.startswith("asked for, amplification")
+    assert sq.plan(random_model(0), 4, backend="thinning").reason.startswith(
+        "asked for, amplification"
+    )
     assert sq.plan(random_model(0, L=5), 10).backend == "thinning"
     with pytest.raises(ValueError, match=r"k=2000 sampled agents over 5 local states are .* fits"):
         sq.plan(random_model(0, L=5), 2000)
