@@ -14,8 +14,8 @@ import numpy as np
 
 from benchmarks.harness import Options
 from jaxsac import control, gibbs
-from jaxsac.control.online import join
-from jaxsac.control.resampling import take
+from jaxsac.control.fits.online import join
+from jaxsac.control.trust.resampling import take
 from jaxsac.problems.tool_logs import sparse_tool_log
 
 GROWTH = 1.5

@@ -18,7 +18,11 @@ import numpy as np
 from benchmarks.group_lasso_cases import LONG_PATH_TOLS, Case, cases, random_cases
 from benchmarks.harness import NOT_RUN, Options, Report, in_new_process, run_peer
 from jaxsac import Groups, Status, designs, group_lasso
-from jaxsac.group_lasso import host_check, host_loss, host_steps, rounds, working_set
+from jaxsac.group_lasso.methods.host import check as host_check
+from jaxsac.group_lasso.methods.host import kernels as rounds
+from jaxsac.group_lasso.methods.host import loss as host_loss
+from jaxsac.group_lasso.methods.host import rounds as working_set
+from jaxsac.group_lasso.methods.host import steps as host_steps
 
 TARGET = {"float64": 1e-6, "float32": 1e-4}
 TURNS = 3  # ours and the peers are timed in turns, so that what else the machine does falls on all

@@ -257,7 +257,7 @@ def test_imports_obey_the_floors(path):
 
 def test_a_breach_would_be_seen(tmp_path):
     bad = tmp_path / "bad.py"
-    bad.write_text("def f():\n    from jaxsac import route\n    import jaxsac.control.fit\n")
+    bad.write_text("def f():\n    from jaxsac import route\n    import jaxsac.control.fits.fit\n")
     assert imported_rooms(bad) == {"route", "control"}
 
 

@@ -20,17 +20,17 @@ from jaxsac._checks import (
     require,
     static_integer,
 )
-from jaxsac.group_lasso.compiled import finish, run, set_up
-from jaxsac.group_lasso.compiled_working_set import applies
-from jaxsac.group_lasso.concomitant import scaled_on_host
-from jaxsac.group_lasso.derivative import differentiable
-from jaxsac.group_lasso.fista import State, start
-from jaxsac.group_lasso.homotopy import path_on_host
-from jaxsac.group_lasso.inputs import make_problem as _problem
-from jaxsac.group_lasso.null import geometric, lam_max_of, null_pull
-from jaxsac.group_lasso.problem import Coefficients, Problem, recentre, with_lam
-from jaxsac.group_lasso.restricted import prepare, restrictable, solve_on_columns
-from jaxsac.group_lasso.working_set import covers, solve_on_host
+from jaxsac.group_lasso.methods.columns import prepare, restrictable, solve_on_columns
+from jaxsac.group_lasso.methods.host.path import path_on_host
+from jaxsac.group_lasso.methods.host.rounds import covers, solve_on_host
+from jaxsac.group_lasso.methods.host.square_root import scaled_on_host
+from jaxsac.group_lasso.methods.loop.batches import finish, run, set_up
+from jaxsac.group_lasso.methods.loop.fista import State, start
+from jaxsac.group_lasso.methods.loop.rounds import applies
+from jaxsac.group_lasso.problem.arguments import make_problem as _problem
+from jaxsac.group_lasso.problem.derivative import differentiable
+from jaxsac.group_lasso.problem.null import geometric, lam_max_of, null_pull
+from jaxsac.group_lasso.problem.record import Coefficients, Problem, recentre, with_lam
 from jaxsac.losses import Loss
 from jaxsac.prox import Groups, Penalty
 from jaxsac.solution import Solution, Status

@@ -1,4 +1,4 @@
-"""The sparse policy: `jaxsac.control.fit` along a path of penalties, chosen on validation records,
+"""The sparse policy: `jaxsac.control.fits.fit` along a path of penalties, chosen on validation records,
 its support refitted.
 """
 

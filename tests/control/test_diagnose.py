@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from jaxsac import control, gibbs
-from jaxsac.control import log_curvature
-from jaxsac.control.duplicates import near_duplicates
-from jaxsac.control.fit import FitState, _prepare, _warm_start
-from jaxsac.control.log import checked
-from jaxsac.control.scoring import log_probabilities
-from jaxsac.control.working import evaluate_point, working_set
+from jaxsac.control.data.log import checked
+from jaxsac.control.fits.fit import FitState, _prepare, _warm_start
+from jaxsac.control.imitation.working import evaluate_point, working_set
+from jaxsac.control.policy.scoring import log_probabilities
+from jaxsac.control.trust import log_curvature
+from jaxsac.control.trust.duplicates import near_duplicates
 from jaxsac.problems.tool_logs import sparse_tool_log
 
 KEY = jax.random.key(0)

@@ -9,7 +9,7 @@ import pytest
 
 import jaxsac
 from jaxsac import control, gibbs, prox
-from jaxsac.control import families
+from jaxsac.control.data import families
 from jaxsac.prox.norms import dual_tree_norm
 
 T, M, Q, B = 200, 9, 2, 3

@@ -12,7 +12,7 @@ import scipy.optimize
 
 import jaxsac
 from jaxsac import control, designs, group_lasso, losses
-from jaxsac.control.record_weights import record_weights
+from jaxsac.control.data.record_weights import record_weights
 from jaxsac.problems.tool_logs import sparse_tool_log
 
 T, M, Q, B = 60, 7, 2, 3

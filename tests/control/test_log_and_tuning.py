@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose
 
 import jaxsac
 from jaxsac import control, group_lasso
-from jaxsac.control import tuning
+from jaxsac.control.fits import tuning
 from jaxsac.problems.tool_logs import sparse_tool_log
 
 KEY = jax.random.key(0)

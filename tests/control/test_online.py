@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from jaxsac import control, gibbs
-from jaxsac.control import likelihood, step
-from jaxsac.control.resampling import take
+from jaxsac.control.imitation import likelihood, step
+from jaxsac.control.trust.resampling import take
 from jaxsac.problems.tool_logs import sparse_tool_log
 
 KEY = jax.random.key(0)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsac.control import background
+from jaxsac.control.policy import background
 from jaxsac.gibbs import rows
 
 BUDGET = 3

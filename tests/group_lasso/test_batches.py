@@ -11,7 +11,9 @@ import pytest
 
 from jaxsac import Groups, Status, group_lasso
 from jaxsac._iterate import iterate_lanes
-from jaxsac.group_lasso import compiled, compiled_working_set, solver
+from jaxsac.group_lasso import solver
+from jaxsac.group_lasso.methods.loop import batches as compiled
+from jaxsac.group_lasso.methods.loop import rounds as compiled_working_set
 from jaxsac.prox import Penalty
 
 T, G, Q = 40, 12, 3

@@ -11,7 +11,8 @@ import pytest
 import zoo
 
 from jaxsac import Groups, Status, group_lasso
-from jaxsac.group_lasso import compiled_working_set, solver
+from jaxsac.group_lasso import solver
+from jaxsac.group_lasso.methods.loop import rounds as compiled_working_set
 
 N = 500
 ROUNDS = compiled_working_set._ROUNDS

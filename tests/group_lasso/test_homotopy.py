@@ -7,7 +7,7 @@ import pytest
 from wide import EQUAL, compiled_solve, problem
 
 from jaxsac import Status, group_lasso
-from jaxsac.group_lasso import homotopy
+from jaxsac.group_lasso.methods.host import path as homotopy
 
 
 @pytest.mark.parametrize(

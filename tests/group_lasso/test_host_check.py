@@ -8,7 +8,10 @@ import pytest
 from wide import EQUAL, UNEQUAL, G, compiled_solve, problem
 
 from jaxsac import Status, group_lasso
-from jaxsac.group_lasso import host_check, rounds, slots, solver
+from jaxsac.group_lasso import solver
+from jaxsac.group_lasso.methods.host import check as host_check
+from jaxsac.group_lasso.methods.host import kernels as rounds
+from jaxsac.group_lasso.methods.host import slots
 
 
 def test_what_is_certified_is_what_is_returned():

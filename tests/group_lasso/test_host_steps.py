@@ -9,16 +9,14 @@ import pytest
 from wide import EQUAL, G, T, compiled_solve, problem
 
 from jaxsac import group_lasso, losses
-from jaxsac.group_lasso import (
-    compiled_working_set,
-    host_check,
-    host_loss,
-    host_steps,
-    rounds,
-    slots,
-    solver,
-)
-from jaxsac.group_lasso.quadratic import Point, best_step
+from jaxsac.group_lasso import solver
+from jaxsac.group_lasso.methods.host import check as host_check
+from jaxsac.group_lasso.methods.host import kernels as rounds
+from jaxsac.group_lasso.methods.host import loss as host_loss
+from jaxsac.group_lasso.methods.host import slots
+from jaxsac.group_lasso.methods.host import steps as host_steps
+from jaxsac.group_lasso.methods.loop import rounds as compiled_working_set
+from jaxsac.group_lasso.model.quadratic import Point, best_step
 
 
 @pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32], ids=["float64", "float32"])

@@ -7,11 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsac.group_lasso import host_newton
-from jaxsac.group_lasso.block_descent import Model, gram_matrices
-from jaxsac.group_lasso.host_newton import newton_steps
-from jaxsac.group_lasso.inverses import inverses
-from jaxsac.group_lasso.newton import admissible, descent_direction, newton_direction, newton_step
+from jaxsac.group_lasso.model import newton_numpy as host_newton
+from jaxsac.group_lasso.model.descent import Model, gram_matrices
+from jaxsac.group_lasso.model.inverses import inverses
+from jaxsac.group_lasso.model.newton import (
+    admissible,
+    descent_direction,
+    newton_direction,
+    newton_step,
+)
+from jaxsac.group_lasso.model.newton_numpy import newton_steps
 
 FORMS = pytest.mark.parametrize("on_host", [False, True], ids=["compiled", "host"])
 

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from jaxsac import Groups, Status, designs, group_lasso
-from jaxsac.group_lasso import inputs, restricted, solver, support
+from jaxsac.group_lasso import solver
+from jaxsac.group_lasso.methods import columns as restricted
+from jaxsac.group_lasso.problem import arguments as inputs
+from jaxsac.group_lasso.problem import support
 from jaxsac.prox import Level, Penalty
 
 T, G, Q, M = 60, 40, 3, 4

@@ -10,7 +10,7 @@ import zoo
 from scipy.special import comb
 
 from jaxsac import Groups, group_lasso
-from jaxsac.group_lasso.selection import _halves
+from jaxsac.group_lasso.choice.criteria import _halves
 from jaxsac.prox import Penalty
 
 GROUPS = Groups.from_sizes(zoo.SIZES)

@@ -9,7 +9,9 @@ import pytest
 from wide import EQUAL, G, T, problem
 
 from jaxsac import Groups, group_lasso
-from jaxsac.group_lasso import host_check, slots, solver
+from jaxsac.group_lasso import solver
+from jaxsac.group_lasso.methods.host import check as host_check
+from jaxsac.group_lasso.methods.host import slots
 
 
 @pytest.mark.parametrize("intercept", [False, True], ids=["", "intercept"])

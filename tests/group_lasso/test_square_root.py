@@ -11,7 +11,7 @@ import pytest
 import zoo
 
 from jaxsac import Groups, Status, group_lasso
-from jaxsac.group_lasso.inputs import make_problem
+from jaxsac.group_lasso.problem.arguments import make_problem
 
 GROUPS = Groups.from_sizes(zoo.SIZES)
 

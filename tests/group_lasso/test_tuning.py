@@ -7,7 +7,7 @@ import zoo
 from sklearn.linear_model import LassoCV
 
 from jaxsac import Groups, group_lasso
-from jaxsac.group_lasso import tuning
+from jaxsac.group_lasso.choice import cross_validation as tuning
 
 AT = zoo.instance(3, "squared")
 X, Y = jnp.asarray(AT.X), jnp.asarray(AT.y)

@@ -10,7 +10,8 @@ import zoo
 from wide import EQUAL, UNEQUAL, G, T, compiled_solve, problem
 
 from jaxsac import Groups, Status, designs, group_lasso
-from jaxsac.group_lasso import solver, working_set
+from jaxsac.group_lasso import solver
+from jaxsac.group_lasso.methods.host import rounds as working_set
 
 SETTINGS = [
     pytest.param("squared", EQUAL, False, jnp.float64, id="squared"),

@@ -1,0 +1,1 @@
+"""Logged decisions: the log, its digest, weights of records, families of tools."""

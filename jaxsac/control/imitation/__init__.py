@@ -1,0 +1,1 @@
+"""The budgeted likelihood: evaluation, steps, certificate, solver."""

@@ -1,0 +1,1 @@
+"""The sparse policy and what it says of records."""

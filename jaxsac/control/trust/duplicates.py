@@ -1,0 +1,106 @@
+"""Tools that stand in for each other, and tools that are always used together: pairs, and the
+families they suggest.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxsac.control.data.digest import Digest
+
+MIN_USES = 10  # fewer uses give directions that are mostly noise
+MOST = 2_000  # tools compared, the most used first
+
+
+class Duplicates(NamedTuple):
+    """`alike`: pairs (tool, tool, similarity) used in the same kind of context; `together`: pairs
+    used in the same records.
+
+    `families`: connected components of both, each a tuple of tools in ascending order.
+    """
+
+    alike: list[tuple[int, int, float]]
+    together: list[tuple[int, int, float]]
+    families: list[tuple[int, ...]]
+
+
+def near_duplicates(data: Digest, threshold: float) -> Duplicates:
+    """Pairs of tools whose similarity exceeds `threshold`, among the tools with at least MIN_USES
+    uses.
+
+    alike:    <d_j, d_l> / (e_j e_l),  d_j = mean of psi over the uses of j minus the mean of all
+    records, e_j^2 = ||d_j||^2 without the share
+              that a mean of n_j draws has by chance (tr(covariance) / n_j): a cosine corrected for
+              noise. Such tools are substitutes: a log cannot tell which of them matters, and their
+              uses are shared out among them.
+    together: n_jl / sqrt(n_j n_l), n_jl the records that use both: the cosine of their columns in
+    the design. Least squares cannot tell
+              their effects apart.
+
+    A pair is listed as alike only if both ||d|| exceed what chance gives to any of the tools with
+    probability 1 %, so that two tools without a taste are no pair: n ||d||^2 > tr C + 2 sqrt(x tr
+    C^2) + 2 x lambda_max(C), C the covariance of psi, x = log(100 x tools) (Laurent & Massart
+    2000).
+    """
+    contexts = np.asarray(data.contexts, np.float64)[: data.num_records]
+    uses = np.bincount(data.entry_tool, minlength=data.used.size)
+    chosen = np.flatnonzero(uses >= MIN_USES)
+    chosen = np.sort(chosen[np.argsort(-uses[chosen], kind="stable")[:MOST]])
+    if chosen.size < 2:
+        return Duplicates([], [], [])
+    place = np.full(data.used.size, -1)
+    place[chosen] = np.arange(chosen.size)
+    inside = place[data.entry_tool] >= 0
+    tool, record = place[data.entry_tool[inside]], data.entry_record[inside]
+    sums = np.stack(
+        [np.bincount(tool, contexts[record, i], chosen.size) for i in range(contexts.shape[1])],
+        axis=1,
+    )
+    means = sums / uses[chosen][:, None] - contexts.mean(0)
+    squares = (means**2).sum(1)
+    spectrum = np.maximum(np.linalg.eigvalsh(np.atleast_2d(np.cov(contexts.T, bias=True))), 0)
+    x = np.log(100 * chosen.size)
+    most = spectrum.sum() + 2 * np.sqrt(x * (spectrum**2).sum()) + 2 * x * spectrum[-1]
+    signal = squares - spectrum.sum() / uses[chosen]
+    clear = squares * uses[chosen] > most
+    length = np.sqrt(np.where(clear, signal, np.inf))
+    alike = np.minimum(means @ means.T / length[:, None] / length[None, :], 1.0)
+    # Records by tools, only to count how many records a pair shares.
+    shared = np.zeros((chosen.size, chosen.size))
+    order = np.argsort(record, kind="stable")
+    for members in np.split(tool[order], np.flatnonzero(np.diff(record[order])) + 1):
+        shared[np.ix_(members, members)] += 1
+    together = shared / np.sqrt(np.outer(uses[chosen], uses[chosen]))
+    names = data.used[chosen]
+    pairs = {
+        "alike": _pairs(alike, names, threshold),
+        "together": _pairs(together, names, threshold),
+    }
+    return Duplicates(**pairs, families=_components([*pairs["alike"], *pairs["together"]]))
+
+
+def _pairs(
+    similarity: np.ndarray, names: np.ndarray, threshold: float
+) -> list[tuple[int, int, float]]:
+    first, second = np.nonzero(np.triu(similarity > threshold, 1))
+    order = np.argsort(-similarity[first, second], kind="stable")
+    return [
+        (int(names[first[i]]), int(names[second[i]]), float(similarity[first[i], second[i]]))
+        for i in order
+    ]
+
+
+def _components(pairs: list[tuple[int, int, float]]) -> list[tuple[int, ...]]:
+    root: dict[int, int] = {}
+
+    def find(tool: int) -> int:
+        while root.setdefault(tool, tool) != tool:
+            tool = root[tool]
+        return tool
+
+    for first, second, _ in pairs:
+        root[find(second)] = find(first)
+    families: dict[int, list[int]] = {}
+    for tool in root:
+        families.setdefault(find(tool), []).append(tool)
+    return sorted(tuple(sorted(members)) for members in families.values())

@@ -1,0 +1,1 @@
+"""Which lambda, which groups: criteria, cross-validation, simulation, stability, refits."""

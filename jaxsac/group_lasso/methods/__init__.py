@@ -1,0 +1,1 @@
+"""Ways to solve the problem, each behind the same four words."""

@@ -1,0 +1,208 @@
+"""The compiled pieces of the host's working-set method: full passes over X, certificates, curved
+losses, and block descent; few programs, of few sizes.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxsac._iterate import Certificate
+from jaxsac.designs import Centred, Dense
+from jaxsac.group_lasso.model import descent as block_descent
+from jaxsac.group_lasso.model import quadratic
+from jaxsac.group_lasso.model.quadratic import LENGTHS, column_unit, uncentred
+from jaxsac.group_lasso.problem.certificate import Pulls, gap_from
+from jaxsac.group_lasso.problem.free import fit_free
+from jaxsac.group_lasso.problem.null import null_objective
+from jaxsac.group_lasso.problem.record import Coefficients, Problem, with_lam
+from jaxsac.prox import group_norms
+
+_FREE_STEPS, _FREE_HALVINGS = 50, 30
+_ROWS = 4  # of X, read together
+
+
+class Refit(NamedTuple):
+    """Points [B] whose unpenalised part is at its best: the coefficients of the unpenalised groups
+    [B, F, q], the intercepts, the predictions [B, T], the share of those under the penalty, what
+    the refit left undone, and the mean of X b, which the intercept of the design as it was given
+    lacks.
+    """
+
+    free: Any
+    intercept: Any
+    predictions: Any
+    penalised: Any
+    remaining: Any
+    centre: Any
+
+
+class Verdict(NamedTuple):
+    """A certificate, the objective, ‖X_g' ρ‖ [G], and |Σ_t ρ_t| if there is an intercept; of points
+    with a leading axis [B].
+    """
+
+    certificate: Certificate
+    objective: Any
+    norms: Any
+    unbalanced: Any
+
+
+@jax.jit
+def first_pass(problem: Problem, predictions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(Σ_t c_t x_tj²)^½ [p] and −∇F, [1, p], at predictions [1, T].
+
+    Together, for to read X takes longer than to compute; row by row, for a reduction over the long
+    axis would be slow on CPUs.
+    """
+    matrix, weights, residual = (
+        uncentred(problem).matrix,
+        problem.sample_weight,
+        problem.residual(predictions[0]),
+    )
+    if problem.intercept:  # the products of the centred columns, from those as they were given
+        residual = residual - problem.design.shares * jnp.sum(residual)
+
+    def add(t, sums):
+        squares, products = sums
+        return squares + weights[t] * matrix[t] ** 2, products + residual[t] * matrix[t]
+
+    zeros = jnp.zeros_like(matrix[0])
+    squares, products = lax.fori_loop(0, matrix.shape[0], add, (zeros, zeros), unroll=_ROWS)
+    return jnp.sqrt(squares), products[None]
+
+
+@jax.jit
+def gradients(problem: Problem, predictions: jax.Array) -> jax.Array:
+    """−∇F, [B, p], at predictions [B, T]: one pass over X."""
+    return jax.vmap(lambda at: problem.design.adjoint(problem.residual(at)))(predictions)
+
+
+@jax.jit
+def scales(
+    problem: Problem, columns: jax.Array, null: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The null objective, `null` being its predictions, the size of a column, and `Pulls.bound`."""
+    bound = problem.whole_penalty.dual_norm_bound(jnp.where(problem.unpenalised, 0.0, columns))
+    return null_objective(problem, null), column_unit(problem, columns), bound
+
+
+@functools.partial(jax.jit, static_argnames="num_free")
+def refit(
+    problem: Problem,
+    target: jax.Array,
+    blocks: jax.Array,
+    coefs: jax.Array,
+    intercepts: jax.Array,
+    sums: jax.Array,
+    *,
+    num_free: int,
+) -> Refit:
+    """Refit the `num_free` unpenalised groups, whose columns are `blocks` [F, q, T], and the
+    intercept, of several points: their coefficients of those groups [B, F, q], intercepts [B], and
+    X b [B, T] `sums`, not centred; lam does not matter.
+    """
+    free = blocks.reshape(-1, blocks.shape[2])
+    design = Dense(free.T)
+    here = dataclasses.replace(
+        problem, design=Centred(design, problem.design.shares) if problem.intercept else design
+    )
+
+    def one(coef: jax.Array, intercept: jax.Array, own: jax.Array) -> Refit:
+        mean = problem.design.mean(own) if problem.intercept else jnp.zeros_like(target)
+        fit = fit_free(
+            here,
+            Coefficients(coef.reshape(-1), intercept),
+            own - mean + intercept,
+            jnp.ones(len(free), bool) if num_free else None,
+            columns=jnp.sqrt(jnp.sum(problem.sample_weight[None] * free**2, axis=1)),
+            target=target,
+            max_steps=_FREE_STEPS,
+            max_halvings=_FREE_HALVINGS,
+        )
+        penalised, centre = fit.predictions - fit.point.intercept, mean
+        if num_free:
+            penalised = penalised - here.design.predict(fit.point.coef)
+            if problem.intercept:
+                centre = mean + problem.design.mean(
+                    design.predict(fit.point.coef - coef.reshape(-1))
+                )
+        return Refit(
+            fit.point.coef.reshape(coef.shape),
+            fit.point.intercept,
+            fit.predictions,
+            penalised,
+            fit.remaining,
+            centre,
+        )
+
+    return jax.vmap(one)(coefs, intercepts, sums)
+
+
+@jax.jit
+def certify(
+    problem: Problem,
+    lams: jax.Array,
+    scale: jax.Array,
+    bound: jax.Array,
+    penalties: jax.Array,
+    spreads: jax.Array,
+    at: Refit,
+    gradients: jax.Array,
+) -> Verdict:
+    """The certificates of refitted points [B], each at its own lam, with Σ_g w_g ‖b_g‖ `penalties`,
+    and −∇F `gradients` [B, p].
+    """
+    penalised_groups = problem.weights > 0
+
+    def one(lam, penalty, spread, at: Refit, gradient) -> Verdict:
+        here = with_lam(problem, lam)
+        norms = group_norms(gradient, here.groups)
+        worst = jnp.max(
+            jnp.where(penalised_groups, norms / jnp.where(penalised_groups, here.weights, 1.0), 0.0)
+        )
+        objective = here.smooth_value(at.predictions) + lam * penalty
+        pulls = Pulls(lam * penalty, 0.0, spread, worst, bound)
+        certificate = gap_from(
+            here, objective, at.predictions, at.remaining, at.penalised, pulls, scale
+        )
+        unbalanced = (
+            jnp.abs(jnp.sum(here.residual(at.predictions)))
+            if problem.intercept
+            else jnp.zeros_like(lam)
+        )
+        return Verdict(certificate, objective, norms, unbalanced)
+
+    return jax.vmap(one)(lams, penalties, spreads, at, gradients)
+
+
+@jax.jit
+def value(problem: Problem, predictions: jax.Array) -> jax.Array:
+    return problem.smooth_value(predictions)
+
+
+@jax.jit
+def residual(problem: Problem, predictions: jax.Array) -> jax.Array:
+    return problem.residual(predictions)
+
+
+@jax.jit
+def values_along(problem: Problem, predictions: jax.Array, moved: jax.Array) -> jax.Array:
+    """F at LENGTHS of a step by which the predictions change by `moved`, [L]."""
+    lengths = jnp.asarray(LENGTHS, moved.dtype)
+    return jax.vmap(lambda length: problem.smooth_value(predictions + length * moved))(lengths)
+
+
+roots = jax.jit(quadratic.roots)
+
+
+@jax.jit
+def descend(
+    blocks, bounds, thresholds, coef, residual, order, count, cycles
+) -> tuple[jax.Array, jax.Array]:
+    """`block_descent.descend` on the model, whose Gram matrices it does not need."""
+    model = block_descent.Model(blocks, None, bounds, thresholds)
+    return block_descent.descend(model, coef, residual, order, count, cycles)

@@ -1,0 +1,1 @@
+"""The problem: arguments, record, null model, certificate, support and derivatives."""

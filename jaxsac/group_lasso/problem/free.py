@@ -1,0 +1,212 @@
+"""The unpenalised part: the intercept and the groups without a penalty, fitted by damped Newton
+steps while the rest stays.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxsac._implicit import conjugate_gradient
+from jaxsac.group_lasso.problem.record import Coefficients, Problem, when
+from jaxsac.group_lasso.problem.rounding import sizes, spread
+
+_MAX_CG_STEPS = 100
+
+
+class FreeFit(NamedTuple):
+    """Coefficients, their predictions, and how much the objective can still fall in the unpenalised
+    directions.
+    """
+
+    point: Coefficients
+    predictions: jax.Array
+    remaining: jax.Array
+
+
+class _Carry(NamedTuple):
+    fit: FreeFit
+    running: jax.Array
+    steps: jax.Array
+
+
+def fit_free(
+    problem: Problem,
+    point: Coefficients,
+    predictions: jax.Array,
+    free: jax.Array | None,
+    *,
+    columns: jax.Array,
+    target: jax.Array,
+    max_steps: int,
+    max_halvings: int = 0,
+) -> FreeFit:
+    """Minimise F, and the ridge, over the intercept and over the coefficients marked in `free` [p]
+    (None: none), starting at `point`.
+
+    `columns` are ‖C^½ x_j‖ [p]. Ends when a Newton step promises less than `target`, or after
+    `max_steps`. A step that does not lower F is halved up to `max_halvings` times, then refused.
+    `remaining` is that promise, the squared Newton decrement; where conjugate gradients could not
+    solve for the step it is the whole objective. Costs nothing where nothing is free.
+    """
+    if free is None and not problem.intercept:
+        return FreeFit(point, predictions, jnp.zeros_like(target))
+    any_free = None if free is None else jnp.any(free)
+    mask = jnp.zeros_like(point.coef) if free is None else free.astype(predictions.dtype)
+    eps = jnp.finfo(predictions.dtype).eps
+
+    def column_step(fit, residual):
+        at = fit.predictions
+
+        def product(v):
+            bent = problem.design.adjoint(
+                problem.curvature_product(at, problem.design.predict(mask * v))
+            )
+            return mask * (bent if problem.ridge is None else bent + problem.ridge * v)
+
+        pull = problem.design.adjoint(residual)
+        gradient = mask * (pull if problem.ridge is None else pull - problem.ridge * fit.point.coef)
+        # What rounding leaves of a gradient that should vanish; below it there is nothing to solve.
+        floor = (
+            eps
+            * jnp.sqrt(jnp.sum((mask * columns) ** 2))
+            * sizes(problem, spread(columns, fit.point.coef), at).residual
+        )
+        step, solved = _conjugate_gradient(product, gradient, floor)
+        return Coefficients(step, jnp.zeros_like(point.intercept)), jnp.vdot(gradient, step), solved
+
+    def energy(predictions, coef):
+        smooth = problem.smooth_value(predictions)
+        return smooth if problem.ridge is None else smooth + 0.5 * problem.ridge * jnp.sum(coef**2)
+
+    def intercept_step(residual, at):
+        gradient = jnp.sum(residual, axis=0)
+
+        def product(v):
+            return jnp.sum(problem.curvature_product(at, problem.constant(v)), axis=0)
+
+        if gradient.ndim == 0:
+            slope = product(jnp.ones_like(gradient))
+            step = gradient / jnp.where(slope > 0, slope, 1.0)
+            return step, gradient * step
+        # A shift of all outputs may not matter at all: what rounding leaves of the gradient along
+        # it is no direction to go.
+        step, _ = _conjugate_gradient(
+            product, gradient, 8.0 * eps * jnp.max(jnp.sum(jnp.abs(residual), axis=0))
+        )
+        return step, jnp.vdot(gradient, step)
+
+    def advance(carry: _Carry) -> _Carry:
+        fit = carry.fit
+        residual = problem.residual(fit.predictions)
+        nothing = (
+            Coefficients(jnp.zeros_like(point.coef), jnp.zeros_like(point.intercept)),
+            jnp.zeros_like(target),
+            jnp.asarray(True),
+        )
+        direction, promise, solved = (
+            nothing
+            if any_free is None
+            else when(any_free, lambda: column_step(fit, residual), nothing)
+        )
+        if problem.intercept:
+            shift, gain = intercept_step(residual, fit.predictions)
+            direction, promise = Coefficients(direction.coef, shift), promise + gain
+        value = energy(fit.predictions, fit.point.coef)
+        moved = problem.constant(direction.intercept)
+        if any_free is not None:
+            moved = moved + when(
+                any_free,
+                lambda: problem.design.predict(direction.coef),
+                jnp.zeros_like(predictions),
+            )
+        running = promise > target
+
+        def fits(size):
+            # Small steps change F by less than its rounding, and are the good ones.
+            there = energy(fit.predictions + size * moved, fit.point.coef + size * direction.coef)
+            return there <= value + 8.0 * eps * jnp.abs(value)
+
+        size = jnp.where(running, jnp.ones_like(target), 0.0)
+        if max_halvings:
+            least = 0.5**max_halvings
+            size = lax.while_loop(
+                lambda size: (size > least) & ~fits(size), lambda size: 0.5 * size, size
+            )
+        size = jnp.where(fits(size), size, 0.0)
+        point_ = jax.tree.map(lambda old, step: old + size * step, fit.point, direction)
+        remaining = jnp.where(solved, jnp.abs(promise), jnp.maximum(jnp.abs(promise), value))
+        return _Carry(
+            FreeFit(point_, fit.predictions + size * moved, remaining),
+            running & (size > 0),
+            carry.steps + 1,
+        )
+
+    running = jnp.asarray(True) if problem.intercept or any_free is None else any_free
+    start = _Carry(FreeFit(point, predictions, jnp.zeros_like(target)), running, jnp.int32(0))
+    return lax.while_loop(lambda c: c.running & (c.steps < max_steps), advance, start).fit
+
+
+def without_free(
+    problem: Problem, predictions: jax.Array, residual: jax.Array, free: jax.Array | None
+) -> jax.Array:
+    """What refitting the unpenalised part leaves of a change of ρ: residual − H U (U' H U)^-1 U'
+    residual, H = ∇²F at the predictions.
+    """
+    if free is None and not problem.intercept:
+        return residual
+    zeros = problem.zeros()
+    mask = jnp.zeros_like(zeros.coef) if free is None else free.astype(zeros.coef.dtype)
+
+    def up(direction: Coefficients) -> jax.Array:
+        moved = problem.constant(direction.intercept)
+        return moved if free is None else moved + problem.design.predict(mask * direction.coef)
+
+    def down(vector: jax.Array) -> Coefficients:
+        pulled = zeros.coef if free is None else mask * problem.design.adjoint(vector)
+        return Coefficients(
+            pulled, jnp.sum(vector, axis=0) if problem.intercept else zeros.intercept
+        )
+
+    def product(direction: Coefficients) -> Coefficients:
+        return down(problem.curvature_product(predictions, up(direction)))
+
+    moved = conjugate_gradient(product, down(residual), max_steps=_MAX_CG_STEPS)
+    return residual - problem.curvature_product(predictions, up(moved))
+
+
+def _conjugate_gradient(
+    product: Callable[[jax.Array], jax.Array], right_side: jax.Array, floor: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Solve product(x) = right_side for a positive semi-definite product to 0.1 %; also whether the
+    residual is below 10 % or `floor`.
+    """
+    square = jnp.vdot(right_side, right_side)
+
+    def running(carry):
+        _, _, _, left, steps = carry
+        return (left > 1e-6 * square) & (left > floor**2) & (steps < _MAX_CG_STEPS)
+
+    def advance(carry):
+        x, residual, direction, left, steps = carry
+        image = product(direction)
+        curvature = jnp.vdot(direction, image)
+        curved = curvature > 0
+        size = jnp.where(curved, left / jnp.where(curved, curvature, 1.0), 0.0)
+        x, residual = x + size * direction, residual - size * image
+        new = jnp.vdot(residual, residual)
+        # A direction without curvature ends the search: nothing more can be solved there.
+        return (
+            x,
+            residual,
+            residual + new / left * direction,
+            new,
+            jnp.where(curved, steps + 1, _MAX_CG_STEPS),
+        )
+
+    x, _, _, left, _ = lax.while_loop(
+        running, advance, (jnp.zeros_like(right_side), right_side, right_side, square, jnp.int32(0))
+    )
+    return x, (left <= 0.01 * square) | (left <= floor**2)

@@ -1,0 +1,234 @@
+"""The problem on the support of a solution: its coefficients that may move, its Newton matrix, and
+what follows from the two.
+"""
+
+import dataclasses
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.flatten_util import ravel_pytree
+
+from jaxsac._implicit import conjugate_gradient
+from jaxsac.designs import Centred, Dense, MultiOutput
+from jaxsac.group_lasso.model.quadratic import uncentred
+from jaxsac.group_lasso.problem.record import Coefficients, Problem
+from jaxsac.prox import Groups, Level, Penalty
+
+_SMALLEST = 16  # capacity; they grow by halves of a power of two, so that few programs are compiled
+_MOST_DENSE = (
+    1536  # coefficients whose Newton matrix is formed and factored; beyond, conjugate gradients
+)
+_POLISHES = 3
+
+
+class Columns(eqx.Module):
+    """Some columns of a design that cannot be cut; an index of p is a column of zeros."""
+
+    design: Any
+    indices: jax.Array
+
+    @property
+    def num_coefficients(self) -> int:
+        return self.indices.shape[0]
+
+    @property
+    def prediction_shape(self) -> tuple[int, ...]:
+        return self.design.prediction_shape
+
+    @property
+    def dtype(self) -> Any:
+        return self.design.dtype
+
+    def predict(self, coef: jax.Array) -> jax.Array:
+        return self.design.predict(
+            jnp.zeros(self.design.num_coefficients, coef.dtype)
+            .at[self.indices]
+            .add(coef, mode="drop")
+        )
+
+    def adjoint(self, residual: jax.Array) -> jax.Array:
+        return _part(self.design.adjoint(residual), self.indices)
+
+    def column_squares(self, weights: jax.Array) -> jax.Array:
+        return _part(self.design.column_squares(weights), self.indices)
+
+
+def indices_of(moving: np.ndarray) -> np.ndarray:
+    """The positions that are True, padded with p to one of a few lengths."""
+    found = np.flatnonzero(moving).astype(np.int32)
+    size = _SMALLEST
+    while size < len(found):
+        size = 3 * size // 2 if size & (size - 1) == 0 else 4 * size // 3
+    return np.append(found, np.full(min(size, moving.size) - len(found), moving.size, np.int32))
+
+
+def restrict(problem: Problem, indices: jax.Array) -> Problem:
+    """The problem in the coefficients at `indices`, the others being zero. Padding adds columns of
+    zeros to the last one's groups.
+    """
+    design = uncentred(problem)
+    return _restricted(
+        problem,
+        indices,
+        Dense(_columns(design.matrix, indices))
+        if isinstance(design, Dense)
+        else Columns(design, indices),
+    )
+
+
+def restrict_to_columns(problem: Problem, columns: jax.Array) -> tuple[Problem, jax.Array]:
+    """The problem in the coefficients of some columns of X, or of the features that several outputs
+    share, and the indices of those.
+    """
+    design = uncentred(problem)
+    if isinstance(design, Dense):
+        return restrict(problem, columns), columns
+    num_features, outputs = design.features.shape[1], lax.iota(jnp.int32, design.num_outputs)
+    if design.by == "output":
+        indices = outputs[:, None] * num_features + columns[None, :]
+        indices = jnp.where(columns[None, :] < num_features, indices, design.num_coefficients)
+    else:
+        indices = columns[:, None] * design.num_outputs + outputs[None, :]
+    cut = MultiOutput(_columns(design.features, columns), design.num_outputs, design.by)
+    return _restricted(problem, indices.reshape(-1), cut), indices.reshape(-1)
+
+
+def _restricted(problem: Problem, indices: jax.Array, cut: Any) -> Problem:
+    design = Centred(cut, problem.design.shares) if problem.intercept else cut
+
+    def among(groups: Groups) -> Groups:
+        labels = groups.spread(lax.iota(jnp.int32, groups.num_groups))
+        labels = labels.at[indices].get(
+            mode="clip"
+        )  # of one coefficient on all levels: families stay nested
+        return Groups(groups.num_groups, indices.shape[0], groups.max_size, labels)
+
+    extra = problem.extra
+    if extra is not None:
+        levels = [Level(among(groups), weights) for groups, weights in extra.levels]
+        l1 = extra.l1 if extra.l1 is None or jnp.ndim(extra.l1) == 0 else _part(extra.l1, indices)
+        extra = Penalty(levels, l1, extra.ridge, extra.nonnegative)
+    return dataclasses.replace(problem, design=design, groups=among(problem.groups), extra=extra)
+
+
+def equation(point: Coefficients, params: tuple[Problem, jax.Array]) -> Coefficients:
+    """The gradient of the objective in the coefficients that may move, `params` = (problem, which
+    [p]); the others' own values.
+    """
+    problem, moving = params
+    coef = jnp.where(moving, point.coef, 0.0)
+    constant = (
+        point.intercept if problem.intercept else jnp.zeros_like(point.intercept)
+    )  # or the equations would not be symmetric
+    residual = problem.residual(problem.predict(Coefficients(coef, constant)))
+    slope = problem.whole_penalty.gradient(coef, problem.lam) - problem.design.adjoint(residual)
+    return Coefficients(
+        jnp.where(moving, slope, point.coef),
+        -jnp.sum(residual, axis=0) if problem.intercept else point.intercept,
+    )
+
+
+def newton_solve(matvec: Any, right_side: Coefficients) -> Coefficients:
+    """Solve with the Newton matrix: by one Cholesky factor where that is small enough to form, else
+    by conjugate gradients.
+    """
+    return _solver(matvec, right_side)(right_side)
+
+
+def _solver(matvec: Any, like: Coefficients) -> Any:
+    flat, unravel = ravel_pytree(like)
+    if flat.size > _MOST_DENSE:
+        return lambda right_side: conjugate_gradient(matvec, right_side)
+    solve = _factored(_matrix(matvec, like))
+    return lambda right_side: unravel(solve(ravel_pytree(right_side)[0]))
+
+
+def polished(problem: Problem, point: Coefficients, moving: jax.Array) -> Coefficients:
+    """The point after Newton steps on its support, as long as they shrink the gradient: a solution
+    to rounding, from one to a tolerance.
+    """
+
+    def matvec(vector):
+        return jax.jvp(lambda at: equation(at, (problem, moving)), (point,), (vector,))[1]
+
+    solve = _solver(matvec, point)
+
+    def advance(_, carry):
+        at, gradient = carry
+        step = solve(gradient)
+        there = jax.tree.map(jnp.subtract, at, step)
+        there = there._replace(coef=jnp.where(moving, there.coef, at.coef))
+        new = equation(there, (problem, moving))
+        better = _square(new) < _square(gradient)  # False for NaN
+        return jax.tree.map(
+            lambda yes, no: jnp.where(better, yes, no), (there, new), (at, gradient)
+        )
+
+    start = equation(point, (problem, moving))
+    start = start._replace(coef=jnp.where(moving, start.coef, 0.0))
+    return lax.fori_loop(0, _POLISHES, advance, (point, start))[0]
+
+
+def degrees(problem: Problem, point: Coefficients) -> jax.Array:
+    """tr(K^-1 X' H X) over the support, H = ∇²F and K the Hessian of the objective: the trace of
+    the derivative of X b by its targets.
+    """
+    point = jax.tree.map(lax.stop_gradient, point)
+    moving = ~problem.whole_penalty.pinned(point.coef, problem.lam)
+    at = polished(problem, point, moving)
+    mask = jnp.concatenate([moving, jnp.full(point.intercept.size, problem.intercept)])
+
+    def of_objective(vector):
+        return jax.jvp(lambda u: equation(u, (problem, moving)), (at,), (vector,))[1]
+
+    def of_loss(vector):
+        bent = -jax.jvp(problem.residual, (problem.predict(at),), (problem.predict(vector),))[1]
+        return Coefficients(problem.design.adjoint(bent), jnp.sum(bent, axis=0))
+
+    smooth = jnp.where(mask[:, None] & mask[None, :], _matrix(of_loss, at), 0.0)
+    return jnp.trace(_factored(_matrix(of_objective, at))(smooth))
+
+
+def _matrix(matvec: Any, like: Coefficients) -> jax.Array:
+    flat, unravel = ravel_pytree(like)
+    return jax.vmap(lambda e: ravel_pytree(matvec(unravel(e)))[0])(
+        jnp.eye(flat.size, dtype=flat.dtype)
+    )
+
+
+def _factored(matrix: jax.Array) -> Any:
+    """Solving with a positive semi-definite matrix, scaled to a diagonal of ones and kept definite
+    by a multiple of eps.
+    """
+    diagonal = jnp.diagonal(matrix)
+    scale = jnp.where(diagonal > 0, 1.0 / jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0)), 1.0)
+    size = matrix.shape[0]
+    ones = jnp.where(diagonal > 0, size * jnp.finfo(matrix.dtype).eps, 1.0)
+    factor = jax.scipy.linalg.cho_factor(
+        scale[:, None] * matrix * scale[None, :] + jnp.diag(ones), lower=True
+    )
+
+    def solve(right_side):
+        scaled = scale.reshape((size,) + (1,) * (right_side.ndim - 1))
+        return scaled * jax.scipy.linalg.cho_solve(factor, scaled * right_side)
+
+    return solve
+
+
+def _square(tree: Any) -> jax.Array:
+    return sum(
+        (jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)),
+        jnp.zeros((), jax.tree.leaves(tree)[0].dtype),
+    )
+
+
+def _columns(matrix: jax.Array, indices: jax.Array) -> jax.Array:
+    return matrix.at[:, indices].get(mode="fill", fill_value=0)
+
+
+def _part(array: jax.Array, indices: jax.Array) -> jax.Array:
+    return array.at[indices].get(mode="fill", fill_value=0)
