@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import jaxsac
-from benchmarks import control_belief as belief
-from benchmarks import control_recovery as experiment
+from benchmarks.cases import control_belief as belief
+from benchmarks.cases import control_recovery as experiment
 from jaxsac import group_lasso
 from jaxsac.problems import control_pomdp, control_recovery
 

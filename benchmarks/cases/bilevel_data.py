@@ -257,18 +257,20 @@ def peer_tracks(
     calls: dict[str, tuple[str, dict[str, Any], list[str]]] = {}
     for library in ("jaxopt", "optimistix"):
         calls[f"{library}, implicit"] = (
-            "bilevel_implicit.py", {"library": library, "budget": 10.0, "rates": rates}, [f"Adam({rate})" for rate in rates],
-        )  # fmt: skip
+            f"bilevel/{library}",
+            {"budget": 10.0, "rates": rates},
+            [f"Adam({rate})" for rate in rates],
+        )
     for solver, label in STOCHASTIC.items():
         settings = {"solver": solver, "budget": 2.0, "every": 128, "grid": grid}
         calls[f"benchmark_bilevel, {label}"] = (
-            "bilevel_stochastic.py",
+            "bilevel/benchmark_bilevel",
             settings,
             [f"{step:g}, ratio {ratio:g}" for step, ratio in grid],
         )
     tracks, absent = {}, {}
-    for label, (script, settings, names) in options.progress(list(calls.items()), "peers"):
-        answer = run_peer(script, arrays, common | settings, python=options.peers_python, threads=2)
+    for label, (peer, settings, names) in options.progress(list(calls.items()), "peers"):
+        answer = run_peer(peer, arrays, common | settings, python=options.peers_python, threads=2)
         if not answer.ok:
             absent[label] = answer.status
             continue

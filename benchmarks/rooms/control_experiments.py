@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks import (
+from benchmarks.cases import (
     control_belief,
     control_extensions,
     control_imitation,

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from benchmarks.timing import time_interleaved
+from benchmarks.harness.timing import time_interleaved
 
 PACKAGES = ("jax", "jaxlib", "numpy", "optax", "equinox", "scipy", "jaxsac")
 

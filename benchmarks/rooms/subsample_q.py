@@ -80,7 +80,7 @@ def against_quantecon(options: Options) -> list[dict[str, Any]]:
         ).reshape(G * N, A, G * N)
         eps = 1e-6 if model.dtype == np.float64 else 1e-3
         peer = run_peer(
-            "subsample_q_quantecon.py",
+            "subsample_q/quantecon",
             {
                 "reward": np.broadcast_to(reward, (G, N, A)).reshape(G * N, A).astype(float),
                 "transition": transition.astype(float),

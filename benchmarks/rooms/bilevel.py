@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from benchmarks import bilevel_data, bilevel_rl
+from benchmarks.cases import bilevel_data, bilevel_rl
 from benchmarks.harness import Options, Report
 from jaxsac import bilevel
 from jaxsac.problems import bilevel as problems

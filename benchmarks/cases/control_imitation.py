@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.control_recovery import midpoint
+from benchmarks.cases.control_recovery import midpoint
 from benchmarks.harness import Options
 from jaxsac import control
 from jaxsac.problems.tool_logs import sparse_tool_log

@@ -7,9 +7,8 @@ its path (a .pth file).
 import importlib
 import time
 
-import bilevel_functions
-import exchange
 import numpy as np
+from bilevel import functions
 
 
 def answer(arrays, settings):
@@ -17,7 +16,7 @@ def answer(arrays, settings):
 
     jax.config.update("jax_enable_x64", settings["dtype"] == "float64")
     solver = importlib.import_module(f"solvers.{settings['solver']}").Solver
-    bed = bilevel_functions.functions(arrays, settings["problem"])
+    bed = functions.functions(arrays, settings["problem"])
 
     def on_slices(function):
         # their arguments: the inner variable, the outer one, where the batch starts, and its size
@@ -48,7 +47,7 @@ def timed(run, settings):
         if clock[0]:
             jax.block_until_ready((run.inner_var, run.outer_var))
             seconds.append(seconds[-1] + time.perf_counter() - clock[0])
-            xs.append(np.asarray(bilevel_functions.project(run.outer_var, settings["problem"])))
+            xs.append(np.asarray(functions.project(run.outer_var, settings["problem"])))
         clock[0] = time.perf_counter()
         return seconds[-1] < settings["budget"] and len(xs) < 400
 
@@ -58,7 +57,3 @@ def timed(run, settings):
         "steps": settings["every"] * np.arange(1, len(xs) + 1),
         "xs": np.stack(xs),
     }
-
-
-if __name__ == "__main__":
-    exchange.serve(answer)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.group_lasso_cases import LONG_PATH_TOLS, Case, cases, random_cases
+from benchmarks.cases.group_lasso_cases import LONG_PATH_TOLS, Case, cases, random_cases
 from benchmarks.harness import NOT_RUN, Options, Report, in_new_process, run_peer
 from jaxsac import Groups, Status, designs, group_lasso
 from jaxsac.group_lasso.methods.host import check as host_check
@@ -171,7 +171,7 @@ def ask(
         own = {"threads": threads // processes}
         python = options.peers_python
         return run_peer(
-            f"group_lasso_{peer}.py",
+            f"group_lasso/{peer}",
             arrays,
             settings | own,
             python=python,

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 NOT_RUN = "not run"
-PEERS = pathlib.Path(__file__).parent / "peers"
+PEERS = pathlib.Path(__file__).parents[1] / "peers"
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -43,7 +43,7 @@ class PeerResult(NamedTuple):
 
 
 def run_peer(
-    script: str,
+    peer: str,
     arrays: Mapping[str, Any],
     settings: Mapping[str, Any] | None = None,
     *,
@@ -51,12 +51,12 @@ def run_peer(
     threads: int = 1,
     timeout: float = 600.0,
 ) -> PeerResult:
-    """Run `benchmarks/peers/SCRIPT` with the interpreter `python` (None: this one) and `threads`
+    """Run the peer "ROOM/LIBRARY" of `benchmarks/peers` with the interpreter `python` (None: this one) and `threads`
     threads, and read its answer.
 
-    The script calls `exchange.serve(answer)`, where `answer(arrays, settings)` imports the peer,
-    times it inside its own process, and returns (arrays, numbers). A peer that cannot be imported,
-    or an interpreter that is not there, is "not run".
+    `peers/ROOM/LIBRARY.py` defines `answer(arrays, settings)`, which times the library inside its own
+    process and returns (arrays, numbers). A library that cannot be imported, or an interpreter that
+    is not there, is "not run".
     """
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
@@ -66,7 +66,7 @@ def run_peer(
         environment = os.environ | {variable: str(threads) for variable in THREAD_VARIABLES}
         environment.pop("PYTHONPATH", None)
         try:
-            command = [python or sys.executable, str(PEERS / script), name]
+            command = [python or sys.executable, str(PEERS / "serve.py"), peer, name]
             done = subprocess.run(
                 command, env=environment, capture_output=True, text=True, timeout=timeout
             )

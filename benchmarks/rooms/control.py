@@ -221,7 +221,7 @@ def memory(options: Options, records: int, num_actions: int) -> dict[str, Any]:
     arguments = [
         sys.executable,
         "-m",
-        "benchmarks.control",
+        "benchmarks.rooms.control",
         str(records),
         str(num_actions),
         options.dtype,
