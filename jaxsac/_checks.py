@@ -45,7 +45,8 @@ def real_array(
     if dtype is not None and array.dtype != dtype:
         if getattr(value, "dtype", None) is not None and not getattr(value, "weak_type", False):
             raise ValueError(
-                f"{name} has dtype {array.dtype} where the other arrays have {jnp.dtype(dtype)}: cast it with .astype."
+                f"{name} has dtype {array.dtype} where the other arrays have {jnp.dtype(dtype)}:"
+                " cast it with .astype."
             )
         array = array.astype(dtype)
     return array
@@ -71,6 +72,12 @@ def real_scalar(
     return jnp.asarray(value).astype(dtype)
 
 
+def tolerance(tol: Any, dtype: Any) -> jax.Array:
+    """`tol` as a scalar array ≥ 0; None is 1e-6 in float64 and 1e-4 in float32."""
+    default = 1e-6 if jnp.finfo(dtype).bits == 64 else 1e-4
+    return real_scalar("tol", default if tol is None else tol, dtype, 0.0)
+
+
 def integer_array(name: str, value: Any, shape: tuple[int | str | None, ...]) -> jax.Array:
     """`value` as an int32 array of `shape`; floating input is an error."""
     array = jnp.asarray(value)
@@ -86,7 +93,8 @@ def static_integer(name: str, value: Any, minimum: int) -> int:
     """`value` as a Python int ≥ `minimum`; it decides shapes, so it cannot be traced."""
     if isinstance(value, jax.core.Tracer):
         raise ValueError(
-            f"{name} decides array shapes and must be a Python int: mark it static (static_argnames) or close over it."
+            f"{name} decides array shapes and must be a Python int: mark it static (static_argnames)"
+            " or close over it."
         )
     try:
         number = operator.index(value)
@@ -110,15 +118,3 @@ def check_shape(name: str, array: jax.Array, shape: tuple[int | str | None, ...]
     )
     wanted = "[" + ", ".join("any" if want is None else str(want) for want in shape) + "]"
     require(fits, f"{name} must have shape {wanted}, got {list(array.shape)}.")
-
-
-def all_finite(tree: Any) -> jax.Array:
-    """Whether every floating leaf of `tree` is finite, as one boolean array."""
-    leaves = [
-        leaf
-        for leaf in jax.tree.leaves(tree)
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-    ]
-    if not leaves:
-        return jnp.asarray(True)
-    return jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]).all()

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from jaxsac.solution import Status
+from jaxsac import _loops
+from jaxsac.solution import RUNNING, reason_of, verdict
 
 State = TypeVar("State")
 
@@ -29,13 +29,19 @@ class Certificate(NamedTuple):
 
 class Outcome(NamedTuple):
     """Where a loop ended: the last state, its certificate, a `Status` code and the number of steps
-    taken.
+    taken; int32 arrays, or the host's numbers.
     """
 
     state: Any
     certificate: Certificate
-    status: jax.Array
-    num_steps: jax.Array
+    status: Any
+    num_steps: Any
+
+    @property
+    def stats(self) -> dict[str, jax.Array]:
+        """What every solver says of its run: error, rounding, scale, num_steps and reason."""
+        reason = reason_of(self.status, self.certificate)
+        return {**self.certificate._asdict(), "num_steps": self.num_steps, "reason": reason}
 
 
 class _Carry(NamedTuple):
@@ -47,7 +53,6 @@ class _Carry(NamedTuple):
     num_steps: jax.Array
 
 
-_RUNNING = jnp.iinfo(jnp.int32).max  # no Status has this code, and it never leaves the loop
 _WIDTH = {
     "cpu": 32
 }  # lanes worked on together, at most: there wider products are no cheaper for a lane
@@ -84,8 +89,8 @@ def iterate(
     turn = _turn(
         step, certify, jnp.asarray(tol), jnp.asarray(max_steps, jnp.int32), check_every, patience
     )
-    end = lax.while_loop(
-        lambda carry: carry.status == _RUNNING, turn, _start(certify, state, check_every)
+    end = _loops.while_loop(
+        lambda carry: carry.status == RUNNING, turn, _start(certify, state, check_every)
     )
     return Outcome(end.state, end.certificate, end.status, end.num_steps)
 
@@ -128,7 +133,7 @@ def iterate_lanes(
             patience,
         )
         return jax.tree.map(
-            lambda new, old: jnp.where(carry.status == _RUNNING, new, old), turn(carry), carry
+            lambda new, old: jnp.where(carry.status == RUNNING, new, old), turn(carry), carry
         )
 
     everything = (lanes, tol, max_steps)
@@ -136,7 +141,7 @@ def iterate_lanes(
     def turn(width: int, carry: _Carry) -> _Carry:
         if width == size:
             return jax.vmap(one)(*everything, carry)
-        running = jnp.nonzero(carry.status == _RUNNING, size=width, fill_value=size)[0]
+        running = jnp.nonzero(carry.status == RUNNING, size=width, fill_value=size)[0]
         # A place without a lane works on the last one, in vain.
         few = jax.tree.map(lambda leaf: leaf.at[running].get(mode="clip"), (*everything, carry))
         return jax.tree.map(
@@ -147,8 +152,8 @@ def iterate_lanes(
         lambda lane, state: _start(functools.partial(certify, lane), state, check_every)
     )(lanes, states)
     for width, rest in _stages(size) if compact else [(size, 0)]:
-        carry = lax.while_loop(
-            lambda carry, rest=rest: jnp.sum(carry.status == _RUNNING) > rest,
+        carry = _loops.while_loop(
+            lambda carry, rest=rest: jnp.sum(carry.status == RUNNING) > rest,
             functools.partial(turn, width),
             carry,
         )
@@ -173,7 +178,7 @@ def _start(certify: Callable[[State], Certificate], state: State, check_every: i
         unknown,
         jnp.full_like(unknown.error, jnp.inf),
         jnp.int32(0),
-        jnp.int32(_RUNNING),
+        jnp.int32(RUNNING),
         jnp.int32(-check_every),
     )
 
@@ -188,32 +193,18 @@ def _turn(
 ) -> Callable[[_Carry], _Carry]:
     """Some steps, a certificate, and the verdict."""
 
-    def judge(
-        certificate: Certificate,
-        best_error: jax.Array,
-        checks_since_best: jax.Array,
-        num_steps: jax.Array,
-    ) -> jax.Array:
-        error, rounding, scale = certificate
-        finite = jnp.isfinite(error) & jnp.isfinite(rounding) & jnp.isfinite(scale)
-        converged = error + rounding <= tol * scale
-        stalled = (error <= rounding) | (checks_since_best >= patience)
-        status = jnp.where(num_steps >= max_steps, jnp.int32(Status.MAX_STEPS), jnp.int32(_RUNNING))
-        status = jnp.where(stalled, jnp.int32(Status.STALLED), status)
-        status = jnp.where(converged, jnp.int32(Status.CONVERGED), status)
-        return jnp.where(finite, status, jnp.int32(Status.NONFINITE))
-
     def advance(carry: _Carry) -> _Carry:
         # The first turn takes no step: certifying the start here, and not before the loop as well,
         # compiles `certify` once.
         done = jnp.maximum(carry.num_steps, 0)
         num_steps = jnp.maximum(jnp.minimum(carry.num_steps + check_every, max_steps), 0)
-        state = lax.fori_loop(done, num_steps, lambda _, inner: step(inner), carry.state)
+        state = _loops.fori_loop(done, num_steps, lambda _, inner: step(inner), carry.state)
         certificate = certify(state)
         improved = certificate.error < 0.999 * carry.best_error
         best_error = jnp.where(improved, certificate.error, carry.best_error)
         checks_since_best = jnp.where(improved, 0, carry.checks_since_best + 1)
-        status = judge(certificate, best_error, checks_since_best, num_steps)
+        progress, more = checks_since_best < patience, num_steps < max_steps
+        status = verdict(certificate, tol, progress=progress, more=more)
         return _Carry(state, certificate, best_error, checks_since_best, status, num_steps)
 
     return advance

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.core
 import jax.export
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -29,11 +30,75 @@ class Status(enum.IntEnum):
 
 _MESSAGES = {
     Status.CONVERGED: "the certificate, recomputed from scratch, meets the tolerance.",
-    Status.MAX_STEPS: "the step limit came before the tolerance: raise `max_steps`, loosen `tol`, or warm-start from `solution.state`.",
-    Status.NONFINITE: "a NaN or an infinity appeared: look for one in the data, and for scales that overflow the dtype.",
-    Status.STALLED: "no more progress at this precision: loosen `tol`, or use float64 (`jax.config.update('jax_enable_x64', True)`).",
-    Status.INFEASIBLE: "no feasible answer exists for this input: relax the budget, the masks or the constraints.",
+    Status.MAX_STEPS: "the step limit came before the tolerance: raise `max_steps`, loosen `tol`,"
+    " or warm-start from `solution.state`.",
+    Status.NONFINITE: "a NaN or an infinity appeared: look for one in the data, and for scales that"
+    " overflow the dtype.",
+    Status.STALLED: "no more progress at this precision: loosen `tol`, or use float64"
+    " (`jax.config.update('jax_enable_x64', True)`).",
+    Status.INFEASIBLE: "no feasible answer exists for this input: relax the budget, the masks or"
+    " the constraints.",
 }
+
+
+class Reason(enum.IntEnum):
+    """Why a solver ended as it did, where the `Status` alone does not say it: `stats["reason"]`, an
+    int32 array, one per lane.
+    """
+
+    NONE = 0
+    PRECISION = 1
+    PATIENCE = 2
+    NO_MINIMISER = 3
+    CAPACITY = 4
+
+    @property
+    def message(self) -> str:
+        return _ADVICE[self]
+
+
+_ADVICE = {
+    Reason.NONE: "nothing to add.",
+    Reason.PRECISION: "all that is left of the error is rounding: only float64 or a larger `tol`"
+    " helps.",
+    Reason.PATIENCE: "the certificate no longer falls though rounding would allow it: rescale the"
+    " data, regularise, or loosen `tol`.",
+    Reason.NO_MINIMISER: "the objective has no minimiser, or none that can be certified: add a"
+    " ridge, or penalise what is free.",
+    Reason.CAPACITY: "an array of fixed size was too small: raise the capacity that the docstring"
+    " names.",
+}
+
+RUNNING = int(np.iinfo(np.int32).max)  # no Status has this code, and it never leaves a loop
+
+
+def verdict(certificate: Any, tol: Any, *, progress: Any, more: Any) -> Any:
+    """How a loop ends after a check, as an int32 code, or RUNNING; for NumPy and traced numbers.
+
+    `certificate` is (error, rounding, scale). In this order:
+
+    * NONFINITE  when error, rounding or scale is NaN or infinite,
+    * CONVERGED  when error + rounding ≤ tol · scale,
+    * STALLED    when error ≤ rounding, or without `progress`,
+    * MAX_STEPS  when no `more` steps may be taken.
+    """
+    error, rounding, scale = certificate
+    xp = jnp if any(isinstance(x, jax.Array) for x in (error, tol, progress, more)) else np
+    code = xp.where(more, xp.int32(RUNNING), xp.int32(Status.MAX_STEPS))
+    stalled = (error <= rounding) | xp.logical_not(progress)
+    code = xp.where(stalled, xp.int32(Status.STALLED), code)
+    code = xp.where(error + rounding <= tol * scale, xp.int32(Status.CONVERGED), code)
+    finite = xp.isfinite(error) & xp.isfinite(rounding) & xp.isfinite(scale)
+    return xp.where(finite, code, xp.int32(Status.NONFINITE))
+
+
+def reason_of(status: Any, certificate: Any) -> Any:
+    """The `Reason` that a status and (error, rounding, scale) give away: PRECISION or PATIENCE of
+    what STALLED, else NONE.
+    """
+    error, rounding, _ = certificate
+    kind = jnp.where(error <= rounding, jnp.int32(Reason.PRECISION), jnp.int32(Reason.PATIENCE))
+    return jnp.where(jnp.equal(status, Status.STALLED), kind, jnp.int32(Reason.NONE))
 
 
 class SolverError(RuntimeError):
@@ -58,23 +123,29 @@ class Solution(NamedTuple):
         """
         if isinstance(self.status, jax.core.Tracer):
             raise TypeError(
-                "Solution.check() needs concrete values: call it on what the jitted function returns; inside, test `status`."
+                "Solution.check() needs concrete values: call it on what the jitted function returns;"
+                " inside, test `status`."
             )
         codes = np.asarray(self.status)
-        failed = np.unique(codes[codes != Status.CONVERGED])
-        if failed.size == 0:
-            return self
+        reasons = np.asarray(self.stats.get("reason", np.zeros_like(codes)))
         lines = []
-        for code in failed:
+        for code, reason in sorted(
+            {*zip(codes.ravel().tolist(), reasons.ravel().tolist(), strict=True)}
+        ):
+            if code == Status.CONVERGED:
+                continue
             where = ""
             if codes.ndim:
                 lanes = [
                     tuple(map(int, lane)) if codes.ndim > 1 else int(lane[0])
-                    for lane in np.argwhere(codes == code)
+                    for lane in np.argwhere((codes == code) & (reasons == reason))
                 ]
                 shown = ", ".join(map(str, lanes[:10])) + (", ..." if len(lanes) > 10 else "")
                 where = f" in {len(lanes)} of {codes.size} lanes ({shown})"
-            lines.append(f"{Status(code).name}{where}: {Status(code).message}")
+            advice = f" {Reason(reason).name}: {Reason(reason).message}" if reason else ""
+            lines.append(f"{Status(code).name}{where}: {Status(code).message}{advice}")
+        if not lines:
+            return self
         raise SolverError("\n".join(lines))
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxsac._implicit import conjugate_gradient
+from jaxsac._linear import conjugate_gradient
 from jaxsac.bilevel.problem import Oracle, Tree, add, norm, scale, subtract, zeros
 
 Sigma = Any
@@ -180,7 +180,7 @@ def solve_direction(oracle: Oracle, x: Tree, z: Tree, d: Tree, max_steps: int | 
     residual = scale(_soba_field(oracle, x, z, d, 0.0, None)[1], -1.0)
     correction = conjugate_gradient(
         lambda v: oracle.derivative(1, x, z, v), residual, max_steps=max_steps
-    )
+    ).x
     return add(d, correction)
 
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxsac._linear import inverses
 from jaxsac.group_lasso.model import newton_numpy as host_newton
 from jaxsac.group_lasso.model.descent import Model, gram_matrices
-from jaxsac.group_lasso.model.inverses import inverses
 from jaxsac.group_lasso.model.newton import (
     admissible,
     descent_direction,

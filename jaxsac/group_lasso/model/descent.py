@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxsac.group_lasso.model.inverses import inverses
+from jaxsac._linear import inverse
 from jaxsac.prox.groups import safe_sqrt
 
 _EPOCHS = 5  # of a cycle: as many differences enter the extrapolation
@@ -158,9 +158,9 @@ def _extrapolated(model: Model, coefs, residuals):
     moves = (coefs[1:] - coefs[:-1]).reshape(_EPOCHS, -1)
     products = jnp.dot(moves, moves.T, precision="highest")
     regular = products + (1e-10 * jnp.trace(products) + 1e-30) * jnp.eye(_EPOCHS, dtype=coefs.dtype)
-    inverse = inverses(regular[None])[0]
-    mix = inverse @ jnp.ones(_EPOCHS, coefs.dtype)
-    mix = mix + inverse @ (1.0 - jnp.dot(regular, mix, precision="highest"))
+    inverted = inverse(regular)
+    mix = inverted @ jnp.ones(_EPOCHS, coefs.dtype)
+    mix = mix + inverted @ (1.0 - jnp.dot(regular, mix, precision="highest"))
     mix = mix / jnp.sum(mix)
     last, last_residual = coefs[-1], residuals[-1]
     mixed, mixed_residual = jnp.tensordot(mix, coefs[1:], axes=1), mix @ residuals[1:]

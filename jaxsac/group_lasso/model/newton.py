@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxsac._linear import inverses
 from jaxsac.group_lasso.model.descent import Model, change
-from jaxsac.group_lasso.model.inverses import inverses
 from jaxsac.group_lasso.model.quadratic import LENGTHS, namespace
 from jaxsac.prox.groups import safe_sqrt
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxsac._implicit import conjugate_gradient
+from jaxsac._linear import conjugate_gradient
 from jaxsac.group_lasso.problem.record import Coefficients, Problem, when
 from jaxsac.group_lasso.problem.rounding import sizes, spread
 
@@ -173,7 +173,7 @@ def without_free(
     def product(direction: Coefficients) -> Coefficients:
         return down(problem.curvature_product(predictions, up(direction)))
 
-    moved = conjugate_gradient(product, down(residual), max_steps=_MAX_CG_STEPS)
+    moved = conjugate_gradient(product, down(residual), max_steps=_MAX_CG_STEPS).x
     return residual - problem.curvature_product(predictions, up(moved))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from jaxsac._implicit import conjugate_gradient
+from jaxsac._linear import conjugate_gradient
 from jaxsac.designs import Centred, Dense, MultiOutput
 from jaxsac.group_lasso.model.quadratic import uncentred
 from jaxsac.group_lasso.problem.record import Coefficients, Problem
@@ -142,7 +142,7 @@ def newton_solve(matvec: Any, right_side: Coefficients) -> Coefficients:
 def _solver(matvec: Any, like: Coefficients) -> Any:
     flat, unravel = ravel_pytree(like)
     if flat.size > _MOST_DENSE:
-        return lambda right_side: conjugate_gradient(matvec, right_side)
+        return lambda right_side: conjugate_gradient(matvec, right_side).x
     solve = _factored(_matrix(matvec, like))
     return lambda right_side: unravel(solve(ravel_pytree(right_side)[0]))
 

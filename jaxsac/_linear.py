@@ -1,0 +1,121 @@
+"""Linear algebra without LAPACK: inverses of small matrices, and conjugate gradients.
+
+Not by LAPACK: on CPUs its batched calls wait for threads of the pool that they run in, and two at
+once may wait for ever.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxsac import _loops
+
+
+class LinearSolution(NamedTuple):
+    """`x`, the norm of right_side − matvec(x) and whether it is as small as was asked for."""
+
+    x: Any
+    residual: jax.Array
+    converged: jax.Array
+
+
+def conjugate_gradient(
+    matvec: Callable[[Any], Any],
+    right_side: Any,
+    *,
+    start: Any = None,
+    tol: Any = None,
+    floor: Any = 0.0,
+    max_steps: Any = None,
+    precondition: Callable[[Any], Any] = lambda residual: residual,
+) -> LinearSolution:
+    """Solve matvec(x) = right_side for a symmetric positive (semi-)definite `matvec` on a pytree.
+
+    It ends when ‖right_side − matvec(x)‖ ≤ max(tol · ‖right_side‖, floor), after `max_steps` steps
+    (None: ten times the unknowns), or at a direction without curvature, where nothing more can be
+    solved. `tol` None is four times the dtype's eps; `precondition` is an approximate inverse.
+
+    Source: Hestenes and Stiefel (1952).
+    """
+    leaves = jax.tree.leaves(right_side)
+    dtype = jnp.result_type(*leaves)
+    tol = 4.0 * float(jnp.finfo(dtype).eps) if tol is None else tol
+    if max_steps is None:
+        max_steps = 10 * sum(leaf.size for leaf in leaves)
+    max_steps = jnp.asarray(max_steps, jnp.int32)
+    wanted = jnp.asarray(tol, dtype) ** 2 * square(right_side)
+    bound = jnp.maximum(wanted, jnp.asarray(floor, dtype) ** 2)
+
+    def running(carry):
+        _, residual, _, _, steps = carry
+        return (square(residual) > bound) & (steps < max_steps)
+
+    def advance(carry):
+        x, residual, direction, pull, steps = carry
+        image = matvec(direction)
+        curvature = dot(direction, image)
+        curved = curvature > 0
+        size = jnp.where(curved, pull / jnp.where(curved, curvature, 1.0), 0.0)
+        x, residual = add(x, size, direction), add(residual, -size, image)
+        steered = precondition(residual)
+        new = dot(residual, steered)
+        direction = add(steered, new / pull, direction)
+        return x, residual, direction, new, jnp.where(curved, steps + 1, max_steps)
+
+    x, residual = jax.tree.map(jnp.zeros_like, right_side), right_side
+    if start is not None:
+        x, residual = start, add(right_side, -1.0, matvec(start))
+    first = precondition(residual)
+    carry = (x, residual, first, dot(residual, first), jnp.int32(0))
+    x, residual, *_ = _loops.while_loop(running, advance, carry)
+    left = square(residual)
+    return LinearSolution(x, jnp.sqrt(left), left <= bound)
+
+
+def add(x: Any, size: Any, direction: Any) -> Any:
+    """x + size · direction."""
+    return jax.tree.map(lambda x, step: x + (size * step).astype(x.dtype), x, direction)
+
+
+def dot(x: Any, y: Any) -> jax.Array:
+    """⟨x, y⟩ over all leaves."""
+    products = jax.tree.map(lambda x, y: jnp.sum(x * y), x, y)
+    return sum(jax.tree.leaves(products), start=jnp.zeros((), jnp.result_type(*jax.tree.leaves(x))))
+
+
+def square(x: Any) -> jax.Array:
+    """‖x‖² over all leaves."""
+    return dot(x, x)
+
+
+def inverses(matrices: jax.Array) -> jax.Array:
+    """The inverses of small symmetric positive definite matrices [S, q, q], by sweeps over all of
+    them at once.
+
+    Source: Goodnight, "A Tutorial on the SWEEP Operator" (1979).
+    """
+    size = matrices.shape[1]
+    places = jnp.arange(size, dtype=jnp.int32)
+
+    def sweep(k, at):
+        column = lax.dynamic_index_in_dim(at, k, axis=2, keepdims=False)
+        pivot = lax.dynamic_index_in_dim(column, k, axis=1, keepdims=True)
+        share = column / pivot
+        here = (places == k)[None, :]
+        swept = at - column[:, :, None] * share[:, None, :]
+        swept = jnp.where(
+            here[:, :, None],
+            share[:, None, :],
+            jnp.where(here[:, None, :], share[:, :, None], swept),
+        )
+        return jnp.where(here[:, :, None] & here[:, None, :], -1.0 / pivot[:, :, None], swept)
+
+    return -_loops.fori_loop(0, size, sweep, matrices)
+
+
+def inverse(matrix: jax.Array) -> jax.Array:
+    """The inverse of one small symmetric positive definite matrix [q, q]."""
+    return inverses(matrix[None])[0]
