@@ -211,10 +211,14 @@ def time_to_target(options: Options, dtype) -> list[dict[str, Any]]:
                 None,
             )
             table[label] = {
-                "problem": name, "method": label, "best": float(np.nanmin(values[label])), "target": target,
-                "seconds to 99 %": "not reached" if hit is None else t.seconds[hit], "steps to 99 %": "-" if hit is None else int(t.steps[hit]),
+                "problem": name,
+                "method": label,
+                "best": float(np.nanmin(values[label])),
+                "target": target,
+                "seconds to 99 %": "not reached" if hit is None else t.seconds[hit],
+                "steps to 99 %": "-" if hit is None else int(t.steps[hit]),
                 "microseconds per step": 1e6 * t.seconds[-1] / int(t.steps[-1]),
-            }  # fmt: skip
+            }
         rows += [table[label] for label in methods]
         rows += [
             min((table[label] for label in by_setting), key=rank) for by_setting in peers.values()

@@ -58,10 +58,16 @@ def trajectories(options: Options, dtype) -> list[dict[str, Any]]:
         samples = np.asarray(terms(bed, z, d, *uniforms, jnp.asarray(sigma, dtype)), np.float64)
         spread = np.sqrt(samples.var(axis=0).sum(axis=1))
         bias = np.linalg.norm(samples[:, 2].mean(axis=0) - np.asarray(solution.value, np.float64))
-        rows.append({
-            "sigma": sigma, "independent": spread[0], "common numbers": spread[1], "reweighted": spread[2], "ratio": spread[0] / spread[2],
-            "bias of reweighted, in standard errors": bias / (spread[2] / np.sqrt(number)),
-        })  # fmt: skip
+        rows.append(
+            {
+                "sigma": sigma,
+                "independent": spread[0],
+                "common numbers": spread[1],
+                "reweighted": spread[2],
+                "ratio": spread[0] / spread[2],
+                "bias of reweighted, in standard errors": bias / (spread[2] / np.sqrt(number)),
+            }
+        )
     return [{name: float(value) for name, value in row.items()} for row in rows]
 
 
@@ -135,8 +141,14 @@ def four_rooms(options: Options, dtype) -> list[dict[str, Any]]:
                 rooms.transition, jnp.asarray(temperature, dtype), jnp.asarray(cost, dtype)
             )
         )
-        rows.append({
-            "temperature": temperature, "cost": cost, "start": first, "penalty": penalty, "exact gradients": exact,
-            "HPGD, published": HPGD[temperature][cost],
-        })  # fmt: skip
+        rows.append(
+            {
+                "temperature": temperature,
+                "cost": cost,
+                "start": first,
+                "penalty": penalty,
+                "exact gradients": exact,
+                "HPGD, published": HPGD[temperature][cost],
+            }
+        )
     return rows

@@ -14,12 +14,20 @@ import numpy as np
 
 from benchmarks.harness import Options
 from jaxsac import control, gibbs
-from jaxsac.control.fits.online import join
-from jaxsac.control.trust.resampling import take
 from jaxsac.problems.tool_logs import sparse_tool_log
 
 GROWTH = 1.5
 HINDSIGHT = 0.003  # lam of the best policy in hindsight: nearly none
+
+
+def take(log: control.Log, rows: np.ndarray) -> control.Log:
+    """The records at the given positions."""
+    return jax.tree.map(lambda field: np.asarray(field)[rows], log)
+
+
+def join(first: control.Log, second: control.Log) -> control.Log:
+    """The records of both, in order; their sets are equally wide."""
+    return jax.tree.map(lambda *fields: np.concatenate(fields), first, second)
 
 
 @jax.jit

@@ -165,7 +165,10 @@ def random_cases(smoke: bool, dtype: str) -> Iterator[Case]:
         )
         if smoke:
             T, G, active = T // 20, G // 20, 3
-        name = f"{T} x {G * q}, groups of {q}, {active} true, correlation {correlation:.2f}, lam {ratio[0]:.2f} lam_max"
+        name = (
+            f"{T} x {G * q}, groups of {q}, {active} true, correlation {correlation:.2f}, "
+            f"lam {ratio[0]:.2f} lam_max"
+        )
         yield build(
             name,
             group_regression,

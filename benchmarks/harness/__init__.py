@@ -14,6 +14,7 @@ from benchmarks.harness.process import configure as configure
 from benchmarks.harness.process import in_new_process as in_new_process
 from benchmarks.harness.process import run_peer as run_peer
 from benchmarks.harness.report import Report as Report
+from benchmarks.harness.report import paragraphs as paragraphs
 from benchmarks.harness.timing import Timing as Timing
 from benchmarks.harness.timing import ratio as ratio
 from benchmarks.harness.timing import time_interleaved as time_interleaved

@@ -51,12 +51,12 @@ def run_peer(
     threads: int = 1,
     timeout: float = 600.0,
 ) -> PeerResult:
-    """Run the peer "ROOM/LIBRARY" of `benchmarks/peers` with the interpreter `python` (None: this one) and `threads`
-    threads, and read its answer.
+    """Run the peer "ROOM/LIBRARY" of `benchmarks/peers` with the interpreter `python` (None: this
+    one) and `threads` threads, and read its answer.
 
-    `peers/ROOM/LIBRARY.py` defines `answer(arrays, settings)`, which times the library inside its own
-    process and returns (arrays, numbers). A library that cannot be imported, or an interpreter that
-    is not there, is "not run".
+    `peers/ROOM/LIBRARY.py` defines `answer(arrays, settings)`, which times the library inside its
+    own process and returns (arrays, numbers). A library that cannot be imported, or an interpreter
+    that is not there, is "not run".
     """
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)

@@ -26,6 +26,11 @@ class Report(NamedTuple):
     plot: Callable[[Any], None] | None = None
 
 
+def paragraphs(text: str) -> list[str]:
+    """Notes from one text: a blank line between two, line breaks within one dropped."""
+    return [" ".join(part.split()) for part in text.strip().split("\n\n")]
+
+
 def markdown(room: str, report: Report, machine: Mapping[str, Any]) -> str:
     """The report as Markdown: tables, notes, and one line about the machine."""
     parts = [f"# {room}"]
@@ -36,8 +41,9 @@ def markdown(room: str, report: Report, machine: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     rates = ", ".join(f"{name} {_cell(rate)}" for name, rate in machine.get("rates", {}).items())
     parts.append(
-        f"Machine: {machine['device']} ({machine['num_devices']} device(s)); {machine['cpu']}, {machine['cores']} cores; "
-        f"{machine.get('dtype', '')}; {rates}; {versions}; commit {machine['commit'][:12]}."
+        f"Machine: {machine['device']} ({machine['num_devices']} device(s)); {machine['cpu']}, "
+        f"{machine['cores']} cores; {machine.get('dtype', '')}; {rates}; {versions}; commit "
+        f"{machine['commit'][:12]}."
     )
     return "\n\n".join(parts) + "\n"
 

@@ -25,8 +25,8 @@ def seconds(
 def timed_fits(
     fit: Callable[..., Any], problems: Any, lams: Any, settings: dict[str, Any], version: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What `answer` returns of fit(X, y, lams, tol) on every problem at each of the tolerances `tols`:
-    coefficients, seconds, the version.
+    """What `answer` returns of fit(X, y, lams, tol) on every problem at each of the tolerances
+    `tols`: coefficients, seconds, the version.
     """
     coefs, times = [], []
     for tol in settings["tols"]:

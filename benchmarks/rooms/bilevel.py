@@ -11,7 +11,7 @@ import optax
 from jax import lax
 
 from benchmarks.cases import bilevel_data, bilevel_rl
-from benchmarks.harness import Options, Report
+from benchmarks.harness import Options, Report, paragraphs
 from jaxsac import bilevel
 from jaxsac.problems import bilevel as problems
 
@@ -32,26 +32,43 @@ def run(options: Options) -> Report:
         "Samples": sample_complexity(options, dtype),
         "Four rooms": bilevel_rl.four_rooms(options, dtype),
     }
-    notes = [
-        "Error: relative to the implicit gradient in float64, smooth problem (50 lower and 20 upper dimensions); certified: CONVERGED.",
-        "Mini-batches: 200 seeds, 300 steps of batch 50 at rate 0.1; the spread is of the cross term in x. Trajectories: horizon 100, "
-        "per-trajectory standard deviation (root of the summed variances) of the cross term, whose exact norm is 3.8.",
-        "Cost: the least time of a compiled step over that of one gradient of lower + sigma * upper, beside the gradients in the step; the "
-        "copies of the lower level go through its gradient as one batch, which SOBA's Hessian-vector products here do not.",
-        "Time to 99 %: seconds in solver steps (compilation and evaluation apart) until upper(x, y*(x)), y* solved anew, has made 99 %"
-        " of the way from x0 to the best value that any row saw. One configuration for both problems: K = 1, Nesterov SGD(0.2, 0.9)"
-        " inside, Adam at 0.1 falling to 0.02 outside, sigma = 0.01. SOBA, implicit: the same loop with second-order products; our rows and "
-        "these ran seven times in turns, and count the least time of each chunk of steps. "
-        "A peer's row is the best of its settings: an inner solve to tolerance (LBFGS, BFGS) and an implicit pull-back at every step, for "
-        "three rates of Adam; benchmark_bilevel's own SGD with its own schedules on batches of 64, for six pairs (step, step / outer step),"
-        " 2 seconds and checkpoints of 128 steps each. A peer ran once, so that a busy machine shows in its row more than in ours.",
-        "Samples: norm of the exact gradient of the bilevel objective over the second half of T stochastic steps, seeds averaged; p: the "
-        "exponent in samples ~ epsilon^-p for a gradient NORM of epsilon. The paper states epsilon^-4 in its first version and about "
-        "epsilon^-3 in the later ones, for bilevel RL and in its own convention; a measured slope on one problem is no test of a bound.",
-        "Four rooms: the leader's value (mean over two goals) of charges learned in 300 steps of Adam, by central_linear (K = 1, natural "
-        "gradients, sigma = 1e-9) and by exact gradients through soft policy iteration; published: HPGD's table, in its authors' units "
-        "(sampled, 10,000 iterations; their planner's moves fail with another chance than their simulator's), so only orders compare.",
-    ]
+    notes = paragraphs(
+        """
+        Error: relative to the implicit gradient in float64, smooth problem (50 lower and 20 upper
+        dimensions); certified: CONVERGED.
+
+        Mini-batches: 200 seeds, 300 steps of batch 50 at rate 0.1; the spread is of the cross term
+        in x. Trajectories: horizon 100, per-trajectory standard deviation (root of the summed
+        variances) of the cross term, whose exact norm is 3.8.
+
+        Cost: the least time of a compiled step over that of one gradient of lower + sigma * upper,
+        beside the gradients in the step; the copies of the lower level go through its gradient as
+        one batch, which SOBA's Hessian-vector products here do not.
+
+        Time to 99 %: seconds in solver steps (compilation and evaluation apart) until upper(x,
+        y*(x)), y* solved anew, has made 99 % of the way from x0 to the best value that any row saw.
+        One configuration for both problems: K = 1, Nesterov SGD(0.2, 0.9) inside, Adam at 0.1
+        falling to 0.02 outside, sigma = 0.01. SOBA, implicit: the same loop with second-order
+        products; our rows and these ran seven times in turns, and count the least time of each
+        chunk of steps. A peer's row is the best of its settings: an inner solve to tolerance
+        (LBFGS, BFGS) and an implicit pull-back at every step, for three rates of Adam;
+        benchmark_bilevel's own SGD with its own schedules on batches of 64, for six pairs (step,
+        step / outer step), 2 seconds and checkpoints of 128 steps each. A peer ran once, so that a
+        busy machine shows in its row more than in ours.
+
+        Samples: norm of the exact gradient of the bilevel objective over the second half of T
+        stochastic steps, seeds averaged; p: the exponent in samples ~ epsilon^-p for a gradient
+        NORM of epsilon. The paper states epsilon^-4 in its first version and about epsilon^-3 in
+        the later ones, for bilevel RL and in its own convention; a measured slope on one problem is
+        no test of a bound.
+
+        Four rooms: the leader's value (mean over two goals) of charges learned in 300 steps of
+        Adam, by central_linear (K = 1, natural gradients, sigma = 1e-9) and by exact gradients
+        through soft policy iteration; published: HPGD's table, in its authors' units (sampled,
+        10,000 iterations; their planner's moves fail with another chance than their simulator's),
+        so only orders compare.
+        """
+    )
     return Report(tables, notes, lambda figure: draw(figure, curves))
 
 

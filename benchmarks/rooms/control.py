@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.harness import NOT_RUN, Options, Report
+from benchmarks.harness import NOT_RUN, Options, Report, paragraphs
 from jaxsac import control, gibbs
 from jaxsac.problems.tool_logs import ToolLog, sparse_tool_log
 
@@ -38,12 +38,18 @@ def run(options: Options) -> Report:
             memory(options, records, sizes[-1])
         ],
     }
-    notes = [
-        f"T = {records}, q = {FEATURES}, B = {BUDGET}, {RELEVANT} relevant tools, contexts N(0, I), one seed; the time is that of "
-        "control.fit on numpy arrays: checks, summary of the log, fit, certificate over all tools, policy.",
-        "gap: relative to the objective of the null model. first_call_ms includes every compilation; other sizes then reuse most of them.",
-        "ratio: median over the median at the smallest M in the same interleaved run.",
-    ]
+    notes = paragraphs(
+        f"""
+        T = {records}, q = {FEATURES}, B = {BUDGET}, {RELEVANT} relevant tools, contexts N(0, I),
+        one seed; the time is that of control.fit on numpy arrays: checks, summary of the log, fit,
+        certificate over all tools, policy.
+
+        gap: relative to the objective of the null model. first_call_ms includes every compilation;
+        other sizes then reuse most of them.
+
+        ratio: median over the median at the smallest M in the same interleaved run.
+        """
+    )
     return Report(tables, notes, partial(draw, fits))
 
 

@@ -10,12 +10,13 @@ import numpy as np
 
 from benchmarks.cases import (
     control_belief,
+    control_estimation,
     control_extensions,
     control_imitation,
     control_online,
     control_recovery,
 )
-from benchmarks.harness import Options, Report
+from benchmarks.harness import Options, Report, paragraphs
 
 
 def run(options: Options) -> Report:
@@ -43,7 +44,7 @@ def _run(options: Options) -> Report:
     budgeted = control_recovery.budgeted_actions(
         options, (64,) if smoke else (256, 1024), 5, 4, 4 if smoke else 100
     )
-    e2, slopes = control_recovery.dense_against_sparse(
+    e2, slopes = control_estimation.dense_against_sparse(
         options, (64, 128) if smoke else (64, 128, 256, 512, 1024), 4, 4 if smoke else 100
     )
     loss, learned = control_belief.belief_error(
@@ -53,8 +54,8 @@ def _run(options: Options) -> Report:
         2 if smoke else 100,
         240 if smoke else 3_000,
     )
-    e4 = control_recovery.near_duplicates(options, 16 if smoke else 128, 4, seeds)
-    e5, orders = control_recovery.rates(options, 32 if smoke else 128, seeds)
+    e4 = control_estimation.near_duplicates(options, 16 if smoke else 128, 4, seeds)
+    e5, orders = control_estimation.rates(options, 32 if smoke else 128, seeds)
     e6 = control_extensions.contamination(
         options, 16 if smoke else 64, 64 if smoke else 1_500, seeds
     )
@@ -99,19 +100,37 @@ def _run(options: Options) -> Report:
         "E7 Exploration": tried,
         "E8 Interactions": e8,
     }
-    notes = [
-        f"{seeds} seeds, noise {control_recovery.NOISE}, lam = 2 sigma (sqrt(q) + sqrt(2 log M)) / sqrt(T) in E1, E2, E4 and E5.",
-        "E1: the support is exact iff the witness at the true support is strictly feasible and no relevant tool is zero; columns outside it are "
-        "independent of the residual there, so their gradients are drawn, not computed. The tests compare with solves on all columns.",
-        "q-aware scale: k m / 2, m the median of the largest of M - k chi^2_q (2 log M at q = 1 and large M).",
-        "E1, imitation: the relevant tools are half of all uses at every M, so the others get rarer as M grows, and T at 50 % does not grow.",
-        "E1 failing case: B = 5, k = 4, q = 1; the best of nine values of lam for each seed.",
-        "E2: the dense estimate is the best of four ridges, chosen for each data set knowing the truth.",
-        "E2: standard errors by resampling the seeds; E6: a share of the records is off by 10 sigma, sigma = "
-        f"{control_extensions.SIGMA}, lam the same for both; robust is `robust_regression` as it comes.",
-        "E7: warm = after 1 % more records, from the last solution, lam times sqrt(T / T'); cold = from nothing, with the simulation of lam.",
-        "E3: the bound is the paper's constant with a factor 2 for choosing and valuing by the wrong belief.",
-    ]
+    notes = paragraphs(
+        f"""
+        {seeds} seeds, noise {control_recovery.NOISE}, lam = 2 sigma (sqrt(q) + sqrt(2 log M)) /
+        sqrt(T) in E1, E2, E4 and E5.
+
+        E1: the support is exact iff the witness at the true support is strictly feasible and no
+        relevant tool is zero; columns outside it are independent of the residual there, so their
+        gradients are drawn, not computed. The tests compare with solves on all columns.
+
+        q-aware scale: k m / 2, m the median of the largest of M - k chi^2_q (2 log M at q = 1 and
+        large M).
+
+        E1, imitation: the relevant tools are half of all uses at every M, so the others get rarer
+        as M grows, and T at 50 % does not grow.
+
+        E1 failing case: B = 5, k = 4, q = 1; the best of nine values of lam for each seed.
+
+        E2: the dense estimate is the best of four ridges, chosen for each data set knowing the
+        truth.
+
+        E2: standard errors by resampling the seeds; E6: a share of the records is off by 10 sigma,
+        sigma = {control_extensions.SIGMA}, lam the same for both; robust is `robust_regression` as
+        it comes.
+
+        E7: warm = after 1 % more records, from the last solution, lam times sqrt(T / T'); cold =
+        from nothing, with the simulation of lam.
+
+        E3: the bound is the paper's constant with a factor 2 for choosing and valuing by the wrong
+        belief.
+        """
+    )
     return Report(tables, notes, partial(draw, curves, e4, loss, e7, seeds))
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.harness import Options, Report, measured_rates, ratio
+from benchmarks.harness import Options, Report, measured_rates, paragraphs, ratio
 from jaxsac import gibbs
 
 
@@ -47,12 +47,20 @@ def run(options: Options) -> Report:
         "Exact sampling": sampling_rates(options),
     }
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    notes = [
-        f"This process may use {cores} core(s); the bounds are meant for one (`taskset -c 0 python -m benchmarks gibbs`).",
-        "Scores N(0, 4). both: value and marginals in one call; hvp: forward over reverse, along a random direction.",
-        "scan: log-space programme over tools as a jitted vmapped lax.scan; fewer repeats.",
-        "Accuracy: against the log-space programme in numpy, in long double for the hard inputs. Errors of log Z are over max(1, |log Z|).",
-    ]
+    notes = paragraphs(
+        f"""
+        This process may use {cores} core(s); the bounds are meant for one (`taskset -c 0 python -m
+        benchmarks gibbs`).
+
+        Scores N(0, 4). both: value and marginals in one call; hvp: forward over reverse, along a
+        random direction.
+
+        scan: log-space programme over tools as a jitted vmapped lax.scan; fewer repeats.
+
+        Accuracy: against the log-space programme in numpy, in long double for the hard inputs.
+        Errors of log Z are over max(1, |log Z|).
+        """
+    )
     return Report(tables, notes, partial(draw, kernel))
 
 

@@ -2,7 +2,6 @@
 k, learning against m, simulation.
 """
 
-import functools
 import math
 import time
 from typing import Any
@@ -11,16 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.harness import NOT_RUN, Options, Report, measured_rates, run_peer
+from benchmarks.cases.subsample_q_agents import dispatch, local_actions, simulation
+from benchmarks.cases.subsample_q_dense import against_quantecon, model_of
+from benchmarks.harness import Options, Report, measured_rates, paragraphs
 from jaxsac import subsample_q
 from jaxsac.problems import subsample_q as problems
-from jaxsac.subsample_q.dense import dense_kernel
-from jaxsac.subsample_q.solver import local_rewards
-
-RULES = {
-    "value_iteration": "sup",
-    "modified_policy_iteration": "span",
-}  # quantecon's stopping rule of each method
 
 
 def run(options: Options) -> Report:
@@ -35,87 +29,40 @@ def run(options: Options) -> Report:
         "Power-of-k dispatch": dispatch(options, curves),
         "Simulation": simulation(options),
     }
-    notes = [
-        "Whole solve: the same random model; quantecon gets the dense kernel over histograms, and building it is not in its time. "
-        "Ours includes the host's choice of pivots. Values agree to the tolerance of both (column difference). Least time of several runs.",
-        "Sweeps: least time of a whole solve over its sweeps (the test of the operator and the acceleration included). "
-        "The flop floor is 2 L (L-1) C(k+L, L) G² at this machine's matrix-product rate, the byte floor two passes over N G² numbers for "
-        "each of the L (L-1) shears at its copy rate: neither counts the mixing, the maximum and the history of the acceleration.",
-        "Gap against k: U_k and the exact value of the executed policy at one state, n small enough for the exact value.",
-        "Demand response with the released constants is degenerate: its best action does not depend on the consumers, so every k is optimal "
-        "and every gap is 0 up to the tolerance; the scarce variant is not.",
-        "Certificate for many agents: U_k and a 95 % lower bound from 256 rollouts in counts, mode tracking from shares .2, .3, .5.",
-        "Sampled operator: slope of log error against log m, with its standard error over seeds (theory: -1/2), in the last column.",
-        "Local actions: value of the k-agent problem and, where agents can choose for themselves, the mean return of k's policy on 1,000 agents "
-        "with its standard error. Dispatch is solved for all its queues: its optimum is known (join the shortest queue).",
-        "Power-of-k dispatch: mean jobs of a queue at load .9, each job to the shortest of k queues; k = 1 is random dispatch.",
-    ]
+    notes = paragraphs(
+        """
+        Whole solve: the same random model; quantecon gets the dense kernel over histograms, and
+        building it is not in its time. Ours includes the host's choice of pivots. Values agree to
+        the tolerance of both (column difference). Least time of several runs.
+
+        Sweeps: least time of a whole solve over its sweeps (the test of the operator and the
+        acceleration included). The flop floor is 2 L (L-1) C(k+L, L) G² at this machine's
+        matrix-product rate, the byte floor two passes over N G² numbers for each of the L (L-1)
+        shears at its copy rate: neither counts the mixing, the maximum and the history of the
+        acceleration.
+
+        Gap against k: U_k and the exact value of the executed policy at one state, n small enough
+        for the exact value.
+
+        Demand response with the released constants is degenerate: its best action does not depend
+        on the consumers, so every k is optimal and every gap is 0 up to the tolerance; the scarce
+        variant is not.
+
+        Certificate for many agents: U_k and a 95 % lower bound from 256 rollouts in counts, mode
+        tracking from shares .2, .3, .5.
+
+        Sampled operator: slope of log error against log m, with its standard error over seeds
+        (theory: -1/2), in the last column.
+
+        Local actions: value of the k-agent problem and, where agents can choose for themselves, the
+        mean return of k's policy on 1,000 agents with its standard error. Dispatch is solved for
+        all its queues: its optimum is known (join the shortest queue).
+
+        Power-of-k dispatch: mean jobs of a queue at load .9, each job to the shortest of k queues;
+        k = 1 is random dispatch.
+        """
+    )
     return Report(tables, notes, lambda figure: draw(figure, curves))
-
-
-def model_of(problem: problems.GlobalLocal, options: Options) -> subsample_q.Model:
-    arrays = {
-        name: np.asarray(array, options.dtype)
-        for name, array in problem._asdict().items()
-        if name != "discount"
-    }
-    return subsample_q.Model(**arrays, discount=problem.discount)
-
-
-def against_quantecon(options: Options) -> list[dict[str, Any]]:
-    sizes = ((3, 3),) if options.smoke else ((4, 5), (4, 10), (5, 10))
-    rows = []
-    for L, k in options.progress(sizes, "quantecon"):
-        model = model_of(problems.random(0, num_local=L), options)
-        kernels = np.stack(
-            [
-                np.asarray(jax.jit(dense_kernel, static_argnums=1)(P, k), np.float64)
-                for P in model.local_transition
-            ]
-        )
-        G, A, N = model.num_global_states, model.num_actions, kernels.shape[-1]
-        reward = np.asarray(model.global_reward)[:, None, :] + np.asarray(local_rewards(model, k))
-        transition = np.einsum(
-            "gac,gnm->gnacm", np.asarray(model.global_transition), kernels
-        ).reshape(G * N, A, G * N)
-        eps = 1e-6 if model.dtype == np.float64 else 1e-3
-        peer = run_peer(
-            "subsample_q/quantecon",
-            {
-                "reward": np.broadcast_to(reward, (G, N, A)).reshape(G * N, A).astype(float),
-                "transition": transition.astype(float),
-            },
-            {
-                "discount": float(model.discount),
-                "epsilon": eps,
-                "repeats": 1 if N > 500 or options.smoke else 3,
-            },
-            python=options.peers_python,
-            threads=2,
-        )
-        del transition
-        scale = float(model.max_reward()) / (1 - float(model.discount))
-        for method, rule in RULES.items():
-            thunks = {
-                name: functools.partial(
-                    subsample_q.solve, model, k, method=name, stopping=rule, tol=eps / 2 / scale
-                )
-                for name in ("anderson", "value_iteration")
-            }
-            times = options.time(thunks)
-            ours = thunks["anderson"]().check()
-            row = {"L": L, "k": k, "states": G * N, "stopping": rule}
-            row |= {f"{name} s": timing.minimum for name, timing in times.items()}
-            row["quantecon s"] = peer.numbers[method] if peer.ok else NOT_RUN
-            row["ratio"] = peer.numbers[method] / times["anderson"].minimum if peer.ok else NOT_RUN
-            difference = (
-                peer.arrays[method] - np.asarray(ours.value.value).reshape(-1)
-                if peer.ok
-                else np.zeros(0)
-            )
-            row["difference"] = float(np.max(np.abs(difference))) if peer.ok else NOT_RUN
-            rows.append(row)
-    return rows
 
 
 def sweeps(options: Options) -> list[dict[str, Any]]:
@@ -253,122 +200,6 @@ def against_samples(options: Options, curves: dict[str, Any]) -> list[dict[str, 
     ]
     curves["samples"] = rows
     return rows
-
-
-def local_actions(options: Options) -> list[dict[str, Any]]:
-    squeeze, explore = problems.gaussian_squeeze(slip=0.2), problems.constrained_exploration()
-    cases: list[tuple[str, problems.LocalActions, int]] = [
-        ("squeeze", squeeze, 2),
-        ("exploration", explore, 2),
-    ]
-    cases += [("dispatch", problems.dispatch(2), 2)]
-    if not options.smoke:
-        cases += [("squeeze", squeeze, k) for k in (1, 4, 6)] + [
-            ("exploration", explore, k) for k in (1, 3)
-        ]
-        cases += [("dispatch", problems.dispatch(k), k) for k in (3, 5)]
-    rows = []
-    for name, problem, k in options.progress(
-        sorted(cases, key=lambda case: (case[0], case[2])), "local actions"
-    ):
-        fields = problem._asdict()
-        arrays = {key: np.asarray(fields.pop(key), options.dtype) for key in list(fields)[:4]}
-        model = subsample_q.LocalActionModel(**arrays, **fields)
-        timing = options.time(
-            {"solve": lambda m=model, k=k: subsample_q.solve_local_actions(m, k)},
-            min_seconds=0.2,
-            min_repeats=3,
-        )["solve"]
-        table = subsample_q.solve_local_actions(model, k).check().value
-        L, n = model.num_local_states, 100 if options.smoke else 1_000
-        row = {
-            "problem": name,
-            "k": k,
-            "assignments": table.assignments.shape[0],
-            "solve s": timing.minimum,
-            "value": float(table.value[0, 0]),
-        }
-        row |= {"return on 1,000 agents": "", "± error": ""}
-        if model.allowed is None:
-            state = (
-                0,
-                n * np.eye(L, dtype=np.int32)[L - 1],
-            )  # the first histogram: everybody in the last state
-            keys = jax.random.split(jax.random.key(0), 4 if options.smoke else 64)
-            one = jax.jit(
-                lambda key, m=model, t=table, n=n, s=state: (
-                    subsample_q.simulate_local_actions(key, m, t, n, 90, s).discounted_return
-                )
-            )
-            returns = np.asarray(jax.vmap(one)(keys))
-            row |= {
-                "return on 1,000 agents": float(returns.mean()),
-                "± error": float(returns.std(ddof=1) / np.sqrt(len(keys))),
-            }
-        rows.append(row)
-    return rows
-
-
-def dispatch(options: Options, curves: dict[str, Any]) -> list[dict[str, Any]]:
-    sizes = (
-        ((50, (1, 2)),) if options.smoke else ((1_000, (1, 2, 3, 5, 10, 1_000)), (100_000, (1, 2)))
-    )
-    rows = []
-    for n, ks in options.progress(sizes, "dispatch"):
-        for k in ks:
-            jobs, lost = zip(
-                *(
-                    problems.power_of_k(seed, k, n, steps=40 if options.smoke else 400)
-                    for seed in range(3)
-                ),
-                strict=True,
-            )
-            error = float(np.std(jobs, ddof=1) / np.sqrt(len(jobs)))
-            rows.append(
-                {
-                    "queues": n,
-                    "k": k,
-                    "mean jobs": float(np.mean(jobs)),
-                    "± error": error,
-                    "lost": float(np.mean(lost)),
-                }
-            )
-    curves["dispatch"] = rows
-    return rows
-
-
-def simulation(options: Options) -> list[dict[str, Any]]:
-    sizes = ((3, 4),) if options.smoke else ((3, 8), (5, 20))
-    rollouts, horizon = (4, 5) if options.smoke else (256, 100)
-    rows: list[dict[str, Any]] = []
-    for L, k in options.progress(sizes, "simulation"):
-        model = model_of(problems.random(2, num_local=L), options)
-        table = subsample_q.solve(model, k).value
-        keys = jax.random.split(jax.random.key(0), rollouts)
-        thunks = {str(n): rollouts_of(model, table, n, horizon, keys) for n in (1_000, 1_000_000)}
-        times = options.time(thunks)
-        for n, timing in times.items():
-            rows.append(
-                {
-                    "L": L,
-                    "k": k,
-                    "n": int(n),
-                    "rollouts": rollouts,
-                    "environment steps a second": rollouts * horizon / timing.minimum,
-                }
-            )
-            rows[-1]["cost over n = 1,000"] = timing.minimum / times["1000"].minimum
-    return rows
-
-
-def rollouts_of(model, table, n: int, horizon: int, keys):
-    state = subsample_q.population_state(0, np.ones(model.num_local_states), n)
-    batch = jax.jit(
-        jax.vmap(
-            lambda key: subsample_q.simulate(key, model, table, n, horizon, state).discounted_return
-        )
-    )
-    return functools.partial(batch, keys)
 
 
 def draw(figure, curves: dict[str, Any]) -> None:

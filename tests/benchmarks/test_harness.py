@@ -125,7 +125,9 @@ PEER = """
         {body}
         import os
         times = seconds(lambda: None, min_repeats=4)
-        return {{"double": 2 * arrays["x"]}}, {{"threads": os.environ["OMP_NUM_THREADS"], "lam": settings["lam"], "calls": len(times)}}
+        threads = os.environ["OMP_NUM_THREADS"]
+        numbers = {{"threads": threads, "lam": settings["lam"], "calls": len(times)}}
+        return {{"double": 2 * arrays["x"]}}, numbers
 """
 
 
@@ -227,14 +229,16 @@ def test_the_command_runs_a_room_and_lists_them(tmp_path):
 
         def run(options):
             assert options.smoke and options.out is not None
-            return Report({{"t": [{{"dtype": str(jnp.ones(()).dtype), "peers": options.peers_python}}]}})
+            row = {{"dtype": str(jnp.ones(()).dtype), "peers": options.peers_python}}
+            return Report({{"t": [row]}})
 
         sys.modules["benchmarks.rooms.probe"] = types.SimpleNamespace(run=run)
         command.rooms = lambda: {{"probe": "A probe."}}
         assert command.main([]) == 0
         assert command.main(["absent"]) == 2
         for dtype in ("float32", "float64"):
-            assert command.main(["probe", "--smoke", "--dtype", dtype, "--out", {str(tmp_path)!r}, "--peers-python", "other"]) == 0
+            options = ["--smoke", "--dtype", dtype, "--out", {str(tmp_path)!r}]
+            assert command.main(["probe", *options, "--peers-python", "other"]) == 0
     """
     done = python("-W", "error", "-c", textwrap.dedent(program))
     assert done.returncode == 0, done.stderr

@@ -1,5 +1,5 @@
-"""Implicit differentiation by another library on the real-data bilevel problems: an inner solve and a
-pull-back, then a step of Adam.
+"""Implicit differentiation by another library on the real-data bilevel problems: an inner solve and
+a pull-back, then a step of Adam.
 """
 
 import time
@@ -9,8 +9,8 @@ from bilevel import functions
 
 
 def answer_with(inner_solver, arrays, settings):
-    """What `answer` returns for inner_solver(lower) = (x, y) -> the minimiser from y, differentiable in
-    x, at the library's own settings for it.
+    """What `answer` returns for inner_solver(lower) = (x, y) -> the minimiser from y, with
+    derivatives in x, at the library's own settings for it.
     """
     import jax
     import optax

@@ -20,9 +20,18 @@ def answer(arrays, settings):
             else adelie.glm.binomial(y=(y > 0).astype(float))
         )
         state = adelie.grpnet(
-            X, glm, groups=starts, penalty=np.ones(starts.size), lmda_path=lams, intercept=False, early_exit=False, tol=tol, irls_tol=tol,
-            n_threads=threads, progress_bar=False,
-        )  # fmt: skip
+            X,
+            glm,
+            groups=starts,
+            penalty=np.ones(starts.size),
+            lmda_path=lams,
+            intercept=False,
+            early_exit=False,
+            tol=tol,
+            irls_tol=tol,
+            n_threads=threads,
+            progress_bar=False,
+        )
         return state.betas.toarray()
 
     return timed_fits(fit, problems, arrays["lams"], settings, adelie.__version__)
