@@ -1,0 +1,25 @@
+"""What a fit of either objective hands back, and where another may start."""
+
+from typing import Any, NamedTuple
+
+import jax.export
+import numpy as np
+
+from jaxsac.solution import Status
+
+
+class FitState(NamedTuple):
+    """Where a later fit may start, on this log or another."""
+
+    tools: np.ndarray  # int [k], ascending: those that look at the context
+    coef: np.ndarray  # [k, q]
+    intercept: np.ndarray  # [M]
+
+
+class Result(NamedTuple):
+    state: FitState
+    status: Status
+    stats: dict[str, Any]
+
+
+jax.export.register_namedtuple_serialization(FitState, serialized_name="jaxsac.control.FitState")
