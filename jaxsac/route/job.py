@@ -169,12 +169,13 @@ def run(
                 if fold.families is None
                 else {"families": fold.families, "family_share": options.family_share}
             )
-            shared |= {"lam": sparse.certificate["lam"]} if shared else {}
+            training = control.Log(fold.rows, fold.actions)
             diagnosis = control.diagnose(
+                control.Task(training, len(fold.names), budget, **shared),
                 sparse.penalised,
-                control.Log(fold.rows, fold.actions),
+                key=jax.random.key(options.seed),
+                lam=sparse.certificate["lam"],
                 num_resamples=RESAMPLES,
-                **shared,
             )
     return Result(summary, router, diagnosis, tuple(fold.names))
 
@@ -394,7 +395,7 @@ def _start(earlier: Earlier, fold: Fold) -> control.FitState:
     tools = numbers[positions]
     order = np.argsort(tools[tools >= 0], kind="stable")
     return control.FitState(
-        tools[tools >= 0][order], np.asarray(policy.weights, float)[tools >= 0][order], intercept
+        tools[tools >= 0][order], np.asarray(policy.coef, float)[tools >= 0][order], intercept
     )
 
 

@@ -55,7 +55,7 @@ def choose(
     budget = min(router.policy.budget, len(router.names))
     choices = []
     for row in transform(router.features, contexts):
-        scores = router.policy.scores(jnp.asarray(row, router.policy.weights.dtype))
+        scores = router.policy.scores(jnp.asarray(row, router.policy.coef.dtype))
         probabilities = np.asarray(gibbs.marginals(scores, budget=router.policy.budget))
         scores = np.asarray(scores)
         best = np.argsort(-scores, kind="stable")[:budget]
@@ -125,9 +125,9 @@ def _checked(policy: control.SparsePolicy, arrays: dict[str, np.ndarray], metada
     if kind not in _SHAPES or not all(isinstance(name, str) for name in [*names, *words]):
         raise _files.FileError("unknown kind of contexts, or names that are no texts")
     _files.check(arrays, _SHAPES[kind])
-    if len(names) != policy.num_actions or arrays["center"].size != policy.weights.shape[-1]:
+    if len(names) != policy.num_actions or arrays["center"].size != policy.coef.shape[-1]:
         raise _files.FileError(
-            f"{len(names)} tools and {arrays['center'].size} features against {policy.num_actions} and {policy.weights.shape[-1]}"
+            f"{len(names)} tools and {arrays['center'].size} features against {policy.num_actions} and {policy.coef.shape[-1]}"
         )
     if kind == "numbers":
         scale = np.where(arrays["scale"] == 0, np.inf, arrays["scale"])

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxsac import control
@@ -168,7 +167,7 @@ def _best_of_path(fit, judged, largest: float, keep: int) -> tuple[float, Any]:
 def _unrefitted(policy: control.SparsePolicy) -> RidgeFit:
     arrays = (
         np.asarray(policy.support),
-        np.asarray(policy.weights, float),
+        np.asarray(policy.coef, float),
         np.asarray(policy.intercept, float),
     )
     return RidgeFit(*arrays, objective=float("nan"), gradient=float("nan"), evaluations=0)
@@ -177,20 +176,12 @@ def _unrefitted(policy: control.SparsePolicy) -> RidgeFit:
 def _policy(
     result: RidgeFit, features: np.ndarray, fitted: control.SparsePolicy, budget: int
 ) -> control.SparsePolicy:
-    """The policy of refitted scores. Its background: tools outside the support that are among the B
-    best of some training context.
-    """
-    outside = result.intercept.copy()
-    outside[result.support] = -np.inf
-    first = np.argsort(-outside, kind="stable")[: min(budget, outside.size - result.support.size)]
-    scores = features @ result.weights.T + result.intercept[result.support]
-    above = (scores[:, :, None] >= outside[first]).sum(axis=1)
-    reached = (above + np.arange(first.size) < budget).any(axis=0)
-    return control.SparsePolicy(
-        positions=jnp.asarray(result.support, jnp.int32),
-        weights=jnp.asarray(result.weights, fitted.weights.dtype),
-        intercept=jnp.asarray(result.intercept, fitted.intercept.dtype),
-        background=jnp.asarray(np.sort(first[reached]), jnp.int32),
-        tools=None,
-        budget=budget,
+    """The policy of refitted scores; its background is found in the training contexts."""
+    return control.SparsePolicy.of(
+        result.support,
+        result.weights,
+        result.intercept,
+        budget,
+        contexts=features,
+        dtype=fitted.coef.dtype,
     )

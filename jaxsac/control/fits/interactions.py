@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
-import jax.export
 import jax.numpy as jnp
 import numpy as np
 
@@ -21,7 +20,7 @@ from jaxsac.control.data.digest import digest
 from jaxsac.control.data.task import Task, require_objective
 from jaxsac.control.fits.fit import as_arrays
 from jaxsac.prox import Groups
-from jaxsac.solution import Solution, Status
+from jaxsac.solution import Solution, Status, register
 
 _PAIR_WEIGHT = math.sqrt(3)
 _CAPACITY = 16  # the design has room for a multiple of so many pairs
@@ -31,6 +30,7 @@ _SLACK = 1e-6  # of a pair's optimality condition
 _TIGHTER = 0.1  # of the inner tolerance, where all is entered but for the certificate
 
 
+@register
 class Interactions(NamedTuple):
     """u = constant + Σ_{j ∈ a} ⟨θ_j, ψ⟩ + Σ_{i < j ∈ a} ⟨β_ij, ψ⟩."""
 
@@ -39,11 +39,6 @@ class Interactions(NamedTuple):
     pairs: jax.Array  # int32 [P, 2]: both in tools
     pair_coef: jax.Array  # β [P, q]
     constant: jax.Array  # [], in units of utility
-
-
-jax.export.register_namedtuple_serialization(
-    Interactions, serialized_name="jaxsac.control.Interactions"
-)
 
 
 def fit_interactions(
@@ -235,6 +230,7 @@ def _observed(used: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.stack(np.divmod(codes, used.shape[1]), axis=1), pair.reshape(-1), record
 
 
+@register
 class PairwisePolicy(eqx.Module):
     """π(a | ψ) ∝ exp((Σ_{j ∈ a} ⟨θ_j, ψ⟩ + Σ_{i<j ∈ a} ⟨β_ij, ψ⟩) / temperature) over sets of at
     most B of k tools, by listing them all; a pytree.

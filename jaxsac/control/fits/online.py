@@ -15,7 +15,7 @@ from jaxsac.control.data.log import Log, join, take
 from jaxsac.control.data.task import Task
 from jaxsac.control.fits.fit import fit
 from jaxsac.control.policy.sparse import SparsePolicy
-from jaxsac.solution import Solution
+from jaxsac.solution import Solution, register
 
 
 class Learner(eqx.Module):
@@ -130,6 +130,7 @@ def explore(
     return jnp.where(explores, chosen.at[place].set(fresh), chosen), explores
 
 
+@register
 class DualAverage(eqx.Module):
     """Group regularised dual averaging: the mean gradients so far, and the current point."""
 

@@ -2,12 +2,12 @@
 
 from typing import Any, NamedTuple
 
-import jax.export
 import numpy as np
 
-from jaxsac.solution import Status
+from jaxsac.solution import Status, register
 
 
+@register
 class FitState(NamedTuple):
     """Where a later fit may start, on this log or another."""
 
@@ -20,6 +20,3 @@ class Result(NamedTuple):
     state: FitState
     status: Status
     stats: dict[str, Any]
-
-
-jax.export.register_namedtuple_serialization(FitState, serialized_name="jaxsac.control.FitState")

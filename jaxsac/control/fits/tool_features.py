@@ -13,12 +13,13 @@ from jaxsac.control.data.log import offered
 from jaxsac.control.data.task import Task, require_objective
 from jaxsac.control.policy.sparse import SparsePolicy
 from jaxsac.gibbs import rows
-from jaxsac.solution import Solution
+from jaxsac.solution import Solution, register
 
 _CG_STEPS, _CG_TOLERANCE = 50, 0.1
 _SHORTEST = 1e-6
 
 
+@register
 class ToolModel(eqx.Module):
     """Scores z_tj = ⟨φ_j, A ψ_t + c⟩ + constant of any tool with features φ_j; a pytree."""
 

@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac import _checks, _files, gibbs
+from jaxsac.solution import register
 
 _KIND = "jaxsac.control.SparsePolicy"
 _NO_ACTION = gibbs.NO_ACTION
 
 
+@register
 class SparsePolicy(eqx.Module):
     """π(a | ψ) ∝ exp Σ_{j ∈ a} z_j over |a| ≤ B, z_j = ⟨θ_j, ψ⟩ + b_j with θ_j = 0 outside the
     support; a pytree.
@@ -173,7 +175,8 @@ class SparsePolicy(eqx.Module):
         if self.tools is not None:
             arrays["tools"] = self.tools
         metadata = {"budget": self.budget, "pruned": self.tools is not None}
-        _files.save(path, _KIND, arrays, metadata | {"meaning": self.meaning})
+        metadata["meaning"] = None if self.meaning is None else list(self.meaning)
+        _files.save(path, _KIND, arrays, metadata)
 
     def _names(self, positions: jax.Array) -> jax.Array:
         """The actions' names at positions int32 [...], of which -1 stays."""
@@ -220,13 +223,13 @@ def load_policy(path: Any) -> SparsePolicy:
     except _files.FileError as error:
         raise _files.FileError(f"{path}: {error}") from None
     integers = ("positions", "background", "tools")
-    values: dict[str, Any] = {
+    values: Any = {"tools": None} | {
         name: jnp.asarray(value, jnp.int32 if name in integers else value.dtype)
         for name, value in arrays.items()
     }
     meaning = metadata.get("meaning")
     return SparsePolicy(
-        **({"tools": None} | values),
+        **values,
         budget=metadata["budget"],
         meaning=None if meaning is None else (str(meaning[0]), str(meaning[1])),
     )

@@ -10,14 +10,15 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
-import jax.export
 import jax.numpy as jnp
 
 from jaxsac import _checks, _loops
+from jaxsac.solution import register
 
 _RESTART_SEED = 0  # part of the definition, so that equal problems give equal bounds
 
 
+@register
 class Irrepresentability(NamedTuple):
     """Both are below 1 where the condition holds (α = 1 minus the number)."""
 
@@ -25,18 +26,13 @@ class Irrepresentability(NamedTuple):
     norm: jax.Array  # []: sufficient whatever the signs
 
 
+@register
 class Curvature(NamedTuple):
     """Bounds on the restricted strong convexity constant μ: lower ≤ μ ≤ upper ≤ upper_support."""
 
     lower: jax.Array  # []: proved, by coherence or the least eigenvalue of H
     upper: jax.Array  # []: the quotient at the best feasible direction that a descent found
     upper_support: jax.Array  # []: least eigenvalue on the support, all of it in the cone
-
-
-for _record in (Irrepresentability, Curvature):
-    jax.export.register_namedtuple_serialization(
-        _record, serialized_name=f"jaxsac.control.{_record.__name__}"
-    )
 
 
 def irrepresentability(

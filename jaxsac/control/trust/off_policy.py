@@ -7,7 +7,6 @@ import statistics
 from typing import Any, NamedTuple
 
 import jax
-import jax.export
 import jax.numpy as jnp
 import numpy as np
 
@@ -18,11 +17,12 @@ from jaxsac.control.data.task import Task
 from jaxsac.control.fits.fit import fit
 from jaxsac.control.policy.scoring import log_probabilities, marginals
 from jaxsac.control.policy.sparse import SparsePolicy
-from jaxsac.solution import Solution
+from jaxsac.solution import Solution, register
 
 _METHODS = ("doubly_robust", "self_normalised", "inverse_propensity")
 
 
+@register
 class OffPolicyValue(NamedTuple):
     """A policy's mean utility, and the importance weights w that it rests on; scalars."""
 
@@ -33,11 +33,6 @@ class OffPolicyValue(NamedTuple):
     effective_sample_size: jax.Array  # (Σ w)² / Σ w², in records
     mean_weight: jax.Array  # 1 in expectation: far from it, propensities or overlap are wrong
     largest_weight: jax.Array  # max w
-
-
-jax.export.register_namedtuple_serialization(
-    OffPolicyValue, serialized_name="jaxsac.control.OffPolicyValue"
-)
 
 
 def importance_value(

@@ -5,14 +5,15 @@ the solution on all tools.
 from typing import Any, NamedTuple
 
 import jax
-import jax.export
 import jax.numpy as jnp
 
 from jaxsac import _checks, group_lasso
 from jaxsac.losses import Loss, resolve
 from jaxsac.prox import Groups, group_norms
+from jaxsac.solution import register
 
 
+@register
 class Witness(NamedTuple):
     """The restricted solution and its dual feasibility."""
 
@@ -20,9 +21,6 @@ class Witness(NamedTuple):
     coef: jax.Array  # [p]
     intercept: jax.Array  # []
     status: jax.Array  # int32 []: of the restricted solve
-
-
-jax.export.register_namedtuple_serialization(Witness, serialized_name="jaxsac.control.Witness")
 
 
 def oracle_witness(
