@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsac._checks import choice, is_concrete, real_array, real_scalar, require, static_integer
-from jaxsac.bandits._protocol import ActionSet
+from jaxsac import _checks
+from jaxsac.bandits.sets.action_set import ActionSet
 from jaxsac.bandits.phased import FOREVER, Phased, Plan, plan, ranked_gap
-from jaxsac.bandits.radii import KINDS, check_numbers, radius_at
+from jaxsac.bandits.estimate.radii import KINDS, check_numbers, radius_at
 
 Number = jax.Array | float
 
@@ -32,23 +32,23 @@ def _phased(
     enough: Number = 0.0,
     lasso: bool = False,
 ) -> Phased:
-    sparsity = static_integer("sparsity", sparsity, 1)
-    choice("radius", radius, (*KINDS, "local") if rule == "greedy" else KINDS)
+    sparsity = _checks.static_integer("sparsity", sparsity, 1)
+    _checks.choice("radius", radius, (*KINDS, "local") if rule == "greedy" else KINDS)
     local = "radius='local' needs a set whose f(S)^2 is quadratic (Ball, Ellipsoid): use 'hkz'."
-    require(radius != "local" or action_set.quadratic, local)
+    _checks.require(radius != "local" or action_set.quadratic, local)
     auto = isinstance(sigma, str)
     if isinstance(sigma, str):
-        choice("sigma", sigma, ("auto",))
+        _checks.choice("sigma", sigma, ("auto",))
         sigma = 0.0
     check_numbers(jnp.result_type(float), sigma=sigma, delta=delta)
     if isinstance(basis, str):
-        choice("basis", basis, ("standard",))
+        _checks.choice("basis", basis, ("standard",))
         basis = None
     if basis is not None:
-        basis = real_array("basis", basis, ("m", "d"))
-        if is_concrete(basis):
+        basis = _checks.real_array("basis", basis, ("m", "d"))
+        if _checks.is_concrete(basis):
             rank = np.linalg.matrix_rank(np.asarray(basis, np.float64))
-            require(
+            _checks.require(
                 rank == basis.shape[1],
                 f"basis must span all {basis.shape[1]} coordinates, its rank is {rank}: add actions.",
             )
@@ -60,9 +60,9 @@ def _phased(
         "enough": enough,
     }
     for name, number in numbers.items():
-        real_scalar(name, number, jnp.result_type(float), 0)
-    if commit_at is not None and is_concrete(commit_at):
-        require(int(commit_at) >= 1, f"commit_at counts from 1, got {commit_at}.")
+        _checks.real_scalar(name, number, jnp.result_type(float), 0)
+    if commit_at is not None and _checks.is_concrete(commit_at):
+        _checks.require(int(commit_at) >= 1, f"commit_at counts from 1, got {commit_at}.")
     return Phased(
         action_set=action_set,
         basis=basis,
@@ -106,7 +106,7 @@ def apsee(
     2605.10151, Algorithm 1. The paper's own radius "l2" is loose: theta uniform in [-1, 1]^10 and
     sigma = 0.1 rarely lock within 2,000 steps.
     """
-    require(
+    _checks.require(
         action_set.modular,
         "apsee needs a set on which the largest scores are the best support (Ball, LpBall, Box): use apsee_greedy.",
     )
@@ -205,9 +205,9 @@ def e2tc(
     For s < d the support is that of the estimate, unproved. Source: Zhang, Hadiji and Combes
     (2025), whose separate estimation of ||theta|| is merged with the exploration here.
     """
-    sigma = real_scalar("sigma", sigma, jnp.result_type(float), 0)
-    steps = real_scalar("horizon", horizon, jnp.result_type(float), 1)
-    enough = real_scalar("scale", scale, jnp.result_type(float), 0) * sigma * jnp.sqrt(steps / 2.0)
+    sigma = _checks.real_scalar("sigma", sigma, jnp.result_type(float), 0)
+    steps = _checks.real_scalar("horizon", horizon, jnp.result_type(float), 1)
+    enough = _checks.real_scalar("scale", scale, jnp.result_type(float), 0) * sigma * jnp.sqrt(steps / 2.0)
     return _phased(action_set, sparsity, "value", basis=basis, enough=enough)
 
 
@@ -241,12 +241,12 @@ def stopping_time(algorithm: Phased, theta: jax.Array) -> float:
     `apsee_greedy`. Infinite if the gap is 0. Source: arXiv 2605.10151, Lemma B.1, by search instead
     of its closed-form bound.
     """
-    theta = real_array("theta", theta, ("d",))
-    require(
+    theta = _checks.real_array("theta", theta, ("d",))
+    _checks.require(
         algorithm.rule in ("margin", "greedy"),
         "only apsee and apsee_greedy verify a support: no stopping time to prove.",
     )
-    require(
+    _checks.require(
         not algorithm.estimate_sigma,
         "the stopping time needs a known sigma: give one instead of 'auto'.",
     )

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxsac._checks import require, static_integer
-from jaxsac.bandits._protocol import ActionSet, like, masked
+from jaxsac import _checks
+from jaxsac.bandits.sets.action_set import ActionSet, like, masked
 
 
 class Product(ActionSet):
@@ -24,16 +24,16 @@ class Product(ActionSet):
     sizes: tuple[int, ...] = eqx.field(static=True)
 
     def __init__(self, parts: Sequence[ActionSet], sizes: Sequence[int]):
-        require(len(parts) == len(sizes) > 0, "Product needs one size for each part.")
+        _checks.require(len(parts) == len(sizes) > 0, "Product needs one size for each part.")
         self.parts = tuple(parts)
-        self.sizes = tuple(static_integer("sizes", size, 1) for size in sizes)
+        self.sizes = tuple(_checks.static_integer("sizes", size, 1) for size in sizes)
 
     @property
     def greedy_is_exact(self):
         return all(part.greedy_is_exact for part in self.parts)
 
     def _blocks(self, vector):
-        require(
+        _checks.require(
             vector.shape[0] == sum(self.sizes),
             f"theta must have {sum(self.sizes)} coordinates, as the sizes of Product say.",
         )

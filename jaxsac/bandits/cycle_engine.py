@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxsac.bandits._protocol import ActionSet
+from jaxsac.bandits.sets.action_set import ActionSet
 from jaxsac.bandits.phased import (
     Phased,
     Plan,

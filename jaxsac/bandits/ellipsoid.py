@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxsac._checks import is_concrete, require
-from jaxsac.bandits._protocol import ActionSet, Selection, like, masked, pick
+from jaxsac import _checks
+from jaxsac.bandits.sets.action_set import ActionSet, Selection, like, masked, pick
 
 _MAX_BLOCKS = 2000
 
@@ -32,18 +32,18 @@ class Ellipsoid(ActionSet):
 
     def __init__(self, matrix: jax.Array):
         shape = np.shape(matrix)
-        require(
+        _checks.require(
             len(shape) == 2 and shape[0] == shape[1],
             f"matrix must be square, got shape {list(shape)}.",
         )
-        if is_concrete(matrix):
+        if _checks.is_concrete(matrix):
             values = np.asarray(matrix, np.float64)
-            require(
+            _checks.require(
                 np.allclose(values, values.T, rtol=1e-5),
                 "matrix must be symmetric: pass (A + A.T) / 2.",
             )
             definite = bool(np.all(np.isfinite(values))) and np.linalg.eigvalsh(values)[0] > 0
-            require(
+            _checks.require(
                 definite,
                 "matrix must be positive definite, or the set is unbounded: add a multiple of the identity.",
             )

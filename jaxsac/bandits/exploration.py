@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsac._checks import choice, is_concrete, require, static_integer
-from jaxsac.bandits._protocol import ActionSet
+from jaxsac import _checks
+from jaxsac.bandits.sets.action_set import ActionSet
 
 _KINDS = ("standard", "block_orthogonal", "weighing", "gaussian_orthogonal", "uniform_orthogonal")
 
@@ -36,10 +36,10 @@ def exploration_basis(
     Rows that are too long for the set are shrunk onto it. Source: arXiv 2605.10151, Assumption 3
     and Figure 2.
     """
-    choice("kind", kind, _KINDS)
-    dimension = static_integer("dimension", dimension, 1)
-    sparsity = static_integer("sparsity", sparsity, 1)
-    require(
+    _checks.choice("kind", kind, _KINDS)
+    dimension = _checks.static_integer("dimension", dimension, 1)
+    sparsity = _checks.static_integer("sparsity", sparsity, 1)
+    _checks.require(
         sparsity <= dimension,
         f"sparsity must be at most the dimension {dimension}, got {sparsity}.",
     )
@@ -64,15 +64,15 @@ def exploration_basis(
         rows = jnp.zeros_like(blocks).at[:, order].set(blocks)
         if kind == "weighing":
             sides = _sides(action_set, dimension, dtype)
-            if is_concrete(sides):
-                require(
+            if _checks.is_concrete(sides):
+                _checks.require(
                     bool(jnp.all(sides > 0)),
                     "a weighing design needs both signs of every coordinate: use kind='standard'.",
                 )
             rows = rows * sides[None, :]
     else:
         dense = allow_dense or sparsity == dimension
-        require(
+        _checks.require(
             dense,
             f"the rows of {kind!r} are dense, not {sparsity}-sparse actions: use 'block_orthogonal', or say allow_dense=True.",
         )

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxsac.bandits._protocol import ActionSet
+from jaxsac.bandits.sets.action_set import ActionSet
 
 
 def greedy_is_proved(

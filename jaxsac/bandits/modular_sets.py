@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxsac._checks import is_concrete, require
-from jaxsac.bandits._protocol import ActionSet, Selection, like, masked
+from jaxsac import _checks
+from jaxsac.bandits.sets.action_set import ActionSet, Selection, like, masked
 
 
 class _Modular(ActionSet):
@@ -137,8 +137,8 @@ class LpBall(_Modular):
 
     def __init__(self, p: jax.Array | float, radius: jax.Array | float = 1.0):
         _positive("radius", radius)
-        if is_concrete(p):
-            require(
+        if _checks.is_concrete(p):
+            _checks.require(
                 1.0 < float(p) < np.inf,
                 f"p must lie strictly between 1 and infinity, got {p}: CrossPolytope is p = 1, Box is p = inf.",
             )
@@ -202,13 +202,13 @@ class Box(_Modular):
     high: jax.Array | float
 
     def __init__(self, low: jax.Array | float = 0.0, high: jax.Array | float = 1.0):
-        if is_concrete(low, high):
+        if _checks.is_concrete(low, high):
             contains = bool(np.all(np.asarray(low) <= 0) and np.all(np.asarray(high) >= 0))
-            require(
+            _checks.require(
                 contains,
                 "low <= 0 <= high must hold in every coordinate, so that the origin is an action: shift the box.",
             )
-            require(
+            _checks.require(
                 bool(np.all(np.isfinite(low)) and np.all(np.isfinite(high))),
                 "low and high must be finite: the action set is compact.",
             )
@@ -347,8 +347,8 @@ def _sqrt(value: jax.Array) -> jax.Array:
 
 
 def _positive(name: str, value) -> None:
-    if is_concrete(value):
-        require(
+    if _checks.is_concrete(value):
+        _checks.require(
             np.ndim(value) == 0 and 0.0 < float(value) < np.inf,
             f"{name} must be a positive number, got {value}.",
         )

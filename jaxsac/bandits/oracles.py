@@ -9,17 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxsac._checks import real_array, require, static_integer
-from jaxsac.bandits._protocol import ActionSet, Selection
+from jaxsac import _checks
+from jaxsac.bandits.sets.action_set import ActionSet, Selection
 
 MAX_SUPPORTS = 1_000_000
 _CHUNK = 256
 
 
 def check_problem(theta, sparsity) -> tuple[jax.Array, int]:
-    theta = real_array("theta", theta, ("d",))
-    sparsity = static_integer("sparsity", sparsity, 1)
-    require(
+    theta = _checks.real_array("theta", theta, ("d",))
+    sparsity = _checks.static_integer("sparsity", sparsity, 1)
+    _checks.require(
         sparsity <= theta.shape[0],
         f"sparsity must be at most the dimension {theta.shape[0]}, got {sparsity}.",
     )
@@ -71,7 +71,7 @@ def _best(action_set, theta, sparsity):
     if action_set.greedy_is_exact or sparsity == 1:
         return action_set.greedy(theta, sparsity)
     count = math.comb(dimension, sparsity)
-    require(
+    _checks.require(
         count <= MAX_SUPPORTS,
         f"{count} supports are too many to visit: use greedy_support, or branch_and_bound outside jit.",
     )
@@ -167,7 +167,7 @@ def submodularity_ratio(action_set: ActionSet, theta: jax.Array, sparsity: int) 
     """
     theta, sparsity = check_problem(theta, sparsity)
     dimension = theta.shape[0]
-    require(
+    _checks.require(
         dimension <= 12,
         f"the brute force visits 3^d pairs of supports: d must be at most 12, got {dimension}.",
     )

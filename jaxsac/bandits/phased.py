@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxsac._checks import real_scalar, require
-from jaxsac.bandits._protocol import ActionSet
+from jaxsac import _checks
+from jaxsac.bandits.sets.action_set import ActionSet
 from jaxsac.bandits.local_proof import greedy_is_proved
-from jaxsac.bandits.oracles import cast
-from jaxsac.bandits.radii import DesignNumbers, design_numbers, diagonal_design_numbers, radius_at
+from jaxsac.bandits.sets.supports import cast
+from jaxsac.bandits.estimate.radii import DesignNumbers, design_numbers, diagonal_design_numbers, radius_at
 
 FOREVER = 2**30  # longer than any horizon
 
@@ -83,7 +83,7 @@ class Plan(NamedTuple):
 
 
 def plan(algorithm: Phased, dimension: int, dtype) -> Plan:
-    require(
+    _checks.require(
         algorithm.sparsity <= dimension,
         f"sparsity must be at most the dimension {dimension}, got {algorithm.sparsity}.",
     )
@@ -94,15 +94,15 @@ def plan(algorithm: Phased, dimension: int, dtype) -> Plan:
         basis, numbers = jnp.diag(reach), diagonal_design_numbers(reach)
     else:
         basis = jnp.asarray(algorithm.basis).astype(dtype)
-        require(
+        _checks.require(
             basis.shape[1] == dimension,
             f"basis must have {dimension} columns, one for each coordinate of theta, got {basis.shape[1]}.",
         )
         solve, numbers = jnp.linalg.pinv(basis), design_numbers(basis)
     moves = sensitivity(algorithm, action_set, dimension, dtype)
     scale, factor = (
-        real_scalar("radius_scale", algorithm.radius_scale, dtype),
-        real_scalar("gap_factor", algorithm.gap_factor, dtype),
+        _checks.real_scalar("radius_scale", algorithm.radius_scale, dtype),
+        _checks.real_scalar("gap_factor", algorithm.gap_factor, dtype),
     )
     return Plan(
         action_set,
@@ -111,12 +111,12 @@ def plan(algorithm: Phased, dimension: int, dtype) -> Plan:
         numbers,
         moves,
         scale * factor * moves,
-        real_scalar("sigma", algorithm.sigma, dtype),
-        real_scalar("delta", algorithm.delta, dtype),
-        real_scalar("schedule_scale", algorithm.schedule_scale, dtype),
+        _checks.real_scalar("sigma", algorithm.sigma, dtype),
+        _checks.real_scalar("delta", algorithm.delta, dtype),
+        _checks.real_scalar("schedule_scale", algorithm.schedule_scale, dtype),
         jnp.asarray(algorithm.commit_at).astype(jnp.int32),
-        real_scalar("lam", algorithm.lam, dtype),
-        real_scalar("enough", algorithm.enough, dtype),
+        _checks.real_scalar("lam", algorithm.lam, dtype),
+        _checks.real_scalar("enough", algorithm.enough, dtype),
     )
 
 

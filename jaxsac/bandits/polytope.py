@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxsac._checks import is_concrete, require
-from jaxsac.bandits._protocol import ActionSet, like
+from jaxsac import _checks
+from jaxsac.bandits.sets.action_set import ActionSet, like
 
 
 class Polytope(ActionSet):
@@ -29,7 +29,7 @@ class Polytope(ActionSet):
         *,
         inequalities: tuple[jax.Array, jax.Array] | None = None,
     ):
-        require(
+        _checks.require(
             (vertices is None) != (inequalities is None),
             "Polytope takes either vertices or inequalities=(A, b).",
         )
@@ -40,27 +40,27 @@ class Polytope(ActionSet):
             else (jnp.asarray(inequalities[0]), jnp.asarray(inequalities[1]))
         )
         if self.vertices is not None:
-            require(
+            _checks.require(
                 self.vertices.ndim == 2,
                 f"vertices must have shape [number, dimension], got {list(self.vertices.shape)}.",
             )
-            if is_concrete(self.vertices):
+            if _checks.is_concrete(self.vertices):
                 zero = jnp.zeros(self.vertices.shape[1], self.vertices.dtype)
                 holds = self._program(zero, zero > 0)[
                     2
                 ]  # with no coordinate allowed, only x = 0 is feasible
-                require(
+                _checks.require(
                     bool(holds),
                     "the convex hull of vertices must contain the origin: add it, or shift them.",
                 )
         else:
             normals, bounds = self.inequalities  # pyright: ignore[reportGeneralTypeIssues]
-            require(
+            _checks.require(
                 normals.ndim == 2 and bounds.shape == normals.shape[:1],
                 "inequalities must be (A [number, dimension], b [number]).",
             )
-            if is_concrete(bounds):
-                require(
+            if _checks.is_concrete(bounds):
+                _checks.require(
                     bool(np.all(np.asarray(bounds) >= 0)),
                     "inequalities need b >= 0, so that the origin is an action: shift the set.",
                 )

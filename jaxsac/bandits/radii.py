@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxsac._checks import choice, is_concrete, real_array, real_scalar, require
+from jaxsac import _checks
 
 KINDS = ("l2", "hkz", "coord")
 
@@ -92,17 +92,17 @@ def error_radius(cycle, basis: jax.Array, *, sigma, delta, kind: str = "l2") -> 
     Source: arXiv 2605.10151, equation 9; Hsu, Kakade and Zhang (2012) for "hkz". A NaN anywhere
     gives NaN.
     """
-    basis = real_array("basis", basis, ("m", "d"))
-    choice("kind", kind, KINDS)
+    basis = _checks.real_array("basis", basis, ("m", "d"))
+    _checks.choice("kind", kind, KINDS)
     cycle, sigma, delta = check_numbers(basis.dtype, cycle=cycle, sigma=sigma, delta=delta)
     return radius_at(kind, design_numbers(basis), basis.shape[1], cycle, sigma, delta)
 
 
 def check_numbers(dtype, *, cycle=1, sigma, delta):
-    cycle, sigma = real_scalar("cycle", cycle, dtype, 1), real_scalar("sigma", sigma, dtype, 0)
-    if is_concrete(delta):
-        require(
+    cycle, sigma = _checks.real_scalar("cycle", cycle, dtype, 1), _checks.real_scalar("sigma", sigma, dtype, 0)
+    if _checks.is_concrete(delta):
+        _checks.require(
             0.0 < float(delta) < 1.0,
             f"delta is a probability of error and must lie strictly between 0 and 1, got {delta}.",
         )
-    return cycle, sigma, real_scalar("delta", delta, dtype)
+    return cycle, sigma, _checks.real_scalar("delta", delta, dtype)

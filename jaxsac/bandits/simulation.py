@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxsac._checks import choice, integer_array, is_concrete, real_array, real_scalar, require
+from jaxsac import _checks
 from jaxsac.bandits.cycle_engine import BLOCK, Problem, draw_noise, noise_block, simulate_batched
-from jaxsac.bandits.oracles import best_support, cast
+from jaxsac.bandits.sets.supports import best_support, cast
 from jaxsac.bandits.phased import FOREVER, Phased, plan
 
 _NOISES = ("gaussian", "rademacher", "uniform")
@@ -77,46 +77,46 @@ def simulate(
     no lock. The key is consumed. Source: arXiv 2605.10151, Algorithms 1 and 2 and equation 5
     (regret).
     """
-    theta = real_array("theta", theta, ("d",))
+    theta = _checks.real_array("theta", theta, ("d",))
     dtype = theta.dtype
-    sigma = real_scalar("sigma", sigma, dtype, 0)
-    alpha = real_scalar("alpha", alpha, dtype, 0)
-    if is_concrete(horizon):
-        require(
+    sigma = _checks.real_scalar("sigma", sigma, dtype, 0)
+    alpha = _checks.real_scalar("alpha", alpha, dtype, 0)
+    if _checks.is_concrete(horizon):
+        _checks.require(
             1 <= int(horizon) < FOREVER,
             f"horizon must be at least 1 and below 2^30, got {horizon}.",
         )
-    horizon = integer_array("horizon", horizon, ())
+    horizon = _checks.integer_array("horizon", horizon, ())
     if not callable(noise):
-        choice("noise", noise, _NOISES)
-    choice("draws", draws, ("all", "support"))
-    choice("engine", engine, ("auto", "cycle", "step"))
-    choice("benchmark", benchmark, ("optimal", "greedy", "alpha"))
+        _checks.choice("noise", noise, _NOISES)
+    _checks.choice("draws", draws, ("all", "support"))
+    _checks.choice("engine", engine, ("auto", "cycle", "step"))
+    _checks.choice("benchmark", benchmark, ("optimal", "greedy", "alpha"))
     phased = isinstance(algorithm, Phased)
-    require(
+    _checks.require(
         not phased or offer is None,
         "phased algorithms play a fixed set: leave offer out, or use adaptive_greedy.",
     )
     if engine == "auto":
         engine = "cycle" if phased else "step"
-    require(
+    _checks.require(
         engine == "step" or phased, "the cycle engine runs phased algorithms: use engine='step'."
     )
     if draws == "support":
-        require(
+        _checks.require(
             engine == "cycle" and noise == "gaussian",
             "draws='support' needs the cycle engine and Gaussian noise: use draws='all'.",
         )
-        require(
+        _checks.require(
             algorithm.rule != "always" and not algorithm.estimate_sigma,
             "draws='support' needs an algorithm that locks: use draws='all'.",
         )
     if record is None:
         times = _geometric_times(horizon)
     else:
-        times = jnp.minimum(integer_array("record", record, ("times",)), horizon)
-        if is_concrete(record):
-            require(bool(np.all(np.asarray(record) >= 0)), "record must hold times >= 0.")
+        times = jnp.minimum(_checks.integer_array("record", record, ("times",)), horizon)
+        if _checks.is_concrete(record):
+            _checks.require(bool(np.all(np.asarray(record) >= 0)), "record must hold times >= 0.")
     draw = None
     if callable(offer):
         draw, offer = offer, None

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxsac._checks import real_scalar, require, static_integer
-from jaxsac.bandits._protocol import ActionSet
-from jaxsac.bandits.composed_sets import Masked
-from jaxsac.bandits.oracles import best_support
-from jaxsac.bandits.radii import check_numbers
+from jaxsac import _checks
+from jaxsac.bandits.sets.action_set import ActionSet
+from jaxsac.bandits.sets.composed import Masked
+from jaxsac.bandits.sets.supports import best_support
+from jaxsac.bandits.estimate.radii import check_numbers
 
 
 class Ridge(NamedTuple):
@@ -120,7 +120,7 @@ class LinTS(_Stepwise):
     """Built by `lin_ts`."""
 
     def init(self, key: jax.Array | None = None, *, dimension: int, dtype=None) -> ThompsonState:
-        require(key is not None, "lin_ts draws at random: pass a key to init.")
+        _checks.require(key is not None, "lin_ts draws at random: pass a key to init.")
         return ThompsonState(super().init(dimension=dimension, dtype=dtype), key, jnp.int32(0))  # pyright: ignore[reportArgumentType]
 
     def act(self, state: ThompsonState, offer: jax.Array) -> jax.Array:
@@ -292,8 +292,8 @@ class AdaptiveGreedy(_OnSet):
 def _numbers(sigma, delta, ridge, bound) -> dict[str, Any]:
     dtype = jnp.result_type(float)
     check_numbers(dtype, sigma=sigma, delta=delta)
-    real_scalar("ridge", ridge, dtype, 0, strict=True)
-    real_scalar("bound", bound, dtype, 0)
+    _checks.real_scalar("ridge", ridge, dtype, 0, strict=True)
+    _checks.real_scalar("bound", bound, dtype, 0)
     return {"sigma": sigma, "delta": delta, "ridge": ridge, "bound": bound}
 
 
@@ -336,8 +336,8 @@ def optimistic_greedy(
     or None.
     """
     sparsity, num_rounds = (
-        static_integer("sparsity", sparsity, 1),
-        static_integer("num_rounds", num_rounds, 1),
+        _checks.static_integer("sparsity", sparsity, 1),
+        _checks.static_integer("num_rounds", num_rounds, 1),
     )
     numbers = _numbers(sigma, delta, ridge, bound)
     return OptimisticGreedy(
@@ -364,7 +364,7 @@ def adaptive_greedy(
     )
     return AdaptiveGreedy(
         action_set=action_set,
-        sparsity=static_integer("sparsity", sparsity, 1),
+        sparsity=_checks.static_integer("sparsity", sparsity, 1),
         schedule_scale=schedule_scale,
         power=power,
     )

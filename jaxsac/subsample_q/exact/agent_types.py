@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxsac._checks import integer_array, is_concrete, real_array, require, static_integer
+from jaxsac import _checks
 from jaxsac._implicit import implicit
 from jaxsac.solution import Solution
-from jaxsac.subsample_q.histograms import enumerate_counts, graded_rank, num_histograms
-from jaxsac.subsample_q.model import Model
+from jaxsac.subsample_q.data.histograms import enumerate_counts, graded_rank, num_histograms
+from jaxsac.subsample_q.data.model import Model
 from jaxsac.subsample_q.operators import (
     Plan,
     apply_tables,
@@ -27,7 +27,7 @@ from jaxsac.subsample_q.operators import (
     plan,
     probe_points,
 )
-from jaxsac.subsample_q.sampling import draw_counts, hypergeometric_weights
+from jaxsac.subsample_q.data.sampling import draw_counts, hypergeometric_weights
 from jaxsac.subsample_q.simulate import Run, move_global, split
 from jaxsac.subsample_q.solver import (
     Bounds,
@@ -38,81 +38,6 @@ from jaxsac.subsample_q.solver import (
     krylov,
     solver_arguments,
 )
-
-
-class TypedModel(eqx.Module):
-    """A `Model` whose local agents are of E types with their own transitions and rewards; types do
-    not change.
-
-        s_i' ~ local_transition[e_i, s_g, s_i, .],   reward = global_reward[s_g, a] + sum_e shares_e
-        mean over type e of local_reward[e, s_g, s_i]
-
-    Shapes (letters as in `Model`): local_transition [E, G, L, L], local_reward [E, G, L]; shares
-    [E], the fraction n_e / n of each type, non-negative with sum one. Types with fewer local states
-    are padded with absorbing ones that nobody is in. Bad input as for `Model`.
-    """
-
-    global_transition: jax.Array
-    local_transition: jax.Array
-    global_reward: jax.Array
-    local_reward: jax.Array
-    shares: jax.Array
-    discount: jax.Array
-
-    def __init__(
-        self,
-        global_transition: Any,
-        local_transition: Any,
-        global_reward: Any,
-        local_reward: Any,
-        shares: Any,
-        discount: Any,
-    ):
-        require(
-            np.ndim(local_transition) == 4,
-            f"local_transition must have shape [E, G, L, L], got {list(np.shape(local_transition))}.",
-        )
-        require(
-            np.shape(local_reward) == np.shape(local_transition)[:3],
-            f"local_reward must have shape [E, G, L] = {list(np.shape(local_transition)[:3])}, got {list(np.shape(local_reward))}.",
-        )
-        models = [
-            Model(global_transition, transition, global_reward, reward, discount)
-            for transition, reward in zip(local_transition, local_reward, strict=True)
-        ]
-        require(len(models) > 0, "local_transition has no type: shape [E, G, L, L] with E ≥ 1.")
-        self.global_transition, self.global_reward, self.discount = (
-            models[0].global_transition,
-            models[0].global_reward,
-            models[0].discount,
-        )
-        self.local_transition = jnp.stack([model.local_transition for model in models])
-        self.local_reward = jnp.stack([model.local_reward for model in models])
-        self.shares = real_array("shares", shares, (len(models),), self.global_transition.dtype)
-        if is_concrete(self.shares):
-            given = np.asarray(self.shares)
-            require(
-                bool(np.all(given >= 0)) and abs(given.sum() - 1) <= 1e-6,
-                f"shares must be non-negative and sum to one, got {given}.",
-            )
-
-    @property
-    def num_types(self) -> int:
-        return self.local_transition.shape[0]
-
-    @property
-    def num_local_states(self) -> int:
-        return self.local_transition.shape[-1]
-
-    def of_type(self, index: int) -> Model:
-        """The model in which all agents are of one type."""
-        return Model(
-            self.global_transition,
-            self.local_transition[index],
-            self.global_reward,
-            self.local_reward[index],
-            self.discount,
-        )
 
 
 class TypedTable(NamedTuple):
@@ -151,15 +76,15 @@ def solve_types(
     other plans. ValueError for ks of another length than E, k_e < 1, and tables beyond memory.
     Source: stratified sampling for the heterogeneous case of arXiv 2403.00222.
     """
-    require(
+    _checks.require(
         len(ks) == model.num_types,
         f"ks must have one number for each of the {model.num_types} types, got {list(ks)}.",
     )
-    sizes = tuple(static_integer("ks", k, 1) for k in ks)
+    sizes = tuple(_checks.static_integer("ks", k, 1) for k in ks)
     L, G, A = model.num_local_states, *model.global_reward.shape
     check_discount(model.of_type(0), "discounted")
     number = math.prod(num_histograms(k, L) for k in sizes)
-    require(
+    _checks.require(
         number * G * (2 * A + 12) * model.shares.dtype.itemsize <= 2**34,
         f"ks={list(sizes)} are {number:,} products of histograms: more than 16 GiB of tables. Sample fewer agents.",
     )
@@ -168,7 +93,7 @@ def solve_types(
         if plans is None
         else tuple(plans)
     )
-    require(
+    _checks.require(
         tuple(p.k for p in chosen) == sizes,
         f"plans were made for k={[p.k for p in chosen]}, not {list(sizes)}.",
     )
@@ -185,7 +110,7 @@ def _arguments(model: TypedModel, number: int, tol, max_steps, initial):
         none,
         jnp.zeros(shape, base.dtype)
         if initial is None
-        else real_array("initial", initial, shape, base.dtype),
+        else _checks.real_array("initial", initial, shape, base.dtype),
     )
 
 
@@ -302,99 +227,3 @@ def _expect(
     return mixed.transpose(0, 2, 1)
 
 
-def upper_bound_types(table: TypedTable, ks: Sequence[int], initial: tuple[Any, Any]) -> jax.Array:
-    """U = sum over stratified samples of their chance times V*(s_g, h) ≥ V_n*(s_g, counts), counts
-    int32 [E, L]: as `upper_bound`, [].
-    """
-    counts = jnp.asarray(initial[1], jnp.int32)
-    weights = [hypergeometric_weights(counts[e], k, table.value.dtype) for e, k in enumerate(ks)]
-    joint = functools.reduce(
-        lambda left, right: (left[:, None] * right[None, :]).reshape(-1), weights
-    )
-    return jnp.vdot(
-        joint, table.bounds.upper[jnp.asarray(initial[0], jnp.int32)], precision="highest"
-    )
-
-
-def simulate_types(
-    key: jax.Array,
-    model: TypedModel,
-    table: TypedTable,
-    ks: Sequence[int],
-    num_agents: Any,
-    horizon: int,
-    initial: tuple[Any, Any],
-) -> Run:
-    """Execute the policy of ks[e] sampled agents of each type on num_agents[e] of them, in counts:
-    as `simulate`, with counts [H, E, L].
-
-    `initial` is (global state, counts int32 [E, L] whose rows sum to num_agents). The reward weighs
-    types by model.shares, not by num_agents: keep them equal. The key is consumed. ValueError for
-    k_e > num_agents[e] and counts that do not sum to num_agents.
-    """
-    sizes = tuple(static_integer("ks", k, 1) for k in ks)
-    counts = integer_array("initial counts", initial[1], (model.num_types, model.num_local_states))
-    require(
-        table.value.shape[1] == math.prod(num_histograms(k, model.num_local_states) for k in sizes),
-        f"the table was not solved for {ks=}.",
-    )
-    if is_concrete(num_agents, initial[1]):
-        given = np.asarray(initial[1]).sum(axis=1)
-        require(
-            bool(np.all(given == np.asarray(num_agents))),
-            f"initial counts sum to {given}, not to num_agents={num_agents}.",
-        )
-        require(
-            bool(np.all(given >= np.asarray(sizes))),
-            f"ks={list(sizes)} samples more agents of a type than num_agents={num_agents}.",
-        )
-    start = integer_array("initial global state", jnp.asarray(initial[0], jnp.int32), ())
-    return _simulate(
-        key, model, table.policy, start, counts, static_integer("horizon", horizon, 1), sizes
-    )
-
-
-@functools.partial(jax.jit, static_argnames=("horizon", "ks"))
-def _simulate(key, model, policy, global_state, counts, horizon, ks):
-    E, L = counts.shape
-
-    def position(sampled):
-        index = jnp.int32(0)
-        for e, k in enumerate(ks):
-            index = index * num_histograms(k, L) + graded_rank(sampled[e][: L - 1], k)
-        return index
-
-    def step(carried, key):
-        global_state, counts, factor, total = carried
-        global_key, *keys = jax.random.split(key, 1 + 2 * E)
-        action = policy[
-            global_state, position([draw_counts(keys[e], counts[e], k) for e, k in enumerate(ks)])
-        ]
-        means = counts.astype(factor.dtype) / jnp.sum(
-            counts, axis=1, keepdims=True, dtype=jnp.int32
-        ).astype(factor.dtype)
-        local = jnp.sum(means * model.local_reward[:, global_state], axis=1)
-        reward = model.global_reward[global_state, action] + jnp.vdot(
-            model.shares, local, precision="highest"
-        )
-        after = move_global(global_key, model.global_transition[global_state, action])
-        moved = [
-            jnp.sum(
-                split(keys[E + e], counts[e], model.local_transition[e, global_state]),
-                axis=0,
-                dtype=jnp.int32,
-            )
-            for e in range(E)
-        ]
-        return (after, jnp.stack(moved), factor * model.discount, total + factor * reward), (
-            reward,
-            global_state,
-            counts,
-            action,
-        )
-
-    zero = jnp.zeros((), model.shares.dtype)
-    carried, record = lax.scan(
-        step, (global_state, counts, zero + 1, zero), jax.random.split(key, horizon)
-    )
-    return Run(*record, carried[-1])

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxsac._checks import choice, require, static_integer
+from jaxsac import _checks
 from jaxsac.solution import Solution, Status
-from jaxsac.subsample_q.histograms import check_size, enumerate_counts, graded_rank
-from jaxsac.subsample_q.model import Model
+from jaxsac.subsample_q.data.histograms import check_size, enumerate_counts, graded_rank
+from jaxsac.subsample_q.data.model import Model
 from jaxsac.subsample_q.operators import BACKENDS
 from jaxsac.subsample_q.solver import (
     Bounds,
@@ -52,9 +52,9 @@ def learn(
     Not differentiable: the draws jump with the transitions; use `solve`. The key is consumed.
     Source: arXiv 2403.00222, algorithm 1.
     """
-    k = static_integer("k", k, 1)
-    m = static_integer("num_samples", num_samples, 1)
-    choice("resample", resample, ("once", "per_sweep"))
+    k = _checks.static_integer("k", k, 1)
+    m = _checks.static_integer("num_samples", num_samples, 1)
+    _checks.choice("resample", resample, ("once", "per_sweep"))
     check_discount(model, "discounted")
     G, A = model.num_global_states, model.num_actions
     check_size(k, model.num_local_states, 4 * G * A * m)
@@ -204,12 +204,12 @@ def q_learning(
     int32 [G, N, A]; `initial` is a q. The key is consumed. Source: the surrogate of arXiv
     2403.00222, and the rescaled linear step of Qu and Wierman 2020.
     """
-    k = static_integer("k", k, 1)
+    k = _checks.static_integer("k", k, 1)
     check_discount(model, "discounted")
     size = check_size(k, model.num_local_states, 16 * model.num_global_states * model.num_actions)
     shape = (model.num_global_states, size, model.num_actions)
     start = jnp.zeros(shape, model.dtype) if initial is None else jnp.asarray(initial, model.dtype)
-    require(
+    _checks.require(
         start.shape == shape, f"initial must have shape {list(shape)}, got {list(start.shape)}."
     )
     return _q_learning(key, model, start, jnp.asarray(num_updates, jnp.int32), k=k)

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxsac._checks import is_concrete, real_scalar, require, static_integer
+from jaxsac import _checks
 from jaxsac.solution import Solution, Status
-from jaxsac.subsample_q.histograms import enumerate_counts
+from jaxsac.subsample_q.data.histograms import enumerate_counts
 from jaxsac.subsample_q.learn import make_table
-from jaxsac.subsample_q.model import Model
+from jaxsac.subsample_q.data.model import Model
 from jaxsac.subsample_q.solver import QTable
 
 
@@ -164,18 +164,18 @@ def learn_network(
     it once. ValueError for an empty `ks`, k < 1, or a discount outside [0, 1). Sources: the
     learning variant of arXiv 2403.00222 with function approximation; van Hasselt et al. 2016.
     """
-    require(len(ks) > 0, "ks is empty: give the numbers of agents to learn for, such as (2, 4, 8).")
-    sizes = tuple(static_integer("ks", k, 1) for k in ks)
-    num_steps = static_integer("num_steps", num_steps, 1)
-    require(
-        not is_concrete(environment.discount) or 0 <= float(environment.discount) < 1,
+    _checks.require(len(ks) > 0, "ks is empty: give the numbers of agents to learn for, such as (2, 4, 8).")
+    sizes = tuple(_checks.static_integer("ks", k, 1) for k in ks)
+    num_steps = _checks.static_integer("num_steps", num_steps, 1)
+    _checks.require(
+        not _checks.is_concrete(environment.discount) or 0 <= float(environment.discount) < 1,
         f"discount must lie in [0, 1), got {environment.discount}.",
     )
     shape = (
-        static_integer("batch_size", batch_size, 1),
-        static_integer("num_samples", num_samples, 1),
+        _checks.static_integer("batch_size", batch_size, 1),
+        _checks.static_integer("num_samples", num_samples, 1),
     )
-    network_shape = (static_integer("width", width, 1), static_integer("depth", depth, 0))
+    network_shape = (_checks.static_integer("width", width, 1), _checks.static_integer("depth", depth, 0))
     chosen = _default_optimizer(num_steps) if optimizer is None else optimizer
     functions = environment._replace(discount=None)
     dtype = jax.eval_shape(
@@ -186,7 +186,7 @@ def learn_network(
     ).dtype
     discount, rate = (
         jnp.asarray(environment.discount, dtype),
-        real_scalar("target_rate", target_rate, dtype, 0.0),
+        _checks.real_scalar("target_rate", target_rate, dtype, 0.0),
     )
     return _learn_network(
         key, discount, rate, state, functions, sizes, num_steps, shape, network_shape, chosen

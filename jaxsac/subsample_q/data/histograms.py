@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsac._checks import require, static_integer
+from jaxsac import _checks
 
 _INT32_MAX = 2**31 - 1
 
@@ -117,8 +117,8 @@ class HistogramSpace:
     """
 
     def __init__(self, k: int, num_states: int):
-        self.k = static_integer("k", k, 1)
-        self.num_states = static_integer("num_states", num_states, 1)
+        self.k = _checks.static_integer("k", k, 1)
+        self.num_states = _checks.static_integer("num_states", num_states, 1)
         check_size(self.k, self.num_states, 4 * self.num_states)
 
     def __repr__(self) -> str:
@@ -138,7 +138,7 @@ class HistogramSpace:
         """Position int32 [...] of `counts` [..., L], integers that sum to k along the last axis
         (other input: a meaningless index).
         """
-        require(
+        _checks.require(
             counts.shape[-1] == self.num_states,
             f"counts must have {self.num_states} columns, got shape {list(counts.shape)}.",
         )

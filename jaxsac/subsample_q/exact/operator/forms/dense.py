@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxsac.subsample_q.histograms import enumerate_counts, graded_rank
+from jaxsac.subsample_q.data.histograms import enumerate_counts, graded_rank
 
 
 @functools.lru_cache(maxsize=8)

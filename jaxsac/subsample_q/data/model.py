@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsac._checks import is_concrete, real_array, real_scalar, require
+from jaxsac import _checks
 
 
 class Model(eqx.Module):
@@ -46,11 +46,11 @@ class Model(eqx.Module):
         discount: Any,
     ):
         self.global_transition = _stochastic(
-            "global_transition", real_array("global_transition", global_transition, ("G", "A", "G"))
+            "global_transition", _checks.real_array("global_transition", global_transition, ("G", "A", "G"))
         )
         dtype = self.global_transition.dtype
         G, A, targets = self.global_transition.shape
-        require(
+        _checks.require(
             targets == G, f"global_transition must have shape [G, A, G], got {[G, A, targets]}."
         )
         local = jnp.asarray(local_transition)
@@ -58,22 +58,22 @@ class Model(eqx.Module):
         kernel_shape = (G, A, L, L) if local.ndim == 4 else (G, L, L)
         self.local_transition = _stochastic(
             "local_transition",
-            real_array("local_transition", local_transition, kernel_shape, dtype),
+            _checks.real_array("local_transition", local_transition, kernel_shape, dtype),
         )
         self.global_reward = _finite(
-            "global_reward", real_array("global_reward", global_reward, (G, A), dtype)
+            "global_reward", _checks.real_array("global_reward", global_reward, (G, A), dtype)
         )
         reward_shape = (G, A, L) if np.ndim(local_reward) == 3 else (G, L)
         self.local_reward = _finite(
-            "local_reward", real_array("local_reward", local_reward, reward_shape, dtype)
+            "local_reward", _checks.real_array("local_reward", local_reward, reward_shape, dtype)
         )
-        require(
+        _checks.require(
             self.local_reward.ndim == 2 or self.local_transition.ndim == 4,
             "local_reward [G, A, L] needs local_transition [G, A, L, L]: repeat it over the actions.",
         )
-        self.discount = real_scalar("discount", discount, dtype, 0.0)
-        if is_concrete(discount):
-            require(
+        self.discount = _checks.real_scalar("discount", discount, dtype, 0.0)
+        if _checks.is_concrete(discount):
+            _checks.require(
                 float(discount) <= 1.0,
                 f"discount must lie in [0, 1), or be 1 with criterion='average'; got {float(discount):g}.",
             )
@@ -107,15 +107,15 @@ class Model(eqx.Module):
 
 
 def _stochastic(name: str, array: jax.Array) -> jax.Array:
-    require(0 not in array.shape, f"{name} has an empty axis: {list(array.shape)}.")
-    if not is_concrete(array):
+    _checks.require(0 not in array.shape, f"{name} has an empty axis: {list(array.shape)}.")
+    if not _checks.is_concrete(array):
         return array
     rows = np.asarray(array)
-    require(bool(np.all(np.isfinite(rows))), f"{name} has a NaN or an infinity.")
-    require(bool(np.all(rows >= 0)), f"{name} has a negative probability ({rows.min():g}).")
+    _checks.require(bool(np.all(np.isfinite(rows))), f"{name} has a NaN or an infinity.")
+    _checks.require(bool(np.all(rows >= 0)), f"{name} has a negative probability ({rows.min():g}).")
     sums = rows.sum(axis=-1)
     worst = np.unravel_index(np.argmax(np.abs(sums - 1)), sums.shape)
-    require(
+    _checks.require(
         bool(abs(sums[worst] - 1) <= 1e-6),
         f"{name}: row {tuple(map(int, worst))} sums to {sums[worst]:g}, not to one: divide each row by its sum.",
     )
@@ -123,8 +123,8 @@ def _stochastic(name: str, array: jax.Array) -> jax.Array:
 
 
 def _finite(name: str, array: jax.Array) -> jax.Array:
-    require(
-        not is_concrete(array) or bool(np.all(np.isfinite(np.asarray(array)))),
+    _checks.require(
+        not _checks.is_concrete(array) or bool(np.all(np.isfinite(np.asarray(array)))),
         f"{name} has a NaN or an infinity.",
     )
     return array

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxsac._checks import integer_array, is_concrete, require, static_integer
-from jaxsac.subsample_q.histograms import graded_rank
-from jaxsac.subsample_q.model import Model
-from jaxsac.subsample_q.sampling import agents_of, draw_counts
+from jaxsac import _checks
+from jaxsac.subsample_q.data.histograms import graded_rank
+from jaxsac.subsample_q.data.model import Model
+from jaxsac.subsample_q.data.sampling import agents_of, draw_counts
 from jaxsac.subsample_q.solver import QTable
 
 
@@ -52,7 +52,7 @@ def simulate(
     global_state, counts = checked_start(model, table, num_agents, initial)
     k = agents_of(table.policy.shape[1], L)
     return _simulate(
-        key, model, table.policy, global_state, counts, static_integer("horizon", horizon, 1), k
+        key, model, table.policy, global_state, counts, _checks.static_integer("horizon", horizon, 1), k
     )
 
 
@@ -62,25 +62,25 @@ def checked_start(
     """`initial` as arrays, checked against the number of agents and the k of the table."""
     L = model.num_local_states
     k = agents_of(table.policy.shape[1], L)
-    counts = integer_array("initial counts", initial[1], (L,))
-    if is_concrete(num_agents):
-        require(
+    counts = _checks.integer_array("initial counts", initial[1], (L,))
+    if _checks.is_concrete(num_agents):
+        _checks.require(
             k <= num_agents,
             f"the table samples k={k} agents, more than num_agents={num_agents}: solve for a smaller k.",
         )
         limit = 2**24 if model.dtype == jnp.float32 else 2**31 - 1
-        require(
+        _checks.require(
             num_agents < limit,
             f"num_agents={num_agents} is beyond what {model.dtype} counts exactly ({limit}): use float64.",
         )
-        if is_concrete(initial[1]):
+        if _checks.is_concrete(initial[1]):
             given = np.asarray(initial[1])
-            require(
+            _checks.require(
                 int(given.sum()) == num_agents,
                 f"initial counts sum to {int(given.sum())}, not to num_agents={num_agents}.",
             )
-            require(bool((given >= 0).all()), "initial counts must not be negative.")
-    return integer_array("initial global state", jnp.asarray(initial[0], jnp.int32), ()), counts
+            _checks.require(bool((given >= 0).all()), "initial counts must not be negative.")
+    return _checks.integer_array("initial global state", jnp.asarray(initial[0], jnp.int32), ()), counts
 
 
 @functools.partial(jax.jit, static_argnames=("horizon", "k"))
@@ -218,11 +218,11 @@ def simulate_agents(
     of the draws. The key is consumed.
     """
     global_state, counts = checked_start(model, table, num_agents, initial)
-    n = static_integer("num_agents", num_agents, 1)
+    n = _checks.static_integer("num_agents", num_agents, 1)
     agents = jnp.repeat(
         jnp.arange(model.num_local_states, dtype=jnp.int32), counts, total_repeat_length=n
     )
     k = agents_of(table.policy.shape[1], model.num_local_states)
     return _simulate_agents(
-        key, model, table.policy, global_state, agents, static_integer("horizon", horizon, 1), k
+        key, model, table.policy, global_state, agents, _checks.static_integer("horizon", horizon, 1), k
     )

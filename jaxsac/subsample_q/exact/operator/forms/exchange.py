@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxsac.subsample_q.histograms import additions, enumerate_counts, graded_rank, num_histograms
+from jaxsac.subsample_q.data.histograms import additions, enumerate_counts, graded_rank, num_histograms
 
 
 @functools.lru_cache(maxsize=8)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxsac.subsample_q.histograms import enumerate_counts, graded_rank, num_histograms
+from jaxsac.subsample_q.data.histograms import enumerate_counts, graded_rank, num_histograms
 
 
 class _Layout(NamedTuple):

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxsac._checks import is_concrete, real_scalar, require, static_integer
+from jaxsac import _checks
 from jaxsac.solution import Solution
-from jaxsac.subsample_q.model import Model
+from jaxsac.subsample_q.data.model import Model
 from jaxsac.subsample_q.operators import BACKENDS, Plan, expectation, plan, prepare, product_test
-from jaxsac.subsample_q.sampling import agents_of, hypergeometric_weights, lift
+from jaxsac.subsample_q.data.sampling import agents_of, hypergeometric_weights, lift
 from jaxsac.subsample_q.simulate import simulate
 from jaxsac.subsample_q.solver import (
     QTable,
@@ -64,9 +64,9 @@ def evaluate(
     policy held fixed. Needs tables over all n-agent histograms: a ValueError says which n fits.
     Source: arXiv 2403.00222, algorithm 2.
     """
-    n = static_integer("num_agents", num_agents, 1)
+    n = _checks.static_integer("num_agents", num_agents, 1)
     k = agents_of(table.policy.shape[1], model.num_local_states)
-    require(
+    _checks.require(
         k <= n, f"the table samples k={k} agents, more than num_agents={n}: solve for a smaller k."
     )
     plan_n = plan(model, n) if plan_n is None else plan_n
@@ -103,8 +103,8 @@ def upper_bound(table: QTable, initial: tuple[Any, Any]) -> jax.Array:
     """
     counts = jnp.asarray(initial[1], jnp.int32)
     k = agents_of(table.value.shape[1], counts.shape[0])
-    if is_concrete(initial[1]):
-        require(
+    if _checks.is_concrete(initial[1]):
+        _checks.require(
             int(np.sum(initial[1])) >= k,
             f"the table samples k={k} agents, more than the {np.sum(initial[1])} of initial.",
         )
@@ -141,7 +141,7 @@ def certify(
     """
     upper = upper_bound(table, initial)
     if exact:
-        n = static_integer("num_agents", num_agents, 1)
+        n = _checks.static_integer("num_agents", num_agents, 1)
         solution = evaluate(model, table, n)
         weights = hypergeometric_weights(jnp.asarray(initial[1], jnp.int32), n, model.dtype)
         lower = jnp.vdot(
@@ -150,9 +150,9 @@ def certify(
             precision="highest",
         )
         return GapBounds(lower, upper, upper - lower)
-    static_integer("num_rollouts", num_rollouts, 2)
+    _checks.static_integer("num_rollouts", num_rollouts, 2)
     if horizon is None:
-        require(is_concrete(model.discount), "discount is traced: pass horizon=.")
+        _checks.require(_checks.is_concrete(model.discount), "discount is traced: pass horizon=.")
         discount = float(model.discount)
         horizon = 1 if discount == 0 else max(1, math.ceil(math.log(1e-4) / math.log(discount)))
     keys = jax.random.split(key, num_rollouts)
@@ -160,7 +160,7 @@ def certify(
         lambda key: simulate(key, model, table, num_agents, horizon, initial).discounted_return
     )(keys)
     lower = _lower_bound(
-        returns, model, real_scalar("confidence", confidence, model.dtype), horizon
+        returns, model, _checks.real_scalar("confidence", confidence, model.dtype), horizon
     )
     return GapBounds(lower, upper, upper - lower)
 
@@ -246,14 +246,14 @@ def choose_k(
 
 
 def _ladder(num_agents: int, max_k: int | None, num_states: int) -> list[int]:
-    n = static_integer("num_agents", num_agents, 1)
+    n = _checks.static_integer("num_agents", num_agents, 1)
     if max_k is None:
         max_k = 1
         while (
             max_k < n and math.comb(max_k + num_states, num_states - 1) <= 50_000 and max_k < 4096
         ):
             max_k += 1
-    top = min(n, static_integer("max_k", max_k, 1))
+    top = min(n, _checks.static_integer("max_k", max_k, 1))
     steps = [1]
     while steps[-1] < top:
         steps.append(min(top, 2 * steps[-1]))

@@ -10,16 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxsac._checks import (
-    integer_array,
-    is_concrete,
-    real_array,
-    real_scalar,
-    require,
-    static_integer,
-)
+from jaxsac import _checks
 from jaxsac.solution import Solution, Status
-from jaxsac.subsample_q.histograms import check_size, enumerate_counts
+from jaxsac.subsample_q.data.histograms import check_size, enumerate_counts
 from jaxsac.subsample_q.learn import histogram_index, td_update
 from jaxsac.subsample_q.solver import Bounds, QTable, greedy
 
@@ -58,36 +51,36 @@ def learn_from_trajectory(
     actions out of range are a ValueError when concrete. The key is consumed. Source: the off-policy
     extension of arXiv 2412.00661, appendix I.
     """
-    k = static_integer("k", k, 1)
-    passes = static_integer("num_passes", num_passes, 1)
+    k = _checks.static_integer("k", k, 1)
+    passes = _checks.static_integer("num_passes", num_passes, 1)
     names = {
         "num_global_states": num_global_states,
         "num_local_states": num_local_states,
         "num_actions": num_actions,
     }
-    sizes = tuple(static_integer(name, size, 1) for name, size in names.items())
-    rewards = real_array("global_rewards", trajectory.global_rewards, ("T",))
+    sizes = tuple(_checks.static_integer(name, size, 1) for name, size in names.items())
+    rewards = _checks.real_array("global_rewards", trajectory.global_rewards, ("T",))
     T, n = rewards.shape[0], jnp.shape(trajectory.local_states)[-1]
-    require(k <= n, f"k={k} exceeds the {n} recorded agents.")
+    _checks.require(k <= n, f"k={k} exceeds the {n} recorded agents.")
     check_size(k, sizes[1], 16 * sizes[0] * sizes[2])
     data = Trajectory(
-        integer_array("global_states", trajectory.global_states, (T + 1,)),
-        integer_array("local_states", trajectory.local_states, (T + 1, n)),
-        integer_array("actions", trajectory.actions, (T,)),
+        _checks.integer_array("global_states", trajectory.global_states, (T + 1,)),
+        _checks.integer_array("local_states", trajectory.local_states, (T + 1, n)),
+        _checks.integer_array("actions", trajectory.actions, (T,)),
         rewards,
-        real_array("local_rewards", trajectory.local_rewards, (T, n), rewards.dtype),
+        _checks.real_array("local_rewards", trajectory.local_rewards, (T, n), rewards.dtype),
     )
     for name, size in zip(("global_states", "local_states", "actions"), sizes, strict=True):
-        if is_concrete(recorded := getattr(trajectory, name)):
+        if _checks.is_concrete(recorded := getattr(trajectory, name)):
             numbers = np.asarray(recorded)
-            require(
+            _checks.require(
                 bool(np.all((numbers >= 0) & (numbers < size))),
                 f"{name} must lie in 0..{size - 1}.",
             )
     return _learn(
         key,
         data,
-        real_scalar("discount", discount, rewards.dtype, 0.0),
+        _checks.real_scalar("discount", discount, rewards.dtype, 0.0),
         k=k,
         sizes=sizes,
         passes=passes,

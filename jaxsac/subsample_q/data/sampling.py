@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxsac._checks import require, static_integer
-from jaxsac.subsample_q.histograms import check_size, enumerate_counts, num_histograms, removals
+from jaxsac import _checks
+from jaxsac.subsample_q.data.histograms import check_size, enumerate_counts, num_histograms, removals
 
 
 def agents_of(num_rows: int, num_states: int) -> int:
@@ -19,7 +19,7 @@ def agents_of(num_rows: int, num_states: int) -> int:
     k = 1
     while num_histograms(k, num_states) < num_rows:
         k += 1
-    require(
+    _checks.require(
         num_histograms(k, num_states) == num_rows,
         f"{num_rows} rows are no set of histograms over {num_states} states.",
     )
@@ -74,7 +74,7 @@ def lift(values: Any, num_states: int, num_agents: int) -> jax.Array:
     """
     values = jnp.asarray(values)
     k = agents_of(values.shape[-1], num_states)
-    num_agents = static_integer("num_agents", num_agents, k)
+    num_agents = _checks.static_integer("num_agents", num_agents, k)
     check_size(num_agents, num_states, 8 * values.shape[0])
     if num_states == 1:
         return values

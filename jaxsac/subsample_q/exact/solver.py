@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxsac._checks import choice, is_concrete, real_array, real_scalar, require, static_integer
+from jaxsac import _checks
 from jaxsac._implicit import implicit
 from jaxsac._iterate import Certificate, iterate
 from jaxsac.solution import Solution, Status
-from jaxsac.subsample_q.histograms import enumerate_counts
-from jaxsac.subsample_q.model import Model
+from jaxsac.subsample_q.data.histograms import enumerate_counts
+from jaxsac.subsample_q.data.model import Model
 from jaxsac.subsample_q.operators import (
     BACKENDS,
     Plan,
@@ -154,13 +154,13 @@ def solve(
     Source: arXiv 2403.00222, algorithm 1 (m → ∞); bounds: MacQueen 1966; Puterman 1994, sections
     6.6 and 8.5.
     """
-    k = static_integer("k", k, 1)
-    choice("criterion", criterion, ("discounted", "average"))
-    choice("method", method, METHODS)
-    choice("stopping", stopping, ("span", "sup"))
+    k = _checks.static_integer("k", k, 1)
+    _checks.choice("criterion", criterion, ("discounted", "average"))
+    _checks.choice("method", method, METHODS)
+    _checks.choice("stopping", stopping, ("span", "sup"))
     check_discount(model, criterion)
     if plan is not None:
-        require(
+        _checks.require(
             plan.k == k,
             f"plan was made for k={plan.k}, not k={k}: make one with subsample_q.plan(model, {k}).",
         )
@@ -170,7 +170,7 @@ def solve(
         # On the host where it can be: that is time and compile time saved.
         ready = (
             prepare(model, candidate)
-            if candidate.backend == "thinning" and is_concrete(model, candidate)
+            if candidate.backend == "thinning" and _checks.is_concrete(model, candidate)
             else None
         )
         solution = _solve(
@@ -185,7 +185,7 @@ def solve(
         error = solution.stats["operator_error"]
         if (
             position + 1 == len(plans)
-            or not is_concrete(error)
+            or not _checks.is_concrete(error)
             or float(error) <= _accepted_error(model.dtype)
         ):
             return solution
@@ -193,8 +193,8 @@ def solve(
 
 
 def check_discount(model: Model, criterion: str) -> None:
-    if is_concrete(model.discount) and criterion == "discounted" and jnp.ndim(model.discount) == 0:
-        require(
+    if _checks.is_concrete(model.discount) and criterion == "discounted" and jnp.ndim(model.discount) == 0:
+        _checks.require(
             float(model.discount) < 1.0,
             "discount must lie in [0, 1): use criterion='average' for 1.",
         )
@@ -210,11 +210,11 @@ def solver_arguments(
     start = (
         jnp.zeros(shape, model.dtype)
         if initial is None
-        else real_array("initial", initial, shape, model.dtype)
+        else _checks.real_array("initial", initial, shape, model.dtype)
     )
     tol = (1e-6 if model.dtype == jnp.float64 else 1e-4) if tol is None else tol
     return (
-        real_scalar("tol", tol, model.dtype, 0.0),
+        _checks.real_scalar("tol", tol, model.dtype, 0.0),
         jnp.asarray(max_steps, jnp.int32),
         jnp.asarray(evaluation_sweeps, jnp.int32),
         start,
