@@ -1,5 +1,5 @@
-"""One regime for all tests: float64 available (float32 is asked for by dtype), strict promotion,
-compilations cached across runs.
+"""One regime for all tests: float64 available (float32 is asked for by dtype), strict promotion, two
+devices, compilations cached across runs.
 """
 
 import os
@@ -14,6 +14,7 @@ os.environ.setdefault(
     "XLA_PYTHON_CLIENT_PREALLOCATE", "false"
 )  # several test processes may share a GPU
 jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_num_cpu_devices", 2)  # so that what a mesh asks of a kernel can be tested
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(CACHE))

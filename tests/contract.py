@@ -1,4 +1,4 @@
-"""What a room registers so that `test_contract.py` checks its solvers: a `Case` each, in
+"""What a room registers so that `test_contract.py` checks its functions: a `Case` each, in
 `tests/<room>/contract_cases.py`.
 """
 
@@ -7,38 +7,38 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxsac import Solution
-
 Problem = dict[str, Any]
 
 
 class Case(NamedTuple):
-    """One public solver and a family of small problems of one shape.
+    """One public function and a family of small problems of one shape.
 
+    * `name`: "room.function", and what tells it from other cases of that function.
     * `problem(seed, dtype)`: keyword arguments for `solve`; every floating leaf has `dtype`; the
       shapes do not depend on the seed.
     * `solve(**problem, **hyper)`: the public function with its structure filled in. It must pass
-      jit, vmap and jax.export.
+      jit, vmap, shard_map and jax.export; not so with `host`, for what drives its loop on the host.
     * `hyper`: hyper-parameters (Python floats) that are traced; each is swept over `sweep` without
       a new compilation.
     * `poison`: the keyword whose array gets a NaN in the poisoned lane.
-    * `differentiate`: keywords (of the problem or of `hyper`) by which `scalar(solution)` is
+    * `differentiate`: keywords (of the problem or of `hyper`) by which `scalar(answer)` is
       differentiated, in float64.
     * `bad`: (changed keywords, a regular expression that the ValueError must match).
+    * `certified`: it returns a `Solution`; else arrays, which are NaN somewhere in a poisoned lane.
     """
 
     name: str
     problem: Callable[[int, Any], Problem]
-    solve: Callable[..., Solution]
-    hyper: Mapping[str, float]
-    sweep: Mapping[str, Sequence[float]]
-    poison: str
-    differentiate: Sequence[str]
-    scalar: Callable[[Solution], jax.Array]
-    bad: Sequence[tuple[Mapping[str, Any], str]]
+    solve: Callable[..., Any]
+    hyper: Mapping[str, float] = {}
+    sweep: Mapping[str, Sequence[float]] = {}
+    poison: str = ""
+    differentiate: Sequence[str] = ()
+    scalar: Callable[[Any], jax.Array] | None = None
+    bad: Sequence[tuple[Mapping[str, Any], str]] = ()
     step: float = 1e-5  # of the central differences, relative to the size of the argument
     gradient_rtol: float = 1e-5
-    tolerance: Mapping[str, float] = {
-        "float32": 1e-3,
-        "float64": 1e-6,
-    }  # two certified answers may differ by this, relative
+    # Two certified answers may differ by this, relative.
+    tolerance: Mapping[str, float] = {"float32": 1e-3, "float64": 1e-6}
+    host: bool = False
+    certified: bool = True

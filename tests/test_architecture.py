@@ -3,6 +3,7 @@ along.
 """
 
 import ast
+import importlib
 import pathlib
 import subprocess
 import sys
@@ -220,6 +221,11 @@ PUBLIC = {
 EXTRAS_ONLY = {"sklearn", "matplotlib", "tqdm", "pandas", "IPython"}
 
 
+def namespace(name: str):
+    """The public module of a dotted name; the package itself for ""."""
+    return importlib.import_module(f"jaxsac.{name}" if name else "jaxsac")
+
+
 def room_of(path: pathlib.Path) -> str:
     relative = path.relative_to(PACKAGE)
     return relative.parts[0] if len(relative.parts) > 1 else relative.stem
@@ -285,7 +291,7 @@ def test_no_private_names_of_other_libraries_and_no_unsafe_loading(path):
 
 @pytest.mark.parametrize("room", PUBLIC)
 def test_public_names_are_exactly_those_listed(room):
-    module = getattr(jaxsac, room) if room else jaxsac
+    module = namespace(room)
     submodules = {path.stem for path in pathlib.Path(module.__file__).parent.iterdir()}
     public = {
         name
@@ -300,7 +306,7 @@ def test_public_names_are_exactly_those_listed(room):
 
 @pytest.mark.parametrize("room", PUBLIC)
 def test_every_public_name_has_a_docstring(room):
-    module = getattr(jaxsac, room) if room else jaxsac
+    module = namespace(room)
     for name in PUBLIC[room]:
         value = getattr(module, name)
         assert isinstance(value, int) or (value.__doc__ and len(value.__doc__) > 40), (
