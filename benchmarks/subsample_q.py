@@ -14,8 +14,8 @@ import numpy as np
 from benchmarks.harness import NOT_RUN, Options, Report, measured_rates, run_peer
 from jaxsac import subsample_q
 from jaxsac.problems import subsample_q as problems
-from jaxsac.subsample_q.dense import dense_kernel
-from jaxsac.subsample_q.solver import local_rewards
+from jaxsac.subsample_q.exact.operator.forms.dense import dense_kernel
+from jaxsac.subsample_q.exact.table import stage_rewards
 
 RULES = {
     "value_iteration": "sup",
@@ -74,7 +74,7 @@ def against_quantecon(options: Options) -> list[dict[str, Any]]:
             ]
         )
         G, A, N = model.num_global_states, model.num_actions, kernels.shape[-1]
-        reward = np.asarray(model.global_reward)[:, None, :] + np.asarray(local_rewards(model, k))
+        reward = np.asarray(stage_rewards(model, k))
         transition = np.einsum(
             "gac,gnm->gnacm", np.asarray(model.global_transition), kernels
         ).reshape(G * N, A, G * N)

@@ -2,14 +2,56 @@
 continue from.
 """
 
+import dataclasses
 import enum
-from typing import Any, NamedTuple
+import json
+from typing import Any, NamedTuple, TypeVar
 
+import equinox as eqx
 import jax
 import jax.core
 import jax.export
 import jax.numpy as jnp
 import numpy as np
+
+
+Record = TypeVar("Record", bound=type)
+
+
+def register(cls: Record) -> Record:
+    """Let `jax.export` serialise a record: a class decorator for a NamedTuple, or for an equinox
+    Module whose static fields hold what JSON can say (numbers, strings, booleans, None, tuples).
+
+    The record is known by the name of its module and class, so each is registered by itself, not
+    with its base class, and so is every record that its fields hold.
+    """
+    name = f"{cls.__module__}.{cls.__qualname__}"
+    if not issubclass(cls, eqx.Module):
+        return jax.export.register_namedtuple_serialization(cls, serialized_name=name)
+    fields = sorted(dataclasses.fields(cls), key=lambda field: field.metadata.get("static", False))
+
+    def refuse(value: Any) -> Any:
+        raise TypeError(f"{name} cannot be exported: one of its static fields holds {value!r}.")
+
+    def build(static: list[Any], children: Any) -> Any:
+        record = object.__new__(cls)
+        for field, value in zip(fields, [*children, *map(_hashable, static)], strict=True):
+            object.__setattr__(record, field.name, value)
+        return record
+
+    # What equinox keeps beside the arrays: a marker, then the static fields in their order.
+    return jax.export.register_pytree_node_serialization(
+        cls,
+        serialized_name=name,
+        serialize_auxdata=lambda kept: json.dumps(kept[1:], default=refuse).encode(),
+        deserialize_auxdata=lambda text: json.loads(bytes(text)),
+        from_children=build,
+    )
+
+
+def _hashable(value: Any) -> Any:
+    """JSON's lists as the tuples that they were."""
+    return tuple(map(_hashable, value)) if isinstance(value, list) else value
 
 
 class Status(enum.IntEnum):

@@ -108,7 +108,7 @@ def _frozen(table: np.ndarray) -> np.ndarray:
 
 
 class HistogramSpace:
-    """Histograms h of k agents over L local states: N = C(k+L-1, L-1) of them, in an order that
+    """Histograms h of k agents over L local states: N = C(k+L−1, L−1) of them, in an order that
     does not depend on k.
 
     `table` is the int32 array [N, L] of all histograms, `index(counts)` the position of one (or of
@@ -165,6 +165,7 @@ def check_size(k: int, num_states: int, bytes_per_histogram: int) -> int:
         raise ValueError(
             f"k={k} sampled agents over {num_states} local states are {size:,} histograms, "
             f"about {size * bytes_per_histogram / 2**30:,.1f} GiB: "
-            f"more than int32 indices or {MEMORY_LIMIT // 2**30} GiB allow. k={fits} fits; so do fewer local states."
+            f"more than int32 indices or {MEMORY_LIMIT // 2**30} GiB allow. k={fits} fits; so do"
+            " fewer local states."
         )
     return size

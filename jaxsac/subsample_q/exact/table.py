@@ -3,17 +3,17 @@
 from typing import Any, NamedTuple
 
 import jax
-import jax.export
 import jax.numpy as jnp
 
 from jaxsac._iterate import Certificate, Outcome
-from jaxsac.solution import Solution, verdict
+from jaxsac.solution import Solution, register, verdict
 from jaxsac.subsample_q.data.histograms import enumerate_counts
 from jaxsac.subsample_q.data.model import Model
 
 _TIE = 16  # ulp of the scale within which actions are equally good
 
 
+@register
 class Bounds(NamedTuple):
     """lower ≤ V* ≤ upper (MacQueen); under the average criterion of the gain."""
 
@@ -21,6 +21,7 @@ class Bounds(NamedTuple):
     upper: jax.Array  # [G, N]; average: []
 
 
+@register
 class QTable(NamedTuple):
     """What k sampled agents learn, over G global states, N histograms of L local states, A actions.
 
@@ -35,32 +36,27 @@ class QTable(NamedTuple):
     histograms: jax.Array  # int32 [N, L]
 
 
-for record in (Bounds, QTable):
-    jax.export.register_namedtuple_serialization(
-        record, serialized_name=f"jaxsac.subsample_q.{record.__name__}"
-    )
-
-
 def value_of(answer: Any) -> Any:
     """The value of a Solution; what is none is a value itself."""
     return answer.value if isinstance(answer, Solution) else answer
 
 
-def local_rewards(model: Model, k: int) -> jax.Array:
-    """(1/k) ⟨h, local_reward⟩: [G, N, 1], or [G, N, A] where the reward depends on the action."""
-    counts = jnp.asarray(enumerate_counts(k, model.num_local_states), model.dtype)
-    rewards = model.local_reward if model.local_reward.ndim == 3 else model.local_reward[:, None, :]
-    return jnp.einsum("gal,nl->gna", rewards, counts, precision="highest") / k
-
-
 def stage_rewards(model: Model, k: int) -> jax.Array:
-    """global_reward + local_rewards: [G, N, 1 or A]."""
-    return model.global_reward[:, None, :] + local_rewards(model, k)
+    """r_g(s_g, a) + (1/k) ⟨h, r_l(s_g)⟩: [G, N, A]."""
+    counts = jnp.asarray(enumerate_counts(k, model.num_local_states), model.dtype)
+    local = model.local_reward if model.local_reward.ndim == 3 else model.local_reward[:, None, :]
+    mean = jnp.einsum("gal,nl->gna", local, counts, precision="highest") / k
+    return model.global_reward[:, None, :] + mean
+
+
+def tie_of(dtype: Any, scale: Any) -> Any:
+    """What counts as rounding between values of that scale."""
+    return _TIE * jnp.finfo(dtype).eps * scale
 
 
 def greedy(q: jax.Array, scale: Any) -> jax.Array:
     """The lowest action within 16 ulp of `scale` of the best one, int32."""
-    tie = _TIE * jnp.finfo(q.dtype).eps * scale
+    tie = tie_of(q.dtype, scale)
     return jnp.argmax(q >= jnp.max(q, axis=-1, keepdims=True) - tie, axis=-1).astype(jnp.int32)
 
 

@@ -1,123 +1,80 @@
-"""How good the executed policy is on n agents: its value, an upper bound on the best value, and the
-k that closes the gap.
+"""Bounds on the best value on n agents, certificates of the executed policy, and the k that closes
+the gap.
 """
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jaxsac import _checks
-from jaxsac.solution import Solution
+from jaxsac.solution import register
 from jaxsac.subsample_q.data.model import Model
-from jaxsac.subsample_q.operators import BACKENDS, Plan, expectation, plan, prepare, product_test
 from jaxsac.subsample_q.data.sampling import agents_of, hypergeometric_weights, lift
-from jaxsac.subsample_q.simulate import simulate
-from jaxsac.subsample_q.solver import (
-    QTable,
-    attach_derivative,
-    fixed_point,
-    solve,
-    solver_arguments,
-)
+from jaxsac.subsample_q.exact.solver import evaluate, solve
+from jaxsac.subsample_q.exact.table import value_of
+from jaxsac.subsample_q.execute.simulation import simulate
 
 
-class GapBounds(NamedTuple):
-    """lower ≤ value of the executed policy ≤ V_n* ≤ upper at one state; gap = upper - lower. All
-    [].
-    """
-
-    lower: jax.Array
-    upper: jax.Array
-    gap: jax.Array
-
-
-def execution_weights(table: QTable, num_actions: int, num_agents: int) -> jax.Array:
-    """pi(a | s_g, h_n), the chance of each action when k agents are sampled afresh: [G, N_n, A]."""
-    one_hot = jax.nn.one_hot(table.policy, num_actions, axis=1, dtype=table.q.dtype)  # [G, A, N_k]
-    G, A, _ = one_hot.shape
-    lifted = lift(one_hot.reshape(G * A, -1), table.histograms.shape[-1], num_agents)
-    return jnp.moveaxis(lifted.reshape(G, A, -1), 1, 2)
-
-
-def evaluate(
-    model: Model,
-    table: QTable,
-    num_agents: int,
-    *,
-    plan_n: Plan | None = None,
-    tol: Any = None,
-    max_steps: Any = 100_000,
-) -> Solution:
-    """Exact value of the executed policy on a small number of agents: a Solution whose value is a
-    QTable over the n-agent histograms.
-
-        V(s_g, h) = sum_a pi(a | s_g, h) Q(s_g, h, a),  pi(a | s_g, h) = sum_{h_k} Hyp(h_k; h)
-        1{policy(s_g, h_k) = a}
-
-    value [G, N_n], q [G, N_n, A] and MacQueen bounds on V, with tol and status as in `solve`;
-    `policy` is the greedy improvement of V. Differentiable in the model as `solve` is, with the
-    policy held fixed. Needs tables over all n-agent histograms: a ValueError says which n fits.
-    Source: arXiv 2403.00222, algorithm 2.
-    """
-    n = _checks.static_integer("num_agents", num_agents, 1)
-    k = agents_of(table.policy.shape[1], model.num_local_states)
-    _checks.require(
-        k <= n, f"the table samples k={k} agents, more than num_agents={n}: solve for a smaller k."
-    )
-    plan_n = plan(model, n) if plan_n is None else plan_n
-    weights = execution_weights(table, model.num_actions, n)
-    return _evaluate(model, plan_n, weights, *solver_arguments(model, n, tol, max_steps, 0, None))
-
-
-@jax.jit
-def _evaluate(model, plan_n, weights, tol, max_steps, evaluation_sweeps, initial):
-    frozen = jax.tree.map(lax.stop_gradient, model)
-    operator = prepare(frozen, plan_n)
-    solution = fixed_point(
-        frozen,
-        plan_n.k,
-        lambda values: expectation(operator, values, plan_n, model.num_local_states),
-        product_test(frozen, plan_n.k),
-        (tol, max_steps, evaluation_sweeps, initial),
-        criterion="discounted",
-        method="anderson",
-        stopping="span",
-        action_weights=weights,
-    )
-    solution.stats["backend"] = jnp.int32(BACKENDS.index(plan_n.backend))
-    return attach_derivative(model, plan_n, solution, weights)
-
-
-def upper_bound(table: QTable, initial: tuple[Any, Any]) -> jax.Array:
-    """U_k = sum_{h_k} Hyp(h_k; h_n) V_k*(s_g, h_k) ≥ V_n*(s_g, h_n) at (s_g, counts int32 [L]),
-    from the upper MacQueen bound of V_k*: [].
+def upper_bound(table: Any, initial: tuple[Any, Any]) -> jax.Array:
+    """U_k = Σ_{h_k} Hyp(h_k; h_n) V_k*(s_g, h_k) ≥ V_n*(s_g, h_n), from the upper MacQueen bound of
+    V_k*.
 
     Any k-subset of the n agents, driven by any policy of the whole, is a controlled k-agent system,
     so its value is at most V_k*, and the full reward is the average over subsets. U_k does not
-    increase in k, and U_n = V_n*. ValueError for fewer than k agents.
+    increase in k, and U_n = V_n*.
+
+    * `table`: a `QTable` of `solve`, or its Solution.
+    * `initial`: (s_g, counts int32 [L]).
+
+    Returns: U_k, [].
+
+    Raises: ValueError for fewer than k agents.
     """
-    counts = jnp.asarray(initial[1], jnp.int32)
+    table, counts = value_of(table), jnp.asarray(initial[1], jnp.int32)
     k = agents_of(table.value.shape[1], counts.shape[0])
-    if _checks.is_concrete(initial[1]):
-        _checks.require(
-            int(np.sum(initial[1])) >= k,
-            f"the table samples k={k} agents, more than the {np.sum(initial[1])} of initial.",
-        )
-    weights = hypergeometric_weights(counts, k, table.value.dtype)
-    return jnp.vdot(
-        weights, table.bounds.upper[jnp.asarray(initial[0], jnp.int32)], precision="highest"
+    _checks.require(
+        not _checks.is_concrete(initial[1]) or int(np.sum(initial[1])) >= k,
+        f"the table samples k={k} agents, more than the {np.sum(initial[1])} of initial.",
     )
+    weights = hypergeometric_weights(counts, k, table.value.dtype)
+    return mean_at(weights, table.bounds.upper, initial[0])
+
+
+def upper_bound_types(table: Any, ks: Sequence[int], initial: tuple[Any, Any]) -> jax.Array:
+    """U = Σ over stratified samples of their chance times V*(s_g, h) ≥ V_n*(s_g, counts), for
+    counts int32 [E, L]: as `upper_bound`, [].
+    """
+    table, counts = value_of(table), jnp.asarray(initial[1], jnp.int32)
+    weights = [hypergeometric_weights(counts[e], k, table.value.dtype) for e, k in enumerate(ks)]
+    joint = functools.reduce(
+        lambda left, right: (left[:, None] * right[None, :]).reshape(-1), weights
+    )
+    return mean_at(joint, table.bounds.upper, initial[0])
+
+
+def mean_at(weights: jax.Array, values: jax.Array, global_state: Any) -> jax.Array:
+    """⟨weights [N], values [G, N] at the global state⟩, []."""
+    return jnp.vdot(weights, values[jnp.asarray(global_state, jnp.int32)], precision="highest")
+
+
+@register
+class GapBounds(NamedTuple):
+    """lower ≤ value of the executed policy ≤ V_n* ≤ upper at one state."""
+
+    lower: jax.Array  # []
+    upper: jax.Array  # []
+    gap: jax.Array  # [], upper − lower
 
 
 def certify(
     key: jax.Array,
     model: Model,
-    table: QTable,
+    table: Any,
     num_agents: Any,
     initial: tuple[Any, Any],
     *,
@@ -127,41 +84,45 @@ def certify(
     exact: bool = False,
 ) -> GapBounds:
     """Bounds on the best value on n agents and on what the executed policy of k attains, at one
-    initial state (s_g, counts).
+    initial state.
 
-        upper = U_k (see `upper_bound`, no confidence involved) lower = mean of the discounted
-        returns - t * standard error + discount^H min(r) / (1 - discount)
+        upper = U_k (see `upper_bound`, no confidence involved)
+        lower = mean of the discounted returns − t · standard error
+                + discount^H min(r) / (1 − discount)
 
-    with t the one-sided Student quantile of `confidence` at num_rollouts - 1 degrees of freedom,
-    and the last term a bound on the reward after the horizon H (default: discount^H ≤ 1e-4; a
-    traced discount needs `horizon`). exact=True replaces rollouts and confidence by the exact value
-    of the policy, for small n (num_agents static then). `table` must come from `solve` with the
-    discounted criterion: a sampled table has no upper bound. The key is consumed. Not valid where
-    local agents interact or differ. Proof of U_k: see `upper_bound`.
+    with t the one-sided Student quantile of `confidence` at num_rollouts − 1 degrees of freedom,
+    and the last term a bound on the reward after the horizon H. Not valid where local agents
+    interact or differ. Proof of U_k: see `upper_bound`.
+
+    * `key`: consumed.
+    * `table`: a `QTable` of `solve` with the discounted criterion, or its Solution: a sampled table
+      has no upper bound.
+    * `initial`: (s_g, counts int32 [L] that sum to num_agents).
+    * `num_rollouts`: ≥ 2, static.
+    * `horizon`: H, static; by default discount^H ≤ 1e-4. A traced discount needs it.
+    * `exact`: the exact value of the policy instead of rollouts and confidence, for small n
+      (num_agents static then).
+
+    Returns: `GapBounds`.
     """
+    table = value_of(table)
     upper = upper_bound(table, initial)
     if exact:
         n = _checks.static_integer("num_agents", num_agents, 1)
-        solution = evaluate(model, table, n)
+        bounds = evaluate(model, table, n).value.bounds
         weights = hypergeometric_weights(jnp.asarray(initial[1], jnp.int32), n, model.dtype)
-        lower = jnp.vdot(
-            weights,
-            solution.value.bounds.lower[jnp.asarray(initial[0], jnp.int32)],
-            precision="highest",
-        )
+        lower = mean_at(weights, bounds.lower, initial[0])
         return GapBounds(lower, upper, upper - lower)
     _checks.static_integer("num_rollouts", num_rollouts, 2)
     if horizon is None:
         _checks.require(_checks.is_concrete(model.discount), "discount is traced: pass horizon=.")
         discount = float(model.discount)
         horizon = 1 if discount == 0 else max(1, math.ceil(math.log(1e-4) / math.log(discount)))
-    keys = jax.random.split(key, num_rollouts)
     returns = jax.vmap(
         lambda key: simulate(key, model, table, num_agents, horizon, initial).discounted_return
-    )(keys)
-    lower = _lower_bound(
-        returns, model, _checks.real_scalar("confidence", confidence, model.dtype), horizon
-    )
+    )(jax.random.split(key, num_rollouts))
+    confidence = _checks.real_scalar("confidence", confidence, model.dtype)
+    lower = _lower_bound(returns, model, confidence, horizon)
     return GapBounds(lower, upper, upper - lower)
 
 
@@ -210,13 +171,18 @@ def choose_k(
     exact: bool = False,
 ) -> tuple[int, GapBounds]:
     """The smallest k on the ladder 1, 2, 4, 8, ..., max_k whose certified gap at `initial` is at
-    most `gap`. On the host.
+    most `gap`; on the host.
 
     Each k starts from the lifted value of the one before. The confidence is shared over the ladder
-    (union bound), so it holds for the k that is returned. If no k meets the target, the one with
-    the least gap is returned, with its bounds: check `bounds.gap <= gap`. max_k defaults to the
-    largest k ≤ num_agents with at most 50,000 histograms. The key is consumed. Arguments as in
-    `certify` and `solve`.
+    (union bound), so it holds for the k that is returned.
+
+    * `key`: consumed.
+    * `gap`: in units of the value.
+    * `max_k`: by default the largest k ≤ num_agents with at most 50,000 histograms.
+    * the others: as in `certify` and `solve`.
+
+    Returns: (k, its `GapBounds`); if no k meets the target, those of the least gap: check
+    `bounds.gap <= gap`.
     """
     L = model.num_local_states
     ladder = _ladder(num_agents, max_k, L)
@@ -230,7 +196,7 @@ def choose_k(
         bounds = certify(
             jax.random.fold_in(key, position),
             model,
-            solution.value,
+            solution,
             num_agents,
             initial,
             num_rollouts=num_rollouts,
@@ -258,25 +224,3 @@ def _ladder(num_agents: int, max_k: int | None, num_states: int) -> list[int]:
     while steps[-1] < top:
         steps.append(min(top, 2 * steps[-1]))
     return steps
-
-
-def sampling_error(num_local_states: int, k: int, num_agents: int) -> float:
-    """E TV(sample, population) ≤ 1/2 sqrt((L-1)/k (n-k)/(n-1)): how far a sample's shares are from
-    the population's, at most.
-
-    Rigorous (hypergeometric variance and Cauchy-Schwarz) and zero at k = n; the paper's constants
-    are far looser and are not used anywhere.
-    """
-    n, L = num_agents, num_local_states
-    return 0.5 * math.sqrt((L - 1) / k * (n - k) / max(n - 1, 1))
-
-
-def population_state(global_state: int, shares: Any, num_agents: int) -> tuple[int, np.ndarray]:
-    """An initial state (s_g, counts int32 [L]) whose counts are num_agents · shares, rounded to the
-    largest remainders.
-    """
-    shares = np.asarray(shares, float) / np.sum(shares)
-    counts = np.floor(shares * num_agents).astype(np.int32)
-    order = np.argsort(counts - shares * num_agents, kind="stable")
-    counts[order[: num_agents - counts.sum()]] += 1
-    return global_state, counts

@@ -41,9 +41,7 @@ class Criterion(NamedTuple):
         moved = (1 - _DAMPING) * before + _DAMPING * after
         return moved - moved[0, 0]
 
-    def centre(
-        self, value: jax.Array, low: jax.Array, high: jax.Array
-    ) -> tuple[jax.Array, Bounds]:
+    def centre(self, value: jax.Array, low: jax.Array, high: jax.Array) -> tuple[jax.Array, Bounds]:
         """What to add to the value of the last sweep, and the bounds (average: on the gain)."""
         if self.average:
             return -value[0, 0], Bounds(low, high)

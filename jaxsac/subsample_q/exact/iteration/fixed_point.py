@@ -1,23 +1,26 @@
-"""The certified fixed point of a k-agent problem, in one compiled loop."""
+"""The certified fixed point of a k-agent problem, in one compiled loop, and its derivative."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxsac import _checks, _loops
+from jaxsac._implicit import implicit
 from jaxsac._iterate import Certificate, iterate
 from jaxsac.solution import Solution, Status
 from jaxsac.subsample_q.exact.iteration import schemes
 from jaxsac.subsample_q.exact.iteration.criterion import Criterion
+from jaxsac.subsample_q.exact.operator.expectation import Probe
 from jaxsac.subsample_q.exact.table import Bounds
 
 METHODS = ("anderson", "value_iteration", "modified_policy_iteration", "policy_iteration")
 
 
 class Surrogate(NamedTuple):
-    """A k-agent problem as its Bellman operator sees it: q = rewards + discount · E[value_of(q)]."""
+    """A k-agent problem for its Bellman operator: q = rewards + discount · E[value_of(q)]."""
 
     rewards: jax.Array  # [G, N, A], of one stage
     expect: Callable[[jax.Array], jax.Array]  # V [G, N] to its expectation after a move [G, N, A]
@@ -27,14 +30,6 @@ class Surrogate(NamedTuple):
 
     def q_of(self, value: jax.Array) -> jax.Array:
         return self.rewards + self.discount * self.expect(value)
-
-
-class Probe(NamedTuple):
-    """Functions whose expectation is known: Σ_a weights_a E[values | s_g, h, a] = exact."""
-
-    values: jax.Array  # [G, N]
-    weights: jax.Array  # [A]
-    exact: jax.Array  # [G, N]
 
 
 class Settings(NamedTuple):
@@ -134,7 +129,9 @@ def fixed_point(
         if probe is None:
             return learn(state, expected)
         return _loops.cond(
-            state.sweep == 0, lambda: measure(state, expected, probe), lambda: learn(state, expected)
+            state.sweep == 0,
+            lambda: measure(state, expected, probe),
+            lambda: learn(state, expected),
         )
 
     def certify(state: _State) -> Certificate:
@@ -170,3 +167,54 @@ def fixed_point(
     if average:
         stats["gain"] = (state.low + state.high) / 2
     return FixedPoint(q + shift, value + shift, bounds, status, stats)
+
+
+def differentiable(
+    found: FixedPoint, surrogate_of: Callable[[Any], Surrogate], params: Any
+) -> FixedPoint:
+    """`found` with its derivative in `params`, of which surrogate_of(params) is the problem."""
+
+    def residual(q, params):
+        surrogate = surrogate_of(params)
+        return surrogate.q_of(surrogate.value_of(q)) - q
+
+    q = implicit(residual, _krylov, found.q, params, symmetric=False)
+    value = surrogate_of(params).value_of(q)
+    return found._replace(q=q, value=value, bounds=_moved(found.bounds, value))
+
+
+def differentiable_average(
+    found: FixedPoint, surrogate_of: Callable[[Any], Surrogate], params: Any
+) -> FixedPoint:
+    """As `differentiable`, of the gain and the relative values: q = r + E[max_a q] − gain with
+    max_a q[0, 0, a] = 0.
+    """
+
+    def residual(unknown, params):
+        q, gain = unknown
+        surrogate = surrogate_of(params)
+        value = surrogate.value_of(q)
+        return surrogate.rewards + surrogate.expect(value) - gain - q, value[0, 0]
+
+    start = (found.q, found.stats["gain"])
+    q, gain = implicit(residual, _krylov, start, params, symmetric=False)
+    value = surrogate_of(params).value_of(q)
+    return FixedPoint(
+        q, value, _moved(found.bounds, gain), found.status, found.stats | {"gain": gain}
+    )
+
+
+def _moved(bounds: Bounds, by: jax.Array) -> Bounds:
+    """The bounds, with the derivative of what they bound."""
+    zero = by - lax.stop_gradient(by)
+    return Bounds(bounds.lower + zero, bounds.upper + zero)
+
+
+def _krylov(matvec: Callable[[Any], Any], right_side: Any) -> Any:
+    """Solve the linearised fixed-point equation, (discount P_π − I) x = right side, to 1,000 ulp of
+    the right side.
+    """
+    eps = float(jnp.finfo(jnp.result_type(*jax.tree.leaves(right_side))).eps)
+    return jax.scipy.sparse.linalg.gmres(
+        matvec, right_side, tol=1e3 * eps, atol=0.0, restart=20, maxiter=100, solve_method="batched"
+    )[0]

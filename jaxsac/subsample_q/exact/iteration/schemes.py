@@ -64,7 +64,6 @@ def anderson(criterion: Criterion, value_of: Callable[[jax.Array], jax.Array]) -
 
     Source: Walker and Ni (2011).
     """
-    plain = value_iteration(criterion, value_of)
 
     def init(initial):
         past = jnp.zeros((_MEMORY, *initial.shape), initial.dtype)
@@ -73,17 +72,18 @@ def anderson(criterion: Criterion, value_of: Callable[[jax.Array], jax.Array]) -
         return _History(past, past, jnp.zeros((_MEMORY, _MEMORY), initial.dtype), unused, largest)
 
     def next_sweep(history, before, q):
-        sweep = plain.next(history, before, q)
-        image = sweep.proposal
+        after = value_of(q)
+        difference = after - before
+        low, high = jnp.min(difference), jnp.max(difference)
+        image = criterion.damp(before, after)
         if not criterion.average:
             # the constant that a sweep would take 1 / (1 − discount) sweeps to find
-            image = image + criterion.reach * (sweep.low + sweep.high) / 2
-        difference = value_of(q) - before
-        history = _remember(history, image, difference, sweep.high - sweep.low)
+            image = image + criterion.reach * (low + high) / 2
+        history = _remember(history, image, difference, high - low)
         weights = _mixing(history.products, history.ages < _MEMORY, jnp.argmin(history.ages))
         images = history.images.reshape(_MEMORY, -1)
         mixed = jnp.matmul(weights, images, precision="highest").reshape(before.shape)
-        return sweep._replace(memory=history, proposal=mixed)
+        return Sweep(history, mixed, low, high, jnp.bool_(True))
 
     return Scheme(init, next_sweep)
 

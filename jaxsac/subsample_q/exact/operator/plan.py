@@ -1,75 +1,57 @@
-"""The exact Bellman expectation behind one call, and the plan that says which form of it to use."""
-
-import dataclasses
-import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+"""Which form of the exact expectation to use, and its pivots; on the host."""
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jax.custom_derivatives import SymbolicZero
 
 from jaxsac import _checks
-from jaxsac.subsample_q.exact.operator.forms.dense import dense_kernel
-from jaxsac.subsample_q.exact.operator.forms.exchange import apply_exchange, prepare_exchange
-from jaxsac.subsample_q.data.histograms import (
-    additions,
-    check_size,
-    enumerate_counts,
-    num_histograms,
-    removals,
-)
-from jaxsac.subsample_q.exact.operator.forms.lumping import apply_lumped, find_lumping, prepare_lumped
+from jaxsac.subsample_q.data.histograms import check_size, num_histograms
 from jaxsac.subsample_q.data.model import Model
+from jaxsac.subsample_q.exact.operator.forms.lumping import find_lumping
 from jaxsac.subsample_q.exact.operator.forms.pivots import Order, exchange_order, thinning_order
-from jaxsac.subsample_q.exact.operator.forms.thinning import apply_thinning, gathers_of, prepare_thinning
+from jaxsac.subsample_q.exact.operator.forms.thinning import gathers_of
 
-BACKENDS = (
-    "dense",
-    "exchange",
-    "thinning",
-    "sampled",
-    "lumped",
-)  # stats["backend"] is a position in this tuple
+BACKENDS = ("dense", "exchange", "thinning", "sampled", "lumped")  # positions: stats["backend"]
 _SMALL = 300  # up to this many histograms a dense product is the fastest form
 _DENSE_LIMIT = 2**31  # bytes of dense kernels that may be built
 
 
 class Plan(eqx.Module):
     """How the expectation over the next histogram is evaluated: the form, and the pivot order (or
-    the classes) of every kernel.
+    the classes) of every kernel. Leading axes [...] are [G], or [G, A] where actions drive agents.
 
     Made by `plan` from concrete local transitions; traced ones may then differ from those, as in a
     gradient or a batch of near-by models: the order decides the rounding, not the answer, and every
     solve measures that rounding.
     """
 
-    backend: str = eqx.field(static=True)
-    k: int = eqx.field(static=True)
-    reason: str = eqx.field(static=True)
-    rows: jax.Array | None = None
-    columns: jax.Array | None = None
-    replacements: jax.Array | None = None
-    entry: jax.Array | None = None
-    leave: jax.Array | None = None
-    classes: jax.Array | None = None
+    backend: str = eqx.field(static=True)  # of BACKENDS
+    k: int = eqx.field(static=True)  # agents
+    reason: str = eqx.field(static=True)  # why this form, in words
+    rows: jax.Array | None = None  # int32 [..., L], pivot of each step
+    columns: jax.Array | None = None  # int32 [..., L]
+    replacements: jax.Array | None = None  # int32 [..., L, L], as in `Order`
+    entry: jax.Array | None = None  # int32 [..., N], gather into the first layout
+    leave: jax.Array | None = None  # int32 [..., N], gather out of the last one
+    classes: jax.Array | None = None  # int32 [..., L], of the local states
     num_classes: int = eqx.field(static=True, default=0)
-    by_rows: bool = eqx.field(static=True, default=False)
+    by_rows: bool = eqx.field(static=True, default=False)  # what the states of a class share
 
 
 def plan(model: Model, k: int, *, backend: str = "auto") -> Plan:
     """Choose the form of the exact operator for k agents, and its pivots; on the host, from
     concrete local transitions.
 
-    backend: "thinning" (2 L (L-1) C(k+L, L) flops a column), "exchange" (about the same, other
-    rounding), "dense" (N² a column), "lumped" (N N_R a column, where local states have R < L
-    different rows, or non-proportional columns; N_R histograms of R classes) or "auto": dense up to
-    300 histograms, else lumped where that is less work, else thinning. Leading axes of a batch of
-    models are kept (map over the plan too). Raises ValueError for traced transitions (unless
-    dense), for tables beyond memory, and where no such form exists.
+    * `backend`: "thinning" (2 L (L−1) C(k+L, L) flops a column), "exchange" (about the same, other
+      rounding), "dense" (N² a column), "lumped" (N N_R a column, where local states have R < L
+      different rows, or non-proportional columns; N_R histograms of R classes) or "auto": dense up
+      to 300 histograms, else lumped where that is less work, else thinning.
+
+    Returns: a `Plan`; leading axes of a batch of models are kept (map over the plan too).
+
+    Raises: ValueError for traced transitions (unless dense), for tables beyond memory, and where no
+    such form exists.
     """
     return candidates(model, _checks.static_integer("k", k, 1), backend)[0]
 
@@ -77,102 +59,90 @@ def plan(model: Model, k: int, *, backend: str = "auto") -> Plan:
 def candidates(model: Model, k: int, backend: str) -> list[Plan]:
     """Plans to try in this order; the solve's own test says whether one is accurate enough."""
     _checks.choice("backend", backend, ("auto", "dense", "exchange", "thinning", "lumped"))
-    L = model.num_local_states
-    G, A = model.num_global_states, model.num_actions
+    L, G, A = model.num_local_states, model.num_global_states, model.num_actions
     itemsize = model.dtype.itemsize
     size = check_size(k, L, itemsize * G * (2 * A + 12) + 16 * L)
-    kernels = G * (A if model.action_drives_agents else 1)
-    dense_fits = kernels * size**2 * itemsize <= _DENSE_LIMIT
-    why = (
-        "asked for"
-        if backend == "dense"
-        else "few histograms"
-        if size <= _SMALL
-        else "the structured forms failed their test"
-    )
-    dense = Plan("dense", k, why)
+    kernel_bytes = G * (A if model.action_drives_agents else 1) * itemsize
+    dense_bytes = kernel_bytes * size**2
+    dense_fits = dense_bytes <= _DENSE_LIMIT
     if backend == "dense" or L == 1 or (backend == "auto" and size <= _SMALL):
         _checks.require(
             dense_fits,
-            f"backend='dense' needs {kernels * size**2 * itemsize / 2**30:,.1f} GiB for {size:,} histograms at k={k}: "
-            "use backend='thinning', or a smaller k.",
+            f"backend='dense' needs {dense_bytes / 2**30:,.1f} GiB for {size:,} histograms at"
+            f" k={k}: use backend='thinning', or a smaller k.",
         )
-        return [dense]
+        return [Plan("dense", k, "asked for" if backend == "dense" else "few histograms")]
     if not _checks.is_concrete(model.local_transition):
         _checks.require(
             backend == "auto" and dense_fits and size <= 4 * _SMALL,
-            f"local_transition is traced, and the exact operator over {size:,} histograms needs pivots: "
-            "pass plan=subsample_q.plan(model, k) made from concrete values.",
+            f"local_transition is traced, and the exact operator over {size:,} histograms needs"
+            " pivots: pass plan=subsample_q.plan(model, k) made from concrete values.",
         )
         return [Plan("dense", k, "traced transitions without a plan")]
+    kernels = np.asarray(model.local_transition)
     if backend in ("auto", "lumped"):
-        lumping = find_lumping(np.asarray(model.local_transition))
-        lumped = num_histograms(k, lumping.num_classes) if lumping else size
-        lumped_bytes = 2 * kernels * size * lumped * itemsize
-        if (
-            lumping
-            and lumped_bytes <= _DENSE_LIMIT
-            and (backend == "lumped" or 2 * lumped < L * (L - 1) * (k + L) / L)
-        ):
-            reason = f"{lumping.num_classes} classes of {'equal rows' if lumping.by_rows else 'exchangeable states'} among {L} local states"
-            classes = jnp.asarray(lumping.classes)
-            return [
-                Plan(
-                    "lumped",
-                    k,
-                    reason,
-                    classes=classes,
-                    num_classes=lumping.num_classes,
-                    by_rows=lumping.by_rows,
-                )
-            ]
-        _checks.require(
-            backend == "auto",
-            f"backend='lumped' needs local states with equal rows or proportional columns, few enough that their tables fit in memory; "
-            f"here {lumped:,} histograms of classes and {lumped_bytes / 2**30:,.1f} GiB: use backend='auto', or a smaller k.",
-        )
-    names = {
-        "auto": ("thinning", "exchange"),
-        "thinning": ("thinning",),
-        "exchange": ("exchange",),
-    }[backend]
-    found = []
-    for name in names:
-        order = (thinning_order if name == "thinning" else exchange_order)(
-            np.asarray(model.local_transition)
-        )
-        if np.all(np.isfinite(order.amplification)):
-            reason = (
-                "asked for" if backend != "auto" else "many histograms"
-            ) + f", amplification {order.amplification.max():.2f}"
-            entry, leave = _gathers(order, k) if name == "thinning" else (None, None)
-            rows, columns, replacements = (jnp.asarray(part) for part in order[:3])
-            found.append(Plan(name, k, reason, rows, columns, replacements, entry, leave))
+        lumped = _lumped(kernels, k, 2 * kernel_bytes * size, backend)
+        if lumped is not None:
+            return [lumped]
+    names = ("thinning", "exchange") if backend == "auto" else (backend,)
+    why = "many histograms" if backend == "auto" else "asked for"
+    tried = (_pivoted(kernels, k, name, why) for name in names)
+    found = [one for one in tried if one is not None]
     if backend == "auto" and dense_fits and size <= 4000:
-        found.append(dense)
+        found.append(Plan("dense", k, "the structured forms failed their test"))
     fits = k
-    while fits > 1 and kernels * num_histograms(fits, L) ** 2 * itemsize > _DENSE_LIMIT:
+    while fits > 1 and kernel_bytes * num_histograms(fits, L) ** 2 > _DENSE_LIMIT:
         fits -= 1
     _checks.require(
         bool(found),
-        f"no pivot order exists for backend={backend!r} on this local_transition: "
-        f"use backend='dense' (k={fits} fits) or learn(), which samples.",
+        f"no pivot order exists for backend={backend!r} on this local_transition: use"
+        f" backend='dense' (k={fits} fits) or learn(), which samples.",
     )
     return found
 
 
+def _lumped(kernels: np.ndarray, k: int, bytes_per_class: int, backend: str) -> Plan | None:
+    """The lumped form, where there is one that fits and, for "auto", is less work than shears."""
+    L, lumping = kernels.shape[-1], find_lumping(kernels)
+    lumped = num_histograms(k, lumping.num_classes if lumping else L)
+    fits = bytes_per_class * lumped <= _DENSE_LIMIT
+    _checks.require(
+        backend == "auto" or (lumping is not None and fits),
+        "backend='lumped' needs local states with equal rows or proportional columns, few enough"
+        f" that their tables fit in memory; here {lumped:,} histograms of classes and"
+        f" {bytes_per_class * lumped / 2**30:,.1f} GiB: use backend='auto', or a smaller k.",
+    )
+    less = backend == "lumped" or 2 * lumped < L * (L - 1) * (k + L) / L
+    if lumping is None or not (fits and less):
+        return None
+    shared = "equal rows" if lumping.by_rows else "exchangeable states"
+    return Plan(
+        "lumped",
+        k,
+        f"{lumping.num_classes} classes of {shared} among {L} local states",
+        classes=jnp.asarray(lumping.classes),
+        num_classes=lumping.num_classes,
+        by_rows=lumping.by_rows,
+    )
+
+
+def _pivoted(kernels: np.ndarray, k: int, name: str, why: str) -> Plan | None:
+    """The form `name` with the best pivots that were found, if any were for every kernel."""
+    order = (thinning_order if name == "thinning" else exchange_order)(kernels)
+    if not np.all(np.isfinite(order.amplification)):
+        return None
+    why = f"{why}, amplification {order.amplification.max():.2f}"
+    entry, leave = _gathers(order, k) if name == "thinning" else (None, None)
+    rows, columns, replacements = (jnp.asarray(part) for part in order[:3])
+    return Plan(name, k, why, rows, columns, replacements, entry, leave)
+
+
 def _gathers(order: Order, k: int) -> tuple[jax.Array, jax.Array]:
     L = order.rows.shape[-1]
-    pairs = [
-        gathers_of(rows, columns, k)
-        for rows, columns in zip(
-            order.rows.reshape(-1, L), order.columns.reshape(-1, L), strict=True
-        )
-    ]
+    each = zip(order.rows.reshape(-1, L), order.columns.reshape(-1, L), strict=True)
+    pairs = [gathers_of(rows, columns, k) for rows, columns in each]
     entry, leave = (
         jnp.asarray(np.stack(part)).reshape(*order.rows.shape[:-1], -1)
         for part in zip(*pairs, strict=True)
     )
     return entry, leave
-
-

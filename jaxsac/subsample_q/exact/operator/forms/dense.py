@@ -35,10 +35,10 @@ def _removals(k: int, L: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def dense_kernel(kernel: jax.Array, k: int) -> jax.Array:
-    """K[h, h'] = P(sum_j Multinomial(h_j, P[j]) = h') for a local kernel P [R, L], as [N_R, N_L]:
+    """K[h, h'] = P(Σ_j Multinomial(h_j, P[j]) = h') for a local kernel P [R, L], as [N_R, N_L]:
     one agent at a time, differentiable.
 
-    K_m(h, h') = sum_t P[first(h), t] K_{m-1}(h - e_first, h' - e_t). The index of a histogram does
+    K_m(h, h') = Σ_t P[first(h), t] K_{m−1}(h − e_first, h' − e_t). The index of a histogram does
     not depend on m, so one array serves for all m; entries that belong to no histogram of m agents
     hold nothing that a later step reads. R ≠ L where agents are counted before a move in other
     classes than after it.

@@ -3,7 +3,7 @@
 A function of histograms is a control net on the simplex of the L local states, and "every agent
 moves by P" reads the same polynomial off the simplex whose vertices are the rows of P. One step
 puts row r into slot i: with c the coordinates of that row in the current simplex, b^0 = W, b^m(x) =
-sum_j c_j b^{m-1}(x + e_j), and the new net is W'(h) = b^{h_i}(h - h_i e_i) (de Casteljau). L steps
+Σ_j c_j b^{m−1}(x + e_j), and the new net is W'(h) = b^{h_i}(h − h_i e_i) (de Casteljau). L steps
 are K_P.
 """
 
@@ -15,7 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxsac.subsample_q.data.histograms import additions, enumerate_counts, graded_rank, num_histograms
+from jaxsac.subsample_q.data.histograms import (
+    additions,
+    enumerate_counts,
+    graded_rank,
+    num_histograms,
+)
 
 
 @functools.lru_cache(maxsize=8)

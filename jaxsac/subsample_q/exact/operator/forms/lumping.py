@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsac.subsample_q.exact.operator.forms.dense import dense_kernel
 from jaxsac.subsample_q.data.histograms import enumerate_counts, graded_rank
+from jaxsac.subsample_q.exact.operator.forms.dense import dense_kernel
 
 
 class Lumping(NamedTuple):

@@ -27,14 +27,12 @@ class Order(NamedTuple):
 
 
 def thinning_order(kernel: np.ndarray, width: int = 32) -> Order:
-    """Pivots (row, column) for thinning, minimising prod_t max_i (|alpha_i| + |beta_i|)."""
+    """Pivots (row, column) for thinning, minimising Π_t max_i (|α_i| + |β_i|)."""
     return _search(kernel, width, _thinning_cost, _thinning_step)
 
 
 def exchange_order(kernel: np.ndarray, width: int = 32) -> Order:
-    """Pivots (row of P, vertex slot) for vertex exchange, minimising prod_t ||coordinates of the
-    row||_1.
-    """
+    """Pivots (row of P, vertex slot) for vertex exchange, of least Π_t ‖coordinates of the row‖₁."""
     return _search(kernel, width, _exchange_cost, _exchange_step)
 
 
@@ -105,7 +103,7 @@ def _best(kernel: np.ndarray, width: int, cost: Callable, step: Callable, tiny: 
 def _thinning_cost(
     matrices: np.ndarray, open_rows: np.ndarray, tiny: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """log max_i (|alpha_i| + |beta_i|) and pivot size of every (row r, column p): [b, L, L]."""
+    """log max_i (|α_i| + |β_i|) and pivot size of every (row r, column p): [b, L, L]."""
     beta = matrices[:, :, None, :] / matrices[:, None, :, :]  # [b, i, r, p]
     alpha = 1.0 - beta
     same = np.eye(matrices.shape[-1], dtype=bool)[None, :, :, None]
@@ -145,7 +143,7 @@ def _thinning_step(
 def _exchange_cost(
     matrices: np.ndarray, open_rows: np.ndarray, tiny: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """log ||coordinates of row r||_1 and pivot size of putting row r into slot i: [b, L, L]."""
+    """log ‖coordinates of row r‖₁ and pivot size of putting row r into slot i: [b, L, L]."""
     pivot = np.abs(matrices)
     size = np.log(pivot.sum(axis=-1))[:, :, None]
     # A zero pivot flattens the simplex: allowed only when no other open row still needs that
