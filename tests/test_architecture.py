@@ -119,6 +119,7 @@ PUBLIC = {
         "FromSupport",
         "LpBall",
         "Masked",
+        "Modular",
         "Phased",
         "Polytope",
         "Product",

@@ -27,14 +27,15 @@ def exploration_basis(
     * "block_orthogonal": a random partition of the coordinates into blocks of at most s, a random
       rotation in each: s-sparse and orthogonal;
     * "weighing": the same with Hadamard matrices instead of rotations, in blocks of a power of two,
-      each coordinate as long as both its sides allow: on the box [-1, 1]^d a block of h coordinates
+      each coordinate as long as both its sides allow: on the box [−1, 1]^d a block of h coordinates
       is measured h times as precisely as by unit vectors;
     * "gaussian_orthogonal", "uniform_orthogonal": the Q factor of a Gaussian or uniform matrix. Its
       rows are dense, so they are no s-sparse actions and break the paper's Assumption 3 for s < d,
       although its figures use them: ask for them with allow_dense=True.
 
-    Rows that are too long for the set are shrunk onto it. Source: arXiv 2605.10151, Assumption 3
-    and Figure 2.
+    Rows that are too long for the set are shrunk onto it.
+
+    Source: arXiv 2605.10151, Assumption 3 and Figure 2.
     """
     _checks.choice("kind", kind, _KINDS)
     dimension = _checks.static_integer("dimension", dimension, 1)
@@ -74,7 +75,8 @@ def exploration_basis(
         dense = allow_dense or sparsity == dimension
         _checks.require(
             dense,
-            f"the rows of {kind!r} are dense, not {sparsity}-sparse actions: use 'block_orthogonal', or say allow_dense=True.",
+            f"the rows of {kind!r} are dense, not {sparsity}-sparse actions: use"
+            " 'block_orthogonal', or say allow_dense=True.",
         )
         draw = (
             jax.random.normal

@@ -13,16 +13,16 @@ KINDS = ("l2", "hkz", "coord")
 
 
 class DesignNumbers(NamedTuple):
-    """What a radius needs of the exploration design V = sum of b b' over the basis, with Sigma =
-    V^-1; scalars.
+    """What a radius needs of the exploration design V = Σ b b' over the basis, with Σ = V⁻¹;
+    scalars.
     """
 
     trace: jax.Array  # of V
     least: jax.Array  # eigenvalue of V
-    inverse_trace: jax.Array  # of Sigma
-    inverse_square: jax.Array  # trace of Sigma^2
-    inverse_largest: jax.Array  # eigenvalue of Sigma
-    inverse_entry: jax.Array  # largest diagonal entry of Sigma
+    inverse_trace: jax.Array  # of Σ
+    inverse_square: jax.Array  # trace of Σ²
+    inverse_largest: jax.Array  # eigenvalue of Σ
+    inverse_entry: jax.Array  # largest diagonal entry of Σ
 
 
 def design_numbers(basis: jax.Array) -> DesignNumbers:
@@ -60,7 +60,7 @@ def radius_at(
     sigma: jax.Array,
     delta: jax.Array,
 ) -> jax.Array:
-    """The radius at `cycle`, a floating scalar >= 1; formulas in `error_radius`."""
+    """The radius at `cycle`, a floating scalar ≥ 1; formulas in `error_radius`."""
     if kind in ("hkz", "local"):
         level = jnp.log(jnp.pi**2 * cycle**2 / (6.0 * delta))
         spread = (
@@ -76,21 +76,25 @@ def radius_at(
 
 
 def error_radius(cycle, basis: jax.Array, *, sigma, delta, kind: str = "l2") -> jax.Array:
-    """Radius eps_c such that all cycles c satisfy error(theta_c) <= eps_c together with probability
-    at least 1 - delta.
+    """Radius eps_c such that all cycles c satisfy error(theta_c) ≤ eps_c together with probability
+    at least 1 − delta.
 
-    theta_c is the least squares estimate from c repetitions of the rows of `basis` [m, d], V =
-    basis' basis, Sigma = V^-1, and the noise is conditionally sigma-sub-Gaussian. `kind`:
+    theta_c is the least squares estimate from c repetitions of the rows of `basis`, V = basis'
+    basis, Σ = V⁻¹, and the noise is conditionally sigma-sub-Gaussian.
 
-    * "l2"     (sigma / lmin(V)) sqrt(2 tr(V) log(pi^2 d c^2 / (3 delta)) / c), for the l_2 error:
-      the paper's (equation 9), very loose;
-    * "hkz"    sigma sqrt((tr Sigma + 2 sqrt(tr(Sigma^2) t) + 2 ||Sigma|| t) / c), t = log(pi^2 c^2
-      / (6 delta)), for the l_2 error;
-    * "coord"  sigma sqrt(2 max_j Sigma_jj log(pi^2 d c^2 / (3 delta)) / c), for the largest error
-      of a coordinate.
+    * `cycle`: c ≥ 1.
+    * `basis`: [m, d].
+    * `sigma`: ≥ 0; `delta`: in (0, 1).
+    * `kind`: "l2" for the l₂ error, the paper's (equation 9), very loose:
+      (sigma / λ_min(V)) √(2 tr(V) log(π² d c² / (3 delta)) / c);
+      "hkz" for the l₂ error, with t = log(π² c² / (6 delta)):
+      sigma √((tr Σ + 2 √(tr(Σ²) t) + 2 ‖Σ‖ t) / c);
+      "coord" for the largest error of a coordinate:
+      sigma √(2 max_j Σ_jj log(π² d c² / (3 delta)) / c).
 
-    Source: arXiv 2605.10151, equation 9; Hsu, Kakade and Zhang (2012) for "hkz". A NaN anywhere
-    gives NaN.
+    Returns: eps_c, []; a NaN anywhere gives NaN.
+
+    Source: arXiv 2605.10151, equation 9; Hsu, Kakade and Zhang (2012) for "hkz".
     """
     basis = _checks.real_array("basis", basis, ("m", "d"))
     _checks.choice("kind", kind, KINDS)
@@ -99,7 +103,10 @@ def error_radius(cycle, basis: jax.Array, *, sigma, delta, kind: str = "l2") -> 
 
 
 def check_numbers(dtype, *, cycle=1, sigma, delta):
-    cycle, sigma = _checks.real_scalar("cycle", cycle, dtype, 1), _checks.real_scalar("sigma", sigma, dtype, 0)
+    cycle, sigma = (
+        _checks.real_scalar("cycle", cycle, dtype, 1),
+        _checks.real_scalar("sigma", sigma, dtype, 0),
+    )
     if _checks.is_concrete(delta):
         _checks.require(
             0.0 < float(delta) < 1.0,

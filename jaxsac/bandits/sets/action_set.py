@@ -5,39 +5,34 @@ from typing import ClassVar, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import lax
+
+from jaxsac import _loops
 
 
 class Selection(NamedTuple):
-    """A support chosen by an oracle; s is its size and d the dimension.
+    """A support chosen by an oracle; s is its size and d the dimension."""
 
-    `indices` int32 [s] in the order of the choice (-1 where no coordinate was left), `mask` bool
-    [d], `value` f(S) = max <theta, x> over actions supported in S, and `gap` the smallest lead of a
-    chosen coordinate over the second best one (+inf where there was no other).
-    """
-
-    indices: jax.Array
-    mask: jax.Array
-    value: jax.Array
-    gap: jax.Array
+    indices: jax.Array  # int32 [s] in the order of the choice, −1 where no coordinate was left
+    mask: jax.Array  # bool [d]
+    value: jax.Array  # [], f(S) = max ⟨theta, x⟩ over actions supported in S
+    gap: jax.Array  # [], least lead of a chosen coordinate over the next; +inf without another
 
 
 class ActionSet(eqx.Module):
     """A compact convex set X in R^d that contains the origin: what a bandit algorithm plays from.
 
-    A set of one's own defines `support` and `argmax`; the rest has defaults. `theta` is [d] and
-    `mask` bool [d] names the coordinates that may be non-zero (None: all). All methods are pure,
-    differentiable where the answer is smooth, and unbatched.
+    A set of one's own defines `support` and `argmax`; the rest has defaults (where the largest of
+    some scores are the best support, see `Modular`). `theta` is [d] and `mask` bool [d] names the
+    coordinates that may be non-zero (None: all). All methods are pure, differentiable where the
+    answer is smooth, and unbatched.
     """
 
-    # : f(S) is an increasing function of a sum over S of `scores(theta)`: the largest scores are
-    # the best support.
-    modular: ClassVar[bool] = False
-    # : X is strongly convex: actions move with theta in a Lipschitz way and the exploitation of a
+    # X is strongly convex: actions move with theta in a Lipschitz way, and the exploitation of a
     # cycle may be as long as its index.
     strongly_convex: ClassVar[bool] = False
-    #: f(S)^2 is a quadratic form of theta_S.
-    quadratic: ClassVar[bool] = False
+    quadratic: ClassVar[bool] = False  # f(S)² is a quadratic form of theta_S
+
+    __hash__ = object.__hash__  # its bound methods go through `jax.jit`, which hashes them
 
     @property
     def greedy_is_exact(self) -> bool:
@@ -45,9 +40,7 @@ class ActionSet(eqx.Module):
         return False
 
     def support(self, theta: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """max <theta, x> over x in X with x = 0 off the mask; 0 at least, since the origin is in
-        X.
-        """
+        """max ⟨theta, x⟩ over x ∈ X with x = 0 off the mask; at least 0, at the origin."""
         raise TypeError(f"{type(self).__name__} must define support(theta, mask).")
 
     def argmax(self, theta: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -55,15 +48,14 @@ class ActionSet(eqx.Module):
         return jax.grad(self.support)(theta, mask)  # the theorem of Danskin
 
     def gauge(self, x: jax.Array) -> jax.Array:
-        """The least t >= 0 with x in t X: at most 1 exactly for the actions in X."""
+        """The least t ≥ 0 with x ∈ t X: at most 1 exactly for the actions in X."""
         raise ValueError(
-            f"{type(self).__name__} has no gauge, which scales a dense exploration basis into it: use basis='standard'."
+            f"{type(self).__name__} has no gauge, which scales a dense exploration basis into it:"
+            " use basis='standard'."
         )
 
     def norm_bound(self, sparsity: int, dimension: int) -> jax.Array | float:
-        """A bound on ||x||_2 over the s-sparse actions, which is the Lipschitz constant of f in
-        theta.
-        """
+        """A bound on ‖x‖₂ over the s-sparse actions, the Lipschitz constant of f in theta."""
         raise ValueError(f"{type(self).__name__} must define norm_bound(sparsity, dimension).")
 
     def reach(self, dimension: int, dtype) -> jax.Array:
@@ -76,7 +68,7 @@ class ActionSet(eqx.Module):
         return jnp.where(up >= down, up, -down)
 
     def restrict(self, indices: jax.Array, dimension: int) -> "ActionSet":
-        """The set of actions supported in `indices` [s], in their own coordinates; an index -1 is a
+        """The set of actions supported in `indices` [s], in their own coordinates; an index −1 is a
         coordinate where theta must be zero.
         """
         return Slice(self, indices, dimension)
@@ -101,17 +93,13 @@ class ActionSet(eqx.Module):
                 jnp.minimum(gap, lead),
             )
 
-        nothing = (
-            jnp.full(sparsity, -1, jnp.int32),
-            jnp.zeros(dimension, bool),
-            jnp.asarray(jnp.inf, theta.dtype),
-        )
-        indices, chosen, gap = lax.fori_loop(0, sparsity, step, nothing)
+        nothing = (*no_choice(sparsity, dimension), jnp.asarray(jnp.inf, theta.dtype))
+        indices, chosen, gap = _loops.fori_loop(0, sparsity, step, nothing)
         return Selection(indices, chosen, self.support(theta, chosen), gap)
 
 
 def pick(values: jax.Array, candidates: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The index of the largest candidate value (-1 if there is no candidate), its lead over the
+    """The index of the largest candidate value (−1 if there is no candidate), its lead over the
     next one, and whether one was left.
     """
     values = jnp.where(candidates, values, -jnp.inf)
@@ -139,17 +127,32 @@ class Slice(ActionSet):
         return self.whole.support(*self._embed(theta, mask))
 
     def argmax(self, theta, mask=None):
-        action = self.whole.argmax(*self._embed(theta, mask))
-        return jnp.where(self.indices >= 0, action[self.indices], 0.0).astype(theta.dtype)
+        return take(self.whole.argmax(*self._embed(theta, mask)), self.indices)
 
     def _embed(self, theta, mask):
-        keep = (self.indices >= 0) if mask is None else (self.indices >= 0) & mask
-        place = jnp.where(keep, self.indices, self.dimension)
-        full = jnp.zeros(self.dimension, theta.dtype).at[place].set(theta, mode="drop")
-        return full, jnp.zeros(self.dimension, bool).at[place].set(True, mode="drop")
+        indices = self.indices if mask is None else jnp.where(mask, self.indices, -1)
+        available = put(jnp.ones(indices.shape, bool), indices, self.dimension)
+        return put(theta, indices, self.dimension), available
+
+
+def take(vector: jax.Array, indices: jax.Array) -> jax.Array:
+    """The coordinates `indices` [s] of a vector [d]; zero for an index −1."""
+    return jnp.where(indices >= 0, vector[indices], jnp.zeros_like(vector[indices]))
+
+
+def put(values: jax.Array, indices: jax.Array, dimension: int) -> jax.Array:
+    """The vector [d] of `values` [s] at `indices` [s] and zeros; an index −1 is left out."""
+    place = jnp.where(indices >= 0, indices, dimension)
+    return jnp.zeros(dimension, values.dtype).at[place].set(values, mode="drop")
+
+
+def no_choice(sparsity: int, dimension: int) -> tuple[jax.Array, jax.Array]:
+    """The indices [s] and the mask [d] before anything is chosen."""
+    return jnp.full(sparsity, -1, jnp.int32), jnp.zeros(dimension, bool)
 
 
 def masked(theta: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """theta with zeros off the mask."""
     return theta if mask is None else jnp.where(mask, theta, jnp.zeros_like(theta))
 
 
@@ -158,3 +161,10 @@ def like(value, theta: jax.Array) -> jax.Array:
     serves both precisions.
     """
     return jnp.asarray(value).astype(theta.dtype)
+
+
+def root(value: jax.Array) -> jax.Array:
+    """√value with the derivative 0 at 0, and 0 below; NaN stays NaN."""
+    positive = value > 0
+    rest = jnp.where(jnp.isnan(value), value, jnp.zeros_like(value))
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, value, jnp.ones_like(value))), rest)

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxsac import _checks
+from jaxsac import _checks, _loops
 from jaxsac.bandits.sets.action_set import ActionSet, like, masked
 
 
 class Product(ActionSet):
-    """X_1 x X_2 x ... over consecutive blocks of coordinates of the given `sizes`: f and its
+    """X₁ × X₂ × ... over consecutive blocks of coordinates of the given `sizes`: f and its
     maximisers add up.
 
     Greedy is exact if it is on every part: its steps then gain less and less within a part, as on
@@ -21,7 +21,7 @@ class Product(ActionSet):
     """
 
     parts: tuple[ActionSet, ...]
-    sizes: tuple[int, ...] = eqx.field(static=True)
+    sizes: tuple[int, ...] = eqx.field(static=True)  # coordinates of each
 
     def __init__(self, parts: Sequence[ActionSet], sizes: Sequence[int]):
         _checks.require(len(parts) == len(sizes) > 0, "Product needs one size for each part.")
@@ -78,7 +78,7 @@ class Masked(ActionSet):
     """The actions of `whole` that use only the coordinates of `available` bool [d]."""
 
     whole: ActionSet
-    available: jax.Array
+    available: jax.Array  # bool [d]
 
     def __init__(self, whole: ActionSet, available: jax.Array):
         self.whole = whole
@@ -108,16 +108,17 @@ class Masked(ActionSet):
 
 
 class FromSupport(ActionSet):
-    """A set given by its support function: `function(theta, mask)` = max <theta, x> over x in X
+    """A set given by its support function: `function(theta, mask)` = max ⟨theta, x⟩ over x ∈ X
     with x = 0 off the mask, differentiable.
 
-    Actions are its derivatives in theta (the theorem of Danskin). `bound` is at least ||x||_2 over
+    Actions are its derivatives in theta (the theorem of Danskin). `bound` is at least ‖x‖₂ over
     the set; `gauge_function(x)` is needed for dense exploration bases only. The functions are
     compared by identity: define them once, outside loops.
     """
 
+    # (theta or x [d], mask [d]) -> [] or [d], as above
     function: Callable[[jax.Array, jax.Array], jax.Array] = eqx.field(static=True)
-    bound: jax.Array | float
+    bound: jax.Array | float  # []
     gauge_function: Callable[[jax.Array], jax.Array] | None = eqx.field(static=True, default=None)
 
     def support(self, theta, mask=None):
@@ -131,15 +132,16 @@ class FromSupport(ActionSet):
 
 
 class FromProjection(ActionSet):
-    """A set given by its Euclidean projection: `function(x, mask)` projects on {x in X : x = 0 off
+    """A set given by its Euclidean projection: `function(x, mask)` projects on {x ∈ X : x = 0 off
     the mask}.
 
     The maximiser is approached by `num_steps` projected steps along theta, so f is a lower bound
-    that is attained by a feasible action. `bound` is at least ||x||_2 over the set.
+    that is attained by a feasible action. `bound` is at least ‖x‖₂ over the set.
     """
 
+    # (theta or x [d], mask [d]) -> [] or [d], as above
     function: Callable[[jax.Array, jax.Array], jax.Array] = eqx.field(static=True)
-    bound: jax.Array | float
+    bound: jax.Array | float  # []
     num_steps: int = eqx.field(static=True, default=100)
 
     def argmax(self, theta, mask=None):
@@ -147,7 +149,7 @@ class FromProjection(ActionSet):
         theta = lax.stop_gradient(masked(theta, mask))
         size = jnp.sqrt(jnp.sum(theta**2))
         direction = like(self.bound, theta) * theta / jnp.where(size > 0, size, 1.0)
-        return lax.fori_loop(
+        return _loops.fori_loop(
             0,
             self.num_steps,
             lambda _, x: self.function(x + direction, keep),

@@ -1,4 +1,4 @@
-"""The ellipsoid {x : x' A x <= 1}, with greedy selection by a growing Cholesky factor."""
+"""The ellipsoid {x : x'Ax ≤ 1}, with greedy selection by a growing Cholesky factor."""
 
 import math
 from itertools import combinations
@@ -9,23 +9,25 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxsac import _checks
-from jaxsac.bandits.sets.action_set import ActionSet, Selection, like, masked, pick
+from jaxsac import _checks, _linear, _loops
+from jaxsac.bandits.sets.action_set import ActionSet, Selection, like, masked, no_choice, pick, root
 
 _MAX_BLOCKS = 2000
 
 
 class Ellipsoid(ActionSet):
-    """{x : x' A x <= 1} for a symmetric positive definite `matrix` A [d, d]: f(S) = sqrt(theta_S'
-    (A_SS)^-1 theta_S).
+    """{x : x'Ax ≤ 1} for a symmetric positive definite `matrix` A [d, d]: f(S) = √(theta_S'
+    (A_SS)⁻¹ theta_S).
 
-    Attained at (A_SS)^-1 theta_S / f(S). If the set is given as x' C^-1 x <= 1, pass the inverse of
-    C; a block of the inverse is not the inverse of the block. Greedy reaches at least 1 -
-    exp(-least eigenvalue) of the best f when A has a unit diagonal, usually far more, and is not
-    optimal in general. Source: arXiv 2605.10151, Section 4 and Appendix C.
+    Attained at (A_SS)⁻¹ theta_S / f(S). If the set is given as x'C⁻¹x ≤ 1, pass the inverse of C; a
+    block of the inverse is not the inverse of the block. Greedy reaches at least 1 − exp(−least
+    eigenvalue) of the best f when A has a unit diagonal, usually far more, and is not optimal in
+    general.
+
+    Source: arXiv 2605.10151, Section 4 and Appendix C.
     """
 
-    matrix: jax.Array
+    matrix: jax.Array  # [d, d]
 
     strongly_convex: ClassVar[bool] = True
     quadratic: ClassVar[bool] = True
@@ -45,12 +47,13 @@ class Ellipsoid(ActionSet):
             definite = bool(np.all(np.isfinite(values))) and np.linalg.eigvalsh(values)[0] > 0
             _checks.require(
                 definite,
-                "matrix must be positive definite, or the set is unbounded: add a multiple of the identity.",
+                "matrix must be positive definite, or the set is unbounded: add a multiple of the"
+                " identity.",
             )
         self.matrix = jnp.asarray(matrix)
 
     def _solve(self, theta, mask):
-        """theta on the mask and (A_SS)^-1 theta_S, zero off S."""
+        """theta on the mask and (A_SS)⁻¹ theta_S, zero off S."""
         theta, matrix = masked(theta, mask), like(self.matrix, theta)
         if mask is not None:
             matrix = jnp.where(
@@ -60,18 +63,18 @@ class Ellipsoid(ActionSet):
 
     def support(self, theta, mask=None):
         theta, solved = self._solve(theta, mask)
-        return _root(jnp.sum(theta * solved))
+        return root(jnp.sum(theta * solved))
 
     def argmax(self, theta, mask=None):
         theta, solved = self._solve(theta, mask)
-        value = _root(jnp.sum(theta * solved))
+        value = root(jnp.sum(theta * solved))
         return solved / jnp.where(value > 0, value, 1.0)
 
     def gauge(self, x):
-        return _root(jnp.sum(x * jnp.matmul(like(self.matrix, x), x, precision="highest")))
+        return root(jnp.sum(x * jnp.matmul(like(self.matrix, x), x, precision="highest")))
 
     def norm_bound(self, sparsity, dimension):
-        """1 / sqrt(least eigenvalue), over the s x s blocks where there are few enough to visit and
+        """1 / √(least eigenvalue), over the s x s blocks where there are few enough to visit and
         over A (larger) otherwise.
         """
         if math.comb(dimension, sparsity) > _MAX_BLOCKS:
@@ -91,13 +94,13 @@ class Ellipsoid(ActionSet):
             self.matrix[indices[:, None], indices[None, :]],
             jnp.eye(len(indices), dtype=self.matrix.dtype),
         )
-        return EllipsoidSlice(_inverse(block))
+        return EllipsoidSlice(_linear.inverse(block))
 
     def greedy(self, theta, sparsity, mask=None):
-        """Greedy in O(d s^2) time and O(d s) memory.
+        """Greedy in O(d s²) time and O(d s) memory.
 
-        With L the Cholesky factor of A_SS and W = A[:, S] L^-T, adding i raises f^2 by r_i^2 / v_i,
-        where r = theta - W L^-1 theta_S and v = diag(A) - rowwise ||W||^2: the steps of forward
+        With L the Cholesky factor of A_SS and W = A[:, S] L⁻ᵀ, adding i raises f² by r_i² / v_i,
+        where r = theta − W L⁻¹ theta_S and v = diag(A) − rowwise ‖W‖²: the steps of forward
         orthogonal matching pursuit.
         """
         dimension = theta.shape[0]
@@ -110,7 +113,7 @@ class Ellipsoid(ActionSet):
             columns, residual, variance, total, indices, chosen, gap = carry
             safe = jnp.maximum(variance, floor)
             totals = total + residual**2 / safe
-            best, lead, left = pick(_root(totals), available & ~chosen)
+            best, lead, left = pick(root(totals), available & ~chosen)
             scale = jnp.where(left, 1.0 / jnp.sqrt(safe[best]), 0.0)
             column = (matrix[best] - jnp.sum(columns * columns[:, best][:, None], axis=0)) * scale
             total = jnp.where(left, totals[best], total)
@@ -129,9 +132,9 @@ class Ellipsoid(ActionSet):
 
         zero = jnp.zeros((), theta.dtype)
         start = (jnp.zeros((sparsity, dimension), theta.dtype), theta, diagonal, zero)
-        start += (jnp.full(sparsity, -1, jnp.int32), jnp.zeros(dimension, bool), zero + jnp.inf)
-        _, _, _, total, indices, chosen, gap = lax.fori_loop(0, sparsity, step, start)
-        return Selection(indices, chosen, _root(total), gap)
+        start += (*no_choice(sparsity, dimension), zero + jnp.inf)
+        _, _, _, total, indices, chosen, gap = _loops.fori_loop(0, sparsity, step, start)
+        return Selection(indices, chosen, root(total), gap)
 
 
 class EllipsoidSlice(ActionSet):
@@ -142,39 +145,12 @@ class EllipsoidSlice(ActionSet):
     inverse: jax.Array
 
     def support(self, theta, mask=None):
-        return _root(jnp.sum(theta * self._times(masked(theta, mask))))
+        return root(jnp.sum(theta * self._times(masked(theta, mask))))
 
     def argmax(self, theta, mask=None):
         product = self._times(theta)
-        value = _root(jnp.sum(theta * product))
+        value = root(jnp.sum(theta * product))
         return product / jnp.where(value > 0, value, 1.0)
 
     def _times(self, theta):
         return jnp.sum(like(self.inverse, theta) * theta[None, :], axis=1)
-
-
-def _inverse(matrix: jax.Array) -> jax.Array:
-    """The inverse of a small positive definite matrix by sweeps, which need no pivots and compile
-    and batch well.
-    """
-    slots = jnp.arange(matrix.shape[0])
-
-    def sweep(k, matrix):
-        row, column = matrix[k] / matrix[k, k], matrix[:, k] / matrix[k, k]
-        swept = matrix - matrix[:, k][:, None] * row[None, :]
-        swept = jnp.where(
-            (slots == k)[:, None],
-            row[None, :],
-            jnp.where((slots == k)[None, :], -column[:, None], swept),
-        )
-        return swept.at[k, k].set(1.0 / matrix[k, k])
-
-    return lax.fori_loop(0, matrix.shape[0], sweep, matrix)
-
-
-def _root(value: jax.Array) -> jax.Array:
-    """The square root with derivative zero at zero and below; NaN stays NaN."""
-    positive = value > 0
-    return jnp.where(
-        positive, jnp.sqrt(jnp.where(positive, value, 1.0)), jnp.where(jnp.isnan(value), value, 0.0)
-    )

@@ -10,25 +10,26 @@ import numpy as np
 from jax import lax
 
 from jaxsac import _checks
-from jaxsac.bandits.sets.action_set import ActionSet, Selection, like, masked
+from jaxsac.bandits.sets.action_set import ActionSet, Selection, like, masked, put, root
 
 
-class _Modular(ActionSet):
-    """f(S) = value(sum of weights over S), weights >= 0 and value increasing: the s largest weights
-    are the best support.
+class Modular(ActionSet):
+    """A set with f(S) = value(Σ_{i∈S} weights_i), weights ≥ 0 and value increasing: the s largest
+    weights are the best support, and so are the s largest scores, which is what `apsee` needs.
+
+    A set of one's own defines `weights`, `value` and `argmax`.
     """
-
-    modular: ClassVar[bool] = True
 
     @property
     def greedy_is_exact(self):
         return True
 
     def weights(self, theta: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The weights [d] and the scale that `value` needs."""
+        """The weights [d], and the scale [] that `value` needs."""
         raise TypeError(f"{type(self).__name__} must define weights(theta).")
 
     def value(self, total: jax.Array, scale: jax.Array) -> jax.Array:
+        """f of a sum of weights."""
         raise TypeError(f"{type(self).__name__} must define value(total, scale).")
 
     def scores(self, theta: jax.Array) -> jax.Array:
@@ -38,6 +39,7 @@ class _Modular(ActionSet):
         return jnp.abs(theta)
 
     def score_slope(self, theta: jax.Array) -> jax.Array:
+        """The largest slope [] of a score in its coordinate of theta."""
         return jnp.ones((), theta.dtype)
 
     def support(self, theta, mask=None):
@@ -56,11 +58,7 @@ class _Modular(ActionSet):
         leads = self.value(before + ranked[:-1], scale) - self.value(before + ranked[1:], scale)
         gap = jnp.min(jnp.where(steps + 1 < number, leads, jnp.inf)).astype(theta.dtype)
         indices = jnp.where(steps < number, order[:sparsity], -1).astype(jnp.int32)
-        chosen = (
-            jnp.zeros(dimension, bool)
-            .at[jnp.where(indices >= 0, indices, dimension)]
-            .set(True, mode="drop")
-        )
+        chosen = put(jnp.ones(sparsity, bool), indices, dimension)
         return Selection(indices, chosen, self.support(theta, chosen), gap)
 
 
@@ -73,22 +71,21 @@ def _unit_scale(theta: jax.Array) -> jax.Array:
 
 
 def _power(base: jax.Array, exponent: jax.Array) -> jax.Array:
-    """base ** exponent for base >= 0, with derivative zero at zero."""
+    """base^exponent for base ≥ 0, with derivative zero at zero."""
     positive = base > 0
     return jnp.where(
         positive, jnp.where(positive, base, 1.0) ** exponent, jnp.where(jnp.isnan(base), base, 0.0)
     )
 
 
-class Ball(_Modular):
-    """{x : ||x||_2 <= radius}: f(S) = radius ||theta_S||_2, attained at radius theta_S /
-    ||theta_S||_2.
+class Ball(Modular):
+    """{x : ‖x‖₂ ≤ radius}: f(S) = radius ‖theta_S‖₂, attained at radius theta_S / ‖theta_S‖₂.
 
     `radius` > 0. Source: "Learning to Sparsify Stochastic Linear Bandits" (arXiv 2605.10151),
     Proposition 2.
     """
 
-    radius: jax.Array | float
+    radius: jax.Array | float  # [], > 0
 
     strongly_convex: ClassVar[bool] = True
     quadratic: ClassVar[bool] = True
@@ -102,17 +99,17 @@ class Ball(_Modular):
         return (theta / scale) ** 2, scale * like(self.radius, theta)
 
     def value(self, total, scale):
-        return scale * _sqrt(total)
+        return scale * root(total)
 
     def argmax(self, theta, mask=None):
         theta = masked(theta, mask)
         theta = theta / _unit_scale(theta)
         total = jnp.sum(theta**2)
-        return like(self.radius, theta) * theta / jnp.where(total > 0, _sqrt(total), 1.0)
+        return like(self.radius, theta) * theta / jnp.where(total > 0, root(total), 1.0)
 
     def gauge(self, x):
         scale = _unit_scale(x)
-        return scale * _sqrt(jnp.sum((x / scale) ** 2)) / like(self.radius, x)
+        return scale * root(jnp.sum((x / scale) ** 2)) / like(self.radius, x)
 
     def norm_bound(self, sparsity, dimension):
         return self.radius
@@ -124,23 +121,24 @@ class Ball(_Modular):
         return self
 
 
-class LpBall(_Modular):
-    """{x : ||x||_p <= radius}, 1 < p < inf: f(S) = radius ||theta_S||_q with 1/p + 1/q = 1,
-    attained where x_i ∝ sign(theta_i) |theta_i|^(q-1).
+class LpBall(Modular):
+    """{x : ‖x‖_p ≤ radius}, 1 < p < inf: f(S) = radius ‖theta_S‖_q with 1/p + 1/q = 1,
+    attained where x_i ∝ sign(theta_i) |theta_i|^(q−1).
 
-    f^q is a sum over S, so the s largest |theta_i| are the best support. Strongly convex for p <= 2
+    f^q is a sum over S, so the s largest |theta_i| are the best support. Strongly convex for p ≤ 2
     only, which decides nothing here: the length of the exploitation is the algorithm's choice.
     """
 
-    p: jax.Array | float
-    radius: jax.Array | float
+    p: jax.Array | float  # [], in (1, ∞)
+    radius: jax.Array | float  # [], > 0
 
     def __init__(self, p: jax.Array | float, radius: jax.Array | float = 1.0):
         _positive("radius", radius)
         if _checks.is_concrete(p):
             _checks.require(
                 1.0 < float(p) < np.inf,
-                f"p must lie strictly between 1 and infinity, got {p}: CrossPolytope is p = 1, Box is p = inf.",
+                f"p must lie strictly between 1 and infinity, got {p}: CrossPolytope is p = 1, Box"
+                " is p = inf.",
             )
         self.p = p
         self.radius = radius
@@ -178,7 +176,7 @@ class LpBall(_Modular):
     def norm_bound(self, sparsity, dimension):
         p = jnp.asarray(
             self.p, jnp.result_type(float)
-        )  # the l_2 norm is largest at a vertex for p <= 2, on the diagonal for p > 2
+        )  # the l_2 norm is largest at a vertex for p ≤ 2, on the diagonal for p > 2
         return jnp.asarray(self.radius, p.dtype) * float(sparsity) ** jnp.maximum(
             0.5 - 1.0 / p, 0.0
         )
@@ -190,23 +188,24 @@ class LpBall(_Modular):
         return self
 
 
-class Box(_Modular):
-    """{x : low <= x <= high} with low <= 0 <= high, scalars or [d]: f(S) = sum over S of max(low
-    theta, high theta).
+class Box(Modular):
+    """{x : low ≤ x ≤ high} with low ≤ 0 ≤ high, scalars or [d]: f(S) = Σ_{i∈S} max(low_i theta_i,
+    high_i theta_i).
 
     A coordinate without gain stays at 0. low = 0, high = 1 is the recommender: how much of which
     genre.
     """
 
-    low: jax.Array | float
-    high: jax.Array | float
+    low: jax.Array | float  # [] or [d], ≤ 0
+    high: jax.Array | float  # [] or [d], ≥ 0
 
     def __init__(self, low: jax.Array | float = 0.0, high: jax.Array | float = 1.0):
         if _checks.is_concrete(low, high):
             contains = bool(np.all(np.asarray(low) <= 0) and np.all(np.asarray(high) >= 0))
             _checks.require(
                 contains,
-                "low <= 0 <= high must hold in every coordinate, so that the origin is an action: shift the box.",
+                "low <= 0 <= high must hold in every coordinate, so that the origin is an action:"
+                " shift the box.",
             )
             _checks.require(
                 bool(np.all(np.isfinite(low)) and np.all(np.isfinite(high))),
@@ -263,13 +262,13 @@ class Box(_Modular):
 
 
 class CrossPolytope(ActionSet):
-    """{x : ||x||_1 <= radius}: f(S) = radius max over S of |theta_i|, attained on one axis.
+    """{x : ‖x‖₁ ≤ radius}: f(S) = radius max over S of |theta_i|, attained on one axis.
 
     f(S) stops growing after its first coordinate, so the greedy gap is 0 for s > 1 and support
     verification never succeeds: use `phased_greedy`.
     """
 
-    radius: jax.Array | float
+    radius: jax.Array | float  # [], > 0
 
     def __init__(self, radius: jax.Array | float = 1.0):
         _positive("radius", radius)
@@ -301,11 +300,11 @@ class CrossPolytope(ActionSet):
 
 
 class Simplex(ActionSet):
-    """{x >= 0 : sum of x <= radius}: f(S) = radius max(0, max over S of theta_i), attained at a
+    """{x ≥ 0 : Σ x ≤ radius}: f(S) = radius max(0, max over S of theta_i), attained at a
     vertex.
     """
 
-    radius: jax.Array | float
+    radius: jax.Array | float  # [], > 0
 
     def __init__(self, radius: jax.Array | float = 1.0):
         _positive("radius", radius)
@@ -336,14 +335,6 @@ class Simplex(ActionSet):
 
     def restrict(self, indices, dimension):
         return self
-
-
-def _sqrt(value: jax.Array) -> jax.Array:
-    """The square root of a non-negative value, with derivative zero at zero."""
-    positive = value > 0
-    return jnp.where(
-        positive, jnp.sqrt(jnp.where(positive, value, 1.0)), jnp.where(jnp.isnan(value), value, 0.0)
-    )
 
 
 def _positive(name: str, value) -> None:

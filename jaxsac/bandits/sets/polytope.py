@@ -7,21 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxsac import _checks
+from jaxsac import _checks, _loops
 from jaxsac.bandits.sets.action_set import ActionSet, like
 
 
 class Polytope(ActionSet):
-    """The convex hull of `vertices` [n, d], or {x : A x <= b} for `inequalities` = (A [n, d], b
+    """The convex hull of `vertices` [n, d], or {x : A x ≤ b} for `inequalities` = (A [n, d], b
     [n]); it must be bounded and hold the origin.
 
-    f(S) = max <theta, x> subject to x in X and x = 0 off S, a linear program. No approximation
+    f(S) = max ⟨theta, x⟩ subject to x ∈ X and x = 0 off S, a linear program. No approximation
     factor is promised for greedy: there are polytopes with submodularity ratio 0 (see
     `submodularity_ratio`).
     """
 
-    vertices: jax.Array | None
-    inequalities: tuple[jax.Array, jax.Array] | None
+    vertices: jax.Array | None  # [n, d]
+    inequalities: tuple[jax.Array, jax.Array] | None  # A [n, d], b [n]
 
     def __init__(
         self,
@@ -138,7 +138,7 @@ class Polytope(ActionSet):
 def linear_program(
     cost: jax.Array, rows: jax.Array, right: jax.Array, allowed: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Maximise <cost, x> subject to rows x = right >= 0, x >= 0 and x = 0 where not allowed: x [n]
+    """Maximise ⟨cost, x⟩ subject to rows x = right ≥ 0, x ≥ 0 and x = 0 where not allowed: x [n]
     and whether an optimum was found.
 
     The simplex method on a dense tableau in two phases with Bland's rule, which cannot cycle; meant
@@ -181,7 +181,7 @@ def linear_program(
             return body, basis.at[row].set(column), jnp.where(unbounded, limit + 1, steps + 1)
 
         limit = 50 * (number + variables)
-        return lax.while_loop(
+        return _loops.while_loop(
             lambda carry: jnp.any(reduced(carry) > tol) & (carry[2] < limit),
             pivot,
             (body, basis, jnp.int32(0)),

@@ -11,8 +11,9 @@ from jax import lax
 
 from jaxsac import _checks
 from jaxsac.bandits.sets.action_set import ActionSet, Selection
+from jaxsac.bandits.sets.composed import Masked
 
-MAX_SUPPORTS = 1_000_000
+_MAX_SUPPORTS = 1_000_000
 _CHUNK = 256
 
 
@@ -38,7 +39,7 @@ def cast(action_set: ActionSet, dtype) -> ActionSet:
 
 def greedy_support(action_set: ActionSet, theta: jax.Array, sparsity: int) -> Selection:
     """Choose a support by adding, `sparsity` times, the coordinate i that maximises f(S + i) = max
-    <theta, x> over x in X supported in S + i.
+    ⟨theta, x⟩ over x ∈ X supported in S + i.
 
     `theta` [d]. Ties go to the lowest index. Exact on balls, l_p balls, boxes, the cross-polytope
     and the simplex. A NaN in theta gives a NaN value. Source: arXiv 2605.10151, Algorithm 2;
@@ -72,8 +73,9 @@ def _best(action_set, theta, sparsity):
         return action_set.greedy(theta, sparsity)
     count = math.comb(dimension, sparsity)
     _checks.require(
-        count <= MAX_SUPPORTS,
-        f"{count} supports are too many to visit: use greedy_support, or branch_and_bound outside jit.",
+        count <= _MAX_SUPPORTS,
+        f"{count} supports are too many to visit: use greedy_support, or branch_and_bound outside"
+        " jit.",
     )
     supports = np.fromiter(
         (i for row in combinations(range(dimension), sparsity) for i in row),
@@ -120,7 +122,8 @@ def branch_and_bound(
     while stack:
         if nodes >= max_nodes:
             raise RuntimeError(
-                f"branch and bound needs more than max_nodes = {max_nodes} nodes: raise it, or use greedy_support."
+                f"branch and bound needs more than max_nodes = {max_nodes} nodes: raise it, or use"
+                " greedy_support."
             )
         chunk = [stack.pop() for _ in range(min(_CHUNK, len(stack)))]
         nodes += len(chunk)
@@ -159,11 +162,11 @@ def _values(action_set, theta, masks):
 
 
 def submodularity_ratio(action_set: ActionSet, theta: jax.Array, sparsity: int) -> float:
-    """min over L, S with |L|, |S| <= s, disjoint, of sum_{i in S} (f(L + i) - f(L)) / (f(L + S) -
-    f(L)), by brute force on the host.
+    """min of Σ_{i∈S} (f(L + i) − f(L)) / (f(L + S) − f(L)) over disjoint L, S with |L|, |S| ≤ s, by
+    brute force on the host.
 
-    Greedy reaches at least 1 - exp(-ratio) of the best f (Das and Kempe, 2011); the ratio is at
-    least 1 for submodular f. Ratios 0/0 count as 1. For d <= 12.
+    Greedy reaches at least 1 − exp(−ratio) of the best f (Das and Kempe, 2011); the ratio is at
+    least 1 for submodular f. Ratios 0/0 count as 1. For d ≤ 12.
     """
     theta, sparsity = check_problem(theta, sparsity)
     dimension = theta.shape[0]
@@ -187,3 +190,19 @@ def submodularity_ratio(action_set: ActionSet, theta: jax.Array, sparsity: int) 
                 least, float(np.min((masks[added[real]] @ np.maximum(single, 0.0)) / gain[real]))
             )
     return least if np.isfinite(least) else 1.0
+
+
+def benchmark_value(
+    action_set: ActionSet,
+    theta: jax.Array,
+    sparsity: int,
+    benchmark: str,
+    alpha: jax.Array,
+    mask: jax.Array | None = None,
+) -> jax.Array:
+    """The reward of a step that regret is measured against, with the actions of the mask [d]."""
+    if benchmark == "greedy":
+        return action_set.greedy(theta, sparsity, mask).value
+    offered = action_set if mask is None else Masked(action_set, mask)
+    best = best_support(offered, theta, sparsity).value
+    return alpha * best if benchmark == "alpha" else best

@@ -293,8 +293,8 @@ def _learn_network(key, discount, training, state, *, functions, ks, num_steps):
             updates, memory = optimizer.update(gradient, memory, network)
             moved = optax.apply_updates(network, updates)
             slow = optax.incremental_update(moved, target, training.target_rate)
-        networks: Any = (moved, slow)
-        return TrainingState(*networks, tuple(jax.tree.leaves(memory))), value
+        after: Any = moved, slow, tuple(jax.tree.leaves(memory))
+        return TrainingState._make(after), value
 
     state, losses = _loops.scan(step, state, jax.random.split(key, num_steps))
     finite = jax.tree.reduce(

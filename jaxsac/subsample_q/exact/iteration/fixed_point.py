@@ -119,7 +119,8 @@ def fixed_point(
             sweep.memory,
         )
 
-    def measure(state: _State, expected: jax.Array, probe: Probe) -> _State:
+    def measure(state: _State, expected: jax.Array) -> _State:
+        assert probe is not None
         mixed = jnp.einsum("gna,a->gn", expected, probe.weights, precision="highest")
         error = jnp.max(jnp.abs(mixed - probe.exact))
         return state._replace(proposal=initial, operator_error=error, sweep=state.sweep + 1)
@@ -129,9 +130,7 @@ def fixed_point(
         if probe is None:
             return learn(state, expected)
         return _loops.cond(
-            state.sweep == 0,
-            lambda: measure(state, expected, probe),
-            lambda: learn(state, expected),
+            state.sweep == 0, lambda: measure(state, expected), lambda: learn(state, expected)
         )
 
     def certify(state: _State) -> Certificate:

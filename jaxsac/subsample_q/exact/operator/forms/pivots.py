@@ -32,7 +32,7 @@ def thinning_order(kernel: np.ndarray, width: int = 32) -> Order:
 
 
 def exchange_order(kernel: np.ndarray, width: int = 32) -> Order:
-    """Pivots (row of P, vertex slot) for vertex exchange, of least Π_t ‖coordinates of the row‖₁."""
+    """Pivots (row of P, vertex slot) for exchange, of least Π_t ‖coordinates of the row‖₁."""
     return _search(kernel, width, _exchange_cost, _exchange_step)
 
 

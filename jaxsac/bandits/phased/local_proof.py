@@ -4,9 +4,9 @@ norms of an inner product.
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from jaxsac.bandits.sets.action_set import ActionSet
+from jaxsac import _loops
+from jaxsac.bandits.sets.action_set import ActionSet, no_choice, put, take
 
 
 def greedy_is_proved(
@@ -16,17 +16,17 @@ def greedy_is_proved(
     error: jax.Array,
     norm_bound: jax.Array,
 ) -> jax.Array:
-    """Whether every theta with ||theta - estimate||_2 <= error has the greedy support of
-    `estimate`, chosen in the same order.
+    """Whether every theta with ‖theta − estimate‖₂ ≤ error has the greedy support of `estimate`,
+    chosen in the same order.
 
-    Greedy prefers i to j if f_i - f_j > error ||x_i - x_j|| + L^2 error^2 / (2 (f_j - L error)),
-    with f and x the value and the maximiser of the estimate on the support so far plus i or j and L
-    the `norm_bound`; or if f_i - f_j > 2 L error, the weaker test that needs no shape.
+    Greedy prefers i to j if f_i − f_j > error ‖x_i − x_j‖ + L² error² / (2 (f_j − L error)), with f
+    and x the value and the maximiser of the estimate on the support so far plus i or j and L the
+    `norm_bound`; or if f_i − f_j > 2 L error, the weaker test that needs no shape.
 
-    Proof. Convexity gives f_i(theta) >= f_i + <x_i, theta - estimate>. Where f_j(theta)^2 = theta'
-    B theta with B <= L^2 I, split theta - estimate into its part along the estimate, in the inner
-    product B, and the rest: f_j(theta) = sqrt(p^2 + q^2) <= p + q^2 / (2 p) with p = f_j + <x_j,
-    theta - estimate> >= f_j - L error > 0 and q <= L error.
+    Proof. Convexity gives f_i(theta) ≥ f_i + ⟨x_i, theta − estimate⟩. Where f_j(theta)² = theta' B
+    theta with B ≤ L² I, split theta − estimate into its part along the estimate, in the inner
+    product B, and the rest: f_j(theta) = √(p² + q²) ≤ p + q² / (2 p) with p = f_j + ⟨x_j, theta −
+    estimate⟩ ≥ f_j − L error > 0 and q ≤ L error.
     """
     dimension = estimate.shape[0]
     slots = jnp.arange(sparsity, dtype=jnp.int32)
@@ -35,11 +35,8 @@ def greedy_is_proved(
         """The value and the maximiser [d] on the chosen coordinates plus j."""
         indices = jnp.where(slots == slot, j, indices)
         part = action_set.restrict(indices, dimension)
-        known = jnp.where(indices >= 0, estimate[indices], 0.0).astype(estimate.dtype)
-        place = jnp.where(indices >= 0, indices, dimension)
-        return part.support(known), jnp.zeros_like(estimate).at[place].set(
-            part.argmax(known), mode="drop"
-        )
+        known = take(estimate, indices)
+        return part.support(known), put(part.argmax(known), indices, dimension)
 
     def step(slot, carry):
         indices, chosen, proved = carry
@@ -60,9 +57,5 @@ def greedy_is_proved(
             proved,
         )
 
-    start = (
-        jnp.full(sparsity, -1, jnp.int32),
-        jnp.zeros(dimension, bool),
-        ~jnp.any(jnp.isnan(estimate)),
-    )
-    return lax.fori_loop(0, sparsity, step, start)[2]
+    start = (*no_choice(sparsity, dimension), ~jnp.any(jnp.isnan(estimate)))
+    return _loops.fori_loop(0, sparsity, step, start)[2]
