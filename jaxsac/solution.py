@@ -2,14 +2,56 @@
 continue from.
 """
 
+import dataclasses
 import enum
-from typing import Any, NamedTuple
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeVar
 
+import equinox as eqx
 import jax
 import jax.core
 import jax.export
 import jax.numpy as jnp
 import numpy as np
+
+Record = TypeVar("Record", bound=type)
+
+
+def register(cls: Record) -> Record:
+    """Let `jax.export` serialise a record: a class decorator for a NamedTuple, or for an equinox
+    Module whose static fields hold what JSON can say (numbers, strings, booleans, None, tuples).
+
+    A record is known by the name of its module and class: each is registered by itself, not with
+    its base class, and so is every record that its fields hold.
+    """
+    name = f"{cls.__module__}.{cls.__qualname__}"
+    if not issubclass(cls, eqx.Module):
+        return jax.export.register_namedtuple_serialization(cls, serialized_name=name)
+    fields = sorted(dataclasses.fields(cls), key=lambda field: field.metadata.get("static", False))
+
+    def refuse(value: Any) -> Any:
+        raise TypeError(f"{name} cannot be exported: one of its static fields holds {value!r}.")
+
+    def build(aux_data: list[Any], children: Sequence[Any]) -> Any:
+        record = object.__new__(cls)
+        for field, value in zip(fields, [*children, *map(_hashable, aux_data)], strict=True):
+            object.__setattr__(record, field.name, value)
+        return record
+
+    # What equinox keeps beside the arrays: a marker, then the static fields in their order.
+    return jax.export.register_pytree_node_serialization(
+        cls,
+        serialized_name=name,
+        serialize_auxdata=lambda kept: json.dumps(kept[1:], default=refuse).encode(),
+        deserialize_auxdata=lambda text: json.loads(bytes(text)),
+        from_children=build,
+    )
+
+
+def _hashable(value: Any) -> Any:
+    """JSON's lists as the tuples that they were."""
+    return tuple(map(_hashable, value)) if isinstance(value, list) else value
 
 
 class Status(enum.IntEnum):
@@ -105,6 +147,7 @@ class SolverError(RuntimeError):
     """Raised by `Solution.check` when a lane did not converge."""
 
 
+@register
 class Solution(NamedTuple):
     """The answer of a solver; a pytree that passes through `jit`, `vmap`, `grad` and `jax.export`.
 
@@ -123,8 +166,8 @@ class Solution(NamedTuple):
         """
         if isinstance(self.status, jax.core.Tracer):
             raise TypeError(
-                "Solution.check() needs concrete values: call it on what the jitted function returns;"
-                " inside, test `status`."
+                "Solution.check() needs concrete values: call it on what the jitted function"
+                " returns; inside, test `status`."
             )
         codes = np.asarray(self.status)
         reasons = np.asarray(self.stats.get("reason", np.zeros_like(codes)))
@@ -147,6 +190,3 @@ class Solution(NamedTuple):
         if not lines:
             return self
         raise SolverError("\n".join(lines))
-
-
-jax.export.register_namedtuple_serialization(Solution, serialized_name="jaxsac.Solution")
