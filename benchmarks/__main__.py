@@ -9,18 +9,16 @@ import os
 import pathlib
 import sys
 
-from benchmarks import report as reports
 from benchmarks.harness import Options, configure, machine_record, measured_rates
+from benchmarks.harness import report as reports
 
 
 def rooms() -> dict[str, str]:
-    """The modules of this folder that define `run`, with the first line of their docstring."""
-    found = {}
-    for path in sorted(pathlib.Path(__file__).parent.glob("*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        if any(isinstance(node, ast.FunctionDef) and node.name == "run" for node in tree.body):
-            found[path.stem] = (ast.get_docstring(tree) or "").partition("\n")[0]
-    return found
+    """The modules of `rooms/`, with the first line of their docstring."""
+    return {
+        path.stem: (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").partition("\n")[0]
+        for path in sorted((pathlib.Path(__file__).parent / "rooms").glob("[!_]*.py"))
+    }
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -61,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
         "smoke": given.smoke,
         "rates": measured_rates(given.dtype, smoke=given.smoke),
     }
-    report = importlib.import_module(f"benchmarks.{given.room}").run(options)
+    report = importlib.import_module(f"benchmarks.rooms.{given.room}").run(options)
     print(reports.markdown(given.room, report, machine))
     if given.out is not None:
         for path in reports.write(given.room, report, machine, given.out):

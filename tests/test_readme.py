@@ -47,7 +47,7 @@ def test_one_line_commands():
 
 def test_benchmark_commands_name_rooms_that_exist():
     rooms = set(re.findall(r"python -m benchmarks (\w+)", README))
-    assert rooms and all((ROOT / "benchmarks" / f"{room}.py").exists() for room in rooms)
+    assert rooms and all((ROOT / "benchmarks" / "rooms" / f"{room}.py").exists() for room in rooms)
 
 
 def test_pins_name_versions_only():

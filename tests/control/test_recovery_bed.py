@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import jaxsac
-from benchmarks import control_belief as belief
-from benchmarks import control_recovery as experiment
+from benchmarks.cases import control_belief as belief
+from benchmarks.cases import control_estimation as estimation
+from benchmarks.cases import control_recovery as experiment
 from jaxsac import group_lasso
 from jaxsac.problems import control_pomdp, control_recovery
 
@@ -130,7 +131,7 @@ def test_the_belief_bound_holds_but_is_far_from_linear_losses():
 @pytest.mark.slow
 def test_near_duplicates_take_the_support_and_leave_the_value():
     runs = [
-        experiment._duplicates(
+        estimation.duplicates(
             jax.random.key(0), jnp.asarray(cosine), samples=60, num_actions=24, k=3, seeds=25
         )
         for cosine in (0.0, 0.99)

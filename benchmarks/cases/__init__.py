@@ -1,0 +1,1 @@
+"""Problems, experiments and tables that the benchmarks are made of."""
