@@ -66,7 +66,7 @@ print(
 
 # %%
 bed = bilevel_rl.random_reward_bed()
-mdp = bilevel.MDP(bed.transition, bed.initial, bed.discount)
+mdp = bilevel.rl.MDP(bed.transition, bed.initial, bed.discount)
 
 
 def model(x):
@@ -74,13 +74,13 @@ def model(x):
 
 
 def leader(x, log_probs):
-    return -bilevel.expected_return(mdp, bed.leader_reward, log_probs) + 0.1 * jnp.sum(x**2)
+    return -bilevel.rl.expected_return(mdp, bed.leader_reward, log_probs) + 0.1 * jnp.sum(x**2)
 
 
 exact = jax.jit(
-    jax.grad(lambda x: leader(x, bilevel.soft_solve(*model(x), bed.temperature).value.log_probs))
+    jax.grad(lambda x: leader(x, bilevel.rl.soft_solve(*model(x), bed.temperature).value.log_probs))
 )(bed.x)
-problem = bilevel.policy_problem(model, leader)
+problem = bilevel.rl.policy_problem(model, leader)
 sigmas = [0.3, 0.1, 0.03, 0.01]
 errors = {}
 for difference in ("forward", "central_linear"):
@@ -114,7 +114,9 @@ plt.show()
 
 # %%
 z, d = bilevel.hypergradient(problem, bed.x, jnp.zeros((8, 4)), data=bed.temperature).state
-sampled = bilevel.sampled_policy_problem(model, lambda x, log_probs, uniforms: leader(x, log_probs))
+sampled = bilevel.rl.sampled_policy_problem(
+    model, lambda x, log_probs, uniforms: leader(x, log_probs)
+)
 
 
 @jax.jit
@@ -155,7 +157,7 @@ print(
 
 # %%
 bandit = bilevel_rl.bandit_bed(3)
-pulls = bilevel.MDP(bandit.transition, bandit.initial, bandit.discount)
+pulls = bilevel.rl.MDP(bandit.transition, bandit.initial, bandit.discount)
 
 
 def objective(x):
@@ -164,10 +166,10 @@ def objective(x):
     ) + 0.5 * jnp.sum(x**2)
 
 
-pulled = bilevel.sampled_policy_problem(
+pulled = bilevel.rl.sampled_policy_problem(
     lambda x: (pulls, bandit.reward(x)),
     lambda x, log_probs, uniforms: (
-        -bilevel.sampled_return(uniforms, pulls, bandit.leader_reward, log_probs)
+        -bilevel.rl.sampled_return(uniforms, pulls, bandit.leader_reward, log_probs)
         + 0.5 * jnp.sum(x**2)
     ),
 )

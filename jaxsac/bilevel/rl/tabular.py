@@ -10,32 +10,32 @@ import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
 
-from jaxsac import _checks
+from jaxsac import _checks, _loops
 from jaxsac._implicit import implicit
 from jaxsac._iterate import Certificate, iterate
-from jaxsac.bilevel.solver import default_tol
-from jaxsac.solution import Solution
+from jaxsac.solution import Solution, register
 
 
+@register
 class MDP(NamedTuple):
-    """Dynamics of S states and A actions: `transition` [S, A, S], `initial` [S] (first state),
-    `discount` < 1.
+    """Dynamics of S states and A actions.
 
     Rows of `transition` sum to one, or to less where an episode may end (exact functions only: a
     rollout has no end).
     """
 
-    transition: jax.Array
-    initial: jax.Array
-    discount: Any
+    transition: jax.Array  # [S, A, S] probabilities of the next state
+    initial: jax.Array  # [S] probabilities of the first state
+    discount: Any  # [] in [0, 1)
 
 
+@register
 class SoftValues(NamedTuple):
-    """The entropy-regularised optimum: `v` [S], `q` [S, A], and the policy's `log_probs` [S, A]."""
+    """The entropy-regularised optimum."""
 
-    v: jax.Array
-    q: jax.Array
-    log_probs: jax.Array
+    v: jax.Array  # [S] values, with the entropy bonus
+    q: jax.Array  # [S, A]
+    log_probs: jax.Array  # [S, A] of the policy
 
 
 def _next_values(mdp: MDP, v: jax.Array) -> jax.Array:
@@ -54,15 +54,25 @@ def soft_solve(
 ) -> Solution:
     """The optimal entropy-regularised policy of a tabular MDP, by soft policy iteration.
 
-        V(s) = temperature · log sum_a exp(Q(s, a) / temperature),  Q = reward + discount · P V,
-        log pi = (Q - V) / temperature
+        V(s) = temperature · log Σ_a exp(Q(s, a) / temperature),  Q = reward + discount · P V,
+        log π = (Q − V) / temperature
 
-    `reward` [S, A], `temperature` > 0; value: `SoftValues`. Every step is a Newton step with an S ×
-    S solve, so a dozen is usual. CONVERGED: max |V - TV| / (1 - discount) + rounding ≤ tol · max(1,
-    max |V|), which bounds the error of V; `tol`: 1e-6 in float64 and 1e-4 in float32.
-    Differentiable in reward, mdp and temperature, to any order: the exact hypergradient of a
-    bilevel RL problem is `jax.grad` through it. A discount outside [0, 1) or a temperature ≤ 0 is
-    an error (traced: NONFINITE). Source: Haarnoja et al. 2017; Geist et al. 2019.
+    Every step is a Newton step with an S × S solve, so a dozen is usual. Differentiable in reward,
+    mdp and temperature, to any order: the exact hypergradient of a bilevel RL problem is `jax.grad`
+    through it.
+
+    * `mdp`: an `MDP`.
+    * `reward`: [S, A].
+    * `temperature`: > 0.
+    * `tol`: relative; 1e-6 in float64 and 1e-4 in float32.
+
+    Returns: a `Solution`, whose value is `SoftValues` and whose state is V. CONVERGED: max |V − TV|
+    / (1 − discount) + rounding ≤ tol · max(1, max |V|), which bounds the error of V.
+
+    Raises: ValueError for a discount outside [0, 1) or a temperature ≤ 0 (traced: NONFINITE), and
+    for rows that are no probabilities.
+
+    Source: Haarnoja et al. 2017; Geist et al. 2019.
     """
     reward = _checks.real_array("reward", reward, ("S", "A"))
     dtype = reward.dtype
@@ -81,17 +91,17 @@ def soft_solve(
         )  # NaN is left to the status
         _checks.require(
             proper,
-            "mdp.transition must have entries >= 0 and rows that sum to one (or less, where an episode may end).",
+            "mdp.transition must have entries >= 0 and rows that sum to one (or less, where an"
+            " episode may end).",
         )
     temperature = _checks.real_scalar("temperature", temperature, dtype, 0.0, strict=True)
     discount = jnp.where((discount >= 0) & (discount < 1), discount, jnp.nan)
     temperature = jnp.where(temperature > 0, temperature, jnp.nan)
-    tol = default_tol(dtype) if tol is None else _checks.real_scalar("tol", tol, dtype, 0.0)
     return _soft_solve(
         MDP(transition, initial, discount),
         reward,
         temperature,
-        tol,
+        _checks.tolerance(tol, dtype),
         jnp.asarray(max_steps, jnp.int32),
     )
 
@@ -126,12 +136,7 @@ def _soft_solve(mdp, reward, temperature, tol, max_steps) -> Solution:
     v = implicit(residual, _dense_solve, outcome.state, (mdp, reward, temperature), symmetric=False)
     _, q = _backup(mdp, reward, temperature, v)
     log_probs = jax.nn.log_softmax(q / temperature, axis=1)
-    stats = {
-        "error": outcome.certificate.error,
-        "scale": outcome.certificate.scale,
-        "num_steps": outcome.num_steps,
-    }
-    return Solution(SoftValues(v, q, log_probs), outcome.status, stats, outcome.state)
+    return Solution(SoftValues(v, q, log_probs), outcome.status, outcome.stats, outcome.state)
 
 
 def _dense_solve(matvec, right_side):
@@ -164,14 +169,17 @@ def _solve(matrix: jax.Array, right_side: jax.Array) -> jax.Array:
     A batched LU there waits, in a thread of XLA's pool, for other threads of the pool: two at once
     can lock a small machine for good.
     """
-    return lax.platform_dependent(matrix, right_side, cpu=_one_by_one, default=jnp.linalg.solve)
+    return _loops.platform_dependent(matrix, right_side, cpu=_one_by_one, default=jnp.linalg.solve)
 
 
 def policy_value(
     mdp: MDP, reward: jax.Array, log_probs: jax.Array, temperature: Any = 0.0
 ) -> jax.Array:
-    """V [S] of the policy with `log_probs` [S, A]: (I - discount · P_pi)⁻¹ (r_pi + temperature ·
-    entropy), by a dense solve.
+    """The values V [S] of a policy, by a dense solve.
+
+        V = (I − discount · P_π)⁻¹ (r_π + temperature · entropy)
+
+    * `mdp`: an `MDP`; `reward`: [S, A]; `log_probs`: [S, A] of the policy; `temperature`: ≥ 0.
     """
     probs = jnp.exp(log_probs)
     bonus = jnp.where(
@@ -195,7 +203,9 @@ def policy_value(
 def expected_return(
     mdp: MDP, reward: jax.Array, log_probs: jax.Array, temperature: Any = 0.0
 ) -> jax.Array:
-    """initial · V, the discounted return (with entropy bonus) of a policy, exactly."""
+    """initial · V, the discounted return (with entropy bonus) of a policy, exactly; arguments as in
+    `policy_value`.
+    """
     return jnp.vdot(
         mdp.initial, policy_value(mdp, reward, log_probs, temperature), precision="highest"
     )

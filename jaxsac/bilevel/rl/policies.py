@@ -13,17 +13,18 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxsac import _checks
+from jaxsac import _checks, _loops
 from jaxsac.bilevel.paired import PairedOptimizer
 from jaxsac.bilevel.problem import Problem, Tree
-from jaxsac.bilevel.tabular import MDP, expected_return, soft_solve
+from jaxsac.bilevel.rl.tabular import MDP, expected_return, soft_solve
+from jaxsac.solution import register
 
 Model = Callable[[Tree], tuple[MDP, jax.Array]]
 LogPolicy = Callable[[Tree], jax.Array]
 
 
 def softmax_policy(logits: jax.Array) -> jax.Array:
-    """log pi [..., S, A] of a table of logits [..., S, A]."""
+    """log π [..., S, A] of a table of logits [..., S, A]."""
     return jax.nn.log_softmax(logits, axis=-1)
 
 
@@ -34,20 +35,23 @@ def policy_problem(
     penalty: str = "value",
     log_policy: LogPolicy = softmax_policy,
 ) -> Problem:
-    """minimise_x upper(x, log pi) where pi is the best policy of model(x) at a temperature; exact.
-    `data=temperature` goes to the solver.
+    """minimise_x upper(x, log π) where π is the best policy of model(x) at a temperature; exact.
 
-        penalty="value":    lower = -(initial · V_pi),  the return with entropy bonus of the policy
-        penalty="bellman":  lower = mean over s of sum_a pi(a|s) [temperature log pi(a|s) - Q*(s,
-        a)],  strongly convex in pi(·|s)
+        penalty="value":    lower = −(initial · V_π),  the return with entropy bonus of the policy
+        penalty="bellman":  lower = mean over s of Σ_a π(a|s) [temperature log π(a|s) − Q*(s, a)],
+                            strongly convex in π(·|s)
 
-    Both have the minimiser pi = softmax(Q* / temperature), the first where every state is visited.
-    y are the parameters of `log_policy(y) -> [S, A]`: a table of logits, or an equinox network.
-    With the temperature as data, regularisation attenuates by calling `solve` with falling
-    temperatures and the last `state`, without a new compilation. Contexts: `model` may return C
-    processes on a leading axis of every array, with log pi [C, S, A]; lower is the mean over them.
-    For tables `natural_gradient` is the inner optimiser that does not mind nearly deterministic
-    policies. Sources: Gaur et al., arXiv 2503.17644, section 3; Shen et al., arXiv 2402.06886 (both
+    Both have the minimiser π = softmax(Q* / temperature), the first where every state is visited.
+    `data=temperature` goes to the solver; so regularisation attenuates by calling `solve` with
+    falling temperatures and the last `state`, without a new compilation. For tables
+    `natural_gradient` is the inner optimiser that does not mind nearly deterministic policies.
+
+    * `model`: x -> (MDP, reward [S, A]); contexts: C processes on a leading axis of every array,
+      with log π [C, S, A]; lower is the mean over them.
+    * `upper`: (x, log π) -> scalar.
+    * `log_policy`: y -> log π [S, A], where y is a table of logits, or an equinox network.
+
+    Source: Gaur et al., arXiv 2503.17644, section 3; Shen et al., arXiv 2402.06886 (both
     penalties).
     """
     _checks.choice("penalty", penalty, ("value", "bellman"))
@@ -80,12 +84,16 @@ def natural_gradient(rate: Any) -> PairedOptimizer:
     """Natural gradient steps on tables of logits [..., A], with the metric of z's policy shared by
     all copies: an inner optimiser.
 
-        z <- z - rate · u_z / pi_z,   d <- d - rate · u_d / pi_z
+        z ← z − rate · u_z / π_z,   d ← d − rate · u_d / π_z
 
     which is the Fisher metric's inverse up to a shift of each state's logits, and so as quick at
-    nearly deterministic policies as at even ones. With penalty="bellman", C contexts and S states,
-    rate = C S / temperature goes to z's minimiser in one step. Build it once, with a number: each
-    object is compiled anew. Kakade 2001.
+    nearly deterministic policies as at even ones. Build it once, with a number: each object is
+    compiled anew.
+
+    * `rate`: > 0; with penalty="bellman", C contexts and S states, C S / temperature goes to z's
+      minimiser in one step.
+
+    Source: Kakade 2001.
     """
 
     def step(u, z):
@@ -102,16 +110,19 @@ def natural_gradient(rate: Any) -> PairedOptimizer:
     )
 
 
+@register
 class Trajectories(NamedTuple):
-    """`states` and `actions` of n trajectories of H steps, int32 [n, H]."""
+    """n trajectories of H steps."""
 
-    states: jax.Array
-    actions: jax.Array
+    states: jax.Array  # int32 [n, H]
+    actions: jax.Array  # int32 [n, H]
 
 
 def rollout(uniforms: jax.Array, mdp: MDP, log_probs: jax.Array) -> Trajectories:
-    """n trajectories of H steps by inverse distribution functions of `uniforms` [n, 2 H]; with the
-    same ones similar policies go alike.
+    """n trajectories of H steps by inverse distribution functions; with the same uniforms similar
+    policies go alike.
+
+    * `uniforms`: [n, 2 H] in [0, 1); `mdp`: an `MDP`; `log_probs`: [S, A] of the policy.
     """
     horizon = uniforms.shape[1] // 2
     policy = jnp.cumsum(jnp.exp(log_probs), axis=1)
@@ -137,7 +148,7 @@ def rollout(uniforms: jax.Array, mdp: MDP, log_probs: jax.Array) -> Trajectories
         uniforms[:, 1 : 2 * horizon : 2].T,
         jnp.roll(uniforms, -1, axis=1)[:, 1 : 2 * horizon : 2].T,
     )
-    _, (states, actions) = lax.scan(move, first, pairs)
+    _, (states, actions) = _loops.scan(move, first, pairs)
     return Trajectories(states.T, actions.T)
 
 
@@ -170,14 +181,17 @@ def _magic(log_probability: jax.Array) -> jax.Array:
 def sampled_return(
     uniforms: jax.Array, mdp: MDP, reward: jax.Array, log_probs: jax.Array, temperature: Any = 0.0
 ) -> jax.Array:
-    """Mean discounted return of n trajectories drawn with `uniforms` [n, 2 H], with entropy bonus;
-    its gradient is the policy gradient.
+    """Mean discounted return of n sampled trajectories, with entropy bonus; its gradient is the
+    policy gradient.
 
-        mean_i sum_{t<H} discount^t [reward(s, a) - temperature log pi(a|s)] · (1, with the score of
-        the path up to t as its gradient)
+        mean_i Σ_{t<H} discount^t [reward(s, a) − temperature log π(a|s)] · 1_t
 
-    Unbiased for the return truncated at H, value and gradient (of any order), in the reward, the
-    policy and the dynamics. Truncation leaves out at most discount^H max|reward| / (1 - discount).
+    where 1_t is 1, with the score of the path up to t as its gradient. Unbiased for the return
+    truncated at H, value and gradient (of any order), in the reward, the policy and the dynamics.
+    Truncation leaves out at most discount^H max|reward| / (1 − discount).
+
+    * `uniforms`: [n, 2 H] in [0, 1), which draw the trajectories; the rest as in `policy_value`.
+
     Source: Foerster et al. 2018 (DiCE); Gaur et al., section 3.
     """
     path = rollout(uniforms, lax.stop_gradient(mdp), lax.stop_gradient(log_probs))
@@ -199,14 +213,14 @@ def sampled_policy_problem(
     """`policy_problem` from trajectories: `batch = (uniforms [n, 2 H], temperature)` goes to
     `step`, and all copies share it.
 
-    `upper(x, log pi, uniforms)` is a sampled scalar with the right gradient, such as
-    -sampled_return(...). The copies' trajectories pair as
-
-    * "reweighted": one set, drawn by the unperturbed policy and reweighted for the perturbed one by
-      exp(log ratio). The standard deviation of the difference over sigma stays O(1) as sigma falls.
-      Where the effective sample size is below n / 2, the other pairing is used.
-    * "common": each policy draws its own with the same uniforms; deviation O(sigma^-1/2).
-      (Independent trajectories: O(1 / sigma).)
+    * `model`, `log_policy`: as in `policy_problem`.
+    * `upper`: (x, log π, uniforms) -> a sampled scalar with the right gradient, such as
+      −sampled_return(...).
+    * `pairing`: of the copies' trajectories. "reweighted": one set, drawn by the unperturbed policy
+      and reweighted for the perturbed one by exp(log ratio); the standard deviation of the
+      difference over σ stays O(1) as σ falls. Where the effective sample size is below n / 2, the
+      other pairing is used. "common": each policy draws its own with the same uniforms; deviation
+      O(σ^−½). (Independent trajectories: O(1 / σ).)
     """
     _checks.choice("pairing", pairing, ("reweighted", "common"))
 
@@ -270,7 +284,7 @@ def sampled_policy_problem(
 
         weights = jnp.exp(parts(x, moved)[2][:, -1])
         enough = jnp.sum(weights) ** 2 >= 0.5 * weights.shape[0] * jnp.sum(weights**2)
-        leaves = lax.cond(enough, reweighted, common)
+        leaves = _loops.cond(enough, reweighted, common)
         num_x = len(jax.tree.leaves(eqx.filter(x, eqx.is_inexact_array)))
         return leaves[:num_x], leaves[num_x:]
 

@@ -11,7 +11,7 @@ from jaxsac import bilevel
 from jaxsac.problems import bilevel_rl
 
 BED = bilevel_rl.random_reward_bed(dtype=jnp.float64)
-MDP = bilevel.MDP(BED.transition, BED.initial, BED.discount)
+MDP = bilevel.rl.MDP(BED.transition, BED.initial, BED.discount)
 SHAPING = bilevel_rl.shaping_features(
     BED.transition, BED.discount, jnp.asarray(np.random.default_rng(0).normal(size=(8, 3)))
 )
@@ -23,12 +23,12 @@ def model(x):
 
 
 def leader(x, log_probs):
-    return -bilevel.expected_return(MDP, BED.leader_reward, log_probs) + 0.1 * jnp.sum(x**2)
+    return -bilevel.rl.expected_return(MDP, BED.leader_reward, log_probs) + 0.1 * jnp.sum(x**2)
 
 
 def exact_objective(model, upper, x, temperature):
     mdp, reward = model(x)
-    return upper(x, bilevel.soft_solve(mdp, reward, temperature, tol=FINE).value.log_probs)
+    return upper(x, bilevel.rl.soft_solve(mdp, reward, temperature, tol=FINE).value.log_probs)
 
 
 def relative_error(ours, exact):
@@ -54,17 +54,17 @@ GAME = bilevel_rl.stackelberg(dtype=jnp.float64)
 
 
 def controlled(x):
-    return bilevel.MDP(GAME.transition(x), GAME.initial, GAME.discount), GAME.follower_reward
+    return bilevel.rl.MDP(GAME.transition(x), GAME.initial, GAME.discount), GAME.follower_reward
 
 
 def payoff(x, log_probs):
-    return -bilevel.expected_return(
+    return -bilevel.rl.expected_return(
         controlled(x)[0], GAME.leader_reward, log_probs
     ) + 0.05 * jnp.sum(x**2)
 
 
 SMALL = bilevel_rl.random_reward_bed(2, 2, 3, discount=0.5, dtype=jnp.float64)
-SMALL_MDP = bilevel.MDP(SMALL.transition, SMALL.initial, SMALL.discount)
+SMALL_MDP = bilevel.rl.MDP(SMALL.transition, SMALL.initial, SMALL.discount)
 SEGMENTS = bilevel_rl.enumerate_segments(SMALL.transition, SMALL.initial, 2)
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from bilevel.rl_beds import (
+from bilevel.rl.beds import (
     BED,
     FINE,
     MDP,
@@ -35,8 +35,8 @@ def paths(seed, shape=(N, 2 * H)):
 @pytest.fixture(scope="module")
 def tangent():
     """z, d and the exact cross term of the tabular bed."""
-    problem = bilevel.policy_problem(model, leader)
-    best = bilevel.soft_solve(MDP, BED.reward(BED.x), BED.temperature, tol=FINE).value.log_probs
+    problem = bilevel.rl.policy_problem(model, leader)
+    best = bilevel.rl.soft_solve(MDP, BED.reward(BED.x), BED.temperature, tol=FINE).value.log_probs
     solution = bilevel.hypergradient(
         problem, BED.x, best, data=BED.temperature, sigma=1e-5, tol=1e-9
     )
@@ -44,7 +44,7 @@ def tangent():
 
 
 def sampled_leader(x, log_probs, uniforms):
-    return -bilevel.sampled_return(uniforms, MDP, BED.leader_reward, log_probs) + 0.1 * jnp.sum(
+    return -bilevel.rl.sampled_return(uniforms, MDP, BED.leader_reward, log_probs) + 0.1 * jnp.sum(
         x**2
     )
 
@@ -53,7 +53,7 @@ def sampled_leader(x, log_probs, uniforms):
 def test_one_reweighted_batch_beats_independent_trajectories_and_has_no_bias(tangent):
     z, d, exact = tangent
     sigma = 0.01
-    problem = bilevel.sampled_policy_problem(model, sampled_leader)
+    problem = bilevel.rl.sampled_policy_problem(model, sampled_leader)
 
     @jax.jit
     def terms(z, d, first, second):
@@ -84,17 +84,17 @@ def test_sampled_returns_have_the_exact_gradients():
 
     def arguments(x, logits):
         return (
-            bilevel.MDP(game.transition(x), game.initial, game.discount),
+            bilevel.rl.MDP(game.transition(x), game.initial, game.discount),
             game.follower_reward * (1 + x[0]),
-            bilevel.softmax_policy(logits),
+            bilevel.rl.softmax_policy(logits),
         )
 
     def exact(x, logits):
-        return bilevel.expected_return(*arguments(x, logits), temperature)
+        return bilevel.rl.expected_return(*arguments(x, logits), temperature)
 
     x, logits = jnp.asarray([0.3, -0.2]), jnp.asarray(np.random.default_rng(0).normal(size=(3, 2)))
     one = lambda u: jax.value_and_grad(  # noqa: E731
-        lambda *a: bilevel.sampled_return(u[None], *arguments(*a), temperature), (0, 1)
+        lambda *a: bilevel.rl.sampled_return(u[None], *arguments(*a), temperature), (0, 1)
     )(x, logits)
     samples = jax.jit(jax.vmap(one))(paths(3, (4000, 2 * horizon)))
     for sampled, expected in zip(
@@ -112,12 +112,12 @@ def test_a_sampled_run_finds_the_optimum_of_the_bandit():
     form.
     """
     bed = bilevel_rl.bandit_bed(3, dtype=jnp.float64)
-    mdp = bilevel.MDP(bed.transition, bed.initial, bed.discount)
+    mdp = bilevel.rl.MDP(bed.transition, bed.initial, bed.discount)
 
     def upper(x, log_probs, uniforms):
-        return -bilevel.sampled_return(uniforms, mdp, bed.leader_reward, log_probs) + 0.5 * jnp.sum(
-            x**2
-        )
+        return -bilevel.rl.sampled_return(
+            uniforms, mdp, bed.leader_reward, log_probs
+        ) + 0.5 * jnp.sum(x**2)
 
     @jax.jit
     def objective(x):
@@ -125,7 +125,7 @@ def test_a_sampled_run_finds_the_optimum_of_the_bandit():
             jax.nn.softmax(bed.reward(x) / bed.temperature, axis=1) * bed.leader_reward
         ) + 0.5 * jnp.sum(x**2)
 
-    problem = bilevel.sampled_policy_problem(lambda x: (mdp, bed.reward(x)), upper)
+    problem = bilevel.rl.sampled_policy_problem(lambda x: (mdp, bed.reward(x)), upper)
     method = bilevel.Method(inner=optax.sgd(0.5), outer=optax.sgd(0.02), inner_steps=2)
     start = jnp.asarray([1.0, -1.0, 1.0])
 
@@ -146,7 +146,7 @@ def sampled_preferences(x, log_probs, uniforms):
     """`preferences` from pairs of rows: the first four numbers of a row draw a segment of two
     steps, the last one the label.
     """
-    path = bilevel.rollout(uniforms[:, :4], SMALL_MDP, jax.lax.stop_gradient(log_probs))
+    path = bilevel.rl.rollout(uniforms[:, :4], SMALL_MDP, jax.lax.stop_gradient(log_probs))
     states, actions = (part.reshape(-1, 2, 2) for part in path)
     labels = uniforms[::2, -1]
     loss = bilevel_rl.sampled_preference_loss(
@@ -163,7 +163,9 @@ def test_sampled_preferences_have_the_exact_loss_and_gradients():
     logits = jnp.asarray([[0.5, -0.5], [0.0, 1.0]])
 
     def both(loss):
-        return jax.value_and_grad(lambda x, logits: loss(x, bilevel.softmax_policy(logits)), (0, 1))
+        return jax.value_and_grad(
+            lambda x, logits: loss(x, bilevel.rl.softmax_policy(logits)), (0, 1)
+        )
 
     sample = jax.jit(
         jax.vmap(lambda u: both(lambda x, lp: sampled_preferences(x, lp, u))(SMALL.x, logits))
@@ -181,7 +183,7 @@ def test_a_reward_learned_from_sampled_preferences_is_the_exact_one():
     """Segments, labels and the follower's trajectories are all sampled, 128 rows a step; the
     objective within 1e-3 of the exact optimum.
     """
-    problem = bilevel.sampled_policy_problem(small_model, sampled_preferences)
+    problem = bilevel.rl.sampled_policy_problem(small_model, sampled_preferences)
     method = bilevel.Method(
         inner=optax.sgd(0.3), outer=optax.sgd(optax.exponential_decay(0.3, 300, 0.5)), inner_steps=2
     )
@@ -207,20 +209,20 @@ def test_a_sampled_run_finds_the_optimum_of_a_tabular_process():
     1e-3 of the exact optimum.
     """
     bed = bilevel_rl.random_reward_bed(3, 2, 2, discount=0.5, dtype=jnp.float64)
-    mdp = bilevel.MDP(bed.transition, bed.initial, bed.discount)
+    mdp = bilevel.rl.MDP(bed.transition, bed.initial, bed.discount)
 
     def upper(x, log_probs):
-        return -bilevel.expected_return(mdp, bed.leader_reward, log_probs) + 0.25 * jnp.sum(x**2)
+        return -bilevel.rl.expected_return(mdp, bed.leader_reward, log_probs) + 0.25 * jnp.sum(x**2)
 
     def sampled(x, log_probs, uniforms):
-        return -bilevel.sampled_return(
+        return -bilevel.rl.sampled_return(
             uniforms, mdp, bed.leader_reward, log_probs
         ) + 0.25 * jnp.sum(x**2)
 
     def where(x):
         return mdp, bed.reward(x)
 
-    problem = bilevel.sampled_policy_problem(where, sampled)
+    problem = bilevel.rl.sampled_policy_problem(where, sampled)
     method = bilevel.Method(
         inner=optax.sgd(0.5), outer=optax.sgd(optax.exponential_decay(0.1, 500, 0.3)), inner_steps=2
     )

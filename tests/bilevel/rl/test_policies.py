@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from bilevel.rl_beds import (
+from bilevel.rl.beds import (
     BED,
     BEDS,
     FINE,
@@ -37,7 +37,7 @@ def test_soft_values_against_plain_iteration_and_the_derivative_by_hand():
     for _ in range(600):
         q = reward + gamma * P @ v
         v = tau * np.log(np.exp(q / tau).sum(1))
-    solution = bilevel.soft_solve(MDP, jnp.asarray(reward), tau, tol=FINE).check()
+    solution = bilevel.rl.soft_solve(MDP, jnp.asarray(reward), tau, tol=FINE).check()
     np.testing.assert_allclose(solution.value.v, v, rtol=1e-12)
     np.testing.assert_allclose(solution.value.log_probs, (q - v[:, None]) / tau, rtol=1e-10)
 
@@ -47,7 +47,7 @@ def test_soft_values_against_plain_iteration_and_the_derivative_by_hand():
         np.eye(8) - gamma * np.einsum("sa,sat->st", pi, P), (pi * direction).sum(1)
     )
     dq = direction + gamma * P @ dv
-    solve = lambda reward: bilevel.soft_solve(MDP, reward, tau, tol=FINE).value  # noqa: E731
+    solve = lambda reward: bilevel.rl.soft_solve(MDP, reward, tau, tol=FINE).value  # noqa: E731
     _, tangent = jax.jit(lambda r, d: jax.jvp(solve, (r,), (d,)))(
         jnp.asarray(reward), jnp.asarray(direction)
     )
@@ -64,7 +64,7 @@ def test_batches_solve_one_matrix_at_a_time():
     def gradient(reward):
         return jax.grad(
             lambda reward: leader(
-                BED.x, bilevel.soft_solve(MDP, reward, 0.5, tol=1e-9).value.log_probs
+                BED.x, bilevel.rl.soft_solve(MDP, reward, 0.5, tol=1e-9).value.log_probs
             )
         )(reward)
 
@@ -79,21 +79,21 @@ def test_batches_solve_one_matrix_at_a_time():
 
 def test_soft_solve_names_bad_arguments():
     with pytest.raises(ValueError, match=r"mdp.discount must be below 1"):
-        bilevel.soft_solve(MDP._replace(discount=1.0), BED.base_reward, 0.5)
+        bilevel.rl.soft_solve(MDP._replace(discount=1.0), BED.base_reward, 0.5)
     with pytest.raises(ValueError, match="temperature must be > 0"):
-        bilevel.soft_solve(MDP, BED.base_reward, 0.0)
+        bilevel.rl.soft_solve(MDP, BED.base_reward, 0.0)
     with pytest.raises(ValueError, match=r"mdp.transition must have shape"):
-        bilevel.soft_solve(MDP._replace(transition=BED.transition[0]), BED.base_reward, 0.5)
+        bilevel.rl.soft_solve(MDP._replace(transition=BED.transition[0]), BED.base_reward, 0.5)
     with pytest.raises(ValueError, match="rows that sum to one"):
-        bilevel.soft_solve(MDP._replace(transition=2 * BED.transition), BED.base_reward, 0.5)
+        bilevel.rl.soft_solve(MDP._replace(transition=2 * BED.transition), BED.base_reward, 0.5)
     broken = jnp.asarray(BED.base_reward).at[0, 0].set(jnp.nan)
-    assert bilevel.soft_solve(MDP, broken, 0.5).status == Status.NONFINITE
+    assert bilevel.rl.soft_solve(MDP, broken, 0.5).status == Status.NONFINITE
 
 
 @pytest.mark.parametrize("penalty", ["value", pytest.param("bellman", marks=pytest.mark.slow)])
 def test_the_tabular_hypergradient(penalty):
     exact = jax.jit(jax.grad(lambda x: exact_objective(model, leader, x, BED.temperature)))(BED.x)
-    problem = bilevel.policy_problem(model, leader, penalty=penalty)
+    problem = bilevel.rl.policy_problem(model, leader, penalty=penalty)
     errors = {}
     for sigma in (1e-4, 1e-5):
         solution = bilevel.hypergradient(
@@ -108,8 +108,8 @@ def test_one_natural_step_solves_a_nearly_sure_follower():
     step takes the metric of where it stands.
     """
     temperature = jnp.asarray(0.05)
-    problem = bilevel.policy_problem(model, leader, penalty="bellman")
-    method = bilevel.Method("central_linear", bilevel.natural_gradient(8 / 0.05), optax.sgd(1.0))
+    problem = bilevel.rl.policy_problem(model, leader, penalty="bellman")
+    method = bilevel.Method("central_linear", bilevel.rl.natural_gradient(8 / 0.05), optax.sgd(1.0))
     start = bilevel.init(problem, BED.x, jnp.zeros((8, 4)), method)
     end = jax.jit(
         lambda state: bilevel.step(problem, state, method, sigma=1e-6, batch=temperature)[0]
@@ -122,7 +122,7 @@ def test_one_natural_step_solves_a_nearly_sure_follower():
 def test_the_bandit_in_closed_form():
     """pi = softmax(r(x) / temperature): gradient and optimum without any solver."""
     bed = bilevel_rl.bandit_bed(2, dtype=jnp.float64)
-    mdp = bilevel.MDP(bed.transition, bed.initial, bed.discount)
+    mdp = bilevel.rl.MDP(bed.transition, bed.initial, bed.discount)
 
     def upper(x, log_probs):
         return -jnp.sum(jnp.exp(log_probs) * bed.leader_reward) + 0.5 * jnp.sum(x**2)
@@ -130,7 +130,7 @@ def test_the_bandit_in_closed_form():
     def objective(x):
         return upper(x, jax.nn.log_softmax(bed.reward(x) / bed.temperature, axis=1))
 
-    problem = bilevel.policy_problem(lambda x: (mdp, bed.reward(x)), upper)
+    problem = bilevel.rl.policy_problem(lambda x: (mdp, bed.reward(x)), upper)
     solution = bilevel.hypergradient(
         problem, bed.x, jnp.zeros((1, 2)), data=bed.temperature, sigma=1e-4, tol=1e-10
     )
@@ -142,9 +142,17 @@ def test_the_bandit_in_closed_form():
         tol=1e-12,
     )
     run = bilevel.solve(
-        problem, bed.x, jnp.zeros((1, 2)), data=bed.temperature, sigma=1e-4, outer=optax.sgd(0.2), inner=optax.sgd(1.0), inner_steps=2,
-        max_steps=3000, tol=1e-5,
-    ).check()  # fmt: skip
+        problem,
+        bed.x,
+        jnp.zeros((1, 2)),
+        data=bed.temperature,
+        sigma=1e-4,
+        outer=optax.sgd(0.2),
+        inner=optax.sgd(1.0),
+        inner_steps=2,
+        max_steps=3000,
+        tol=1e-5,
+    ).check()
     np.testing.assert_allclose(run.value.x, best.x, atol=1e-3)
 
 
@@ -153,7 +161,7 @@ def test_potential_based_shaping_changes_nothing():
     """The best policy does not move, so the cross term is zero at every sigma; the naive difference
     would see value changes.
     """
-    problem = bilevel.policy_problem(
+    problem = bilevel.rl.policy_problem(
         lambda x: (MDP, BED.base_reward + SHAPING @ x), lambda x, lp: leader(jnp.zeros(1), lp)
     )
     for sigma in (1e-1, 1e-3):
@@ -169,7 +177,7 @@ def test_preferences_and_controlled_dynamics():
     exact sums on both sides.
     """
     small = bilevel_rl.random_reward_bed(2, 2, 3, dtype=jnp.float64)
-    mdp = bilevel.MDP(small.transition, small.initial, small.discount)
+    mdp = bilevel.rl.MDP(small.transition, small.initial, small.discount)
     segments = bilevel_rl.enumerate_segments(small.transition, small.initial, 2)
     chances = jnp.exp(segments.log_dynamics + jnp.log(0.5) * 2)
     np.testing.assert_allclose(jnp.sum(chances), 1.0, rtol=1e-12)
@@ -182,10 +190,10 @@ def test_preferences_and_controlled_dynamics():
     game = bilevel_rl.stackelberg(2, 2, 2, dtype=jnp.float64)
 
     def controlled(x):
-        return bilevel.MDP(game.transition(x), game.initial, game.discount), game.follower_reward
+        return bilevel.rl.MDP(game.transition(x), game.initial, game.discount), game.follower_reward
 
     def payoff(x, log_probs):
-        return -bilevel.expected_return(controlled(x)[0], game.leader_reward, log_probs)
+        return -bilevel.rl.expected_return(controlled(x)[0], game.leader_reward, log_probs)
 
     for where, upper, x in (
         (lambda x: (mdp, small.reward(x)), loss, small.x),
@@ -195,7 +203,7 @@ def test_preferences_and_controlled_dynamics():
             jax.grad(functools.partial(exact_objective, where, upper, temperature=0.5))
         )(x)
         h = bilevel.hypergradient(
-            bilevel.policy_problem(where, upper),
+            bilevel.rl.policy_problem(where, upper),
             x,
             jnp.zeros((2, 2)),
             data=jnp.asarray(0.5),
@@ -206,7 +214,7 @@ def test_preferences_and_controlled_dynamics():
 
 
 ROOMS = bilevel_rl.four_rooms(dtype=jnp.float64)
-PROCESSES = bilevel.MDP(ROOMS.transition, ROOMS.initial, ROOMS.discount)
+PROCESSES = bilevel.rl.MDP(ROOMS.transition, ROOMS.initial, ROOMS.discount)
 TAU = 0.003
 
 
@@ -216,13 +224,13 @@ def room_model(x):
 
 def room_leader(x, log_probs):
     return -jnp.mean(
-        jax.vmap(bilevel.expected_return)(PROCESSES, ROOMS.leader_reward(x, 1.0), log_probs)
+        jax.vmap(bilevel.rl.expected_return)(PROCESSES, ROOMS.leader_reward(x, 1.0), log_probs)
     )
 
 
 def room_objective(x):
     best = jax.vmap(
-        lambda mdp, reward: bilevel.soft_solve(mdp, reward, TAU, tol=1e-11).value.log_probs
+        lambda mdp, reward: bilevel.rl.soft_solve(mdp, reward, TAU, tol=1e-11).value.log_probs
     )
     return room_leader(x, best(*room_model(x)))
 
@@ -250,8 +258,8 @@ def test_four_rooms_with_contexts():
         exact[ROOMS.target], (value(x + step)[0] - value(x - step)[0]) / 2e-5, rtol=1e-5
     )
 
-    problem = bilevel.policy_problem(room_model, room_leader, penalty="bellman")
-    inner = bilevel.natural_gradient(2 * 104 / TAU)
+    problem = bilevel.rl.policy_problem(room_model, room_leader, penalty="bellman")
+    inner = bilevel.rl.natural_gradient(2 * 104 / TAU)
     settings = {"data": jnp.asarray(TAU), "inner": inner}
     found = bilevel.hypergradient(
         problem, x, jnp.zeros((2, 104, 4)), sigma=1e-8, tol=1e-8, max_steps=20, **settings
@@ -287,12 +295,12 @@ def test_four_rooms_at_a_low_temperature():
 
     def objective(x):
         best = jax.vmap(
-            lambda mdp, reward: bilevel.soft_solve(mdp, reward, tau, tol=1e-11).value.log_probs
+            lambda mdp, reward: bilevel.rl.soft_solve(mdp, reward, tau, tol=1e-11).value.log_probs
         )
         return room_leader(x, best(*room_model(x)))
 
-    problem = bilevel.policy_problem(room_model, room_leader, penalty="bellman")
-    method = bilevel.Method("central_linear", bilevel.natural_gradient(2 * 104 / tau), outer)
+    problem = bilevel.rl.policy_problem(room_model, room_leader, penalty="bellman")
+    method = bilevel.Method("central_linear", bilevel.rl.natural_gradient(2 * 104 / tau), outer)
 
     def single(_, state):
         return bilevel.step(problem, state, method, sigma=1e-9, batch=jnp.asarray(tau))[0]
@@ -317,11 +325,18 @@ def test_runs_end_at_an_optimum(bed):
     and a reward fitted to preferences.
     """
     where, upper, start, S = BEDS[bed]
-    problem = bilevel.policy_problem(where, upper, penalty="bellman")
+    problem = bilevel.rl.policy_problem(where, upper, penalty="bellman")
     run = bilevel.solve(
-        problem, start, jnp.zeros_like(where(start)[1]), data=jnp.asarray(0.5), sigma=1e-5, outer=optax.sgd(0.2 if S == 2 else 0.05, 0.9),
-        inner=bilevel.natural_gradient(S / 0.5), max_steps=1000, tol=1e-5,
-    ).check()  # fmt: skip
+        problem,
+        start,
+        jnp.zeros_like(where(start)[1]),
+        data=jnp.asarray(0.5),
+        sigma=1e-5,
+        outer=optax.sgd(0.2 if S == 2 else 0.05, 0.9),
+        inner=bilevel.rl.natural_gradient(S / 0.5),
+        max_steps=1000,
+        tol=1e-5,
+    ).check()
     best = nearest_optimum(lambda x: exact_objective(where, upper, x, 0.5), run.value.x)
     np.testing.assert_allclose(run.value.x, best.x, atol=1e-3)
     assert (
@@ -335,11 +350,11 @@ def test_policies_as_networks_and_falling_temperatures():
     value moves towards the sharp one's.
     """
     bed = bilevel_rl.random_reward_bed(3, 2, 2, dtype=jnp.float64)
-    mdp = bilevel.MDP(bed.transition, bed.initial, bed.discount)
+    mdp = bilevel.rl.MDP(bed.transition, bed.initial, bed.discount)
     network = eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(0), dtype=jnp.float64)
-    problem = bilevel.policy_problem(
+    problem = bilevel.rl.policy_problem(
         lambda x: (mdp, bed.reward(x)),
-        lambda x, lp: -bilevel.expected_return(mdp, bed.leader_reward, lp) + 0.5 * jnp.sum(x**2),
+        lambda x, lp: -bilevel.rl.expected_return(mdp, bed.leader_reward, lp) + 0.5 * jnp.sum(x**2),
         log_policy=lambda net: jax.nn.log_softmax(jax.vmap(net)(jnp.eye(3)), axis=1),
     )
     run = functools.partial(
@@ -356,9 +371,9 @@ def test_policies_as_networks_and_falling_temperatures():
     for temperature in (1.0, 0.5, 0.25):
         solution = run(data=jnp.asarray(temperature), state=state)
         state = solution.state
-        best = bilevel.soft_solve(mdp, bed.reward(solution.value.x), temperature, tol=1e-9).value
+        best = bilevel.rl.soft_solve(mdp, bed.reward(solution.value.x), temperature, tol=1e-9).value
         net = solution.value.y
-        mine = bilevel.expected_return(
+        mine = bilevel.rl.expected_return(
             mdp,
             bed.reward(solution.value.x),
             jax.nn.log_softmax(jax.vmap(net)(jnp.eye(3)), axis=1),
