@@ -51,7 +51,7 @@ def ragged(text: str) -> list[str]:
         (depth for line, depth in zip(lines[1:], depths[1:], strict=True) if line.strip()),
         default=0,
     )
-    depths[0] = base
+    depths[0], lines[0] = base, " " * base + '"""' + lines[0]
     for number, (line, following) in enumerate(itertools.pairwise(lines)):
         words, (depth, next_depth) = following.split(), depths[number : number + 2]
         bullet = re.match(r"\s*(\* |- |\d+\. )", line)
@@ -59,7 +59,7 @@ def ragged(text: str) -> list[str]:
             continue
         if depth > base + 2 or next_depth != depth + (len(bullet.group(1)) if bullet else 0):
             continue
-        if not line.rstrip().endswith(":") and len(line) + 1 + len(words[0]) <= WIDTH - 12:
+        if line.rstrip()[-1] not in ":;" and len(line) + 1 + len(words[0]) <= WIDTH - 12:
             found.append(line)
     return found
 
