@@ -13,8 +13,8 @@
 # %% [markdown]
 # # Can the kept tools be trusted?
 #
-# A sparse fit always returns a set of tools. This notebook shows what a log can say about that set, what it cannot, and when the theory's
-# k log M samples are enough.
+# A sparse fit always returns a set of tools. This notebook shows what a log can say about that set,
+# what it cannot, and when the theory's k log M samples are enough.
 
 # %%
 import jax
@@ -29,8 +29,8 @@ from jaxsac.problems.tool_logs import sparse_tool_log
 # %% [markdown]
 # ## A log with two interchangeable tools
 #
-# 60 tools, 6 of which look at the context. In half of its uses the first of them appears under another name, as the last tool: which of
-# the two is used says nothing.
+# 60 tools, 6 of which look at the context. In half of its uses the first of them appears under
+# another name, as the last tool: which of the two is used says nothing.
 
 # %%
 M, B = 61, 4
@@ -53,8 +53,9 @@ plt.show()
 # %% [markdown]
 # ## What the witness margin says
 #
-# The margin is positive: at this penalty no other support is optimal. That is a statement about the optimisation problem. On contexts that
-# have nothing to do with the tools it is positive all the same; the noise level and the half samples tell.
+# The margin is positive: at this penalty no other support is optimal. That is a statement about the
+# optimisation problem. On contexts that have nothing to do with the tools it is positive all the
+# same; the noise level and the half samples tell.
 
 # %%
 noise = log._replace(
@@ -72,8 +73,9 @@ print(
 # %% [markdown]
 # ## k log M samples, where every sample informs every tool
 #
-# On a Gaussian design the witness *at the true support* decides whether the fit finds exactly the tools that matter. 100 seeds a point,
-# with the 95 % band of the share; measured in k log M the curves of different M fall together.
+# On a Gaussian design the witness *at the true support* decides whether the fit finds exactly the
+# tools that matter. 100 seeds a point, with the 95 % band of the share; measured in k log M the
+# curves of different M fall together.
 
 # %%
 k, sigma, factors = 4, 0.25, np.array([0.8, 1.2, 1.6, 2.0, 2.5, 3.2, 4.0])

@@ -12,6 +12,7 @@ from jax import lax
 
 from jaxsac._iterate import Certificate
 from jaxsac.designs import Centred, Dense
+from jaxsac.group_lasso.methods.host.trace import traced
 from jaxsac.group_lasso.model import descent as block_descent
 from jaxsac.group_lasso.model import quadratic
 from jaxsac.group_lasso.model.quadratic import LENGTHS, column_unit, uncentred
@@ -51,6 +52,7 @@ class Verdict(NamedTuple):
     unbalanced: Any
 
 
+@traced
 @jax.jit
 def first_pass(problem: Problem, predictions: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(Σ_t c_t x_tj²)^½ [p] and −∇F, [1, p], at predictions [1, T].
@@ -75,12 +77,14 @@ def first_pass(problem: Problem, predictions: jax.Array) -> tuple[jax.Array, jax
     return jnp.sqrt(squares), products[None]
 
 
+@traced
 @jax.jit
 def gradients(problem: Problem, predictions: jax.Array) -> jax.Array:
     """−∇F, [B, p], at predictions [B, T]: one pass over X."""
     return jax.vmap(lambda at: problem.design.adjoint(problem.residual(at)))(predictions)
 
 
+@traced
 @jax.jit
 def scales(
     problem: Problem, columns: jax.Array, null: jax.Array
@@ -90,6 +94,7 @@ def scales(
     return null_objective(problem, null), column_unit(problem, columns), bound
 
 
+@traced
 @functools.partial(jax.jit, static_argnames="num_free")
 def refit(
     problem: Problem,
@@ -142,6 +147,7 @@ def refit(
     return jax.vmap(one)(coefs, intercepts, sums)
 
 
+@traced
 @jax.jit
 def certify(
     problem: Problem,
@@ -199,6 +205,7 @@ def values_along(problem: Problem, predictions: jax.Array, moved: jax.Array) -> 
 roots = jax.jit(quadratic.roots)
 
 
+@traced
 @jax.jit
 def descend(
     blocks, bounds, thresholds, coef, residual, order, count, cycles

@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 
 from jaxsac.group_lasso.methods.host import kernels as rounds
+from jaxsac.group_lasso.methods.host.trace import traced
 from jaxsac.group_lasso.model.quadratic import LENGTHS, over_root
 from jaxsac.group_lasso.problem.record import Problem
 
 
+@traced
 def residual(problem: Problem, predictions: np.ndarray) -> np.ndarray:
     """ρ = −∇F at predictions [T]."""
     if not problem.loss.quadratic:
@@ -21,6 +23,7 @@ def residual(problem: Problem, predictions: np.ndarray) -> np.ndarray:
     return np.asarray(problem.loss.negative_gradient(at, targets, weights))
 
 
+@traced
 def roots(problem: Problem, predictions: np.ndarray, floor: float) -> np.ndarray:
     """See `quadratic.roots`."""
     weights = np.asarray(problem.sample_weight)
@@ -29,6 +32,7 @@ def roots(problem: Problem, predictions: np.ndarray, floor: float) -> np.ndarray
     return np.sqrt(problem.loss.curvature * weights / len(weights))
 
 
+@traced
 def values_along(
     problem: Problem,
     root: np.ndarray,

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxsac.group_lasso.methods.host.trace import traced
 from jaxsac.group_lasso.model.descent import Model
 from jaxsac.group_lasso.problem.record import Problem
 
@@ -88,6 +89,7 @@ def working_set(setup: Setup, groups: np.ndarray) -> WorkingSet:
     return chosen
 
 
+@traced
 def exchanged(setup: Setup, chosen: WorkingSet, members: np.ndarray) -> WorkingSet:
     """The set with these groups instead, in the same memory: those that stay keep their slots, and
     only what is new is gathered. Consumes `chosen`.
@@ -123,6 +125,7 @@ def modelled(chosen: WorkingSet, root: np.ndarray) -> WorkingSet:
     return chosen._replace(root=root)
 
 
+@traced
 def make(setup: Setup, chosen: WorkingSet, wanted: np.ndarray) -> None:
     """Make the model on those of the slots marked in `wanted` [C] where it is not.
 
@@ -185,6 +188,7 @@ def model_on(chosen: WorkingSet, slots: np.ndarray, thresholds: np.ndarray) -> M
     )
 
 
+@traced
 def combined(blocks: np.ndarray, coef: np.ndarray) -> np.ndarray:
     """Σ_g b_g' X_g [..., T], from blocks [C, q, T] and coefficients [..., C, q]."""
     nonzero = np.flatnonzero(
@@ -204,6 +208,7 @@ def sizes_of(coef: np.ndarray) -> np.ndarray:
     )
 
 
+@traced
 def products(blocks: np.ndarray, vector: np.ndarray) -> np.ndarray:
     """X_g' v for each block, [C, q]."""
     return (blocks.reshape(-1, blocks.shape[2]) @ vector).reshape(blocks.shape[:2])

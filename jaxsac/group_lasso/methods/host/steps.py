@@ -20,8 +20,9 @@ from jaxsac.group_lasso.methods.host.slots import (
     sizes_of,
     visited,
 )
+from jaxsac.group_lasso.methods.host.trace import traced
+from jaxsac.group_lasso.model import newton_numpy
 from jaxsac.group_lasso.model.newton import admissible
-from jaxsac.group_lasso.model.newton_numpy import newton_direction, newton_steps
 from jaxsac.group_lasso.model.quadratic import (
     LENGTHS,
     Point,
@@ -48,6 +49,9 @@ _BLUR, _SPARE = (
     0.1,
 )  # of the null objective, that float32 steps may cost; and of the tolerance, at most
 FLOOR = 1e-3  # of a record's curvature, relative to its bound
+
+newton_direction = traced(newton_numpy.newton_direction)
+newton_steps = traced(newton_numpy.newton_steps)
 
 
 class Walk(NamedTuple):
