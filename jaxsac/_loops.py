@@ -42,7 +42,9 @@ def scan(body: Callable[[Any, Any], tuple[Any, Any]], start: Any, xs: Any, lengt
 
 
 def cond(test: Any, yes: Callable[..., Any], no: Callable[..., Any], *operands: Any) -> Any:
-    """`lax.cond`."""
+    """`lax.cond`. Its operands vary alike, as `vmap` needs; what a branch closes over may not."""
+    if _checked_axes():
+        operands = _varying(operands, _axes(operands))
     return lax.cond(test, *_alike((yes, no), operands), *operands)
 
 
