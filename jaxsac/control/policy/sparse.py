@@ -162,7 +162,7 @@ class SparsePolicy(eqx.Module):
 
 def load_policy(path: Any) -> SparsePolicy:
     """Read a policy written by `SparsePolicy.save`; a file that is damaged, foreign or inconsistent
-    raises `jaxsac._files.FileError`.
+    raises `jaxsac.FileError`.
     """
     arrays, metadata = _files.load(path, KIND)
     expected: dict[str, tuple[str, tuple[int | str | None, ...]]] = {
