@@ -41,8 +41,9 @@ swap = (truth.actions == truth.support[0]) & (
     np.random.default_rng(0).uniform(size=truth.actions.shape) < 0.5
 )
 log = control.Log(truth.contexts.astype(np.float32), np.where(swap, M - 1, truth.actions))
-policy = control.fit(jax.random.key(1), log, num_actions=M, budget=B).check().value
-diagnosis = control.diagnose(policy, log)
+task = control.Task(log, num_actions=M, budget=B)
+solution = control.fit(jax.random.key(1), task).check()
+diagnosis = control.diagnose(task, solution, key=jax.random.key(3))
 print(diagnosis)
 
 # %%
@@ -60,12 +61,9 @@ plt.show()
 noise = log._replace(
     contexts=np.random.default_rng(1).normal(size=log.contexts.shape).astype(np.float32)
 )
-chance = (
-    control.fit(jax.random.key(1), noise, num_actions=M, budget=B, lam=0.5 * diagnosis.lam)
-    .check()
-    .value
-)
-warned = control.diagnose(chance, noise)
+noise_task = control.Task(noise, num_actions=M, budget=B)
+chance = control.fit(jax.random.key(1), noise_task, lam=0.5 * diagnosis.lam).check()
+warned = control.diagnose(noise_task, chance, key=jax.random.key(3))
 print(
     f"{warned.support.size} tools kept by chance, witness margin {warned.witness_margin:.3f}",
     *warned.signatures,
@@ -89,7 +87,7 @@ def trial(num_tools, samples):
 
     def run(key):
         problem = gaussian_regression(key, samples, num_tools, 1, k, sigma)
-        witness = control.oracle_witness(problem.X, problem.y, groups, support, lam)
+        witness = control.conditions.oracle_witness(problem.X, problem.y, groups, support, lam)
         return (witness.margin > 0) & jnp.all(witness.coef[:k] != 0)
 
     return run

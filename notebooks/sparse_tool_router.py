@@ -63,8 +63,8 @@ print(
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
 names = [str(tool) for tool in policy.support]
-left.bar(names, np.linalg.norm(sol.value.weights, axis=1), color="0.8", label="penalised fit")
-left.plot(names, np.linalg.norm(policy.weights, axis=1), "o", label="refit")
+left.bar(names, np.linalg.norm(sol.value.coef, axis=1), color="0.8", label="penalised fit")
+left.plot(names, np.linalg.norm(policy.coef, axis=1), "o", label="refit")
 left.plot(
     truth.support.astype(str), np.linalg.norm(truth.weights, axis=1), "k_", ms=15, label="truth"
 )
@@ -105,7 +105,7 @@ with tempfile.NamedTemporaryFile(suffix=".npz") as file:
     deployed = control.load_policy(file.name)
 print(
     f"{deployed.num_actions} of {M} tools; in the first context:",
-    deployed.act(contexts[0], exactly=True).tolist(),
+    deployed.act(contexts[0], fill=True).tolist(),
 )
 
 # %% [markdown]

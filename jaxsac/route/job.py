@@ -18,7 +18,7 @@ from jaxsac.route.log_file import LogError, RouteLog, Tool, log_hash
 from jaxsac.route.progress import bar, clock
 from jaxsac.route.ridge import RidgeFit, Scores, fit_ridge, tune_ridge
 from jaxsac.route.router import Router
-from jaxsac.route.sparse import SparseFit, Task, fit_sparse
+from jaxsac.route.sparse import SparseFit, fit_sparse
 
 _RESAMPLES = 10  # half samples of the diagnosis
 _RIDGE = 1e-2  # where the tuning of ridges starts; features have mean square 1
@@ -146,7 +146,13 @@ def run(log: RouteLog, options: Options | None = None, *, progress: bool = False
     diagnosis = None
     if options.diagnose:
         with clock(times, "diagnosis"):
-            diagnosis = _diagnose(sparse)
+            diagnosis = control.diagnose(
+                sparse.task,
+                sparse.penalised,
+                key=jax.random.key(options.seed),
+                lam=sparse.certificate["lam"],
+                num_resamples=_RESAMPLES,
+            )
     return Result(summary, Router(kept, fold.features, pruned, costs), diagnosis, tuple(fold.names))
 
 
@@ -172,15 +178,6 @@ def kept_tools(sparse: SparseFit, fold: Fold, log: RouteLog) -> list[dict[str, A
             }
         )
     return sorted(rows, key=lambda row: (-row["strength"], -row["uses"]))
-
-
-def _diagnose(sparse: SparseFit) -> control.Diagnosis:
-    task = sparse.task
-    shared: dict[str, Any] = {}
-    if task.families is not None:
-        shared = {"families": task.families, "family_share": task.family_share}
-        shared |= {"lam": sparse.certificate["lam"]}
-    return control.diagnose(sparse.penalised, task.log, num_resamples=_RESAMPLES, **shared)
 
 
 def _train_all(
@@ -281,7 +278,9 @@ def _learn(
         dense, tried = tune_ridge(dense_fit, quality, first=_RIDGE)
     with clock(times, "sparse policy"):
         log = control.Log(fold.rows, fold.actions, np.ones(len(fold.rows)))
-        task = Task(log, size, budget, fold.families, options.family_share)
+        task = control.Task(
+            log, size, budget, families=fold.families, family_share=options.family_share
+        )
         lam, start, earlier = options.lam, None, options.earlier
         if earlier is not None:
             lam = earlier.lam * float(np.sqrt(earlier.records / len(fold.rows)))
@@ -306,7 +305,7 @@ def _start(earlier: Earlier, fold: Fold) -> control.FitState:
     intercept[numbers[known]] = np.asarray(policy.intercept)[known]
     tools = numbers[np.asarray(policy.positions)]
     order = np.argsort(tools, kind="stable")[(tools < 0).sum() :]
-    return control.FitState(tools[order], np.asarray(policy.weights, float)[order], intercept)
+    return control.FitState(tools[order], np.asarray(policy.coef, float)[order], intercept)
 
 
 def _retrieval(
@@ -318,8 +317,8 @@ def _retrieval(
 
     def cosines_of(judged: Judged, choice: dict[str, Any]) -> np.ndarray:
         assert isinstance(fold.contexts, list) and isinstance(judged.contexts, list)
-        index = baselines.retrieval(fold.names, descriptions, fold.contexts, choice)
-        return index.scores(judged.contexts)
+        texts = fold.contexts, choice, judged.contexts
+        return baselines.retrieval(fold.names, descriptions, *texts)
 
     def quality(scores: np.ndarray) -> float:
         measured = evaluate.measure(scores, fold.validation.actions, budget, policy=False)
@@ -349,13 +348,13 @@ def _judge(fold: Fold, methods: dict[str, Any], budget: int) -> dict[str, Any]:
         scores = method.scores(test.features) if isinstance(method, RidgeFit) else method
         policy = name != "retrieval"
         measured[name] = evaluate.measure(scores, test.actions, budget, policy=policy)
-    pairs = [("sparse", other) for other in measured if other != "sparse"]
+    pairs = [*(("sparse", name) for name in measured if name != "sparse"), ("dense", "popularity")]
     return {
         "methods": {
             name: evaluate.summarise(values, test.groups) for name, values in measured.items()
         },
         "differences": {
             f"{a} - {b}": evaluate.compare(measured[a], measured[b], test.groups)
-            for a, b in [*pairs, ("dense", "popularity")]
+            for a, b in pairs
         },
     }

@@ -53,7 +53,7 @@ def choose(
     budget = min(router.policy.budget, len(router.names))
     choices = []
     for row in transform(router.features, contexts):
-        scores = router.policy.scores(jnp.asarray(row, router.policy.weights.dtype))
+        scores = router.policy.scores(jnp.asarray(row, router.policy.coef.dtype))
         probabilities = np.asarray(gibbs.marginals(scores, budget=router.policy.budget))
         scores = np.asarray(scores)
         best = np.argsort(-scores, kind="stable")[:budget]
@@ -124,7 +124,7 @@ def _checked(policy: control.SparsePolicy, arrays: dict[str, np.ndarray], metada
         raise _files.FileError("unknown kind of contexts, or names that are no texts")
     _files.check(arrays, _SHAPES[kind])
     found = len(names), arrays["centre"].size
-    needed = policy.num_actions, policy.weights.shape[-1]
+    needed = policy.num_actions, policy.coef.shape[-1]
     if found != needed:
         raise _files.FileError(
             f"{found[0]} tools and {found[1]} features against {needed[0]} and {needed[1]}"

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxsac import control
@@ -20,21 +19,6 @@ _PATH_TOLERANCE = 2e-3
 _PATIENCE = 3  # worse fits in a row that end the path
 _NEAR = 0.98  # of the tools that may be kept: near enough
 _REFINEMENTS = 4
-
-
-class Task(NamedTuple):
-    """What is fitted: a log, the number of its tools, the budget; families int [M], or None, and
-    the share of the penalty that is on them.
-    """
-
-    log: control.Log
-    num_actions: int
-    budget: int
-    families: np.ndarray | None
-    family_share: float
-
-    def words(self) -> dict[str, Any]:
-        return {name: value for name, value in self._asdict().items() if name != "log"}
 
 
 class SparseFit(NamedTuple):
@@ -52,12 +36,12 @@ class SparseFit(NamedTuple):
     penalised: control.SparsePolicy
     certificate: dict[str, Any]
     tried: list[dict[str, Any]]
-    task: Task
+    task: control.Task
 
 
 def fit_sparse(
     key: jax.Array,
-    task: Task,
+    task: control.Task,
     quality: Callable[[Scores], float],
     lam: str | float,
     keep: int,
@@ -79,7 +63,7 @@ def fit_sparse(
     tried: list[dict[str, Any]] = []
 
     def fit(value: str | float, state: Any = None, tol: float | None = None) -> Solution:
-        return control.fit(key, task.log, lam=value, state=state, tol=tol, **task.words())
+        return control.fit(key, task, lam=value, state=state, tol=tol)
 
     def judged(solution: Solution) -> dict[str, Any]:
         row = {"lam": float(solution.stats["lam"]), "kept": int(solution.value.kept.size)}
@@ -88,9 +72,7 @@ def fit_sparse(
         return row
 
     if lam == "validation":
-        lam, start = _best_of_path(
-            fit, judged, float(control.lam_max(task.log, **task.words())), keep
-        )
+        lam, start = _best_of_path(fit, judged, float(control.lam_max(task)), keep)
     solution = fit(lam, start)
     plain, row = _unrefitted(solution.value), judged(solution)
 
@@ -110,9 +92,16 @@ def fit_sparse(
         "relative_gap": numbers["gap"] / numbers["scale"],
         "status": Status(int(solution.status)).name,
         "steps": int(solution.stats["num_steps"]),
-        "family_share": 0.0 if task.families is None else float(task.family_share),
+        "family_share": 0.0 if task.families is None else task.families.share,
     }
-    policy = _policy(result, np.asarray(task.log.contexts), solution.value)
+    policy = control.SparsePolicy.of(
+        result.support,
+        result.coef,
+        result.intercept,
+        task.budget,
+        contexts=task.log.contexts,
+        dtype=solution.value.coef.dtype,
+    )
     return SparseFit(policy, result, solution.value, certificate, tried, task)
 
 
@@ -152,27 +141,5 @@ def _best_of_path(
 
 
 def _unrefitted(policy: control.SparsePolicy) -> RidgeFit:
-    coef, intercept = np.asarray(policy.weights, float), np.asarray(policy.intercept, float)
+    coef, intercept = np.asarray(policy.coef, float), np.asarray(policy.intercept, float)
     return RidgeFit(np.asarray(policy.support), coef, intercept, float("nan"), float("nan"), 0)
-
-
-def _policy(
-    result: RidgeFit, features: np.ndarray, fitted: control.SparsePolicy
-) -> control.SparsePolicy:
-    """The policy of refitted scores. Its background: tools outside the support that are among the B
-    best of some training context.
-    """
-    budget, outside = fitted.budget, result.intercept.copy()
-    outside[result.support] = -np.inf
-    first = np.argsort(-outside, kind="stable")[: min(budget, outside.size - result.support.size)]
-    scores = features @ result.coef.T + result.intercept[result.support]
-    above = (scores[:, :, None] >= outside[first]).sum(axis=1)
-    reached = (above + np.arange(first.size) < budget).any(axis=0)
-    return control.SparsePolicy(
-        positions=jnp.asarray(result.support, jnp.int32),
-        weights=jnp.asarray(result.coef, fitted.weights.dtype),
-        intercept=jnp.asarray(result.intercept, fitted.intercept.dtype),
-        background=jnp.asarray(np.sort(first[reached]), jnp.int32),
-        tools=None,
-        budget=budget,
-    )

@@ -73,7 +73,7 @@ def test_an_update_starts_where_the_earlier_run_stood(updated):
 def test_tools_within_a_cost(tmp_path):
     policy = control.SparsePolicy(
         positions=jnp.arange(4, dtype=jnp.int32),
-        weights=jnp.asarray(np.random.default_rng(0).normal(size=(4, 5))),
+        coef=jnp.asarray(np.random.default_rng(0).normal(size=(4, 5))),
         intercept=jnp.zeros(4),
         background=jnp.zeros(0, jnp.int32),
         tools=jnp.asarray([2, 3, 5, 7], jnp.int32),

@@ -55,7 +55,7 @@ def test_restricted_curvature_brackets_the_exact_value(count):
     hessians = random_hessians(count, n, 0)
     supports = np.random.default_rng(1).permuted(np.tile(np.arange(n) < 1, (count, 1)), axis=1)
     supports[::3] |= np.roll(supports[::3], 1, axis=1)
-    found = jax.vmap(lambda h, s: control.restricted_curvature(h, s, cone=cone))(
+    found = jax.vmap(lambda h, s: control.conditions.restricted_curvature(h, s, cone=cone))(
         hessians.reshape(count, n, 1, n, 1), supports
     )
     exact = np.array([exact_curvature(h, s, cone) for h, s in zip(hessians, supports, strict=True)])
@@ -92,7 +92,7 @@ def test_block_conditions_against_plain_numpy():
         / weights[j]
         for i, j in enumerate((1, 3, 4))
     )
-    found = control.irrepresentability(hessian, support, theta, weights)
+    found = control.conditions.irrepresentability(hessian, support, theta, weights)
     np.testing.assert_allclose(found, (signed, norm), rtol=1e-10)
     threshold = 0.3 * max(
         sum(
@@ -102,14 +102,14 @@ def test_block_conditions_against_plain_numpy():
         for p in range(2)
     )
     np.testing.assert_allclose(
-        control.signal_threshold(hessian, support, 0.3, weights), threshold, rtol=1e-10
+        control.conditions.signal_threshold(hessian, support, 0.3, weights), threshold, rtol=1e-10
     )
-    single = control.irrepresentability(
+    single = control.conditions.irrepresentability(
         hessian.astype(np.float32), support, theta.astype(np.float32)
     )
     assert single.norm.dtype == jnp.float32 and single.signed <= single.norm
     with pytest.raises(ValueError, match="support"):
-        control.irrepresentability(hessian, np.array([0, 2]), theta)
+        control.conditions.irrepresentability(hessian, np.array([0, 2]), theta)
 
 
 def witness_problem(key, noise_only=False):
@@ -132,7 +132,7 @@ def test_a_positive_oracle_margin_implies_that_no_irrelevant_tool_is_kept(count)
     def trial(key):
         X, y, support, share = witness_problem(key)
         lam = share * group_lasso.lam_max(X, y, groups)
-        witness = control.oracle_witness(X, y, groups, support, lam, tol=1e-9)
+        witness = control.conditions.oracle_witness(X, y, groups, support, lam, tol=1e-9)
         full = group_lasso.solve(X, y, groups, lam, tol=1e-9)
         kept = jnp.any(full.value.coef.reshape(20, 2) != 0, axis=1)
         return (
@@ -162,7 +162,9 @@ def test_the_fitted_margin_is_positive_on_pure_noise():
         lam = 0.7 * group_lasso.lam_max(X, y, groups)
         full = group_lasso.solve(X, y, groups, lam, tol=1e-9)
         kept = jnp.any(full.value.coef.reshape(20, 2) != 0, axis=1)
-        return control.oracle_witness(X, y, groups, kept, lam, tol=1e-9).margin, jnp.sum(kept)
+        return control.conditions.oracle_witness(X, y, groups, kept, lam, tol=1e-9).margin, jnp.sum(
+            kept
+        )
 
     margin, kept = (np.asarray(x) for x in jaxsac.run_trials(trial, jax.random.key(1), 200))
     assert (margin > 0).all() and (kept > 0).all()

@@ -12,7 +12,7 @@ import scipy.optimize
 
 import jaxsac
 from jaxsac import control, designs, group_lasso, losses
-from jaxsac.control.data.record_weights import record_weights
+from jaxsac.control.data.sample_weight import sample_weight
 from jaxsac.problems.tool_logs import sparse_tool_log
 
 T, M, Q, B = 60, 7, 2, 3
@@ -102,10 +102,10 @@ def test_against_enumeration(mode, offered):
             smoothing=SMOOTHING,
             tol=1e-9,
         ).check()
-        weight = np.ones(T) if kind == "imitation" else record_weights(log, "advantage", None, 10.0)
+        weight = np.ones(T) if kind == "imitation" else sample_weight(log, "advantage", None, 10.0)
         objective = enumerated(log, weight, mode)
         weights = np.zeros((M, Q))
-        weights[np.asarray(sol.value.support)] = sol.value.weights
+        weights[np.asarray(sol.value.support)] = sol.value.coef
         free = {
             "per_tool": np.asarray(sol.value.intercept),
             "shared": np.asarray(sol.value.intercept)[:1],
@@ -165,7 +165,7 @@ def test_against_the_group_lasso_solver():
     ).check()
     assert abs(float(dense.stats["objective"] - sol.stats["objective"])) < 1e-7
     weights = np.zeros((tools, 3))
-    weights[np.asarray(sol.value.support)] = sol.value.weights
+    weights[np.asarray(sol.value.support)] = sol.value.coef
     np.testing.assert_allclose(weights, np.asarray(dense.value.coef).reshape(tools, 3), atol=1e-3)
 
 
@@ -182,23 +182,17 @@ def fit_million(num_actions, dtype="float64", **options):
 def test_recovers_the_support_among_a_million_tools(dtype):
     log, made, sol = fit_million(1_000_000, dtype)
     sol.check()
-    assert sol.value.weights.dtype == dtype
+    assert sol.value.coef.dtype == dtype
     np.testing.assert_array_equal(sol.value.support, log.support)
     assert float(sol.stats["gap"]) <= (1e-6 if dtype == "float64" else 1e-4) * float(
         sol.stats["scale"]
     )
     # Shrinkage costs length, not direction; the refit gives most of it back.
     refit = control.fit(
-        KEY,
-        made,
-        num_actions=1_000_000,
-        budget=5,
-        lam=sol.stats["lam"],
-        refit=True,
-        state=sol.state,
+        KEY, made, num_actions=1_000_000, budget=5, lam=sol.stats["lam"], refit=True, state=sol
     ).check()
-    error = np.linalg.norm(np.asarray(sol.value.weights) - log.weights)
-    assert np.linalg.norm(np.asarray(refit.value.weights) - log.weights) < 0.7 * error
+    error = np.linalg.norm(np.asarray(sol.value.coef) - log.weights)
+    assert np.linalg.norm(np.asarray(refit.value.coef) - log.weights) < 0.7 * error
     assert int(refit.stats["num_steps"]) <= 3  # the warm start is already there
     above = control.fit(
         KEY, made, num_actions=1_000_000, budget=5, lam=1.001 * float(sol.stats["lam_max"])
@@ -251,7 +245,7 @@ def test_equal_columns_and_relabelled_tools():
     log = small_log(False)
     doubled = log._replace(contexts=np.repeat(log.contexts, 2, axis=1))  # equal columns
     sol = control.fit(KEY, doubled, num_actions=M, budget=B, lam=LAM, tol=1e-9).check()
-    np.testing.assert_allclose(sol.value.weights[:, ::2], sol.value.weights[:, 1::2], atol=1e-4)
+    np.testing.assert_allclose(sol.value.coef[:, ::2], sol.value.coef[:, 1::2], atol=1e-4)
     order = np.random.default_rng(0).permutation(M)
     actions = np.where(doubled.actions >= 0, order[doubled.actions], -1)
     other = control.fit(

@@ -31,7 +31,8 @@ def bilinear_log(new: int):
 def test_new_tools_are_routed_by_their_features():
     new = 6
     features, interaction, log = bilinear_log(new)
-    solution = control.fit_tool_model(log, features[:-new], budget=B).check()
+    task = control.Task(log, M - new, B)
+    solution = control.fit_tool_model(task, features[:-new]).check()
     assert float(solution.stats["gap"]) <= 1e-6 * float(solution.stats["scale"])
     policy = solution.value.policy(features)
     np.testing.assert_allclose(
@@ -42,16 +43,19 @@ def test_new_tools_are_routed_by_their_features():
     truth = (features @ interaction @ fresh.T).T[:, -new:]
     assert np.corrcoef(found.ravel(), truth.ravel())[0, 1] > 0.98
     # certified: no other point is lower
-    again = control.fit_tool_model(log, features[:-new], budget=B, tol=1e-10, state=solution.state)
+    again = control.fit_tool_model(task, features[:-new], tol=1e-10, state=solution)
     assert float(again.stats["objective"]) >= float(
         solution.stats["objective"] - solution.stats["gap"]
     )
     assert (
-        int(control.fit_tool_model(log, features[:-new], budget=B, max_steps=1).status)
-        == Status.MAX_STEPS
+        int(control.fit_tool_model(task, features[:-new], max_steps=1).status) == Status.MAX_STEPS
     )
-    with pytest.raises(ValueError, match="num_actions"):
-        control.fit_tool_model(log, features[: M // 2], budget=B)
+    with pytest.raises(ValueError, match="tool_features"):
+        control.fit_tool_model(task, features[: M // 2])
+    with pytest.raises(ValueError, match="imitation"):
+        control.fit_tool_model(
+            control.Task(log._replace(utilities=np.zeros(T)), M, B, "utility"), features
+        )
 
 
 @pytest.mark.slow
@@ -60,7 +64,11 @@ def test_offered_tools_and_float32():
     offered = np.random.default_rng(2).uniform(size=(T, M)) < 0.7
     offered[np.arange(T)[:, None], np.where(log.actions >= 0, log.actions, 0)] = True
     single = log._replace(contexts=log.contexts.astype(np.float32), available=offered)
-    solution = control.fit_tool_model(single, features.astype(np.float32), budget=B).check()
+    solution = control.fit_tool_model(
+        control.Task(single, M, B), features.astype(np.float32)
+    ).check()
     assert solution.value.interaction.dtype == jnp.float32
-    wide = control.fit_tool_model(log._replace(available=offered), features, budget=B).check()
+    wide = control.fit_tool_model(
+        control.Task(log._replace(available=offered), M, B), features
+    ).check()
     np.testing.assert_allclose(solution.value.interaction, wide.value.interaction, atol=0.05)

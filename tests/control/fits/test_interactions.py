@@ -34,9 +34,10 @@ def pair_log(seed=0):
 def test_pairs_are_found_with_their_tools_and_the_optimum_is_one():
     log, inside = pair_log()
     lam = 0.02
-    found = control.fit_interactions(log, num_actions=M, budget=B, lam=lam, tol=1e-9).check()
+    task = control.Task(log, M, B, "utility")
+    found = control.fit_interactions(task, lam=lam, tol=1e-9).check()
     model = found.value
-    strong = np.asarray(model.pairs)[np.abs(np.asarray(model.pair_weights))[:, 0] > 0.5]
+    strong = np.asarray(model.pairs)[np.abs(np.asarray(model.pair_coef))[:, 0] > 0.5]
     assert {tuple(pair) for pair in strong.tolist()} == {(0, 2), (1, 4)}
     assert set(np.asarray(model.pairs).ravel().tolist()) <= set(
         np.asarray(model.tools).tolist()
@@ -44,10 +45,10 @@ def test_pairs_are_found_with_their_tools_and_the_optimum_is_one():
     assert int(found.stats["num_candidates"]) == M * (M - 1) // 2
     # The optimality conditions of all main effects and all pairs, from the prediction alone.
     main = np.zeros(M)
-    main[np.asarray(model.tools)] = np.asarray(model.weights)[:, 0]
+    main[np.asarray(model.tools)] = np.asarray(model.coef)[:, 0]
     z = float(model.constant) + inside @ main
     for (i, j), beta in zip(
-        np.asarray(model.pairs), np.asarray(model.pair_weights)[:, 0], strict=True
+        np.asarray(model.pairs), np.asarray(model.pair_coef)[:, 0], strict=True
     ):
         z = z + beta * inside[:, i] * inside[:, j]
     residual = (log.utilities - z) / T
@@ -61,15 +62,17 @@ def test_pairs_are_found_with_their_tools_and_the_optimum_is_one():
         active = (np.asarray(model.pairs) == (i, j)).all(1).any()
         assert norm == pytest.approx(1, abs=2e-3) if active else norm <= 1 + 1e-3
     with pytest.raises(ValueError, match="pair_weight"):
-        control.fit_interactions(log, num_actions=M, budget=B, lam=lam, pair_weight=1.0)
+        control.fit_interactions(task, lam=lam, pair_weight=1.0)
+    with pytest.raises(ValueError, match="utility"):
+        control.fit_interactions(control.Task(log, M, B), lam=lam)
 
 
 def test_the_pairwise_policy_against_enumeration():
     model = control.Interactions(
         tools=jnp.asarray([1, 4, 6], jnp.int32),
-        weights=jnp.asarray([[0.5], [1.0], [-0.4]]),
+        coef=jnp.asarray([[0.5], [1.0], [-0.4]]),
         pairs=jnp.asarray([[1, 6]], jnp.int32),
-        pair_weights=jnp.asarray([[1.5]]),
+        pair_coef=jnp.asarray([[1.5]]),
         constant=jnp.asarray(0.0),
     )
     policy = control.pairwise_policy(model, budget=2, temperature=0.5)

@@ -1,8 +1,10 @@
 """The policy: what it chooses, its files, and the deployment on the kept tools."""
 
+import dataclasses
 import itertools
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ M, Q, B = 8, 3, 3
 RANDOM = np.random.default_rng(0)
 POLICY = control.SparsePolicy(
     positions=jnp.asarray([1, 5], jnp.int32),
-    weights=jnp.asarray(RANDOM.normal(size=(2, Q))),
+    coef=jnp.asarray(RANDOM.normal(size=(2, Q))),
     intercept=jnp.asarray(RANDOM.normal(size=M)),
     background=jnp.asarray([0, 3], jnp.int32),
     tools=None,
@@ -38,19 +40,19 @@ def padded(members):
 
 def test_scores_and_choice():
     dense = np.zeros((M, Q))
-    dense[[1, 5]] = POLICY.weights
+    dense[[1, 5]] = POLICY.coef
     expected = dense @ CONTEXT + np.asarray(POLICY.intercept)
     np.testing.assert_allclose(POLICY.scores(CONTEXT), expected, rtol=1e-14)
     ranking = np.argsort(-expected, kind="stable")
-    np.testing.assert_array_equal(POLICY.act(CONTEXT, exactly=True), ranking[:B])
+    np.testing.assert_array_equal(POLICY.act(CONTEXT, fill=True), ranking[:B])
     positive = ranking[: min(B, int((expected > 0).sum()))]
     np.testing.assert_array_equal(POLICY.act(CONTEXT), padded(positive))
     best = max(law(np.asarray(expected)).items(), key=lambda item: item[1])[0]
     assert set(best) == set(positive.tolist())
     available = np.arange(M) != ranking[0]
-    np.testing.assert_array_equal(POLICY.act(CONTEXT, available, exactly=True), ranking[1 : B + 1])
-    np.testing.assert_array_equal(POLICY.act(CONTEXT, np.zeros(M, bool), exactly=True), [-1] * B)
-    batch = jax.vmap(lambda context: POLICY.act(context, exactly=True))(
+    np.testing.assert_array_equal(POLICY.act(CONTEXT, available, fill=True), ranking[1 : B + 1])
+    np.testing.assert_array_equal(POLICY.act(CONTEXT, np.zeros(M, bool), fill=True), [-1] * B)
+    batch = jax.vmap(lambda context: POLICY.act(context, fill=True))(
         jnp.stack([jnp.asarray(CONTEXT)] * 2)
     )
     np.testing.assert_array_equal(batch[1], ranking[:B])
@@ -80,6 +82,38 @@ def test_log_prob_and_sample(pruned):
     assert float(POLICY.log_prob(jnp.asarray([1, -1, -1]), CONTEXT, blocked)) == -np.inf
 
 
+def test_the_number_of_samples_may_be_none_or_nothing():
+    shapes = {None: (B,), 0: (0, B), 1: (1, B), 3: (3, B)}
+    for count, shape in shapes.items():
+        assert POLICY.sample(jax.random.key(0), CONTEXT, num_samples=count).shape == shape
+
+
+def test_bound_methods_are_jitted_as_they_are():
+    for policy in (POLICY, POLICY.pruned()):
+        act = jax.jit(policy.act)
+        np.testing.assert_array_equal(act(CONTEXT), policy.act(CONTEXT))
+        act(CONTEXT)
+        assert act._cache_size() == 1
+        batch = jax.jit(jax.vmap(policy.scores))(CONTEXT[None])
+        np.testing.assert_allclose(batch[0], policy.scores(CONTEXT))
+    by_argument = jax.jit(lambda policy, context: policy.act(context))
+    np.testing.assert_array_equal(by_argument(POLICY, CONTEXT), POLICY.act(CONTEXT))
+    exported = jax.export.export(by_argument)(POLICY, CONTEXT).serialize()
+    again = jax.export.deserialize(exported).call(POLICY, CONTEXT)
+    np.testing.assert_array_equal(again, POLICY.act(CONTEXT))
+
+
+def test_the_background_is_who_reaches_the_best_of_a_context():
+    random = np.random.default_rng(3)
+    contexts, intercept = random.normal(size=(30, Q)), random.normal(size=M)
+    tools, coef = np.array([2, 6]), random.normal(size=(2, Q))
+    policy = control.SparsePolicy.of(tools, coef, intercept, B, contexts=contexts)
+    best = jax.vmap(lambda context: policy.act(context, fill=True))(contexts)
+    reached = np.setdiff1d(np.unique(best), tools)
+    np.testing.assert_array_equal(policy.background, reached)
+    assert control.SparsePolicy.of(tools, coef, intercept, B).background.size == 0
+
+
 def test_pruned_keeps_the_names():
     small = POLICY.pruned()
     np.testing.assert_array_equal(small.kept, [0, 1, 3, 5])
@@ -87,7 +121,7 @@ def test_pruned_keeps_the_names():
     np.testing.assert_allclose(
         small.scores(CONTEXT), np.asarray(POLICY.scores(CONTEXT))[[0, 1, 3, 5]]
     )
-    assert np.isin(np.asarray(small.act(CONTEXT, exactly=True)), [0, 1, 3, 5]).all()
+    assert np.isin(np.asarray(small.act(CONTEXT, fill=True)), [0, 1, 3, 5]).all()
     np.testing.assert_array_equal(POLICY.pruned([5, 2]).tools, [2, 5])
     np.testing.assert_array_equal(small.pruned([5]).support, [5])
     with pytest.raises(ValueError, match="tools"):
@@ -95,7 +129,8 @@ def test_pruned_keeps_the_names():
 
 
 def test_files(tmp_path):
-    for policy in (POLICY, POLICY.pruned()):
+    fitted = dataclasses.replace(POLICY, meaning=("weighted", "shared"))
+    for policy in (POLICY, POLICY.pruned(), fitted):
         policy.save(tmp_path / "policy.npz")
         again = control.load_policy(tmp_path / "policy.npz")
         assert jax.tree.structure(again) == jax.tree.structure(policy)
@@ -106,18 +141,19 @@ def test_files(tmp_path):
         control.load_policy(tmp_path / "broken.npz")
     good = {
         "positions": np.array([1]),
-        "weights": np.ones((1, 2)),
+        "coef": np.ones((1, 2)),
         "intercept": np.zeros(3),
         "background": np.array([0]),
     }
     bad = [
         ({"positions": np.array([3])}, {}),
         ({"background": np.array([1])}, {}),
-        ({"weights": np.ones((2, 2))}, {}),
-        ({"weights": np.full((1, 2), np.nan)}, {}),
+        ({"coef": np.ones((2, 2))}, {}),
+        ({"coef": np.full((1, 2), np.nan)}, {}),
         ({"tools": np.array([4, 2, 9])}, {}),
         ({}, {"budget": -1}),
         ({}, {"budget": "3"}),
+        ({}, {"meaning": "utility"}),
     ]
     for arrays, metadata in bad:
         _files.save(

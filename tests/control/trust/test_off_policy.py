@@ -24,7 +24,7 @@ def policy(seed, scale=1.0):
     random = np.random.default_rng(seed)
     return control.SparsePolicy(
         positions=jnp.asarray([0, 3], jnp.int32),
-        weights=jnp.asarray(scale * random.normal(size=(2, Q))),
+        coef=jnp.asarray(scale * random.normal(size=(2, Q))),
         intercept=jnp.asarray([0.1, -0.5, -0.5, 0.3, -0.2]),
         background=jnp.asarray([], jnp.int32),
         tools=None,
@@ -129,7 +129,9 @@ def test_logs_through_the_policies_own_probabilities():
     ]
     assert float(pruned.value) == pytest.approx(np.average(log.utilities, weights=weight))
     with pytest.raises(ValueError, match="propensities"):
-        control.off_policy_value(TARGET, log._replace(propensities=None))
+        control.off_policy_value(TARGET, log._replace(propensities=None), method="self_normalised")
+    with pytest.raises(ValueError, match="key"):
+        control.off_policy_value(TARGET, log)
 
 
 @pytest.mark.slow
@@ -138,12 +140,12 @@ def test_the_model_is_cross_fitted_and_its_mean_exact():
     value is then nearly free of error.
     """
     log = draw(1)
-    found = control.off_policy_value(TARGET, log)
+    found = control.off_policy_value(TARGET, log, key=jax.random.key(0))
     assert abs(float(found.value) - TRUE) < 4.5 * float(found.standard_error)
     chosen = np.array([SETS.index(tuple(int(j) for j in row if j >= 0)) for row in log.actions])
     additive = np.einsum("tq,jq,sj->ts", CONTEXTS, GAIN, INCLUDES)
     exact = log._replace(utilities=1.0 + additive[np.arange(T), chosen])
-    found = control.off_policy_value(TARGET, exact, lam=1e-4)
+    found = control.off_policy_value(TARGET, exact, lam=1e-4, key=jax.random.key(0))
     assert float(found.value) == pytest.approx(
         1 + (LAWS["target"] * additive).sum(1).mean(), abs=2e-3
     )

@@ -33,7 +33,7 @@ def test_contamination_barely_moves_the_robust_fit():
         for share in (0.0, 0.1):
             X, y, coef = regression(key, share)
             for solution in (
-                control.robust_regression(X, y, GROUPS, LAM),
+                control.robust.robust_regression(X, y, GROUPS, LAM),
                 group_lasso.solve(X, y, GROUPS, LAM),
             ):
                 errors.append(jnp.linalg.norm(solution.value.coef - coef))
@@ -50,7 +50,7 @@ def test_contamination_barely_moves_the_robust_fit():
 def test_the_answer_is_a_certified_huber_fit_at_its_own_scale():
     X, y, coef = regression(jax.random.key(1), 0.1)
     found = jax.jit(
-        lambda X, y: control.robust_regression(
+        lambda X, y: control.robust.robust_regression(
             X, y, GROUPS, LAM, num_rounds=12, num_reweights=0, tol=1e-8
         )
     )(X, y).check()
@@ -64,7 +64,7 @@ def test_the_answer_is_a_certified_huber_fit_at_its_own_scale():
     np.testing.assert_allclose(found.value.coef, direct.value.coef, atol=1e-4)
     # The second stage is the group lasso of the records that the first one keeps, and finds every
     # wild one.
-    second = control.robust_regression(
+    second = control.robust.robust_regression(
         X, y, GROUPS, LAM, num_rounds=12, num_reweights=1, tol=1e-8
     ).check()
     kept = np.abs(residual) <= 3 * scale
@@ -86,8 +86,9 @@ def test_robust_fit_of_a_log_flags_the_wild_records():
     )
     wild = random.uniform(size=records) < 0.1
     utilities[wild] += 20.0
-    found = control.fit_robust(
-        jax.random.key(0), control.Log(contexts, actions, utilities), num_actions=tools, budget=3
+    found = control.robust.fit_robust(
+        jax.random.key(0),
+        control.Task(control.Log(contexts, actions, utilities), tools, 3, "utility"),
     ).check()
     assert set(np.asarray(found.value.support).tolist()) >= {0, 1, 2}
     flagged = np.asarray(found.stats["outlier"])
@@ -99,9 +100,11 @@ def test_median_of_means_and_leverage():
     random = np.random.default_rng(0)
     rows = random.normal(size=(90, 3))
     rows[:4] = 1e6  # in 4 of 10 blocks at most
-    assert np.abs(control.median_of_means(rows, 10)).max() < 1.5
-    np.testing.assert_allclose(control.median_of_means(rows[4:], 1), rows[4:].mean(0), rtol=1e-6)
+    assert np.abs(control.robust.median_of_means(rows, 10)).max() < 1.5
+    np.testing.assert_allclose(
+        control.robust.median_of_means(rows[4:], 1), rows[4:].mean(0), rtol=1e-6
+    )
     weights = np.asarray(
-        control.leverage_weights(np.concatenate([random.normal(size=(99, 2)), [[100.0, 0]]]))
+        control.robust.leverage_weights(np.concatenate([random.normal(size=(99, 2)), [[100.0, 0]]]))
     )
     assert weights.max() == 1 and weights[-1] < 0.05 and (weights == 1).mean() > 0.9

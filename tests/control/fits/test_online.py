@@ -9,7 +9,7 @@ import pytest
 
 from jaxsac import control, gibbs
 from jaxsac.control.imitation import likelihood, step
-from jaxsac.control.trust.resampling import take
+from jaxsac.control.data.log import take
 from jaxsac.problems.tool_logs import sparse_tool_log
 
 KEY = jax.random.key(0)
@@ -29,19 +29,18 @@ OPTIONS = {"num_actions": M, "budget": B}
 
 
 def test_epochs_end_at_the_fit_of_the_whole_log():
-    learner = control.start_learner(KEY, take(LOG, np.arange(60)), **OPTIONS)
+    task = control.Task(take(LOG, np.arange(60)), **OPTIONS)
+    learner = control.online.start_learner(KEY, task)
     for start in range(60, T, 20):
-        learner = control.update_learner(
-            KEY, learner, take(LOG, np.arange(start, start + 20)), **OPTIONS
-        )
+        learner = control.online.update_learner(learner, take(LOG, np.arange(start, start + 20)))
     assert (
         learner.seen == T and learner.num_fits == 4 and learner.records == T
     )  # at 60, 120, 240, 480
     whole = control.fit(KEY, LOG, lam=learner.lam, tol=1e-6, **OPTIONS).check()
     np.testing.assert_array_equal(learner.policy.support, whole.value.support)
-    np.testing.assert_allclose(learner.policy.weights, whole.value.weights, atol=1e-2)
+    np.testing.assert_allclose(learner.policy.coef, whole.value.coef, atol=1e-2)
     # one per cent more: a step or two
-    more = control.fit(KEY, LOG, lam=learner.lam, state=learner.state, **OPTIONS)
+    more = control.fit(KEY, LOG, lam=learner.lam, state=learner.solution, **OPTIONS)
     assert int(more.stats["num_steps"]) <= 1 < int(whole.stats["num_steps"])
     # and from the solution without them, nothing is compiled and less than half of the work is done
     fewer = control.fit(KEY, take(LOG, np.arange(T - T // 100)), lam=learner.lam, **OPTIONS).check()
@@ -50,19 +49,37 @@ def test_epochs_end_at_the_fit_of_the_whole_log():
         step.direction._cache_size(),
         step.curvature._cache_size(),
     )
-    warm = control.fit(KEY, LOG, lam=learner.lam, state=fewer.state, **OPTIONS).check()
+    warm = control.fit(KEY, LOG, lam=learner.lam, state=fewer, **OPTIONS).check()
     assert compiled == (
         likelihood.evaluate._cache_size(),
         step.direction._cache_size(),
         step.curvature._cache_size(),
     )
     assert 2 * int(warm.stats["num_evaluations"]) <= int(whole.stats["num_evaluations"])
-    recent = control.update_learner(
-        KEY, learner, take(LOG, np.arange(10)), window=200, force=True, lam=0.05, **OPTIONS
+    recent = control.online.update_learner(
+        learner, take(LOG, np.arange(10)), window=200, force=True, lam=0.05
     )
-    assert np.shape(recent.log.contexts)[0] == 200 and recent.lam == pytest.approx(0.05)
+    assert recent.task.num_records == 200 and recent.lam == pytest.approx(0.05)
     with pytest.raises(ValueError, match="growth"):
-        control.update_learner(KEY, learner, LOG, growth=1.0, **OPTIONS)
+        control.online.update_learner(learner, LOG, growth=1.0)
+
+
+def test_a_learner_keeps_its_task():
+    """What the first fit was told holds for all later ones."""
+    log = LOG._replace(utilities=np.asarray(TRUTH.utilities))
+    task = control.Task(take(log, np.arange(200)), M, B, "utility")
+    learner = control.online.start_learner(KEY, task, lam=0.05, tol=1e-8)
+    later = control.online.update_learner(learner, take(log, np.arange(200, 300)), force=True)
+    whole = control.Task(take(log, np.arange(300)), M, B, "utility")
+    expected = control.fit(KEY, whole, lam=0.05 * np.sqrt(200 / 300), tol=1e-8).check()
+    assert later.task.objective == "utility" and later.policy.meaning == whole.meaning
+    np.testing.assert_array_equal(later.policy.support, expected.value.support)
+    np.testing.assert_allclose(later.policy.coef, expected.value.coef, atol=1e-4)
+    assert not np.any(later.policy.intercept)
+    through = jax.jit(lambda learner: learner)(later)
+    np.testing.assert_array_equal(
+        control.online.update_learner(through, take(log, np.arange(5))).task.num_records, 305
+    )
 
 
 @pytest.mark.slow
@@ -75,7 +92,7 @@ def test_exploration_tries_every_tool_outside_the_set():
         None,
         B,
     )
-    draw = jax.jit(jax.vmap(lambda key: control.explore(key, policy, jnp.zeros(Q), 0.5)))
+    draw = jax.jit(jax.vmap(lambda key: control.online.explore(key, policy, jnp.zeros(Q), 0.5)))
     sets, explored = (np.asarray(x) for x in draw(jax.random.split(KEY, 2000)))
     assert abs(explored.mean() - 0.5) < 4.5 * 0.5 / np.sqrt(2000)
     fresh = sets >= 2
@@ -105,10 +122,10 @@ def test_dual_averaging_against_its_formula_and_its_regret():
 
     def body(at, record):
         before = at
-        at, loss = control.dual_average_step(at, *record, lam=0.3, step=1.0)
-        return at, (before.weights, before.intercept, loss)
+        at, loss = control.online.dual_average_step(at, *record, lam=0.3, step=1.0)
+        return at, (before.coef, before.intercept, loss)
 
-    start = control.dual_average(M, Q, B)
+    start = control.online.dual_average(M, Q, B)
     last, (weights, intercepts, loss) = jax.jit(
         lambda s: jax.lax.scan(body, s, (jnp.asarray(LOG.contexts), jnp.asarray(LOG.actions)))
     )(start)
@@ -118,13 +135,13 @@ def test_dual_averaging_against_its_formula_and_its_regret():
     mean = np.asarray(gradients[0]).mean(0)
     norms, level = np.linalg.norm(mean, axis=1), 0.3 * np.sqrt(np.log(M) / T)
     expected = -np.sqrt(T) * np.maximum(0, 1 - level / norms)[:, None] * mean
-    np.testing.assert_allclose(last.weights, expected, atol=1e-9)
+    np.testing.assert_allclose(last.coef, expected, atol=1e-9)
     np.testing.assert_allclose(
         last.intercept, -np.sqrt(T) * np.asarray(gradients[1]).mean(0), atol=1e-9
     )
     best = control.fit(KEY, LOG, lam=1e-3, **OPTIONS).value
     dense = np.zeros((M, Q))
-    dense[np.asarray(best.support)] = best.weights
+    dense[np.asarray(best.support)] = best.coef
     hindsight = np.asarray(losses(jnp.asarray(dense), best.intercept))
     regret = np.cumsum(np.asarray(loss) - hindsight)
     assert regret[-1] / T < 0.5 * regret[T // 8] / (T // 8)  # sublinear

@@ -86,7 +86,7 @@ def test_the_fit_is_the_minimum_of_the_dense_problem():
 
     best = minimise((jnp.zeros((M, Q)), jnp.full(M, -1.0)))
     weights = np.zeros((M, Q))
-    weights[np.asarray(found.value.support)] = found.value.weights
+    weights[np.asarray(found.value.support)] = found.value.coef
     np.testing.assert_allclose(weights, best[0], atol=2e-4)
     objective = float(
         smooth((jnp.asarray(weights), found.value.intercept)) + penalty(jnp.asarray(weights))
@@ -180,7 +180,7 @@ def test_a_family_lends_strength_and_one_tool_each_is_no_family(objective):
     same = control.fit(
         jax.random.key(0), log, lam="simulated", families=np.arange(M), **options
     ).check()
-    np.testing.assert_array_equal(alone.value.weights, same.value.weights)
+    np.testing.assert_array_equal(alone.value.coef, same.value.coef)
     together = control.fit(
         jax.random.key(0), log, lam="simulated", families=LABELS, **options
     ).check()

@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 
 from jaxsac import control, gibbs
-from jaxsac.control.data.log import checked
-from jaxsac.control.fits.fit import FitState, _prepare, _warm_start
-from jaxsac.control.imitation.working import evaluate_point, working_set
-from jaxsac.control.policy.scoring import log_probabilities
+from jaxsac.control.data.digest import digest
+from jaxsac.control.imitation.working import evaluate_point, point_from, working_set
 from jaxsac.control.trust import log_curvature
 from jaxsac.control.trust.duplicates import near_duplicates
 from jaxsac.problems.tool_logs import sparse_tool_log
@@ -24,7 +22,6 @@ TRUTH = sparse_tool_log(
     KEY, num_records=T, num_actions=M, num_features=Q, budget=B, num_relevant=2, mean_size=1.5
 )
 LOG = control.Log(TRUTH.contexts, TRUTH.actions, TRUTH.utilities)
-FIT = {"num_actions": M, "budget": B}
 
 
 def profiled(log, policy, mode):
@@ -53,7 +50,7 @@ def profiled(log, policy, mode):
         )
 
     weights = np.zeros((M, Q))
-    weights[np.asarray(policy.support)] = policy.weights
+    weights[np.asarray(policy.support)] = policy.coef
     free = np.asarray(policy.intercept) if mode == "per_tool" else np.asarray(policy.intercept)[:1]
     at = jnp.asarray(weights.ravel()), jnp.asarray(free)
     (a, b), (c, d) = jax.jit(jax.hessian(loss, argnums=(0, 1)))(*at)
@@ -72,16 +69,14 @@ def test_curvature_and_margin_against_the_whole_hessian(mode, offered):
     available = np.random.default_rng(0).uniform(size=(T, M)) < 0.8
     available[np.arange(T)[:, None], np.where(LOG.actions >= 0, LOG.actions, 0)] = True
     log = LOG._replace(available=available if offered else None)
-    solution = control.fit(KEY, log, lam=0.05, intercept=mode, tol=1e-10, **FIT)
+    task = control.Task(log, M, B, intercept=mode)
+    solution = control.fit(KEY, task, lam=0.05, tol=1e-10)
     policy, support = solution.value, np.asarray(solution.value.support)
     dense, gradient = profiled(log, policy, mode)
-    problem = _prepare(log, M, B, "imitation", mode, 1.0, "advantage", None, 10.0)
-    data = problem.data
-    point = _warm_start(
-        data, FitState(support, np.asarray(policy.weights), np.asarray(policy.intercept)), mode
-    )
-    point, _ = evaluate_point(data, working_set(data, point.tools), point, B, mode)
-    found = log_curvature.likelihood_curvature(KEY, data, point, B, mode)
+    data = digest(task)
+    point = point_from(data, *solution.state)
+    point, _ = evaluate_point(data, working_set(data, point.tools), point)
+    found = log_curvature.likelihood_curvature(KEY, data, point)
     size = support.size
     np.testing.assert_allclose(
         found.hessian[:size, :, :size],
@@ -96,8 +91,10 @@ def test_curvature_and_margin_against_the_whole_hessian(mode, offered):
         found.hessian[size:, :, :size].reshape(len(found.hessian) - size, -1), axis=1
     )
     np.testing.assert_allclose([listed.max(), listed.min()], [rates.max(), rates.min()], atol=1e-9)
-    whole = control.irrepresentability(dense, np.isin(np.arange(M), support), weights_of(policy))
-    diagnosis = control.diagnose(policy, log, num_resamples=0, truth=support, intercept=mode)
+    whole = control.conditions.irrepresentability(
+        dense, np.isin(np.arange(M), support), weights_of(policy)
+    )
+    diagnosis = control.diagnose(task, solution, truth=support)
     np.testing.assert_allclose(
         (diagnosis.irrepresentability, diagnosis.irrepresentability_norm), whole, rtol=1e-6
     )
@@ -109,30 +106,31 @@ def test_curvature_and_margin_against_the_whole_hessian(mode, offered):
     )  # the fit is the witness at its own support
     if (mode, offered) not in SLOW:
         return
-    exact = control.restricted_curvature(dense, np.isin(np.arange(M), support))
+    exact = control.conditions.restricted_curvature(dense, np.isin(np.arange(M), support))
     assert (
         diagnosis.curvature_lower <= float(exact.upper) + 1e-12
         and diagnosis.curvature_upper >= float(exact.lower) - 1e-12
     )
     # by conjugate gradients, as for large problems
-    limit, log_curvature.LARGEST = log_curvature.LARGEST, 1
+    limit, log_curvature._LARGEST = log_curvature._LARGEST, 1
     try:
-        assert log_curvature.likelihood_curvature(
-            KEY, data, point, B, mode
-        ).signed == pytest.approx(float(whole.signed), rel=1e-3)
+        assert log_curvature.likelihood_curvature(KEY, data, point).signed == pytest.approx(
+            float(whole.signed), rel=1e-3
+        )
     finally:
-        log_curvature.LARGEST = limit
+        log_curvature._LARGEST = limit
 
 
 def weights_of(policy):
     weights = np.zeros((M, Q))
-    weights[np.asarray(policy.support)] = policy.weights
+    weights[np.asarray(policy.support)] = policy.coef
     return weights
 
 
 @pytest.mark.slow
 def test_utility_diagnosis_against_least_squares():
-    solution = control.fit(KEY, LOG, lam=0.1, objective="utility", tol=1e-12, **FIT)
+    task = control.Task(LOG, M, B, "utility")
+    solution = control.fit(KEY, task, lam=0.1, tol=1e-12)
     support = np.asarray(solution.value.support)
     design = np.zeros((T, M, Q))
     for t, j in itertools.product(range(T), range(M)):
@@ -141,11 +139,9 @@ def test_utility_diagnosis_against_least_squares():
     design = design - design.mean(0)
     residual = LOG.utilities - LOG.utilities.mean() - design @ weights_of(solution.value).ravel()
     norms = np.linalg.norm((design.T @ residual / T).reshape(M, Q), axis=1)
-    diagnosis = control.diagnose(
-        solution.value, LOG, objective="utility", num_resamples=0, truth=support
-    )
+    diagnosis = control.diagnose(task, solution, truth=support)
     np.testing.assert_allclose(diagnosis.norms, norms, atol=1e-9)
-    whole = control.irrepresentability(
+    whole = control.conditions.irrepresentability(
         (design.T @ design / T).reshape(M, Q, M, Q),
         np.isin(np.arange(M), support),
         weights_of(solution.value),
@@ -157,34 +153,27 @@ def test_utility_diagnosis_against_least_squares():
     assert "uniqueness" not in diagnosis.report() and "nothing about the truth" in str(diagnosis)
 
 
-@pytest.mark.slow
-def test_log_probabilities_against_the_policy():
-    policy = control.fit(KEY, LOG, lam=0.05, **FIT).value
-    expected = jax.vmap(policy.log_prob)(jnp.asarray(LOG.actions), jnp.asarray(LOG.contexts))
-    np.testing.assert_allclose(log_probabilities(policy, checked(LOG, M, B)), expected, rtol=1e-10)
-    available = np.ones((T, M), bool)
-    available[:, 8] = (LOG.actions == 8).any(1)
-    offered = LOG._replace(available=available)
-    expected = jax.vmap(policy.log_prob)(
-        jnp.asarray(LOG.actions), jnp.asarray(LOG.contexts), available
-    )
-    np.testing.assert_allclose(
-        log_probabilities(policy, checked(offered, M, B)), expected, rtol=1e-10
-    )
-
-
 def test_what_a_diagnosis_refuses_and_degenerate_logs():
-    policy = control.fit(KEY, LOG, lam=0.05, **FIT).value
+    task = control.Task(LOG, M, B)
+    solution = control.fit(KEY, task, lam=0.05)
     with pytest.raises(ValueError, match="pruned"):
-        control.diagnose(policy.pruned(), LOG)
+        control.diagnose(task, solution.value.pruned())
+    narrow = control.Task(LOG._replace(contexts=LOG.contexts[:, :1]), M, B)
     with pytest.raises(ValueError, match="features"):
-        control.diagnose(policy, LOG._replace(contexts=LOG.contexts[:, :1]))
-    empty = control.fit(KEY, LOG, lam=5.0, **FIT).value
-    found = control.diagnose(empty, LOG, lam=5.0, num_resamples=0)
+        control.diagnose(narrow, solution)
+    for other in ({"objective": "utility"}, {"intercept": "shared"}):
+        with pytest.raises(ValueError, match="'imitation' with intercept='per_tool'"):
+            control.diagnose(control.Task(LOG, M, B, **other), solution)
+    empty = control.fit(KEY, task, lam=5.0)
+    found = control.diagnose(task, empty)
     assert found.support.size == 0 and 0 < found.witness_margin < 1 and "0 of 9 tools" in str(found)
-    refitted = control.fit(KEY, LOG, lam=0.05, refit=True, **FIT).value
-    found = control.diagnose(refitted, LOG, num_resamples=0)
+    assert np.isnan(found.noise) and found.stability is None  # nothing is drawn without a key
+    refitted = control.fit(KEY, task, lam=0.05, refit=True)
+    found = control.diagnose(task, refitted)
     assert np.isnan(found.witness_margin) and "refitted" in str(found)
+    # the lam of a policy alone is that of its gradient norms
+    assert control.diagnose(task, solution.value).lam == pytest.approx(0.05, rel=1e-2)
+    assert control.diagnose(task, solution).lam == 0.05
 
 
 def test_near_duplicates_are_found_and_others_are_not():
@@ -202,10 +191,8 @@ def test_near_duplicates_are_found_and_others_are_not():
     actions[:, 3] = np.where(
         random.uniform(size=records) < 0.5, random.integers(4, 40, records), -1
     )
-    problem = _prepare(
-        control.Log(contexts, actions), 40, 4, "imitation", None, 1.0, "advantage", None, 10.0
-    )
-    found = near_duplicates(problem.data, 0.9)
+    task = control.Task(control.Log(contexts, actions), 40, 4)
+    found = near_duplicates(digest(task), 0.9)
     assert [pair[:2] for pair in found.alike] == [(0, 1)]
     assert [pair[:2] for pair in found.together] == [(2, 3)]
     assert found.families == [(0, 1), (2, 3)]
@@ -221,16 +208,18 @@ def test_failure_signatures():
     )
     truth = sparse_tool_log(KEY, **shape)
     log = control.Log(truth.contexts, truth.actions)
-    fitted = control.fit(KEY, log, num_actions=30, budget=4)
-    good = control.diagnose(fitted.value, log, truth=truth.support)
+    task = control.Task(log, 30, 4)
+    fitted = control.fit(KEY, task)
+    good = control.diagnose(task, fitted, key=KEY, truth=truth.support)
     assert good.signatures == () and good.oracle_margin > 0 and good.stability.overlap > 0.9
     np.testing.assert_array_equal(good.support, truth.support)
     figure = pytest.importorskip("matplotlib.figure").Figure()
     assert good.plot(figure.subplots()).get_xlabel() == "records that use the tool"
     # pure noise: the margin at the fitted support is positive all the same
     noise = log._replace(contexts=np.random.default_rng(0).normal(size=log.contexts.shape))
-    low = control.fit(KEY, noise, num_actions=30, budget=4, lam=0.45 * float(fitted.stats["lam"]))
-    bad = control.diagnose(low.value, noise)
+    wrong = control.Task(noise, 30, 4)
+    low = control.fit(KEY, wrong, lam=0.45 * float(fitted.stats["lam"]))
+    bad = control.diagnose(wrong, low, key=KEY)
     assert bad.support.size > 0 and bad.witness_margin > 0
     text = " ".join(bad.signatures)
     assert "below the noise" in text and "stalls" in text and "oscillates" in text
