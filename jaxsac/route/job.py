@@ -354,7 +354,6 @@ def _judge(fold: Fold, methods: dict[str, Any], budget: int) -> dict[str, Any]:
             name: evaluate.summarise(values, test.groups) for name, values in measured.items()
         },
         "differences": {
-            f"{a} - {b}": evaluate.compare(measured[a], measured[b], test.groups)
-            for a, b in pairs
+            f"{a} - {b}": evaluate.compare(measured[a], measured[b], test.groups) for a, b in pairs
         },
     }

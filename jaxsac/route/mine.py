@@ -40,7 +40,7 @@ import numpy as np
 
 from jaxsac.route.log_file import LogError, RouteLog, Tool, log_hash, read_log, write_log
 from jaxsac.route.progress import bar
-from jaxsac.route.sources import Function, Module, read_module, summary
+from jaxsac.route.sources import Module, read_module, summary
 
 # Import name and distribution name; "python" stands for the standard library.
 PACKAGES = {
