@@ -1,5 +1,5 @@
 """`python -m benchmarks ROOM [--smoke] [--dtype float32|float64] [--out DIR] [--peers-python PATH]
-[--quiet]`.
+[--quiet]`, and `python -m benchmarks gpu --minutes 5 --out DIR`.
 """
 
 import argparse
@@ -14,9 +14,9 @@ from benchmarks.harness import report as reports
 
 
 def rooms() -> dict[str, str]:
-    """The modules of `rooms/`, with the first line of their docstring."""
+    """The modules of `rooms/`, with their docstrings on one line."""
     return {
-        path.stem: (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").partition("\n")[0]
+        path.stem: " ".join((ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").split())
         for path in sorted((pathlib.Path(__file__).parent / "rooms").glob("[!_]*.py"))
     }
 
@@ -42,9 +42,13 @@ def main(arguments: list[str] | None = None) -> int:
         help="the interpreter that has the peers (default: $JAXSAC_PEERS_PYTHON, else this one)",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["gpu"]:
+        return importlib.import_module("benchmarks.gpu").main(arguments[1:])
     given = parser.parse_args(arguments)
     if given.room is None:
-        print("\n".join(f"{name:16} {line}" for name, line in available.items()) or "no rooms yet")
+        print("\n".join(f"{name:20} {line}" for name, line in available.items()))
+        print(f"{'gpu':20} One run for a GPU: cases against the CPU, then sizes that fill a card.")
         return 0
     if given.room not in available:
         print(

@@ -1,4 +1,4 @@
-"""The loops of `lax`, fit for `jax.shard_map` with its default checks.
+"""The loops of `lax`, and `jax.grad`, fit for `jax.shard_map` with its default checks.
 
 There a loop must leave each part of its carry varying over the mesh axes over which it entered: a
 counter that starts from a constant, or a sum that starts from zeros, does not. These loops let the
@@ -26,7 +26,13 @@ def fori_loop(lower: Any, upper: Any, body: Callable[[Any, Any], Any], start: An
     return lax.fori_loop(lower, upper, lambda index, carry: vary(body(index, carry)), start)
 
 
-def scan(body: Callable[[Any, Any], tuple[Any, Any]], start: Any, xs: Any, length: Any = None):
+def scan(
+    body: Callable[[Any, Any], tuple[Any, Any]],
+    start: Any,
+    xs: Any,
+    length: Any = None,
+    reverse: bool = False,
+):
     """`lax.scan`."""
 
     def once(carry: Any) -> Any:
@@ -38,11 +44,13 @@ def scan(body: Callable[[Any, Any], tuple[Any, Any]], start: Any, xs: Any, lengt
         carry, y = body(carry, x)
         return vary(carry), y
 
-    return lax.scan(step, start, xs, length)
+    return lax.scan(step, start, xs, length, reverse)
 
 
 def cond(test: Any, yes: Callable[..., Any], no: Callable[..., Any], *operands: Any) -> Any:
-    """`lax.cond`."""
+    """`lax.cond`. Its operands vary alike, as `vmap` needs; what a branch closes over may not."""
+    if _checked_axes():
+        operands = _varying(operands, _axes(operands))
     return lax.cond(test, *_alike((yes, no), operands), *operands)
 
 
@@ -57,6 +65,20 @@ def platform_dependent(*operands: Any, default: Callable[..., Any], **platforms:
     return lax.platform_dependent(
         *operands, default=default, **dict(zip(platforms, others, strict=True))
     )
+
+
+def grad(function: Callable[..., Any], argnums: Any = 0) -> Callable[..., Any]:
+    """`jax.grad`, on each device by itself: that of `shard_map` sums the gradient in what does not
+    vary over the devices, such as a start that is the same on all, over the devices.
+    """
+    return lambda *operands: jax.grad(function, argnums)(*own(function, *operands))
+
+
+def own(function: Callable[..., Any], *operands: Any) -> Any:
+    """`operands`, varying over the axes over which function(*operands) does."""
+    if not _checked_axes():
+        return operands
+    return _varying(operands, _axes(jax.eval_shape(function, *operands)))
 
 
 def _alike(branches: Sequence[Callable[..., Any]], operands: Any) -> Sequence[Callable[..., Any]]:
@@ -79,7 +101,9 @@ def _common(body: Callable[[Any], Any], start: Any, *others: Any) -> tuple[Any, 
 
 
 def _checked_axes() -> frozenset:
-    """The mesh axes of the `shard_map` that this is traced in, if it checks what varies over them."""
+    """The mesh axes of the `shard_map` that this is traced in, if it checks what varies over
+    them.
+    """
     manual = frozenset(jax.sharding.get_abstract_mesh().manual_axes)
     return _axes(lax.pcast(jnp.int32(0), tuple(manual), to="varying")) if manual else manual
 

@@ -13,8 +13,9 @@
 # %% [markdown]
 # # Bilevel penalties: clean a data set, and steer a follower, with gradients only
 #
-# minimise upper(x, y\*(x)), where y\*(x) minimises lower(x, y). Two copies of the lower level, one of them pulled by sigma times the upper
-# level, tell the gradient in x: no Hessian, no linear solve.
+# minimise upper(x, y\*(x)), where y\*(x) minimises lower(x, y). Two copies of the lower level, one
+# of them pulled by sigma times the upper level, tell the gradient in x: no Hessian, no linear
+# solve.
 
 # %%
 import jax
@@ -30,8 +31,9 @@ from jaxsac.problems import bilevel_rl
 # %% [markdown]
 # ## Which labels are wrong?
 #
-# 1,000 digits, half of their labels redrawn at random. x holds a weight for each of them, y a linear classifier fitted with these weights;
-# 300 clean digits judge it. One loop moves both. Weights of wrong labels fall.
+# 1,000 digits, half of their labels redrawn at random. x holds a weight for each of them, y a
+# linear classifier fitted with these weights; 300 clean digits judge it. One loop moves both.
+# Weights of wrong labels fall.
 
 # %%
 data = problems.digits_cleaning(corruption=0.5)
@@ -50,19 +52,21 @@ sol = bilevel.solve(
 weights, wrong = np.asarray(jax.nn.sigmoid(sol.value.x)), np.asarray(data.corrupted)
 area = np.mean(weights[~wrong][:, None] > weights[wrong][None, :])
 print(
-    f"validation loss {float(sol.stats['upper']):.3f}; a right label outweighs a wrong one with chance {area:.3f}"
+    f"validation loss {float(sol.stats['upper']):.3f};"
+    f" a right label outweighs a wrong one with chance {area:.3f}"
 )
 
 # %% [markdown]
 # ## A leader who pays a follower
 #
-# The follower solves an entropy-regularised decision process; the leader changes its reward by x and has an aim of its own. The exact
-# gradient is known here (differentiate soft value iteration), so the error of each difference can be seen: forward falls as sigma, the
-# linearised central difference as sigma².
+# The follower solves an entropy-regularised decision process; the leader changes its reward by x
+# and has an aim of its own. The exact gradient is known here (differentiate soft value iteration),
+# so the error of each difference can be seen: forward falls as sigma, the linearised central
+# difference as sigma².
 
 # %%
 bed = bilevel_rl.random_reward_bed()
-mdp = bilevel.MDP(bed.transition, bed.initial, bed.discount)
+mdp = bilevel.rl.MDP(bed.transition, bed.initial, bed.discount)
 
 
 def model(x):
@@ -70,13 +74,13 @@ def model(x):
 
 
 def leader(x, log_probs):
-    return -bilevel.expected_return(mdp, bed.leader_reward, log_probs) + 0.1 * jnp.sum(x**2)
+    return -bilevel.rl.expected_return(mdp, bed.leader_reward, log_probs) + 0.1 * jnp.sum(x**2)
 
 
 exact = jax.jit(
-    jax.grad(lambda x: leader(x, bilevel.soft_solve(*model(x), bed.temperature).value.log_probs))
+    jax.grad(lambda x: leader(x, bilevel.rl.soft_solve(*model(x), bed.temperature).value.log_probs))
 )(bed.x)
-problem = bilevel.policy_problem(model, leader)
+problem = bilevel.rl.policy_problem(model, leader)
 sigmas = [0.3, 0.1, 0.03, 0.01]
 errors = {}
 for difference in ("forward", "central_linear"):
@@ -104,12 +108,15 @@ plt.show()
 # %% [markdown]
 # ## Why the copies share their samples
 #
-# The difference of the two copies is divided by sigma. Drawn from trajectories of their own, its noise grows as 1 / sigma; one set of
-# trajectories, reweighted for the perturbed policy, has a spread that does not depend on sigma.
+# The difference of the two copies is divided by sigma. Drawn from trajectories of their own, its
+# noise grows as 1 / sigma; one set of trajectories, reweighted for the perturbed policy, has a
+# spread that does not depend on sigma.
 
 # %%
 z, d = bilevel.hypergradient(problem, bed.x, jnp.zeros((8, 4)), data=bed.temperature).state
-sampled = bilevel.sampled_policy_problem(model, lambda x, log_probs, uniforms: leader(x, log_probs))
+sampled = bilevel.rl.sampled_policy_problem(
+    model, lambda x, log_probs, uniforms: leader(x, log_probs)
+)
 
 
 @jax.jit
@@ -136,19 +143,21 @@ def cross_terms(uniforms, others, sigma):
 terms = [cross_terms(*jax.random.uniform(jax.random.key(0), (2, 300, 100)), s) for s in sigmas]
 spread = np.asarray([jnp.sqrt(jnp.sum(jnp.var(term, axis=0), axis=1)) for term in terms])
 print(
-    f"at sigma = {sigmas[-1]}: {spread[-1, 0]:.0f} with independent trajectories, {spread[-1, 1]:.0f} with one reweighted set"
+    f"at sigma = {sigmas[-1]}: {spread[-1, 0]:.0f} with independent trajectories,"
+    f" {spread[-1, 1]:.0f} with one reweighted set"
 )
 
 # %% [markdown]
 # ## How many samples?
 #
-# A bandit whose follower and leader are both sampled, 16 pulls a step, and the exact gradient along the way. The exponent p in
-# samples ~ epsilon^-p is for a gradient *norm* of epsilon. The paper states 4 in its first version and about 3 in the later ones, as upper
-# bounds for bilevel RL in its own convention: a slope on one problem is no test of them.
+# A bandit whose follower and leader are both sampled, 16 pulls a step, and the exact gradient along
+# the way. The exponent p in samples ~ epsilon^-p is for a gradient *norm* of epsilon. The paper
+# states 4 in its first version and about 3 in the later ones, as upper bounds for bilevel RL in its
+# own convention: a slope on one problem is no test of them.
 
 # %%
 bandit = bilevel_rl.bandit_bed(3)
-pulls = bilevel.MDP(bandit.transition, bandit.initial, bandit.discount)
+pulls = bilevel.rl.MDP(bandit.transition, bandit.initial, bandit.discount)
 
 
 def objective(x):
@@ -157,10 +166,10 @@ def objective(x):
     ) + 0.5 * jnp.sum(x**2)
 
 
-pulled = bilevel.sampled_policy_problem(
+pulled = bilevel.rl.sampled_policy_problem(
     lambda x: (pulls, bandit.reward(x)),
     lambda x, log_probs, uniforms: (
-        -bilevel.sampled_return(uniforms, pulls, bandit.leader_reward, log_probs)
+        -bilevel.rl.sampled_return(uniforms, pulls, bandit.leader_reward, log_probs)
         + 0.5 * jnp.sum(x**2)
     ),
 )

@@ -39,6 +39,9 @@ LOCAL = {
     "nested": lambda x: _loops.fori_loop(
         0, 3, lambda i, c: c + _loops.fori_loop(0, i, lambda j, d: d + x, 0.0), 0.0),
     "scan": lambda x: _loops.scan(lambda c, v: (c + v * x, c), 0.0, jnp.arange(3.0))[1].sum(),
+    "back": lambda x: _loops.scan(
+        lambda c, v: (c + v * x, c), 0.0, jnp.arange(3.0), reverse=True)[1][0],
+    "start": lambda x: _loops.grad(lambda y, z: (y - x) ** 2 + z, (0, 1))(0.0, x)[0],
     "cond": lambda x: _loops.cond(x > 1, lambda: x, lambda: jnp.zeros(())),
     "platform": lambda x: _loops.platform_dependent(x, cpu=lambda x: 0.0, default=lambda x: x),
     "key": lambda x: _loops.fori_loop(

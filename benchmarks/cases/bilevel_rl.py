@@ -17,16 +17,16 @@ from jaxsac.problems import bilevel_rl
 
 def trajectories(options: Options, dtype) -> list[dict[str, Any]]:
     bed = bilevel_rl.random_reward_bed(dtype=dtype)
-    mdp = bilevel.MDP(bed.transition, bed.initial, bed.discount)
+    mdp = bilevel.rl.MDP(bed.transition, bed.initial, bed.discount)
 
     def model(x):
         return mdp, bed.reward(x)
 
     def leader(x, log_probs):
-        return -bilevel.expected_return(mdp, bed.leader_reward, log_probs)
+        return -bilevel.rl.expected_return(mdp, bed.leader_reward, log_probs)
 
-    exact = bilevel.policy_problem(model, leader)
-    best = bilevel.soft_solve(mdp, bed.reward(bed.x), bed.temperature).value.log_probs
+    exact = bilevel.rl.policy_problem(model, leader)
+    best = bilevel.rl.soft_solve(mdp, bed.reward(bed.x), bed.temperature).value.log_probs
     solution = bilevel.hypergradient(exact, bed.x, best, data=bed.temperature)
     z, d = solution.state
     number = 8 if options.smoke else 4000
@@ -35,8 +35,8 @@ def trajectories(options: Options, dtype) -> list[dict[str, Any]]:
     def terms(
         bed, z, d, first, second, sigma
     ):  # the bed as an argument: XLA would fold long cumulative sums of constants
-        mdp = bilevel.MDP(bed.transition, bed.initial, bed.discount)
-        sampled = bilevel.sampled_policy_problem(
+        mdp = bilevel.rl.MDP(bed.transition, bed.initial, bed.discount)
+        sampled = bilevel.rl.sampled_policy_problem(
             lambda x: (mdp, bed.reward(x)), lambda x, log_probs, uniforms: leader(x, log_probs)
         )
 
@@ -90,26 +90,26 @@ def four_rooms(options: Options, dtype) -> list[dict[str, Any]]:
 
     @jax.jit
     def values(transition, temperature, cost):
-        mdp = bilevel.MDP(transition, rooms.initial, rooms.discount)
+        mdp = bilevel.rl.MDP(transition, rooms.initial, rooms.discount)
 
         def leader(x, log_probs):
             return -jnp.mean(
-                jax.vmap(bilevel.expected_return)(mdp, rooms.leader_reward(x, cost), log_probs)
+                jax.vmap(bilevel.rl.expected_return)(mdp, rooms.leader_reward(x, cost), log_probs)
             )
 
         def objective(x):
             best = jax.vmap(
                 lambda mdp, reward: (
-                    bilevel.soft_solve(mdp, reward, temperature, tol=1e-10).value.log_probs
+                    bilevel.rl.soft_solve(mdp, reward, temperature, tol=1e-10).value.log_probs
                 )
             )
             return leader(x, best(mdp, rooms.follower_reward(x)))
 
-        problem = bilevel.policy_problem(
+        problem = bilevel.rl.policy_problem(
             lambda x: (mdp, rooms.follower_reward(x)), leader, penalty="bellman"
         )
         method = bilevel.Method(
-            "central_linear", bilevel.natural_gradient(2 * 104 / temperature), outer
+            "central_linear", bilevel.rl.natural_gradient(2 * 104 / temperature), outer
         )
         start = bilevel.init(problem, x, jnp.zeros((2, 104, 4), dtype), method)
         end = lax.fori_loop(

@@ -1,4 +1,4 @@
-"""How good a point is: residuals, hypergradient, gap, and the two signs of a badly chosen sigma.
+"""How good a point is: residuals, hypergradient, lower gap, and the two signs of a badly chosen σ.
 Everything from scratch.
 """
 
@@ -7,39 +7,36 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from jaxsac._iterate import Certificate, iterate
+from jaxsac import _loops
+from jaxsac._iterate import Certificate, Outcome, iterate
 from jaxsac.bilevel.paired import proximal_directions
 from jaxsac.bilevel.problem import Oracle, Tree, add, dtype_of, norm, on_arrays, subtract
 from jaxsac.bilevel.schemes import Scheme
+from jaxsac.solution import register
 
 _INCONSISTENT = 0.5
 
 
+@register
 class Diagnostics(NamedTuple):
-    """Scalars that say how far a bilevel state can be trusted.
+    """Scalars that say how far a bilevel state can be trusted."""
 
-    * `hypergradient_norm`: ‖h‖ (or ‖x - P(x - h)‖ with a projection).
-    * `residual_z`, `residual_d`: norms of the fields that vanish when the lower level, and the
-      direction d, are solved; with a `prox_y`, the distance that a proximal step of rate 1 would
-      go.
-    * `gap`: [lower(x, z + sigma d) - lower(x, z)] / sigma. Negative beyond rounding: z is no
-      minimiser.
-    * `cancellation`: relative error of d from rounding, eps ‖z‖ / (sigma ‖d‖); above 0.1, raise
-      sigma or use float64.
-    * `consistency`: how much d misses the equation of 2 sigma, relative to the upper gradient: 0
-      for quadratics, and O(sigma) or O(sigma²) else. Above 0.5 sigma is too large for the
-      difference to be a derivative, and nothing is certified.
-    """
-
-    hypergradient_norm: jax.Array
-    residual_z: jax.Array
-    residual_d: jax.Array
-    gap: jax.Array
-    cancellation: jax.Array
-    consistency: jax.Array
+    # ‖h‖ (or ‖x − P(x − h)‖ with a projection)
+    hypergradient_norm: jax.Array  # []
+    # Norms of the fields that vanish when the lower level, and the direction d, are solved; with a
+    # `prox_y`, the distance that a proximal step of rate 1 would go.
+    residual_z: jax.Array  # []
+    residual_d: jax.Array  # []
+    # [lower(x, z + σ d) − lower(x, z)] / σ. Negative beyond rounding: z is no minimiser.
+    lower_gap: jax.Array  # []
+    # The relative error of d from rounding, eps ‖z‖ / (σ ‖d‖); above 0.1, raise σ or use float64.
+    cancellation: jax.Array  # []
+    # How much d misses the equation of 2 σ, relative to the upper gradient: 0 for quadratics, and
+    # O(σ) or O(σ²) else. Above 0.5 σ is too large for the difference to be a derivative, and
+    # nothing is certified.
+    consistency: jax.Array  # []
 
 
 class Measurement(NamedTuple):
@@ -70,7 +67,7 @@ def measure(
     h = scheme.hypergradient(oracle, x, z, d, sigma)
     first = scheme.first(d)
     lower = oracle.whole_lower(x, z)
-    gap = (oracle.whole_lower(x, add(z, first, sigma)) - lower) / sigma
+    lower_gap = (oracle.whole_lower(x, add(z, first, sigma)) - lower) / sigma
 
     dtype = dtype_of(x)
     eps = float(jnp.finfo(dtype).eps)
@@ -83,13 +80,15 @@ def measure(
     unsolved_z, unsolved_d = norm(unsolved[0]), norm(unsolved[1])
     project_x = oracle.problem.project_x
     moved = h if project_x is None else subtract(x, on_arrays(project_x)(subtract(x, h)))
-    diagnostics = Diagnostics(norm(moved), unsolved_z, unsolved_d, gap, cancelled, consistency)
+    diagnostics = Diagnostics(
+        norm(moved), unsolved_z, unsolved_d, lower_gap, cancelled, consistency
+    )
 
     whole = jnp.maximum(1.0, pull).astype(dtype)
     below = (
         jnp.asarray(False)
         if scheme.moves_z
-        else gap * sigma < -(100 * eps * (1.0 + jnp.abs(lower)) + unsolved_z * sigma * size)
+        else lower_gap * sigma < -(100 * eps * (1.0 + jnp.abs(lower)) + unsolved_z * sigma * size)
     )
     untrustworthy = (consistency > _INCONSISTENT) | below
     error = unsolved_z + unsolved_d
@@ -138,9 +137,9 @@ def run_checked(
     max_steps: jax.Array,
     check_every: int,
     patience: int,
-) -> tuple[Any, Measurement, jax.Array, jax.Array]:
+) -> tuple[Any, Measurement, jax.Array, dict[str, jax.Array]]:
     """`iterate` with a measurement after each stretch of `check_every` steps, compiled once; the
-    state, its measurement, status, steps.
+    state, its measurement, the status and the stats.
 
     The first measurement comes after the first stretch, so that d has left zero.
     """
@@ -155,7 +154,7 @@ def run_checked(
 
     def stretch(carry: _Checked) -> _Checked:
         num_steps = jnp.minimum(carry.num_steps + check_every, max_steps)
-        state = lax.fori_loop(
+        state = _loops.fori_loop(
             carry.num_steps, num_steps, lambda _, inner: advance(inner), carry.state
         )
         return _Checked(state, measure(state), num_steps)
@@ -170,4 +169,9 @@ def run_checked(
         patience=patience,
     )
     end = outcome.state
-    return end.state, end.measurement, outcome.status, end.num_steps
+    outcome = Outcome(end.state, end.measurement.certificate, outcome.status, end.num_steps)
+    return end.state, end.measurement, outcome.status, stats_of(end.measurement, outcome)
+
+
+def stats_of(measurement: Measurement, outcome: Outcome) -> dict[str, jax.Array]:
+    return {**measurement.diagnostics._asdict(), **outcome.stats}

@@ -7,14 +7,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.flatten_util import ravel_pytree
 
+from jaxsac import _loops
 from jaxsac._iterate import Certificate, Outcome, iterate
 
 _MEMORY = 10
 _TRIALS = 20
-_SLOPE = 0.5  # a step is taken when it at least halves the slope along the direction (or overshoots it by as little)
+# A step is taken when it at least halves the slope along the direction (or overshoots it by as
+# little).
+_SLOPE = 0.5
 
 
 class _State(NamedTuple):
@@ -47,7 +49,7 @@ def minimise(
     """Find a zero of `gradient`, the gradient of a function bounded below, by L-BFGS (Nocedal &
     Wright, chapter 7).
 
-    The line search looks at slopes alone: function values divided by sigma² would have no digits
+    The line search looks at slopes alone: function values divided by σ² would have no digits
     left. `certify(gradient norm)` says how far a point is from the answer. `Outcome.state` is the
     last point, shaped like `start`.
     """
@@ -115,12 +117,12 @@ def _inverse_hessian_product(state: _State) -> jax.Array:
         step, change, inverse, weight = row
         return vector + (weight - inverse * jnp.vdot(change, vector)) * step, None
 
-    vector, weights = lax.scan(backward, state.gradient, (state.steps, state.changes, inverses))
+    vector, weights = _loops.scan(backward, state.gradient, (state.steps, state.changes, inverses))
     length = jnp.sum(state.changes[0] ** 2)
     vector = vector * jnp.where(length > 0, products[0] / jnp.where(length > 0, length, 1.0), 1.0)
-    return lax.scan(forward, vector, (state.steps, state.changes, inverses, weights), reverse=True)[
-        0
-    ]
+    return _loops.scan(
+        forward, vector, (state.steps, state.changes, inverses, weights), reverse=True
+    )[0]
 
 
 def _line_search(
@@ -166,4 +168,6 @@ def _line_search(
         jnp.int32(0),
         jnp.asarray(False),
     )
-    return lax.while_loop(lambda trial: ~trial.accepted & (trial.tries < _TRIALS), attempt, start)
+    return _loops.while_loop(
+        lambda trial: ~trial.accepted & (trial.tries < _TRIALS), attempt, start
+    )

@@ -1,4 +1,4 @@
-"""Inner optimisers that move z and d so that all copies z + sigma d take the same kind of step."""
+"""Inner optimisers that move z and d so that all copies z + σ d take the same kind of step."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,21 +14,24 @@ from jaxsac.bilevel.schemes import Scheme
 
 
 class PairedOptimizer(NamedTuple):
-    """One optimiser for z and d: the step of d must be linear in u_d, and the same in kind as that
-    of z.
+    """One optimiser for z and d, of functions like optax's: the step of d must be linear in u_d,
+    and the same in kind as that of z.
 
-    `init(z, d) -> state`, `update_z(u_z, state, z) -> (step, state)`, `update_d(u_d, state, d, z)
-    -> (step, state)`; z moves first, and the z of `update_d` is the one at which u_d was taken.
+    z moves first, and the z of `update_d` is the one at which u_d was taken.
     """
 
-    init: Callable[[Tree, Tree], Any]
-    update_z: Callable[[Tree, Any, Tree], tuple[Tree, Any]]
-    update_d: Callable[[Tree, Any, Tree, Tree], tuple[Tree, Any]]
+    init: Callable[[Tree, Tree], Any]  # (z, d) -> state
+    update_z: Callable[[Tree, Any, Tree], tuple[Tree, Any]]  # (u_z, state, z) -> (step, state)
+    # (u_d, state, d, z) -> (step, state)
+    update_d: Callable[[Tree, Any, Tree, Tree], tuple[Tree, Any]]  # likewise
+
+
+Inner = PairedOptimizer | optax.GradientTransformation | None
 
 
 def linear(optimizer: optax.GradientTransformation) -> PairedOptimizer:
-    """Apply a linear optax optimiser (SGD, momentum, schedules, weight decay) to z and d: so y = z
-    + sigma d takes its steps exactly.
+    """Apply a linear optax optimiser (SGD, momentum, schedules, weight decay) to z and d: so y =
+    z + σ d takes its steps exactly.
     """
 
     def init(z, d):
@@ -67,12 +70,16 @@ def paired_adam(
     """Adam whose preconditioner, taken from z's gradients, is shared by all copies, so that
     adaptive inner steps keep the pairing.
 
-        step = -learning_rate * mean / (sqrt(largest) + eps),   largest = running maximum of the
-        bias-corrected mean square of u_z
+        step = −learning_rate · mean / (√largest + eps)
 
-    The maximum (AMSGrad) keeps the steps of d bounded when z has converged and its gradients
-    vanish. Adam as it comes from optax would give each copy its own preconditioner, and their
-    difference, divided by sigma, would be noise. Kingma & Ba 2015; Reddi et al. 2018.
+    with the running maximum `largest` of the bias-corrected mean square of u_z. The maximum
+    (AMSGrad) keeps the steps of d bounded when z has converged and its gradients vanish. Adam as it
+    comes from optax would give each copy its own preconditioner, and their difference, divided by
+    σ, would be noise.
+
+    * `learning_rate`, `b1`, `b2`, `eps`: numbers, as in `optax.adam`.
+
+    Source: Kingma and Ba 2015; Reddi et al. 2018.
     """
 
     def corrected(leaf, decay, num_steps):
@@ -145,7 +152,7 @@ def proximal_directions(
     sigma: Any,
     rate: Callable[[], jax.Array],
 ) -> tuple[Tree, Tree]:
-    """What plays the part of gradients beside a nonsmooth term: [y - prox(y - rate u)] / rate of
+    """What plays the part of gradients beside a nonsmooth term: [y − prox(y − rate u)] / rate of
     each copy, in the coordinates (z, d).
 
     It vanishes where each copy is a minimiser, whatever the rate (Beck 2017, section 10.3), and is
@@ -182,10 +189,20 @@ def as_paired(inner: PairedOptimizer | optax.GradientTransformation, y: Tree) ->
     )
     _checks.require(
         _is_linear(inner, y),
-        "inner is not linear in the gradients, so the lower-level copies would take different steps and lose their pairing: "
-        "use optax.sgd (with momentum or nesterov), or bilevel.paired_adam for an adaptive one.",
+        "inner is not linear in the gradients, so the lower-level copies would take different steps"
+        " and lose their pairing: use optax.sgd (with momentum or nesterov), or"
+        " bilevel.paired_adam for an adaptive one.",
     )
     return linear(inner)
+
+
+def require_inner(problem: Problem, inner: Inner) -> None:
+    """An error unless something can take the proximal steps of the problem."""
+    _checks.require(
+        problem.prox_y is None or inner is not None,
+        "prox_y needs an inner optimiser that takes proximal steps: pass inner=optax.sgd(rate) with"
+        " rate below 1 / curvature.",
+    )
 
 
 _at_trace_time = jax.ensure_compile_time_eval

@@ -4,17 +4,18 @@ else.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from jaxsac import _checks
+from jaxsac import _checks, _loops
 
 Tree = Any
 
 
-class Problem(NamedTuple):
+class Problem(eqx.Module):
     """A bilevel problem: minimise upper(x, y*(x)) over x, where y*(x) minimises lower(x, y) over y.
 
     * `upper`, `lower`: scalar functions (x, y), or (x, y, batch) when data are given to the solver.
@@ -22,7 +23,7 @@ class Problem(NamedTuple):
       arrays. When the lower level has several minimisers, the penalty methods choose the one with
       the least upper value (optimistic selection).
     * `project_x`: Euclidean projection of x on a closed convex set, applied after every outer step.
-    * `prox_y`: (x, y, rate) -> arg min_u nonsmooth(x, u) + ‖u - y‖² / (2 rate), the proximal
+    * `prox_y`: (x, y, rate) -> arg min_u nonsmooth(x, u) + ‖u − y‖² / (2 rate), the proximal
       operator of what the lower level has beside the smooth `lower`; for a constraint on y the
       projection, which ignores x and rate. All copies take the same proximal steps; with plain SGD
       inside every point is one of their results, with momentum only the limit is.
@@ -41,14 +42,14 @@ class Problem(NamedTuple):
     The functions are static: build a problem once, and pass what changes as x, y or data.
     """
 
-    upper: Callable[..., Any]
-    lower: Callable[..., Any]
-    project_x: Callable[[Tree], Tree] | None = None
-    prox_y: Callable[[Tree, Tree, jax.Array], Tree] | None = None
-    nonsmooth: Callable[..., Any] | None = None
-    lower_difference: Callable[..., tuple[Tree, Tree]] | None = None
-    allow_jvp: bool = False
-    batch_copies: bool = True
+    upper: Callable[..., Any] = eqx.field(static=True)
+    lower: Callable[..., Any] = eqx.field(static=True)
+    project_x: Callable[[Tree], Tree] | None = eqx.field(static=True, default=None)
+    prox_y: Callable[[Tree, Tree, jax.Array], Tree] | None = eqx.field(static=True, default=None)
+    nonsmooth: Callable[..., Any] | None = eqx.field(static=True, default=None)
+    lower_difference: Callable[..., tuple[Tree, Tree]] | None = eqx.field(static=True, default=None)
+    allow_jvp: bool = eqx.field(static=True, default=False)
+    batch_copies: bool = eqx.field(static=True, default=True)
 
 
 @jax.tree_util.register_static
@@ -112,7 +113,8 @@ def like(tree: Tree, result: Tree) -> Tree:
     leaves = [leaf for leaf in jax.tree.leaves(result) if hasattr(leaf, "dtype")]
     _checks.require(
         [leaf.shape for leaf in leaves] == [leaf.shape for leaf in jax.tree.leaves(tree)],
-        f"a projection or lower_difference must return arrays like its argument, {jax.tree.map(jnp.shape, tree)}.",
+        "a projection or lower_difference must return arrays like its argument,"
+        f" {jax.tree.map(jnp.shape, tree)}.",
     )
     return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
@@ -128,7 +130,8 @@ def require_like(name: str, tree: Tree, expected: Tree) -> None:
     (structure, leaves), (wanted, wanted_leaves) = layout(tree), layout(expected)
     _checks.require(
         structure == wanted and leaves == wanted_leaves,
-        f"{name} does not fit this problem and method: it has {leaves} where {wanted_leaves} belong. Start without it, or from their own.",
+        f"{name} does not fit this problem and method: it has {leaves} where {wanted_leaves}"
+        " belong. Start without it, or from their own.",
     )
 
 
@@ -182,19 +185,19 @@ class Oracle:
         return value if self.problem.nonsmooth is None else value + self._nonsmooth(x, y)
 
     def upper_gradients(self, x: Tree, y: Tree) -> tuple[Tree, Tree]:
-        return jax.grad(self.upper, (0, 1))(x, y)
+        return _loops.grad(self.upper, (0, 1))(x, y)
 
     def upper_x(self, x: Tree, y: Tree) -> Tree:
-        return jax.grad(self.upper, 0)(x, y)
+        return _loops.grad(self.upper, 0)(x, y)
 
     def upper_y(self, x: Tree, y: Tree) -> Tree:
-        return jax.grad(self.upper, 1)(x, y)
+        return _loops.grad(self.upper, 1)(x, y)
 
     def lower_x(self, x: Tree, y: Tree) -> Tree:
-        return jax.grad(self.whole_lower, 0)(x, y)
+        return _loops.grad(self.whole_lower, 0)(x, y)
 
     def lower_y(self, x: Tree, y: Tree) -> Tree:
-        return jax.grad(self.lower, 1)(x, y)
+        return _loops.grad(self.lower, 1)(x, y)
 
     def difference_x(self, x: Tree, y: Tree, step: Tree) -> Tree:
         return self.lower_changes(0, x, y, step)[1][0]
@@ -238,19 +241,19 @@ class Oracle:
             change = self.derivative(argument, x, add(y, step, 0.5), step)
         if argument == 1 or self.problem.nonsmooth is None:
             return change
-        gradient = jax.grad(self._nonsmooth, 0)
+        gradient = _loops.grad(self._nonsmooth, 0)
         return add(change, subtract(gradient(x, add(y, step)), gradient(x, y)))
 
     def derivative(self, argument: int, x: Tree, y: Tree, direction: Tree) -> Tree:
         """Second-order product: the derivative of the smooth lower gradient in `argument` as y
         moves along `direction`.
         """
-        gradient = jax.grad(self.lower, argument)
+        gradient = _loops.grad(self.lower, argument)
         return jax.jvp(lambda moved: gradient(x, moved), (y,), (direction,))[1]
 
 
 def add(left: Tree, right: Tree, factor: Any = 1.0) -> Tree:
-    """left + factor * right."""
+    """left + factor · right."""
     return jax.tree.map(lambda a, b: a + jnp.asarray(factor, a.dtype) * b, left, right)
 
 

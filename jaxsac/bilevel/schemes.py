@@ -1,7 +1,7 @@
 """The differences: how the lower-level copies move, and which hypergradient they give.
 
-Every scheme keeps a point z near the lower minimiser and a direction d with the copies of y at z +
-sigma * d and the like. Tracking d, and not the copies, keeps its digits when sigma is small; one
+Every scheme keeps a point z near the lower minimiser and a direction d with the copies of y at
+z + σ d and the like. Tracking d, and not the copies, keeps its digits when sigma is small; one
 batch and one step size for all copies make their common error cancel in d.
 """
 
@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxsac import _checks
 from jaxsac._linear import conjugate_gradient
 from jaxsac.bilevel.problem import Oracle, Tree, add, norm, scale, subtract, zeros
-
-Sigma = Any
 
 
 class Scheme(NamedTuple):
@@ -27,16 +26,16 @@ class Scheme(NamedTuple):
     """
 
     start: Callable[[Tree], Tree]
-    field: Callable[[Oracle, Tree, Tree, Tree, Sigma, Tree], tuple[Tree, Tree]]
-    hypergradient: Callable[[Oracle, Tree, Tree, Tree, Sigma], Tree]
-    on_copies: Callable[[Callable[[Tree], Tree], Tree, Tree, Sigma], tuple[Tree, Tree]]
+    field: Callable[[Oracle, Tree, Tree, Tree, jax.Array, Tree], tuple[Tree, Tree]]
+    hypergradient: Callable[[Oracle, Tree, Tree, Tree, jax.Array], Tree]
+    on_copies: Callable[[Callable[[Tree], Tree], Tree, Tree, jax.Array], tuple[Tree, Tree]]
     first: Callable[[Tree], Tree] = lambda d: d  # the direction of the nearest copy
     linear: bool = False
     moves_z: bool = False
 
 
-# forward: h = f_x(x, y) + [g_x(x, y) - g_x(x, z)] / sigma, where y = z + sigma d minimises g +
-# sigma f and z minimises g
+# forward: h = f_x(x, y) + [g_x(x, y) − g_x(x, z)] / σ, where y = z + σ d minimises g + σ f and z
+# minimises g
 
 
 def _forward_field(oracle, x, z, d, sigma, c):
@@ -55,7 +54,7 @@ def _map_forward(each, z, d, sigma):
     return mapped, scale(subtract(each(add(z, d, sigma)), mapped), 1 / sigma)
 
 
-# central: the same with sigma and -sigma; z = (y_+ + y_-) / 2
+# central: the same with σ and −σ; z = (y₊ + y₋) / 2
 
 
 def _central_field(oracle, x, z, d, sigma, c):
@@ -78,9 +77,9 @@ def _map_central(each, z, d, sigma):
     return scale(add(plus, minus), 0.5), scale(subtract(plus, minus), 0.5 / sigma)
 
 
-# central_linear: z minimises g; d solves [g_y(x, z + sigma d) - g_y(x, z - sigma d)] / (2 sigma) +
-# c = 0 with c = f_y(x, z) fixed, so that only the lower level's curvature matters: no bound on
-# sigma, and an error O(sigma^2)
+# central_linear: z minimises g; d solves [g_y(x, z + σ d) − g_y(x, z − σ d)] / (2 σ) + c = 0 with
+# c = f_y(x, z) fixed, so that only the lower level's curvature matters: no bound on σ, and an error
+# O(σ²)
 
 
 def _linear_field(oracle, x, z, d, sigma, c):
@@ -88,12 +87,12 @@ def _linear_field(oracle, x, z, d, sigma, c):
 
 
 def cross_term(
-    oracle: Oracle, x: Tree, z: Tree, d: Tree, sigma: Sigma, *, of_y: bool = False
+    oracle: Oracle, x: Tree, z: Tree, d: Tree, sigma: jax.Array, *, of_y: bool = False
 ) -> Tree:
-    """[g_x(x, z + sigma d) - g_x(x, z - sigma d)] / (2 sigma): the pull-back of c through y*(x)
-    when d solves the linear scheme.
+    """[g_x(x, z + σ d) − g_x(x, z − σ d)] / (2 σ): the pull-back of c through y*(x) when d solves
+    the linear scheme.
 
-    `of_y`: the same of g_y, which is -c there.
+    `of_y`: the same of g_y, which is −c there.
     """
     difference = oracle.difference_y if of_y else oracle.difference_x
     return scale(difference(x, add(z, d, -sigma), scale(d, 2 * sigma)), 0.5 / sigma)
@@ -108,12 +107,12 @@ def _map_linear(each, z, d, sigma):
     return each(z), scale(subtract(plus, minus), 0.5 / sigma)
 
 
-# one_sided: three copies at 0, sigma, 2 sigma; second order without a negative sigma
+# one_sided: three copies at 0, σ, 2 σ; second order without a negative σ
 
 
-def _one_sided_copies(d: Tree, sigma: Sigma) -> tuple[tuple[Tree, Sigma], ...]:
-    """The steps sigma d_1 and 2 sigma d_2 of the perturbed copies, and their penalties; d's leaves
-    hold both on a leading axis.
+def _one_sided_copies(d: Tree, sigma: jax.Array) -> tuple[tuple[Tree, jax.Array], ...]:
+    """The steps σ d₁ and 2 σ d₂ of the perturbed copies, and their penalties; d's leaves hold both
+    on a leading axis.
     """
     return tuple(
         (scale(jax.tree.map(lambda leaf, k=k: leaf[k], d), (k + 1) * sigma), (k + 1) * sigma)
@@ -155,7 +154,7 @@ def _map_one_sided(each, z, d, sigma):
     return mapped, _stack(*copies)
 
 
-# comparators: the limit sigma -> 0 with Hessian-vector products
+# comparators: the limit σ → 0 with Hessian-vector products
 
 
 def _soba_field(oracle, x, z, d, sigma, c):
@@ -163,7 +162,7 @@ def _soba_field(oracle, x, z, d, sigma, c):
 
 
 def hold_direction(
-    oracle: Oracle, x: Tree, z: Tree, d: Tree, sigma: Sigma, c: Tree
+    oracle: Oracle, x: Tree, z: Tree, d: Tree, sigma: jax.Array, c: Tree
 ) -> tuple[Tree, Tree]:
     """The field of the comparators that do not move d in the inner loop."""
     return oracle.lower_y(x, z), zeros(d)
@@ -174,7 +173,7 @@ def _second_order_hypergradient(oracle, x, z, d, sigma):
 
 
 def solve_direction(oracle: Oracle, x: Tree, z: Tree, d: Tree, max_steps: int | None) -> Tree:
-    """d = -[D²_yy lower(x, z)]⁻¹ upper_y(x, z), by conjugate gradients warm-started at `d`: for
+    """d = −[D²_yy lower(x, z)]⁻¹ upper_y(x, z), by conjugate gradients warm-started at `d`: for
     comparators and tests.
     """
     residual = scale(_soba_field(oracle, x, z, d, 0.0, None)[1], -1.0)
@@ -204,14 +203,24 @@ COMPARATORS = ("soba", "implicit", "unrolled")
 
 
 def balanced_factor(scheme: Scheme, dtype: Any) -> float:
-    """The relative size of sigma d at which rounding and bias balance: eps^(1/2) for differences of
-    first order, else eps^(1/3).
+    """The relative size of σ d at which rounding and bias balance: √eps for differences of first
+    order, else ∛eps.
     """
     return float(jnp.finfo(dtype).eps) ** (1 / 2 if scheme.field is _forward_field else 1 / 3)
 
 
 def relative_sigma(factor: Any, z: Tree, d: Tree) -> jax.Array:
-    """The sigma for which ‖sigma d‖ = factor · ‖z‖; `factor` itself while d = 0."""
+    """The σ for which ‖σ d‖ = factor · ‖z‖; `factor` itself while d = 0."""
     size = norm(d)
     ratio = jnp.where(size > 0, (norm(z) + 1e-3) / jnp.where(size > 0, size, 1.0), 1.0)
     return (factor * jnp.clip(ratio, 1e-6, 1e6)).astype(size.dtype)
+
+
+def positive_sigma(sigma: Any, dtype: Any) -> jax.Array:
+    """σ as a scalar of `dtype`: an error if it is a number ≤ 0, NaN if it is traced and ≤ 0."""
+    sigma = _checks.real_scalar("sigma", sigma, dtype, 0.0, strict=True)
+    return jnp.where(sigma > 0, sigma, jnp.nan)
+
+
+def default_sigma(dtype: Any) -> float:
+    return 1e-4 if jnp.finfo(dtype).bits == 64 else 5e-3

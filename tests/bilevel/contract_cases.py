@@ -34,11 +34,12 @@ def problem(seed, dtype):
 
 
 def solve(A, a, x, **hyper):
+    # The starts are the same in all lanes: so are they on all devices, under shard_map.
     return bilevel.solve(
         PROBLEM,
-        x,
-        jnp.zeros_like(x),
-        data=(A, a),
+        jnp.ones(3, x.dtype),
+        jnp.zeros(3, x.dtype),
+        data=(A, a + x),
         outer=OUTER,
         inner=INNER,
         max_steps=3000,
@@ -47,12 +48,25 @@ def solve(A, a, x, **hyper):
 
 
 def hypergradient(A, a, x, **hyper):
-    return bilevel.hypergradient(PROBLEM, x, jnp.zeros_like(x), data=(A, a), **hyper)
+    start = jnp.zeros(3, x.dtype)
+    return bilevel.hypergradient(PROBLEM, x, start, data=(A, a), **hyper)
+
+
+MINIMISERS = {
+    jnp.dtype(dtype): bilevel.argmin(
+        lambda x, y: lower(x["x"], y, (x["A"], x["a"])), jnp.zeros(3, dtype)
+    )
+    for dtype in (jnp.float32, jnp.float64)
+}
+
+
+def minimiser(A, a, x):
+    return MINIMISERS[x.dtype]({"A": A, "a": a, "x": x})
 
 
 def soft_solve(reward, transition, **hyper):
-    mdp = bilevel.MDP(transition, jnp.full_like(transition[0, 0], 1 / 3), 0.8)
-    return bilevel.soft_solve(mdp, reward, **hyper)
+    mdp = bilevel.rl.MDP(transition, jnp.full_like(transition[0, 0], 1 / 3), 0.8)
+    return bilevel.rl.soft_solve(mdp, reward, **hyper)
 
 
 def process(seed, dtype):
@@ -87,7 +101,20 @@ CASES = [
         tolerance={"float32": 3e-3, "float64": 1e-5},
     ),
     Case(
-        name="bilevel.soft_solve",
+        name="bilevel.argmin",
+        problem=problem,
+        solve=minimiser,
+        hyper={},
+        sweep={},
+        poison="a",
+        differentiate=("A", "x"),
+        scalar=lambda y: jnp.sum(y**2),
+        bad=[({"a": np.zeros(3, np.float32)}, "mix dtypes")],
+        gradient_rtol=1e-4,
+        certified=False,
+    ),
+    Case(
+        name="bilevel.rl.soft_solve",
         problem=process,
         solve=soft_solve,
         hyper={"temperature": 0.5},

@@ -76,3 +76,20 @@ def test_closing_over_a_batched_array_works_and_bad_arguments_are_named():
         bilevel.argmin(ridge_lower, {"coef": jnp.zeros(4)}, prox_y=lambda x, y, rate: y)
     with pytest.raises(ValueError, match="sigma must be > 0"):
         bilevel.argmin(ridge_lower, {"coef": jnp.zeros(4)}, sigma=0.0)(jnp.zeros(4))
+
+
+def test_records_and_their_methods_go_through_jit():
+    x = jnp.asarray([0.3, -1.0, 2.0, 0.0])
+    problem, method = bilevel.Problem(ridge_lower, ridge_lower), bilevel.Method(inner_steps=3)
+    assert jax.jit(lambda *records: records)(problem, method) == (problem, method)
+    assert hash(problem) == hash(bilevel.Problem(ridge_lower, ridge_lower))
+    for solve in (SOLVE, jax.jit(lambda solve: solve)(SOLVE)):
+        np.testing.assert_array_equal(jax.jit(solve)(x)["coef"], SOLVE(x)["coef"])
+        np.testing.assert_array_equal(jax.jit(solve.solution)(x).value["coef"], SOLVE(x)["coef"])
+
+
+def test_a_search_that_meets_a_nan_is_no_minimiser():
+    x = jnp.asarray([jnp.nan, 0.0, 0.0, 0.0])
+    assert SOLVE.solution(x).status == Status.NONFINITE
+    assert np.all(np.isnan(SOLVE(x)["coef"]))
+    assert np.all(np.isnan(jax.grad(lambda x: jnp.sum(SOLVE(x)["coef"]))(x)))

@@ -2,6 +2,7 @@
 failures.
 """
 
+import dataclasses
 import functools
 import re
 
@@ -177,7 +178,7 @@ def test_copies_that_cannot_be_batched_go_one_after_another():
 
     plain = bilevel.Problem(quadratic_upper, lower)
     np.testing.assert_allclose(
-        after_two(plain._replace(batch_copies=False)), after_two(QUADRATIC), rtol=1e-12
+        after_two(dataclasses.replace(plain, batch_copies=False)), after_two(QUADRATIC), rtol=1e-12
     )
     with pytest.raises(Exception, match="vmap"):
         after_two(plain)
@@ -302,9 +303,18 @@ def test_mini_batches_reach_the_full_problem_and_variance_reduction_gets_closer(
     def error(reduce):
         def one(key):
             solution = bilevel.solve(
-                problem, jnp.asarray(0.0), jnp.asarray(0.0), data=samples, sample=sample, key=key, sigma=1e-3, outer=optax.sgd(0.05),
-                inner=optax.sgd(0.2), max_steps=400, variance_reduction=reduce,
-            )  # fmt: skip
+                problem,
+                jnp.asarray(0.0),
+                jnp.asarray(0.0),
+                data=samples,
+                sample=sample,
+                key=key,
+                sigma=1e-3,
+                outer=optax.sgd(0.05),
+                inner=optax.sgd(0.2),
+                max_steps=400,
+                variance_reduction=reduce,
+            )
             return solution.value.x
 
         x = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), 64))
@@ -315,7 +325,7 @@ def test_mini_batches_reach_the_full_problem_and_variance_reduction_gets_closer(
 
 
 def test_projections_keep_x_inside():
-    problem = SCALAR._replace(project_x=lambda x: jnp.clip(x, -1.0, 0.2))
+    problem = dataclasses.replace(SCALAR, project_x=lambda x: jnp.clip(x, -1.0, 0.2))
     solution = bilevel.solve(
         problem, 0.0, 0.0, sigma=1e-3, outer=optax.sgd(0.2), inner=optax.sgd(0.5), max_steps=500
     ).check()
@@ -372,7 +382,9 @@ def test_failures_have_a_status_and_bad_arguments_a_name():
     with pytest.raises(ValueError, match="sample needs data"):
         run(sample=lambda key, data: data)
     with pytest.raises(ValueError, match="must return arrays like its argument"):
-        bilevel.init(QUADRATIC._replace(project_x=lambda x: x[:1]), jnp.zeros(3), jnp.zeros(4))
+        bilevel.init(
+            dataclasses.replace(QUADRATIC, project_x=lambda x: x[:1]), jnp.zeros(3), jnp.zeros(4)
+        )
     with pytest.raises(ValueError, match="variance_reduction does not go with"):
         run(data=q, variance_reduction=True, difference="central_linear")
     with pytest.raises(ValueError, match="sample needs a key"):

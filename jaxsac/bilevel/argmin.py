@@ -1,0 +1,165 @@
+"""A differentiable arg min: x -> y*(x) with a derivative rule of first-order differences."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from jaxsac import _checks, _loops
+from jaxsac.bilevel.lower import solve_lower, solve_perturbed, solve_together
+from jaxsac.bilevel.paired import Inner, as_paired, require_inner
+from jaxsac.bilevel.problem import (
+    Oracle,
+    Problem,
+    Tree,
+    arrays_only,
+    dtype_of,
+    norm,
+    original,
+    scale,
+    zeros,
+)
+from jaxsac.bilevel.schemes import SCHEMES, cross_term, default_sigma, positive_sigma
+from jaxsac.solution import Solution, Status
+
+
+class Argmin(eqx.Module):
+    """x -> arg min_y lower(x, y) as a differentiable function; see `argmin`."""
+
+    problem: Problem  # whose lower level is `lower`
+    y0: Tree  # where the search for a minimiser starts
+    sigma: Any  # [] > 0, the size of the perturbation; None: the default of the dtype
+    tol: Any  # [] ≥ 0; None: the default of the dtype
+    max_steps: Any  # [] int32
+    inner: Inner = eqx.field(static=True)  # the inner optimiser; None is L-BFGS
+
+    __hash__ = object.__hash__  # its bound methods go through `jax.jit`, which hashes them
+
+    def __call__(self, x: Tree) -> Tree:
+        """y*(x), differentiable in x by reverse mode."""
+        static = (self.problem, self.inner, self.sigma is None)
+        return original(_argmin(static, *self._arguments(x)))
+
+    def solution(self, x: Tree) -> Solution:
+        """y*(x) with its status: CONVERGED when ‖g_y(x, y)‖ ≤ tol. Not differentiable."""
+        x, y0, _, tol, max_steps = self._arguments(x)
+        solution = _lower_solution(self.problem, self.inner, x, y0, tol, max_steps)
+        return solution._replace(value=original(solution.value))
+
+    def _arguments(self, x):
+        x, y0 = _loops.own(Oracle(self.problem).whole_lower, *arrays_only(x, self.y0))
+        dtype = dtype_of(x)
+        sigma = positive_sigma(default_sigma(dtype) if self.sigma is None else self.sigma, dtype)
+        tol = _checks.tolerance(self.tol, dtype)
+        return x, y0, sigma, tol, jnp.asarray(self.max_steps, jnp.int32)
+
+
+def argmin(
+    lower: Callable[..., Any],
+    y0: Tree,
+    *,
+    sigma: Any = None,
+    inner: Inner = None,
+    tol: Any = None,
+    max_steps: Any = 1000,
+    prox_y: Callable[[Tree, Tree, jax.Array], Tree] | None = None,
+    nonsmooth: Callable[..., Any] | None = None,
+) -> Argmin:
+    """y*(x) = arg min_y lower(x, y) as a function of x with a derivative: no Hessian, no linear
+    solve, no unrolling.
+
+        pull-back of c:  [g_x(x, z + σ d) − g_x(x, z − σ d)] / (2 σ)
+                         with  [g_y(x, z + σ d) − g_y(x, z − σ d)] / (2 σ) + c = 0
+
+    which costs one perturbed inner solve and has error O(σ²). The minimiser must be unique near
+    y*(x). Works under `jit`, `vmap`, and inside any larger `jax.grad` or `jax.vjp`; whatever is
+    differentiated must come in through x (a pytree), not through variables that `lower` closes
+    over, and y0 gets no gradient: the minimiser does not depend on it. Build it once: each `lower`
+    object is compiled anew.
+
+    * `tol`: bounds ‖g_y‖ absolutely, and in the pull-back relative to max(1, ‖c‖): neither x nor
+      the result is scaled. 1e-6 in float64 and 1e-4 in float32.
+    * `prox_y`, `nonsmooth`: see `Problem`.
+    * `y0`, `sigma`, `inner`, `max_steps`: see `hypergradient`.
+
+    Returns: the function, an `Argmin`, of y*(x) alone, which is NaN where the search met no finite
+    number; its method `solution(x)` tells the status, and `hypergradient` that of a derivative.
+    """
+    problem = Problem(upper=_no_upper, lower=lower, prox_y=prox_y, nonsmooth=nonsmooth)
+    require_inner(problem, inner)
+    return Argmin(problem, y0, sigma, tol, max_steps, inner)
+
+
+def _no_upper(x, y):
+    return jnp.zeros((), dtype_of(y))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _lower_solution(problem, inner, x, y0, tol, max_steps) -> Solution:
+    oracle = Oracle(problem)
+    if inner is None:
+        outcome = solve_lower(oracle, x, y0, tol, max_steps)
+        z, status, stats = outcome.state, outcome.status, outcome.stats
+    else:
+        still = zeros(y0)  # with no upper level d stays zero
+        (z, _), _, status, stats = solve_together(
+            oracle,
+            SCHEMES["soba"],
+            as_paired(inner, y0),
+            x,
+            (y0, still),
+            jnp.ones((), dtype_of(x)),
+            0.25 * tol,
+            max_steps,
+            still,
+        )
+    kept = {name: stats[name] for name in ("error", "rounding", "scale", "num_steps", "reason")}
+    return Solution(z, status, {**kept, "lower": oracle.whole_lower(x, z)}, z)
+
+
+# The exception to the one derivative rule, `_implicit.implicit`: that one solves with the Hessian
+# of `lower`, and `argmin` is for those who cannot, or will not, take second-order products. The
+# pull-back is itself the solution of a perturbed lower level, from gradients alone.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _argmin(static, x, y0, sigma, tol, max_steps):
+    problem, inner, _ = static
+    solution = _lower_solution(problem, inner, x, y0, tol, max_steps)
+    # There is no status here: a search that failed must not pass for a minimiser.
+    failed = solution.status == Status.NONFINITE
+    return jax.tree.map(lambda leaf: jnp.where(failed, jnp.nan, leaf), solution.value)
+
+
+def _argmin_forward(static, x, y0, sigma, tol, max_steps):
+    z = _argmin(static, x, y0, sigma, tol, max_steps)
+    return z, (x, z, sigma, tol, max_steps)
+
+
+def _argmin_backward(static, saved, cotangent):
+    x, z, sigma, tol, max_steps = saved
+    pulled = _pull_back(*static, x, z, cotangent, sigma, tol, max_steps)
+    return pulled, zeros(z), jnp.zeros_like(sigma), jnp.zeros_like(tol), None
+
+
+_argmin.defvjp(_argmin_forward, _argmin_backward)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _pull_back(problem, inner, relative, x, z, cotangent, sigma, tol, max_steps):
+    """c -> c' dy*/dx. The cotangent is made of unit length first, so that σ d has the size that σ
+    says.
+    """
+    oracle, scheme = Oracle(problem), SCHEMES["central_linear"]
+    size = norm(cotangent)
+    c = scale(cotangent, 1 / jnp.where(size > 0, size, 1.0))
+    if inner is None:
+        z, d, sigma, *_ = solve_perturbed(
+            oracle, scheme, x, z, zeros(z), sigma, tol, max_steps, relative=relative, c=c
+        )
+    else:
+        (z, d), *_ = solve_together(
+            oracle, scheme, as_paired(inner, z), x, (z, zeros(z)), sigma, tol, max_steps, c
+        )
+    return scale(cross_term(oracle, x, z, d, sigma), size)

@@ -1,0 +1,293 @@
+"""Bilevel RL as problems for the penalty solvers: the lower level is a policy optimisation, exact
+or sampled.
+
+`model(x) -> (MDP, reward [S, A])` says how the upper variable shapes the lower level's rewards, or
+its dynamics, or both.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxsac import _checks, _loops
+from jaxsac.bilevel.paired import PairedOptimizer
+from jaxsac.bilevel.problem import Problem, Tree
+from jaxsac.bilevel.rl.tabular import MDP, expected_return, soft_solve
+from jaxsac.solution import register
+
+Model = Callable[[Tree], tuple[MDP, jax.Array]]
+LogPolicy = Callable[[Tree], jax.Array]
+
+
+def softmax_policy(logits: jax.Array) -> jax.Array:
+    """log π [..., S, A] of a table of logits [..., S, A]."""
+    return jax.nn.log_softmax(logits, axis=-1)
+
+
+def policy_problem(
+    model: Model,
+    upper: Callable[[Tree, jax.Array], jax.Array],
+    *,
+    penalty: str = "value",
+    log_policy: LogPolicy = softmax_policy,
+) -> Problem:
+    """minimise_x upper(x, log π) where π is the best policy of model(x) at a temperature; exact.
+
+        penalty="value":    lower = −(initial · V_π),  the return with entropy bonus of the policy
+        penalty="bellman":  lower = mean over s of Σ_a π(a|s) [temperature log π(a|s) − Q*(s, a)],
+                            strongly convex in π(·|s)
+
+    Both have the minimiser π = softmax(Q* / temperature), the first where every state is visited.
+    `data=temperature` goes to the solver; so regularisation attenuates by calling `solve` with
+    falling temperatures and the last `state`, without a new compilation. For tables
+    `natural_gradient` is the inner optimiser that does not mind nearly deterministic policies.
+
+    * `model`: x -> (MDP, reward [S, A]); contexts: C processes on a leading axis of every array,
+      with log π [C, S, A]; lower is the mean over them.
+    * `upper`: (x, log π) -> scalar.
+    * `log_policy`: y -> log π [S, A], where y is a table of logits, or an equinox network.
+
+    Source: Gaur et al., arXiv 2503.17644, section 3; Shen et al., arXiv 2402.06886 (both
+    penalties).
+    """
+    _checks.choice("penalty", penalty, ("value", "bellman"))
+
+    def value_lower(mdp, reward, log_probs, temperature):
+        return -expected_return(mdp, reward, log_probs, temperature)
+
+    def bellman_lower(mdp, reward, log_probs, temperature):
+        reachable = 4 * jnp.finfo(reward.dtype).eps / (1 - mdp.discount)
+        q = soft_solve(mdp, reward, temperature, tol=reachable).value.q
+        return jnp.mean(jnp.sum(jnp.exp(log_probs) * (temperature * log_probs - q), axis=1))
+
+    of_process = value_lower if penalty == "value" else bellman_lower
+
+    def lower(x, y, temperature):
+        mdp, reward = model(x)
+        log_probs = log_policy(y)
+        if reward.ndim == 2:
+            return of_process(mdp, reward, log_probs, temperature)
+        return jnp.mean(jax.vmap(of_process, (0, 0, 0, None))(mdp, reward, log_probs, temperature))
+
+    def upper_of_policy(x, y, temperature):
+        del temperature
+        return upper(x, log_policy(y))
+
+    return Problem(upper=upper_of_policy, lower=lower)
+
+
+def natural_gradient(rate: Any) -> PairedOptimizer:
+    """Natural gradient steps on tables of logits [..., A], with the metric of z's policy shared by
+    all copies: an inner optimiser.
+
+        z ← z − rate · u_z / π_z,   d ← d − rate · u_d / π_z
+
+    which is the Fisher metric's inverse up to a shift of each state's logits, and so as quick at
+    nearly deterministic policies as at even ones. Build it once, with a number: each object is
+    compiled anew.
+
+    * `rate`: > 0; with penalty="bellman", C contexts and S states, C S / temperature goes to z's
+      minimiser in one step.
+
+    Source: Kakade 2001.
+    """
+
+    def step(u, z):
+        def of_table(gradient, logits):
+            probs = jnp.maximum(jax.nn.softmax(logits, axis=-1), jnp.finfo(logits.dtype).tiny)
+            return -jnp.asarray(rate, probs.dtype) * gradient / probs
+
+        return jax.tree.map(of_table, u, z)
+
+    return PairedOptimizer(
+        lambda z, d: (),
+        lambda u, state, z: (step(u, z), state),
+        lambda u, state, d, z: (step(u, z), state),
+    )
+
+
+@register
+class Trajectories(NamedTuple):
+    """n trajectories of H steps."""
+
+    states: jax.Array  # int32 [n, H]
+    actions: jax.Array  # int32 [n, H]
+
+
+def rollout(uniforms: jax.Array, mdp: MDP, log_probs: jax.Array) -> Trajectories:
+    """n trajectories of H steps by inverse distribution functions; with the same uniforms similar
+    policies go alike.
+
+    * `uniforms`: [n, 2 H] in [0, 1); `mdp`: an `MDP`; `log_probs`: [S, A] of the policy.
+    """
+    horizon = uniforms.shape[1] // 2
+    policy = jnp.cumsum(jnp.exp(log_probs), axis=1)
+    transition = jnp.cumsum(mdp.transition, axis=2)
+
+    def draw(cumulative, uniform):
+        # the last entry is 1 up to rounding, and is left out so that no draw falls off the end
+        return jnp.sum(uniform[:, None] >= cumulative[:, :-1], axis=1, dtype=jnp.int32)
+
+    def move(state, pair):
+        action_uniform, state_uniform = pair
+        action = draw(policy[state], action_uniform)
+        following = draw(transition[state, action], state_uniform)
+        return following, (state, action)
+
+    initial = jnp.broadcast_to(
+        jnp.cumsum(mdp.initial)[None, :], (uniforms.shape[0], mdp.initial.shape[0])
+    )
+    first = draw(initial, uniforms[:, 0])
+    # the state drawn after the last action is never used, and neither is the number wrapped round
+    # for it
+    pairs = (
+        uniforms[:, 1 : 2 * horizon : 2].T,
+        jnp.roll(uniforms, -1, axis=1)[:, 1 : 2 * horizon : 2].T,
+    )
+    _, (states, actions) = _loops.scan(move, first, pairs)
+    return Trajectories(states.T, actions.T)
+
+
+def _discounts(mdp: MDP, horizon: int, dtype: Any) -> jax.Array:
+    return jnp.asarray(mdp.discount, dtype) ** jnp.arange(horizon).astype(dtype)
+
+
+def _log_dynamics(mdp: MDP, path: Trajectories) -> jax.Array:
+    """Sum of log P over the transitions up to each step, [n, H]; only its gradient, the score, is
+    of use.
+    """
+    states, actions = path
+    chances = jnp.concatenate(
+        [
+            mdp.initial[states[:, :1]],
+            mdp.transition[states[:, :-1], actions[:, :-1], states[:, 1:]],
+        ],
+        axis=1,
+    )
+    return jnp.cumsum(
+        jnp.where(chances > 0, jnp.log(jnp.where(chances > 0, chances, 1.0)), 0.0), axis=1
+    )
+
+
+def _magic(log_probability: jax.Array) -> jax.Array:
+    """1, with the gradient of the log-probability."""
+    return jnp.exp(log_probability - lax.stop_gradient(log_probability))
+
+
+def sampled_return(
+    uniforms: jax.Array, mdp: MDP, reward: jax.Array, log_probs: jax.Array, temperature: Any = 0.0
+) -> jax.Array:
+    """Mean discounted return of n sampled trajectories, with entropy bonus; its gradient is the
+    policy gradient.
+
+        mean_i Σ_{t<H} discount^t [reward(s, a) − temperature log π(a|s)] · 1_t
+
+    where 1_t is 1, with the score of the path up to t as its gradient. Unbiased for the return
+    truncated at H, value and gradient (of any order), in the reward, the policy and the dynamics.
+    Truncation leaves out at most discount^H max|reward| / (1 − discount).
+
+    * `uniforms`: [n, 2 H] in [0, 1), which draw the trajectories; the rest as in `policy_value`.
+
+    Source: Foerster et al. 2018 (DiCE); Gaur et al., section 3.
+    """
+    path = rollout(uniforms, lax.stop_gradient(mdp), lax.stop_gradient(log_probs))
+    taken = log_probs[path.states, path.actions]
+    gains = reward[path.states, path.actions] - jnp.asarray(temperature, reward.dtype) * taken
+    weights = _magic(jnp.cumsum(taken, axis=1) + _log_dynamics(mdp, path))
+    return jnp.mean(
+        jnp.sum(_discounts(mdp, gains.shape[1], gains.dtype)[None, :] * gains * weights, axis=1)
+    )
+
+
+def sampled_policy_problem(
+    model: Model,
+    upper: Callable[[Tree, jax.Array, jax.Array], jax.Array],
+    *,
+    log_policy: LogPolicy = softmax_policy,
+    pairing: str = "reweighted",
+) -> Problem:
+    """`policy_problem` from trajectories: `batch = (uniforms [n, 2 H], temperature)` goes to
+    `step`, and all copies share it.
+
+    * `model`, `log_policy`: as in `policy_problem`.
+    * `upper`: (x, log π, uniforms) -> a sampled scalar with the right gradient, such as
+      −sampled_return(...).
+    * `pairing`: of the copies' trajectories. "reweighted": one set, drawn by the unperturbed policy
+      and reweighted for the perturbed one by exp(log ratio); the standard deviation of the
+      difference over σ stays O(1) as σ falls. Where the effective sample size is below n / 2, the
+      other pairing is used. "common": each policy draws its own with the same uniforms; deviation
+      O(σ^−½). (Independent trajectories: O(1 / σ).)
+    """
+    _checks.choice("pairing", pairing, ("reweighted", "common"))
+
+    def lower(x, y, batch):
+        uniforms, temperature = batch
+        mdp, reward = model(x)
+        return -sampled_return(uniforms, mdp, reward, log_policy(y), temperature)
+
+    def sampled_upper(x, y, batch):
+        return upper(x, log_policy(y), batch[0])
+
+    def lower_difference(x, y, step, batch):
+        uniforms, temperature = batch
+        moved = jax.tree.map(
+            lambda leaf, change: leaf + change if eqx.is_array(leaf) else leaf, y, step
+        )
+        base = lax.stop_gradient(log_policy(y))
+        path = rollout(uniforms, lax.stop_gradient(model(x)[0]), base)
+        base_taken = base[path.states, path.actions]
+
+        def parts(x, y):
+            mdp, reward = model(x)
+            taken = log_policy(y)[path.states, path.actions]
+            scores = _discounts(mdp, taken.shape[1], taken.dtype)[None, :] * _magic(
+                _log_dynamics(mdp, path)
+            )
+            return (
+                reward[path.states, path.actions] - temperature * taken,
+                taken,
+                jnp.cumsum(taken - base_taken, axis=1),
+                scores,
+            )
+
+        def objective(y):  # `lower` on the paths of the base policy
+            gains, _, log_ratio, scores = parts(x, y)
+            return -jnp.mean(jnp.sum(scores * gains * jnp.exp(log_ratio), axis=1))
+
+        def change(x):  # objective at `moved` less objective at y, without cancellation
+            gains, taken, log_ratio, scores = parts(x, moved)
+            return -jnp.mean(
+                jnp.sum(
+                    scores * (gains * jnp.expm1(log_ratio) - temperature * (taken - base_taken)),
+                    axis=1,
+                )
+            )
+
+        def reweighted():
+            in_y = jax.tree.map(
+                jnp.subtract, eqx.filter_grad(objective)(moved), eqx.filter_grad(objective)(y)
+            )
+            return jax.tree.leaves((eqx.filter_grad(change)(x), in_y))
+
+        def together(pair):
+            return lower(pair[0], pair[1], batch)
+
+        def common():
+            at_moved = eqx.filter_grad(together)((x, moved))
+            return jax.tree.leaves(
+                jax.tree.map(jnp.subtract, at_moved, eqx.filter_grad(together)((x, y)))
+            )
+
+        weights = jnp.exp(parts(x, moved)[2][:, -1])
+        enough = jnp.sum(weights) ** 2 >= 0.5 * weights.shape[0] * jnp.sum(weights**2)
+        leaves = _loops.cond(enough, reweighted, common)
+        num_x = len(jax.tree.leaves(eqx.filter(x, eqx.is_inexact_array)))
+        return leaves[:num_x], leaves[num_x:]
+
+    return Problem(
+        sampled_upper, lower, lower_difference=lower_difference if pairing == "reweighted" else None
+    )

@@ -1,0 +1,211 @@
+"""Tabular Markov decision processes with entropy regularisation: the lower level of bilevel RL,
+solved exactly.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.custom_batching import custom_vmap
+
+from jaxsac import _checks, _loops
+from jaxsac._implicit import implicit
+from jaxsac._iterate import Certificate, iterate
+from jaxsac.solution import Solution, register
+
+
+@register
+class MDP(NamedTuple):
+    """Dynamics of S states and A actions.
+
+    Rows of `transition` sum to one, or to less where an episode may end (exact functions only: a
+    rollout has no end).
+    """
+
+    transition: jax.Array  # [S, A, S] probabilities of the next state
+    initial: jax.Array  # [S] probabilities of the first state
+    discount: Any  # [] in [0, 1)
+
+
+@register
+class SoftValues(NamedTuple):
+    """The entropy-regularised optimum."""
+
+    v: jax.Array  # [S] values, with the entropy bonus
+    q: jax.Array  # [S, A]
+    log_probs: jax.Array  # [S, A] of the policy
+
+
+def _next_values(mdp: MDP, v: jax.Array) -> jax.Array:
+    return jnp.einsum("sat,t->sa", mdp.transition, v, precision="highest")
+
+
+def _backup(
+    mdp: MDP, reward: jax.Array, temperature: jax.Array, v: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    q = reward + mdp.discount * _next_values(mdp, v)
+    return temperature * jax.nn.logsumexp(q / temperature, axis=1), q
+
+
+def soft_solve(
+    mdp: MDP, reward: jax.Array, temperature: Any, *, tol: Any = None, max_steps: Any = 100
+) -> Solution:
+    """The optimal entropy-regularised policy of a tabular MDP, by soft policy iteration.
+
+        V(s) = temperature · log Σ_a exp(Q(s, a) / temperature),  Q = reward + discount · P V,
+        log π = (Q − V) / temperature
+
+    Every step is a Newton step with an S × S solve, so a dozen is usual. Differentiable in reward,
+    mdp and temperature, to any order: the exact hypergradient of a bilevel RL problem is `jax.grad`
+    through it.
+
+    * `mdp`: an `MDP`.
+    * `reward`: [S, A].
+    * `temperature`: > 0.
+    * `tol`: relative; 1e-6 in float64 and 1e-4 in float32.
+
+    Returns: a `Solution`, whose value is `SoftValues` and whose state is V. CONVERGED: max |V − TV|
+    / (1 − discount) + rounding ≤ tol · max(1, max |V|), which bounds the error of V.
+
+    Raises: ValueError for a discount outside [0, 1) or a temperature ≤ 0 (traced: NONFINITE), and
+    for rows that are no probabilities.
+
+    Source: Haarnoja et al. 2017; Geist et al. 2019.
+    """
+    reward = _checks.real_array("reward", reward, ("S", "A"))
+    dtype = reward.dtype
+    S, A = reward.shape
+    transition = _checks.real_array("mdp.transition", mdp.transition, (S, A, S), dtype)
+    initial = _checks.real_array("mdp.initial", mdp.initial, (S,), dtype)
+    discount = _checks.real_scalar("mdp.discount", mdp.discount, dtype, 0.0)
+    if _checks.is_concrete(discount):
+        _checks.require(
+            float(discount) < 1, f"mdp.discount must be below 1, got {float(discount):g}."
+        )
+    if _checks.is_concrete(transition):
+        rows = np.asarray(transition)
+        proper = not (
+            np.any(rows < 0) or np.any(rows.sum(axis=2) > 1 + 1e-4)
+        )  # NaN is left to the status
+        _checks.require(
+            proper,
+            "mdp.transition must have entries >= 0 and rows that sum to one (or less, where an"
+            " episode may end).",
+        )
+    temperature = _checks.real_scalar("temperature", temperature, dtype, 0.0, strict=True)
+    discount = jnp.where((discount >= 0) & (discount < 1), discount, jnp.nan)
+    temperature = jnp.where(temperature > 0, temperature, jnp.nan)
+    return _soft_solve(
+        MDP(transition, initial, discount),
+        reward,
+        temperature,
+        _checks.tolerance(tol, dtype),
+        jnp.asarray(max_steps, jnp.int32),
+    )
+
+
+@jax.jit
+def _soft_solve(mdp, reward, temperature, tol, max_steps) -> Solution:
+    eps = float(jnp.finfo(reward.dtype).eps)
+    fixed_mdp, fixed_reward, fixed_temperature = jax.lax.stop_gradient((mdp, reward, temperature))
+
+    def step(v):
+        _, q = _backup(fixed_mdp, fixed_reward, fixed_temperature, v)
+        return policy_value(
+            fixed_mdp,
+            fixed_reward,
+            jax.nn.log_softmax(q / fixed_temperature, axis=1),
+            fixed_temperature,
+        )
+
+    def certify(v):
+        residual = jnp.max(jnp.abs(v - _backup(fixed_mdp, fixed_reward, fixed_temperature, v)[0]))
+        size = jnp.maximum(1.0, jnp.max(jnp.abs(v))).astype(v.dtype)
+        horizon = 1 / (1 - fixed_mdp.discount)
+        return Certificate(residual * horizon, eps * size * horizon, size)
+
+    start = jnp.zeros(reward.shape[0], reward.dtype)
+    outcome = iterate(step, certify, start, tol=jax.lax.stop_gradient(tol), max_steps=max_steps)
+
+    def residual(v, params):
+        mdp, reward, temperature = params
+        return v - _backup(mdp, reward, temperature, v)[0]
+
+    v = implicit(residual, _dense_solve, outcome.state, (mdp, reward, temperature), symmetric=False)
+    _, q = _backup(mdp, reward, temperature, v)
+    log_probs = jax.nn.log_softmax(q / temperature, axis=1)
+    return Solution(SoftValues(v, q, log_probs), outcome.status, outcome.stats, outcome.state)
+
+
+def _dense_solve(matvec, right_side):
+    identity = jnp.eye(right_side.shape[0], dtype=right_side.dtype)
+    return _solve(jax.vmap(matvec, out_axes=1)(identity), right_side[:, None])[:, 0]
+
+
+@custom_vmap
+def _one_by_one(matrix: jax.Array, right_side: jax.Array) -> jax.Array:
+    return jnp.linalg.solve(matrix, right_side)
+
+
+@_one_by_one.def_vmap
+def _map_one_by_one(size, batched, matrix, right_side):
+    if batched[0]:
+        pairs = (
+            matrix,
+            right_side if batched[1] else jnp.broadcast_to(right_side, (size, *right_side.shape)),
+        )
+        return lax.map(lambda pair: _one_by_one(*pair), pairs), True
+    # one matrix: one factorisation, and the right sides are its columns
+    columns = jnp.moveaxis(right_side, 0, -1)
+    solved = _one_by_one(matrix, columns.reshape(columns.shape[0], -1))
+    return jnp.moveaxis(solved.reshape(columns.shape), -1, 0), True
+
+
+def _solve(matrix: jax.Array, right_side: jax.Array) -> jax.Array:
+    """matrix⁻¹ right_side for [S, S] and [S, n]; a batch of matrices one after another on CPUs.
+
+    A batched LU there waits, in a thread of XLA's pool, for other threads of the pool: two at once
+    can lock a small machine for good.
+    """
+    return _loops.platform_dependent(matrix, right_side, cpu=_one_by_one, default=jnp.linalg.solve)
+
+
+def policy_value(
+    mdp: MDP, reward: jax.Array, log_probs: jax.Array, temperature: Any = 0.0
+) -> jax.Array:
+    """The values V [S] of a policy, by a dense solve.
+
+        V = (I − discount · P_π)⁻¹ (r_π + temperature · entropy)
+
+    * `mdp`: an `MDP`; `reward`: [S, A]; `log_probs`: [S, A] of the policy; `temperature`: ≥ 0.
+    """
+    probs = jnp.exp(log_probs)
+    bonus = jnp.where(
+        probs > 0,
+        jnp.asarray(temperature, reward.dtype) * jnp.where(probs > 0, log_probs, 0.0),
+        0.0,
+    )
+    gain = jnp.sum(probs * (reward - bonus), axis=1)
+    moves = jnp.asarray(mdp.discount, reward.dtype) * jnp.einsum(
+        "sa,sat->st", probs, mdp.transition, precision="highest"
+    )
+    matrix = jnp.eye(reward.shape[0], dtype=reward.dtype) - moves
+    return lax.custom_linear_solve(
+        lambda v: jnp.matmul(matrix, v, precision="highest"),
+        gain,
+        solve=lambda _, right_side: _solve(matrix, right_side[:, None])[:, 0],
+        transpose_solve=lambda _, right_side: _solve(matrix.T, right_side[:, None])[:, 0],
+    )
+
+
+def expected_return(
+    mdp: MDP, reward: jax.Array, log_probs: jax.Array, temperature: Any = 0.0
+) -> jax.Array:
+    """initial · V, the discounted return (with entropy bonus) of a policy, exactly; arguments as in
+    `policy_value`.
+    """
+    return jnp.vdot(
+        mdp.initial, policy_value(mdp, reward, log_probs, temperature), precision="highest"
+    )
