@@ -21,7 +21,7 @@ from jaxsac.solution import Solution
 
 
 class Criterion(NamedTuple):
-    """A criterion over a path."""
+    """An information criterion for every lam of a path."""
 
     lam: jax.Array  # [L]
     score: jax.Array  # [L], in units of twice the log-likelihood

@@ -16,7 +16,7 @@ from jaxsac.solution import Solution
 
 
 class CrossValidation(NamedTuple):
-    """Held-out losses for each lam."""
+    """Losses on held-out records for every lam of a path."""
 
     lam: jax.Array  # [L]
     error: jax.Array  # the mean over folds [L], in units of ℓ

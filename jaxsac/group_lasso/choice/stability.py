@@ -11,7 +11,7 @@ from jax import lax
 from jaxsac import _checks
 from jaxsac._checks import is_concrete
 from jaxsac.group_lasso.methods import choose
-from jaxsac.group_lasso.methods.limits import METHODS, Code, Lams, Limits
+from jaxsac.group_lasso.methods.limits import LOOP, METHODS, Lams, Limits
 from jaxsac.group_lasso.methods.loop import programs
 from jaxsac.group_lasso.problem.record import Problem
 from jaxsac.group_lasso.solver import path
@@ -81,7 +81,7 @@ def stability_selection(
     _checks.require(not negative, "lam must be >= 0.")
     lams, limits = jnp.atleast_1d(lams), Limits.of(tol, max_steps, dtype)
     halves = _halves(key, problem.sample_weight, num_pairs=num_pairs)
-    if choose(problem.at(1.0), lams, *limits).name == METHODS[Code.LOOP]:
+    if choose(problem.at(1.0), lams, *limits).name == METHODS[LOOP]:
         chosen, status = _fits(problem, lams, limits, halves)
     else:
         fits = (
