@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 from jax import lax
 
-from jaxsac._checks import is_concrete
+from jaxsac import _checks
 from jaxsac.group_lasso.methods import columns
 from jaxsac.group_lasso.methods.host import path, rounds, square_root
 from jaxsac.group_lasso.methods.limits import (
@@ -83,12 +83,12 @@ def values_of(tree: Any) -> Any:
     """Without derivatives. Outside jit the values that are differentiated are known: they are
     solved on the host as any others.
     """
-    return tree if is_concrete(tree) else lax.stop_gradient(tree)  # the other takes time
+    return tree if _checks.is_concrete(tree) else lax.stop_gradient(tree)  # the other takes time
 
 
 def choose(problem: Objective, *others: Any) -> Method:
     """The method for a problem; `others` is what else decides whether all is known."""
-    concrete = is_concrete(problem, *others)
+    concrete = _checks.is_concrete(problem, *others)
     return next(method for method in TABLE if method.applies(problem, concrete))
 
 
