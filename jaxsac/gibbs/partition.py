@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxsac._checks import real_array
+from jaxsac import _checks
 from jaxsac.gibbs import _cardinality, _knapsack
 from jaxsac.gibbs._arguments import Problem, problem
 
@@ -123,7 +123,7 @@ def kl(
     return _kl(
         first,
         problem(
-            real_array("other", other, first.z.shape, first.z.dtype),
+            _checks.real_array("other", other, first.z.shape, first.z.dtype),
             budget,
             exactly,
             costs,

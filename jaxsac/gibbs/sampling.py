@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxsac._checks import static_integer
+from jaxsac import _checks
 from jaxsac.gibbs import _knapsack
 from jaxsac.gibbs._arguments import Problem, problem, width
 from jaxsac.gibbs._cardinality import size_law
@@ -51,7 +51,7 @@ def sample(
     B³) memory once, then O(B³) work a sample; with `costs`, O(M · budget + M · num_samples · W).
     """
     p = problem(z, budget, exactly, costs, None, temperature)
-    return _sample(key, p, static_integer("num_samples", num_samples, 0), width(p))
+    return _sample(key, p, _checks.static_integer("num_samples", num_samples, 0), width(p))
 
 
 @partial(jax.jit, static_argnums=(2, 3))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxsac._checks import integer_array, is_concrete, require
+from jaxsac import _checks
 from jaxsac.gibbs import _cardinality, _knapsack
 from jaxsac.gibbs._arguments import Problem, problem, width
 
@@ -39,12 +39,12 @@ def log_prob(
     temperature.
     """
     p = problem(z, budget, exactly, costs, background, temperature)
-    require(
+    _checks.require(
         np.ndim(a) >= 1,
         f"a must have shape [..., W], got {list(np.shape(a))}: one row of tool indices per set.",
     )
-    a = integer_array("a", a, (None,) * np.ndim(a))
-    if is_concrete(a, p.costs, p.background):
+    a = _checks.integer_array("a", a, (None,) * np.ndim(a))
+    if _checks.is_concrete(a, p.costs, p.background):
         _check_sets(np.asarray(a), p)
     return _log_prob(a, p)
 
@@ -123,19 +123,19 @@ def _scores(a: jax.Array, p: Problem) -> tuple[jax.Array, jax.Array]:
 def _check_sets(a: np.ndarray, p: Problem) -> None:
     total = p.z.shape[0] + (0 if p.background is None else int(np.sum(p.background.counts)))
     bad = (a < NO_ACTION) | (a >= total)
-    require(
+    _checks.require(
         not bad.any(),
         f"a holds the index {a[bad][:1]}, but tools are numbered 0 to {total - 1} (and {NO_ACTION} pads).",
     )
     ordered = np.sort(a, axis=-1)
     twice = (ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)
-    require(
+    _checks.require(
         not twice.any(),
         f"a names the tool {ordered[..., 1:][twice][:1]} twice in one set: remove duplicates.",
     )
     if p.costs is None:
         most = int(np.max(np.sum(a >= 0, axis=-1), initial=0))
-        require(
+        _checks.require(
             most <= p.budget,
             f"a has a set of {most} tools, more than budget={p.budget}: shorten it or raise the budget.",
         )
@@ -145,7 +145,7 @@ def _check_sets(a: np.ndarray, p: Problem) -> None:
                 np.sum(np.where(a >= 0, np.asarray(p.costs, np.int64)[a], 0), axis=-1), initial=0
             )
         )
-        require(
+        _checks.require(
             most <= p.budget,
             f"a has a set of total cost {most}, more than budget={p.budget}: shorten it or raise the budget.",
         )
