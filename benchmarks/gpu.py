@@ -88,11 +88,13 @@ class Results:
             temporary.replace(self.folder / name)
 
     def stop(self) -> None:
-        """The time is over in the middle of a row: nothing else can interrupt a compiler."""
+        """The time is over: nothing else than an exit interrupts a compiler."""
         with self.lock:
+            self.notes.append("Stopped when the time was over; what is not here was not run.")
             if self.now is not None:
                 table, name = self.now
-                self.add(table, name | {"failed": f"{NOT_RUN}: the time was over"})
+                self.tables[table].append(name | {"failed": f"{NOT_RUN}: the time was over"})
+            self.write()
             os._exit(0)
 
 

@@ -19,11 +19,12 @@ from typing import Any
 
 import numpy as np
 
-FORMAT = "jaxsac"
+_FORMAT = "jaxsac"
 VERSION = 1
-HEADER = "header.json"
-DIGEST_LENGTH = 64
-DTYPE_KINDS = "biufc"  # booleans, integers, floats, complex numbers: plain numbers, which any machine reads alike
+_HEADER = "header.json"
+_DIGEST_LENGTH = 64
+# Booleans, integers, floats, complex numbers: plain numbers, which any machine reads alike.
+_DTYPE_KINDS = "biufc"
 
 PathLike = str | os.PathLike[str]
 Expected = Mapping[str, tuple[str, tuple[int | str | None, ...]]]
@@ -41,8 +42,9 @@ def save(
     """Write `arrays` and JSON `metadata` to `path`, as content of a named `kind`.
 
     The bytes go to a temporary file in the same folder, are synced, and take the name `path` in one
-    step: whoever looks sees the old file or the new one, also after a kill or a power cut. Raises
-    `ValueError` for arrays of anything but numbers and for metadata that is not JSON (NaN
+    step: whoever looks sees the old file or the new one, also after a kill or a power cut.
+
+    Raises: ValueError for arrays of anything but numbers, and for metadata that is not JSON (NaN
     included).
     """
     write_atomically(Path(path), to_bytes(kind, arrays, metadata or {}))
@@ -53,11 +55,12 @@ def load(
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Read back (arrays, metadata) of a file written by `save` with the same `kind`.
 
-    `expected` maps each array's name to (dtype kinds, shape): kinds are letters out of "biufc"
-    ("f": floating); an entry of the shape is a size, None for any size, or a letter that stands for
-    one size throughout, e.g. {"support": ("iu", ("k",)), "scores": ("f", ("k", "q"))}. Raises
-    `FileError` for everything but the content that was saved, and the usual `OSError` when there is
-    no such file.
+    * `expected`: maps each array's name to (dtype kinds, shape): kinds are letters out of "biufc"
+      ("f": floating); an entry of the shape is a size, None for any size, or a letter that stands
+      for one size throughout, e.g. {"support": ("iu", ("k",)), "scores": ("f", ("k", "q"))}.
+
+    Raises: FileError for everything but the content that was saved, and the usual OSError when
+    there is no such file.
     """
     try:
         return from_bytes(Path(path).read_bytes(), kind, expected)
@@ -67,7 +70,7 @@ def load(
 
 def to_bytes(kind: str, arrays: Mapping[str, Any], metadata: Mapping[str, Any]) -> bytes:
     header = {
-        "format": FORMAT,
+        "format": _FORMAT,
         "version": VERSION,
         "kind": kind,
         "arrays": sorted(arrays),
@@ -82,39 +85,42 @@ def to_bytes(kind: str, arrays: Mapping[str, Any], metadata: Mapping[str, Any]) 
         ) from None
     if not faithful:
         raise ValueError(
-            "metadata must be JSON: tuples become lists and keys become text there, so pass lists and text keys."
+            "metadata must be JSON: tuples become lists and keys become text there, so pass lists"
+            " and text keys."
         )
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr(_member(HEADER), text)
+        archive.writestr(_member(_HEADER), text)
         for name in sorted(arrays):
             array = np.asarray(arrays[name])
-            if array.dtype.kind not in DTYPE_KINDS:
+            if array.dtype.kind not in _DTYPE_KINDS:
                 raise ValueError(
-                    f"array {name!r} has dtype {array.dtype}: only booleans and numbers can be saved."
+                    f"array {name!r} has dtype {array.dtype}: only booleans and numbers can be"
+                    " saved."
                 )
             with archive.open(_member(name + ".npy"), "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, array, allow_pickle=False)
-        archive.comment = b"0" * DIGEST_LENGTH
-    content = buffer.getbuffer()[:-DIGEST_LENGTH]
+        archive.comment = b"0" * _DIGEST_LENGTH
+    content = buffer.getbuffer()[:-_DIGEST_LENGTH]
     return bytes(content) + hashlib.sha256(content).hexdigest().encode()
 
 
 def from_bytes(
     data: bytes, kind: str, expected: Expected | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    content, digest = memoryview(data)[:-DIGEST_LENGTH], data[-DIGEST_LENGTH:]
+    content, digest = memoryview(data)[:-_DIGEST_LENGTH], data[-_DIGEST_LENGTH:]
     if hashlib.sha256(content).hexdigest().encode() != digest:
         raise FileError(
             "damaged, cut short, or not a jaxsac file: restore it from a copy, or make it again."
         )
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            header = json.loads(archive.read(HEADER))
+            header = json.loads(archive.read(_HEADER))
             found = header["format"], header["version"], header["kind"]
-            if found[:2] != (FORMAT, VERSION):
+            if found[:2] != (_FORMAT, VERSION):
                 raise FileError(
-                    f"format {found[0]!r} version {found[1]!r}, expected {FORMAT!r} {VERSION}: use the jaxsac that wrote it."
+                    f"format {found[0]!r} version {found[1]!r}, expected {_FORMAT!r} {VERSION}:"
+                    " use the jaxsac that wrote it."
                 )
             if found[2] != kind:
                 raise FileError(f"holds a {found[2]!r}, expected a {kind!r}: pass another file.")
@@ -142,7 +148,8 @@ def check(arrays: Mapping[str, np.ndarray], expected: Expected) -> None:
     """
     if set(arrays) != set(expected):
         raise FileError(
-            f"holds the arrays {sorted(arrays)}, expected {sorted(expected)}: it was written by other code."
+            f"holds the arrays {sorted(arrays)}, expected {sorted(expected)}: it was written by"
+            " other code."
         )
     letters: dict[str, int] = {}
     for name, (kinds, shape) in expected.items():
@@ -157,7 +164,8 @@ def check(arrays: Mapping[str, np.ndarray], expected: Expected) -> None:
         if array.dtype.kind not in kinds or not fits:
             sizes = ", ".join("any" if size is None else str(size) for size in shape)
             raise FileError(
-                f"array {name!r} is {array.dtype}{list(array.shape)}, expected kind {kinds!r} and shape [{sizes}]."
+                f"array {name!r} is {array.dtype}{list(array.shape)}, expected kind {kinds!r} and"
+                f" shape [{sizes}]."
             )
 
 
@@ -175,9 +183,8 @@ def write_atomically(path: Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    if hasattr(
-        os, "O_DIRECTORY"
-    ):  # the new name is on disk only when the folder is; not every system lets one sync a folder
+    # the new name is on disk only when the folder is; not every system lets one sync a folder
+    if hasattr(os, "O_DIRECTORY"):
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(folder)

@@ -8,12 +8,10 @@ import zipfile
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as numpy_strategies
 
-from jaxsac import _files
-from jaxsac._files import FileError
+from jaxsac import FileError, _files
 
 ARRAYS = {
     "scores": np.array([[1.5, np.nan, -0.0], [np.inf, 5e-324, 1e300]]),

@@ -126,8 +126,8 @@ def _distance(one: list[np.ndarray], other: list[np.ndarray]) -> float:
     for a, b in zip(one, other, strict=True):
         alike = (a == b) | (np.isnan(a) & np.isnan(b))
         size = np.max(np.abs(b), initial=1e-30, where=np.isfinite(b))
-        gap = np.max(np.abs(a - b), initial=0.0, where=~alike)
-        worst = max(worst, float(np.nan_to_num(gap, nan=np.inf) / size))
+        gaps = np.abs(np.subtract(a, b, where=~alike, out=np.zeros_like(a)))
+        worst = max(worst, float(np.max(np.nan_to_num(gaps, nan=np.inf), initial=0.0) / size))
     return worst
 
 

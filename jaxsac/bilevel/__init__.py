@@ -10,19 +10,20 @@ later ones about ε⁻³).
 """
 
 from jaxsac.bilevel import rl as rl
-from jaxsac.bilevel.argmin import Argmin as Argmin
-from jaxsac.bilevel.argmin import argmin as argmin
+from jaxsac.bilevel.argmin import Argmin as Argmin, argmin as argmin
 from jaxsac.bilevel.certificate import Diagnostics as Diagnostics
-from jaxsac.bilevel.hypergradient import HypergradientCheck as HypergradientCheck
-from jaxsac.bilevel.hypergradient import check_hypergradient as check_hypergradient
-from jaxsac.bilevel.hypergradient import hypergradient as hypergradient
-from jaxsac.bilevel.method import Method as Method
-from jaxsac.bilevel.method import State as State
-from jaxsac.bilevel.method import diagnose as diagnose
-from jaxsac.bilevel.method import init as init
-from jaxsac.bilevel.method import step as step
-from jaxsac.bilevel.paired import PairedOptimizer as PairedOptimizer
-from jaxsac.bilevel.paired import paired_adam as paired_adam
+from jaxsac.bilevel.hypergradient import (
+    HypergradientCheck as HypergradientCheck,
+    check_hypergradient as check_hypergradient,
+    hypergradient as hypergradient,
+)
+from jaxsac.bilevel.method import (
+    Method as Method,
+    State as State,
+    diagnose as diagnose,
+    init as init,
+    step as step,
+)
+from jaxsac.bilevel.paired import PairedOptimizer as PairedOptimizer, paired_adam as paired_adam
 from jaxsac.bilevel.problem import Problem as Problem
-from jaxsac.bilevel.solver import Bilevel as Bilevel
-from jaxsac.bilevel.solver import solve as solve
+from jaxsac.bilevel.solver import Bilevel as Bilevel, solve as solve

@@ -2,11 +2,12 @@
 divergence, mode and sampling.
 """
 
-from jaxsac.gibbs.partition import entropy as entropy
-from jaxsac.gibbs.partition import kl as kl
-from jaxsac.gibbs.partition import log_partition as log_partition
-from jaxsac.gibbs.partition import marginals as marginals
+from jaxsac.gibbs import rows as rows
+from jaxsac.gibbs.partition import (
+    entropy as entropy,
+    kl as kl,
+    log_partition as log_partition,
+    marginals as marginals,
+)
 from jaxsac.gibbs.sampling import sample as sample
-from jaxsac.gibbs.sets import NO_ACTION as NO_ACTION
-from jaxsac.gibbs.sets import log_prob as log_prob
-from jaxsac.gibbs.sets import mode as mode
+from jaxsac.gibbs.sets import NO_ACTION as NO_ACTION, log_prob as log_prob, mode as mode

@@ -7,14 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsac._checks import (
-    integer_array,
-    is_concrete,
-    real_array,
-    real_scalar,
-    require,
-    static_integer,
-)
+from jaxsac import _checks
 from jaxsac.gibbs._background import Background
 
 
@@ -22,7 +15,7 @@ class Problem(eqx.Module):
     """A Gibbs policy: scores, their temperature, and the budget."""
 
     z: jax.Array  # [M]
-    temperature: jax.Array
+    temperature: jax.Array  # []
     costs: jax.Array | None  # [M] int32
     background: Background | None
     budget: int = eqx.field(static=True)
@@ -56,36 +49,37 @@ def problem(
     background: Any = None,
     temperature: Any = 1.0,
 ) -> Problem:
-    require(
+    _checks.require(
         np.ndim(z) == 1,
         f"z must have shape [M], got {list(np.shape(z))}: use jax.vmap for several rows.",
     )
-    z = real_array("z", z, ("M",))
-    require(
+    z = _checks.real_array("z", z, ("M",))
+    _checks.require(
         z.dtype in (jnp.float32, jnp.float64),
         f"z must be float32 or float64, got {z.dtype}: cast it with .astype.",
     )
-    budget = static_integer("budget", budget, 0)
-    require(
+    budget = _checks.static_integer("budget", budget, 0)
+    _checks.require(
         isinstance(exactly, bool | np.bool_),
         f"exactly must be True or False, got {exactly!r}: it is static.",
     )
-    temperature = real_scalar("temperature", temperature, z.dtype, 0, strict=True)
+    temperature = _checks.real_scalar("temperature", temperature, z.dtype, 0, strict=True)
     if costs is not None:
-        require(
+        _checks.require(
             background is None,
-            "costs and background cannot be combined: list the background's tools in z with their costs.",
+            "costs and background cannot be combined: list the background's tools in z with their"
+            " costs.",
         )
-        costs = integer_array("costs", costs, z.shape)
-        if is_concrete(costs):
-            require(
+        costs = _checks.integer_array("costs", costs, z.shape)
+        if _checks.is_concrete(costs):
+            _checks.require(
                 bool(np.all(np.asarray(costs) >= 0)),
                 "costs must be >= 0: leave out tools of negative cost, or shift all costs.",
             )
     elif background is not None:
         background = _background(background, z.dtype)
     else:
-        require(
+        _checks.require(
             not exactly or budget <= z.shape[0],
             f"exactly=True needs budget <= M, got budget={budget} and M={z.shape[0]}.",
         )
@@ -93,14 +87,14 @@ def problem(
 
 
 def _background(background: Any, dtype: Any) -> Background:
-    require(
+    _checks.require(
         isinstance(background, tuple | list) and len(background) == 2,
         "background must be a pair (scores [C], counts [C]).",
     )
-    scores = real_array("background scores", background[0], ("C",), dtype)
-    counts = integer_array("background counts", background[1], scores.shape)
-    if is_concrete(counts):
-        require(bool(np.all(np.asarray(counts) >= 0)), "background counts must be >= 0.")
+    scores = _checks.real_array("background scores", background[0], ("C",), dtype)
+    counts = _checks.integer_array("background counts", background[1], scores.shape)
+    if _checks.is_concrete(counts):
+        _checks.require(bool(np.all(np.asarray(counts) >= 0)), "background counts must be >= 0.")
     return Background(scores, counts)
 
 
@@ -110,6 +104,6 @@ def width(p: Problem) -> int:
     """
     if p.costs is None:
         return p.budget
-    if not is_concrete(p.costs):
+    if not _checks.is_concrete(p.costs):
         return p.z.shape[0]
     return int(np.sum(np.cumsum(np.sort(np.asarray(p.costs, np.int64))) <= p.budget))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsac._checks import choice, require
+from jaxsac import _checks
 
 
 def unit_diagonal_matrix(
@@ -33,8 +33,8 @@ def separated_parameter(
     them within 0.01 steps on both sides of the gap, where the order is hard to tell and the support
     is not.
     """
-    choice("kind", kind, ("standard", "adversarial"))
-    require(
+    _checks.choice("kind", kind, ("standard", "adversarial"))
+    _checks.require(
         0 < sparsity < dimension,
         f"a gap needs 0 < sparsity < dimension, got {sparsity} and {dimension}.",
     )
@@ -68,7 +68,7 @@ def ratings_model(indicators: np.ndarray, ratings: np.ndarray, dtype=None) -> Ra
     """
     dtype = jnp.result_type(float) if dtype is None else dtype
     indicators, ratings = np.asarray(indicators, np.float64), np.asarray(ratings, np.float64)
-    require(
+    _checks.require(
         indicators.ndim == 2 and ratings.shape == indicators.shape[:1],
         "indicators [N, d] and ratings [N] must have N rows each.",
     )

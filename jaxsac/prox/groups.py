@@ -12,13 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxsac._checks import check_shape, require, static_integer
+from jaxsac import _checks
+from jaxsac.solution import register
 
 # Padded groups are dense and fast on every device; beyond this much padding, sums over segments
 # touch fewer numbers.
 _MAX_PADDING = 2.0
 
 
+@register
 class Groups(eqx.Module):
     """A partition of p coefficients into G groups, some of which may be empty.
 
@@ -28,21 +30,18 @@ class Groups(eqx.Module):
     pass it through `jit` as an ordinary argument.
     """
 
-    num_groups: int = eqx.field(static=True)
-    num_coefficients: int = eqx.field(static=True)
-    max_size: int = eqx.field(static=True)
+    num_groups: int = eqx.field(static=True)  # G
+    num_coefficients: int = eqx.field(static=True)  # p
+    max_size: int = eqx.field(static=True)  # of the largest group
     labels: Any = None  # int32 [p]; None: equal consecutive blocks, handled by reshape
-    members: Any = (
-        None  # int32 [G, max_size], padded with p; None: equal blocks, or sums over segments
-    )
+    # int32 [G, max_size], padded with p; None: equal blocks, or sums over segments
+    members: Any = None  # int32
 
     @staticmethod
     def equal(num_groups: int, size: int) -> "Groups":
         """`num_groups` consecutive blocks of `size` coefficients each."""
-        num_groups, size = (
-            static_integer("num_groups", num_groups, 1),
-            static_integer("size", size, 1),
-        )
+        num_groups = _checks.static_integer("num_groups", num_groups, 1)
+        size = _checks.static_integer("size", size, 1)
         return Groups(num_groups, num_groups * size, size)
 
     @staticmethod
@@ -51,14 +50,15 @@ class Groups(eqx.Module):
         is an empty group.
         """
         array = np.asarray(sizes)
-        require(
+        _checks.require(
             array.ndim == 1 and array.size > 0,
             f"sizes must be a non-empty list of integers, got shape {array.shape}.",
         )
-        require(
+        _checks.require(
             bool(np.issubdtype(array.dtype, np.integer)) and bool((array >= 0).all()),
             "sizes must be integers >= 0.",
         )
+        _checks.require(bool(array.any()), "sizes must hold a group that is not empty.")
         return Groups.from_labels(np.repeat(np.arange(array.size), array), num_groups=array.size)
 
     @staticmethod
@@ -68,25 +68,27 @@ class Groups(eqx.Module):
         """labels[i] in [0, num_groups) is the group of coefficient i; `num_groups` defaults to the
         largest label plus one.
         """
-        require(
+        _checks.require(
             not isinstance(labels, jax.core.Tracer),
             "labels decide array shapes: build Groups outside jit and pass it in.",
         )
         array = np.asarray(labels)
-        require(
+        _checks.require(
             array.ndim == 1 and array.size > 0,
             f"labels must have shape [p] with p >= 1, got {array.shape}.",
         )
         advice = "use numpy.unique(labels, return_inverse=True)[1]."
-        require(
+        _checks.require(
             bool(np.issubdtype(array.dtype, np.integer)),
             f"labels must be integers, got {array.dtype}: {advice}",
         )
         largest = int(array.max())
         num_groups = (
-            largest + 1 if num_groups is None else static_integer("num_groups", num_groups, 1)
+            largest + 1
+            if num_groups is None
+            else _checks.static_integer("num_groups", num_groups, 1)
         )
-        require(
+        _checks.require(
             int(array.min()) >= 0 and largest < num_groups,
             f"labels must lie in [0, {num_groups}): {advice}",
         )
@@ -113,7 +115,7 @@ class Groups(eqx.Module):
     def sum(self, values: jax.Array) -> jax.Array:
         """Sum of `values` [p] over each group, [G]; 0 where a group is empty."""
         if self.labels is not None and self.members is None:
-            check_shape("values", values, (self.num_coefficients,))
+            _checks.check_shape("values", values, (self.num_coefficients,))
             return jax.ops.segment_sum(
                 values, jnp.asarray(self.labels), num_segments=self.num_groups
             )
@@ -122,7 +124,7 @@ class Groups(eqx.Module):
     def max(self, values: jax.Array) -> jax.Array:
         """Largest of the non-negative `values` [p] in each group, [G]; 0 where a group is empty."""
         if self.labels is not None and self.members is None:
-            check_shape("values", values, (self.num_coefficients,))
+            _checks.check_shape("values", values, (self.num_coefficients,))
             largest = jax.ops.segment_max(
                 values, jnp.asarray(self.labels), num_segments=self.num_groups
             )
@@ -131,7 +133,7 @@ class Groups(eqx.Module):
 
     def blocks(self, values: jax.Array) -> jax.Array:
         """`values` [p] as one row per group, [G, max_size], padded with zeros."""
-        check_shape("values", values, (self.num_coefficients,))
+        _checks.check_shape("values", values, (self.num_coefficients,))
         if self.labels is None:
             return values.reshape(self.num_groups, self.max_size)
         if self.members is None:
@@ -142,7 +144,7 @@ class Groups(eqx.Module):
 
     def spread(self, per_group: jax.Array) -> jax.Array:
         """The number of its group for each coefficient: [G] to [p]."""
-        check_shape("per_group", per_group, (self.num_groups,))
+        _checks.check_shape("per_group", per_group, (self.num_groups,))
         if self.labels is None:
             return jnp.broadcast_to(per_group[:, None], (self.num_groups, self.max_size)).reshape(
                 -1

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxsac import _loops
 from jaxsac.prox.groups import Groups, group_norms, power_of_two
 from jaxsac.prox.operators import Level, check_nested, prox_group
 
-_MAX_NEWTON_STEPS = (
-    200  # never reached: the steps below end when nothing moves any more, after 3 to 12
-)
+# Never reached: the steps below end when nothing moves any more, after 3 to 12.
+_MAX_NEWTON_STEPS = 200
 
 
 def group_norm(v: jax.Array, groups: Groups, weights: jax.Array | float = 1.0) -> jax.Array:
@@ -97,7 +97,7 @@ def dual_tree_norm(v: jax.Array, levels: Sequence[Level]) -> jax.Array:
         risen = jnp.maximum(t, t - value / slope)
         return risen, jnp.any(risen > t * (1.0 + 2.0 * jnp.finfo(t.dtype).eps)), step + 1
 
-    t, _, _ = lax.while_loop(
+    t, _, _ = _loops.while_loop(
         lambda c: c[1] & (c[2] < _MAX_NEWTON_STEPS), climb, (first, jnp.asarray(True), jnp.int32(0))
     )
     slope, _ = slope_and_value(t)

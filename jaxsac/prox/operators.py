@@ -12,17 +12,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsac._checks import is_concrete, require
+from jaxsac import _checks
 from jaxsac.prox.groups import Groups, group_norms, vector_norm
+from jaxsac.solution import register
 
 
+@register
 class Level(NamedTuple):
-    """One level of a tree of groups: a partition of all coefficients, and the weights (a scalar or
-    [G]) of its norms.
+    """One level of a tree of groups: a partition of all coefficients, and the weights of its
+    norms.
     """
 
-    groups: Groups
-    weights: jax.Array | float
+    groups: Groups  # of [p]
+    weights: jax.Array | float  # [] or [G], ≥ 0
 
 
 def prox_l1(v: jax.Array, threshold: jax.Array | float) -> jax.Array:
@@ -76,21 +78,22 @@ def check_nested(levels: Sequence[Level]) -> None:
     """Raise ValueError unless every group lies inside one group of the next level (looked at where
     the labels are concrete).
     """
-    require(len(levels) > 0, "levels must hold at least one Level.")
+    _checks.require(len(levels) > 0, "levels must hold at least one Level.")
     for position, (inner, outer) in enumerate(itertools.pairwise(levels)):
-        require(
+        _checks.require(
             inner.groups.num_coefficients == outer.groups.num_coefficients,
-            f"levels {position} and {position + 1} must partition the same coefficients, got {inner.groups.num_coefficients} "
-            f"and {outer.groups.num_coefficients}.",
+            f"levels {position} and {position + 1} must partition the same coefficients, got"
+            f" {inner.groups.num_coefficients} and {outer.groups.num_coefficients}.",
         )
-        if not is_concrete(inner.groups, outer.groups):
+        if not _checks.is_concrete(inner.groups, outer.groups):
             continue
         inner_labels, outer_labels = _labels(inner.groups), _labels(outer.groups)
         family = np.full(inner.groups.num_groups, -1)
         family[inner_labels] = outer_labels
-        require(
+        _checks.require(
             bool((family[inner_labels] == outer_labels).all()),
-            f"each group of level {position} must lie inside one group of level {position + 1}: order the levels from inner to outer.",
+            f"each group of level {position} must lie inside one group of level {position + 1}:"
+            " order the levels from inner to outer.",
         )
 
 
@@ -109,8 +112,8 @@ def prox_elastic_net(v: jax.Array, l1: jax.Array | float, l2: jax.Array | float)
 
 def project_box(v: jax.Array, lower: jax.Array | float, upper: jax.Array | float) -> jax.Array:
     """Projection onto lower ≤ x ≤ upper, elementwise."""
-    if is_concrete(lower, upper):
-        require(
+    if _checks.is_concrete(lower, upper):
+        _checks.require(
             bool(np.all(np.asarray(lower) <= np.asarray(upper))),
             "lower must be <= upper everywhere.",
         )

@@ -11,12 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsac._checks import is_concrete, real_array, real_scalar, require
+from jaxsac import _checks
 from jaxsac.prox.groups import Groups, group_norms
 from jaxsac.prox.norms import dual_group_norm, dual_tree_norm
 from jaxsac.prox.operators import Level, check_nested, prox_group, prox_l1
+from jaxsac.solution import register
 
 
+@register
 class Penalty(eqx.Module):
     """lam Ω(b) + ½ ridge ‖b‖², Ω(b) = Σ_levels Σ_g w_g ‖b_g‖₂ + Σ_j l1_j |b_j|, and b ≥ 0 if
     `nonnegative`; a pytree.
@@ -36,10 +38,10 @@ class Penalty(eqx.Module):
     inside it (Yu 2013).
     """
 
-    levels: tuple[Level, ...] = ()
-    l1: Any = None
-    ridge: Any = None
-    nonnegative: bool = eqx.field(static=True, default=False)
+    levels: tuple[Level, ...] = ()  # from inner to outer
+    l1: Any = None  # [] or [p] ≥ 0
+    ridge: Any = None  # [] ≥ 0
+    nonnegative: bool = eqx.field(static=True, default=False)  # whether b ≥ 0 is asked for
 
     def __init__(
         self,
@@ -89,7 +91,9 @@ class Penalty(eqx.Module):
                 Level(Groups.equal(v.shape[0], 1), jnp.asarray(self.l1).astype(v.dtype)),
                 *levels,
             )
-        require(len(levels) > 0, "a penalty needs levels or an l1 weight to have a dual norm.")
+        _checks.require(
+            len(levels) > 0, "a penalty needs levels or an l1 weight to have a dual norm."
+        )
         return dual_group_norm(v, *levels[0]) if len(levels) == 1 else dual_tree_norm(v, levels)
 
     def dual_norm_bound(self, v: jax.Array) -> jax.Array:
@@ -214,7 +218,7 @@ class Penalty(eqx.Module):
         """
         levels = []
         for number, (own, weights) in enumerate(self.levels):
-            require(
+            _checks.require(
                 isinstance(own, Groups),
                 f"penalty.levels[{number}] must be a prox.Level(groups, weights).",
             )
@@ -230,7 +234,11 @@ class Penalty(eqx.Module):
             l1 = _non_negative(
                 "penalty.l1", l1, () if jnp.ndim(l1) == 0 else (groups.num_coefficients,), dtype
             )
-        ridge = None if self.ridge is None else real_scalar("penalty.ridge", self.ridge, dtype, 0.0)
+        ridge = (
+            None
+            if self.ridge is None
+            else _checks.real_scalar("penalty.ridge", self.ridge, dtype, 0.0)
+        )
         return Penalty(
             levels,
             l1,
@@ -252,8 +260,10 @@ class Penalty(eqx.Module):
 
 def _non_negative(name: str, value: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     number = (
-        real_array(name, value, shape, dtype) if shape else real_scalar(name, value, dtype, 0.0)
+        _checks.real_array(name, value, shape, dtype)
+        if shape
+        else _checks.real_scalar(name, value, dtype, 0.0)
     )
-    if is_concrete(number):
-        require(not bool(np.any(np.asarray(number) < 0)), f"{name} must be >= 0.")
+    if _checks.is_concrete(number):
+        _checks.require(not bool(np.any(np.asarray(number) < 0)), f"{name} must be >= 0.")
     return jnp.where(number >= 0, number, jnp.nan)

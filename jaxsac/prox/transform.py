@@ -7,11 +7,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxsac.solution import register
 
+
+@register
 class ProximalState(NamedTuple):
-    """The number of updates so far, by which a learning-rate schedule is read."""
+    """What `proximal` keeps: a learning-rate schedule is read by it."""
 
-    num_updates: jax.Array
+    num_updates: jax.Array  # [] int32, updates so far
 
 
 def proximal(

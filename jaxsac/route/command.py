@@ -284,13 +284,12 @@ def _option(
     return read
 
 
-def _is_positive(number: float) -> bool:
-    return 0 < number < math.inf
-
-
 _WHOLE = _option(int, lambda number: number >= 1, "a whole number >= 1")
-_POSITIVE = _option(float, _is_positive, "a number > 0")
+_POSITIVE = _option(float, lambda number: 0 < number < math.inf, "a number > 0")
 _SHARE = _option(float, lambda number: 0 <= number < 1, "a number >= 0 and below 1")
 _PENALTY = _option(
-    float, _is_positive, '"validation", "simulated" or a number > 0', ("validation", "simulated")
+    float,
+    lambda number: 0 < number < math.inf,
+    '"validation", "simulated" or a number > 0',
+    texts=("validation", "simulated"),
 )

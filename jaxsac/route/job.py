@@ -317,8 +317,8 @@ def _retrieval(
 
     def cosines_of(judged: Judged, choice: dict[str, Any]) -> np.ndarray:
         assert isinstance(fold.contexts, list) and isinstance(judged.contexts, list)
-        index = baselines.retrieval(fold.names, descriptions, fold.contexts, choice)
-        return index.scores(judged.contexts)
+        texts = fold.contexts, choice, judged.contexts
+        return baselines.retrieval(fold.names, descriptions, *texts)
 
     def quality(scores: np.ndarray) -> float:
         measured = evaluate.measure(scores, fold.validation.actions, budget, policy=False)
@@ -348,13 +348,12 @@ def _judge(fold: Fold, methods: dict[str, Any], budget: int) -> dict[str, Any]:
         scores = method.scores(test.features) if isinstance(method, RidgeFit) else method
         policy = name != "retrieval"
         measured[name] = evaluate.measure(scores, test.actions, budget, policy=policy)
-    pairs = [("sparse", other) for other in measured if other != "sparse"]
+    pairs = [*(("sparse", name) for name in measured if name != "sparse"), ("dense", "popularity")]
     return {
         "methods": {
             name: evaluate.summarise(values, test.groups) for name, values in measured.items()
         },
         "differences": {
-            f"{a} - {b}": evaluate.compare(measured[a], measured[b], test.groups)
-            for a, b in [*pairs, ("dense", "popularity")]
+            f"{a} - {b}": evaluate.compare(measured[a], measured[b], test.groups) for a, b in pairs
         },
     }

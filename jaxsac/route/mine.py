@@ -40,7 +40,7 @@ import numpy as np
 
 from jaxsac.route.log_file import LogError, RouteLog, Tool, log_hash, read_log, write_log
 from jaxsac.route.progress import bar
-from jaxsac.route.sources import Function, Module, read_module, summary
+from jaxsac.route.sources import Module, read_module, summary
 
 # Import name and distribution name; "python" stands for the standard library.
 PACKAGES = {
@@ -105,18 +105,13 @@ def mine(
 
 def cache_folder() -> pathlib.Path:
     """The user's cache folder for jaxsac, by the platform's custom; `JAXSAC_CACHE` overrides it."""
-    if "JAXSAC_CACHE" in os.environ:
-        return pathlib.Path(os.environ["JAXSAC_CACHE"])
     home = pathlib.Path.home()
-    if sys.platform == "darwin":
-        return home / "Library" / "Caches" / "jaxsac"
-    if os.name == "nt":
-        return (
-            pathlib.Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local"))
-            / "jaxsac"
-            / "Cache"
-        )
-    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "jaxsac"
+    folders = {
+        "darwin": home / "Library" / "Caches",
+        "win32": os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local",
+    }
+    folder = folders.get(sys.platform, os.environ.get("XDG_CACHE_HOME") or home / ".cache")
+    return pathlib.Path(os.environ.get("JAXSAC_CACHE") or pathlib.Path(folder) / "jaxsac")
 
 
 def find_sources(package: str) -> list[Source]:
@@ -206,17 +201,16 @@ def _collect(modules: dict[str, Module]) -> RouteLog:
         for definition, name in names.items()
     }
     return RouteLog(
-        contexts=[_context(module, function) for module, function, _ in found],
+        contexts=[
+            f"{module} ({', '.join(function.parameters)}): {function.summary}"
+            for module, function, _ in found
+        ],
         sets=sets,
         utilities=np.ones(len(found)),
         groups=[module for module, _, _ in found],
         tools=dict(sorted(tools.items())),
         notes={},
     )
-
-
-def _context(module: str, function: Function) -> str:
-    return f"{module} ({', '.join(function.parameters)}): {function.summary}"
 
 
 def _split(name: str, modules: dict[str, Module]) -> tuple[str, list[str]]:

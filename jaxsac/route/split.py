@@ -24,8 +24,7 @@ class Parts(NamedTuple):
 
 def default_budget(log: RouteLog) -> int:
     """The 95th percentile of the set sizes, rounded up to a size that occurs; at least 1."""
-    sizes = [len(tools) for tools in log.sets]
-    return max(1, int(np.quantile(sizes, 0.95, method="higher")))
+    return max(1, int(np.quantile([*map(len, log.sets)], 0.95, method="higher")))
 
 
 def within_budget(log: RouteLog, budget: int) -> RouteLog:

@@ -104,9 +104,12 @@ def test_retrieval_finds_the_described_tool():
         ["Plot lines.", "Load rows from a file.", ""],
     )
     for choice in baselines.RETRIEVAL_CHOICES:
-        scores = baselines.retrieval(
-            names, descriptions, ["plot a chart", "load a table"], choice
-        ).scores(["chart please", "a table", "nothing known"])
+        texts = (
+            ["plot a chart", "load a table"],
+            choice,
+            ["chart please", "a table", "nothing known"],
+        )
+        scores = baselines.retrieval(names, descriptions, *texts)
         assert scores.shape == (3, 3) and scores[0].argmax() == 0 and scores[1].argmax() == 1
         np.testing.assert_allclose(scores[2], 0)
         assert scores.max() <= 1 + 1e-12

@@ -44,8 +44,11 @@ def simulate_phased(noise: Any, problem: Problem) -> Run:
         stale = exploring & (in_block == 0) & (state.position == 0)
         block_noise = _loops.cond(
             stale,
-            lambda: noise_block(noise, problem.key, (state.cycle - 1) // BLOCK, number, dtype),
-            lambda: block_noise,
+            lambda _, key, cycle: noise_block(noise, key, (cycle - 1) // BLOCK, number, dtype),
+            lambda old, *_: old,
+            block_noise,
+            problem.key,
+            state.cycle,
         )
         action = algorithm.act(state)
         mean = jnp.sum(problem.theta * action)

@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxsac import _loops
+from jaxsac.solution import register
 
 
+@register
 class Selection(NamedTuple):
     """A support chosen by an oracle; s is its size and d the dimension."""
 

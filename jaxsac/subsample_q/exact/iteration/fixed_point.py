@@ -101,36 +101,30 @@ def fixed_point(
     }[method]()
     info = jnp.finfo(initial.dtype)
 
-    def learn(state: _State, expected: jax.Array) -> _State:
-        q = surrogate.rewards + surrogate.discount * expected
-        sweep = scheme.next(state.memory, state.proposal, q)
-
-        def kept(new, old):
-            return jnp.where(sweep.improves, new, old)
-
-        return _State(
-            sweep.proposal,
-            kept(state.proposal, state.evaluated),
-            kept(expected, state.expected),
-            kept(sweep.low, state.low),
-            kept(sweep.high, state.high),
-            state.operator_error,
-            state.sweep + 1,
-            sweep.memory,
-        )
-
-    def measure(state: _State, expected: jax.Array) -> _State:
-        assert probe is not None
-        mixed = jnp.einsum("gna,a->gn", expected, probe.weights, precision="highest")
-        error = jnp.max(jnp.abs(mixed - probe.exact))
-        return state._replace(proposal=initial, operator_error=error, sweep=state.sweep + 1)
+    def measured(expected, values):
+        """The error of the operator on the probe."""
+        mixed = jnp.einsum("gna,a->gn", expected, values.weights, precision="highest")
+        return jnp.max(jnp.abs(mixed - values.exact))
 
     def sweep(state: _State) -> _State:
         expected = surrogate.expect(state.proposal)
-        if probe is None:
-            return learn(state, expected)
-        return _loops.cond(
-            state.sweep == 0, lambda: measure(state, expected), lambda: learn(state, expected)
+        q = surrogate.rewards + surrogate.discount * expected
+        learns = jnp.bool_(True) if probe is None else state.sweep > 0
+        made = scheme.next(state.memory, state.proposal, q, learns)
+        error, kept = state.operator_error, learns & made.improves
+        if probe is not None:
+            error = _loops.cond(
+                learns, lambda old, *_: old, lambda _, *new: measured(*new), error, expected, probe
+            )
+        return _State(
+            jnp.where(learns, made.proposal, initial),
+            jnp.where(kept, state.proposal, state.evaluated),
+            jnp.where(kept, expected, state.expected),
+            jnp.where(kept, made.low, state.low),
+            jnp.where(kept, made.high, state.high),
+            error,
+            state.sweep + 1,
+            made.memory,
         )
 
     def certify(state: _State) -> Certificate:

@@ -24,12 +24,13 @@ class Sweep(NamedTuple):
 
 
 class Scheme(NamedTuple):
-    """`init(initial)` is the first memory; `next(memory, before, q)` makes a `Sweep` of the values
-    before it [G, N] and the q [G, N, A] that they give.
+    """`init(initial)` is the first memory; `next(memory, before, q, learns)` makes a `Sweep` of the
+    values before it [G, N] and the q [G, N, A] that they give. A sweep that does not learn leaves
+    nothing behind.
     """
 
     init: Callable[[jax.Array], Any]
-    next: Callable[[Any, jax.Array, jax.Array], Sweep]
+    next: Callable[[Any, jax.Array, jax.Array, jax.Array], Sweep]
     patience: int = 200  # sweeps without progress
 
 
@@ -49,7 +50,7 @@ class _Policy(NamedTuple):
 def value_iteration(criterion: Criterion, value_of: Callable[[jax.Array], jax.Array]) -> Scheme:
     """Evaluate T V next."""
 
-    def next_sweep(memory, before, q):
+    def next_sweep(memory, before, q, learns):
         after = value_of(q)
         difference = after - before
         proposal = criterion.damp(before, after)
@@ -71,7 +72,7 @@ def anderson(criterion: Criterion, value_of: Callable[[jax.Array], jax.Array]) -
         largest = jnp.full((), jnp.finfo(initial.dtype).max, initial.dtype)
         return _History(past, past, jnp.zeros((_MEMORY, _MEMORY), initial.dtype), unused, largest)
 
-    def next_sweep(history, before, q):
+    def next_sweep(history, before, q, learns):
         after = value_of(q)
         difference = after - before
         low, high = jnp.min(difference), jnp.max(difference)
@@ -79,7 +80,7 @@ def anderson(criterion: Criterion, value_of: Callable[[jax.Array], jax.Array]) -
         if not criterion.average:
             # the constant that a sweep would take 1 / (1 − discount) sweeps to find
             image = image + criterion.reach * (low + high) / 2
-        history = _remember(history, image, difference, high - low)
+        history = _remember(history, image, difference, high - low, learns)
         weights = _mixing(history.products, history.ages < _MEMORY, jnp.argmin(history.ages))
         images = history.images.reshape(_MEMORY, -1)
         mixed = jnp.matmul(weights, images, precision="highest").reshape(before.shape)
@@ -89,10 +90,10 @@ def anderson(criterion: Criterion, value_of: Callable[[jax.Array], jax.Array]) -
 
 
 def _remember(
-    history: _History, image: jax.Array, difference: jax.Array, span: jax.Array
+    history: _History, image: jax.Array, difference: jax.Array, span: jax.Array, learns: jax.Array
 ) -> _History:
     residual = difference - jnp.mean(difference)
-    accept = (span <= history.span) | ~jnp.isfinite(span)
+    accept = learns & ((span <= history.span) | ~jnp.isfinite(span))
     oldest, newest = jnp.argmax(history.ages), jnp.argmin(history.ages)
     past = history.residuals.reshape(_MEMORY, -1)
     products = jnp.matmul(past, residual.reshape(-1), precision="highest")
@@ -110,7 +111,7 @@ def _remember(
         put(history.images, image),
         put(history.residuals, residual),
         jnp.where(accept, updated, history.products),
-        jnp.where(accept, older, forgotten),
+        jnp.where(learns, jnp.where(accept, older, forgotten), history.ages),
         jnp.where(accept, span, history.span),
     )
 
@@ -136,13 +137,14 @@ def _by_policies(criterion: Criterion, again: Callable, patience: int) -> Scheme
     def init(initial):
         return _Policy(jnp.zeros(initial.shape, jnp.int32), jnp.int32(0))
 
-    def next_sweep(policy, before, q):
+    def next_sweep(policy, before, q, learns):
         improves = policy.remaining <= 0
         actions = jnp.where(improves, greedy(q, 0.0), policy.actions)
         after = jnp.take_along_axis(q, actions[..., None], axis=-1)[..., 0]
         difference = after - before
         low, high = jnp.min(difference), jnp.max(difference)
-        policy = _Policy(actions, again(policy.remaining, improves, low, high))
+        remaining = again(policy.remaining, improves, low, high)
+        policy = _Policy(actions, jnp.where(learns, remaining, 0))
         return Sweep(policy, criterion.damp(before, after), low, high, improves)
 
     return Scheme(init, next_sweep, patience)

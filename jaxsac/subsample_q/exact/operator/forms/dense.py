@@ -5,8 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
+from jaxsac import _loops
 from jaxsac.subsample_q.data.histograms import enumerate_counts, graded_rank
 
 
@@ -56,4 +56,4 @@ def dense_kernel(kernel: jax.Array, k: int) -> jax.Array:
         ), None
 
     nobody = jnp.zeros(size, kernel.dtype).at[0, 0].set(1)
-    return lax.scan(add_agent, nobody, None, length=k)[0]
+    return _loops.scan(add_agent, nobody, None, length=k)[0]

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
+from jaxsac import _loops
 from jaxsac.subsample_q.data.histograms import (
     additions,
     enumerate_counts,
@@ -53,7 +53,7 @@ def coordinates(
         ratio = jnp.where(flat, 0, state[:, column] / jnp.where(flat, 1, chosen[column]))
         return (state - ratio[:, None] * chosen[None, :]).at[:, column].set(ratio), chosen
 
-    return lax.scan(put, kernel, (rows, columns, replacements))[1]
+    return _loops.scan(put, kernel, (rows, columns, replacements))[1]
 
 
 class Exchange(NamedTuple):
@@ -97,7 +97,7 @@ def apply_exchange(operator: Exchange, values: jax.Array, k: int, L: int) -> jax
             levels.append(level)
         return _take(jnp.concatenate(levels), where), None
 
-    net, _ = lax.scan(
+    net, _ = _loops.scan(
         exchange, _take(values.T, operator.entry), (operator.weights, jnp.asarray(assembly))
     )
     return _take(net, operator.leave)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxsac import _loops
 from jaxsac.subsample_q.data.histograms import enumerate_counts, graded_rank, num_histograms
 
 
@@ -189,7 +190,7 @@ def apply_thinning(operator: Thinning, values: jax.Array, k: int, L: int) -> jax
         sheared = lax.optimization_barrier(jnp.concatenate(out).reshape(-1, C))
         return _permute(sheared, operator.gathers[gather]), None
 
-    return lax.scan(
+    return _loops.scan(
         shear, _permute(values.T, operator.entry), (operator.triangles, jnp.asarray(choice))
     )[0]
 

@@ -1,4 +1,4 @@
-"""Programs that tests/test_trials.py runs in processes of their own: `python trials_worker.py NAME
+"""Programs that test_trials.py runs in processes of their own: `python worker.py NAME
 ARGUMENTS...`.
 """
 
@@ -46,7 +46,7 @@ def mesh(folder):
     )
     save(f"{folder}/inside.npz", inside)
 
-    from jaxsac.trials import _program
+    from jaxsac.trials.run import _program
 
     program = _program(noisy_walk, 32, devices, "threefry2x32")
     text = program.lower(np.zeros(2, np.uint32), np.int32(0)).compile().as_text()

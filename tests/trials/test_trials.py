@@ -16,10 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from trials_worker import noisy_walk
+from trials.worker import noisy_walk
 
-from jaxsac import Solution, Status, _files, run_trials, summarise
-from jaxsac._files import FileError
+from jaxsac import FileError, Solution, Status, _files, run_trials, summarise
 
 KEY = jax.random.key(0)
 HERE = pathlib.Path(__file__).parent
@@ -60,12 +59,12 @@ def bitwise(left, right):
 def start(*arguments, devices=1):
     environment = os.environ | {
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "PYTHONPATH": str(HERE.parent),
+        "PYTHONPATH": str(HERE.parent.parent),
         "PYTHONHASHSEED": str(
             len(arguments)
         ),  # another one in each process: no result may depend on it
     }
-    command = [sys.executable, "-W", "error", str(HERE / "trials_worker.py"), *map(str, arguments)]
+    command = [sys.executable, "-W", "error", str(HERE / "worker.py"), *map(str, arguments)]
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

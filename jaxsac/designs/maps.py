@@ -1,10 +1,4 @@
-"""Designs: linear maps from coefficients [p] to predictions, as a record of two products. None
-builds a matrix it does not need.
-
-A design has `num_coefficients`, `prediction_shape` ((T,) or (T, M)), `predict(coef)`, its transpose
-`adjoint(residual)`, and `column_squares(weights)`, Σ_t weights_t x_tj² for each column of what it
-stores, by which rounding errors are bounded.
-"""
+"""Designs as records of two products, a linear map and its transpose."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -15,45 +9,45 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxsac._checks import (
-    check_shape,
-    choice,
-    integer_array,
-    is_concrete,
-    real_array,
-    require,
-    static_integer,
-)
+from jaxsac import _checks, _loops
 from jaxsac.prox import vector_norm
-
-_HIGHEST = (
-    lax.Precision.HIGHEST
-)  # GPUs may otherwise multiply float32 numbers with 10 bits of mantissa
+from jaxsac.solution import register
 
 
 class Design(Protocol):
-    """What a solver needs of a linear map."""
+    """What a solver needs of a linear map from coefficients [p] to predictions: the sizes of its
+    two sides, the map, and its transpose.
+    """
 
     @property
     def num_coefficients(self) -> int: ...
 
     @property
-    def prediction_shape(self) -> tuple[int, ...]: ...
+    def prediction_shape(self) -> tuple[int, ...]:
+        """(T,) or (T, M)."""
+        ...
 
     @property
     def dtype(self) -> Any: ...
 
-    def predict(self, coef: jax.Array) -> jax.Array: ...
+    def predict(self, coef: jax.Array) -> jax.Array:
+        """X b, of `prediction_shape`."""
+        ...
 
-    def adjoint(self, residual: jax.Array) -> jax.Array: ...
+    def adjoint(self, residual: jax.Array) -> jax.Array:
+        """X' r, [p]."""
+        ...
 
-    def column_squares(self, weights: jax.Array) -> jax.Array: ...
+    def column_squares(self, sample_weight: jax.Array) -> jax.Array:
+        """Σ_t c_t x_tj² for each column of what it stores, by which rounding errors are bounded."""
+        ...
 
 
+@register
 class Dense(eqx.Module):
     """predict(b) = X b for a matrix X [T, p]."""
 
-    matrix: jax.Array
+    matrix: jax.Array  # [T, p]
 
     @property
     def num_coefficients(self) -> int:
@@ -69,30 +63,29 @@ class Dense(eqx.Module):
 
     def predict(self, coef: jax.Array) -> jax.Array:
         """X b, [T]."""
-        return jnp.dot(self.matrix, coef, precision=_HIGHEST)
+        return jnp.dot(self.matrix, coef, precision="highest")
 
     def adjoint(self, residual: jax.Array) -> jax.Array:
         """X' r, [p], written r X: the other order copies the transpose on CPUs."""
-        return jnp.dot(residual, self.matrix, precision=_HIGHEST)
+        return jnp.dot(residual, self.matrix, precision="highest")
 
-    def column_squares(self, weights: jax.Array) -> jax.Array:
-        return jnp.sum(
-            weights[:, None] * self.matrix * self.matrix, axis=0
-        )  # a reduction, so that X² is not stored
+    def column_squares(self, sample_weight: jax.Array) -> jax.Array:
+        # a reduction, so that X² is not stored
+        return jnp.sum(sample_weight[:, None] * self.matrix * self.matrix, axis=0)
 
 
+@register
 class BudgetedChoice(eqx.Module):
     """predict(b)_t = Σ_{j ∈ a_t} <θ_j, ψ_t>: the score of the set chosen in each record, by gather
     and scatter, O(T W q).
 
-    `actions` a [T, W] int32, padded with −1, `features` ψ [T, q], `num_actions` M; b [M q] is θ [M,
-    q] row by row. The T × Mq matrix is never built. An action that a record lists twice counts
-    twice.
+    b [M q] is θ [M, q] row by row. The T × Mq matrix is never built. An action that a record lists
+    twice counts twice.
     """
 
-    actions: jax.Array
-    features: jax.Array
-    num_actions: int = eqx.field(static=True)
+    actions: jax.Array  # a [T, W] int32, padded with −1
+    features: jax.Array  # ψ [T, q]
+    num_actions: int = eqx.field(static=True)  # M
 
     @property
     def num_coefficients(self) -> int:
@@ -108,21 +101,20 @@ class BudgetedChoice(eqx.Module):
 
     @property
     def _rows(self) -> jax.Array:
-        return jnp.where(
-            self.actions < 0, self.num_actions, self.actions
-        )  # out of range: read as 0, not written
+        # out of range: read as 0, not written
+        return jnp.where(self.actions < 0, self.num_actions, self.actions)
 
     def predict(self, coef: jax.Array) -> jax.Array:
         """The scores of the chosen sets, [T]."""
         chosen = coef.reshape(self.num_actions, -1).at[self._rows].get(mode="fill", fill_value=0)
-        return jnp.einsum("twq,tq->t", chosen, self.features, precision=_HIGHEST)
+        return jnp.einsum("twq,tq->t", chosen, self.features, precision="highest")
 
     def adjoint(self, residual: jax.Array) -> jax.Array:
         """Σ_{t : j ∈ a_t} r_t ψ_t for every action j, [M q]."""
         return self._scatter(residual[:, None] * self.features)
 
-    def column_squares(self, weights: jax.Array) -> jax.Array:
-        return self._scatter(weights[:, None] * self.features**2)
+    def column_squares(self, sample_weight: jax.Array) -> jax.Array:
+        return self._scatter(sample_weight[:, None] * self.features**2)
 
     def _scatter(self, pulled: jax.Array) -> jax.Array:
         rows = jnp.broadcast_to(pulled[:, None, :], (*self.actions.shape, self.features.shape[1]))
@@ -134,6 +126,7 @@ class BudgetedChoice(eqx.Module):
         return sums.reshape(-1)
 
 
+@register
 class MultiOutput(eqx.Module):
     """predict(b) = Ψ Θ' [T, M]: M outputs that share the features Ψ [T, q]; the matrix Ψ ⊗ I is
     never built.
@@ -142,9 +135,9 @@ class MultiOutput(eqx.Module):
     `by="feature"` Θ' [q, M] row by row, so that a feature's coefficients are.
     """
 
-    features: jax.Array
-    num_outputs: int = eqx.field(static=True)
-    by: str = eqx.field(static=True, default="output")
+    features: jax.Array  # Ψ [T, q]
+    num_outputs: int = eqx.field(static=True)  # M
+    by: str = eqx.field(static=True, default="output")  # or "feature"
 
     @property
     def num_coefficients(self) -> int:
@@ -162,17 +155,17 @@ class MultiOutput(eqx.Module):
         """Ψ Θ', [T, M]."""
         if self.by == "output":
             return jnp.einsum(
-                "tq,mq->tm", self.features, coef.reshape(self.num_outputs, -1), precision=_HIGHEST
+                "tq,mq->tm", self.features, coef.reshape(self.num_outputs, -1), precision="highest"
             )
-        return jnp.dot(self.features, coef.reshape(-1, self.num_outputs), precision=_HIGHEST)
+        return jnp.dot(self.features, coef.reshape(-1, self.num_outputs), precision="highest")
 
     def adjoint(self, residual: jax.Array) -> jax.Array:
         """R' Ψ for R [T, M], [M q]."""
-        pulled = jnp.dot(residual.T, self.features, precision=_HIGHEST)
+        pulled = jnp.dot(residual.T, self.features, precision="highest")
         return (pulled if self.by == "output" else pulled.T).reshape(-1)
 
-    def column_squares(self, weights: jax.Array) -> jax.Array:
-        squares = jnp.sum(weights[:, None] * self.features**2, axis=0)
+    def column_squares(self, sample_weight: jax.Array) -> jax.Array:
+        squares = jnp.sum(sample_weight[:, None] * self.features**2, axis=0)
         return (
             jnp.tile(squares, self.num_outputs)
             if self.by == "output"
@@ -180,16 +173,14 @@ class MultiOutput(eqx.Module):
         )
 
 
+@register
 class Centred(eqx.Module):
     """Another design minus its weighted mean over samples: what remains of it beside a free
-    intercept.
-
-    `shares` [T] are weights that sum to one. predict(b) = X b − Σ_s shares_s (X b)_s, for each
-    output.
+    intercept, predict(b) = X b − Σ_s shares_s (X b)_s, for each output.
     """
 
-    design: Any
-    shares: jax.Array
+    design: Design  # X
+    shares: jax.Array  # [T] ≥ 0, and they sum to one
 
     @property
     def num_coefficients(self) -> int:
@@ -205,7 +196,7 @@ class Centred(eqx.Module):
 
     def mean(self, predictions: jax.Array) -> jax.Array:
         """The weighted mean over samples, [] or [M]."""
-        return jnp.tensordot(self.shares, predictions, axes=1, precision=_HIGHEST)
+        return jnp.tensordot(self.shares, predictions, axes=1, precision="highest")
 
     def predict(self, coef: jax.Array) -> jax.Array:
         predictions = self.design.predict(coef)
@@ -215,14 +206,14 @@ class Centred(eqx.Module):
         shares = self.shares.reshape((-1,) + (1,) * (residual.ndim - 1))
         return self.design.adjoint(residual - shares * jnp.sum(residual, axis=0, keepdims=True))
 
-    def column_squares(self, weights: jax.Array) -> jax.Array:
-        return self.design.column_squares(weights)
+    def column_squares(self, sample_weight: jax.Array) -> jax.Array:
+        return self.design.column_squares(sample_weight)
 
 
 def dense(matrix: Any) -> Dense:
     """The design of a matrix X [T, p]; ValueError unless it is two-dimensional and not empty."""
-    matrix = real_array("X", matrix, ("T", "p"))
-    require(
+    matrix = _checks.real_array("X", matrix, ("T", "p"))
+    _checks.require(
         matrix.size > 0,
         f"X must have at least one row and one column, got shape {list(matrix.shape)}.",
     )
@@ -233,16 +224,16 @@ def budgeted_choice(actions: Any, features: Any, num_actions: int) -> BudgetedCh
     """The design of chosen sets: actions [T, W] in [0, M) padded with −1, features [T, q];
     ValueError for an action out of range.
     """
-    features = real_array("features", features, ("T", "q"))
-    actions = integer_array("actions", actions, (features.shape[0], "W"))
-    num_actions = static_integer("num_actions", num_actions, 1)
-    require(
+    features = _checks.real_array("features", features, ("T", "q"))
+    actions = _checks.integer_array("actions", actions, (features.shape[0], "W"))
+    num_actions = _checks.static_integer("num_actions", num_actions, 1)
+    _checks.require(
         features.size > 0,
         f"features must have at least one row and one column, got shape {list(features.shape)}.",
     )
-    if is_concrete(actions):
+    if _checks.is_concrete(actions):
         known = np.asarray(actions)
-        require(
+        _checks.require(
             known.size == 0 or known.max() < num_actions,
             f"actions must be below num_actions = {num_actions}: pad with -1.",
         )
@@ -253,19 +244,19 @@ def multi_output(features: Any, num_outputs: int, by: str = "output") -> MultiOu
     """The design of M outputs over shared features [T, q]; coefficients are consecutive by "output"
     or by "feature".
     """
-    features = real_array("features", features, ("T", "q"))
-    require(
+    features = _checks.real_array("features", features, ("T", "q"))
+    _checks.require(
         features.size > 0,
         f"features must have at least one row and one column, got shape {list(features.shape)}.",
     )
     return MultiOutput(
         features,
-        static_integer("num_outputs", num_outputs, 1),
-        choice("by", by, ("output", "feature")),
+        _checks.static_integer("num_outputs", num_outputs, 1),
+        _checks.choice("by", by, ("output", "feature")),
     )
 
 
-def as_design(X: Any) -> Any:
+def as_design(X: Any) -> Design:
     """`X` itself if it is a design, else the design of the matrix X [T, p]."""
     return X if hasattr(X, "predict") and hasattr(X, "adjoint") else dense(X)
 
@@ -279,9 +270,8 @@ def largest_eigenvalue(
     The result is a lower bound, usually within a few per cent: take it with a margin and check it
     as you go.
     """
-    start = jnp.cos(
-        1.0 + lax.iota(jnp.int32, size).astype(dtype) ** 2
-    )  # irregular enough, and far cheaper to compile than a generator
+    # irregular enough, and far cheaper to compile than a generator
+    start = jnp.cos(1.0 + lax.iota(jnp.int32, size).astype(dtype) ** 2)
 
     def step(_, carry):
         vector, _ = carry
@@ -289,24 +279,26 @@ def largest_eigenvalue(
         image = matvec(vector / jnp.where(norm == 0, 1.0, norm))
         return image, vector_norm(image)
 
-    return lax.fori_loop(0, num_steps, step, (start, jnp.zeros((), dtype)))[1]
+    return _loops.fori_loop(0, num_steps, step, (start, jnp.zeros((), dtype)))[1]
 
 
-def squared_norm(design: Any, weights: jax.Array, num_steps: int = 15) -> jax.Array:
-    """‖diag(weights)^½ X‖₂² of a design, weights [T] ≥ 0, as a lower bound by power iteration; see
-    `largest_eigenvalue`.
+def squared_norm(design: Design, sample_weight: jax.Array, num_steps: int = 15) -> jax.Array:
+    """‖diag(c)^½ X‖₂² of a design, c = `sample_weight` [T] ≥ 0, as a lower bound by power
+    iteration; see `largest_eigenvalue`.
     """
-    check_shape("weights", weights, design.prediction_shape[:1])
+    _checks.check_shape("sample_weight", sample_weight, design.prediction_shape[:1])
     design = _of_one_output(design)
 
     def matvec(vector):
         predictions = design.predict(vector)
-        return design.adjoint(predictions * weights.reshape((-1,) + (1,) * (predictions.ndim - 1)))
+        return design.adjoint(
+            predictions * sample_weight.reshape((-1,) + (1,) * (predictions.ndim - 1))
+        )
 
     return largest_eigenvalue(matvec, design.num_coefficients, design.dtype, num_steps)
 
 
-def _of_one_output(design: Any) -> Any:
+def _of_one_output(design: Design) -> Design:
     """A design of one output with the same norm: ‖Ψ ⊗ I‖ = ‖Ψ‖."""
     if isinstance(design, Centred):
         return Centred(_of_one_output(design.design), design.shares)

@@ -1,0 +1,15 @@
+"""Designs: linear maps from coefficients to predictions that build no matrix they do not need."""
+
+from jaxsac.designs.maps import (
+    BudgetedChoice as BudgetedChoice,
+    Centred as Centred,
+    Dense as Dense,
+    Design as Design,
+    MultiOutput as MultiOutput,
+    as_design as as_design,
+    budgeted_choice as budgeted_choice,
+    dense as dense,
+    largest_eigenvalue as largest_eigenvalue,
+    multi_output as multi_output,
+    squared_norm as squared_norm,
+)

@@ -1,0 +1,9 @@
+"""Plots: axes in, axes out."""
+
+from jaxsac.plotting.figures import (
+    COLORS as COLORS,
+    color_of as color_of,
+    learning_curves as learning_curves,
+    methods as methods,
+    strengths as strengths,
+)
