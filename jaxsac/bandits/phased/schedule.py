@@ -73,7 +73,7 @@ class Phased(eqx.Module):
     run it with `simulate`, or online with `init`, `act` and `update`.
     """
 
-    action_set: ActionSet
+    action_set: ActionSet  # in R^d
     basis: jax.Array | None  # [m, d]; None: the unit vectors, each as long as the set allows
     sigma: Number  # [], the scale of the noise that it believes in
     delta: Number  # [], chance of a wrong lock
@@ -84,7 +84,7 @@ class Phased(eqx.Module):
     lam: Number  # [], of the Lasso
     enough: Number  # [], value of cycle · f(S) that ends the exploration
     sparsity: int = eqx.field(static=True)  # s
-    rule: Rule = eqx.field(static=True)
+    rule: Rule = eqx.field(static=True)  # when it locks, and how long it exploits
     radius: str = eqx.field(static=True)  # of rule.radii
     schedule_power: float = eqx.field(static=True)
     estimate_sigma: bool = eqx.field(static=True)  # from the data
