@@ -86,7 +86,7 @@ class Phased(eqx.Module):
     sparsity: int = eqx.field(static=True)  # s
     rule: Rule = eqx.field(static=True)  # when it locks, and how long it exploits
     radius: str = eqx.field(static=True)  # of rule.radii
-    schedule_power: float = eqx.field(static=True)
+    schedule_power: float = eqx.field(static=True)  # of the cycle
     estimate_sigma: bool = eqx.field(static=True)  # from the data
     lasso: bool = eqx.field(static=True)
 
