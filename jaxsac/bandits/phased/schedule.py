@@ -88,7 +88,7 @@ class Phased(eqx.Module):
     radius: str = eqx.field(static=True)  # of rule.radii
     schedule_power: float = eqx.field(static=True)  # of the cycle
     estimate_sigma: bool = eqx.field(static=True)  # from the data
-    lasso: bool = eqx.field(static=True)
+    lasso: bool = eqx.field(static=True)  # exploits its estimate
 
     __hash__ = object.__hash__  # its bound methods go through `jax.jit`, which hashes them
 
