@@ -1,5 +1,5 @@
 """`python -m benchmarks ROOM [--smoke] [--dtype float32|float64] [--out DIR] [--peers-python PATH]
-[--quiet]`.
+[--quiet]`, and `python -m benchmarks gpu --minutes 5 --out DIR`.
 """
 
 import argparse
@@ -14,9 +14,9 @@ from benchmarks.harness import report as reports
 
 
 def rooms() -> dict[str, str]:
-    """The modules of `rooms/`, with the first line of their docstring."""
+    """The modules of `rooms/`, with their docstrings on one line."""
     return {
-        path.stem: (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").partition("\n")[0]
+        path.stem: " ".join((ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").split())
         for path in sorted((pathlib.Path(__file__).parent / "rooms").glob("[!_]*.py"))
     }
 
@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description="Time jaxsac and its peers on the same work."
     )
-    parser.add_argument("room", nargs="?", help="one of: " + ", ".join(available))
+    parser.add_argument("name", nargs="?", help="one of: " + ", ".join(available))
     parser.add_argument(
         "--smoke",
         action="store_true",
@@ -42,13 +42,17 @@ def main(arguments: list[str] | None = None) -> int:
         help="the interpreter that has the peers (default: $JAXSAC_PEERS_PYTHON, else this one)",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["gpu"]:
+        return importlib.import_module("benchmarks.gpu").main(arguments[1:])
     given = parser.parse_args(arguments)
-    if given.room is None:
-        print("\n".join(f"{name:16} {line}" for name, line in available.items()) or "no rooms yet")
+    if given.name is None:
+        print("\n".join(f"{name:20} {line}" for name, line in available.items()))
+        print(f"{'gpu':20} One run for a GPU: cases against the CPU, then sizes that fill a card.")
         return 0
-    if given.room not in available:
+    if given.name not in available:
         print(
-            f"no room {given.room!r}; there are: {', '.join(available) or 'none'}", file=sys.stderr
+            f"no benchmark {given.name!r}; there are: {', '.join(available) or 'none'}", file=sys.stderr
         )
         return 2
 
@@ -59,10 +63,10 @@ def main(arguments: list[str] | None = None) -> int:
         "smoke": given.smoke,
         "rates": measured_rates(given.dtype, smoke=given.smoke),
     }
-    report = importlib.import_module(f"benchmarks.rooms.{given.room}").run(options)
-    print(reports.markdown(given.room, report, machine))
+    report = importlib.import_module(f"benchmarks.rooms.{given.name}").run(options)
+    print(reports.markdown(given.name, report, machine))
     if given.out is not None:
-        for path in reports.write(given.room, report, machine, given.out):
+        for path in reports.write(given.name, report, machine, given.out):
             print(f"wrote {path}", file=sys.stderr)
     return 0
 

@@ -48,7 +48,9 @@ def scan(
 
 
 def cond(test: Any, yes: Callable[..., Any], no: Callable[..., Any], *operands: Any) -> Any:
-    """`lax.cond`."""
+    """`lax.cond`. Its operands vary alike, as `vmap` needs; what a branch closes over may not."""
+    if _checked_axes():
+        operands = _varying(operands, _axes(operands))
     return lax.cond(test, *_alike((yes, no), operands), *operands)
 
 

@@ -13,7 +13,8 @@
 # %% [markdown]
 # # Sparse linear bandits: learn the taste, recommend three genres
 #
-# Each step plays a vector with at most s non-zeros and sees a noisy reward. Which coordinates, and how much of each?
+# Each step plays a vector with at most s non-zeros and sees a noisy reward. Which coordinates, and
+# how much of each?
 
 # %%
 import jax
@@ -29,8 +30,9 @@ d, s, sigma, trials = 10, 3, 0.1, 200
 # %% [markdown]
 # ## When is the support proved?
 #
-# APSEE explores until the s largest coordinates are separated by twice an error radius, and exploits them from then on. The paper's radius
-# ("l2") is loose: two sharper ones, just as valid, find the support an order of magnitude earlier.
+# APSEE explores until the s largest coordinates are separated by twice an error radius, and
+# exploits them from then on. The paper's radius ("l2") is loose: two sharper ones, just as valid,
+# find the support an order of magnitude earlier.
 
 # %%
 theta = separated_parameter(d, s, dtype=jnp.float32)
@@ -46,7 +48,8 @@ for radius in ("l2", "hkz", "coord"):
     proved = bandits.stopping_time(algorithm, theta)
     share, median = np.mean(run.locked), np.median(run.lock_time)
     print(
-        f"{radius:6} locked {share:4.0%}  wrong {wrong:.0%}  median lock time {median:4.0f}  sure after {proved:.0f}"
+        f"{radius:6} locked {share:4.0%}  wrong {wrong:.0%}  median lock time {median:4.0f}"
+        f"  sure after {proved:.0f}"
     )
     axes[0].plot(run.times[0], run.regret.mean(0), label=radius)
 axes[0].set(title="ball: cumulative regret", xlabel="step")
@@ -55,9 +58,9 @@ axes[0].legend()
 # %% [markdown]
 # ## An ellipsoid, and which directions to explore
 #
-# On an ellipsoid the support is chosen greedily. Rotated exploration directions of Gaussian type are dense: they are not sparse actions at
-# all. Rotations within blocks of s coordinates are. The radius is scaled by a tenth here, so the locks are not
-# proved.
+# On an ellipsoid the support is chosen greedily. Rotated exploration directions of Gaussian type
+# are dense: they are not sparse actions at all. Rotations within blocks of s coordinates are. The
+# radius is scaled by a tenth here, so the locks are not proved.
 
 # %%
 ellipsoid = bandits.Ellipsoid(unit_diagonal_matrix(jax.random.key(1), d, dtype=jnp.float32))
@@ -94,8 +97,9 @@ plt.show()
 # %% [markdown]
 # ## A recommender, ten million steps
 #
-# Genres in a box: how much of which of ten genres, at most three at a time. The schedule for compact sets verifies nothing and has regret
-# of order T^(2/3). One iteration of the engine is a whole cycle, so ten million steps take a moment.
+# Genres in a box: how much of which of ten genres, at most three at a time. The schedule for
+# compact sets verifies nothing and has regret of order T^(2/3). One iteration of the engine is a
+# whole cycle, so ten million steps take a moment.
 
 # %%
 algorithm = bandits.phased_greedy(bandits.Box(0.0, 1.0), sparsity=s, schedule_scale=d**0.5)

@@ -13,8 +13,9 @@
 # %% [markdown]
 # # Bilevel penalties: clean a data set, and steer a follower, with gradients only
 #
-# minimise upper(x, y\*(x)), where y\*(x) minimises lower(x, y). Two copies of the lower level, one of them pulled by sigma times the upper
-# level, tell the gradient in x: no Hessian, no linear solve.
+# minimise upper(x, y\*(x)), where y\*(x) minimises lower(x, y). Two copies of the lower level, one
+# of them pulled by sigma times the upper level, tell the gradient in x: no Hessian, no linear
+# solve.
 
 # %%
 import jax
@@ -30,8 +31,9 @@ from jaxsac.problems import bilevel_rl
 # %% [markdown]
 # ## Which labels are wrong?
 #
-# 1,000 digits, half of their labels redrawn at random. x holds a weight for each of them, y a linear classifier fitted with these weights;
-# 300 clean digits judge it. One loop moves both. Weights of wrong labels fall.
+# 1,000 digits, half of their labels redrawn at random. x holds a weight for each of them, y a
+# linear classifier fitted with these weights; 300 clean digits judge it. One loop moves both.
+# Weights of wrong labels fall.
 
 # %%
 data = problems.digits_cleaning(corruption=0.5)
@@ -50,15 +52,17 @@ sol = bilevel.solve(
 weights, wrong = np.asarray(jax.nn.sigmoid(sol.value.x)), np.asarray(data.corrupted)
 area = np.mean(weights[~wrong][:, None] > weights[wrong][None, :])
 print(
-    f"validation loss {float(sol.stats['upper']):.3f}; a right label outweighs a wrong one with chance {area:.3f}"
+    f"validation loss {float(sol.stats['upper']):.3f};"
+    f" a right label outweighs a wrong one with chance {area:.3f}"
 )
 
 # %% [markdown]
 # ## A leader who pays a follower
 #
-# The follower solves an entropy-regularised decision process; the leader changes its reward by x and has an aim of its own. The exact
-# gradient is known here (differentiate soft value iteration), so the error of each difference can be seen: forward falls as sigma, the
-# linearised central difference as sigma².
+# The follower solves an entropy-regularised decision process; the leader changes its reward by x
+# and has an aim of its own. The exact gradient is known here (differentiate soft value iteration),
+# so the error of each difference can be seen: forward falls as sigma, the linearised central
+# difference as sigma².
 
 # %%
 bed = bilevel_rl.random_reward_bed()
@@ -104,8 +108,9 @@ plt.show()
 # %% [markdown]
 # ## Why the copies share their samples
 #
-# The difference of the two copies is divided by sigma. Drawn from trajectories of their own, its noise grows as 1 / sigma; one set of
-# trajectories, reweighted for the perturbed policy, has a spread that does not depend on sigma.
+# The difference of the two copies is divided by sigma. Drawn from trajectories of their own, its
+# noise grows as 1 / sigma; one set of trajectories, reweighted for the perturbed policy, has a
+# spread that does not depend on sigma.
 
 # %%
 z, d = bilevel.hypergradient(problem, bed.x, jnp.zeros((8, 4)), data=bed.temperature).state
@@ -138,15 +143,17 @@ def cross_terms(uniforms, others, sigma):
 terms = [cross_terms(*jax.random.uniform(jax.random.key(0), (2, 300, 100)), s) for s in sigmas]
 spread = np.asarray([jnp.sqrt(jnp.sum(jnp.var(term, axis=0), axis=1)) for term in terms])
 print(
-    f"at sigma = {sigmas[-1]}: {spread[-1, 0]:.0f} with independent trajectories, {spread[-1, 1]:.0f} with one reweighted set"
+    f"at sigma = {sigmas[-1]}: {spread[-1, 0]:.0f} with independent trajectories,"
+    f" {spread[-1, 1]:.0f} with one reweighted set"
 )
 
 # %% [markdown]
 # ## How many samples?
 #
-# A bandit whose follower and leader are both sampled, 16 pulls a step, and the exact gradient along the way. The exponent p in
-# samples ~ epsilon^-p is for a gradient *norm* of epsilon. The paper states 4 in its first version and about 3 in the later ones, as upper
-# bounds for bilevel RL in its own convention: a slope on one problem is no test of them.
+# A bandit whose follower and leader are both sampled, 16 pulls a step, and the exact gradient along
+# the way. The exponent p in samples ~ epsilon^-p is for a gradient *norm* of epsilon. The paper
+# states 4 in its first version and about 3 in the later ones, as upper bounds for bilevel RL in its
+# own convention: a slope on one problem is no test of them.
 
 # %%
 bandit = bilevel_rl.bandit_bed(3)
@@ -193,7 +200,12 @@ figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
 for values, label in zip(spread.T, ("independent", "one set, reweighted"), strict=True):
     axes[0].loglog(sigmas, values, marker="o", label=label)
 axes[0].set(xlabel="sigma", ylabel="spread of the cross term")
+axes[0].set_yticks([30, 100, 300], ["30", "100", "300"])
 axes[0].legend()
 axes[1].loglog(16 * times, late, marker="o")
 axes[1].set(xlabel="samples", ylabel="gradient norm")
+axes[1].set_xticks([10_000, 30_000, 60_000], ["10,000", "30,000", "60,000"])
+axes[1].set_yticks([0.008, 0.01, 0.012], ["0.008", "0.01", "0.012"])
+for side in axes:
+    side.minorticks_off()
 plt.show()

@@ -13,8 +13,8 @@
 # %% [markdown]
 # # Can the kept tools be trusted?
 #
-# A sparse fit always returns a set of tools. This notebook shows what a log can say about that set, what it cannot, and when the theory's
-# k log M samples are enough.
+# A sparse fit always returns a set of tools. This notebook shows what a log can say about that set,
+# what it cannot, and when the theory's k log M samples are enough.
 
 # %%
 import jax
@@ -29,8 +29,8 @@ from jaxsac.problems.tool_logs import sparse_tool_log
 # %% [markdown]
 # ## A log with two interchangeable tools
 #
-# 60 tools, 6 of which look at the context. In half of its uses the first of them appears under another name, as the last tool: which of
-# the two is used says nothing.
+# 60 tools, 6 of which look at the context. In half of its uses the first of them appears under
+# another name, as the last tool: which of the two is used says nothing.
 
 # %%
 M, B = 61, 4
@@ -41,8 +41,9 @@ swap = (truth.actions == truth.support[0]) & (
     np.random.default_rng(0).uniform(size=truth.actions.shape) < 0.5
 )
 log = control.Log(truth.contexts.astype(np.float32), np.where(swap, M - 1, truth.actions))
-policy = control.fit(jax.random.key(1), log, num_actions=M, budget=B).check().value
-diagnosis = control.diagnose(policy, log)
+task = control.Task(log, num_actions=M, budget=B)
+solution = control.fit(jax.random.key(1), task).check()
+diagnosis = control.diagnose(task, solution, key=jax.random.key(3))
 print(diagnosis)
 
 # %%
@@ -52,19 +53,17 @@ plt.show()
 # %% [markdown]
 # ## What the witness margin says
 #
-# The margin is positive: at this penalty no other support is optimal. That is a statement about the optimisation problem. On contexts that
-# have nothing to do with the tools it is positive all the same; the noise level and the half samples tell.
+# The margin is positive: at this penalty no other support is optimal. That is a statement about the
+# optimisation problem. On contexts that have nothing to do with the tools it is positive all the
+# same; the noise level and the half samples tell.
 
 # %%
 noise = log._replace(
     contexts=np.random.default_rng(1).normal(size=log.contexts.shape).astype(np.float32)
 )
-chance = (
-    control.fit(jax.random.key(1), noise, num_actions=M, budget=B, lam=0.5 * diagnosis.lam)
-    .check()
-    .value
-)
-warned = control.diagnose(chance, noise)
+noise_task = control.Task(noise, num_actions=M, budget=B)
+chance = control.fit(jax.random.key(1), noise_task, lam=0.5 * diagnosis.lam).check()
+warned = control.diagnose(noise_task, chance, key=jax.random.key(3))
 print(
     f"{warned.support.size} tools kept by chance, witness margin {warned.witness_margin:.3f}",
     *warned.signatures,
@@ -74,8 +73,9 @@ print(
 # %% [markdown]
 # ## k log M samples, where every sample informs every tool
 #
-# On a Gaussian design the witness *at the true support* decides whether the fit finds exactly the tools that matter. 100 seeds a point,
-# with the 95 % band of the share; measured in k log M the curves of different M fall together.
+# On a Gaussian design the witness *at the true support* decides whether the fit finds exactly the
+# tools that matter. 100 seeds a point, with the 95 % band of the share; measured in k log M the
+# curves of different M fall together.
 
 # %%
 k, sigma, factors = 4, 0.25, np.array([0.8, 1.2, 1.6, 2.0, 2.5, 3.2, 4.0])
@@ -87,7 +87,7 @@ def trial(num_tools, samples):
 
     def run(key):
         problem = gaussian_regression(key, samples, num_tools, 1, k, sigma)
-        witness = control.oracle_witness(problem.X, problem.y, groups, support, lam)
+        witness = control.conditions.oracle_witness(problem.X, problem.y, groups, support, lam)
         return (witness.margin > 0) & jnp.all(witness.coef[:k] != 0)
 
     return run

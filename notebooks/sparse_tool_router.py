@@ -13,8 +13,9 @@
 # %% [markdown]
 # # A sparse tool router, from a log
 #
-# An agent has hundreds of tools, and a task needs a handful. The log says in which contexts which tools were used. Which tools depend on
-# the context at all, and how much data does it take to find them?
+# An agent has hundreds of tools, and a task needs a handful. The log says in which contexts which
+# tools were used. Which tools depend on the context at all, and how much data does it take to find
+# them?
 
 # %%
 import tempfile
@@ -30,8 +31,8 @@ from jaxsac.problems.tool_logs import sparse_tool_log
 # %% [markdown]
 # ## The log
 #
-# 4,000 records over 400 tools, at most 4 in a record. Only 8 tools look at the context; the others come and go at a fixed rate. A simulated
-# log has the advantage that the truth is known.
+# 4,000 records over 400 tools, at most 4 in a record. Only 8 tools look at the context; the others
+# come and go at a fixed rate. A simulated log has the advantage that the truth is known.
 
 # %%
 M, B = 400, 4
@@ -46,9 +47,10 @@ print("the first records:", *(sorted(set(row.tolist()) - {-1}) for row in truth.
 # %% [markdown]
 # ## The fit
 #
-# `fit` maximises the likelihood of the logged sets under the budgeted Gibbs policy, with a penalty on each tool's weights. The penalty is
-# just above what pure noise would reach (`lam="simulated"`), and the duality gap over all tools proves the answer. The penalty also shrinks
-# what it keeps; a refit on the kept tools, without it, undoes that.
+# `fit` maximises the likelihood of the logged sets under the budgeted Gibbs policy, with a penalty
+# on each tool's weights. The penalty is just above what pure noise would reach (`lam="simulated"`),
+# and the duality gap over all tools proves the answer. The penalty also shrinks what it keeps; a
+# refit on the kept tools, without it, undoes that.
 
 # %%
 sol = control.fit(jax.random.key(1), log, num_actions=M, budget=B).check()
@@ -61,8 +63,8 @@ print(
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
 names = [str(tool) for tool in policy.support]
-left.bar(names, np.linalg.norm(sol.value.weights, axis=1), color="0.8", label="penalised fit")
-left.plot(names, np.linalg.norm(policy.weights, axis=1), "o", label="refit")
+left.bar(names, np.linalg.norm(sol.value.coef, axis=1), color="0.8", label="penalised fit")
+left.plot(names, np.linalg.norm(policy.coef, axis=1), "o", label="refit")
 left.plot(
     truth.support.astype(str), np.linalg.norm(truth.weights, axis=1), "k_", ms=15, label="truth"
 )
@@ -102,14 +104,16 @@ with tempfile.NamedTemporaryFile(suffix=".npz") as file:
     policy.pruned().save(file.name)
     deployed = control.load_policy(file.name)
 print(
-    f"{deployed.num_actions} of {M} tools; in the first context: {deployed.act(contexts[0], exactly=True).tolist()}"
+    f"{deployed.num_actions} of {M} tools; in the first context:",
+    deployed.act(contexts[0], fill=True).tolist(),
 )
 
 # %% [markdown]
 # ## How many records does it take?
 #
-# 200 seeds for each number of tools: random sets of 4 tools are tried, each pays the sum of its tools' values, 4 tools out of M have any.
-# The group lasso keeps exactly those once each tool was seen often enough: against T·B/M, uses per tool, the curves fall together.
+# 200 seeds for each number of tools: random sets of 4 tools are tried, each pays the sum of its
+# tools' values, 4 tools out of M have any. The group lasso keeps exactly those once each tool was
+# seen often enough: against T·B/M, uses per tool, the curves fall together.
 
 # %%
 uses = jnp.array([10.0, 25, 40, 60, 80, 110])

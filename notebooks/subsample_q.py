@@ -9,8 +9,9 @@
 # %% [markdown]
 # # Learning on k of n agents
 #
-# A global agent wants to be in the mode in which most of 1,000 local agents are. It looks at k of them, drawn afresh at every step.
-# How many does it need? The certificate says so, without ever solving the problem of 1,000 agents.
+# A global agent wants to be in the mode in which most of 1,000 local agents are. It looks at k of
+# them, drawn afresh at every step. How many does it need? The certificate says so, without ever
+# solving the problem of 1,000 agents.
 
 # %%
 import time
@@ -27,7 +28,8 @@ num_agents = 1_000
 state = jaxsac.subsample_q.population_state(0, [0.2, 0.3, 0.5], num_agents)
 
 # %% [markdown]
-# Solve exactly for a few k; bound the value of each policy from below by rollouts on all agents, and the best value from above by U_k.
+# Solve exactly for a few k; bound the value of each policy from below by rollouts on all agents,
+# and the best value from above by U_k.
 
 # %%
 sizes = [1, 4, 16]
@@ -52,7 +54,8 @@ axes.legend()
 plt.show()
 
 # %% [markdown]
-# Time against the gap that it buys: the exact operator over all histograms of k agents, and the gap that is certified for all 1,000.
+# Time against the gap that it buys: the exact operator over all histograms of k agents, and the gap
+# that is certified for all 1,000.
 
 # %%
 seconds = []
@@ -94,8 +97,9 @@ axes.legend()
 plt.show()
 
 # %% [markdown]
-# Local agents may act too. Three queues, jobs to give out, and a controller who sees all of them: the exact optimum joins the shortest
-# queues. With 1,000 queues, looking at two instead of one before choosing is most of what there is to gain.
+# Local agents may act too. Three queues, jobs to give out, and a controller who sees all of them:
+# the exact optimum joins the shortest queues. With 1,000 queues, looking at two instead of one
+# before choosing is most of what there is to gain.
 
 # %%
 queues = jaxsac.subsample_q.LocalActionModel(*problems.dispatch(3))

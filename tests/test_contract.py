@@ -126,7 +126,7 @@ def test_the_certificate_is_in_the_stats(case):
     stats = answer.stats
     assert set(stats) >= CERTIFICATE, CERTIFICATE - set(stats)
     for name, leaf in stats.items():
-        integer = name in ("reason", "method") or name.startswith("num_")
+        integer = name in ("reason", "method", "backend") or name.startswith("num_")
         expected = jnp.int32 if integer else jnp.float64
         assert isinstance(leaf, jax.Array) and leaf.dtype == expected, name
     assert stats["reason"] == Reason.NONE

@@ -1,11 +1,19 @@
-"""Notebooks run from top to bottom, without a warning, and show what their text says."""
+"""Notebooks: the sources run from top to bottom, without a warning, and show what their text says;
+beside each lies the same notebook executed, with pictures and with nothing of the machine.
+"""
 
 import ast
+import base64
+import getpass
 import os
 import pathlib
+import re
+import socket
 import subprocess
 import sys
 
+import jupytext
+import nbformat
 import pytest
 
 NOTEBOOKS = pathlib.Path(__file__).parent.parent / "notebooks"
@@ -29,6 +37,14 @@ locals().update(names)
 # What the text of a notebook claims, as assertions on its names; `figures` has, per figure, whether
 # each of its axes shows data.
 CLAIMS = {
+    "gibbs.py": """
+assert len(figures) == 2 and deviation < 0.02 and spent.max() <= budget
+assert scores[best].sum() >= scores[np.array(greedy)].sum()
+""",
+    "group_lasso.py": """
+assert len(figures) == 2 and set(range(true)) <= set(kept.tolist())
+assert share[:true].min() > 0.9 and np.mean(share[true:]) < 0.2
+""",
     "sparse_tool_router.py": """
 assert [len(axes) for axes in figures] == [2, 1]
 assert policy.support.tolist() == truth.support.tolist() and int(sol.status) == 0
@@ -38,14 +54,14 @@ for curve in curves.values():
     assert curve.mean[0] < 0.1 and curve.mean[-1] > 0.9 and int(curve.num_nonfinite.sum()) == 0
 few, many = curves.values()  # fall together
 assert np.all(np.abs(few.mean - many.mean) < 0.1 + 4 * (few.standard_error + many.standard_error))
-"""
+""",
 }
 
-SOURCES = sorted(NOTEBOOKS.glob("*.py"))
-# The main job's notebook runs always, the other rooms' with the slow tests: each takes half a
-# minute.
+SOURCES = [path for path in sorted(NOTEBOOKS.glob("*.py")) if not path.stem.startswith("_")]
+by_name = pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+# One runs always, the others with the slow tests: each takes half a minute.
 RUNS = [
-    pytest.param(path, marks=() if path.name in CLAIMS else pytest.mark.slow, id=path.stem)
+    pytest.param(path, marks=() if path.stem == "gibbs" else pytest.mark.slow, id=path.stem)
     for path in SOURCES
 ]
 
@@ -65,7 +81,7 @@ def test_notebooks_run_and_show_what_they_say(path):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+@by_name
 def test_notebooks_are_short_and_in_the_percent_format(path):
     source = path.read_text(encoding="utf-8")
     assert source.startswith("# ---\n# jupyter:") and "format_name: percent" in source
@@ -74,5 +90,33 @@ def test_notebooks_are_short_and_in_the_percent_format(path):
     code = [
         line for line in source.splitlines() if line.strip() and not line.strip().startswith("#")
     ]
-    assert len(code) <= 80
-    assert not list(NOTEBOOKS.glob("*.ipynb")), "only the percent-format source is kept"
+    assert len(code) <= 120
+
+
+@by_name
+def test_the_executed_notebook_is_that_of_the_source(path):
+    """Code and text, cell by cell: after a change run `python -m notebooks NAME`."""
+    source = jupytext.read(path)
+    executed = nbformat.read(path.with_suffix(".ipynb"), as_version=4)
+    assert [(cell.cell_type, cell.source) for cell in executed.cells] == [
+        (cell.cell_type, cell.source) for cell in source.cells
+    ]
+    nbformat.validate(executed)
+
+
+@by_name
+def test_the_executed_notebook_has_pictures_and_nothing_of_the_machine(path):
+    executed = nbformat.read(path.with_suffix(".ipynb"), as_version=4)
+    pictures = []
+    for cell in executed.cells:
+        assert cell.metadata == {} and cell.get("execution_count") is None
+        for output in cell.get("outputs", ()):
+            assert output.output_type != "error" and output.get("name") != "stderr"
+            pictures += [output.data[kind] for kind in output.get("data", ()) if "image" in kind]
+    sizes = [len(base64.b64decode(picture)) for picture in pictures]
+    assert sizes and max(sizes) < 150_000
+    text = path.with_suffix(".ipynb").read_text(encoding="utf-8")
+    text = re.sub(r'"image/png": "[^"]*"', "", text)
+    machine = {socket.gethostname(), str(NOTEBOOKS.parent), str(pathlib.Path.home())}
+    machine |= {f"{getpass.getuser()}@", "/tmp/", "site-packages", "iopub"}
+    assert not [name for name in machine if len(name) > 3 and name in text]

@@ -1,7 +1,8 @@
-"""The README is true: its examples run as written, its commands name what exists, and its test
-command is what `.ci/run` runs.
+"""README and docs are true: their examples run as written, their links and commands name what
+exists, and the README's test command is what `.ci/run` runs.
 """
 
+import json
 import os
 import pathlib
 import re
@@ -10,44 +11,99 @@ import sys
 
 import pytest
 
+from jaxsac.solution import Reason, Status
+
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in PAGES}
+
+# Runs the blocks of all pages in one process: those of the README each by itself, those of another
+# page one after the other.
+RUNNER = """
+import json, sys, time, traceback
+
+failures = []
+for page, blocks in json.load(sys.stdin).items():
+    names = {}
+    for number, block in enumerate(blocks, start=1):
+        if page == "README.md":
+            names = {}
+        start = time.perf_counter()
+        try:
+            exec(compile(block, f"{page}, block {number}", "exec"), names)
+        except BaseException:
+            failures.append(f"{page}, block {number}: {traceback.format_exc()}")
+        print(f"-- {page}, block {number}: {time.perf_counter() - start:.1f} s", file=sys.stderr)
+sys.exit("\\n".join(failures))
+"""
 
 
-EXAMPLES = re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+def blocks(text: str, language: str = "python") -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("number", range(1, len(EXAMPLES) + 1))
-def test_every_example_runs_as_a_user_would_run_it(number, tmp_path):
+def test_every_example_runs_as_a_user_would_run_it(tmp_path):
     """With jax's own defaults (float32, plain promotion), outside the checkout."""
-    program = f"exec(compile({EXAMPLES[number - 1]!r}, 'README example {number}', 'exec'), {{}})"
-    environment = {
-        **os.environ,
+    environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
     }
     done = subprocess.run(
-        [sys.executable, "-c", program],
+        [sys.executable, "-c", RUNNER],
         cwd=tmp_path,
         env=environment,
+        input=json.dumps({page: blocks(text) for page, text in TEXTS.items()}),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=500,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_readme_is_short_and_its_examples_too():
+    assert len(README.splitlines()) < 150
+    examples = blocks(README)
+    assert len(examples) >= 6 and all(len(block.splitlines()) <= 10 for block in examples)
+
+
 def test_one_line_commands():
-    assert len(EXAMPLES) >= 6
     commands = [line for line in README.splitlines() if line.startswith("python3 -m venv")]
     assert len(commands) == 2, "one for the main job, one for the tests"
     assert "jaxsac route" in commands[0] and "pytest" in commands[1]
     assert all("-c constraints.txt" in command for command in commands)
 
 
+@pytest.mark.parametrize("page", TEXTS)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", TEXTS[page]):
+        if not target.startswith(("https://", "#")):
+            path, _, anchor = target.partition("#")
+            assert (ROOT / page).parent.joinpath(path).exists(), target
+            assert not anchor, "link to a page, not into it"
+
+
+def test_the_readme_leads_to_every_page():
+    for path in PAGES[1:]:
+        assert f"(docs/{path.name})" in README, path.name
+
+
 def test_benchmark_commands_name_rooms_that_exist():
-    rooms = set(re.findall(r"python -m benchmarks (\w+)", README))
-    assert rooms and all((ROOT / "benchmarks" / "rooms" / f"{room}.py").exists() for room in rooms)
+    named = set(re.findall(r"python -m benchmarks ([a-z_]+)", "".join(TEXTS.values())))
+    rooms = {path.stem for path in (ROOT / "benchmarks" / "rooms").glob("[!_]*.py")} | {"gpu"}
+    assert len(named) >= 6 and named <= rooms
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_users_read_the_words_of_the_field(page):
+    prose = re.sub(r"`[^`]*`|^```.*?^```", "", TEXTS[page], flags=re.MULTILINE | re.DOTALL)
+    assert not re.findall(r"\b(rooms?|house|doors?|lanes?)\b", prose, flags=re.IGNORECASE)
+
+
+def test_every_status_and_reason_is_explained():
+    text = TEXTS["docs/statuses.md"]
+    for code in (*Status, *Reason):
+        assert f"`{code.name}`" in text, code.name
 
 
 def test_pins_name_versions_only():

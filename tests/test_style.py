@@ -42,19 +42,24 @@ def test_functions_have_few_parameters(path):
 
 
 def ragged(text: str) -> list[str]:
-    """Lines of prose that end though the next line's first word would have fitted."""
+    """Lines of prose that end though the next line's first word would have fitted. Blocks that are
+    indented, formulas and code, may end where they like.
+    """
     lines, found = text.split("\n"), []
-    for line, following in itertools.pairwise(lines):
-        words = following.split()
+    depths = [len(line) - len(line.lstrip()) for line in lines]
+    base = min(
+        (depth for line, depth in zip(lines[1:], depths[1:], strict=True) if line.strip()),
+        default=0,
+    )
+    depths[0], lines[0] = base, " " * base + '"""' + lines[0]
+    for number, (line, following) in enumerate(itertools.pairwise(lines)):
+        words, (depth, next_depth) = following.split(), depths[number : number + 2]
+        bullet = re.match(r"\s*(\* |- |\d+\. )", line)
         if not line.strip() or not words or re.match(r"(\*|-|\d+\.|\|)$", words[0]):
             continue
-        indented = [len(part) - len(part.lstrip()) for part in (line, following)]
-        hanging = re.match(r"\s*(\* |- |\d+\. )", line)
-        if indented[1] != indented[0] + (len(hanging.group(1)) if hanging else 0):
+        if depth > base + 2 or next_depth != depth + (len(bullet.group(1)) if bullet else 0):
             continue
-        if line.rstrip().endswith(":") or "  " in line.strip():
-            continue
-        if len(line) + 1 + len(words[0]) <= WIDTH - 12:
+        if line.rstrip()[-1] not in ":;" and len(line) + 1 + len(words[0]) <= WIDTH - 12:
             found.append(line)
     return found
 

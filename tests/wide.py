@@ -5,8 +5,10 @@ compare with.
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsac import Groups
+from jaxsac import Groups, group_lasso
 from jaxsac.group_lasso import solver
+from jaxsac.group_lasso.methods.limits import Limits
+from jaxsac.group_lasso.methods.loop import programs
 
 T, G = 64, 1100
 EQUAL = Groups.equal(G, 4)
@@ -41,15 +43,7 @@ def problem(seed, loss, groups, dtype):
 def compiled_solve(
     X, y, groups, lam, *, loss, tol, state=None, max_steps=20_000, intercept=False, **arrays
 ):
-    at = solver._problem(
-        X,
-        y,
-        groups,
-        lam,
-        loss,
-        arrays.get("weights"),
-        arrays.get("sample_weight"),
-        arrays.get("offset"),
-        intercept,
-    )
-    return solver._solve(at, jnp.asarray(tol, X.dtype), jnp.int32(max_steps), state)
+    whole = group_lasso.Problem(X, y, groups, loss, intercept=intercept, **arrays)
+    at = whole.at(lam)
+    solution = programs.solve(at, Limits.of(tol, max_steps, X.dtype), state)
+    return solver._answer(whole, solution, at.lam)

@@ -104,7 +104,7 @@ def learned(
     basis = np.linalg.svd(np.ones((1, STATES)))[2][1:]
     weights = np.zeros((STATES, STATES))
     inside = support < STATES
-    weights[support[inside]] = np.asarray(solution.value.weights)[inside] @ basis / scale
+    weights[support[inside]] = np.asarray(solution.value.coef)[inside] @ basis / scale
     intercept = np.asarray(solution.value.intercept)[:STATES] - weights @ seen.mean(0)
     idle = np.log(max((tools == STATES).mean(), 1e-6))
     arrays = (jnp.asarray(a, jnp.result_type(float)) for a in (weights, intercept, idle, error))

@@ -38,7 +38,7 @@ def _errors(key, share, kind, *, samples: int, num_actions: int, seeds: int):
         wild = jnp.where(jax.random.uniform(bad, (samples,)) < share, 10 * SIGMA * signs[kind], 0)
         y = clean + SIGMA * jax.random.normal(noise, (samples,), X.dtype) + wild
         found = (
-            control.robust_regression(X, y, groups, lam, tol=1e-4),
+            control.robust.robust_regression(X, y, groups, lam, tol=1e-4),
             group_lasso.solve(X, y, groups, lam, tol=1e-4),
         )
         return tuple(jnp.linalg.norm(solution.value.coef - coef) for solution in found)
@@ -105,9 +105,8 @@ def interactions(
             log = control.Log(
                 np.ones((records, 1)), actions, gain + noise * random.normal(size=records)
             )
-            model = control.fit_interactions(
-                log, num_actions=num_actions, budget=budget, lam=lam, tol=1e-4
-            ).value
+            task = control.Task(log, num_actions, budget, "utility")
+            model = control.fit_interactions(task, lam=lam, tol=1e-4).value
             pairs = {(int(i), int(j)) for i, j in np.asarray(model.pairs)}
             tools = set(np.asarray(model.tools).tolist())
             found.append(truth <= pairs)

@@ -33,7 +33,7 @@ def join(first: control.Log, second: control.Log) -> control.Log:
 @jax.jit
 def _dual_average_losses(contexts, actions, lam, step, start):
     def body(at, record):
-        return control.dual_average_step(at, *record, lam=lam, step=step)
+        return control.online.dual_average_step(at, *record, lam=lam, step=step)
 
     return jax.lax.scan(body, start, (contexts, actions))[1]
 
@@ -49,8 +49,8 @@ def _losses(contexts, actions, weights, intercept, *, budget: int):
 
 def losses(policy: control.SparsePolicy, log: control.Log, num_features: int) -> np.ndarray:
     """-log pi(a_t | psi_t) of a full policy, [T]."""
-    weights = np.zeros((policy.num_actions, num_features), policy.weights.dtype)
-    weights[np.asarray(policy.positions)] = policy.weights
+    weights = np.zeros((policy.num_actions, num_features), policy.coef.dtype)
+    weights[np.asarray(policy.positions)] = policy.coef
     return np.asarray(
         _losses(
             np.asarray(log.contexts),
@@ -88,14 +88,13 @@ def regret(
             return losses(control.fit(key, log, lam=HINDSIGHT, tol=1e-4, **common).value, log, q)
 
         def epochs(log, window, key=key):
-            learner = control.start_learner(key, take(log, np.arange(first)), **common)
+            task = control.Task(take(log, np.arange(first)), **common)
+            learner = control.online.start_learner(key, task)
             paid = []
             for start in range(first, records, first):
                 part = take(log, np.arange(start, min(start + first, records)))
                 paid.append(losses(learner.policy, part, q))
-                learner = control.update_learner(
-                    key, learner, part, window=window, growth=GROWTH, **common
-                )
+                learner = control.online.update_learner(learner, part, window=window, growth=GROWTH)
             return np.concatenate(paid)
 
         still = logs[0]
@@ -103,7 +102,7 @@ def regret(
         found.setdefault("epochs", []).append(
             np.cumsum(epochs(still, None) - hindsight[first:])[at - first - 1]
         )
-        start = control.dual_average(num_actions, q, shape["budget"])
+        start = control.online.dual_average(num_actions, q, shape["budget"])
         paid = np.asarray(
             _dual_average_losses(
                 jnp.asarray(still.contexts), jnp.asarray(still.actions), 0.2, 1.0, start
@@ -225,7 +224,7 @@ def exploration(
     budget, q, noise = 3, 2, 0.5
     old = num_actions // 2
     relevant = np.array([0, 1, old, old + 1])
-    draw = jax.jit(jax.vmap(control.explore, (0, None, 0, None)))
+    draw = jax.jit(jax.vmap(control.online.explore, (0, None, 0, None)))
     rows = []
     for rate in options.progress((0.0, 0.1, 0.3), "E7, exploration"):
         entered, gain = [], []
@@ -302,15 +301,15 @@ def acting(
     kept are out of reach.
     """
     weights = (
-        jnp.zeros((num_actions, num_features), policy.weights.dtype)
+        jnp.zeros((num_actions, num_features), policy.coef.dtype)
         .at[policy.positions]
-        .set(2 * policy.weights)
+        .set(2 * policy.coef)
     )
     intercept = jnp.full(num_actions, -30.0, weights.dtype).at[policy.positions].set(0.0)
     return dataclasses.replace(
         policy,
         positions=jnp.arange(num_actions, dtype=jnp.int32),
-        weights=weights,
+        coef=weights,
         intercept=intercept,
     )
 

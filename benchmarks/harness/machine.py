@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from benchmarks.harness.timing import time_interleaved
@@ -34,6 +35,30 @@ def machine_record() -> dict[str, Any]:
         "versions": {"python": platform.python_version()}
         | {name: version for name in PACKAGES if (version := _version(name))},
         "commit": _commit(),
+    }
+
+
+def card_rates(dtype: str, *, smoke: bool = False) -> dict[str, float]:
+    """`measured_rates`, the matrix product at the device's default precision (TF32 on some), and
+    GB/s of copies from and to numpy.
+    """
+    on_cpu = jax.devices()[0].platform == "cpu"
+    side = 64 if smoke else 1024 if on_cpu else 8192
+    square = jnp.ones((side, side), dtype)
+    product = jax.jit(jnp.matmul)
+    array = np.ones((side, side), dtype)
+    times = time_interleaved(
+        {
+            "gemm": lambda: product(square, square),
+            "to": lambda: jax.device_put(array, may_alias=False),
+            "from": lambda: np.array(square + 1),
+        },
+        min_seconds=0.05 if smoke else 1.0,
+    )
+    return measured_rates(dtype, smoke=smoke) | {
+        "gemm_default_gflop_per_s": 2 * side**3 / times["gemm"].minimum / 1e9,
+        "to_device_gb_per_s": array.nbytes / times["to"].minimum / 1e9,
+        "from_device_gb_per_s": array.nbytes / times["from"].minimum / 1e9,
     }
 
 

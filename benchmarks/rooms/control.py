@@ -150,7 +150,11 @@ def tuning_times(options: Options, records: int, sizes: tuple[int, ...]) -> list
         common = {"num_actions": num_actions, "budget": BUDGET}
         thunks[f"lam_max, M = {num_actions}"] = partial(control.lam_max, log, **common)
         thunks[f"simulated (500 draws), M = {num_actions}"] = partial(
-            control.simulated_lam, jax.random.key(1), log, **common
+            lambda log, **words: control.simulated_lam(
+                jax.random.key(1), control.Task(log, **words)
+            ),
+            log,
+            **common,
         )
     return [
         {"what": name, **timing.row()}
@@ -168,7 +172,7 @@ def dense_check(options: Options, records: int, num_actions: int) -> dict[str, A
     solution = control.fit(jax.random.key(1), log, num_actions=num_actions, budget=BUDGET)
     policy, lam = solution.value, float(solution.stats["lam"])
     weights = np.zeros((num_actions, FEATURES))
-    weights[np.asarray(policy.support)] = policy.weights
+    weights[np.asarray(policy.support)] = policy.coef
     intercept = np.asarray(policy.intercept)
     actions, contexts = np.asarray(log.actions), np.asarray(log.contexts)
     value = entropy = load = 0.0

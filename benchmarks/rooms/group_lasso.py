@@ -207,7 +207,7 @@ def run(options: Options) -> Report:
 
         First calls of ours include compilation; the peers' warm-up is left out.
 
-        Where the time goes: every piece waited for, so the sum is above the time of a plain call.
+        Where the time goes: every part waited for, so the sum is above the time of a plain call.
         """
     )
     tables = {

@@ -26,7 +26,7 @@ def run(options: Options) -> Report:
     else:
         note = "sparse fit in float64: the certificate's tolerance is 1e-6"
     settings = job.Options(curve=(200,)) if options.smoke else job.Options(processes=2)
-    result = job.run(log, settings, lambda items, total, label: options.progress(items, label))
+    result = job.run(log, settings, progress=options.show_progress)
     summary = result.summary
     seconds = {"mining": mining} | summary["seconds"]
     counts = summary["log"] | summary["split"]

@@ -1,7 +1,10 @@
 """Sparse agentic control: logged decisions to a sparse policy over budgeted sets of tools."""
 
+from jaxsac.control import conditions as conditions
+from jaxsac.control import online as online
+from jaxsac.control import robust as robust
 from jaxsac.control.data.log import Log as Log
-from jaxsac.control.fits.fit import FitState as FitState
+from jaxsac.control.data.task import Task as Task
 from jaxsac.control.fits.fit import fit as fit
 from jaxsac.control.fits.fit import lam_max as lam_max
 from jaxsac.control.fits.fit import simulated_lam as simulated_lam
@@ -9,28 +12,13 @@ from jaxsac.control.fits.interactions import Interactions as Interactions
 from jaxsac.control.fits.interactions import PairwisePolicy as PairwisePolicy
 from jaxsac.control.fits.interactions import fit_interactions as fit_interactions
 from jaxsac.control.fits.interactions import pairwise_policy as pairwise_policy
-from jaxsac.control.fits.online import DualAverage as DualAverage
-from jaxsac.control.fits.online import Learner as Learner
-from jaxsac.control.fits.online import dual_average as dual_average
-from jaxsac.control.fits.online import dual_average_step as dual_average_step
-from jaxsac.control.fits.online import explore as explore
-from jaxsac.control.fits.online import start_learner as start_learner
-from jaxsac.control.fits.online import update_learner as update_learner
-from jaxsac.control.fits.robust import fit_robust as fit_robust
-from jaxsac.control.fits.robust import leverage_weights as leverage_weights
-from jaxsac.control.fits.robust import median_of_means as median_of_means
-from jaxsac.control.fits.robust import robust_regression as robust_regression
+from jaxsac.control.fits.result import FitState as FitState
 from jaxsac.control.fits.tool_features import ToolModel as ToolModel
 from jaxsac.control.fits.tool_features import fit_tool_model as fit_tool_model
 from jaxsac.control.policy.sparse import SparsePolicy as SparsePolicy
 from jaxsac.control.policy.sparse import load_policy as load_policy
-from jaxsac.control.trust.conditions import irrepresentability as irrepresentability
-from jaxsac.control.trust.conditions import restricted_curvature as restricted_curvature
-from jaxsac.control.trust.conditions import signal_threshold as signal_threshold
 from jaxsac.control.trust.diagnose import diagnose as diagnose
 from jaxsac.control.trust.diagnosis import Diagnosis as Diagnosis
 from jaxsac.control.trust.off_policy import OffPolicyValue as OffPolicyValue
 from jaxsac.control.trust.off_policy import importance_value as importance_value
 from jaxsac.control.trust.off_policy import off_policy_value as off_policy_value
-from jaxsac.control.trust.witness import Witness as Witness
-from jaxsac.control.trust.witness import oracle_witness as oracle_witness

@@ -19,37 +19,6 @@ def fit_popularity(
     return fit_ridge(features, actions, num_tools, budget, ridge=1.0, support=np.zeros(0, int))
 
 
-class Retrieval:
-    """Cosine similarity of TF-IDF vectors: a context against each tool's name and description.
-
-    `pairs`: word pairs count beside words; `training_texts`: texts that share in the word weights
-    (idf) beside the descriptions; `name_only`: names without descriptions.
-    """
-
-    def __init__(
-        self,
-        names: Sequence[str],
-        descriptions: Sequence[str],
-        training_texts: Sequence[str],
-        *,
-        pairs: bool,
-        name_only: bool,
-    ):
-        documents = [
-            name if name_only else f"{name} {text}"
-            for name, text in zip(names, descriptions, strict=True)
-        ]
-        documents = [document if words_of(document) else "unnamed" for document in documents]
-        self.vectorizer = text_vectorizer(ngram_range=(1, 2) if pairs else (1, 1), min_df=1).fit(
-            [*documents, *training_texts]
-        )
-        self.documents = self.vectorizer.transform(documents)
-
-    def scores(self, texts: Sequence[str]) -> np.ndarray:
-        """Cosines [n, M]."""
-        return (self.vectorizer.transform(texts) @ self.documents.T).toarray()
-
-
 RETRIEVAL_CHOICES = [
     {"pairs": pairs, "name_only": name_only, "weighted_on": weighted_on}
     for pairs in (False, True)
@@ -61,10 +30,22 @@ RETRIEVAL_SCALES = (2.0, 4.0, 8.0, 16.0, 32.0)
 
 
 def retrieval(
-    names: Sequence[str], descriptions: Sequence[str], training_texts: Sequence[str], choice: dict
-) -> Retrieval:
-    """The retrieval of one of RETRIEVAL_CHOICES."""
-    texts = training_texts if choice["weighted_on"].endswith("contexts") else ()
-    return Retrieval(
-        names, descriptions, texts, pairs=choice["pairs"], name_only=choice["name_only"]
-    )
+    names: Sequence[str],
+    descriptions: Sequence[str],
+    training_texts: Sequence[str],
+    choice: dict,
+    texts: Sequence[str],
+) -> np.ndarray:
+    """Cosines [n, M] of the TF-IDF vectors of n texts and of M tools' names and descriptions.
+
+    * `choice`: one of RETRIEVAL_CHOICES. `pairs`: word pairs count beside words; `name_only`: names
+      without descriptions; `weighted_on`: whether the training texts share in the word weights
+      (idf) beside the tools.
+    """
+    given = zip(names, descriptions, strict=True)
+    documents = [name if choice["name_only"] else f"{name} {text}" for name, text in given]
+    documents = [document if words_of(document) else "unnamed" for document in documents]
+    others = training_texts if choice["weighted_on"].endswith("contexts") else ()
+    words = (1, 2) if choice["pairs"] else (1, 1)
+    vectorizer = text_vectorizer(ngram_range=words, min_df=1).fit([*documents, *others])
+    return (vectorizer.transform(texts) @ vectorizer.transform(documents).T).toarray()

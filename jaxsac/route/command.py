@@ -2,46 +2,55 @@
 
 import argparse
 import json
+import math
 import os
 import pathlib
 import sys
-import time
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxsac import _files
-from jaxsac.route import job, mine, report
+from jaxsac.route import job, mine, report, results
+from jaxsac.route.features import TextFeatures
 from jaxsac.route.log_file import LogError, RouteLog, read_log
+from jaxsac.route.progress import clock
 from jaxsac.route.router import choose, load_router
 
-DESCRIPTION = """\
+_DESCRIPTION = """\
 Learn a sparse tool router from a log, and keep only the tools that matter.
 
-With LOG: JSON lines, {"context": "text" or [numbers], "tools": ["name", ...], "utility": 1.0, "group": "session"}; the last two are
-optional; a tools.json beside it may say more: {"name": {"description": "text", "cost": 1.0, "family": "name"}}.
-Without LOG: a real log is mined from the installed Python sources; each documented function is a task, the library calls in its body
-are the tools that it used.
+With LOG: JSON lines, {"context": "text" or [numbers], "tools": ["name", ...],
+"utility": 1.0, "group": "session"}; the last two are optional; a tools.json beside it may say
+more: {"name": {"description": "text", "cost": 1.0, "family": "name"}}.
+Without LOG: a real log is mined from the installed Python sources; each documented function is a
+task, the library calls in its body are the tools that it used.
 With --policy: no learning; the saved router chooses tools for each TEXT."""
 
-EXAMPLES = """\
+_EXAMPLES = """\
 examples:
-  jaxsac route                                             mine a log, learn, report, write route-results/
-  jaxsac route calls.jsonl --out router                    the same from your log
-  jaxsac route calls.jsonl --update router --out router    learn again after the log has grown, from where it stood
-  jaxsac route --policy router "plot a histogram"          choose tools for a new text
-  jaxsac route --policy router --json - < texts.txt        ... for each line of a file, as JSON lines"""
+  jaxsac route
+      mine a log, learn, report, write route-results/
+  jaxsac route calls.jsonl --out router
+      the same from your log
+  jaxsac route calls.jsonl --update router --out router
+      learn again after the log has grown, from where it stood
+  jaxsac route --policy router "plot a histogram"
+      choose tools for a new text
+  jaxsac route --policy router --json - < texts.txt
+      ... for each line of a file, as JSON lines"""
 
 
 def add_parser(commands: Any) -> None:
     """Add `route` to the subcommands of an argparse parser."""
+    defaults = job.Options()
     parser = commands.add_parser(
         "route",
         help="learn a sparse tool router from a log of tool uses",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -58,35 +67,36 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "--budget",
-        type=_whole,
+        type=_WHOLE,
         metavar="B",
         help="tools a record may use (default: the 95th percentile; longer records are dropped)",
     )
     parser.add_argument(
         "--lam",
-        type=_penalty,
+        type=_PENALTY,
         default="validation",
         metavar="LAM",
         help='penalty: "validation" (default), "simulated", or a number > 0',
     )
     parser.add_argument(
         "--keep",
-        type=_whole,
-        default=job.DEFAULTS.keep,
+        type=_WHOLE,
+        default=defaults.keep,
         metavar="K",
         help="most tools to keep with --lam validation (default: %(default)s)",
     )
     parser.add_argument(
         "--family-share",
-        type=_share,
-        default=job.DEFAULTS.family_share,
+        type=_SHARE,
+        default=defaults.family_share,
         metavar="R",
-        help="share of the penalty on families of tools, where the tools file names some; 0: none (default: %(default)s)",
+        help="share of the penalty on families of tools, where the tools file names some; 0: none"
+        " (default: %(default)s)",
     )
     parser.add_argument(
         "--features",
-        type=_whole,
-        default=job.DEFAULTS.size,
+        type=_WHOLE,
+        default=defaults.size,
         metavar="Q",
         help="features of a text (default: %(default)s)",
     )
@@ -112,14 +122,15 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "--cost-limit",
-        type=_positive,
+        type=_POSITIVE,
         metavar="C",
         help="with --policy: as many tools as fit this total cost, not the B best",
     )
     parser.add_argument(
         "--report",
         action="store_true",
-        help="also write diagnosis.html: can the kept tools be trusted? (learns 10 halves of the log too: minutes more)",
+        help="also write diagnosis.html: can the kept tools be trusted? (learns 10 halves of the"
+        " log too: minutes more)",
     )
     parser.add_argument(
         "--update",
@@ -159,64 +170,52 @@ def run(given: argparse.Namespace) -> int:
 
 
 def _learn(given: argparse.Namespace) -> int:
-    if len(given.inputs) > 1:
-        raise LogError(
-            f"one log at a time, got {len(given.inputs)}: join them, or use --policy PATH to route texts."
-        )
-    if given.json:
-        raise LogError("--json goes with --policy.")
-    if given.cost_limit is not None:
-        raise LogError("--cost-limit goes with --policy.")
-    earlier = None if given.update is None else _earlier(given)
-    report.check_out(given.out)
-    start = time.perf_counter()
-    log = _log(given)
-    reading = time.perf_counter() - start
-    curve = () if given.no_curve or earlier is not None else job.DEFAULTS.curve
-    numbers = given.budget, given.lam, given.keep, given.features, curve, given.seed, _processes()
+    refusals = {
+        f"one log at a time, got {len(given.inputs)}: join them, or use --policy PATH to route"
+        " texts.": len(given.inputs) > 1,
+        "--json goes with --policy.": given.json,
+        "--cost-limit goes with --policy.": given.cost_limit is not None,
+        "--update learns from a log: give the file that holds the old and the new lines.": (
+            given.update is not None and not given.inputs
+        ),
+        "--tools describes the tools of a log: give the log too.": (
+            given.tools is not None and not given.inputs
+        ),
+    }
+    for message, refused in refusals.items():
+        if refused:
+            raise LogError(message)
+    earlier = None if given.update is None else results.read_earlier(given.update)
+    results.check_out(given.out)
+    times: dict[str, float] = {}
+    with clock(times, "reading" if given.inputs else "mining"):
+        log = _log(given)
     options = job.Options(
-        *numbers, diagnose=given.report, family_share=given.family_share, earlier=earlier
+        budget=given.budget,
+        lam=given.lam,
+        keep=given.keep,
+        size=given.features,
+        curve=() if given.no_curve or earlier is not None else job.Options().curve,
+        seed=given.seed,
+        processes=_processes(),
+        diagnose=given.report,
+        family_share=given.family_share,
+        earlier=earlier,
     )
-    result = job.run(log, options, _bar(given.quiet))
-    times = {"mining" if log.notes["source"] == "mined" else "reading": reading} | result.summary[
-        "seconds"
-    ]
-    result = result._replace(summary=result.summary | {"seconds": times})
-    paths = report.write(given.out, result)
+    result = job.run(log, options, progress=not given.quiet)
+    result.summary["seconds"] = times | result.summary["seconds"]
+    paths = results.write(given.out, result)
     print(report.text(result))
     print("wrote     " + ", ".join(str(path) for path in paths))
     print(f'next      jaxsac route --policy {given.out} "what you want done"')
     return 0
 
 
-def _earlier(given: argparse.Namespace) -> job.Earlier:
-    """The router of an earlier run, with its penalty and number of records."""
-    if not given.inputs:
-        raise LogError(
-            "--update learns from a log: give the file that holds the old and the new lines."
-        )
-    router, path = load_router(given.update), given.update / report.NUMBERS
-    try:
-        numbers = json.loads(path.read_text(encoding="utf-8"))
-        return job.Earlier(
-            router, float(numbers["certificate"]["lam"]), int(numbers["split"]["training"])
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        raise LogError(
-            f"{path}: not the numbers of an earlier run: --update takes the folder that --out wrote."
-        ) from None
-
-
 def _log(given: argparse.Namespace) -> RouteLog:
     if given.inputs:
         return read_log(given.inputs[0], given.tools)
-    if given.tools is not None:
-        raise LogError("--tools describes the tools of a log: give the log too.")
-    return mine.mine(
-        processes=_processes(),
-        progress=_bar(given.quiet),
-        cache=None if given.no_cache else mine.cache_folder(),
-    )
+    cache = None if given.no_cache else mine.cache_folder()
+    return mine.mine(processes=_processes(), progress=not given.quiet, cache=cache)
 
 
 def _route(given: argparse.Namespace) -> int:
@@ -225,25 +224,17 @@ def _route(given: argparse.Namespace) -> int:
             '--policy needs texts to route: jaxsac route --policy PATH "what you want done".'
         )
     router = load_router(given.policy)
-    texts = [
-        line
-        for text in given.inputs
-        for line in ((line.strip() for line in sys.stdin) if text == "-" else [text])
-        if line
-    ]
-    contexts: list[str] | np.ndarray = (
-        texts
-        if hasattr(router.features, "words")
-        else np.asarray([_numbers(text) for text in texts])
-    )
+    texts = []
+    for text in given.inputs:
+        lines = (line.strip() for line in sys.stdin) if text == "-" else [text]
+        texts += [line for line in lines if line]
+    contexts: list[str] | np.ndarray = texts
+    if not isinstance(router.features, TextFeatures):
+        contexts = np.asarray([_numbers(text) for text in texts])
     for text, choices in zip(texts, choose(router, contexts, given.cost_limit), strict=True):
         if given.json:
-            print(
-                json.dumps(
-                    {"context": text, "tools": [choice._asdict() for choice in choices]},
-                    ensure_ascii=False,
-                )
-            )
+            found = {"context": text, "tools": [choice._asdict() for choice in choices]}
+            print(json.dumps(found, ensure_ascii=False))
             continue
         width = max((len(choice.tool) for choice in choices), default=0)
         print(text)
@@ -262,61 +253,43 @@ def _numbers(text: str) -> list[float]:
 
 
 def _processes() -> int:
-    return min(
-        8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    cores = os.cpu_count() or 1
+    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores)
 
 
-def _bar(quiet: bool):
-    if quiet:
-        return lambda items, total, label: items
-    from tqdm import tqdm
-
-    def show(items: Iterable[Any], total: int, label: str) -> Iterable[Any]:
-        return tqdm(items, total=total, desc=label, file=sys.stderr)
-
-    return show
-
-
-def _whole(text: str) -> int:
+def _number(text: str) -> float:
+    """The number that a text is, or NaN."""
     try:
-        number = int(text)
+        return float(text)
     except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number >= 1, got {text!r}")
-    return number
+        return math.nan
 
 
-def _positive(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = float("nan")
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number > 0, got {text!r}")
-    return number
+def _option(
+    convert: Callable[[str], float], fits: Callable[[float], bool], words: str, texts: tuple = ()
+) -> Callable[[str], Any]:
+    """A reader of an option: one of `texts`, or a number that fits; else says what it must be."""
+
+    def read(text: str) -> Any:
+        if text in texts:
+            return text
+        try:
+            number = convert(text)
+        except ValueError:
+            number = math.nan
+        if not fits(number):
+            raise argparse.ArgumentTypeError(f"must be {words}, got {text!r}")
+        return number
+
+    return read
 
 
-def _share(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = float("nan")
-    if not 0 <= number < 1:
-        raise argparse.ArgumentTypeError(f"must be a number >= 0 and below 1, got {text!r}")
-    return number
-
-
-def _penalty(text: str) -> str | float:
-    if text in ("validation", "simulated"):
-        return text
-    try:
-        number = float(text)
-    except ValueError:
-        number = float("nan")
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(
-            f'must be "validation", "simulated" or a number > 0, got {text!r}'
-        )
-    return number
+_WHOLE = _option(int, lambda number: number >= 1, "a whole number >= 1")
+_POSITIVE = _option(float, lambda number: 0 < number < math.inf, "a number > 0")
+_SHARE = _option(float, lambda number: 0 <= number < 1, "a number >= 0 and below 1")
+_PENALTY = _option(
+    float,
+    lambda number: 0 < number < math.inf,
+    '"validation", "simulated" or a number > 0',
+    texts=("validation", "simulated"),
+)

@@ -11,9 +11,8 @@ import numpy as np
 
 from jaxsac.gibbs import rows
 
-DRAWS = 2000
-BLOCK = 256
-METRICS = ("ndcg", "recall", "log_likelihood")
+_DRAWS = 2000
+_BLOCK = 256
 
 
 class Measured(NamedTuple):
@@ -62,8 +61,8 @@ def _log_partitions(scores: np.ndarray, budget: int) -> np.ndarray:
     """log Z [n], by blocks of equal shape so that one compilation serves every number of
     records.
     """
-    blocks = -(-len(scores) // BLOCK)
-    padded = np.zeros((blocks * BLOCK, scores.shape[1]), scores.dtype)
+    blocks = -(-len(scores) // _BLOCK)
+    padded = np.zeros((blocks * _BLOCK, scores.shape[1]), scores.dtype)
     padded[: len(scores)] = scores
     found = [
         np.asarray(_block_log_partitions(jnp.asarray(block), budget))
@@ -79,7 +78,7 @@ def _block_log_partitions(scores, budget):
 
 
 def cluster_errors(
-    values: np.ndarray, groups: list[str], draws: int = DRAWS, seed: int = 0
+    values: np.ndarray, groups: list[str], draws: int = _DRAWS, seed: int = 0
 ) -> float:
     """The standard error of the mean of `values` [n] when whole groups are drawn: a bootstrap over
     groups; NaN with fewer than two.
@@ -112,7 +111,7 @@ def compare(first: Measured, second: Measured, groups: list[str]) -> dict[str, d
     """first - second, record by record: means and group-bootstrap standard errors of the paired
     differences.
     """
-    pairs = {name: (getattr(first, name), getattr(second, name)) for name in METRICS}
+    pairs = {name: (getattr(first, name), getattr(second, name)) for name in Measured._fields}
     return {
         name: _summary(a - b, groups)
         for name, (a, b) in pairs.items()

@@ -13,24 +13,20 @@ from jaxsac.route.log_file import LogError
 class TextFeatures(NamedTuple):
     """q features of a text: the TF-IDF vector (V words) projected on q singular directions, centred
     and scaled.
-
-    `words` [V] texts, `idf` [V], `components` [q, V], `center` [q], `scale` [].
     """
 
-    words: np.ndarray
-    idf: np.ndarray
-    components: np.ndarray
-    center: np.ndarray
-    scale: np.ndarray
+    words: np.ndarray  # texts [V]
+    idf: np.ndarray  # [V]
+    components: np.ndarray  # [q, V]
+    centre: np.ndarray  # [q]
+    scale: np.ndarray  # []
 
 
 class NumberFeatures(NamedTuple):
-    """q standardised numbers: (x - center) / scale, columns that do not vary left at 0. `center`
-    [q], `scale` [q].
-    """
+    """q standardised numbers: (x − centre) / scale, columns that do not vary left at 0."""
 
-    center: np.ndarray
-    scale: np.ndarray
+    centre: np.ndarray  # [q]
+    scale: np.ndarray  # [q]; inf where a column does not vary
 
 
 Features = TextFeatures | NumberFeatures
@@ -42,11 +38,9 @@ def fit_features(contexts: list[str] | np.ndarray, size: int) -> Features:
 
 
 def fit_numbers(contexts: np.ndarray) -> NumberFeatures:
-    spread = contexts.std(axis=0)
-    return NumberFeatures(
-        contexts.mean(axis=0),
-        np.where(spread > 1e-12 * np.maximum(1.0, np.abs(contexts).max(axis=0)), spread, np.inf),
-    )
+    """Columns that vary by more than rounding, standardised."""
+    spread, rounding = contexts.std(axis=0), 1e-12 * np.maximum(1.0, np.abs(contexts).max(axis=0))
+    return NumberFeatures(contexts.mean(axis=0), np.where(spread > rounding, spread, np.inf))
 
 
 def fit_text(texts: list[str], size: int) -> TextFeatures:
@@ -64,18 +58,19 @@ def fit_text(texts: list[str], size: int) -> TextFeatures:
     size = min(size, *(side - 1 for side in matrix.shape))
     if size < 1:
         raise LogError(
-            "the training texts hold too few different words for features: give more records, or numeric contexts."
+            "the training texts hold too few different words for features: give more records, or"
+            " numeric contexts."
         )
     components = np.asarray(TruncatedSVD(size, random_state=0).fit(matrix).components_)
     raw = matrix @ components.T
-    center = raw.mean(axis=0)
+    centre = raw.mean(axis=0)
     # One common scale: whitening the directions would blow up the noise of the small ones.
-    scale = np.sqrt(np.mean((raw - center) ** 2))
+    scale = np.sqrt(np.mean((raw - centre) ** 2))
     return TextFeatures(
         vectorizer.get_feature_names_out().astype(str),
         vectorizer.idf_,
         components,
-        center,
+        centre,
         np.asarray(scale or 1.0),
     )
 
@@ -86,12 +81,13 @@ def transform(features: Features, contexts: list[str] | np.ndarray) -> np.ndarra
         if (
             not isinstance(contexts, np.ndarray)
             or contexts.ndim != 2
-            or contexts.shape[1] != features.center.shape[0]
+            or contexts.shape[1] != features.centre.shape[0]
         ):
             raise LogError(
-                f"contexts must be lists of {features.center.shape[0]} numbers, as in the log that the features were fitted on."
+                f"contexts must be lists of {features.centre.shape[0]} numbers, as in the log that"
+                " the features were fitted on."
             )
-        return (contexts - features.center) / features.scale
+        return (contexts - features.centre) / features.scale
     if isinstance(contexts, np.ndarray):
         raise LogError("contexts must be texts, as in the log that the features were fitted on.")
     vectorizer = text_vectorizer(
@@ -99,7 +95,7 @@ def transform(features: Features, contexts: list[str] | np.ndarray) -> np.ndarra
     )
     vectorizer.idf_ = features.idf
     return (
-        vectorizer.transform(contexts) @ features.components.T - features.center
+        vectorizer.transform(contexts) @ features.components.T - features.centre
     ) / features.scale
 
 

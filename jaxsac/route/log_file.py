@@ -7,7 +7,6 @@ import json
 import math
 import os
 import pathlib
-import tempfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -21,21 +20,22 @@ class LogError(ValueError):
 
 
 class Tool(NamedTuple):
-    """What is known about a tool beside its name: a sentence, a cost (tokens, seconds: the user's
-    unit) and a family; all optional.
-    """
+    """What is known about a tool beside its name; all optional."""
 
-    description: str = ""
-    cost: float = 0.0
-    family: str = ""
+    description: str = ""  # a sentence or two
+    cost: float = 0.0  # tokens, seconds: the user's unit; >= 0
+    family: str = ""  # the tools of one family have one name here
 
 
 class RouteLog(NamedTuple):
-    """T records: contexts (all texts, or a float array [T, q]), the tools used in each, how well
-    each went, and groups of related records.
+    """T records of tool uses.
 
-    Records of one group stay on one side of a split. `tools` may describe more or fewer than the
-    records use; `notes` goes into the report.
+    * `contexts`: all texts [T], or floats [T, q].
+    * `sets`: the tools used in each [T].
+    * `utilities`: how well each went, floats [T].
+    * `groups`: names [T] of related records, which stay on one side of a split.
+    * `tools`: what is known about tools; may describe more or fewer than the records use.
+    * `notes`: goes into the report.
     """
 
     contexts: list[str] | np.ndarray
@@ -47,18 +47,12 @@ class RouteLog(NamedTuple):
 
     def take(self, rows: Any) -> "RouteLog":
         """The records at the given positions, in that order."""
-        contexts = (
-            self.contexts[np.asarray(rows, int)]
-            if isinstance(self.contexts, np.ndarray)
-            else [self.contexts[row] for row in rows]
-        )
-        sets, groups = [self.sets[row] for row in rows], [self.groups[row] for row in rows]
-        return self._replace(
-            contexts=contexts,
-            sets=sets,
-            utilities=self.utilities[np.asarray(rows, int)],
-            groups=groups,
-        )
+        rows = np.asarray(rows, int)
+
+        def of(column):
+            return column[rows] if isinstance(column, np.ndarray) else [column[row] for row in rows]
+
+        return self._replace(**{name: of(getattr(self, name)) for name in self._fields[:4]})
 
 
 def read_log(path: str | os.PathLike[str], tools: str | os.PathLike[str] | None = None) -> RouteLog:
@@ -66,21 +60,23 @@ def read_log(path: str | os.PathLike[str], tools: str | os.PathLike[str] | None 
     "utility": 1.0, "group": "name"}` a line.
 
     `utility` defaults to 1, and `group` (records that must not be split between training and test:
-    a session, a file) to one group per distinct context. `tools` is the path of a tools file, by
-    default `tools.json` in the log's folder where there is one: `{"name": {"description": "text",
-    "cost": 1.0, "family": "name"}}`, each field optional. Other fields are ignored; blank lines are
-    skipped; a tool named twice in a record counts once. Anything else raises LogError with the line
-    numbers.
+    a session, a file) to one group per distinct context. Other fields are ignored; blank lines are
+    skipped; a tool named twice in a record counts once.
+
+    * `tools`: the path of a tools file, by default `tools.json` in the log's folder where there is
+      one: `{"name": {"description": "text", "cost": 1.0, "family": "name"}}`, each field optional.
+
+    Raises: LogError with the line numbers of whatever is anything else.
     """
     path = pathlib.Path(path)
-    records, problems = [], []
+    records, problems, first = [], [], ""
     for number, line in _lines(path):
         try:
             record = _record(line)
-            if records and _kind(record[0]) != _kind(records[0][0]):
-                raise LogError(
-                    f'"context" must be {_kind(records[0][0])} as in the records before it, got {_kind(record[0])}'
-                )
+            kind = _kind(record[0])
+            first = first or kind
+            if kind != first:
+                raise LogError(f'"context" must be {first} as in the records before it, got {kind}')
             records.append(record)
         except LogError as error:
             problems.append(f"{path}, line {number}: {error}.")
@@ -91,7 +87,8 @@ def read_log(path: str | os.PathLike[str], tools: str | os.PathLike[str] | None 
         raise LogError("\n".join(problems))
     if not records:
         raise LogError(
-            f'{path}: no records. Each line is {{"context": "text" or [numbers], "tools": ["name", ...], "utility": 1.0}}.'
+            f'{path}: no records. Each line is {{"context": "text" or [numbers],'
+            ' "tools": ["name", ...], "utility": 1.0}.'
         )
     contexts = [record[0] for record in records]
     return RouteLog(
@@ -143,20 +140,6 @@ def log_hash(log: RouteLog) -> str:
     for line in log_lines(log):
         digest.update(line.encode() + b"\n")
     return digest.hexdigest()[:16]
-
-
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Write a text file so that a reader sees the old one or the new one, never half of it."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(name, path)
-    except BaseException:
-        pathlib.Path(name).unlink(missing_ok=True)
-        raise
 
 
 def _lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
@@ -229,26 +212,22 @@ def _read_tools(path: pathlib.Path, needed: bool) -> dict[str, Tool]:
         raise LogError(f"{path}: not JSON{where}.") from None
     if not isinstance(data, dict):
         raise LogError(
-            f'{path}: must be an object {{"tool name": {{"description": "text", "cost": 1.0, "family": "name"}}}}, got {_type(data)}.'
+            f'{path}: must be an object {{"tool name": {{"description": "text", "cost": 1.0,'
+            f' "family": "name"}}}}, got {_type(data)}.'
         )
     tools = {}
     for name, fields in data.items():
+        about = f'{path}, tool "{name}":'
         if not isinstance(fields, dict):
             raise LogError(
-                f'{path}, tool "{name}": must be an object with description, cost or family, got {_type(fields)}.'
+                f"{about} must be an object with description, cost or family, got {_type(fields)}."
             )
-        tool = Tool(
-            fields.get("description", ""), fields.get("cost", 0.0), fields.get("family", "")
-        )
+        tool = Tool(**{field: fields[field] for field in Tool._fields if field in fields})
         for field in ("description", "family"):
-            if not isinstance(getattr(tool, field), str):
-                raise LogError(
-                    f'{path}, tool "{name}": "{field}" must be a text, got {_type(getattr(tool, field))}.'
-                )
+            if not isinstance(value := getattr(tool, field), str):
+                raise LogError(f'{about} "{field}" must be a text, got {_type(value)}.')
         if not _is_number(tool.cost) or tool.cost < 0:
-            raise LogError(
-                f'{path}, tool "{name}": "cost" must be a finite number >= 0, got {tool.cost!r}.'
-            )
+            raise LogError(f'{about} "cost" must be a finite number >= 0, got {tool.cost!r}.')
         tools[name] = tool._replace(cost=float(tool.cost))
     return tools
 

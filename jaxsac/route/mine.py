@@ -33,13 +33,14 @@ import sys
 import sysconfig
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxsac.route.log_file import LogError, RouteLog, Tool, log_hash, read_log, write_log
-from jaxsac.route.sources import Function, Module, read_module, summary
+from jaxsac.route.progress import bar
+from jaxsac.route.sources import Module, read_module, summary
 
 # Import name and distribution name; "python" stands for the standard library.
 PACKAGES = {
@@ -53,25 +54,15 @@ PACKAGES = {
     "sklearn": "scikit-learn",
     "tqdm": "tqdm",
 }
-FORMAT = 1  # of the cached log: raise it when the rules above change
+_FORMAT = 1  # of the cached log: raise it when the rules above change
 
-_TESTS = {"test", "tests", "testing", "idle_test"}
-_APPLICATIONS = {"ensurepip", "idlelib", "turtledemo"}
-_REMOVED = {
-    "distutils",
-    "lib2to3",
-}  # gone since Python 3.12 and 3.13: without them the logs of all versions are alike
-_NO_LIBRARY = _TESTS | _APPLICATIONS | _REMOVED | {"site-packages", "dist-packages", "__pycache__"}
+# Tests, applications, and what is gone since Python 3.12 and 3.13: without the last the logs of all
+# versions are alike.
+_NO_LIBRARY = {"test", "tests", "testing", "idle_test", "ensurepip", "idlelib", "turtledemo"}
+_NO_LIBRARY |= {"distutils", "lib2to3", "site-packages", "dist-packages", "__pycache__"}
 _VENDORED = {"_vendor", "externals", "extern", "array_api_compat", "array_api_extra"}
-_NEVER_IMPORTED = {
-    "antigravity",
-    "this",
-    "idlelib",
-    "tkinter",
-    "turtle",
-}  # importing them opens a browser, prints, or needs a display
-
-Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
+# Importing them opens a browser, prints, or needs a display.
+_NEVER_IMPORTED = {"antigravity", "this", "idlelib", "tkinter", "turtle"}
 
 
 class Source(NamedTuple):
@@ -86,16 +77,18 @@ def mine(
     packages: Sequence[str] = tuple(PACKAGES),
     *,
     processes: int = 1,
-    progress: Progress | None = None,
+    progress: bool = False,
     cache: pathlib.Path | None = None,
 ) -> RouteLog:
-    """The log of library calls in the installed sources of `packages` (names of `PACKAGES`),
-    deterministic for given versions.
+    """The log of library calls in installed sources, deterministic for given versions.
 
-    `processes > 1` parses in parallel (spawned processes, so a script needs the usual `if __name__
-    == "__main__"`), `progress(items, total, what)` wraps the loop over files, and `cache` is a
-    folder that keeps the log under a hash of the sources. Unknown or absent packages raise
-    LogError.
+    * `packages`: names of `PACKAGES`.
+    * `processes`: above 1, parse in parallel (spawned processes, so a script needs the usual `if
+      __name__ == "__main__"`).
+    * `progress`: a bar on stderr.
+    * `cache`: a folder that keeps the log under a hash of the sources.
+
+    Raises: LogError for unknown or absent packages.
     """
     sources = [source for package in sorted(packages) for source in find_sources(package)]
     key = _key(sources)
@@ -103,11 +96,7 @@ def mine(
     if folder is not None and (folder / "log.jsonl").is_file():
         with contextlib.suppress(LogError):  # a damaged cache is mined anew
             return _with_notes(read_log(folder / "log.jsonl"), packages, sources)
-    modules = {
-        module.name: module
-        for module in _read_all(sources, processes, progress)
-        if module is not None
-    }
+    modules = {module.name: module for module in _read_all(sources, processes, progress)}
     log = _with_notes(_collect(modules), packages, sources)
     if folder is not None:
         _keep(folder, log)
@@ -116,18 +105,13 @@ def mine(
 
 def cache_folder() -> pathlib.Path:
     """The user's cache folder for jaxsac, by the platform's custom; `JAXSAC_CACHE` overrides it."""
-    if "JAXSAC_CACHE" in os.environ:
-        return pathlib.Path(os.environ["JAXSAC_CACHE"])
     home = pathlib.Path.home()
-    if sys.platform == "darwin":
-        return home / "Library" / "Caches" / "jaxsac"
-    if os.name == "nt":
-        return (
-            pathlib.Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local"))
-            / "jaxsac"
-            / "Cache"
-        )
-    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "jaxsac"
+    folders = {
+        "darwin": home / "Library" / "Caches",
+        "win32": os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local",
+    }
+    folder = folders.get(sys.platform, os.environ.get("XDG_CACHE_HOME") or home / ".cache")
+    return pathlib.Path(os.environ.get("JAXSAC_CACHE") or pathlib.Path(folder) / "jaxsac")
 
 
 def find_sources(package: str) -> list[Source]:
@@ -140,7 +124,8 @@ def find_sources(package: str) -> list[Source]:
         spec = importlib.util.find_spec(package)
         if spec is None or not spec.submodule_search_locations:
             raise LogError(
-                f"{PACKAGES[package]} is not installed, and the mined log needs it: pip install 'jaxsac[route]', or give a log file."
+                f"{PACKAGES[package]} is not installed, and the mined log needs it: pip install"
+                " 'jaxsac[route]', or give a log file."
             )
         root, prefix = pathlib.Path(spec.submodule_search_locations[0]), (package,)
     sources = []
@@ -155,18 +140,19 @@ def find_sources(package: str) -> list[Source]:
     return sources
 
 
-def _read_all(
-    sources: list[Source], processes: int, progress: Progress | None
-) -> Iterator[Module | None]:
-    show = progress or (lambda items, total, what: items)
-    if processes <= 1:
-        yield from show(map(_read, sources), len(sources), "parsing sources")
-        return
-    context = multiprocessing.get_context(
-        "spawn"
-    )  # a fork of a process that runs XLA's threads can hang
-    with concurrent.futures.ProcessPoolExecutor(processes, mp_context=context) as pool:
-        yield from show(pool.map(_read, sources, chunksize=16), len(sources), "parsing sources")
+def _read_all(sources: list[Source], processes: int, progress: bool) -> Iterator[Module]:
+    """The modules of the sources that this Python can parse."""
+    with contextlib.ExitStack() as stack:
+        shown = stack.enter_context(bar(len(sources), "parsing sources", shown=progress))
+        found: Iterable[Module | None] = map(_read, sources)
+        if processes > 1:  # spawned: a fork of a process that runs XLA's threads can hang
+            context = multiprocessing.get_context("spawn")
+            pool = concurrent.futures.ProcessPoolExecutor(processes, mp_context=context)
+            found = stack.enter_context(pool).map(_read, sources, chunksize=16)
+        for module in found:
+            shown.update()
+            if module is not None:
+                yield module
 
 
 def _read(source: Source) -> Module | None:
@@ -215,17 +201,16 @@ def _collect(modules: dict[str, Module]) -> RouteLog:
         for definition, name in names.items()
     }
     return RouteLog(
-        contexts=[_context(module, function) for module, function, _ in found],
+        contexts=[
+            f"{module} ({', '.join(function.parameters)}): {function.summary}"
+            for module, function, _ in found
+        ],
         sets=sets,
         utilities=np.ones(len(found)),
         groups=[module for module, _, _ in found],
         tools=dict(sorted(tools.items())),
         notes={},
     )
-
-
-def _context(module: str, function: Function) -> str:
-    return f"{module} ({', '.join(function.parameters)}): {function.summary}"
 
 
 def _split(name: str, modules: dict[str, Module]) -> tuple[str, list[str]]:
@@ -261,19 +246,15 @@ def _description(name: str, definition: str, modules: dict[str, Module]) -> str:
     object.
     """
     prefix, rest = _split(definition, modules)
-    text = modules[prefix].docstrings.get(".".join(rest), "") if prefix else ""
-    if not text:
-        # Classes are called through __init__; a class without a docstring of its own is described
-        # by it.
-        text = modules[prefix].docstrings.get(".".join([*rest, "__init__"]), "") if prefix else ""
+    docstrings = modules[prefix].docstrings if prefix else {}
+    # Classes are called through __init__: it describes one without a docstring of its own.
+    text = docstrings.get(".".join(rest)) or docstrings.get(".".join([*rest, "__init__"]))
     return summary(text or _runtime_docstring(name), sentences=4, characters=800)
 
 
 def _runtime_docstring(name: str) -> str:
     parts = name.split(".")
-    if parts[0] in _NEVER_IMPORTED or (
-        parts[0] in PACKAGES and parts[0] in ("jax", "optax", "equinox")
-    ):
+    if parts[0] in _NEVER_IMPORTED | {"jax", "optax", "equinox"}:
         return ""
     with (
         warnings.catch_warnings(),
@@ -294,7 +275,7 @@ def _runtime_docstring(name: str) -> str:
 
 
 def _key(sources: list[Source]) -> str:
-    digest = hashlib.sha256(json.dumps([FORMAT, platform.python_version()]).encode())
+    digest = hashlib.sha256(json.dumps([_FORMAT, platform.python_version()]).encode())
     for source in sources:
         digest.update(
             source.module.encode()
@@ -310,14 +291,8 @@ def _with_notes(log: RouteLog, packages: Sequence[str], sources: list[Source]) -
         for name in sorted(packages)
         if name != "python"
     }
-    notes = {
-        "source": "mined",
-        "python": platform.python_version(),
-        "packages": versions,
-        "files": len(sources),
-        "hash": log_hash(log),
-    }
-    return log._replace(notes=notes)
+    notes = {"source": "mined", "python": platform.python_version(), "packages": versions}
+    return log._replace(notes=notes | {"files": len(sources), "hash": log_hash(log)})
 
 
 def _keep(folder: pathlib.Path, log: RouteLog) -> None:

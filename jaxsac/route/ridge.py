@@ -16,12 +16,16 @@ Scores = Callable[[np.ndarray], np.ndarray]
 
 
 class RidgeFit(NamedTuple):
-    """Scores z_j = <weights_j, psi> + intercept_j for tools of `support` [k], intercept_j for the
-    others; and how the optimiser ended.
+    """Scores z_j = ⟨coef_j, ψ⟩ + intercept_j for tools of the support, intercept_j for the others;
+    and how the optimiser ended.
+
+    * `support`: int [k]; `coef`: [k, q]; `intercept`: [M].
+    * `objective`, `gradient`: the value and the norm of the (scaled) gradient at the end.
+    * `evaluations`: how often both were computed.
     """
 
     support: np.ndarray
-    weights: np.ndarray
+    coef: np.ndarray
     intercept: np.ndarray
     objective: float
     gradient: float
@@ -30,7 +34,7 @@ class RidgeFit(NamedTuple):
     def scores(self, features: np.ndarray) -> np.ndarray:
         """z [n, M] for feature rows [n, q]."""
         scores = np.tile(self.intercept, (len(features), 1))
-        scores[:, self.support] += features @ self.weights.T
+        scores[:, self.support] += features @ self.coef.T
         return scores
 
 
@@ -44,65 +48,56 @@ def fit_ridge(
     start: RidgeFit | None = None,
     max_steps: int = 60,
 ) -> RidgeFit:
-    """Minimise mean_t [log Z_t - sum_{j in a_t} z_tj] + ridge/2 sum_j ||theta_j||², z_tj =
-    <theta_j, psi_t> [j in support] + b_j.
+    """Minimise mean_t [log Z_t − Σ_{j in a_t} z_tj] + ridge/2 Σ_j ‖θ_j‖², with z_tj = ⟨θ_j, ψ_t⟩
+    [j in support] + b_j.
 
-    Features [T, q], sets `actions` int32 [T, budget] padded with -1, M = num_tools tools, each used
-    at least once. The intercepts b are not penalised. L-BFGS, each coordinate scaled by the square
-    root of its curvature at the frequencies (mean uses times the feature's mean square, plus the
-    ridge). Computed in float32: the objective is good to about 1e-6 of its value.
+    L-BFGS, each coordinate scaled by the square root of its curvature at the frequencies (mean uses
+    times the feature's mean square, plus the ridge). Computed in float32: the objective is good to
+    about 1e-6 of its value. The intercepts b are not penalised.
+
+    * `features`: rows ψ [T, q].
+    * `actions`: sets, int32 [T, budget] padded with −1.
+    * `num_tools`: M tools, each used at least once.
+    * `support`: the tools with θ, int [k]; None: all.
+    * `start`: a fit to start from.
     """
     import scipy.optimize
 
     support = np.arange(num_tools) if support is None else np.asarray(support)
     records, size = features.shape
-    uses = np.bincount(actions[actions >= 0], minlength=num_tools)
-    rate = np.maximum(uses, 0.5) / records
-    scale_weights = 1 / np.sqrt(rate[support, None] * np.mean(features**2, axis=0) + ridge)
-    scale_intercept = 1 / np.sqrt(rate)
-    weights, intercept = np.zeros((support.size, size)), np.log(rate)
+    rate = np.maximum(np.bincount(actions[actions >= 0], minlength=num_tools), 0.5) / records
+    coef, intercept = np.zeros((support.size, size)), np.log(rate)
     if start is not None:
         intercept = start.intercept
         _, here, there = np.intersect1d(support, start.support, return_indices=True)
-        weights[here] = start.weights[there]
-    in_support = np.isin(np.arange(num_tools), support)
+        coef[here] = start.coef[there]
+    curvature = rate[support, None] * np.mean(features**2, axis=0) + ridge
+    scale = 1 / np.sqrt(np.concatenate([curvature.ravel(), rate]))
     chosen = np.zeros((num_tools, records), bool)
     row, column = np.nonzero(actions >= 0)
     chosen[actions[row, column], row] = True
+    rest = np.setdiff1d(np.arange(num_tools), support)
     single = functools.partial(jnp.asarray, dtype=jnp.float32)
-    data = (
-        single(features),
-        jnp.asarray(chosen[support]),
-        jnp.asarray(support),
-        jnp.asarray(np.flatnonzero(~in_support)),
-        single(rate),
-    )
+    sets = jnp.asarray(chosen[support]), jnp.asarray(support), jnp.asarray(rest)
+    data = single(features), *sets, single(rate), single(ridge)
 
-    def value_and_gradient(point):
-        theta = single(point[: weights.size].reshape(weights.shape) * scale_weights)
-        bias = single(point[weights.size :] * scale_intercept)
-        value, (theta_gradient, bias_gradient) = _objective(
-            theta, bias, *data, single(ridge), budget
-        )
-        gradient = [
-            np.asarray(theta_gradient, float) * scale_weights,
-            np.asarray(bias_gradient, float) * scale_intercept,
-        ]
-        return float(value), np.concatenate([part.ravel() for part in gradient])
+    def parts(point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return point[: coef.size].reshape(coef.shape), point[coef.size :]
 
-    point = np.concatenate([(weights / scale_weights).ravel(), intercept / scale_intercept])
-    limits = {"maxiter": max_steps, "maxcor": 10, "ftol": 1e-6, "gtol": 1e-6}
+    def value_and_gradient(point: np.ndarray) -> tuple[float, np.ndarray]:
+        value, gradient = _objective(*map(single, parts(point * scale)), *data, budget)
+        flat = np.concatenate([np.asarray(part, float).ravel() for part in gradient])
+        return float(value), flat * scale
+
     found = scipy.optimize.minimize(
-        value_and_gradient, point, jac=True, method="L-BFGS-B", options=limits
+        value_and_gradient,
+        np.concatenate([coef.ravel(), intercept]) / scale,
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": max_steps, "maxcor": 10, "ftol": 1e-6, "gtol": 1e-6},
     )
-    return RidgeFit(
-        support=support,
-        weights=found.x[: weights.size].reshape(weights.shape) * scale_weights,
-        intercept=found.x[weights.size :] * scale_intercept,
-        objective=float(found.fun),
-        gradient=float(np.linalg.norm(found.jac)),
-        evaluations=int(found.nfev),
-    )
+    gradient = float(np.linalg.norm(found.jac))
+    return RidgeFit(support, *parts(found.x * scale), float(found.fun), gradient, int(found.nfev))
 
 
 def tune_ridge(
@@ -111,25 +106,20 @@ def tune_ridge(
     first: float,
     most: int = 8,
 ) -> tuple[RidgeFit, list[dict[str, Any]]]:
-    """The fit of best `quality` among ridges `first` * 2^i: down from `first` while it pays, or up
-    if it did not; and what was tried.
+    """The fit of best `quality` among the ridges first · 2^i: down from `first` while it pays, or
+    up if it did not; and what was tried.
 
-    `fit(ridge, start)` fits from a warm start, `quality(scores)` judges a function from feature
-    rows [n, q] to scores [n, M]. At most `most` fits on either side.
+    * `fit`: `fit(ridge, start)` fits from a warm start.
+    * `quality`: judges a function from feature rows [n, q] to scores [n, M]; larger is better.
+    * `most`: at most so many fits on either side.
     """
     tried: list[dict[str, Any]] = []
 
     def judged(ridge: float, start: RidgeFit | None) -> tuple[float, RidgeFit]:
         found = fit(ridge, start)
         value = quality(found.scores)
-        tried.append(
-            {
-                "ridge": ridge,
-                "validation": value,
-                "evaluations": found.evaluations,
-                "gradient": found.gradient,
-            }
-        )
+        row = {"ridge": ridge, "validation": value, "evaluations": found.evaluations}
+        tried.append(row | {"gradient": found.gradient})
         return value, found
 
     value, best = middle = judged(first, None)

@@ -19,30 +19,28 @@ _SHAPES: dict[str, dict[str, tuple[str, tuple[int | str | None, ...]]]] = {
     "text": {
         "idf": ("f", ("V",)),
         "components": ("f", ("q", "V")),
-        "center": ("f", ("q",)),
+        "centre": ("f", ("q",)),
         "scale": ("f", ()),
     },
-    "numbers": {"center": ("f", ("q",)), "scale": ("f", ("q",))},
+    "numbers": {"centre": ("f", ("q",)), "scale": ("f", ("q",))},
 }
 
 
 class Router(NamedTuple):
-    """`names` [K] of the policy's tools, in the order of its scores; `features` from contexts;
-    `policy` on the K kept tools; `costs` [K].
-    """
+    """A policy over K tools that have names; it reads texts or numbers."""
 
-    names: list[str]
-    features: Features
-    policy: control.SparsePolicy
-    costs: list[float]
+    names: list[str]  # of the tools [K], in the order of the policy's scores
+    features: Features  # from contexts to the policy's q numbers
+    policy: control.SparsePolicy  # on the K kept tools
+    costs: list[float]  # of the tools [K], >= 0, in the user's unit
 
 
 class Choice(NamedTuple):
-    """A tool, its score, and the probability that the policy's set holds it."""
+    """A tool that the router chose."""
 
-    tool: str
-    score: float
-    probability: float
+    tool: str  # its name
+    score: float  # z, in nats
+    probability: float  # that the policy's set holds it
 
 
 def choose(
@@ -55,7 +53,7 @@ def choose(
     budget = min(router.policy.budget, len(router.names))
     choices = []
     for row in transform(router.features, contexts):
-        scores = router.policy.scores(jnp.asarray(row, router.policy.weights.dtype))
+        scores = router.policy.scores(jnp.asarray(row, router.policy.coef.dtype))
         probabilities = np.asarray(gibbs.marginals(scores, budget=router.policy.budget))
         scores = np.asarray(scores)
         best = np.argsort(-scores, kind="stable")[:budget]
@@ -106,8 +104,8 @@ def load_router(path: str | os.PathLike[str]) -> Router:
         arrays, metadata = _files.load(folder / FEATURES, KIND)
     except OSError as error:
         raise _files.FileError(
-            f"{error.filename}: cannot be read ({error.strerror}). --policy takes the folder that `jaxsac route --out` wrote, "
-            f"or its {POLICY}, which needs {FEATURES} beside it."
+            f"{error.filename}: cannot be read ({error.strerror}). --policy takes the folder that"
+            f" `jaxsac route --out` wrote, or its {POLICY}, which needs {FEATURES} beside it."
         ) from None
     try:
         return _checked(policy, arrays, metadata)
@@ -125,13 +123,15 @@ def _checked(policy: control.SparsePolicy, arrays: dict[str, np.ndarray], metada
     if kind not in _SHAPES or not all(isinstance(name, str) for name in [*names, *words]):
         raise _files.FileError("unknown kind of contexts, or names that are no texts")
     _files.check(arrays, _SHAPES[kind])
-    if len(names) != policy.num_actions or arrays["center"].size != policy.weights.shape[-1]:
+    found = len(names), arrays["centre"].size
+    needed = policy.num_actions, policy.coef.shape[-1]
+    if found != needed:
         raise _files.FileError(
-            f"{len(names)} tools and {arrays['center'].size} features against {policy.num_actions} and {policy.weights.shape[-1]}"
+            f"{found[0]} tools and {found[1]} features against {needed[0]} and {needed[1]}"
         )
     if kind == "numbers":
         scale = np.where(arrays["scale"] == 0, np.inf, arrays["scale"])
-        return Router(names, NumberFeatures(arrays["center"], scale), policy, costs)
+        return Router(names, NumberFeatures(arrays["centre"], scale), policy, costs)
     if len(words) != arrays["idf"].size or len(set(words)) != len(words):
         raise _files.FileError(f"{len(words)} words against {arrays['idf'].size} weights")
     return Router(names, TextFeatures(np.asarray(words), **arrays), policy, costs)

@@ -127,11 +127,8 @@ def _bindings(node: ast.Import | ast.ImportFrom, module: str, is_package: bool) 
 
 
 def _parameters(node: ast.FunctionDef | ast.AsyncFunctionDef) -> tuple[str, ...]:
-    arguments = node.args
-    names = [
-        argument.arg
-        for argument in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
-    ]
+    given = node.args
+    names = [argument.arg for argument in given.posonlyargs + given.args + given.kwonlyargs]
     return tuple(name for name in names if name not in ("self", "cls"))
 
 

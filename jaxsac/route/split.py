@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxsac.route.log_file import LogError, RouteLog
 
-TEST_SHARE, VALIDATION_SHARE = 0.2, 0.1
+_TEST_SHARE, _VALIDATION_SHARE = 0.2, 0.1
 
 
 class Parts(NamedTuple):
@@ -24,8 +24,7 @@ class Parts(NamedTuple):
 
 def default_budget(log: RouteLog) -> int:
     """The 95th percentile of the set sizes, rounded up to a size that occurs; at least 1."""
-    sizes = [len(tools) for tools in log.sets]
-    return max(1, int(np.quantile(sizes, 0.95, method="higher")))
+    return max(1, int(np.quantile([*map(len, log.sets)], 0.95, method="higher")))
 
 
 def within_budget(log: RouteLog, budget: int) -> RouteLog:
@@ -47,22 +46,18 @@ def split(log: RouteLog) -> Parts:
     part_of, seen = {}, 0
     for group in order:
         share = seen / len(log.groups)
-        part_of[group] = (
-            "test"
-            if share < TEST_SHARE
-            else "validation"
-            if share < TEST_SHARE + VALIDATION_SHARE
-            else "training"
-        )
+        held_out = "test" if share < _TEST_SHARE else "validation"
+        part_of[group] = held_out if share < _TEST_SHARE + _VALIDATION_SHARE else "training"
         seen += sizes[group]
     rows = {
         part: [row for row, group in enumerate(log.groups) if part_of[group] == part]
         for part in Parts._fields
     }
     if any(not rows[part] for part in Parts._fields):
+        finer = ", or finer groups" if len(order) < len(log.groups) else ""
         raise LogError(
-            f"{len(log.groups)} records in {len(order)} groups are too few for training, validation and test: give more records"
-            + (", or finer groups." if len(order) < len(log.groups) else ".")
+            f"{len(log.groups)} records in {len(order)} groups are too few for training, validation"
+            f" and test: give more records{finer}."
         )
     return Parts(*(log.take(rows[part]) for part in Parts._fields))
 
@@ -96,10 +91,3 @@ def action_table(log: RouteLog, names: Sequence[str], budget: int) -> np.ndarray
         known = [position[name] for name in tools if name in position]
         table[row, : len(known)] = known
     return table
-
-
-def membership(actions: np.ndarray, num_tools: int) -> np.ndarray:
-    """The same sets as booleans [T, M]."""
-    used = np.zeros((len(actions), num_tools + 1), bool)
-    np.put_along_axis(used, actions.astype(np.int64), True, axis=1)  # -1 is the extra last column
-    return used[:, :-1]

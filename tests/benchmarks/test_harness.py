@@ -3,7 +3,6 @@ themselves are never judged here.
 """
 
 import json
-import os
 import subprocess
 import sys
 import textwrap
@@ -14,7 +13,6 @@ import numpy as np
 import pytest
 
 from benchmarks.__main__ import rooms
-from benchmarks.cases import group_lasso_cases
 from benchmarks.harness import (
     Options,
     Report,
@@ -26,9 +24,8 @@ from benchmarks.harness import (
     time_interleaved,
     timing,
 )
-from benchmarks.harness.report import markdown, markdown_table, plain, write
+from benchmarks.harness.report import markdown, markdown_table, paragraphs, plain, write
 from benchmarks.harness.timing import summary
-from benchmarks.rooms import group_lasso
 
 
 def python(*arguments, folder=None):
@@ -119,11 +116,11 @@ def test_statistics_and_the_verdict():
 
 
 PEER = """
+    import os
     from clock import seconds
 
     def answer(arrays, settings):
         {body}
-        import os
         times = seconds(lambda: None, min_repeats=4)
         threads = os.environ["OMP_NUM_THREADS"]
         numbers = {{"threads": threads, "lam": settings["lam"], "calls": len(times)}}
@@ -209,6 +206,7 @@ def test_reports_are_written_for_programs_people_and_eyes(tmp_path):
         "| peer\\|x | not run |  | nan |",
     ]
     assert paths[2].read_bytes().startswith(b"\x89PNG")
+    assert paragraphs("""\n    one\n    two\n\n    three\n    """) == ["one two", "three"]
     assert plain({1: (np.arange(2), None, True)}) == {"1": [[0, 1], None, True]}
 
 
@@ -247,7 +245,7 @@ def test_the_command_runs_a_room_and_lists_them(tmp_path):
         and "| float32 | other |" in done.stdout
         and "| float64 | other |" in done.stdout
     )
-    assert "no room 'absent'; there are: probe" in done.stderr
+    assert "no benchmark 'absent'; there are: probe" in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         f"probe-{dtype}-cpu-smoke.{suffix}"
         for dtype in ("float32", "float64")
@@ -264,12 +262,3 @@ def test_every_room_runs(room, dtype, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"# {room}") and list(tmp_path.glob(f"{room}-{dtype}-*.json"))
-
-
-def test_a_case_can_be_measured_in_a_process_of_its_own():
-    assert process.in_new_process("float32", os.getpid) != os.getpid()
-    case = group_lasso_cases.cases(True, "float64")[0]
-    nothing = np.zeros((1, 1, case.num_coefficients))
-    assert process.in_new_process(
-        "float64", group_lasso.worst_gap, case, nothing
-    ) == group_lasso.worst_gap(case, nothing)

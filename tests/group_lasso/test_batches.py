@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsac import Groups, Status, group_lasso
+from jaxsac import Groups, Status, _loops, group_lasso
 from jaxsac._iterate import iterate_lanes
-from jaxsac.group_lasso import solver
 from jaxsac.group_lasso.methods.loop import batches as compiled
 from jaxsac.group_lasso.methods.loop import rounds as compiled_working_set
 from jaxsac.prox import Penalty
@@ -109,7 +108,7 @@ def test_lanes_with_a_design_each(rounds):
 def elsewhere(monkeypatch):
     """As on other platforms."""
     monkeypatch.setattr(
-        compiled, "platform_dependent", lambda *operands, cpu, default: default(*operands)
+        _loops, "platform_dependent", lambda *operands, cpu, default: default(*operands)
     )
     jax.clear_caches()
 
@@ -160,7 +159,7 @@ def test_lanes_in_step_need_no_rounds(each, monkeypatch):
     elsewhere(monkeypatch)
 
     def one(X, y, lam):
-        problem = solver._problem(X, y, GROUPS, lam, "squared", None, None, None, True)
+        problem = group_lasso.Problem(X, y, GROUPS, "squared", None, None, None, True).at(lam)
         setup = compiled.set_up(problem, measured=False)
         return compiled.run(
             problem, setup, jnp.asarray(1e-9), jnp.int32(50_000), compiled.start(setup.null)

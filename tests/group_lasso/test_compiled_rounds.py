@@ -11,7 +11,8 @@ import pytest
 import zoo
 
 from jaxsac import Groups, Status, group_lasso
-from jaxsac.group_lasso import solver
+from jaxsac.group_lasso.methods.limits import Limits
+from jaxsac.group_lasso.methods.loop import programs
 from jaxsac.group_lasso.methods.loop import rounds as compiled_working_set
 
 N = 500
@@ -34,15 +35,10 @@ def small_problems(loss, dtype, monkeypatch):
     lams = jnp.asarray([at.ratio * zoo.lam_max(loss, at, has_intercept=True) for at in pick], dtype)
 
     def one(at, lam):
-        problem = solver._problem(
-            at.X, at.y, groups, lam, loss, at.weights, at.sample_weight, at.offset, True
-        )
-        return solver._solve(
-            problem,
-            jnp.asarray(1e-4 if dtype == jnp.float32 else 1e-6, dtype),
-            jnp.int32(5000),
-            None,
-        )
+        problem = group_lasso.Problem(
+            at.X, at.y, groups, loss, at.weights, at.sample_weight, at.offset, True
+        ).at(lam)
+        return programs.solve(problem, Limits.of(None, 5000, dtype), None)
 
     return pick, lams, jax.jit(jax.vmap(one))(arrays, lams)
 
@@ -134,11 +130,9 @@ def test_beyond_the_capacity_of_newton_steps(monkeypatch):
     narrow = group_lasso.solve(X, y, groups, lam, tol=1e-8).check()
     monkeypatch.setattr(compiled_working_set, "_GATHERED", 5 * 4 * 40)  # five groups' columns
     assert narrow.stats["num_active"] > 5
-    problem = solver._problem(X, y, groups, lam, "squared", None, None, None, False)
+    problem = group_lasso.Problem(X, y, groups, "squared", None, None, None, False).at(lam)
     beyond = jax.jit(
-        lambda problem: solver._solve.__wrapped__(
-            problem, jnp.asarray(1e-8), jnp.int32(20_000), None
-        )
+        lambda problem: programs.solve.__wrapped__(problem, Limits.of(1e-8, 20_000, X.dtype), None)
     )(problem).check()
     np.testing.assert_allclose(
         beyond.stats["objective"], narrow.stats["objective"], atol=2e-8 * narrow.stats["scale"]

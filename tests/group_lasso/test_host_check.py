@@ -8,17 +8,15 @@ import pytest
 from wide import EQUAL, UNEQUAL, G, compiled_solve, problem
 
 from jaxsac import Status, group_lasso
-from jaxsac.group_lasso import solver
 from jaxsac.group_lasso.methods.host import check as host_check
-from jaxsac.group_lasso.methods.host import kernels as rounds
-from jaxsac.group_lasso.methods.host import slots
+from jaxsac.group_lasso.methods.host import kernels, slots
 
 
 def test_what_is_certified_is_what_is_returned():
     """Whatever an empty slot holds."""
     X, y, _ = problem(0, "squared", EQUAL, jnp.float64)
     setup, place = host_check.set_up(
-        solver._problem(X, y, EQUAL, 1.0, "squared", None, None, None, False), 1e-6
+        group_lasso.Problem(X, y, EQUAL, "squared", None, None, None, False).at(1.0), 1e-6
     )
     chosen = slots.working_set(setup, np.arange(30, dtype=np.int32))
     groups = np.where(np.arange(30) % 3 == 0, -1, chosen.groups).astype(np.int32)
@@ -56,15 +54,15 @@ def test_the_first_pass(loss):
     """
     X, y, more = problem(0, loss, EQUAL, jnp.float64)
     X, y, records = X[:61], y[:61], more["sample_weight"][:61]
-    at = solver._problem(X, y, EQUAL, 1.0, loss, None, records, more["offset"][:61], True)
+    at = group_lasso.Problem(X, y, EQUAL, loss, None, records, more["offset"][:61], True).at(1.0)
     predictions = jnp.asarray(np.random.default_rng(3).normal(size=(1, 61)))
-    columns, gradient = rounds.first_pass(at, predictions)
+    columns, gradient = kernels.first_pass(at, predictions)
     A, c = np.asarray(X), np.asarray(records)
     np.testing.assert_allclose(columns, np.sqrt(c @ A**2), rtol=1e-12)
     residual = np.asarray(at.residual(predictions[0]))
     expected = residual @ (A - (c @ A) / c.sum())
     np.testing.assert_allclose(gradient[0], expected, atol=1e-12)
-    np.testing.assert_allclose(rounds.gradients(at, predictions)[0], expected, atol=1e-12)
+    np.testing.assert_allclose(kernels.gradients(at, predictions)[0], expected, atol=1e-12)
 
 
 def test_the_scale_is_the_null_objective_whoever_asks():

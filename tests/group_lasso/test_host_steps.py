@@ -9,13 +9,11 @@ import pytest
 from wide import EQUAL, G, T, compiled_solve, problem
 
 from jaxsac import group_lasso, losses
-from jaxsac.group_lasso import solver
 from jaxsac.group_lasso.methods.host import check as host_check
-from jaxsac.group_lasso.methods.host import kernels as rounds
+from jaxsac.group_lasso.methods.host import kernels, slots
 from jaxsac.group_lasso.methods.host import loss as host_loss
-from jaxsac.group_lasso.methods.host import slots
 from jaxsac.group_lasso.methods.host import steps as host_steps
-from jaxsac.group_lasso.methods.loop import rounds as compiled_working_set
+from jaxsac.group_lasso.methods.loop import rounds as compiled_rounds
 from jaxsac.group_lasso.model.quadratic import Point, best_step
 
 
@@ -25,9 +23,9 @@ def test_the_squared_loss_without_a_program(dtype):
     of 0, an offset and an intercept.
     """
     X, y, more = problem(0, "squared", EQUAL, dtype)
-    at = solver._problem(
-        X, y, EQUAL, 1.0, "squared", None, more["sample_weight"], more["offset"], True
-    )
+    at = group_lasso.Problem(
+        X, y, EQUAL, "squared", None, more["sample_weight"], more["offset"], True
+    ).at(1.0)
     rng = np.random.default_rng(1)
     predictions, moved = rng.normal(size=(2, T)).astype(dtype)
     slope, root = host_loss.residual(at, predictions), host_loss.roots(at, predictions, 1e-3)
@@ -35,11 +33,11 @@ def test_the_squared_loss_without_a_program(dtype):
     assert [type(found) for found in (slope, root, values)] == [np.ndarray] * 3
     assert slope.dtype == root.dtype == values.dtype == dtype
     rtol = 10 * jnp.finfo(dtype).eps
-    np.testing.assert_allclose(slope, rounds.residual(at, predictions), rtol=rtol, atol=rtol)
+    np.testing.assert_allclose(slope, kernels.residual(at, predictions), rtol=rtol, atol=rtol)
     np.testing.assert_allclose(
-        root, rounds.roots(at, predictions, np.asarray(1e-3, dtype)), rtol=rtol
+        root, kernels.roots(at, predictions, np.asarray(1e-3, dtype)), rtol=rtol
     )
-    np.testing.assert_allclose(values, rounds.values_along(at, predictions, moved), rtol=10 * rtol)
+    np.testing.assert_allclose(values, kernels.values_along(at, predictions, moved), rtol=10 * rtol)
 
 
 def test_a_loss_made_of_another_is_not_taken_for_it():
@@ -79,7 +77,8 @@ def test_sets_that_are_likely_to_do():
     """
     X, y, more = problem(0, "squared", EQUAL, jnp.float64)
     setup, _ = host_check.set_up(
-        solver._problem(X, y, EQUAL, 1.0, "squared", more["weights"], None, None, False), 1e-6
+        group_lasso.Problem(X, y, EQUAL, "squared", more["weights"], None, None, False).at(1.0),
+        1e-6,
     )
     chosen = slots.working_set(setup, np.asarray([3, 17, 5, 6, 7, 8], np.int32))
     beyond, coef = np.zeros(G, bool), np.zeros((4, 4))
@@ -94,12 +93,12 @@ def test_sets_that_are_likely_to_do():
 
 def test_a_step_that_is_not_finite_is_not_taken():
     X, y, _ = problem(0, "squared", EQUAL, jnp.float64)
-    at = solver._problem(X, y, EQUAL, 1.0, "squared", None, None, None, True)
+    at = group_lasso.Problem(X, y, EQUAL, "squared", None, None, None, True).at(1.0)
     point = Point(np.ones((5, 4)), np.asarray(0.3), np.arange(float(T)))
     direction, moved = np.ones((5, 4)), np.ones(T)
     direction[2, 1] = np.nan
     step = np.ones(T), np.ones(5), point
-    taken = compiled_working_set.advance(at, *jax.tree.map(jnp.asarray, (*step, direction, moved)))
+    taken = compiled_rounds.advance(at, *jax.tree.map(jnp.asarray, (*step, direction, moved)))
     jax.tree.map(np.testing.assert_array_equal, taken, point)
     setup, _ = host_check.set_up(at, 1e-6)
     slope = np.asarray(at.residual(jnp.asarray(point.predictions)))
@@ -126,7 +125,7 @@ def test_float32_steps_may_cost_a_share_of_the_tolerance_and_no_more(factor):
     X, y, _ = problem(0, "squared", EQUAL, jnp.float64)
     lam = 2 * float(group_lasso.lam_max(X, y, EQUAL))
     setup, place = host_check.set_up(
-        solver._problem(X, y, EQUAL, lam, "squared", None, None, None, False), 1e-6
+        group_lasso.Problem(X, y, EQUAL, "squared", None, None, None, False).at(lam), 1e-6
     )
     chosen = slots.exchanged(setup, place.set, np.asarray([5], np.int32))
     chosen = slots.modelled(chosen, host_loss.roots(setup.problem, place.point.predictions, 1e-3))

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from jaxsac import Groups, Status, designs, group_lasso
-from jaxsac.group_lasso import solver
 from jaxsac.group_lasso.methods import columns as restricted
-from jaxsac.group_lasso.problem import arguments as inputs
+from jaxsac.group_lasso.methods.loop import programs
 from jaxsac.group_lasso.problem import support
 from jaxsac.prox import Level, Penalty
 
@@ -74,10 +73,10 @@ def compare(name, ratio, dtype=jnp.float64, tol=1e-8):
 
 @pytest.mark.parametrize("name", CASES)
 def test_answers_are_those_of_the_loop_on_all_columns(name, small, monkeypatch):
-    plain = solver._solve
+    plain = programs.solve
     monkeypatch.setattr(
-        solver,
-        "_solve",
+        programs,
+        "solve",
         lambda problem, *rest: plain(problem, *rest) if traced(problem) else never(),
     )
     found, expected = compare(name, 0.5 if name == "square root" else 0.3)
@@ -159,7 +158,7 @@ def test_padding_keeps_families_nested():
     dual norm is that of the set.
     """
     penalty = Penalty([FAMILIES], l1=0.1)
-    problem = inputs.make_problem(X, Y, GROUPS, 1.0, "squared", None, None, None, False, penalty)
+    problem = group_lasso.Problem(X, Y, GROUPS, "squared", None, None, None, False, penalty).at(1.0)
     chosen = np.arange(5 * 4 * Q, 6 * 4 * Q, dtype=np.int32)  # a family
     padded = support.restrict(problem, np.append(chosen, np.full(9, G * Q, np.int32)))
     vector = jnp.asarray(RNG.normal(size=len(chosen)))
@@ -206,17 +205,13 @@ def test_derivatives_are_those_of_the_loop(name, small):
 
 def test_cross_validation_is_that_of_the_batch(small, monkeypatch):
     design, y, groups, keywords = CASES["sparse-group"]
-    folds = np.arange(T) % 3
-    keywords = dict(lams=jnp.asarray([0.8, 0.4]), tol=1e-8, **keywords)
-    calls = []
-    monkeypatch.setattr(
-        solver,
-        "solve_on_columns",
-        lambda *args: calls.append(args) or restricted.solve_on_columns(*args),
-    )
-    found = group_lasso.cross_validate(design, y, groups, folds, **keywords)
+    whole, folds = group_lasso.Problem(design, y, groups, **keywords), np.arange(T) % 3
+    keywords = dict(lams=jnp.asarray([0.8, 0.4]), tol=1e-8)
+    calls, plain = [], restricted.run_rounds
+    monkeypatch.setattr(restricted, "run_rounds", lambda *args: calls.append(args) or plain(*args))
+    found = group_lasso.cross_validate(whole, folds, **keywords)
     assert len(calls) == 3 * 2  # each fold's path
     monkeypatch.setattr(restricted, "_WORTHWHILE", 1 << 30)
-    expected = group_lasso.cross_validate(design, y, groups, folds, **keywords)
+    expected = group_lasso.cross_validate(whole, folds, **keywords)
     np.testing.assert_allclose(found.fold_error, expected.fold_error, rtol=1e-4)
     assert not np.any(found.status) and not np.any(expected.status)

@@ -2,6 +2,8 @@
 selection against plain loops.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,12 +12,13 @@ import zoo
 from scipy.special import comb
 
 from jaxsac import Groups, group_lasso
-from jaxsac.group_lasso.choice.criteria import _halves
+from jaxsac.group_lasso.choice.stability import _halves
 from jaxsac.prox import Penalty
 
 GROUPS = Groups.from_sizes(zoo.SIZES)
 AT = zoo.instance(3, "squared")
 X, Y, C = jnp.asarray(AT.X), jnp.asarray(AT.y), jnp.asarray(AT.sample_weight)
+PLAIN = group_lasso.Problem(X, Y, GROUPS, intercept=True)
 T, LANES = zoo.NUM_SAMPLES, 400
 
 
@@ -25,10 +28,9 @@ def batch_of(**keywords):
     @jax.jit
     @jax.vmap
     def run(y, lam, tol):
-        solution = group_lasso.solve(X, y, GROUPS, lam, tol=tol, **keywords)
-        return X @ solution.value.coef + solution.value.intercept, group_lasso.degrees_of_freedom(
-            X, y, GROUPS, lam, solution.value, **keywords
-        )
+        problem = group_lasso.Problem(X, y, GROUPS, **keywords)
+        solution = group_lasso.solve(problem, lam, tol=tol)
+        return solution.value.predict(X), group_lasso.degrees_of_freedom(problem, solution)
 
     return run
 
@@ -58,12 +60,10 @@ def test_degrees_of_freedom_are_the_trace_of_the_derivative(keywords, lam):
     central = np.trace((fitted[:T] - fitted[T : 2 * T]) / (2 * step))
     assert 2 < central < 20
     np.testing.assert_allclose(freedom[-1], central, rtol=2e-6)
-    loose = (
-        group_lasso.solve(X, Y, GROUPS, lam, **keywords).check().value
-    )  # concrete: on the columns of the support alone
-    np.testing.assert_allclose(
-        group_lasso.degrees_of_freedom(X, Y, GROUPS, lam, loose, **keywords), central, rtol=2e-6
-    )
+    problem = group_lasso.Problem(X, Y, GROUPS, **keywords)
+    loose = group_lasso.solve(problem, lam).check()
+    # concrete: on the columns of the support alone
+    np.testing.assert_allclose(group_lasso.degrees_of_freedom(problem, loose), central, rtol=2e-6)
     if "sample_weight" in keywords or "loss" in keywords:
         return
     # Stein: E df = Σ cov(z_t, y_t)/σ²
@@ -76,19 +76,10 @@ def test_degrees_of_freedom_are_the_trace_of_the_derivative(keywords, lam):
 
 @pytest.mark.slow
 def test_degrees_of_freedom_at_the_ends():
-    narrow = Groups.equal(4, 2)
-    zero = group_lasso.solve(X[:, :8], Y, narrow, 1e3, intercept=True).value
-    assert (
-        abs(group_lasso.degrees_of_freedom(X[:, :8], Y, narrow, 1e3, zero, intercept=True) - 1)
-        < 1e-9
-    )
-    everything = group_lasso.solve(X[:, :8], Y, narrow, 0.0, intercept=True).value
-    assert (
-        abs(
-            group_lasso.degrees_of_freedom(X[:, :8], Y, narrow, 0.0, everything, intercept=True) - 9
-        )
-        < 1e-9
-    )
+    narrow = group_lasso.Problem(X[:, :8], Y, Groups.equal(4, 2), intercept=True)
+    for lam, expected in ((1e3, 1), (0.0, 9)):
+        freedom = group_lasso.degrees_of_freedom(narrow, group_lasso.solve(narrow, lam))
+        assert abs(freedom - expected) < 1e-9
 
 
 @pytest.mark.slow
@@ -96,18 +87,17 @@ def test_degrees_of_freedom_at_the_ends():
 def test_the_information_criterion_is_its_formula(loss):
     at = zoo.instance(4, loss)
     X, y, c = jnp.asarray(at.X), jnp.asarray(at.y), jnp.asarray(at.sample_weight)
-    keywords = dict(loss=loss, sample_weight=c, intercept=True)
-    lams = group_lasso.lam_max(X, y, GROUPS, **keywords) * jnp.asarray([1.01, 0.5, 0.2, 0.1])
-    found = group_lasso.ebic(X, y, GROUPS, gamma=0.5, lams=lams, **keywords)
+    problem = group_lasso.Problem(X, y, GROUPS, loss, sample_weight=c, intercept=True)
+    lams = group_lasso.lam_max(problem) * jnp.asarray([1.01, 0.5, 0.2, 0.1])
+    found = group_lasso.ebic(problem, gamma=0.5, lams=lams)
     total = at.sample_weight.sum()
-    for k, lam in enumerate(lams):
+    for k in range(len(lams)):
         value = jax.tree.map(lambda leaf, k=k: np.asarray(leaf[k]), found.solution.value)
         z = at.X @ value.coef + value.intercept
         fit = 2 * T * zoo.loss_value(loss, z, at.y, at.sample_weight)
         fit = total * np.log(fit / total) if loss == "squared" else fit
-        freedom = group_lasso.degrees_of_freedom(
-            X, y, GROUPS, lam, jax.tree.map(jnp.asarray, value), **keywords
-        )
+        solution = jax.tree.map(lambda leaf, k=k: leaf[k], found.solution)
+        freedom = group_lasso.degrees_of_freedom(problem, solution)
         np.testing.assert_allclose(found.degrees[k], freedom, rtol=1e-9)
         active = np.count_nonzero(zoo.norms(value.coef))
         np.testing.assert_allclose(
@@ -122,15 +112,13 @@ def test_mistakes_are_named():
         (dict(lam=1.0, threshold=0.5), r"threshold must lie in \(0.5, 1\]"),
     ):
         with pytest.raises(ValueError, match=message):
-            group_lasso.stability_selection(jax.random.key(0), X, Y, GROUPS, **changed)
+            group_lasso.stability_selection(jax.random.key(0), PLAIN, **changed)
 
 
 @pytest.mark.slow
 def test_stability_selection_counts_fits_on_halves():
     lam, key, pairs = 0.8, jax.random.key(0), 6
-    found = group_lasso.stability_selection(
-        key, X, Y, GROUPS, lam, num_pairs=pairs, threshold=0.7, intercept=True
-    )
+    found = group_lasso.stability_selection(key, PLAIN, lam, num_pairs=pairs, threshold=0.7)
     halves = np.asarray(_halves(key, jnp.ones(T), num_pairs=pairs)).reshape(pairs, 2, T)
     assert np.all(np.isin(halves, [0.0, 2.0])) and np.all(halves.sum(axis=1) == 2.0)
     counts = np.zeros(len(zoo.SIZES))
@@ -154,8 +142,9 @@ def test_noise_is_selected_no_more_often_than_the_bounds_say():
     for seed in range(40):
         rng = np.random.default_rng(seed)
         features, y = jnp.asarray(rng.normal(size=(40, 40))), jnp.asarray(rng.normal(size=40))
+        problem = group_lasso.Problem(features, y, groups)
         found = group_lasso.stability_selection(
-            jax.random.key(seed), features, y, groups, 0.25, num_pairs=25, threshold=0.8
+            jax.random.key(seed), problem, 0.25, num_pairs=25, threshold=0.8
         )
         chosen.append(float(found.selected.sum()))
         bounds.append([float(found.bound), float(found.unimodal_bound)])
@@ -165,10 +154,9 @@ def test_noise_is_selected_no_more_often_than_the_bounds_say():
 
 
 def test_a_refit_is_least_squares_on_the_support():
-    solution = group_lasso.solve(X, Y, GROUPS, 1.0, intercept=True).check()
-    refitted = group_lasso.refit(
-        X, Y, GROUPS, solution.value, sample_weight=C, intercept=True
-    ).check()
+    solution = group_lasso.solve(PLAIN, 1.0).check()
+    weighted = dataclasses.replace(PLAIN, sample_weight=C)
+    refitted = group_lasso.refit(weighted, solution).check()
     active = (zoo.norms(np.asarray(solution.value.coef)) > 0)[zoo.LABELS]
     assert 0 < active.sum() < 12
     columns = np.column_stack([AT.X[:, active], np.ones(T)])
@@ -183,7 +171,7 @@ def test_a_refit_is_least_squares_on_the_support():
     )
     assert not np.any(np.asarray(refitted.value.coef)[~active])
     with pytest.raises(ValueError, match="may only be a ridge"):
-        group_lasso.refit(X, Y, GROUPS, solution.value, penalty=Penalty(l1=1.0))
+        group_lasso.refit(dataclasses.replace(PLAIN, penalty=Penalty(l1=1.0)), solution)
 
 
 @pytest.mark.slow
@@ -191,12 +179,13 @@ def test_the_margin_is_the_distance_to_another_support():
     """It is small on both sides of a lam at which a group enters, and else what the optimality
     conditions say.
     """
-    lams = group_lasso.lam_max(X, Y, GROUPS, intercept=True) * np.geomspace(0.99, 0.05, 60)
-    path = group_lasso.path(X, Y, GROUPS, lams=lams, intercept=True, tol=1e-13)
+    lams = group_lasso.lam_max(PLAIN) * np.geomspace(0.99, 0.05, 60)
+    path = group_lasso.path(PLAIN, lams=lams, tol=1e-13)
     margins = []
     for k, lam in enumerate(lams):
-        at = jax.tree.map(lambda leaf, k=k: leaf[k], path.value)
-        margins.append(float(group_lasso.support_margin(X, Y, GROUPS, lam, at, intercept=True)))
+        solution = jax.tree.map(lambda leaf, k=k: leaf[k], path)
+        margins.append(float(group_lasso.support_margin(PLAIN, solution)))
+        at = solution.value
         residual = (AT.y - AT.X @ np.asarray(at.coef) - float(at.intercept)) / T
         pulls, norms = zoo.norms(residual @ AT.X), zoo.norms(np.asarray(at.coef))
         least = np.min(1 - pulls[norms == 0] / lam)

@@ -9,7 +9,6 @@ import pytest
 from wide import EQUAL, G, T, problem
 
 from jaxsac import Groups, group_lasso
-from jaxsac.group_lasso import solver
 from jaxsac.group_lasso.methods.host import check as host_check
 from jaxsac.group_lasso.methods.host import slots
 
@@ -21,17 +20,9 @@ def test_groups_come_and_go_in_their_slots(intercept, monkeypatch):
     """
     monkeypatch.setattr(slots, "_ROOM", 40)
     X, y, _ = problem(0, "squared", EQUAL, jnp.float64)
-    at = solver._problem(
-        X,
-        y,
-        EQUAL,
-        1.0,
-        "squared",
-        jnp.ones(G).at[jnp.asarray([3, 17])].set(0),
-        None,
-        None,
-        intercept,
-    )
+    at = group_lasso.Problem(
+        X, y, EQUAL, "squared", jnp.ones(G).at[jnp.asarray([3, 17])].set(0), None, None, intercept
+    ).at(1.0)
     setup, _ = host_check.set_up(at, 1e-6)
     rng = np.random.default_rng(0)
     free = np.asarray([3, 17], np.int32)
@@ -94,9 +85,9 @@ def test_columns_of_groups_of_several_sizes():
     rng = np.random.default_rng(0)
     X, groups = rng.normal(size=(600, 520)), Groups.from_sizes([1, 3, 2, 4] * 52)
     setup, _ = host_check.set_up(
-        solver._problem(
-            jnp.asarray(X), jnp.ones(600), groups, 1.0, "squared", None, None, None, False
-        ),
+        group_lasso.Problem(
+            jnp.asarray(X), jnp.ones(600), groups, "squared", None, None, None, False
+        ).at(1.0),
         1e-6,
     )
     chosen = slots.exchanged(
@@ -129,7 +120,7 @@ def test_what_memory_held_before_does_not_matter(loss, monkeypatch):
     monkeypatch.setattr(np, "empty", used_before)
     found = group_lasso.path(X, y, EQUAL, **keywords)
     setup, place = host_check.set_up(
-        solver._problem(X, y, EQUAL, 1.0, loss, None, None, None, False), 1e-6
+        group_lasso.Problem(X, y, EQUAL, loss, None, None, None, False).at(1.0), 1e-6
     )
     chosen = place.set
     for members in ([3, 7, 11], [7, 8], np.arange(60)):
@@ -160,7 +151,7 @@ def test_sizes_of_sets():
     """Each holds the groups asked for, not many more, and none is above the number of groups."""
     X, y, _ = problem(0, "squared", EQUAL, jnp.float64)
     setup, _ = host_check.set_up(
-        solver._problem(X, y, EQUAL, 1.0, "squared", None, None, None, False), 1e-6
+        group_lasso.Problem(X, y, EQUAL, "squared", None, None, None, False).at(1.0), 1e-6
     )
     tall = setup._replace(rows=np.zeros((G, 1 << 10), np.int32))
     for at, smallest in ((setup, 32), (tall, 8)):

@@ -2,8 +2,6 @@
 lam, and the alternation for large X.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +9,6 @@ import pytest
 import zoo
 
 from jaxsac import Groups, Status, group_lasso
-from jaxsac.group_lasso.problem.arguments import make_problem
 
 GROUPS = Groups.from_sizes(zoo.SIZES)
 
@@ -108,26 +105,23 @@ def test_noise_exceeds_the_simulated_lam_as_often_as_asked():
     at = zoo.instance(5, "squared")
     X, weight = jnp.asarray(at.X), jnp.asarray(at.sample_weight).at[-2:].set(1.0)
     keywords = dict(sample_weight=weight, intercept=True)
-    simulated = functools.partial(
-        group_lasso.simulated_lam,
-        jax.random.key(0),
-        X,
-        groups=GROUPS,
-        level=0.1,
-        factor=1.0,
-        num_draws=2000,
-    )
+
+    def simulated(y, loss="squared"):
+        whole = group_lasso.Problem(X, y, GROUPS, loss, **keywords)
+        key, settings = jax.random.key(0), dict(level=0.1, factor=1.0, num_draws=2000)
+        return group_lasso.simulated_lam(key, whole, **settings)
+
     noise = (
         5.0
         + 2.0
         * jax.random.normal(jax.random.key(1), (2000, zoo.NUM_SAMPLES))
         / jnp.sqrt(weight)[None]
     )
-    lam = simulated(noise[0], loss="sqrt", **keywords)
+    lam = simulated(noise[0], "sqrt")
     np.testing.assert_allclose(
-        simulated(100.0 * noise[1], loss="sqrt", **keywords), lam, rtol=1e-12
+        simulated(100.0 * noise[1], "sqrt"), lam, rtol=1e-12
     )  # it does not depend on y
-    problem = make_problem(X, noise[0], GROUPS, 0.0, "squared", None, weight, None, True)
+    problem = group_lasso.Problem(X, noise[0], GROUPS, "squared", None, weight, None, True).at(0.0)
     centred = noise - jnp.sum(weight[None] * noise, axis=1, keepdims=True) / jnp.sum(weight)
     scores = (
         weight[None]
@@ -144,7 +138,7 @@ def test_noise_exceeds_the_simulated_lam_as_often_as_asked():
     draws = np.random.default_rng(0).normal(size=(4000, zoo.NUM_SAMPLES)) * residual
     draws = draws - np.asarray(weight / jnp.sum(weight)) * draws.sum(axis=1, keepdims=True)
     quantile = np.quantile(np.max([zoo.norms(pull) for pull in draws @ at.X], axis=1), 0.9)
-    np.testing.assert_allclose(simulated(noise[0], **keywords), quantile, rtol=0.06)
+    np.testing.assert_allclose(simulated(noise[0]), quantile, rtol=0.06)
 
 
 @pytest.mark.slow

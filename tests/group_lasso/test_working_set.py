@@ -10,7 +10,6 @@ import zoo
 from wide import EQUAL, UNEQUAL, G, T, compiled_solve, problem
 
 from jaxsac import Groups, Status, designs, group_lasso
-from jaxsac.group_lasso import solver
 from jaxsac.group_lasso.methods.host import rounds as working_set
 
 SETTINGS = [
@@ -185,8 +184,8 @@ def test_what_is_covered():
             "offset": None,
             "intercept": False,
         } | keywords
-        return working_set.covers(
-            solver._problem(X, y, groups, lam, "squared", *arguments.values())
+        return working_set.applies(
+            group_lasso.Problem(X, y, groups, "squared", *arguments.values()).at(lam)
         )
 
     assert covered(X, EQUAL) and covered(X, EQUAL, intercept=True)
@@ -226,16 +225,15 @@ def test_no_false_convergence(loss, dtype):
         exact = zoo.Instance(*(np.asarray(a, np.float64) for a in at))
         lam = float(np.asarray(exact.ratio * zoo.lam_max(loss, exact, has_intercept=True), dtype))
         arrays = {"weights": at.weights, "sample_weight": at.sample_weight, "offset": at.offset}
-        ended = working_set.solve_on_host(
-            solver._problem(
+        ended = working_set.solve_in(
+            group_lasso.Problem(
                 jnp.asarray(at.X),
                 jnp.asarray(at.y),
                 groups,
-                lam,
                 loss,
                 *map(jnp.asarray, arrays.values()),
                 True,
-            ),
+            ).at(lam),
             tol,
             60,
             None,

@@ -10,7 +10,7 @@ import pytest
 
 import jaxsac
 from jaxsac.__main__ import main
-from jaxsac.route import report
+from jaxsac.route import results
 from jaxsac.route.router import choose, load_router
 
 TOPICS = {
@@ -73,7 +73,7 @@ def finished(tmp_path_factory):
 
 
 def numbers(finished):
-    return json.loads((finished / "out" / report.NUMBERS).read_text())
+    return json.loads((finished / "out" / results.NUMBERS).read_text())
 
 
 def test_the_results_folder(finished):
@@ -324,11 +324,11 @@ def test_a_run_that_fails_while_writing_leaves_the_earlier_one(finished, monkeyp
 
     out = tmp_path / "out"
     out.mkdir()
-    (out / report.NUMBERS).write_text("{}")
+    (out / results.NUMBERS).write_text("{}")
     result = job.Result(numbers(finished), load_router(finished / "out"))
-    monkeypatch.setattr(report, "save_router", lambda folder, router: 1 / 0)
+    monkeypatch.setattr(results, "save_router", lambda folder, router: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        report.write(out, result)
-    assert (out / report.NUMBERS).read_text() == "{}" and [
+        results.write(out, result)
+    assert (out / results.NUMBERS).read_text() == "{}" and [
         path.name for path in tmp_path.iterdir()
     ] == ["out"]

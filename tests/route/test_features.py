@@ -48,7 +48,7 @@ def test_the_projection_is_the_one_of_a_plain_svd():
 def test_features_see_training_texts_only():
     found = F.fit_text(TEXTS, 4)
     unseen = F.transform(found, ["zebra quagga", "okapi"])
-    np.testing.assert_allclose(unseen, np.tile(-found.center / found.scale, (2, 1)))
+    np.testing.assert_allclose(unseen, np.tile(-found.centre / found.scale, (2, 1)))
 
 
 def test_tiny_logs_of_texts():

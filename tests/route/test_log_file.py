@@ -7,9 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxsac.route.log_file import LogError, Tool, log_hash, read_log, write_atomically, write_log
+from jaxsac.route.log_file import LogError, Tool, log_hash, read_log, write_log
 
-GOOD = '{"context": "draw a chart", "tools": ["plot", "plot", "axes"], "utility": 0.5, "group": "monday", "else": 1}'
+GOOD = (
+    '{"context": "draw a chart", "tools": ["plot", "plot", "axes"], "utility": 0.5,'
+    ' "group": "monday", "else": 1}'
+)
 
 
 def written(tmp_path, *lines, name="log.jsonl"):
@@ -103,7 +106,8 @@ def test_all_bad_lines_are_named_up_to_five(tmp_path):
 def test_numbers_of_another_length(tmp_path):
     with pytest.raises(
         LogError,
-        match=r"line 2.*must be a list of 2 numbers as in the records before it, got a list of 3 numbers",
+        match=r"line 2.*must be a list of 2 numbers as in the records before it,"
+        r" got a list of 3 numbers",
     ):
         read_log(
             written(
@@ -184,14 +188,6 @@ def test_the_hash_sees_every_field(tmp_path):
         GOOD.replace("draw", "Draw"),
     ]
     assert len({log_hash(read_log(written(tmp_path, line))) for line in lines}) == 5
-
-
-def test_atomic_text(tmp_path):
-    write_atomically(tmp_path / "a.txt", "one")
-    write_atomically(tmp_path / "a.txt", "two")
-    assert (tmp_path / "a.txt").read_text() == "two" and [
-        path.name for path in tmp_path.iterdir()
-    ] == ["a.txt"]
 
 
 JSON = st.recursive(

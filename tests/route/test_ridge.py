@@ -52,9 +52,9 @@ def test_against_enumeration(data, support):
     found = fit_ridge(features, actions, M, B, 0.1, support=np.array(support, int))
     value, weights, intercept = brute(features, members, support, 0.1)
     assert found.objective == pytest.approx(value, rel=1e-5)
-    np.testing.assert_allclose(found.weights, weights, atol=5e-3)
+    np.testing.assert_allclose(found.coef, weights, atol=5e-3)
     np.testing.assert_allclose(found.intercept, intercept, atol=5e-3)
-    scores = features @ found.weights.T + found.intercept[support]
+    scores = features @ found.coef.T + found.intercept[support]
     np.testing.assert_allclose(found.scores(features)[:, support], scores)
 
 
@@ -64,7 +64,7 @@ def test_popularity_reproduces_the_frequencies(data):
     logits = found.intercept @ MEMBERS.T
     marginals = np.exp(logits - logsumexp(logits)) @ MEMBERS
     np.testing.assert_allclose(marginals, members.mean(axis=0), atol=1e-3)
-    assert found.weights.shape == (0, Q) and found.scores(features).shape == (T, M)
+    assert found.coef.shape == (0, Q) and found.scores(features).shape == (T, M)
 
 
 def test_a_warm_start_ends_at_the_same_place(data):
@@ -78,7 +78,7 @@ def test_a_warm_start_ends_at_the_same_place(data):
         0.1,
         start=fit_ridge(features, actions, M, B, 0.3, support=np.array([4, 0])),
     )
-    np.testing.assert_allclose(warm.weights, cold.weights, atol=5e-3)
+    np.testing.assert_allclose(warm.coef, cold.coef, atol=5e-3)
 
 
 @pytest.mark.parametrize(
@@ -104,9 +104,12 @@ def test_retrieval_finds_the_described_tool():
         ["Plot lines.", "Load rows from a file.", ""],
     )
     for choice in baselines.RETRIEVAL_CHOICES:
-        scores = baselines.retrieval(
-            names, descriptions, ["plot a chart", "load a table"], choice
-        ).scores(["chart please", "a table", "nothing known"])
+        texts = (
+            ["plot a chart", "load a table"],
+            choice,
+            ["chart please", "a table", "nothing known"],
+        )
+        scores = baselines.retrieval(names, descriptions, *texts)
         assert scores.shape == (3, 3) and scores[0].argmax() == 0 and scores[1].argmax() == 1
         np.testing.assert_allclose(scores[2], 0)
         assert scores.max() <= 1 + 1e-12

@@ -41,8 +41,9 @@ def test_calls_are_resolved_through_every_kind_of_import():
             len([]); local = 3; local.bit_length(); np.zeros(3).sum()
     ''')
     assert found["f"] == {
-        "os.path.join", "numpy.linalg.norm", "xml.dom.minidom.parse", "json.dumps", "json.loads", "pack.sub.sibling.work", "pack.up.helper",
-        "pack.sub.near.thing.method", "math.sqrt", "re.compile", "numpy.zeros",
+        "os.path.join", "numpy.linalg.norm", "xml.dom.minidom.parse", "json.dumps", "json.loads",
+        "pack.sub.sibling.work", "pack.up.helper", "pack.sub.near.thing.method", "math.sqrt",
+        "re.compile", "numpy.zeros",
     }  # fmt: skip
 
 

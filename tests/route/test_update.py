@@ -10,7 +10,7 @@ import pytest
 
 from jaxsac import control
 from jaxsac.__main__ import main
-from jaxsac.route import report
+from jaxsac.route import results
 from jaxsac.route.features import NumberFeatures
 from jaxsac.route.router import Router, choose, load_router, save_router
 
@@ -58,22 +58,22 @@ def updated(tmp_path_factory):
 @pytest.mark.slow
 def test_an_update_starts_where_the_earlier_run_stood(updated):
     first, second = (
-        json.loads((updated / name / report.NUMBERS).read_text()) for name in ("first", "second")
+        json.loads((updated / name / results.NUMBERS).read_text()) for name in ("first", "second")
     )
     assert second["log"]["records"] == first["log"]["records"] + 20
     ratio = first["split"]["training"] / second["split"]["training"]
     assert second["certificate"]["lam"] == pytest.approx(first["certificate"]["lam"] * ratio**0.5)
     assert second["certificate"]["status"] == "CONVERGED"
     old, new = load_router(updated / "first"), load_router(updated / "second")
-    np.testing.assert_array_equal(old.features.center, new.features.center)
-    page = (updated / "second" / report.DIAGNOSIS).read_text()
+    np.testing.assert_array_equal(old.features.centre, new.features.centre)
+    page = (updated / "second" / results.DIAGNOSIS).read_text()
     assert "witness margin" in page and "data:image/png;base64," in page and "stability" in page
 
 
 def test_tools_within_a_cost(tmp_path):
     policy = control.SparsePolicy(
         positions=jnp.arange(4, dtype=jnp.int32),
-        weights=jnp.asarray(np.random.default_rng(0).normal(size=(4, 5))),
+        coef=jnp.asarray(np.random.default_rng(0).normal(size=(4, 5))),
         intercept=jnp.zeros(4),
         background=jnp.zeros(0, jnp.int32),
         tools=jnp.asarray([2, 3, 5, 7], jnp.int32),

@@ -7,8 +7,8 @@ import pytest
 from subsample_q.models import random_model
 
 from jaxsac import subsample_q as sq
-from jaxsac.subsample_q.sampling import draw_counts, hypergeometric_weights
-from jaxsac.subsample_q.simulate import binomial, move
+from jaxsac.subsample_q.data.sampling import binomial, draw_counts, hypergeometric_weights
+from jaxsac.subsample_q.execute.simulation import move
 
 
 def agree(sample, mean):

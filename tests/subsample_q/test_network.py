@@ -8,9 +8,10 @@ import pytest
 from jaxsac import Status
 from jaxsac import subsample_q as sq
 from jaxsac.problems import subsample_q as problems
+from jaxsac.subsample_q import network as networks
 
 MODEL = sq.Model(*problems.mode_tracking(3))
-SMALL = {"batch_size": 32, "width": 16, "depth": 1}
+SMALL = networks.Training(batch_size=32, width=16, depth=1)
 
 
 def continuous():
@@ -25,7 +26,7 @@ def continuous():
             noise, (k,)
         )
 
-    return sq.Environment(
+    return networks.Environment(
         draw=draw,
         move_global=lambda key, x, a: levels[a],
         move_local=lambda key, x, s, a: 0.9 * s + 0.1 * x + 0.1 * jax.random.normal(key),
@@ -43,7 +44,9 @@ ENVIRONMENT = continuous()
 
 @pytest.fixture(scope="module")
 def network():
-    return sq.learn_network(jax.random.key(0), sq.from_model(MODEL), (2, 4), 5, **SMALL).value
+    return networks.learn_network(
+        jax.random.key(0), networks.from_model(MODEL), (2, 4), 5, SMALL
+    ).value
 
 
 def test_order_and_absent_agents_do_not_matter_and_counts_are_agents(network):
@@ -57,14 +60,14 @@ def test_order_and_absent_agents_do_not_matter_and_counts_are_agents(network):
     np.testing.assert_allclose(
         network(one_hot[1], absent, jnp.array([0.25] * 4 + [0.0] * 2), 4), values, atol=1e-13
     )
-    table = sq.network_table(network, MODEL, 4)
+    table = networks.network_table(network, MODEL, 4)
     row = int(np.flatnonzero((np.asarray(table.histograms) == [1, 1, 2]).all(axis=1))[0])
     np.testing.assert_allclose(table.q[1, row], values, atol=1e-13)
 
 
 def test_without_a_future_it_regresses_the_mean_reward_of_any_number_of_agents():
     """Also of a number that it never saw; and another run goes on where one ended."""
-    solution = sq.learn_network(jax.random.key(1), ENVIRONMENT, (2, 8), 1500, **SMALL)
+    solution = networks.learn_network(jax.random.key(1), ENVIRONMENT, (2, 8), 1500, SMALL)
     assert solution.stats["loss"].shape == (1500,) and solution.status == Status.MAX_STEPS
 
     def error(key):
@@ -78,30 +81,32 @@ def test_without_a_future_it_regresses_the_mean_reward_of_any_number_of_agents()
 
     errors, exact = jax.vmap(error)(jax.random.split(jax.random.key(2), 1000))
     assert np.std(errors) < 0.1 * np.std(exact)
-    more = sq.learn_network(
-        jax.random.key(3), ENVIRONMENT, (2, 8), 20, state=solution.state, **SMALL
-    )
+    more = networks.learn_network(jax.random.key(3), ENVIRONMENT, (2, 8), 20, SMALL, state=solution)
     assert np.mean(more.stats["loss"]) < 2 * np.mean(solution.stats["loss"][-100:])
     broken = jax.tree.map(
         lambda leaf: leaf * jnp.nan if leaf.dtype == jnp.float64 else leaf, solution.state
     )
     assert (
-        sq.learn_network(jax.random.key(3), ENVIRONMENT, (2, 8), 20, state=broken, **SMALL).status
+        networks.learn_network(
+            jax.random.key(3), ENVIRONMENT, (2, 8), 20, SMALL, state=broken
+        ).status
         == Status.NONFINITE
     )
 
 
 @pytest.mark.slow
 def test_a_batch_of_keys_is_a_loop_and_bad_input_is_named():
-    run = jax.jit(lambda key: sq.learn_network(key, ENVIRONMENT, (2, 8), 20, **SMALL).stats["loss"])
+    run = jax.jit(
+        lambda key: networks.learn_network(key, ENVIRONMENT, (2, 8), 20, SMALL).stats["loss"]
+    )
     keys = jax.random.split(jax.random.key(3), 2)
     np.testing.assert_allclose(
         jax.vmap(run)(keys), jnp.stack([run(key) for key in keys]), rtol=1e-6
     )
     with pytest.raises(ValueError, match="ks is empty"):
-        sq.learn_network(jax.random.key(0), ENVIRONMENT, (), 2)
+        networks.learn_network(jax.random.key(0), ENVIRONMENT, (), 2)
     with pytest.raises(ValueError, match="discount must lie in"):
-        sq.learn_network(jax.random.key(0), ENVIRONMENT._replace(discount=1.0), (2,), 2)
+        networks.learn_network(jax.random.key(0), ENVIRONMENT._replace(discount=1.0), (2,), 2)
 
 
 @pytest.mark.slow
@@ -111,18 +116,16 @@ def test_one_network_for_several_k_is_near_the_exact_tables():
     them its own way.)
     """
     model = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), MODEL)
-    solution = sq.learn_network(
+    solution = networks.learn_network(
         jax.random.key(0),
-        sq.from_model(model),
+        networks.from_model(model),
         (2, 4, 8),
         4000,
-        batch_size=64,
-        num_samples=4,
-        width=32,
+        networks.Training(batch_size=64, num_samples=4, width=32),
     )
     for k in (2, 4, 6):
         exact = sq.solve(model, k).check().value
-        table = sq.network_table(solution.value, model, k)
+        table = networks.network_table(solution.value, model, k)
         assert np.max(np.abs(table.q - exact.q)) < 0.15 * np.ptp(exact.value)
         best, found = (
             sq.evaluate(model, policy, 8).check().value.value for policy in (exact, table)
@@ -131,5 +134,5 @@ def test_one_network_for_several_k_is_near_the_exact_tables():
 
 
 def test_the_table_of_a_network_is_executed_like_any_other(network):
-    value = sq.evaluate(MODEL, sq.network_table(network, MODEL, 2), 3).check().value.value
+    value = sq.evaluate(MODEL, networks.network_table(network, MODEL, 2), 3).check().value.value
     assert np.all(value <= sq.solve(MODEL, 3).check().value.bounds.upper + 1e-9)

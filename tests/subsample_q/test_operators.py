@@ -6,14 +6,14 @@ from subsample_q.models import hard_kernels, random_model, tuple_kernel
 
 from jaxsac import subsample_q as sq
 from jaxsac.problems import subsample_q as problems
-from jaxsac.subsample_q.dense import dense_kernel
-from jaxsac.subsample_q.operators import expectation, prepare, product_test
+from jaxsac.subsample_q.exact.operator.expectation import expectation, model_probe, prepare
+from jaxsac.subsample_q.exact.operator.forms.dense import dense_kernel
 
 
 def operator_error(model, k, backend):
     """Largest error on functions with a known expectation, at full size."""
     plan = sq.plan(model, k, backend=backend)
-    values, weights, exact = product_test(model, k)
+    values, weights, exact = model_probe(model, k)
     out = jax.jit(lambda m, v, p: expectation(prepare(m, p), v, p, m.num_local_states))(
         model, values, plan
     )

@@ -8,42 +8,39 @@ import numpy as np
 
 from jaxsac import _checks
 
-ROUNDS = 100
+_ROUNDS = 100
 
 
 class Families(NamedTuple):
-    """Omega(theta) = (1 - share) sum_j ||theta_j|| + share sum_F ||theta_F||; `label` int [M],
-    0..F-1, a tool without a family is one.
-    """
+    """Ω(θ) = (1 − share) Σ_j ‖θ_j‖ + share Σ_F ‖θ_F‖; a tool without a family is one."""
 
-    label: np.ndarray
-    share: float
+    label: np.ndarray  # int [M], 0..F-1
+    share: float  # in [0, 1)
 
     def of(self, used: np.ndarray) -> "Split":
         """As a fit sees them. All unused tools have one gradient, so that of the families without a
         used tool the largest stands for all.
         """
-        inside, number = self.label[used], int(self.label.max()) + 1
-        counts = np.bincount(self.label, minlength=number) - np.bincount(inside, minlength=number)
+        label = np.asarray(self.label)
+        inside, number = label[used], int(label.max()) + 1
+        counts = np.bincount(label, minlength=number) - np.bincount(inside, minlength=number)
         named, label = np.unique(inside, return_inverse=True)
         unused = np.append(counts[named], np.delete(counts, named).max(initial=0))
-        return Split(label.reshape(-1), unused.astype(float), self.share)
+        return Split(label.reshape(-1), unused.astype(float), float(self.share))
 
 
 class Split(NamedTuple):
-    """`label` int [U] of the used tools, 0..F-1; `unused` [F + 1], how many tools of each family no
-    record uses, and last of the largest family that is all unused; `share`.
-    """
+    """Families as a fit sees them: those of the U used tools, and how many tools are not used."""
 
-    label: np.ndarray
-    unused: np.ndarray
+    label: np.ndarray  # int [U], 0..F-1
+    unused: np.ndarray  # [F + 1]: unused tools by family; last, the largest family that is all so
     share: float
 
     def dual_norm(
         self, norms: np.ndarray, unused_norm: float | np.ndarray, chosen: np.ndarray | None = None
     ) -> np.ndarray:
-        """The least t at which ||((||g_j|| - t (1 - share))_+)_{j in F}|| <= t share in every
-        family: Omega*, [...] for norms [..., U].
+        """Ω*: the least t at which ‖((‖g_j‖ − t (1 − share))₊)_{j ∈ F}‖ ≤ t share in every family,
+        [...] for norms [..., U].
 
         `unused_norm` ([...] too) is that of every unused tool. With `chosen` the norms are those of
         these used tools (positions), and no other tool counts. By bisection to a relative 1e-13,
@@ -65,17 +62,11 @@ class Split(NamedTuple):
             sums += count * np.maximum(beside - t * (1 - self.share), 0)[:, None] ** 2
             return np.sqrt(sums.max(1, initial=0.0)) > t * self.share
 
-        # Omega >= the largest single tool's share; Omega* is at most that of the family norm alone
-        # with the other weight dropped.
-        low, high = (
-            largest,
-            largest
-            * np.sqrt(
-                np.bincount(label, minlength=families.size).max(initial=1) + count.max(initial=0)
-            )
-            / self.share,
-        )
-        for _ in range(ROUNDS):
+        # Ω ≥ the largest single tool's share; Ω* is at most that of the family norm alone with the
+        # other weight dropped.
+        members = np.bincount(label, minlength=families.size).max(initial=1)
+        low, high = largest, largest * np.sqrt(members + count.max(initial=0)) / self.share
+        for _ in range(_ROUNDS):
             if not (high - low > 1e-13 * high).any():
                 break
             middle = (low + high) / 2
@@ -84,9 +75,9 @@ class Split(NamedTuple):
         return high
 
     def excess(self, norms: np.ndarray, alive: np.ndarray, lam: float) -> np.ndarray:
-        """||g_j|| - lam (1 - share) of the used tools that may enter, -1 of the others: a family
-        that is not zero lets in every tool above lam (1 - share); one that is, only if ||((||g_j||
-        - lam (1 - share))_+)_F|| > lam share. `alive` are positions of non-zero tools.
+        """‖g_j‖ − lam (1 − share) of the used tools that may enter, -1 of the others: a family that
+        is not zero lets in every tool above lam (1 − share); one that is, only if ‖((‖g_j‖ − lam (1
+        − share))₊)_F‖ > lam share. `alive` are positions of tools that are not zero.
         """
         over = np.maximum(norms - lam * (1 - self.share), 0)
         open_ = np.sqrt(np.bincount(self.label, over**2, self.unused.size)) > lam * self.share
@@ -105,13 +96,11 @@ class Split(NamedTuple):
         open_[self.label[alive]] = True
         return over > 0 and bool((open_ & (self.unused > 0)).any())
 
-    def value(self, tools: np.ndarray, weights: np.ndarray) -> float:
-        """Omega of weights [W, q] of the used tools `tools` (positions)."""
-        squares = (weights**2).sum(1)
-        return float(
-            (1 - self.share) * np.sqrt(squares).sum()
-            + self.share * np.sqrt(np.bincount(self.label[tools], squares)).sum()
-        )
+    def value(self, tools: np.ndarray, coef: np.ndarray) -> float:
+        """Ω of coefficients [W, q] of the used tools `tools` (positions)."""
+        squares = (coef**2).sum(1)
+        together = np.sqrt(np.bincount(self.label[tools], squares)).sum()
+        return float((1 - self.share) * np.sqrt(squares).sum() + self.share * together)
 
 
 def checked_families(labels: Any, share: float, num_actions: int) -> Families | None:
@@ -123,7 +112,8 @@ def checked_families(labels: Any, share: float, num_actions: int) -> Families | 
     labels = np.asarray(labels)
     _checks.require(
         labels.shape == (num_actions,) and np.issubdtype(labels.dtype, np.integer),
-        f"families must be integers [{num_actions}], one for each tool (negative: none), got {labels.dtype} {list(labels.shape)}.",
+        f"families must be integers [{num_actions}], one for each tool (negative: none),"
+        f" got {labels.dtype} {list(labels.shape)}.",
     )
     share = float(share)
     _checks.require(

@@ -1,6 +1,4 @@
-"""The logged data, checked on the host and summarised once: who was used how often, and in which
-contexts.
-"""
+"""The logged data, checked on the host: numpy arrays in, numpy arrays out."""
 
 from typing import Any, NamedTuple
 
@@ -13,21 +11,13 @@ Array = Any  # numpy or jax
 
 
 class Log(NamedTuple):
-    """Logged decisions: T records, each a context, the set of tools used in it, and how well it
-    went.
+    """T logged decisions: each a context, the set of tools used in it, and how well it went."""
 
-    contexts [T, q] features psi_t; actions int32 [T, W] the tools used, padded with -1 (a record is
-    a set: order and repetitions carry nothing); utilities [T], or None where no objective needs
-    them; propensities [T] in (0, 1], the probability with which the logged set was chosen;
-    available the tools that could be chosen in each record, as booleans [T, M] or as int32 lists
-    [T, V] padded with -1 (None: all, always).
-    """
-
-    contexts: Array
-    actions: Array
-    utilities: Array | None = None
-    propensities: Array | None = None
-    available: Array | None = None
+    contexts: Array  # [T, q]: features ψ_t, in the caller's units
+    actions: Array  # int32 [T, W]: tools used, padded with -1; order and repetitions carry nothing
+    utilities: Array | None = None  # [T]; None where no objective needs them
+    propensities: Array | None = None  # [T] in (0, 1]: chance with which the logged set was chosen
+    available: Array | None = None  # what could be chosen: bool [T, M], or int32 lists padded by -1
 
 
 def checked(log: Log, num_actions: int, budget: int) -> Log:
@@ -41,9 +31,8 @@ def checked(log: Log, num_actions: int, budget: int) -> Log:
     contexts = np.asarray(log.contexts)
     if not np.issubdtype(contexts.dtype, np.floating):
         contexts = contexts.astype(np.float64)
-    contexts = contexts.astype(
-        jax.dtypes.canonicalize_dtype(contexts.dtype)
-    )  # float32 where x64 is off, as everywhere in jax
+    # float32 where x64 is off, as everywhere in jax
+    contexts = contexts.astype(jax.dtypes.canonicalize_dtype(contexts.dtype))
     _checks.require(
         contexts.ndim == 2, f"log.contexts must have shape [T, q], got {list(contexts.shape)}."
     )
@@ -54,20 +43,7 @@ def checked(log: Log, num_actions: int, budget: int) -> Log:
     )
     _require_finite("contexts", contexts)
     actions = np.asarray(log.actions)
-    _checks.require(
-        np.issubdtype(actions.dtype, np.integer),
-        f"log.actions must hold integers, got {actions.dtype}.",
-    )
-    _checks.require(
-        actions.ndim == 2 and actions.shape[0] == records,
-        f"log.actions must have shape [{records}, any], got {list(actions.shape)}.",
-    )
-    bad = np.flatnonzero(((actions < -1) | (actions >= num_actions)).any(1))
-    _checks.require(
-        bad.size == 0,
-        f"log.actions must lie in 0..{num_actions - 1} (or be the padding -1): "
-        f"{bad.size} records do not (first: {bad[:1]}); check num_actions.",
-    )
+    _require_tools("actions", actions, records, num_actions)
     actions = np.sort(actions.astype(np.int32), axis=1)
     repeated = np.zeros(actions.shape, bool)
     repeated[:, 1:] = actions[:, 1:] == actions[:, :-1]
@@ -75,8 +51,8 @@ def checked(log: Log, num_actions: int, budget: int) -> Log:
     longer = np.flatnonzero((actions >= 0).sum(1) > budget)
     _checks.require(
         longer.size == 0,
-        f"{longer.size} of {records} records use more than budget={budget} tools (first: record {longer[0] if longer.size else 0}): "
-        "raise the budget, or drop them beforehand.",
+        f"{longer.size} of {records} records use more than budget={budget} tools"
+        f" ({_first(longer)}): raise the budget, or drop them beforehand.",
     )
     utilities = _vector("utilities", log.utilities, records)
     propensities = _vector("propensities", log.propensities, records)
@@ -84,57 +60,97 @@ def checked(log: Log, num_actions: int, budget: int) -> Log:
         bad = np.flatnonzero(~((propensities > 0) & (propensities <= 1)))
         _checks.require(
             bad.size == 0,
-            f"log.propensities must lie in (0, 1]: {bad.size} do not (first: record {bad[:1]}).",
+            f"log.propensities must lie in (0, 1]: {bad.size} do not ({_first(bad)}).",
         )
-    available = (
-        None
-        if log.available is None
-        else _available_lists(np.asarray(log.available), actions, num_actions)
-    )
+    available = log.available
+    if available is not None:
+        available = _available_lists(np.asarray(available), actions, num_actions)
     return Log(contexts, actions, utilities, propensities, available)
+
+
+def take(log: Log, rows: Any) -> Log:
+    """The records at the given positions, or of a slice."""
+    return Log(*(None if field is None else np.asarray(field)[rows] for field in log))
+
+
+def join(first: Log, second: Log) -> Log:
+    """The records of both, in order; sets are padded to the wider of the two."""
+    joined = []
+    for name, a, b in zip(Log._fields, first, second, strict=True):
+        _checks.require(
+            (a is None) == (b is None), f"log.{name} must be given in both logs or in none."
+        )
+        if a is None or b is None:
+            joined.append(None)
+            continue
+        arrays = [np.asarray(a), np.asarray(b)]
+        if name in ("actions", "available") and arrays[0].dtype != bool:
+            width = max(array.shape[1] for array in arrays)
+            arrays = [
+                np.pad(array, ((0, 0), (0, width - array.shape[1])), constant_values=-1)
+                for array in arrays
+            ]
+        joined.append(np.concatenate(arrays))
+    return Log(*joined)
+
+
+def offered(log: Log, num_actions: int) -> np.ndarray:
+    """Which tools each record of a checked log could have chosen, bool [T, M] ([1, M] for all)."""
+    if log.available is None:
+        return np.ones((1, num_actions), bool)
+    lists = np.asarray(log.available)
+    if lists.dtype == bool:
+        return lists
+    table = np.zeros((lists.shape[0], num_actions + 1), bool)
+    np.put_along_axis(table, np.where(lists < 0, num_actions, lists), True, axis=1)
+    return table[:, :-1]
 
 
 def _available_lists(available: np.ndarray, actions: np.ndarray, num_actions: int) -> np.ndarray:
     """Availability as sorted int32 lists [T, V] padded with -1."""
     records = actions.shape[0]
-    _checks.require(
-        available.ndim == 2 and available.shape[0] == records,
-        f"log.available must have shape [{records}, any], got {list(available.shape)}.",
-    )
     if available.dtype == bool:
         _checks.require(
-            available.shape[1] == num_actions,
-            f"boolean log.available must have shape [{records}, {num_actions}], got {list(available.shape)}.",
+            available.shape == (records, num_actions),
+            f"boolean log.available must have shape [{records}, {num_actions}],"
+            f" got {list(available.shape)}.",
         )
         width = max(int(available.sum(1).max()), 1)
         lists = np.where(available, np.arange(num_actions, dtype=np.int32), np.int32(num_actions))
         lists = np.sort(lists, axis=1)[:, :width]
-        lists = np.where(lists == num_actions, -1, lists).astype(np.int32)
     else:
-        _checks.require(
-            np.issubdtype(available.dtype, np.integer),
-            f"log.available must be boolean or integer, got {available.dtype}.",
-        )
-        bad = np.flatnonzero(((available < -1) | (available >= num_actions)).any(1))
-        _checks.require(
-            bad.size == 0,
-            f"log.available must lie in 0..{num_actions - 1} or be -1: {bad.size} records do not (first: {bad[:1]}).",
-        )
+        _require_tools("available", available, records, num_actions)
         lists = np.sort(np.where(available < 0, num_actions, available).astype(np.int32), axis=1)
         lists[:, 1:] = np.where(lists[:, 1:] == lists[:, :-1], num_actions, lists[:, 1:])
         lists = np.sort(lists, axis=1)
-        lists = np.where(lists == num_actions, -1, lists).astype(np.int32)
-    # A chosen tool must be among the available ones: compare record * M + tool codes.
+    lists = np.where(lists == num_actions, -1, lists).astype(np.int32)
+    # A chosen tool must be among the available ones: compare the codes record · (M + 1) + tool.
     base = np.arange(records, dtype=np.int64)[:, None] * (num_actions + 1)
-    offered = np.unique((base + lists)[lists >= 0])
+    possible = np.unique((base + lists)[lists >= 0])
     chosen = (base + actions)[actions >= 0]
-    missing = ~np.isin(chosen, offered, assume_unique=False)
-    if missing.any():
-        rows = np.unique(chosen[missing] // (num_actions + 1))
-        raise ValueError(
-            f"{rows.size} records use a tool that log.available does not offer them (first: record {rows[0]}): mend the log."
-        )
+    rows = np.unique(chosen[~np.isin(chosen, possible)] // (num_actions + 1))
+    _checks.require(
+        rows.size == 0,
+        f"{rows.size} records use a tool that log.available does not offer them ({_first(rows)}):"
+        " mend the log.",
+    )
     return lists
+
+
+def _require_tools(name: str, array: np.ndarray, records: int, num_actions: int) -> None:
+    _checks.require(
+        np.issubdtype(array.dtype, np.integer), f"log.{name} must hold integers, got {array.dtype}."
+    )
+    _checks.require(
+        array.ndim == 2 and array.shape[0] == records,
+        f"log.{name} must have shape [{records}, any], got {list(array.shape)}.",
+    )
+    bad = np.flatnonzero(((array < -1) | (array >= num_actions)).any(1))
+    _checks.require(
+        bad.size == 0,
+        f"log.{name} must lie in 0..{num_actions - 1} (or be the padding -1): "
+        f"{bad.size} records do not ({_first(bad)}); check num_actions.",
+    )
 
 
 def _vector(name: str, value: Array | None, records: int) -> np.ndarray | None:
@@ -152,9 +168,13 @@ def _vector(name: str, value: Array | None, records: int) -> np.ndarray | None:
 
 
 def _require_finite(name: str, array: np.ndarray) -> None:
-    finite = np.isfinite(array).reshape(array.shape[0], -1).all(1)
-    if not finite.all():
-        bad = np.flatnonzero(~finite)
-        raise ValueError(
-            f"log.{name} holds NaN or infinite numbers in {bad.size} records (first: record {bad[0]}): mend or drop them."
-        )
+    bad = np.flatnonzero(~np.isfinite(array).reshape(array.shape[0], -1).all(1))
+    _checks.require(
+        bad.size == 0,
+        f"log.{name} holds NaN or infinite numbers in {bad.size} records ({_first(bad)}): mend or"
+        " drop them.",
+    )
+
+
+def _first(records: np.ndarray) -> str:
+    return f"first: record {records[0]}" if records.size else ""

@@ -2,6 +2,7 @@
 over small supports.
 """
 
+import functools
 import itertools
 import math
 from typing import Any, NamedTuple
@@ -12,199 +13,239 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac import _checks, group_lasso
+from jaxsac._iterate import Certificate
+from jaxsac._rounds import Progress, rounds
+from jaxsac._sizes import padded
 from jaxsac.control.data.digest import digest
-from jaxsac.control.data.log import Log, checked
+from jaxsac.control.data.task import Task, require_objective
+from jaxsac.control.fits.fit import as_arrays
 from jaxsac.prox import Groups
-from jaxsac.solution import Solution, Status
+from jaxsac.solution import Solution, Status, register
 
-PAIR_WEIGHT = math.sqrt(3)
-CAPACITY = 16  # the design has room for a multiple of so many pairs
-ROOM = 32  # pairs that enter at a time
-MOST_SETS = 100_000
-SLACK = 1e-6
+_PAIR_WEIGHT = math.sqrt(3)
+_CAPACITY = 16  # the design has room for a multiple of so many pairs
+_ROOM = 32  # pairs that enter at a time
+_MOST_SETS = 100_000
+_SLACK = 1e-6  # of a pair's optimality condition
+_TIGHTER = 0.1  # of the inner tolerance, where all is entered but for the certificate
 
 
+@register
 class Interactions(NamedTuple):
-    """u = constant + sum_{j in a} <theta_j, psi> + sum_{i < j in a} <beta_ij, psi>: tools int32 [k]
-    with weights [k, q], pairs int32 [P, 2] (both in tools) with pair_weights [P, q], constant [].
-    """
+    """u = constant + Σ_{j ∈ a} ⟨θ_j, ψ⟩ + Σ_{i < j ∈ a} ⟨β_ij, ψ⟩."""
 
-    tools: jax.Array
-    weights: jax.Array
-    pairs: jax.Array
-    pair_weights: jax.Array
-    constant: jax.Array
+    tools: jax.Array  # int32 [k], ascending
+    coef: jax.Array  # θ [k, q]
+    pairs: jax.Array  # int32 [P, 2]: both in tools
+    pair_coef: jax.Array  # β [P, q]
+    constant: jax.Array  # [], in units of utility
 
 
 def fit_interactions(
-    log: Log,
+    task: Task,
     *,
-    num_actions: int,
-    budget: int,
     lam: Any,
-    pair_weight: float = PAIR_WEIGHT,
+    pair_weight: float = _PAIR_WEIGHT,
     tol: float | None = None,
-    max_rounds: int = 50,
+    max_steps: int = 50,
 ) -> Solution:
     """Least squares of the utility on tools and on pairs of tools used together, where a pair
     brings its two tools along.
 
-        minimise (1/2T) sum_t (u_t - z_t)^2 + lam sum_j ||theta_j^0|| + lam w sum_{i<j} ||
-        (theta_i^ij, theta_j^ij, beta_ij) || z_t = constant + sum_{j in a_t} <theta_j, psi_t> +
-        sum_{i<j in a_t} <beta_ij, psi_t>,   theta_j = theta_j^0 + sum_i theta_j^ij
+        minimise  (1/2T) Σ_t (u_t − z_t)² + lam Σ_j ‖θ_j⁰‖ + lam w Σ_{i<j} ‖(θ_i^ij, θ_j^ij, β_ij)‖
+        z_t = constant + Σ_{j ∈ a_t} ⟨θ_j, ψ_t⟩ + Σ_{i<j ∈ a_t} ⟨β_ij, ψ_t⟩,
+        θ_j = θ_j⁰ + Σ_i θ_j^ij
 
-    Overlapping blocks in latent form: beta_ij != 0 implies that its block is not zero, so that
-    theta_i and theta_j are not either (strong heredity, except on a set of measure zero). * `log`:
-    with utilities. `lam` > 0; `pair_weight` w >= sqrt(2): then a pair that no record uses together
-    meets its optimality condition by itself, and only observed pairs (at most T B^2 / 2) are ever
-    looked at.
+    Overlapping blocks in latent form: β_ij ≠ 0 implies that its block is not zero, so that θ_i and
+    θ_j are not either (strong heredity, except on a set of measure zero).
 
-    Pairs enter by their gradient, up to 32 a round, until none of all observed pairs violates
-    ||gradient|| <= lam w. Returns a `Solution` with `Interactions`; stats lam, objective, gap (over
-    all tools and observed pairs' blocks), scale, largest_pair (largest gradient norm of a block
-    outside over lam w), num_candidates (observed pairs), num_rounds. Memory T q (tools + 3 pairs
-    entered): for up to some thousands of used tools. Runs on the host. ValueError as `fit`.
+    * `task`: of objective "utility", with its constant and without families.
+    * `lam` > 0; `pair_weight` w ≥ √2: then a pair that no record uses together meets its optimality
+      condition by itself, and only observed pairs (at most T B² / 2) are ever looked at.
+    * `tol` ≥ 0, relative to stats["scale"]; None is 1e-6 in float64, 1e-4 in float32. `max_steps`
+      counts rounds: in each up to 32 pairs enter, those of the largest gradients.
+
+    Memory T q (tools + 3 pairs entered): for up to some thousands of used tools. Runs on the host.
+
+    Returns: a `Solution` with `Interactions`; stats lam, objective, error (the duality gap over all
+    tools and all observed pairs; also as gap), rounding, scale, num_steps, reason, largest_pair
+    (largest gradient norm of a block outside over lam w), num_candidates (observed pairs).
+
+    Raises: ValueError for another task, lam ≤ 0, w < √2.
 
     Source: the interaction extension of arXiv 2601.08271; latent overlapping blocks of Jacob,
     Obozinski & Vert 2009, Lim & Hastie 2015.
     """
-    num_actions = _checks.static_integer("num_actions", num_actions, 1)
-    log = checked(log, num_actions, _checks.static_integer("budget", budget, 1))
-    _checks.require(log.utilities is not None, "fit_interactions needs log.utilities.")
+    require_objective(task, "utility", "fit_interactions")
     _checks.require(
         pair_weight >= math.sqrt(2),
-        f"pair_weight must be >= sqrt(2), got {pair_weight:g}: unseen pairs would have to be checked.",
+        f"pair_weight must be >= sqrt(2), got {pair_weight:g}: unseen pairs would have to be"
+        " checked.",
     )
-    data = digest(log, np.ones(np.shape(log.contexts)[0]), num_actions, budget, 0.0)
-    contexts, records = np.asarray(log.contexts), data.num_records
-    q, dtype = contexts.shape[1], contexts.dtype
-    utilities = jnp.asarray(np.asarray(log.utilities), dtype)
     lam = float(lam)
     _checks.require(lam > 0, f"lam must be > 0, got {lam:g}.")
-    tol = float(tol) if tol is not None else (1e-6 if dtype == np.float64 else 1e-4)
-    used = np.zeros((records, data.used.size), bool)
-    used[data.entry_record, data.entry_tool] = True
-    single = (used[:, :, None] * contexts[:, None, :]).reshape(records, -1)
-    pairs, pair_of, pair_record = _observed(used)
-    entered = np.zeros(0, int)
-    num_rounds = 0
-    while True:
-        num_rounds += 1
-        blocks = [single]
-        for i, j in pairs[entered]:
-            both = (used[:, i] & used[:, j])[:, None] * contexts
-            blocks.append(
-                np.concatenate(
-                    [single[:, i * q : (i + 1) * q], single[:, j * q : (j + 1) * q], both], axis=1
-                )
-            )
-        room = (
-            -(-entered.size // CAPACITY) * CAPACITY
-        )  # empty blocks keep the shapes few: each one is compiled
+    paired = _Paired.of(task, lam, float(pair_weight))
+    tol = float(_checks.tolerance(tol, paired.utilities.dtype))
+
+    def advance(at: _At, _: Progress) -> _At:
+        violators = np.flatnonzero(at.norms > 1 + _SLACK)
+        if not violators.size:  # nothing is missing: only the certificate's own accuracy
+            return paired.solved(at.entered, _TIGHTER * at.tol)
+        worst = violators[np.argsort(-at.norms[violators], kind="stable")[:_ROOM]]
+        return paired.solved(np.append(at.entered, worst), at.tol)
+
+    start = paired.solved(np.zeros(0, int), tol)
+    outcome = rounds(
+        advance,
+        paired.certify,
+        start,
+        tol=tol,
+        max_steps=max_steps,
+        patience=1,
+        useful=lambda at, _: int(at.solution.status) == Status.CONVERGED,
+    )
+    end: _At = outcome.state
+    stats = {
+        "lam": lam,
+        "objective": end.solution.stats["objective"],
+        **outcome.stats,
+        "gap": outcome.certificate.error,
+        "largest_pair": end.norms.max(initial=0.0),
+        "num_candidates": len(paired.pairs),
+    }
+    status = jnp.int32(outcome.status)
+    return Solution(paired.value(end), status, as_arrays(stats, paired.utilities.dtype), None)
+
+
+class _At(NamedTuple):
+    entered: np.ndarray  # int [E]: positions in the observed pairs
+    tol: float  # of the solution
+    solution: Solution  # of the group lasso on all tools and these pairs
+    residual: np.ndarray  # [T]
+    norms: np.ndarray  # [P]: gradient norms of the pairs outside over lam w, 0 of those entered
+    largest: float  # of all blocks over their bound
+
+
+class _Paired(NamedTuple):
+    """The problem with tools numbered by use and pairs by place in `pairs`."""
+
+    tools: np.ndarray  # int32 [U]
+    used: np.ndarray  # bool [T, U]
+    contexts: np.ndarray  # [T, q]
+    utilities: jax.Array  # [T]
+    single: np.ndarray  # [T, U q]: the design of the tools
+    pairs: np.ndarray  # int [P, 2]: those that a record uses together
+    pair_of: np.ndarray  # int [E]: of each use of a pair
+    pair_record: np.ndarray  # int [E]
+    lam: float
+    pair_weight: float
+
+    @classmethod
+    def of(cls, task: Task, lam: float, pair_weight: float) -> "_Paired":
+        data, contexts = digest(task), np.asarray(task.log.contexts)
+        used = np.zeros((task.num_records, data.used.size), bool)
+        used[data.entry_record, data.entry_tool] = True
+        single = (used[:, :, None] * contexts[:, None, :]).reshape(task.num_records, -1)
+        utilities = jnp.asarray(np.asarray(task.log.utilities), contexts.dtype)
+        return cls(data.used, used, contexts, utilities, single, *_observed(used), lam, pair_weight)
+
+    def solved(self, entered: np.ndarray, tol: float) -> _At:
+        records, q = self.contexts.shape
+        dtype = self.utilities.dtype
+        blocks = [self.single]
+        for i, j in self.pairs[entered]:
+            both = (self.used[:, i] & self.used[:, j])[:, None] * self.contexts
+            own = (self.single[:, k * q : (k + 1) * q] for k in (i, j))
+            blocks.append(np.concatenate([*own, both], axis=1))
+        room = padded(entered.size, 0, 1.0, _CAPACITY)  # empty blocks keep the shapes few
         blocks.append(np.zeros((records, 3 * q * (room - entered.size))))
-        sizes = [q] * data.used.size + [3 * q] * room
-        weights = np.append(np.ones(data.used.size), np.full(room, pair_weight))
         design = jnp.asarray(np.concatenate(blocks, axis=1), dtype)
-        groups = Groups.from_sizes(sizes)
+        weights = np.append(np.ones(self.tools.size), np.full(room, self.pair_weight))
+        groups = Groups.from_sizes([q] * self.tools.size + [3 * q] * room)
         solution = group_lasso.solve(
             design,
-            utilities,
+            self.utilities,
             groups,
-            lam,
+            self.lam,
             weights=jnp.asarray(weights, dtype),
             intercept=True,
             tol=tol,
         )
-        coef = np.asarray(solution.value.coef, np.float64)
-        residual = np.asarray(
-            utilities
-            - jnp.matmul(design, solution.value.coef, precision="highest")
-            - solution.value.intercept,
-            np.float64,
-        )
-        own = (residual @ single / records).reshape(-1, q)
-        pulled = residual[pair_record, None] * contexts[pair_record] / records
-        joint = np.stack([np.bincount(pair_of, column, len(pairs)) for column in pulled.T], axis=1)
-        squares = (own[pairs] ** 2).sum((1, 2)) + (joint**2).sum(1)
-        norms = np.sqrt(squares) / (lam * pair_weight)
+        coef, constant = solution.value
+        predictions = jnp.matmul(design, coef, precision="highest") + constant
+        residual = np.asarray(self.utilities - predictions, np.float64)
+        own = (residual @ self.single / records).reshape(-1, q)
+        pulled = residual[self.pair_record, None] * self.contexts[self.pair_record] / records
+        joint = [np.bincount(self.pair_of, column, len(self.pairs)) for column in pulled.T]
+        squares = (own[self.pairs] ** 2).sum((1, 2)) + np.sum(np.square(joint), axis=0)
+        norms = np.sqrt(squares) / (self.lam * self.pair_weight)
+        alone = np.sqrt((own**2).sum(1)).max(initial=0.0) / self.lam
+        largest = float(max(norms.max(initial=0.0), alone))
         norms[entered] = 0
-        violators = np.flatnonzero(norms > 1 + SLACK)
-        if (
-            not violators.size
-            or num_rounds >= max_rounds
-            or int(solution.status) != Status.CONVERGED
-        ):
-            break
-        entered = np.append(entered, violators[np.argsort(-norms[violators], kind="stable")[:ROOM]])
-    status = (
-        solution.status if not violators.size else jnp.asarray(int(Status.MAX_STEPS), jnp.int32)
-    )
-    main = coef[: data.used.size * q].reshape(-1, q).copy()
-    extra = coef[data.used.size * q :].reshape(-1, 3, q)[: entered.size]
-    for (i, j), block in zip(pairs[entered], extra, strict=True):
-        main[i] += block[0]
-        main[j] += block[1]
-    found = np.flatnonzero((extra[:, 2] != 0).any(1)) if extra.size else np.zeros(0, int)
-    alive = np.flatnonzero((main != 0).any(1))
-    value = Interactions(
-        tools=jnp.asarray(data.used[alive], jnp.int32),
-        weights=jnp.asarray(main[alive], dtype),
-        pairs=jnp.asarray(data.used[pairs[entered][found]].reshape(-1, 2), jnp.int32),
-        pair_weights=jnp.asarray(extra[found, 2].reshape(-1, q), dtype),
-        constant=solution.value.intercept,
-    )
-    stats = {name: solution.stats[name] for name in ("objective", "gap", "scale")} | {
-        "lam": jnp.asarray(lam, dtype)
-    }
-    stats |= {"largest_pair": jnp.asarray(norms.max(initial=0.0), dtype)}
-    stats |= {
-        "num_candidates": jnp.asarray(len(pairs), jnp.int32),
-        "num_rounds": jnp.asarray(num_rounds, jnp.int32),
-    }
-    return Solution(value, status, stats, None)
+        return _At(entered, tol, solution, residual, norms, largest)
+
+    def certify(self, at: _At) -> Certificate:
+        """The gap to the dual at the residuals, scaled until every block's gradient is within its
+        bound: D(s) = (s ⟨u − mean u, r⟩ − s² ‖r‖² / 2) / T.
+        """
+        utilities = np.asarray(self.utilities, np.float64)
+        r = at.residual - at.residual.mean()
+        records, square = r.size, r @ r
+        product = (utilities - utilities.mean()) @ r
+        best = product / square if square > 0 else 0.0
+        s = min(best, 1 / at.largest) if at.largest > 0 else best
+        objective, stats = float(at.solution.stats["objective"]), at.solution.stats
+        error = np.maximum(objective - (s * product - s**2 * square / 2) / records, 0)
+        return Certificate(error, float(stats["rounding"]), float(stats["scale"]))  # pyright: ignore
+
+    def value(self, at: _At) -> Interactions:
+        q, dtype = self.contexts.shape[1], self.utilities.dtype
+        coef = np.asarray(at.solution.value.coef, np.float64)
+        main = coef[: self.tools.size * q].reshape(-1, q).copy()
+        extra = coef[self.tools.size * q :].reshape(-1, 3, q)[: at.entered.size]
+        ends = self.pairs[at.entered]
+        np.add.at(main, ends, extra[:, :2])
+        found = np.flatnonzero((extra[:, 2] != 0).any(1))
+        alive = np.flatnonzero((main != 0).any(1))
+        return Interactions(
+            tools=jnp.asarray(self.tools[alive], jnp.int32),
+            coef=jnp.asarray(main[alive], dtype),
+            pairs=jnp.asarray(self.tools[ends[found]].reshape(-1, 2), jnp.int32),
+            pair_coef=jnp.asarray(extra[found, 2].reshape(-1, q), dtype),
+            constant=at.solution.value.intercept,
+        )
 
 
 def _observed(used: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pairs [P, 2] that a record uses together, ascending, and each use of one: its pair [E] and
     record [E].
     """
-    first, second, record = [], [], []
+    uses = []
     for t, row in enumerate(used):
         members = np.flatnonzero(row)
         i, j = np.triu_indices(members.size, 1)
-        first.append(members[i])
-        second.append(members[j])
-        record.append(np.full(i.size, t))
-    code = np.concatenate(first) * used.shape[1] + np.concatenate(second)
-    codes, pair = np.unique(code, return_inverse=True)
-    return (
-        np.stack([codes // used.shape[1], codes % used.shape[1]], axis=1),
-        pair.reshape(-1),
-        np.concatenate(record),
-    )
+        uses.append(np.stack([members[i], members[j], np.full(i.size, t)]))
+    first, second, record = np.concatenate(uses, axis=1)
+    codes, pair = np.unique(first * used.shape[1] + second, return_inverse=True)
+    return np.stack(np.divmod(codes, used.shape[1]), axis=1), pair.reshape(-1), record
 
 
+@register
 class PairwisePolicy(eqx.Module):
-    """pi(a | psi) ∝ exp((sum_{j in a} <theta_j, psi> + sum_{i<j in a} <beta_ij, psi>) /
-    temperature) over sets of at most B of k tools, by listing them all. sets int32 [N, B] padded
-    with -1 (names of tools), features [N, k + P] of each set. A pytree.
+    """π(a | ψ) ∝ exp((Σ_{j ∈ a} ⟨θ_j, ψ⟩ + Σ_{i<j ∈ a} ⟨β_ij, ψ⟩) / temperature) over sets of at
+    most B of k tools, by listing them all; a pytree.
     """
 
-    sets: jax.Array
-    features: jax.Array
-    weights: jax.Array
-    temperature: jax.Array
+    sets: jax.Array  # int32 [N, B], padded with -1: names of tools
+    features: jax.Array  # [N, k + P], 0 or 1: the tools and pairs of each set
+    coef: jax.Array  # θ and β [k + P, q], in units of utility
+    temperature: jax.Array  # [], in units of utility
 
     def log_probs(self, context: Any) -> jax.Array:
-        """log pi of every set, [N], for a context [q]."""
-        context = _checks.real_array(
-            "context", context, (self.weights.shape[1],), self.weights.dtype
-        )
-        scores = jnp.matmul(
-            self.features,
-            jnp.matmul(self.weights, context, precision="highest"),
-            precision="highest",
-        )
+        """log π of every set, [N], for a context [q]."""
+        context = _checks.real_array("context", context, (self.coef.shape[1],), self.coef.dtype)
+        multiply = functools.partial(jnp.matmul, precision="highest")
+        scores = multiply(self.features, multiply(self.coef, context))
         return jax.nn.log_softmax(scores / self.temperature)
 
     def act(self, context: Any) -> jax.Array:
@@ -215,33 +256,38 @@ class PairwisePolicy(eqx.Module):
         """An exact draw, int32 [B] padded with -1. The key is consumed."""
         return self.sets[jax.random.categorical(key, self.log_probs(context))]
 
+    __hash__ = object.__hash__  # so that jax.jit takes its methods
+
 
 def pairwise_policy(model: Interactions, *, budget: int, temperature: Any = 1.0) -> PairwisePolicy:
-    """The exact policy of a model with interactions over its own k tools: with pairs, the partition
-    function has no product form, so all C(k, <= B) sets are listed; ValueError above 100,000 of
-    them (keep fewer tools). `temperature` > 0 in units of utility.
+    """The exact policy of a model with interactions over its own k tools, in sets of at most
+    `budget`: with pairs, the partition function has no product form, so all C(k, ≤ B) sets are
+    listed.
+
+    * `temperature` > 0, in units of utility.
+
+    Raises: ValueError above 100,000 sets (keep fewer tools).
     """
     tools = np.asarray(model.tools)
     budget = min(_checks.static_integer("budget", budget, 1), tools.size)
     count = sum(math.comb(tools.size, r) for r in range(budget + 1))
     _checks.require(
-        count <= MOST_SETS,
-        f"{tools.size} tools have {count:,} sets of at most {budget}: keep fewer tools or lower the budget.",
+        count <= _MOST_SETS,
+        f"{tools.size} tools have {count:,} sets of at most {budget}: keep fewer tools or lower the"
+        " budget.",
     )
-    members = [
-        set_ for r in range(budget + 1) for set_ in itertools.combinations(range(tools.size), r)
-    ]
     inside = np.zeros((count, tools.size), bool)
     sets = np.full((count, budget), -1, np.int32)
-    for row, chosen in enumerate(members):
+    sizes = (itertools.combinations(range(tools.size), r) for r in range(budget + 1))
+    for row, chosen in enumerate(itertools.chain.from_iterable(sizes)):
         inside[row, list(chosen)] = True
         sets[row, : len(chosen)] = tools[list(chosen)]
     local = np.searchsorted(tools, np.asarray(model.pairs))
     both = inside[:, local[:, 0]] & inside[:, local[:, 1]]
-    dtype = model.weights.dtype
+    dtype = model.coef.dtype
     return PairwisePolicy(
         sets=jnp.asarray(sets),
         features=jnp.asarray(np.concatenate([inside, both], axis=1), dtype),
-        weights=jnp.concatenate([model.weights, model.pair_weights]),
+        coef=jnp.concatenate([model.coef, model.pair_coef]),
         temperature=_checks.real_scalar("temperature", temperature, dtype, 0.0, strict=True),
     )

@@ -1,5 +1,5 @@
-"""The utility objective: least squares of the utility on the chosen sets, u_t = sum_{j in a_t}
-<theta_j, psi_t> + constant + noise.
+"""The objective "utility": least squares of the utility on the chosen sets, u_t = Σ_{j ∈ a_t} ⟨θ_j,
+ψ_t⟩ + constant + noise; its lam and its fit.
 """
 
 from typing import Any, NamedTuple
@@ -9,257 +9,221 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac import designs, group_lasso
+from jaxsac._iterate import Certificate, Outcome
+from jaxsac._linear import conjugate_gradient, dot
 from jaxsac.control.data.digest import Digest
-from jaxsac.control.data.families import Split
-from jaxsac.control.data.log import Log
+from jaxsac.control.fits.result import FitState, Result
 from jaxsac.control.fits.tuning import Entries, largest_moment, multiplier_quantile, theory_rate
 from jaxsac.control.imitation.working import capacity
 from jaxsac.group_lasso.methods.loop.fista import State
-from jaxsac.prox import Groups, Penalty
-from jaxsac.prox.operators import Level
-from jaxsac.solution import Status
+from jaxsac.prox import Groups, Level, Penalty
+from jaxsac.solution import Status, verdict
 
-SCALE_ROUNDS = 20
+MAX_STEPS = 20_000
+_SCALE_ROUNDS = 20
+_SCALE_TOL = 1e-4
 
 
-class UtilityFit(NamedTuple):
-    tools: np.ndarray  # positions in digest.used
-    weights: np.ndarray
+class _Fitted(NamedTuple):
+    tools: np.ndarray  # int [k]: positions in digest.used
+    coef: np.ndarray  # [k, q]
     constant: float
-    status: Status
-    stats: dict[str, Any]
+    outcome: Outcome
+    objective: Any
 
 
-def solve(
-    data: Digest,
-    log: Log,
-    lam: float,
-    *,
-    intercept: bool,
-    tol: float,
-    max_steps: int,
-    start: tuple[np.ndarray, np.ndarray] | None,
-    families: Split | None = None,
-) -> UtilityFit:
-    """Group lasso through `group_lasso.solve` on the used tools alone: an unused one has gradient
-    zero, hence weights zero, exactly.
+def lam_max(data: Digest) -> float:
+    design, groups, utilities, words = _problem(data)
+    return float(group_lasso.lam_max(design, utilities, groups, **words))
+
+
+def simulated(key: jax.Array, data: Digest) -> float:
+    """The multiplier quantile of max_j ‖(1/T) Σ_{t: j ∈ a_t} ε_t r_t ψ_t‖, r_t = u_t − mean u: the
+    pilot has no coefficients.
     """
-    design, groups, utilities = _problem(data, log)
-    q = data.feature_sums.shape[1]
-    coef = np.zeros((groups.num_groups, q))
-    if start is not None:
-        coef[start[0]] = start[1]
-    zero, one = jnp.zeros((), design.dtype), jnp.ones((), design.dtype)
-    flat = jnp.asarray(coef.reshape(-1), design.dtype)
-    state = State(flat, zero, flat, zero, one, one)  # from nothing too: one compilation for both
-    options = {
-        "intercept": intercept,
-        "tol": tol,
-        "max_steps": max_steps,
-        "state": state,
-        **_penalty(groups, q, families),
-    }
-    solution = group_lasso.solve(design, utilities, groups, lam, **options)
-    coef = np.asarray(solution.value.coef, np.float64).reshape(groups.num_groups, q)
-    tools = np.flatnonzero(np.any(coef != 0, axis=1))
-    names = ("objective", "gap", "scale", "num_steps")
-    return UtilityFit(
-        tools,
-        coef[tools],
-        float(solution.value.intercept),
-        Status(int(solution.status)),
-        {name: solution.stats[name] for name in names},
-    )
+    return noise_quantile(key, data, _spread(data))
 
 
-def refit(
-    data: Digest,
-    log: Log,
-    fitted: UtilityFit,
-    *,
-    intercept: bool,
-    ridge: float,
-    tol: float,
-    max_steps: int,
-) -> UtilityFit:
-    """Least squares on the support with ridge/2 ||theta||^2, by conjugate gradients; the gap is
-    ||gradient||^2 / (2 ridge), by strong convexity.
+def theory(key: jax.Array, data: Digest) -> float:
+    """σ_g² = σ² max_j λ_max((1/T) Σ_{t: j ∈ a_t} ψ_t ψ_t'), σ² the variance of the utilities."""
+    rows = np.asarray(data.log.contexts, np.float64)[data.entry_record]
+    moment = largest_moment(data.entry_tool, rows) / data.num_records
+    return theory_rate(float(np.mean(_spread(data) ** 2)) * moment, data)
+
+
+def scaled(key: jax.Array, data: Digest) -> float:
+    """lam = lam₁ σ with lam₁ the multiplier quantile for noise of unit variance and σ² the mean
+    square residual of the fit at lam: alternate from the model without coefficients, σ falling,
+    until it stands. σ stays above 1 % of the utilities' spread.
     """
-    _, _, utilities = _problem(data, log)
-    contexts = jnp.asarray(np.asarray(log.contexts))
-    q = contexts.shape[1]
-    lookup = np.full(data.num_actions + 1, -1, np.int32)
-    lookup[data.used[fitted.tools]] = np.arange(fitted.tools.size)
-    actions = lookup[np.asarray(log.actions)]
-    scale = float(
-        0.5 * np.mean((np.asarray(utilities) - (np.mean(utilities) if intercept else 0)) ** 2)
-    )
-    if fitted.tools.size == 0:
-        return fitted._replace(stats={"refit_objective": scale, "refit_gap": 0.0})
-    design = designs.budgeted_choice(actions, contexts, fitted.tools.size)
-    coef, gap, objective, constant = _ridge(
-        design,
-        utilities,
-        jnp.asarray(fitted.weights.reshape(-1), contexts.dtype),
-        jnp.asarray(ridge, contexts.dtype),
-        tol * scale,
-        max_steps,
-        intercept,
-    )
-    status = (
-        Status.CONVERGED
-        if float(gap) <= tol * scale
-        else (Status.MAX_STEPS if np.isfinite(float(gap)) else Status.NONFINITE)
-    )
-    stats = {"refit_objective": objective, "refit_gap": gap}
-    return UtilityFit(
-        fitted.tools, np.asarray(coef, np.float64).reshape(-1, q), float(constant), status, stats
-    )
-
-
-def _ridge(design, utilities, start, ridge, allowed: float, max_steps: int, intercept: bool):
-    records = utilities.shape[0]
-
-    def centre(x):
-        return x - jnp.mean(x) if intercept else x
-
-    def gradient(coef, target):
-        return (
-            design.adjoint(centre(centre(design.predict(coef)) - target)) / records + ridge * coef
-        )
-
-    @jax.jit
-    def run(start, target):
-        def step(carry):
-            coef, residual, search, square, steps = carry
-            product = gradient(search, jnp.zeros_like(target))
-            length = square / jnp.vdot(search, product)
-            coef, residual = coef + length * search, residual - length * product
-            new = jnp.vdot(residual, residual)
-            return coef, residual, residual + new / square * search, new, steps + 1
-
-        def more(carry):
-            return (carry[3] / (2 * ridge) > 0.5 * allowed) & (carry[4] < max_steps)
-
-        residual = -gradient(start, target)
-        carry = (start, residual, residual, jnp.vdot(residual, residual), jnp.asarray(0))
-        return jax.lax.while_loop(more, step, carry)[0]
-
-    target = centre(utilities)
-    coef = run(start, target)
-    final = gradient(coef, target)
-    error = centre(design.predict(coef)) - target
-    objective = 0.5 * jnp.mean(error**2) + ridge / 2 * jnp.vdot(coef, coef)
-    constant = jnp.mean(utilities - design.predict(coef)) if intercept else 0.0
-    return coef, jnp.vdot(final, final) / (2 * ridge), objective, constant
-
-
-def _penalty(groups: Groups, num_features: int, families: Split | None) -> dict[str, Any]:
-    """What families add to the keywords of `group_lasso.solve`; the padding tools are families of
-    one.
-    """
-    if families is None:
-        return {}
-    label = np.unique(families.label, return_inverse=True)[1].reshape(-1)
-    padding = groups.num_groups - label.size
-    label = np.append(label, label.max(initial=-1) + 1 + np.arange(padding))
-    level = Level(Groups.from_labels(np.repeat(label, num_features)), families.share)
-    return {
-        "weights": np.full(groups.num_groups, 1 - families.share),
-        "penalty": Penalty(levels=(level,)),
-    }
-
-
-def lam_max(data: Digest, log: Log, *, intercept: bool, families: Split | None = None) -> float:
-    design, groups, utilities = _problem(data, log)
-    return float(
-        group_lasso.lam_max(
-            design,
-            utilities,
-            groups,
-            intercept=intercept,
-            **_penalty(groups, data.feature_sums.shape[1], families),
-        )
-    )
-
-
-def simulated(
-    key: jax.Array, data: Digest, log: Log, *, intercept: bool, families: Split | None = None
-) -> float:
-    """The multiplier quantile of max_j ||(1/T) sum_{t: j in a_t} eps_t r_t psi_t||, r_t = u_t -
-    mean u: the pilot has no weights.
-    """
-    residual = _residual(log, intercept)
-    entries = Entries(data.entry_tool, data.entry_record, residual[data.entry_record])
-    return multiplier_quantile(
-        key, data, entries, residual, np.zeros(data.used.size), 0.0, families
-    )
-
-
-def scaled(
-    key: jax.Array, data: Digest, log: Log, *, intercept: bool, families: Split | None = None
-) -> float:
-    """lam = lam_1 sigma with lam_1 the multiplier quantile for noise of unit variance and sigma^2
-    the mean square residual of the fit at lam: alternate from the model without weights, sigma
-    falling, until it stands. sigma stays above 1 % of the utilities' spread.
-    """
-    spread = _residual(log, intercept)
-    ones = np.ones(data.num_records)
-    entries = Entries(data.entry_tool, data.entry_record, ones[data.entry_record])
-    unit = multiplier_quantile(key, data, entries, ones, np.zeros(data.used.size), 0.0, families)
-    contexts = np.asarray(log.contexts, np.float64)
-    least = 0.01 * float(np.sqrt(np.mean(spread**2)))
+    unit = noise_quantile(key, data, np.ones(data.num_records))
+    least = 0.01 * float(np.sqrt(np.mean(_spread(data) ** 2)))
     sigma, start = 100 * least, None
-    for _ in range(SCALE_ROUNDS):
+    for _ in range(_SCALE_ROUNDS):
         if not sigma > 0 or not unit > 0:
-            return unit * sigma
-        fitted = solve(
-            data,
-            log,
-            unit * sigma,
-            intercept=intercept,
-            tol=1e-4,
-            max_steps=20_000,
-            start=start,
-            families=families,
-        )
-        start = (fitted.tools, fitted.weights)
-        weights = np.zeros((data.used.size, contexts.shape[1]))
-        weights[fitted.tools] = fitted.weights
-        chosen = np.einsum("eq,eq->e", weights[data.entry_tool], contexts[data.entry_record])
-        residual = np.asarray(log.utilities, np.float64) - np.bincount(
-            data.entry_record, chosen, data.num_records
-        )
-        residual = residual - residual.mean() * intercept
-        before, sigma = sigma, max(float(np.sqrt(np.mean(residual**2))), least)
+            break
+        found = _solve(data, unit * sigma, _SCALE_TOL, MAX_STEPS, start)
+        start = (found.tools, found.coef)
+        before = sigma
+        sigma = max(float(np.sqrt(np.mean(residual(data, *start) ** 2))), least)
         if abs(sigma - before) <= 1e-3 * before:
             break
     return unit * sigma
 
 
-def theory(data: Digest, log: Log, *, intercept: bool) -> float:
-    """sigma_g^2 = sigma^2 max_j lambda_max((1/T) sum_{t: j in a_t} psi_t psi_t'), sigma^2 the
-    variance of the utilities.
+LAMS = {"simulated": simulated, "theory": theory, "scaled": scaled}
+
+
+def noise_quantile(key: jax.Array, data: Digest, noise: np.ndarray) -> float:
+    """The multiplier quantile of max_j ‖(1/T) Σ_{t: j ∈ a_t} ε_t noise_t ψ_t‖."""
+    entries = Entries(data.entry_tool, data.entry_record, noise[data.entry_record])
+    return multiplier_quantile(key, data, entries, noise, np.zeros(data.used.size), 0.0)
+
+
+def residual(data: Digest, tools: np.ndarray, coef: np.ndarray) -> np.ndarray:
+    """u_t minus its prediction [T], with the best constant; tools [k] by position, coef [k, q]."""
+    full = np.zeros((data.used.size, data.num_features))
+    full[tools] = coef
+    contexts = np.asarray(data.log.contexts, np.float64)
+    chosen = np.einsum("eq,eq->e", full[data.entry_tool], contexts[data.entry_record])
+    left = np.asarray(data.log.utilities, np.float64)
+    left = left - np.bincount(data.entry_record, chosen, data.num_records)
+    return left - left.mean() if _with_constant(data) else left
+
+
+def fit(
+    data: Digest, lam: float, *, tol: float, max_steps: int, state: FitState | None, refit: bool
+) -> Result:
+    """The penalised fit; with `refit` the one on its support, by a ridge of 1/T alone."""
+    start = None
+    if state is not None:
+        known = np.isin(state.tools, data.used)
+        start = (np.searchsorted(data.used, state.tools[known]), state.coef[known])
+    found = _solve(data, lam, tol, max_steps, start)
+    status = found.outcome.status
+    stats = {"lam_max": lam_max(data), "objective": found.objective, **found.outcome.stats}
+    if refit:
+        found = _refit(data, found, tol, max_steps)
+        certificate = found.outcome.certificate
+        stats |= {"refit_objective": found.objective, "refit_gap": certificate.error}
+        status = status if status != Status.CONVERGED else found.outcome.status
+    stats["constant"] = found.constant
+    reached = FitState(data.used[found.tools], found.coef, np.zeros(data.num_actions))
+    return Result(reached, status, stats)
+
+
+def solve(data: Digest, lam: float, tol: float) -> tuple[np.ndarray, np.ndarray]:
+    """Positions and coefficients of the tools that are kept."""
+    found = _solve(data, lam, tol, MAX_STEPS, None)
+    return found.tools, found.coef
+
+
+def _solve(data: Digest, lam: float, tol: float, max_steps: int, start: Any) -> _Fitted:
+    """Group lasso through `group_lasso.solve` on the used tools alone: an unused one has gradient
+    zero, hence coefficients zero, exactly.
     """
-    rows = np.asarray(log.contexts, np.float64)[data.entry_record]
-    return theory_rate(
-        float(np.mean(_residual(log, intercept) ** 2))
-        * largest_moment(data.entry_tool, rows)
-        / data.num_records,
-        data,
+    design, groups, utilities, words = _problem(data)
+    coef = np.zeros((groups.num_groups, data.num_features))
+    if start is not None:
+        coef[start[0]] = start[1]
+    zero, one = jnp.zeros((), design.dtype), jnp.ones((), design.dtype)
+    flat = jnp.asarray(coef.reshape(-1), design.dtype)
+    state = State(flat, zero, flat, zero, one, one)  # from nothing too: one compilation for both
+    solution = group_lasso.solve(
+        design, utilities, groups, lam, tol=tol, max_steps=max_steps, state=state, **words
     )
+    coef = np.asarray(solution.value.coef, np.float64).reshape(groups.num_groups, -1)
+    tools = np.flatnonzero(np.any(coef != 0, axis=1))
+    stats = solution.stats
+    certificate = Certificate(stats["gap"], stats["rounding"], stats["scale"])
+    outcome = Outcome(None, certificate, Status(int(solution.status)), stats["num_steps"])
+    constant = float(solution.value.intercept)
+    return _Fitted(tools, coef[tools], constant, outcome, stats["objective"])
 
 
-def _residual(log: Log, intercept: bool) -> np.ndarray:
-    utilities = np.asarray(log.utilities, np.float64)
-    return utilities - utilities.mean() if intercept else utilities
+def _refit(data: Digest, found: _Fitted, tol: float, max_steps: int) -> _Fitted:
+    """Least squares on the support with ridge/2 ‖θ‖², ridge = 1/T, by conjugate gradients; the gap
+    is ‖gradient‖² / (2 ridge), by strong convexity.
+    """
+    contexts = jnp.asarray(np.asarray(data.log.contexts))
+    utilities = jnp.asarray(np.asarray(data.log.utilities), contexts.dtype)
+    dtype, size = contexts.dtype, found.tools.size
+
+    def centre(x):
+        return x - jnp.mean(x) if _with_constant(data) else x
+
+    target = centre(utilities)
+    scale = 0.5 * jnp.mean(target**2)
+
+    def ended(gap: jax.Array) -> Outcome:
+        certificate = Certificate(gap, jnp.zeros_like(gap), scale)
+        status = verdict(certificate, tol, progress=True, more=False)
+        return Outcome(None, certificate, Status(int(status)), max_steps)
+
+    if size == 0:
+        return found._replace(outcome=ended(jnp.zeros_like(scale)), objective=scale)
+    design = designs.budgeted_choice(_renumbered(data, data.used[found.tools]), contexts, size)
+    ridge = jnp.asarray(1 / data.num_records, dtype)
+
+    def gradient(coef, target):
+        error = centre(centre(design.predict(coef)) - target)
+        return design.adjoint(error) / data.num_records + ridge * coef
+
+    @jax.jit
+    def run(start, target):
+        zero = jnp.zeros_like(start)
+        coef = conjugate_gradient(
+            lambda direction: gradient(direction, jnp.zeros_like(target)),
+            -gradient(zero, target),
+            start=start,
+            tol=0.0,
+            floor=jnp.sqrt(ridge * tol * scale),
+            max_steps=max_steps,
+        ).x
+        final, error = gradient(coef, target), centre(design.predict(coef)) - target
+        objective = 0.5 * jnp.mean(error**2) + ridge / 2 * dot(coef, coef)
+        return coef, dot(final, final) / (2 * ridge), objective
+
+    coef, gap, objective = run(jnp.asarray(found.coef.reshape(-1), dtype), target)
+    constant = jnp.mean(utilities - design.predict(coef)) if _with_constant(data) else 0.0
+    values = np.asarray(coef, np.float64).reshape(size, -1)
+    return _Fitted(found.tools, values, float(constant), ended(gap), objective)
 
 
-def _problem(data: Digest, log: Log):
-    contexts = jnp.asarray(np.asarray(log.contexts))
+def design_of(data: Digest, num_tools: int) -> tuple[Any, jax.Array]:
+    """The design of the used tools, with room for `num_tools`, and the utilities."""
+    contexts = jnp.asarray(np.asarray(data.log.contexts))
+    design = designs.budgeted_choice(_renumbered(data, data.used), contexts, num_tools)
+    return design, jnp.asarray(np.asarray(data.log.utilities), contexts.dtype)
+
+
+def _problem(data: Digest) -> tuple[Any, Groups, jax.Array, dict[str, Any]]:
+    """Design, groups, utilities and further words of the group lasso."""
+    size, families = capacity(data.used.size), data.families  # tools without records: few shapes
+    design, utilities = design_of(data, size)
+    groups = Groups.equal(num_groups=size, size=data.num_features)
+    words: dict[str, Any] = {"intercept": _with_constant(data)}
+    if families is not None:
+        label = np.unique(families.label, return_inverse=True)[1].reshape(-1)
+        beside = np.arange(size - label.size)  # the padding tools are families of one
+        label = np.append(label, label.max(initial=-1) + 1 + beside)
+        together = Groups.from_labels(np.repeat(label, data.num_features))
+        words["weights"] = np.full(size, 1 - families.share)
+        words["penalty"] = Penalty(levels=(Level(together, families.share),))
+    return design, groups, utilities, words
+
+
+def _renumbered(data: Digest, tools: np.ndarray) -> np.ndarray:
+    """The actions in the numbering of `tools`, -1 for others."""
     lookup = np.full(data.num_actions + 1, -1, np.int32)
-    lookup[data.used] = np.arange(data.used.size)
-    tools = capacity(data.used.size)  # tools without records keep the shapes few
-    design = designs.budgeted_choice(lookup[np.asarray(log.actions)], contexts, tools)
-    utilities = jnp.asarray(np.asarray(log.utilities), contexts.dtype)
-    return design, Groups.equal(num_groups=tools, size=contexts.shape[1]), utilities
+    lookup[tools] = np.arange(tools.size)
+    return lookup[np.asarray(data.log.actions)]
+
+
+def _spread(data: Digest) -> np.ndarray:
+    """u_t around their mean, if there is a constant."""
+    return residual(data, np.zeros(0, int), np.zeros((0, data.num_features)))
+
+
+def _with_constant(data: Digest) -> bool:
+    return data.task.intercept == "shared"

@@ -1,167 +1,140 @@
 """The likelihood when each record offers its own tools: every offered tool is a row of the
 recurrence, there is no common background.
-
-Costs O(T V B) a pass for V offered tools a record. The groups of `Working` are here the offered
-tools one by one (counts 0 inside the working set), then one group for the tools that no record
-offers, which also serves as the padding of `slots`.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxsac.control.imitation.likelihood import HIGHEST, MAX_ROUNDS, Evaluation, Working
+from jaxsac import _loops
+from jaxsac.control.imitation.likelihood import (
+    Evaluation,
+    Prior,
+    RowLaws,
+    Working,
+    assemble,
+    log_odds_step,
+    settle,
+    shift_step,
+    top_odds,
+)
 from jaxsac.gibbs import rows
+
+
+class Offers(NamedTuple):
+    """A working set and the tools that records offer. The groups of `working` are here the offered
+    tools one by one (counts 0 inside the working set), then one group for the tools that no record
+    offers, which is also the padding of `slots`.
+    """
+
+    working: Working
+    slots: jax.Array  # int32 [V, N]: the groups that a record offers
+    place: jax.Array  # int32 [G]: a group's row in the working set, W if outside
+
+
+class _Laws(NamedTuple):
+    intercepts: jax.Array  # [G]
+    scores: jax.Array  # [V, N]
+    log_partition: jax.Array  # [N]
+    sizes: jax.Array  # [B + 1, N]
 
 
 @functools.partial(jax.jit, static_argnames=("budget", "mode"))
 def evaluate_offered(
-    contexts,
-    row_weights,
-    slots,
-    place,
-    working: Working,
-    weights,
-    intercept,
-    group_intercept,
-    *,
-    budget: int,
-    mode: str,
+    contexts, row_weights, offers: Offers, coef, intercept, group_intercept, *, budget: int, mode
 ) -> Evaluation:
-    """As `likelihood.evaluate`; slots int32 [V, N] groups of the offered tools, place int32 [G]
-    their row in the working set (W if outside).
-    """
-    dtype = contexts.dtype
-    width, groups = weights.shape[0], group_intercept.shape[0]
+    """As `likelihood.evaluate`; O(T V B) a pass for V offered tools a record."""
+    dtype, (working, slots, place) = contexts.dtype, offers
+    width, groups = coef.shape[0], group_intercept.shape[0]
     present, counts, w0 = working.present, working.counts, working.prior_weight
     degrees = jnp.arange(budget + 1, dtype=dtype)
-    columns = jnp.arange(contexts.shape[0])
-    offered = slots < groups - 1
-    own = jnp.matmul(weights, contexts.T, precision=HIGHEST)
-    own = jnp.concatenate([own, jnp.zeros((1, own.shape[1]), dtype)])[
-        place[slots], columns[None, :]
-    ]
-    inside = place < width
-    target = jnp.where(inside, working.target[jnp.minimum(place, width - 1)], working.group_target)
-    one = jnp.where(
-        jnp.arange(groups) < groups - 1, (counts > 0) | inside, False
-    )  # offered tools, in the working set or not
-    start = jnp.where(inside, intercept[jnp.minimum(place, width - 1)], group_intercept)
+    columns = jnp.arange(contexts.shape[0])[None, :]
+    offered, inside = slots < groups - 1, place < width
+    own = jnp.matmul(coef, contexts.T, precision="highest")
+    own = jnp.pad(own, ((0, 1), (0, 0)))[place[slots], columns]
+    here = jnp.minimum(place, width - 1)
+    target = jnp.where(inside, working.target[here], working.group_target)
+    # Offered tools count once, in the working set or not.
+    one = (jnp.arange(groups) < groups - 1) & ((counts > 0) | inside)
+    everyone = jnp.where(one, 1, counts)
+    start = jnp.where(inside, intercept[here], group_intercept)
     if mode == "per_tool":  # tools that no record offers have the prior alone
         share = working.group_target[-1] / w0
         start = start.at[-1].set(jnp.log(share) - jnp.log1p(-share))
     mass = jnp.sum(row_weights) + w0
 
-    def law(intercepts):
+    def at(intercepts) -> _Laws:
         scores = jnp.where(offered, own + intercepts[slots], -jnp.inf)
         log_sizes = rows.log_size_weights(scores, budget)
         log_partition = jax.nn.logsumexp(log_sizes, axis=0)
-        return scores, log_partition, jnp.exp(log_sizes - log_partition[None, :])
+        return _Laws(intercepts, scores, log_partition, jnp.exp(log_sizes - log_partition[None, :]))
 
-    def chosen(scores, log_partition):
-        marginals = rows.marginals(
-            scores, jnp.zeros((budget + 1, scores.shape[1]), dtype), log_partition, budget
-        )
-        return marginals, jnp.zeros((groups,), dtype).at[slots].add(
-            marginals * row_weights[None, :]
-        )
+    def chosen(laws: _Laws):
+        """Marginals [V, N], and the uses [G] with the prior's."""
+        rest = jnp.zeros((budget + 1, slots.shape[1]), dtype)
+        marginals = rows.marginals(laws.scores, rest, laws.log_partition, budget)
+        use = jnp.zeros(groups, dtype).at[slots].add(marginals * row_weights[None, :])
+        return marginals, use + w0 * jax.nn.sigmoid(laws.intercepts)
 
-    def update(intercepts):
-        scores, log_partition, size_law = law(intercepts)
-        rate0 = jax.nn.sigmoid(intercepts)
-        mean = degrees @ size_law
-        variance = jnp.maximum(row_weights @ (degrees**2 @ size_law - mean**2), 0)
+    def update(laws: _Laws):
+        mean = degrees @ laws.sizes
+        variance = jnp.maximum(row_weights @ (degrees**2 @ laws.sizes - mean**2), 0)
         if mode == "shared":
-            everyone = jnp.where(one, 1, counts)
+            rate = jax.nn.sigmoid(laws.intercepts)
             wanted = everyone @ target
-            excess = row_weights @ mean + w0 * (everyone @ rate0) - wanted
-            move = jnp.clip(
-                -excess / jnp.maximum(variance + w0 * (everyone @ (rate0 * (1 - rate0))), 1e-30),
-                -1,
-                1,
-            )
-            return jnp.abs(excess) / wanted, intercepts + move
-        free = one & ~inside
-        use = chosen(scores, log_partition)[1] + w0 * rate0
-        error = jnp.max(jnp.where(free, jnp.abs(use / target - 1), 0))
-        rate = jnp.where(free, jnp.clip(use / mass, 1e-30, 1 - 1e-9), 0.5)
-        wanted = jnp.where(free, target / mass, 0.5)
-        step = jnp.log(wanted / rate) - jnp.log((1 - wanted) / (1 - rate))
-        spread = jnp.sum(jnp.where(one, use / mass * (1 - use / mass), 0)) * mass
-        excess = jnp.sum(jnp.where(free, use - target, 0))
-        common = (
-            (variance - spread)
-            / jnp.maximum(spread, 1e-30)
-            * excess
-            / jnp.maximum(variance, 1e-3 * spread + 1e-30)
-        )
-        step = step + jnp.where(one, jnp.clip(common, -2, 2), 0)
-        return error, jnp.where(free, intercepts + jnp.clip(step, -4, 4), intercepts)
+            excess = row_weights @ mean + w0 * (everyone @ rate) - wanted
+            move = shift_step(excess, variance + w0 * (everyone @ (rate * (1 - rate))))
+            return jnp.abs(excess) / wanted, laws.intercepts + move
+        free, use = one & ~inside, chosen(laws)[1]
+        others = jnp.sum(jnp.where(one & inside, use * (1 - use / mass), 0))
+        error, move = log_odds_step(use, target, free.astype(dtype), mass, variance, others)
+        return error, jnp.where(free, laws.intercepts + move, laws.intercepts)
 
-    tolerance = (
-        (1e-10 if dtype == jnp.float64 else 1e-5)
-        if mode == "per_tool"
-        else 32 * jnp.finfo(dtype).eps
-    )
-    final = start
-    if mode != "none":
-
-        def body(carry):
-            _, _, following, steps = carry
-            error, new = update(following)
-            return following, error, new, steps + 1
-
-        def more(carry):
-            return (carry[1] > tolerance) & (carry[3] < MAX_ROUNDS)
-
-        final = jax.lax.while_loop(
-            more, body, (start, jnp.asarray(jnp.inf, dtype), start, jnp.asarray(0))
-        )[0]
-
-    scores, log_partition, size_law = law(final)
-    marginals, use = chosen(scores, log_partition)
-    prior = jax.nn.sigmoid(final)
-    use = use + w0 * prior
-    everyone = jnp.where(one, 1, counts)
-    intercept = jnp.where(present, _take(final, place, width, intercept), intercept)
-    own_marginals = (
-        jnp.zeros((width + 1, contexts.shape[0]), dtype)
-        .at[place[slots], columns[None, :]]
-        .add(marginals)[:width]
-    )
+    if mode == "none":
+        laws = at(start)
+    else:
+        loose = 1e-10 if dtype == jnp.float64 else 1e-5
+        precise = 32 * jnp.finfo(dtype).eps
+        laws = settle(at, update, start, loose if mode == "per_tool" else precise)
+    final = laws.intercepts
+    marginals, use = chosen(laws)
+    own_marginals = jnp.zeros((width + 1, contexts.shape[0]), dtype)
+    own_marginals = own_marginals.at[place[slots], columns].add(marginals)[:width]
 
     def add(sums, item):
         slot, marginal = item
         return sums.at[slot].add(contexts * (marginal * row_weights)[:, None]), None
 
-    group_features = jax.lax.scan(
+    group_features = _loops.scan(
         add, jnp.zeros((groups, contexts.shape[1]), dtype), (slots, marginals)
     )[0]
-    features = jnp.matmul(own_marginals * row_weights[None, :], contexts, precision=HIGHEST)
-    inner = jnp.sum(marginals * jnp.where(offered, scores, 0), axis=0)
-    soft = everyone @ jax.nn.softplus(final)
-    size = degrees @ size_law
-    highest = jnp.full((groups,), -jnp.inf, dtype).at[slots].max(scores)
-    return Evaluation(
-        value=row_weights @ log_partition
-        + w0 * soft
-        - jnp.sum(weights * working.feature_sums)
-        - final @ (everyone * target),
-        weight_gradient=jnp.where(present[:, None], features - working.feature_sums, 0),
+    highest = jnp.full(groups, -jnp.inf, dtype).at[slots].max(laws.scores)
+
+    def of_working(values):
+        """values [G] at the tools of the working set, [W]."""
+        return jnp.zeros(width + 1, dtype).at[place].set(values)[:width]
+
+    intercept = jnp.where(present, of_working(final), intercept)
+    score = jnp.sum(marginals * jnp.where(offered, laws.scores, 0), axis=0)
+    return assemble(
+        contexts,
+        row_weights,
+        working,
+        coef,
+        RowLaws(laws.log_partition, score, degrees @ laws.sizes, own_marginals),
+        Prior(
+            everyone @ jax.nn.softplus(final),
+            everyone @ (jax.nn.sigmoid(final) * final),
+            final @ (everyone * target),
+        ),
+        budget,
         intercept=intercept,
         group_intercept=jnp.where(inside, group_intercept, final),
-        use=jnp.where(present, _take(use, place, width, intercept), 0),
+        use=jnp.where(present, of_working(use), 0),
         group_use=use,
         group_features=group_features,
-        entropy=row_weights @ (log_partition - inner) + w0 * (soft - everyone @ (prior * final)),
-        top_odds=jnp.exp(jnp.maximum(_take(highest, place, width, intercept), intercept)),
-        group_top_odds=jnp.exp(jnp.maximum(highest, final)),
-        top_load=jnp.max(size / jnp.maximum(budget - size, jnp.finfo(dtype).tiny)),
-        marginals=own_marginals,
+        top_odds=top_odds(of_working(highest), intercept),
+        group_top_odds=top_odds(highest, final),
     )
-
-
-def _take(values, place, width: int, like):
-    """values [G] at the tools of the working set, [W]."""
-    return jnp.zeros((width + 1,), like.dtype).at[place].set(values)[:width]

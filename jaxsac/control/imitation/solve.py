@@ -1,4 +1,4 @@
-"""The imitation fit at one lam: working set, block Newton steps, a duality gap over all M tools."""
+"""The imitation fit at one lam: working sets, block Newton steps, a gap over all M tools."""
 
 import functools
 from typing import NamedTuple
@@ -6,36 +6,53 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsac.control.data.digest import Digest
-from jaxsac.control.data.families import Split
+from jaxsac._iterate import Certificate, Outcome
+from jaxsac._rounds import Progress, rounds
+from jaxsac.control.data.digest import Digest, digest
 from jaxsac.control.imitation import step
-from jaxsac.control.imitation.certificate import Certificate, certify
+from jaxsac.control.imitation.certificate import DualGap, dual_gap, largest_norm
 from jaxsac.control.imitation.likelihood import Evaluation, Working
 from jaxsac.control.imitation.working import (
     Point,
     evaluate_point,
+    intercepts,
     null_point,
     pad,
+    point_from,
     regroup,
     working_set,
 )
-from jaxsac.solution import Status
 
-FIRST = 32  # tools in the first working set
-FLOOR_STEPS = 3  # steps from the null model during which the curvature assumes at least a tool's own frequency
-SHORTEST = 1e-4  # step length below which a line search gives up
-PATIENCE = 10  # steps in a row without a smaller gap or objective
-SLOW = 0.2  # the curvature is renewed after a step that leaves more than this of the gap
+_FIRST = 32  # tools in the first working set
+_FLOOR_STEPS = 3  # from the null model, at a curvature of at least a tool's own frequency
+_SHORTEST = 1e-4  # step length below which a line search gives up
+_PATIENCE = 10  # steps in a row without a smaller gap or objective
+_SLOW = 0.2  # the curvature is renewed after a step that leaves more than this of the gap
+_INSIDE = 0.3  # a working set is left once it holds less than this of the gap
 
 
 class Fitted(NamedTuple):
-    point: Point  # its working set: tools of zero weights among it keep the intercepts that were certified
-    certificate: Certificate
-    status: Status | None  # None: the unused tools must enter one by one
-    scale: float
+    """Where a fit ended. `point.tools` and `gap.norms` are positions in `data.used`."""
+
+    data: Digest  # the one given, or that with every tool listed where unused ones had to enter
+    point: Point  # tools of zero coefficients among it keep the intercepts that were certified
+    gap: DualGap
+    outcome: Outcome
     lam_max: float
-    num_steps: int
-    num_rounds: int
+    num_evaluations: int
+
+
+class _At(NamedTuple):
+    """Where the rounds are: a point, its likelihood and gap, on a working set."""
+
+    data: Digest
+    working: Working
+    point: Point
+    found: Evaluation
+    gap: DualGap
+    model: step.Curvature | None  # None: to be made anew
+    floored: bool  # whether the curvature may take a tool's frequency for granted
+    idle: int  # steps in a row without progress
     num_evaluations: int
 
 
@@ -43,238 +60,169 @@ def solve(
     data: Digest,
     lam: float,
     *,
-    budget: int,
-    mode: str,
     tol: float,
     max_steps: int,
     start: Point | None = None,
     ridge: float = 0.0,
     fixed: bool = False,
-    families: Split | None = None,
-    report=None,
 ) -> Fitted:
     """Minimise from the null model or from `start`; `fixed` keeps the working set of `start` and
     certifies on it alone.
     """
-    dtype = data.contexts.dtype
-    null, null_found = null_point(data, budget, mode)
-    null_certificate = certify(
-        data, working_set(data, null.tools), null, null_found, lam, ridge, budget, mode, families
-    )
-    scale = float(null_found.value)
-    lam_max = largest_norm(null_certificate, families)
+    null, null_found = null_point(data)
+    null_gap = dual_gap(data, working_set(data, null.tools), null, null_found, lam, ridge)
     point = null if start is None else start
     if not fixed:
         everything = np.ones(point.tools.size, bool)
-        point = _add_violators(
-            data,
-            point,
-            null_certificate.norms,
-            lam,
-            families,
-            everything,
-            max(FIRST - point.tools.size, 0),
-        )
-    num_steps = num_rounds = num_evaluations = idle = 0
-    while True:
-        num_rounds += 1
-        working = working_set(data, point.tools)
-        size, width = point.tools.size, working.present.size
-        measure = functools.partial(_measure, data, working, lam, ridge, budget, mode, families)
-        together = None if families is None else _family_step(families, point.tools, width, dtype)
-        point, found, certificate = measure(point)
-        num_evaluations += 1
-        model = None
-        while True:
-            gap = certificate.inner_gap if fixed else certificate.gap
-            status = _status(certificate, gap, tol * scale, num_steps, max_steps)
-            if report is not None:
-                report(
-                    num_rounds, num_steps, num_evaluations, size, certificate, scale, model is None
-                )
-            if status is not None:
-                break
-            if not fixed and certificate.inner_gap < 0.3 * gap:
-                if _violators(data, point, certificate.norms, lam, families).size:
-                    break
-                if _unused_enter(point, certificate, lam, families):
-                    return Fitted(
-                        point,
-                        certificate,
-                        None,
-                        scale,
-                        lam_max,
-                        num_steps,
-                        num_rounds,
-                        num_evaluations,
-                    )
-            if model is None:
-                floor = (
-                    working.target
-                    if start is None and num_steps < FLOOR_STEPS
-                    else jnp.zeros_like(working.target)
-                )
-                model = step.curvature(
-                    data.contexts,
-                    data.row_weights,
-                    found.marginals,
-                    floor,
-                    np.asarray(ridge, dtype),
-                    mode=mode,
-                )
-            move, intercept_move, change = step.direction(
-                pad(point.weights, width).astype(dtype),
-                found.weight_gradient,
-                found.use,
-                working.target,
-                model,
-                np.asarray(lam, dtype),
-                np.asarray(ridge, dtype),
-                together,
-                mode=mode,
-            )
-            move, intercept_move = (
-                np.asarray(move, np.float64)[:size],
-                np.asarray(intercept_move, np.float64)[:size],
-            )
-            search = _line_search(measure, point, move, intercept_move, certificate, float(change))
-            num_steps += 1
-            num_evaluations += search.num_evaluations
-            progress = search.found is not None and (
-                search.certificate.gap < 0.99 * certificate.gap
-                or search.certificate.objective < certificate.objective - certificate.rounding
-            )
-            idle = 0 if progress else idle + 1
-            if search.found is None or idle > PATIENCE:
-                status = Status.STALLED
-                break
-            if search.length < 1 or search.certificate.inner_gap > SLOW * certificate.inner_gap:
-                model = None
-            point, found, certificate = search.point, search.found, search.certificate
-        if status is not None:
-            break
-        keep = (point.norms > 0) | (
-            certificate.norms[point.tools]
-            > 0.9 * lam * (1 if families is None else 1 - families.share)
-        )
-        point = _add_violators(
-            data, point, certificate.norms, lam, families, keep, max(FIRST, int(keep.sum()))
-        )
-    return Fitted(
-        point, certificate, status, scale, lam_max, num_steps, num_rounds, num_evaluations
+        room = max(_FIRST - point.tools.size, 0)
+        point = _with_violators(data, point, null_gap.norms, lam, everything, room)
+
+    def certify(at: _At) -> Certificate:
+        error = np.maximum(at.gap.inner_gap if fixed else at.gap.gap, 0)  # NaN stays NaN
+        return Certificate(error, at.gap.rounding, float(null_found.value))  # pyright: ignore
+
+    def advance(at: _At, progress: Progress) -> _At:
+        if not fixed:
+            at = _next_set(at, lam, ridge)
+        return _newton_step(at, lam, ridge, progress.num_steps)
+
+    outcome = rounds(
+        advance,
+        certify,
+        _enter(data, point, lam, ridge, floored=start is None),
+        tol=tol,
+        max_steps=max_steps,
+        patience=1,
+        useful=lambda at, _: at.idle <= _PATIENCE,
     )
+    end: _At = outcome.state
+    lam_max = largest_norm(data, null_gap)
+    return Fitted(end.data, end.point, end.gap, outcome, lam_max, end.num_evaluations)
 
 
-def largest_norm(certificate: Certificate, families: Split | None) -> float:
-    """The least lam at which this gradient asks for no tool."""
-    if families is not None:
-        return float(families.dual_norm(certificate.norms, certificate.unused_norm)[0])
-    return max(float(certificate.norms.max(initial=0.0)), certificate.unused_norm)
+def _enter(
+    data: Digest, point: Point, lam: float, ridge: float, *, floored: bool, before: int = 0
+) -> _At:
+    """The start on a new working set, after so many evaluations."""
+    working = working_set(data, point.tools)
+    point, found, gap = _measure(data, working, lam, ridge, point)
+    return _At(data, working, point, found, gap, None, floored, 0, before + 1)
 
 
-def _measure(
-    data: Digest,
-    working: Working,
-    lam: float,
-    ridge: float,
-    budget: int,
-    mode: str,
-    families: Split | None,
-    point: Point,
-):
-    """The point with its intercepts optimised, the likelihood there, and the certificate."""
-    point, found = evaluate_point(data, working, point, budget, mode)
-    return point, found, certify(data, working, point, found, lam, ridge, budget, mode, families)
+def _measure(data: Digest, working: Working, lam: float, ridge: float, point: Point):
+    """The point with its intercepts optimised, the likelihood there, and the gap."""
+    point, found = evaluate_point(data, working, point)
+    return point, found, dual_gap(data, working, point, found, lam, ridge)
 
 
-class _Search(NamedTuple):
-    point: Point
-    found: Evaluation | None  # None: no step decreased the objective
-    certificate: Certificate
-    length: float
-    num_evaluations: int
-
-
-def _line_search(
-    measure, point: Point, move, intercept_move, certificate: Certificate, change: float
-) -> _Search:
-    """The longest of the steps 1, 1/2, 1/4, ... that keeps a part of the predicted change, up to
-    the rounding of the objective.
+def _next_set(at: _At, lam: float, ridge: float) -> _At:
+    """Further on the working set, or on the next ones: the tools that are not zero or nearly so,
+    and the worst violators, as many. Where even tools that nobody used ask to enter (few tools, no
+    intercepts of their own), all tools are listed one by one.
     """
+    share = 1 if at.data.families is None else 1 - at.data.families.share
+    while at.gap.inner_gap < _INSIDE * at.gap.gap:
+        data, point, norms = at.data, at.point, at.gap.norms
+        if _violators(data, point, norms, lam).size:
+            keep = (point.norms > 0) | (norms[point.tools] > 0.9 * lam * share)
+            room = max(_FIRST, int(keep.sum()))
+            point, floored = _with_violators(data, point, norms, lam, keep, room), at.floored
+        elif _unused_enter(at, lam):
+            parameters = data.used[point.tools], point.coef, intercepts(data, point)
+            data, floored = digest(data.task, everyone=True), False
+            point = point_from(data, *parameters)
+        else:
+            break
+        entered = _enter(data, point, lam, ridge, floored=floored, before=at.num_evaluations)
+        at = entered._replace(idle=at.idle)
+    return at
+
+
+def _newton_step(at: _At, lam: float, ridge: float, num_steps: int) -> _At:
+    """Every tool's own model minimised, and a line search along all these steps together."""
+    data, working, point, model = at.data, at.working, at.point, at.model
+    dtype, mode = data.contexts.dtype, data.task.intercept
+    size, width = point.tools.size, working.present.size
+    if model is None:
+        floored = at.floored and num_steps < _FLOOR_STEPS
+        floor = working.target if floored else jnp.zeros_like(working.target)
+        marginals = at.found.marginals
+        model = step.curvature(
+            data.contexts, data.row_weights, marginals, floor, np.asarray(ridge, dtype), mode=mode
+        )
+    *move, change = step.direction(
+        pad(point.coef, width).astype(dtype),
+        at.found.coef_gradient,
+        at.found.use,
+        working.target,
+        model,
+        np.asarray(lam, dtype),
+        np.asarray(ridge, dtype),
+        _family_step(data, point.tools, width),
+        mode=mode,
+    )
+    coef_move, intercept_move = (np.asarray(part, np.float64)[:size] for part in move)
+    measure = functools.partial(_measure, data, working, lam, ridge)
+    # The longest of the steps 1, ½, ¼, ... that keeps a part of the predicted change, up to the
+    # rounding of the objective.
     length, trials = 1.0, 0
-    while length >= SHORTEST:
+    while length >= _SHORTEST:
         trial = point._replace(
-            weights=point.weights + length * move,
+            coef=point.coef + length * coef_move,
             intercept=point.intercept + length * intercept_move,
         )
-        trial, found, new = measure(trial)
+        trial, found, gap = measure(trial)
         trials += 1
-        if new.objective <= certificate.objective + 1e-4 * length * change + certificate.rounding:
-            return _Search(trial, found, new, length, trials)
+        allowed = 1e-4 * length * float(change) + at.gap.rounding
+        if gap.objective <= at.gap.objective + allowed:
+            break
         length /= 2
-    return _Search(point, None, certificate, 0.0, trials)
-
-
-def _status(
-    certificate: Certificate, gap: float, allowed: float, num_steps: int, max_steps: int
-) -> Status | None:
-    if not np.isfinite(gap):
-        return Status.NONFINITE
-    if gap + certificate.rounding <= allowed:
-        return Status.CONVERGED
-    if gap <= certificate.rounding:
-        return Status.STALLED  # all that is left is rounding
-    return Status.MAX_STEPS if num_steps >= max_steps else None
-
-
-def _excess(point: Point, norms: np.ndarray, lam: float, families: Split | None) -> np.ndarray:
-    """By how much each used tool's gradient asks it to leave zero, [U]; not above 0: it need
-    not.
-    """
-    return (
-        norms - lam
-        if families is None
-        else families.excess(norms, point.tools[point.norms > 0], lam)
+    else:  # no step decreases the objective
+        return at._replace(idle=_PATIENCE + 1, num_evaluations=at.num_evaluations + trials)
+    better = gap.gap < 0.99 * at.gap.gap or gap.objective < at.gap.objective - at.gap.rounding
+    stale = length < 1 or gap.inner_gap > _SLOW * at.gap.inner_gap
+    return at._replace(
+        point=trial,
+        found=found,
+        gap=gap,
+        model=None if stale else model,
+        idle=0 if better else at.idle + 1,
+        num_evaluations=at.num_evaluations + trials,
     )
 
 
-def _unused_enter(
-    point: Point, certificate: Certificate, lam: float, families: Split | None
-) -> bool:
-    if families is None:
-        return certificate.unused_norm > lam
-    return families.unused_enter(
-        certificate.norms, certificate.unused_norm, point.tools[point.norms > 0], lam
-    )
-
-
-def _violators(
-    data: Digest, point: Point, norms: np.ndarray, lam: float, families: Split | None
-) -> np.ndarray:
-    outside = _excess(point, norms, lam, families) > 0
+def _violators(data: Digest, point: Point, norms: np.ndarray, lam: float) -> np.ndarray:
+    """Positions of tools outside the working set whose gradients ask them to leave zero."""
+    families = data.families
+    excess = norms - lam if families is None else families.excess(norms, point.alive, lam)
+    outside = excess > 0
     outside[point.tools] = False
     return np.flatnonzero(outside)
 
 
-def _add_violators(
-    data: Digest,
-    point: Point,
-    norms: np.ndarray,
-    lam: float,
-    families: Split | None,
-    keep: np.ndarray,
-    room: int,
+def _unused_enter(at: _At, lam: float) -> bool:
+    families, gap = at.data.families, at.gap
+    if families is None:
+        return gap.unused_norm > lam
+    return families.unused_enter(gap.norms, gap.unused_norm, at.point.alive, lam)
+
+
+def _with_violators(
+    data: Digest, point: Point, norms: np.ndarray, lam: float, keep: np.ndarray, room: int
 ) -> Point:
     """The kept tools and the worst violators among the others, at most `room`."""
-    violators = _violators(data, point, norms, lam, families)
+    violators = _violators(data, point, norms, lam)
     worst = violators[np.argsort(-norms[violators], kind="stable")][:room]
     return regroup(data, point, keep, worst)
 
 
-def _family_step(families: Split, tools: np.ndarray, width: int, dtype) -> step.FamilyStep:
+def _family_step(data: Digest, tools: np.ndarray, width: int) -> step.FamilyStep | None:
     """Labels numbered within the working set; its padding has a family of its own, of norm zero."""
+    families = data.families
+    if families is None:
+        return None
     label = np.unique(families.label[tools], return_inverse=True)[1].reshape(-1)
-    padded = np.append(
-        label, np.full(width - tools.size, min(label.max(initial=-1) + 1, width - 1))
-    )
-    return step.FamilyStep(jnp.asarray(padded, jnp.int32), jnp.asarray(families.share, dtype))
+    last = min(label.max(initial=-1) + 1, width - 1)
+    label = np.append(label, np.full(width - tools.size, last))
+    share = jnp.asarray(families.share, data.contexts.dtype)
+    return step.FamilyStep(jnp.asarray(label, jnp.int32), share)

@@ -10,28 +10,60 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac import _checks, _files, gibbs
+from jaxsac.solution import register
 
-KIND = "jaxsac.control.SparsePolicy"
-NO_ACTION = -1
+_KIND = "jaxsac.control.SparsePolicy"
+_NO_ACTION = gibbs.NO_ACTION
 
 
+@register
 class SparsePolicy(eqx.Module):
-    """pi(a | psi) ∝ exp sum_{j in a} z_j over |a| <= B, z_j = <theta_j, psi> + b_j with theta_j = 0
-    outside the support. A pytree.
+    """π(a | ψ) ∝ exp Σ_{j ∈ a} z_j over |a| ≤ B, z_j = ⟨θ_j, ψ⟩ + b_j with θ_j = 0 outside the
+    support; a pytree.
 
-    positions int32 [k] (ascending) and weights [k, q] are the tools that look at the context;
-    intercept [M]; background int32 [<= B] are tools outside the support that their intercept alone
-    brought into the B best of some logged context; tools int32 [M] are the original names of the
-    actions in ascending order in a pruned policy, None in a full one (names 0..M-1). All methods
-    are unbatched and can be jitted and vmapped.
+    All methods are unbatched and can be jitted and vmapped. `SparsePolicy.of` makes a full policy.
     """
 
-    positions: jax.Array
-    weights: jax.Array
-    intercept: jax.Array
+    positions: jax.Array  # int32 [k], ascending: the tools that look at the context
+    coef: jax.Array  # θ [k, q], in nats per unit of context ("utility": in units of utility)
+    intercept: jax.Array  # b [M]
+    # int32 [≤ B], ascending: tools outside the support that their intercept alone brought into the
+    # B best of some logged context
     background: jax.Array
-    tools: jax.Array | None
-    budget: int = eqx.field(static=True)
+    tools: jax.Array | None  # int32 [M], ascending: the actions' names if pruned; None: 0..M-1
+    budget: int = eqx.field(static=True)  # B
+    # (objective, intercept) of the `Task` that it was fitted to; None: not known
+    meaning: tuple[str, str] | None = eqx.field(static=True, default=None)
+
+    @classmethod
+    def of(
+        cls,
+        tools: Any,
+        coef: Any,
+        intercept: Any,
+        budget: int,
+        *,
+        contexts: Any = None,
+        dtype: Any = None,
+        meaning: tuple[str, str] | None = None,
+    ) -> "SparsePolicy":
+        """The full policy whose tools [k] (ascending) have coefficients [k, q], beside intercepts
+        [M]; with `contexts` [T, q] its background is found in them. On the host.
+        """
+        tools, coef, intercept = (np.asarray(array) for array in (tools, coef, intercept))
+        found = tools[:0]
+        if contexts is not None:
+            found = _background(np.asarray(contexts), tools, coef, intercept, budget)
+        dtype = coef.dtype if dtype is None else dtype
+        return cls(
+            positions=jnp.asarray(tools, jnp.int32),
+            coef=jnp.asarray(coef, dtype),
+            intercept=jnp.asarray(intercept, dtype),
+            background=jnp.asarray(found, jnp.int32),
+            tools=None,
+            budget=budget,
+            meaning=meaning,
+        )
 
     @property
     def num_actions(self) -> int:
@@ -39,7 +71,7 @@ class SparsePolicy(eqx.Module):
 
     @property
     def support(self) -> jax.Array:
-        """The tools with theta_j != 0, int32 [k], ascending."""
+        """The tools with θ_j ≠ 0, int32 [k], ascending."""
         return self._names(self.positions)
 
     @property
@@ -48,13 +80,10 @@ class SparsePolicy(eqx.Module):
         return jnp.sort(jnp.concatenate([self.support, self._names(self.background)]))
 
     def scores(self, context: Any, available: Any = None) -> jax.Array:
-        """z [M] for a context [q]; -inf where `available` (booleans [M]) is False."""
-        context = _checks.real_array(
-            "context", context, (self.weights.shape[-1],), self.weights.dtype
-        )
-        scores = self.intercept.at[self.positions].add(
-            jnp.matmul(self.weights, context, precision="highest")
-        )
+        """z [M] for a context [q]; −∞ where `available` (booleans [M]) is False."""
+        context = _checks.real_array("context", context, (self.coef.shape[-1],), self.coef.dtype)
+        own = jnp.matmul(self.coef, context, precision="highest")
+        scores = self.intercept.at[self.positions].add(own)
         if available is None:
             return scores
         available = jnp.asarray(available)
@@ -64,31 +93,32 @@ class SparsePolicy(eqx.Module):
         _checks.check_shape("available", available, (self.num_actions,))
         return jnp.where(available, scores, -jnp.inf)
 
-    def act(self, context: Any, available: Any = None, *, exactly: bool = False) -> jax.Array:
+    def act(self, context: Any, available: Any = None, *, fill: bool = False) -> jax.Array:
         """The most probable set, int32 [B], best first, padded with -1: the B best scores, without
-        those <= 0 unless `exactly`.
+        those ≤ 0 unless `fill` asks for as many as there are.
 
         With intercepts per tool a score is positive only where the tool is more likely used than
-        not: for a ranking of B tools pass exactly=True. Ties go to the lowest index.
+        not: for a ranking of B tools pass fill=True. Ties go to the lowest index.
         """
         scores = self.scores(context, available)
         best, index = jax.lax.top_k(scores, min(self.budget, self.num_actions))
-        taken = (best > -jnp.inf) if exactly else (best > 0)
-        names = jnp.where(taken, self._names(index.astype(jnp.int32)), NO_ACTION)
-        return jnp.concatenate([names, jnp.full((self.budget - names.size,), NO_ACTION, jnp.int32)])
+        taken = (best > -jnp.inf) if fill else (best > 0)
+        names = self._names(jnp.where(taken, index, _NO_ACTION).astype(jnp.int32))
+        return jnp.pad(names, (0, self.budget - names.size), constant_values=_NO_ACTION)
 
     def offer(self, context: Any, costs: Any, limit: int, available: Any = None) -> jax.Array:
-        """The tools to offer under a budget of tokens: argmax over sets of total cost <= `limit` of
-        sum_{j in a} P(j in a | psi).
+        """The tools to offer under a budget of tokens: argmax over sets of total cost ≤ `limit` of
+        Σ_{j ∈ a} P(j ∈ a | ψ).
 
         That is the largest expected number of the policy's own tools among those offered. `costs`
-        integers >= 0 [M] in units that keep `limit` small (64 tokens, say): exact by dynamic
-        programming, O(M limit). Returns int32 [most that fit], most probable first, padded with -1;
-        `limit` is static, and so are concrete costs.
+        integers ≥ 0 [M] in units that keep `limit` small (64 tokens, say): exact by dynamic
+        programming, O(M limit); `limit` is static, and so are concrete costs.
+
+        Returns: int32 [most that fit], most probable first, padded with -1.
         """
         scores = self.scores(context, available)
         index = gibbs.mode(gibbs.marginals(scores, budget=self.budget), budget=limit, costs=costs)
-        return jnp.where(index >= 0, self._names(jnp.maximum(index, 0)), NO_ACTION)
+        return self._names(index)
 
     def sample(
         self, key: jax.Array, context: Any, available: Any = None, *, num_samples: int | None = None
@@ -97,13 +127,14 @@ class SparsePolicy(eqx.Module):
         consumed.
         """
         scores = self.scores(context, available)
-        draws = gibbs.sample(key, scores, budget=self.budget, num_samples=num_samples or 1)
-        names = jnp.where(draws >= 0, self._names(jnp.maximum(draws, 0)), NO_ACTION)
-        return names if num_samples else names[0]
+        count = 1 if num_samples is None else num_samples
+        draws = self._names(gibbs.sample(key, scores, budget=self.budget, num_samples=count))
+        return draws[0] if num_samples is None else draws
 
     def log_prob(self, actions: Any, context: Any, available: Any = None) -> jax.Array:
-        """log pi(a | psi) of a set given as int32 [any], -1 ignored; -inf for sets with duplicates,
-        unknown or unavailable tools, or too many.
+        """log π(a | ψ) of a set given as int32 [any], -1 ignored; −∞ for tools that are unavailable
+        or were pruned. Duplicates, unknown tools and too many: −∞ where the set is traced, a
+        ValueError where it is concrete.
         """
         scores = self.scores(context, available)
         actions = _checks.integer_array("actions", actions, (None,))
@@ -112,99 +143,115 @@ class SparsePolicy(eqx.Module):
         local = jnp.searchsorted(self.tools, actions).astype(jnp.int32)
         known = (actions < 0) | (jnp.take(self.tools, local, mode="clip") == actions)
         value = gibbs.log_prob(
-            jnp.where((actions >= 0) & known, local, NO_ACTION), scores, budget=self.budget
+            jnp.where((actions >= 0) & known, local, _NO_ACTION), scores, budget=self.budget
         )
         return jnp.where(jnp.all(known), value, -jnp.inf)
 
     def pruned(self, tools: Any = None) -> "SparsePolicy":
         """The same policy on the kept tools alone (or on `tools`, int [any]): what is deployed.
-        Actions keep their original names.
+        Actions keep their original names. On the host.
         """
-        chosen = (
-            self.kept
-            if tools is None
-            else jnp.unique(_checks.integer_array("tools", tools, (None,)))
-        )
-        chosen = np.asarray(chosen)
+        chosen = self.kept if tools is None else _checks.integer_array("tools", tools, (None,))
+        chosen = np.unique(np.asarray(chosen))
         names = np.arange(self.num_actions) if self.tools is None else np.asarray(self.tools)
         _checks.require(bool(np.isin(chosen, names).all()), "tools must be tools of this policy.")
         local = np.searchsorted(names, chosen)
-        inside = np.isin(np.asarray(self.positions), local)
+        positions = np.asarray(self.positions)
+        inside = np.isin(positions, local)
+        background = np.intersect1d(np.asarray(self.background), local)
         return SparsePolicy(
-            positions=jnp.asarray(
-                np.searchsorted(local, np.asarray(self.positions)[inside]), jnp.int32
-            ),
-            weights=self.weights[inside],
+            positions=jnp.asarray(np.searchsorted(local, positions[inside]), jnp.int32),
+            coef=self.coef[inside],
             intercept=self.intercept[local],
-            background=jnp.asarray(
-                np.searchsorted(local, np.intersect1d(np.asarray(self.background), local)),
-                jnp.int32,
-            ),
+            background=jnp.asarray(np.searchsorted(local, background), jnp.int32),
             tools=jnp.asarray(chosen, jnp.int32),
             budget=self.budget,
+            meaning=self.meaning,
         )
 
     def save(self, path: Any) -> None:
         """Write to `path` as npz with a JSON header and a checksum, atomically."""
-        arrays = {
-            "positions": self.positions,
-            "weights": self.weights,
-            "intercept": self.intercept,
-            "background": self.background,
-        }
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
         if self.tools is not None:
             arrays["tools"] = self.tools
-        _files.save(path, KIND, arrays, {"budget": self.budget, "pruned": self.tools is not None})
+        metadata = {"budget": self.budget, "pruned": self.tools is not None}
+        metadata["meaning"] = None if self.meaning is None else list(self.meaning)
+        _files.save(path, _KIND, arrays, metadata)
 
     def _names(self, positions: jax.Array) -> jax.Array:
-        return positions if self.tools is None else self.tools[positions]
+        """The actions' names at positions int32 [...], of which -1 stays."""
+        if self.tools is None:
+            return positions
+        return jnp.where(positions >= 0, self.tools[jnp.maximum(positions, 0)], _NO_ACTION)
+
+    __hash__ = object.__hash__  # so that jax.jit takes its methods
+
+
+def _background(
+    contexts: np.ndarray, support: np.ndarray, coef: np.ndarray, intercept: np.ndarray, budget: int
+) -> np.ndarray:
+    """Tools outside the support among the `budget` best of some context: their order never
+    changes, so only the first few can be.
+    """
+    outside = np.array(intercept)
+    outside[support] = -np.inf
+    first = np.argsort(-outside, kind="stable")[: min(budget, outside.size - support.size)]
+    scores = contexts @ coef.T + intercept[support]
+    reached = [
+        bool(((scores >= outside[tool]).sum(1) + place < budget).any())
+        for place, tool in enumerate(first)
+    ]
+    return np.sort(first[np.asarray(reached, bool)])
+
+
+_ARRAYS: dict[str, tuple[str, tuple[int | str | None, ...]]] = {
+    "positions": ("i", ("k",)),
+    "coef": ("f", ("k", "q")),
+    "intercept": ("f", ("M",)),
+    "background": ("i", (None,)),
+}
 
 
 def load_policy(path: Any) -> SparsePolicy:
-    """Read a policy written by `SparsePolicy.save`; a file that is damaged, foreign or inconsistent
-    raises `jaxsac.FileError`.
+    """Read a policy written by `SparsePolicy.save`.
+
+    Raises: `jaxsac.FileError` for a file that is damaged, foreign or inconsistent.
     """
-    arrays, metadata = _files.load(path, KIND)
-    expected: dict[str, tuple[str, tuple[int | str | None, ...]]] = {
-        "positions": ("i", ("k",)),
-        "weights": ("f", ("k", "q")),
-        "intercept": ("f", ("M",)),
-        "background": ("i", (None,)),
-    }
-    if "tools" in arrays:
-        expected["tools"] = ("i", ("M",))
+    arrays, metadata = _files.load(path, _KIND)
     try:
-        _files.check(arrays, expected)
-        budget = metadata.get("budget")
-        if isinstance(budget, bool) or not isinstance(budget, int) or budget < 0:
-            raise _files.FileError(f"the budget {budget!r} is not a whole number >= 0.")
-        num_actions = arrays["intercept"].size
-        for name, limit in (
-            ("positions", num_actions),
-            ("background", num_actions),
-            ("tools", np.iinfo(np.int32).max),
-        ):
-            values = arrays.get(name, np.zeros(0, np.int32))
-            if values.size and (
-                values[0] < 0 or values[-1] >= limit or (np.diff(values) <= 0).any()
-            ):
-                raise _files.FileError(f"{name} must ascend from 0 to below {limit}.")
-        if np.isin(arrays["positions"], arrays["background"]).any():
-            raise _files.FileError("a tool is in the support and in the background.")
-        if (
-            not np.isfinite(arrays["weights"]).all()
-            or np.isnan(arrays["intercept"]).any()
-            or (arrays["intercept"] == np.inf).any()
-        ):
-            raise _files.FileError("weights or intercepts are not finite.")
+        _require_consistent(arrays, metadata)
     except _files.FileError as error:
         raise _files.FileError(f"{path}: {error}") from None
-    values = {name: jnp.asarray(value) for name, value in arrays.items()}
+    integers = ("positions", "background", "tools")
+    values: Any = {"tools": None} | {
+        name: jnp.asarray(value, jnp.int32 if name in integers else value.dtype)
+        for name, value in arrays.items()
+    }
+    meaning = metadata.get("meaning")
     return SparsePolicy(
-        positions=values["positions"].astype(jnp.int32),
-        weights=values["weights"],
-        intercept=values["intercept"],
-        background=values["background"].astype(jnp.int32),
-        tools=values["tools"].astype(jnp.int32) if "tools" in values else None,
+        **values,
         budget=metadata["budget"],
+        meaning=None if meaning is None else (str(meaning[0]), str(meaning[1])),
     )
+
+
+def _require_consistent(arrays: dict[str, np.ndarray], metadata: dict[str, Any]) -> None:
+    tools = {"tools": ("i", ("M",))} if "tools" in arrays else {}
+    _files.check(arrays, _ARRAYS | tools)
+    budget = metadata.get("budget")
+    if isinstance(budget, bool) or not isinstance(budget, int) or budget < 0:
+        raise _files.FileError(f"the budget {budget!r} is not a whole number >= 0.")
+    meaning = metadata.get("meaning")
+    if meaning is not None and not (isinstance(meaning, list) and len(meaning) == 2):
+        raise _files.FileError(f"the meaning {meaning!r} is not a pair of names.")
+    num_actions = arrays["intercept"].size
+    limits = {"positions": num_actions, "background": num_actions, "tools": (1 << 31) - 1}
+    for name, limit in limits.items():
+        values = arrays.get(name, np.zeros(0, np.int32))
+        if values.size and (values[0] < 0 or values[-1] >= limit or (np.diff(values) <= 0).any()):
+            raise _files.FileError(f"{name} must ascend from 0 to below {limit}.")
+    if np.isin(arrays["positions"], arrays["background"]).any():
+        raise _files.FileError("a tool is in the support and in the background.")
+    intercept = arrays["intercept"]
+    if not np.isfinite(arrays["coef"]).all() or not (intercept < np.inf).all():
+        raise _files.FileError("coefficients or intercepts are not finite.")

@@ -12,60 +12,49 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxsac._checks import check_shape, real_array, real_scalar, require, static_integer
+from jaxsac import _checks, _loops
+from jaxsac.solution import register
 
-_HIGHEST = jax.lax.Precision.HIGHEST
-_RESTART_SEED = (
-    0  # starts of the descent: part of the definition, so that equal problems give equal bounds
-)
+_RESTART_SEED = 0  # part of the definition, so that equal problems give equal bounds
 
 
+@register
 class Irrepresentability(NamedTuple):
-    """Both are below 1 where the condition holds (alpha = 1 minus the number): `signed` nearly
-    necessary, `norm` sufficient whatever the signs.
-    """
+    """Both are below 1 where the condition holds (α = 1 minus the number)."""
 
-    signed: jax.Array
-    norm: jax.Array
+    signed: jax.Array  # []: nearly necessary
+    norm: jax.Array  # []: sufficient whatever the signs
 
 
+@register
 class Curvature(NamedTuple):
-    """Bounds on the restricted strong convexity constant: `lower` <= mu <= `upper` <=
-    `upper_support`.
+    """Bounds on the restricted strong convexity constant μ: lower ≤ μ ≤ upper ≤ upper_support."""
 
-    `lower` is proved (coherence, or the least eigenvalue of H, whichever is larger); `upper` is the
-    quotient at the best feasible direction that a descent found; `upper_support` the least
-    eigenvalue of H on the support, whose directions all lie in the cone.
-    """
-
-    lower: jax.Array
-    upper: jax.Array
-    upper_support: jax.Array
+    lower: jax.Array  # []: proved, by coherence or the least eigenvalue of H
+    upper: jax.Array  # []: the quotient at the best feasible direction that a descent found
+    upper_support: jax.Array  # []: least eigenvalue on the support, all of it in the cone
 
 
 def irrepresentability(
-    hessian: Any, support: Any, coefficients: Any, weights: Any = None
+    hessian: Any, support: Any, coef: Any, weights: Any = None
 ) -> Irrepresentability:
     """How much the tools outside the support S look like those inside, through the curvature of the
     loss.
 
-        signed = max_{j not in S} || H_jS H_SS^-1 z ||_2 / w_j,   z_g = w_g theta_g / ||theta_g||_2
-        norm   = max_{j not in S} sum_{g in S} w_g || (H_jS H_SS^-1)_g ||_op / w_j   (>= signed, by
-        the triangle inequality)
+        signed = max_{j ∉ S} ‖H_jS H_SS⁻¹ z‖₂ / w_j,    z_g = w_g θ_g / ‖θ_g‖₂
+        norm   = max_{j ∉ S} Σ_{g ∈ S} w_g ‖(H_jS H_SS⁻¹)_g‖_op / w_j  (≥ signed)
 
-    hessian [n, q, n, q]; support booleans [n]; coefficients [n, q] (only their directions on S
-    count); weights w > 0 [n], None is 1. 0 where nothing is outside S or inside it; infinite or NaN
-    where H_SS is singular. Source: A4 of arXiv 2601.08271; Bach 2008.
+    * `hessian` [n, q, n, q]; `support` bool [n].
+    * `coef` θ [n, q]: only their directions on S count. `weights` w > 0 [n], None is 1.
+
+    Returns: an `Irrepresentability`; 0 where nothing is outside S or inside it, infinite or NaN
+    where H_SS is singular.
+
+    Source: A4 of arXiv 2601.08271; Bach 2008.
     """
-    hessian, support = _blocks(hessian, support)
-    n, q = hessian.shape[:2]
-    coefficients = real_array("coefficients", coefficients, (n, q), hessian.dtype)
-    weights = (
-        jnp.ones(n, hessian.dtype)
-        if weights is None
-        else real_array("weights", weights, (n,), hessian.dtype)
-    )
-    return _irrepresentability(hessian, support, coefficients, weights)
+    hessian, support, weights = _blocks(hessian, support, weights)
+    coef = _checks.real_array("coef", coef, hessian.shape[:2], hessian.dtype)
+    return _irrepresentability(hessian, support, coef, weights)
 
 
 def restricted_curvature(
@@ -77,56 +66,60 @@ def restricted_curvature(
     num_restarts: int = 8,
     num_steps: int = 200,
 ) -> Curvature:
-    """Bounds on mu = min v'Hv / ||v||^2 over the cone sum_{j not in S} ||v_j|| <= c sum_{j in S}
-    ||v_j||, v != 0 (c = `cone`).
+    """Bounds on μ = min v'Hv / ‖v‖² over the cone Σ_{j ∉ S} ‖v_j‖ ≤ c Σ_{j ∈ S} ‖v_j‖, v ≠ 0.
 
-        lower         = max(0, lambda_min(H), min_g lambda_min(H_gg) - (1 + c)^2 |S| max_{g != h}
-        ||H_gh||_op) upper         = the quotient at the best of `num_restarts` projected descents
-        of `num_steps` steps: a feasible v upper_support = lambda_min(H_SS): v supported in S
+        lower         = max(0, λ_min(H), min_g λ_min(H_gg) − (1 + c)² |S| max_{g ≠ h} ‖H_gh‖_op)
+        upper         = the quotient at the best of some projected descents: a feasible v
+        upper_support = λ_min(H_SS): v supported in S
 
-    hessian [n, q, n, q]; support booleans [n], not empty (NaN where it is empty). `whole=False`:
-    the n tools stand for more of their kind (at least two of each kind that has more than one), so
-    that lambda_min(H) is no bound and the other is taken alone. The lower bound holds since the sum
-    over pairs of blocks is at most max ||H_gh|| (sum ||v_g||)^2 <= max ||H_gh|| (1 + c)^2 |S|
-    ||v||^2. Source: A3 of arXiv 2601.08271; the bounds are classical (Bickel, Ritov & Tsybakov 2009
-    for the cone).
+    * `hessian` [n, q, n, q]; `support` bool [n], not empty; `cone` c ≥ 0.
+    * `whole`: False says that the n tools stand for more of their kind (at least two of each kind
+      that has more than one), so that λ_min(H) is no bound and the other is taken alone.
+    * `num_restarts` ≥ 1 descents of `num_steps` ≥ 0 steps.
+
+    The lower bound holds since the sum over pairs of blocks is at most max ‖H_gh‖ (Σ ‖v_g‖)² ≤ max
+    ‖H_gh‖ (1 + c)² |S| ‖v‖².
+
+    Returns: a `Curvature`; NaN where the support is empty.
+
+    Source: A3 of arXiv 2601.08271; the bounds are classical (Bickel, Ritov & Tsybakov 2009 for the
+    cone).
     """
-    hessian, support = _blocks(hessian, support)
-    cone = real_scalar("cone", cone, hessian.dtype, 0.0)
-    restarts, steps = (
-        static_integer("num_restarts", num_restarts, 1),
-        static_integer("num_steps", num_steps, 0),
-    )
+    hessian, support, _ = _blocks(hessian, support)
+    cone = _checks.real_scalar("cone", cone, hessian.dtype, 0.0)
+    restarts = _checks.static_integer("num_restarts", num_restarts, 1)
+    steps = _checks.static_integer("num_steps", num_steps, 0)
     return _restricted_curvature(hessian, support, cone, bool(whole), restarts, steps)
 
 
 def signal_threshold(hessian: Any, support: Any, lam: Any, weights: Any = None) -> jax.Array:
-    """The largest error that the penalty can cause in a tool's coefficients, lam max_{g in S}
-    sum_{l in S} w_l ||(H_SS^-1)_gl||_op, [].
+    """The largest error that the penalty can cause in a tool's coefficients, lam max_{g ∈ S}
+    Σ_{l ∈ S} w_l ‖(H_SS⁻¹)_gl‖_op, [].
 
-    A quadratic loss with minimiser theta* on the support and the witness' solution theta satisfy
-    max_g ||theta_g - theta*_g|| <= this x (1 + noise / lam), noise = the largest gradient norm at
-    theta*: a tool whose ||theta*_g|| is larger is kept (beta-min). Source: A5 of arXiv 2601.08271;
-    Wainwright 2009, in the block-wise maximum norm.
+    * `hessian` [n, q, n, q]; `support` bool [n]; `lam` ≥ 0; `weights` w > 0 [n], None is 1.
+
+    A quadratic loss with minimiser θ* on the support and the witness' solution θ satisfy max_g
+    ‖θ_g − θ*_g‖ ≤ this × (1 + noise / lam), noise = the largest gradient norm at θ*: a tool whose
+    ‖θ*_g‖ is larger is kept (beta-min).
+
+    Source: A5 of arXiv 2601.08271; Wainwright 2009, in the block-wise maximum norm.
     """
-    hessian, support = _blocks(hessian, support)
-    n = hessian.shape[0]
-    weights = (
-        jnp.ones(n, hessian.dtype)
-        if weights is None
-        else real_array("weights", weights, (n,), hessian.dtype)
-    )
-    return _signal_threshold(hessian, support, real_scalar("lam", lam, hessian.dtype, 0.0), weights)
+    hessian, support, weights = _blocks(hessian, support, weights)
+    lam = _checks.real_scalar("lam", lam, hessian.dtype, 0.0)
+    return _signal_threshold(hessian, support, lam, weights)
 
 
-def _blocks(hessian: Any, support: Any) -> tuple[jax.Array, jax.Array]:
-    hessian = real_array("hessian", hessian, ("n", "q", "n", "q"))
+def _blocks(hessian: Any, support: Any, weights: Any = None):
+    hessian = _checks.real_array("hessian", hessian, ("n", "q", "n", "q"))
     n, q = hessian.shape[:2]
-    check_shape("hessian", hessian, (n, q, n, q))
+    _checks.check_shape("hessian", hessian, (n, q, n, q))
     support = jnp.asarray(support)
-    require(support.dtype == bool, f"support must be booleans, got {support.dtype}: one per tool.")
-    check_shape("support", support, (n,))
-    return hessian, support
+    _checks.require(
+        support.dtype == bool, f"support must be booleans, got {support.dtype}: one per tool."
+    )
+    _checks.check_shape("support", support, (n,))
+    weights = jnp.ones(n, hessian.dtype) if weights is None else weights
+    return hessian, support, _checks.real_array("weights", weights, (n,), hessian.dtype)
 
 
 def _inside(hessian: jax.Array, support: jax.Array, outside: jax.Array | float) -> jax.Array:
@@ -143,32 +136,23 @@ def _operator_norms(blocks: jax.Array) -> jax.Array:
     """Largest singular values of [..., q, q]."""
     if blocks.shape[-1] == 1:
         return jnp.abs(blocks[..., 0, 0])
-    gram = jnp.matmul(jnp.swapaxes(blocks, -1, -2), blocks, precision=_HIGHEST)
+    gram = jnp.matmul(jnp.swapaxes(blocks, -1, -2), blocks, precision="highest")
     return jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(gram)[..., -1], 0))
 
 
 @jax.jit
-def _irrepresentability(hessian, support, coefficients, weights) -> Irrepresentability:
+def _irrepresentability(hessian, support, coef, weights) -> Irrepresentability:
     n, q = hessian.shape[:2]
-    squares = jnp.sum(coefficients**2, axis=1)
+    squares = jnp.sum(coef**2, axis=1)
     live = support & (squares > 0)
     direction = jnp.where(
-        live[:, None],
-        weights[:, None] * coefficients / jnp.sqrt(jnp.where(live, squares, 1))[:, None],
-        0,
+        live[:, None], weights[:, None] * coef / jnp.sqrt(jnp.where(live, squares, 1))[:, None], 0
     )
     mask = jnp.repeat(support, q)
     cross = jnp.where(~mask[:, None] & mask[None, :], hessian.reshape(n * q, n * q), 0)
     found = jnp.linalg.solve(_inside(hessian, support, 1.0), cross.T).T  # H_jS H_SS^-1
-    signed = (
-        jnp.sqrt(
-            jnp.sum(
-                jnp.matmul(found, direction.reshape(-1), precision=_HIGHEST).reshape(n, q) ** 2,
-                axis=1,
-            )
-        )
-        / weights
-    )
+    image = jnp.matmul(found, direction.reshape(-1), precision="highest").reshape(n, q)
+    signed = jnp.sqrt(jnp.sum(image**2, axis=1)) / weights
     norms = _operator_norms(jnp.swapaxes(found.reshape(n, q, n, q), 1, 2))
     norm = jnp.sum(norms * jnp.where(support, weights, 0)[None, :], axis=1) / weights
     outside = ~support
@@ -208,29 +192,26 @@ def _restricted_curvature(
     def feasible(v):
         """The nearest point of the cone on the ray that shrinks what is outside the support."""
         norms = jnp.sqrt(jnp.sum(v.reshape(n, q) ** 2, axis=1))
-        inside, outside = (
-            jnp.sum(jnp.where(support, norms, 0)),
-            jnp.sum(jnp.where(support, 0, norms)),
-        )
-        shrink = jnp.where(
-            outside > cone * inside, cone * inside / jnp.where(outside > 0, outside, 1), 1
-        )
+        inside = jnp.sum(jnp.where(support, norms, 0))
+        outside = jnp.sum(jnp.where(support, 0, norms))
+        safe = jnp.where(outside > 0, outside, 1)
+        shrink = jnp.where(outside > cone * inside, cone * inside / safe, 1)
         v = jnp.where(jnp.repeat(support, q), v, shrink * v)
         length = jnp.sqrt(jnp.sum(v**2))
         return jnp.where(length > 0, v / jnp.where(length > 0, length, 1), inner_vectors[:, 0])
 
     def quotient(v):
-        return jnp.vdot(v, jnp.matmul(matrix, v, precision=_HIGHEST)) / jnp.vdot(v, v)
+        return jnp.vdot(v, jnp.matmul(matrix, v, precision="highest")) / jnp.vdot(v, v)
 
     def step(carry, _):
         v, best = carry
-        product = jnp.matmul(matrix, v, precision=_HIGHEST)
+        product = jnp.matmul(matrix, v, precision="highest")
         v = feasible(v - (product - jnp.vdot(v, product) * v) / top)
         return (v, jnp.minimum(best, quotient(v))), None
 
     def descend(start):
         start = feasible(start)
-        return jax.lax.scan(step, (start, quotient(start)), length=num_steps)[0][1]
+        return _loops.scan(step, (start, quotient(start)), None, num_steps)[0][1]
 
     random = jax.random.normal(jax.random.key(_RESTART_SEED), (num_restarts, n * q), dtype)
     starts = jnp.concatenate([random, vectors[:, :1].T, inner_vectors[:, :1].T])

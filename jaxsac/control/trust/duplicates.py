@@ -8,44 +8,38 @@ import numpy as np
 
 from jaxsac.control.data.digest import Digest
 
-MIN_USES = 10  # fewer uses give directions that are mostly noise
-MOST = 2_000  # tools compared, the most used first
+_MIN_USES = 10  # fewer uses give directions that are mostly noise
+_MOST = 2_000  # tools compared, the most used first
 
 
 class Duplicates(NamedTuple):
-    """`alike`: pairs (tool, tool, similarity) used in the same kind of context; `together`: pairs
-    used in the same records.
+    """Pairs of tools that stand in for each other or go together, most alike first."""
 
-    `families`: connected components of both, each a tuple of tools in ascending order.
-    """
-
-    alike: list[tuple[int, int, float]]
-    together: list[tuple[int, int, float]]
-    families: list[tuple[int, ...]]
+    alike: list[tuple[int, int, float]]  # (tool, tool, cosine): used in the same kind of context
+    together: list[tuple[int, int, float]]  # (tool, tool, cosine): used in the same records
+    families: list[tuple[int, ...]]  # connected components of both, each ascending
 
 
 def near_duplicates(data: Digest, threshold: float) -> Duplicates:
-    """Pairs of tools whose similarity exceeds `threshold`, among the tools with at least MIN_USES
-    uses.
+    """Pairs of tools whose similarity exceeds `threshold`, among the tools with at least 10 uses.
 
-    alike:    <d_j, d_l> / (e_j e_l),  d_j = mean of psi over the uses of j minus the mean of all
-    records, e_j^2 = ||d_j||^2 without the share
-              that a mean of n_j draws has by chance (tr(covariance) / n_j): a cosine corrected for
-              noise. Such tools are substitutes: a log cannot tell which of them matters, and their
-              uses are shared out among them.
-    together: n_jl / sqrt(n_j n_l), n_jl the records that use both: the cosine of their columns in
-    the design. Least squares cannot tell
-              their effects apart.
+        alike     ⟨d_j, d_l⟩ / (e_j e_l),  d_j = mean of ψ over the uses of j − mean of all records,
+                  e_j² = ‖d_j‖² − tr(C) / n_j
+        together  n_jl / (n_j n_l)^½,  n_jl the records that use both
 
-    A pair is listed as alike only if both ||d|| exceed what chance gives to any of the tools with
-    probability 1 %, so that two tools without a taste are no pair: n ||d||^2 > tr C + 2 sqrt(x tr
-    C^2) + 2 x lambda_max(C), C the covariance of psi, x = log(100 x tools) (Laurent & Massart
-    2000).
+    The first is a cosine without the share that a mean of n_j draws has by chance, C the covariance
+    of ψ: such tools are substitutes, a log cannot tell which of them matters, and their uses are
+    shared out among them. The second is the cosine of their columns in the design: least squares
+    cannot tell their effects apart.
+
+    A pair is listed as alike only if both ‖d‖ exceed what chance gives to any of the tools with
+    probability 1 %, so that two tools without a taste are no pair: n ‖d‖² > tr C + 2 (x tr C²)^½ +
+    2 x λ_max(C), x = log(100 · tools) (Laurent & Massart 2000).
     """
     contexts = np.asarray(data.contexts, np.float64)[: data.num_records]
     uses = np.bincount(data.entry_tool, minlength=data.used.size)
-    chosen = np.flatnonzero(uses >= MIN_USES)
-    chosen = np.sort(chosen[np.argsort(-uses[chosen], kind="stable")[:MOST]])
+    chosen = np.flatnonzero(uses >= _MIN_USES)
+    chosen = np.sort(chosen[np.argsort(-uses[chosen], kind="stable")[:_MOST]])
     if chosen.size < 2:
         return Duplicates([], [], [])
     place = np.full(data.used.size, -1)

@@ -8,47 +8,36 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxsac.control.data.log import Log
+from jaxsac.control.data.log import Log, take
 
-BLIND = 1e6  # times lam: no tool looks at the context
+_BLIND = 1e6  # times lam: no tool looks at the context
 Fit = Callable[[Log, float], Any]
 """fit(log, lam) -> SparsePolicy."""
 
 
 class Stability(NamedTuple):
-    """`frequency` [M]: share of the half samples in whose fit a tool looks at the context;
-    `overlap`: mean Jaccard index of two of their supports (1 where all are empty); `sizes` [R] of
-    the supports.
-    """
+    """The support over half samples."""
 
-    frequency: np.ndarray
-    overlap: float
-    sizes: np.ndarray
+    frequency: np.ndarray  # [M]: share of them in whose fit a tool looks at the context
+    overlap: float  # mean Jaccard index of two of their supports (1 where all are empty)
+    sizes: np.ndarray  # [R]: of the supports
 
 
 class Growth(NamedTuple):
-    """Fits on nested shares of the training records: `records`, `support` sizes, held-out `value`
-    of the contexts per record, and what the largest share adds to it over the share before (`gain`)
-    with its standard error (`gain_error`), by paired differences.
-    """
+    """Fits on nested shares of the training records."""
 
-    records: np.ndarray
-    support: np.ndarray
-    value: np.ndarray
-    gain: float
-    gain_error: float
-
-
-def take(log: Log, rows: np.ndarray) -> Log:
-    """The records at the given positions."""
-    return Log(*(None if field is None else np.asarray(field)[rows] for field in log))
+    records: np.ndarray  # [S]
+    support: np.ndarray  # [S]: sizes
+    value: np.ndarray  # [S]: held-out value of the contexts per record
+    gain: float  # what the largest share adds to it over the share before
+    gain_error: float  # its standard error, by paired differences
 
 
 def support_stability(
     key: jax.Array, log: Log, lam: float, num_actions: int, fit: Fit, num_resamples: int
 ) -> Stability:
-    """Fit complementary halves of the records, `num_resamples` in all, at lam sqrt(2): the noise in
-    a gradient grows by that factor.
+    """Fit complementary halves of the records, `num_resamples` in all, at √2 lam: the noise in a
+    gradient grows by that factor.
 
     Source: stability selection (Meinshausen & Bühlmann 2010), complementary pairs (Shah & Samworth
     2013). The key is consumed.
@@ -57,9 +46,8 @@ def support_stability(
     supports = np.zeros((num_resamples, num_actions), bool)
     for number in range(num_resamples):
         order = np.asarray(jax.random.permutation(jax.random.fold_in(key, number // 2), records))
-        half = (
-            order[: records // 2] if number % 2 == 0 else order[records // 2 : 2 * (records // 2)]
-        )
+        start = (number % 2) * (records // 2)
+        half = order[start : start + records // 2]
         policy = fit(take(log, np.sort(half)), lam * np.sqrt(2))
         supports[number, np.asarray(policy.support)] = True
     sizes = supports.sum(1)
@@ -81,7 +69,7 @@ def growth(
     value: Callable[[Any, Log], np.ndarray],
     shares: tuple[float, ...] = (0.25, 0.5, 1.0),
 ) -> Growth:
-    """Nested fits on shares of one half of the records (lam grows as the noise, by 1/sqrt(share)),
+    """Nested fits on shares of one half of the records (lam grows as the noise, by 1/√share),
     judged on the other half.
 
     `value(policy, held_out) [n]` is what a record is worth; what counts is how much more than under
@@ -96,7 +84,7 @@ def growth(
         fit(part, lam * float(np.sqrt(records / size)))
         for part, size in zip(parts, sizes, strict=True)
     ]
-    blind = [fit(part, BLIND * lam) for part in parts]
+    blind = [fit(part, _BLIND * lam) for part in parts]
     values = [
         value(policy, held_out) - value(null, held_out)
         for policy, null in zip(policies, blind, strict=True)

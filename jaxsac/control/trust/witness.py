@@ -7,21 +7,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxsac import group_lasso
-from jaxsac._checks import check_shape, real_array, require
+from jaxsac import _checks, group_lasso
 from jaxsac.losses import Loss, resolve
 from jaxsac.prox import Groups, group_norms
+from jaxsac.solution import register
 
 
+@register
 class Witness(NamedTuple):
-    """The restricted solution and its dual feasibility: `margin` [], `coef` [p], `intercept` [],
-    and the `status` of the restricted solve.
-    """
+    """The restricted solution and its dual feasibility."""
 
-    margin: jax.Array
-    coef: jax.Array
-    intercept: jax.Array
-    status: jax.Array
+    margin: jax.Array  # []
+    coef: jax.Array  # [p]
+    intercept: jax.Array  # []
+    status: jax.Array  # int32 []: of the restricted solve
 
 
 def oracle_witness(
@@ -39,22 +38,25 @@ def oracle_witness(
     """Solve the group lasso on the groups of `support` alone and see whether the others would stay
     out.
 
-        margin = 1 - max_{g not in S} ||X_g' rho||_2 / (lam w_g),   rho = -grad F at the minimiser
-        of F + lam sum_{g in S} w_g ||b_g||
+        margin = 1 − max_{g ∉ S} ‖X_g' ρ‖₂ / (lam w_g),    ρ = −∇F at the minimiser of
+                                                          F + lam Σ_{g ∈ S} w_g ‖b_g‖
 
-    X [T, p], y [T], `groups` over p, support booleans [G], lam > 0; the keywords are those of
-    `group_lasso.solve`. A margin > 0 implies that every solution on all groups is supported in S.
-    With S the truth, that is: no irrelevant tool is kept. At a *fitted* support the margin is
-    positive by construction (it is then a check that the fit is unique, and says nothing about the
-    truth: it is positive on pure noise). 1 where S holds every group; -inf or NaN for lam = 0.
-    Pure, to be jitted and vmapped over problems.
+    * X [T, p], y [T], `groups` over p, `support` bool [G], lam > 0; the keywords are those of
+      `group_lasso.solve`.
+
+    A margin > 0 implies that every solution on all groups is supported in S. With S the truth, that
+    is: no irrelevant tool is kept. At a *fitted* support the margin is positive by construction (it
+    is then a check that the fit is unique, and says nothing about the truth: it is positive on pure
+    noise). Pure, to be jitted and vmapped over problems.
+
+    Returns: a `Witness`; its margin is 1 where S holds every group, −∞ or NaN for lam = 0.
 
     Source: the primal-dual witness of arXiv 2601.08271, theorem 4.6; Wainwright 2009.
     """
-    X = real_array("X", X, ("T", "p"))
+    X = _checks.real_array("X", X, ("T", "p"))
     support = jnp.asarray(support)
-    require(support.dtype == bool, f"support must be booleans [G], got {support.dtype}.")
-    check_shape("support", support, (groups.num_groups,))
+    _checks.require(support.dtype == bool, f"support must be booleans [G], got {support.dtype}.")
+    _checks.check_shape("support", support, (groups.num_groups,))
     mask = groups.spread(support)
     solution = group_lasso.solve(
         jnp.where(mask[None, :], X, 0),

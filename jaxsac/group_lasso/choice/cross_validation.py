@@ -6,136 +6,83 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsac._checks import (
-    integer_array,
-    is_concrete,
-    real_array,
-    real_scalar,
-    require,
-    static_integer,
-)
-from jaxsac.designs import as_design
-from jaxsac.group_lasso.methods.columns import restrictable
-from jaxsac.group_lasso.methods.loop.rounds import applies
-from jaxsac.group_lasso.problem.arguments import make_problem
+from jaxsac import _checks
+from jaxsac._checks import is_concrete
+from jaxsac.group_lasso.methods import apart
 from jaxsac.group_lasso.problem.null import geometric
+from jaxsac.group_lasso.problem.record import LinearModel, Problem
 from jaxsac.group_lasso.solver import lam_max, path
-from jaxsac.losses import Loss, resolve
-from jaxsac.prox import Groups, Penalty
 from jaxsac.solution import Solution
 
 
 class CrossValidation(NamedTuple):
-    """Held-out losses for each lam: `lam` [L], `error` and its `standard_error` over folds [L],
-    `fold_error` [K, L], the `best` lam, the largest lam whose error is within one standard error of
-    the best, `best_within_error`, and the `status` of each fit [K, L].
-    """
+    """Held-out losses for each lam."""
 
-    lam: jax.Array
-    error: jax.Array
-    standard_error: jax.Array
-    fold_error: jax.Array
-    best: jax.Array
-    best_within_error: jax.Array
-    status: jax.Array
+    lam: jax.Array  # [L]
+    error: jax.Array  # the mean over folds [L], in units of ℓ
+    standard_error: jax.Array  # of that [L]
+    fold_error: jax.Array  # [K, L]
+    best: jax.Array  # the lam of the least error []
+    best_within_error: jax.Array  # the largest lam within one standard error of the best []
+    status: jax.Array  # of each fit, int32 [K, L]
 
 
 def cross_validate(
-    X: Any,
-    y: Any,
-    groups: Groups,
+    problem: Problem,
     folds: Any,
     *,
     lams: Any = None,
     num_lams: int = 100,
     min_ratio: Any = 0.01,
-    loss: str | Loss = "squared",
-    weights: Any = None,
-    sample_weight: Any = None,
-    offset: Any = None,
-    intercept: bool = False,
-    penalty: Penalty | None = None,
     tol: Any = None,
     max_steps: Any = 20_000,
 ) -> CrossValidation:
     """The mean loss on held-out records, Σ_t∈fold c_t ℓ(y_t, z_t) / Σ_t∈fold c_t, for each lam and
     fold, z_t from the fit without the fold.
 
-    `folds` int [T] in [0, K): the fold of each record; make them at random, or keep related records
-    together. The fit without a fold gives its records weight 0 and scales the other weights to the
-    same sum, so that lam means the same in every fit; X is never cut. `lams` [L] defaults to those
-    of `path` on all records; the other keywords are those of `path`, each fit with its own
-    certificate.
+    The fit without a fold gives its records weight 0 and scales the other weights to the same sum,
+    so that lam means the same in every fit; X is never cut.
 
-    ValueError for folds that are not integers, or fewer than two of them. A fit that did not
-    converge shows in `status`.
+    * `folds`: int [T] in [0, K): the fold of each record; make them at random, or keep related
+      records together.
+    * `lams`: [L]; None is those of `path` on all records, for which `num_lams` and `min_ratio` are.
+    * `tol`, `max_steps`: as in `solve`, for each fit, which has its own certificate.
+
+    Returns: a `CrossValidation`; a fit that did not converge shows in `status`.
+
+    Raises: ValueError for folds that are not integers, or fewer than two of them; as `path`.
     """
-    design = as_design(X)
-    resolved, dtype, num_samples = resolve(loss), design.dtype, design.prediction_shape[0]
-    known = integer_array("folds", folds, (num_samples,))
-    require(
+    dtype, counts = problem.dtype, problem.sample_weight
+    known = _checks.integer_array("folds", folds, counts.shape)
+    _checks.require(
         is_concrete(known),
-        "folds decide how many fits there are and must be concrete: call cross_validate outside jit.",
+        "folds decide how many fits there are and must be concrete: call cross_validate outside"
+        " jit.",
     )
     labels = np.asarray(known)
     num_folds = int(labels.max()) + 1
-    require(
+    _checks.require(
         labels.min() >= 0 and len(np.unique(labels)) == num_folds >= 2,
         "folds must use every label in [0, K), K >= 2.",
     )
-    target = resolved.target(y, design.prediction_shape, dtype)
-    counts = (
-        jnp.ones(num_samples, dtype)
-        if sample_weight is None
-        else real_array("sample_weight", sample_weight, (num_samples,), dtype)
-    )
-    keywords = {
-        "loss": resolved,
-        "weights": weights,
-        "offset": offset,
-        "intercept": intercept,
-        "penalty": penalty,
-        "tol": tol,
-        "max_steps": max_steps,
-    }
     if lams is None:
-        place = {
-            name: keyword for name, keyword in keywords.items() if name not in ("tol", "max_steps")
-        }
-        min_ratio = real_scalar("min_ratio", min_ratio, dtype, 0.0, strict=True)
-        largest = lam_max(X, y, groups, sample_weight=sample_weight, **place)
-        lams = geometric(largest, min_ratio, static_integer("num_lams", num_lams, 1))
-    base = (
-        jnp.zeros(design.prediction_shape, dtype)
-        if offset is None
-        else real_array("offset", offset, design.prediction_shape, dtype)
-    )
-
-    held_out = jnp.where(
-        known[None, :] == jnp.arange(num_folds, dtype=known.dtype)[:, None], counts[None], 0.0
-    )  # [K, T]
+        min_ratio = _checks.real_scalar("min_ratio", min_ratio, dtype, 0.0, strict=True)
+        num_lams = _checks.static_integer("num_lams", num_lams, 1)
+        lams = geometric(lam_max(problem), min_ratio, num_lams)
+    fold = jnp.arange(num_folds, dtype=known.dtype)[:, None]
+    held_out = jnp.where(known[None, :] == fold, counts[None], 0.0)  # [K, T]
     kept = counts[None] - held_out
     kept = kept * (jnp.sum(counts) / jnp.sum(kept, axis=1, keepdims=True))
 
     def fit(sample_weight: jax.Array) -> Solution:
-        return path(X, y, groups, lams=lams, sample_weight=sample_weight, **keywords)
+        part = problem.with_sample_weight(sample_weight)
+        return path(part, lams=lams, tol=tol, max_steps=max_steps)
 
-    # Folds share the products with X in a batch; by working sets, which differ, or on few columns,
-    # they are faster one after another.
-    problem = make_problem(
-        X, y, groups, 1.0, resolved, weights, kept[0], offset, intercept, penalty
-    )
-    if (applies(problem) and jax.default_backend() == "cpu") or (
-        is_concrete(problem) and restrictable(problem)
-    ):
-        fits = jax.tree.map(
-            lambda *leaves: jnp.stack(leaves), *(fit(sample_weight) for sample_weight in kept)
-        )
-    else:
+    if apart(problem.at(1.0)):
+        fits = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(fit, kept))
+    else:  # folds share the products with X
         fits = jax.vmap(fit)(kept)
-    fold_error = jax.vmap(_errors, in_axes=(None, None, None, None, 0, 0))(
-        design, resolved, target, base, held_out, fits.value
-    )
+    fold_error = jax.vmap(_errors, in_axes=(None, 0, 0))(problem, held_out, fits.value)
     error = jnp.mean(fold_error, axis=0)
     spread = jnp.std(fold_error, axis=0, ddof=1) / jnp.sqrt(jnp.asarray(num_folds, dtype))
     lams = jnp.asarray(lams, dtype)
@@ -145,17 +92,11 @@ def cross_validate(
 
 
 @jax.jit
-def _errors(
-    design: Any, loss: Loss, y: jax.Array, offset: jax.Array, held_out: jax.Array, values: Any
-) -> jax.Array:
+def _errors(problem: Problem, held_out: jax.Array, values: LinearModel) -> jax.Array:
     """Mean held-out losses [L]."""
 
-    def one(value):
-        z = (
-            offset
-            + design.predict(value.coef)
-            + jnp.broadcast_to(value.intercept[None], offset.shape)
-        )
-        return jnp.sum(held_out * loss.per_sample(z, y)) / jnp.sum(held_out)
+    def one(value: LinearModel) -> jax.Array:
+        losses = problem.loss.per_sample(problem.offset + value.predict(problem.X), problem.y)
+        return jnp.sum(held_out * losses) / jnp.sum(held_out)
 
     return jax.vmap(one)(values)

@@ -8,63 +8,61 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxsac._checks import real_scalar, static_integer
-from jaxsac.group_lasso.problem.arguments import make_problem
+from jaxsac import _checks
 from jaxsac.group_lasso.problem.free import without_free
 from jaxsac.group_lasso.problem.null import fit_null, lam_max_of, largest_pull
-from jaxsac.group_lasso.problem.record import Coefficients, Problem, recentre
-from jaxsac.losses import Loss
-from jaxsac.prox import Groups, Penalty
+from jaxsac.group_lasso.problem.objective import Coefficients, Objective, recentre
+from jaxsac.group_lasso.problem.record import LinearModel, Problem
+from jaxsac.solution import Solution
 
 _BATCH = 32  # draws at a time: products of X with a matrix, in bounded memory
 
 
 def simulated_lam(
     key: jax.Array,
-    X: Any,
-    y: Any,
-    groups: Groups,
+    problem: Problem,
+    solution: Solution | LinearModel | None = None,
     *,
-    loss: str | Loss = "squared",
-    weights: Any = None,
-    sample_weight: Any = None,
-    offset: Any = None,
-    intercept: bool = False,
-    penalty: Penalty | None = None,
-    value: Coefficients | None = None,
     level: Any = 0.05,
     factor: Any = 1.1,
     num_draws: int = 500,
 ) -> jax.Array:
     """A lam that noise alone exceeds with probability `level`: `factor` times the (1 − level)
-    quantile of max_g ‖X_g' ρ‖ / w_g, [].
+    quantile of max_g ‖X_g' ρ‖ / w_g.
 
-    * loss="sqrt": ρ is that of the null model for targets ε_t / c_t^½, ε ~ N(0, I). Its law depends
-      on neither y nor the noise level, so that this lam is right whatever that is (Belloni et al.
-      2011; Bunea, Lederer & She 2014).
-    * Other losses: ρ_t ε_t, ρ the residual −∇F of a pilot and ε ~ N(0, I) one for each record, less
-      its part along what is unpenalised (multiplier bootstrap; Chernozhukov et al. 2013). The pilot
-      is `value` (that of a solution), or the null model, whose residual holds the signal as well
-      and gives too large a lam: solve, and pass the solution's value to repeat.
+    With loss="sqrt" ρ is that of the null model for targets ε_t / c_t^½, ε ~ N(0, I). Its law
+    depends on neither y nor the noise level, so that this lam is right whatever that is (Belloni et
+    al. 2011; Bunea, Lederer & She 2014).
 
-    `num_draws` draws; the other keywords are those of `solve`. The key is consumed.
+    With other losses it is ρ_t ε_t, ρ the residual −∇F of a pilot and ε ~ N(0, I) one for each
+    record, less its part along what is unpenalised (multiplier bootstrap).
+
+    * `key`: consumed.
+    * `solution`: the pilot: one of this problem, or its value. None is the null model, whose
+      residual holds the signal as well and gives too large a lam: solve, and pass the solution to
+      repeat.
+    * `level`: in (0, 1), a probability.
+    * `num_draws`: of the noise.
+
+    Returns: [], in the units of lam.
+
+    Raises: ValueError for the solution of a problem with another loss or intercept.
+
+    Source: Chernozhukov et al. (2013).
     """
-    problem = make_problem(
-        X, y, groups, 0.0, loss, weights, sample_weight, offset, intercept, penalty
-    )
-    dtype = problem.offset.dtype
-    level, factor = (
-        real_scalar("level", level, dtype, 0.0),
-        real_scalar("factor", factor, dtype, 0.0),
-    )
-    num_draws = static_integer("num_draws", num_draws, 1)
-    pilot = None if value is None else recentre(problem, Coefficients(*value))
-    return factor * jnp.quantile(_pulls(key, problem, pilot, num_draws=num_draws), 1.0 - level)
+    dtype = problem.dtype
+    level = _checks.real_scalar("level", level, dtype, 0.0)
+    factor = _checks.real_scalar("factor", factor, dtype, 0.0)
+    num_draws = _checks.static_integer("num_draws", num_draws, 1)
+    at_zero, pilot = problem.at(0.0), None
+    if solution is not None:
+        pilot = recentre(at_zero, problem.coefficients(solution))
+    return factor * jnp.quantile(_pulls(key, at_zero, pilot, num_draws=num_draws), 1.0 - level)
 
 
 @functools.partial(jax.jit, static_argnames="num_draws")
 def _pulls(
-    key: jax.Array, problem: Problem, pilot: Coefficients | None, *, num_draws: int
+    key: jax.Array, problem: Objective, pilot: Coefficients | None, *, num_draws: int
 ) -> jax.Array:
     problem, pilot = lax.stop_gradient((problem, pilot))
     keys = jax.random.split(key, num_draws)
@@ -89,7 +87,7 @@ def _pulls(
     columns = jnp.sqrt(problem.design.column_squares(problem.sample_weight))
     predictions = fit_null(problem, columns)[1] if pilot is None else problem.predict(pilot)
     residual = problem.residual(predictions)
-    free = problem.unpenalised if problem.free_weights else None
+    free = problem.unpenalised if problem.most_free else None
 
     def of_signs(key):
         noise = jax.random.normal(key, shape[:1], dtype).reshape((-1,) + (1,) * (len(shape) - 1))

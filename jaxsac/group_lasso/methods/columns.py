@@ -13,60 +13,73 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsac._iterate import Outcome
+from jaxsac._iterate import Certificate, Outcome
+from jaxsac._sizes import padded
 from jaxsac.designs import Dense, MultiOutput
-from jaxsac.group_lasso.methods.host.check import verdict
+from jaxsac.group_lasso.methods.limits import Code, Lams, Limits, one_after_another
+from jaxsac.group_lasso.methods.loop import rounds
 from jaxsac.group_lasso.methods.loop.batches import Setup, certify, finish, run, set_up
 from jaxsac.group_lasso.methods.loop.fista import allowed, start
-from jaxsac.group_lasso.methods.loop.rounds import applies
-from jaxsac.group_lasso.model.quadratic import uncentred
-from jaxsac.group_lasso.problem.record import Coefficients, Problem
+from jaxsac.group_lasso.methods.loop.programs import finished
+from jaxsac.group_lasso.problem.objective import Coefficients, Objective, uncentred
 from jaxsac.group_lasso.problem.support import restrict_to_columns
-from jaxsac.solution import Solution, Status
+from jaxsac.solution import RUNNING, Solution, Status, reason_of, verdict
 
 _WORTHWHILE = 1 << 18  # numbers in X, below which the loop on all columns takes no longer
 _FEW = 256  # columns, likewise
 _FEWEST = 32  # groups, or features, that a round admits
 _SMALLEST, _COARSER = 64, 4  # columns of a set, and the ratio of sizes: each is compiled
-_INNER, _LOOSE = (
-    0.3,
-    0.05,
-)  # tolerance of a round: a share of that of the whole, or of the gap while columns are missing
+# Tolerance of a round: a share of that of the whole, or of the gap while columns are missing.
+_INNER, _LOOSE = 0.3, 0.05
 _PATIENCE = 4  # rounds without progress
 
 
-def restrictable(problem: Problem) -> bool:
+def applies(problem: Objective) -> bool:
     """Whether this method is for a concrete problem: a large matrix on a CPU, for which there is no
     method by blocks.
     """
     matrix = _matrix(problem)
-    if matrix is None or matrix.size < _WORTHWHILE or matrix.shape[1] < _FEW or applies(problem):
+    if matrix is None or matrix.size < _WORTHWHILE or matrix.shape[1] < _FEW or problem.free_lam:
         return False
-    return float(problem.lam) > 0 and next(iter(matrix.devices())).platform == "cpu"
+    return not rounds.applies(problem) and next(iter(matrix.devices())).platform == "cpu"
 
 
-prepare = jax.jit(functools.partial(set_up, measured=False))
+_prepare = jax.jit(functools.partial(set_up, measured=False))
 
 
-def solve_on_columns(
-    problem: Problem, setup: Setup, tol: jax.Array, max_steps: jax.Array, at: Coefficients | None
+def solve(problem: Objective, limits: Limits, at: Coefficients | None) -> Solution:
+    """The solution of a concrete problem from a point in centred coordinates."""
+    return finished(problem, limits, run_rounds(problem, _prepare(problem), limits, at))
+
+
+def solve_path(problem: Objective, lams: Lams, limits: Limits) -> Solution:
+    """Solutions [L], each from the last."""
+    setup = _prepare(problem)
+
+    def one(here: Objective, at: Coefficients | None) -> Solution:
+        return finished(here, limits, run_rounds(here, setup, limits, at))
+
+    return one_after_another(problem, lams, one)
+
+
+def run_rounds(
+    problem: Objective, setup: Setup, limits: Limits, at: Coefficients | None
 ) -> Solution:
-    """Rounds from a point in centred coordinates until the certificate meets the tolerance; `setup`
-    is what `prepare` says of the problem. `num_steps` counts them; each takes at most `max_steps`
-    steps.
+    """Rounds from a point until the certificate meets the tolerance; `num_steps` counts them, each
+    of at most `max_steps` steps.
 
     STALLED: it no longer falls, or half of the columns are needed; the loop on all of them may go
     on from there.
     """
+    tol, max_steps = limits
     point = setup.null if at is None else at._replace(coef=allowed(problem, at.coef))
     unit, free = _units(problem), np.asarray(problem.unpenalised)
     num_units, num_columns = int(unit.max()) + 1, _matrix(problem).shape[1]
     best, since, num_passes = np.inf, 0, 0
     while True:
         solution, left = _check(problem, setup, tol, point)
-        gap, rounding, scale = (
-            float(solution.stats[name]) for name in ("gap", "rounding", "scale")
-        )
+        certificate = tuple(float(solution.stats[name]) for name in Certificate._fields)
+        gap, _, scale = certificate
         since = 0 if gap < 0.9 * best else since + 1
         best = min(best, gap)
         score = np.bincount(unit, np.asarray(left) ** 2, num_units)
@@ -78,17 +91,20 @@ def solve_on_columns(
         columns = _columns_of(problem, unit, needed)
 
         progress = since < _PATIENCE and 2 * len(columns) <= num_columns
-        status = verdict(gap, rounding, float(tol) * scale, progress, num_passes < int(max_steps))
-        if status is not None:
-            return solution._replace(
-                status=jnp.int32(status),
-                stats={**solution.stats, "num_steps": jnp.int32(num_passes)},
-            )
+        more = num_passes < int(max_steps)
+        status = verdict(certificate, float(tol), progress=progress, more=more)
+        if status != RUNNING:
+            told = {
+                "num_steps": jnp.int32(num_passes),
+                "reason": reason_of(status, certificate),
+                "method": jnp.int32(Code.COLUMNS),
+            }
+            return solution._replace(status=jnp.int32(status), stats={**solution.stats, **told})
         inner = _INNER * float(tol) if complete else max(_INNER * float(tol), _LOOSE * gap / scale)
         point = _steps(
             problem,
             setup,
-            _padded(columns, num_columns),
+            _filled_up(columns, num_columns),
             jnp.asarray(inner, tol.dtype),
             max_steps,
             point,
@@ -96,7 +112,7 @@ def solve_on_columns(
         num_passes += 1
 
 
-def _matrix(problem: Problem) -> Any:
+def _matrix(problem: Objective) -> Any:
     """What the design has columns of, or None."""
     design = uncentred(problem)
     if isinstance(design, MultiOutput):
@@ -104,7 +120,7 @@ def _matrix(problem: Problem) -> Any:
     return design.matrix if isinstance(design, Dense) else None
 
 
-def _units(problem: Problem) -> np.ndarray:
+def _units(problem: Objective) -> np.ndarray:
     """Which coefficients come and go together [p]: those of a group, or with several outputs those
     of a feature.
     """
@@ -121,23 +137,21 @@ def _units(problem: Problem) -> np.ndarray:
     return np.repeat(np.arange(groups.num_groups, dtype=np.int32), groups.max_size)
 
 
-def _columns_of(problem: Problem, unit: np.ndarray, needed: np.ndarray) -> np.ndarray:
+def _columns_of(problem: Objective, unit: np.ndarray, needed: np.ndarray) -> np.ndarray:
     return np.flatnonzero(
         needed if isinstance(uncentred(problem), MultiOutput) else needed[unit]
     ).astype(np.int32)
 
 
-def _padded(columns: np.ndarray, num_columns: int) -> np.ndarray:
-    size = _SMALLEST
-    while size < len(columns):
-        size *= _COARSER
+def _filled_up(columns: np.ndarray, num_columns: int) -> np.ndarray:
+    size = padded(len(columns), _SMALLEST, _COARSER)
     size = max(min(size, num_columns // 2), len(columns))
     return np.append(columns, np.full(size - len(columns), num_columns, np.int32))
 
 
 @jax.jit
 def _check(
-    problem: Problem, setup: Setup, tol: jax.Array, point: Coefficients
+    problem: Objective, setup: Setup, tol: jax.Array, point: Coefficients
 ) -> tuple[Solution, jax.Array]:
     """The point as a solution, and how far the gradient is from the penalty's for each coefficient
     [p].
@@ -153,7 +167,7 @@ def _check(
 
 @jax.jit
 def _steps(
-    problem: Problem,
+    problem: Objective,
     setup: Setup,
     columns: jax.Array,
     tol: jax.Array,

@@ -1,1 +1,1 @@
-"""The float32 model of a working set: quadratic, block descent, Newton steps in JAX and in NumPy."""
+"""The float32 model of a working set: quadratic, block descent, Newton steps in JAX and NumPy."""

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxsac import _loops
 from jaxsac._linear import inverse
 from jaxsac.prox.groups import safe_sqrt
 
@@ -49,7 +50,7 @@ def eigenvalue_bounds(grams: jax.Array) -> jax.Array:
         return _squares(power), log_bound + jnp.log(trace) * 0.5 ** k.astype(trace.dtype)
 
     zeros = jnp.zeros(grams.shape[0], grams.dtype)
-    power, log_bound = lax.fori_loop(0, _SQUARINGS, square, (grams, zeros))
+    power, log_bound = _loops.fori_loop(0, _SQUARINGS, square, (grams, zeros))
     last = jnp.einsum("gaa->g", power)
     bound = jnp.exp(log_bound + jnp.log(jnp.where(last > 0, last, 1.0)) * 0.5**_SQUARINGS)
     return jnp.where(jnp.einsum("gaa->g", grams) > 0, bound, 0.0)
@@ -79,7 +80,7 @@ def descend(
     to rounding. `cycles` None is 0, in a program that compiles in half the time.
     """
     if cycles is None:
-        return lax.fori_loop(
+        return _loops.fori_loop(
             0, 2, lambda _, at: epoch(model, at[0], at[1], order, count), (coef, residual)
         )
     last = _EPOCHS * cycles + 1
@@ -96,11 +97,11 @@ def descend(
             model, coefs[at], residuals[at], visited, jnp.where(everywhere, count, size)
         )
         coefs, residuals = coefs.at[place].set(coef), residuals.at[place].set(residual)
-        support, size = lax.cond(
+        support, size = _loops.cond(
             k == 0, lambda: nonzero_order(coef, order, count), lambda: (support, size)
         )
         return (
-            *lax.cond(
+            *_loops.cond(
                 place == _EPOCHS,
                 lambda: _extrapolated(model, coefs, residuals),
                 lambda: (coefs, residuals),
@@ -111,7 +112,7 @@ def descend(
 
     coefs = jnp.zeros((_EPOCHS + 1, *coef.shape), coef.dtype).at[0].set(coef)
     residuals = jnp.zeros((_EPOCHS + 1, *residual.shape), residual.dtype).at[0].set(residual)
-    coefs, residuals, _, _ = lax.fori_loop(0, last + 1, visit, (coefs, residuals, order, count))
+    coefs, residuals, _, _ = _loops.fori_loop(0, last + 1, visit, (coefs, residuals, order, count))
     return coefs[1], residuals[1]  # the last epoch is the first of a cycle that ends there
 
 
@@ -136,7 +137,7 @@ def epoch(
         new = keep * pulled
         return lax.dynamic_update_index_in_dim(coef, new, i, 0), residual - (new - old) @ block
 
-    return lax.fori_loop(0, count, step, (coef, residual))
+    return _loops.fori_loop(0, count, step, (coef, residual))
 
 
 def nonzero_order(

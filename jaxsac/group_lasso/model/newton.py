@@ -6,8 +6,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
+from jaxsac import _loops
 from jaxsac._linear import inverses
 from jaxsac.group_lasso.model.descent import Model, change
 from jaxsac.group_lasso.model.quadratic import LENGTHS, namespace
@@ -129,7 +129,7 @@ def newton_direction(
     right_side = moving * descent
     first = precondition(right_side)
     left = jnp.sum(right_side * first)
-    return lax.while_loop(
+    return _loops.while_loop(
         running, advance, (jnp.zeros_like(right_side), right_side, first, left, left, jnp.int32(0))
     )[0]
 

@@ -61,7 +61,7 @@ def norms_of(blocks: np.ndarray) -> np.ndarray:
 def _epoch(
     few: Model, coef: np.ndarray, residual: np.ndarray, order: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """See `block_descent.epoch`."""
+    """See `descent.epoch`."""
     coef, residual = coef.copy(), residual.copy()
     for i in order:
         block, bound, old = few.blocks[i], few.bounds[i], coef[i]

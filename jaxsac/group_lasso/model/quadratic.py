@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsac.group_lasso.problem.record import Problem
+from jaxsac.group_lasso.problem.objective import Objective
 
 LENGTHS = (1.0, 0.5, 0.25, 0.1, 0.03, 0.0)  # of a step; 0 takes it back
 _NOISE = 16.0  # multiples of eps that objectives may differ by
@@ -40,18 +40,13 @@ def namespace(array: Any) -> Any:
     return np if isinstance(array, (np.ndarray, np.generic)) else jnp
 
 
-def uncentred(problem: Problem) -> Any:
-    """The design as it was given, also where it was centred for an intercept."""
-    return problem.design.design if problem.intercept else problem.design
-
-
-def column_unit(problem: Problem, columns: jax.Array) -> jax.Array:
+def column_unit(problem: Objective, columns: jax.Array) -> jax.Array:
     """The root mean square of the largest column: what the model's columns are divided by."""
     largest = jnp.max(columns) / jnp.sqrt(jnp.asarray(problem.num_samples, columns.dtype))
     return jnp.where(largest > 0, largest, 1.0)
 
 
-def roots(problem: Problem, predictions: jax.Array, floor: jax.Array) -> jax.Array:
+def roots(problem: Objective, predictions: jax.Array, floor: jax.Array) -> jax.Array:
     """h^½, h = ∇²F (a diagonal), kept above `floor` times its bound (its mean, where it has none);
     `floor` = 1 majorises F.
     """

@@ -1,1 +1,1 @@
-"""The problem: arguments, record, null model, certificate, support and derivatives."""
+"""The problem: its public record, its objective at a lam, certificate, support and derivatives."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxsac._iterate import Certificate
 from jaxsac.group_lasso.problem.free import fit_free
-from jaxsac.group_lasso.problem.record import Coefficients, Problem, when
+from jaxsac.group_lasso.problem.objective import Coefficients, Objective, when
 from jaxsac.group_lasso.problem.rounding import sizes, spread
 from jaxsac.prox import group_norms
 
@@ -32,7 +32,7 @@ class Pulls(NamedTuple):
 
 
 def duality_gap(
-    problem: Problem,
+    problem: Objective,
     point: Coefficients,
     *,
     columns: jax.Array,
@@ -50,7 +50,7 @@ def duality_gap(
     predictions = problem.predict(point)
     objective = problem.smooth_value(predictions) + problem.penalty(point.coef)
 
-    free = problem.free if problem.free_weights or problem.free_lam else None
+    free = problem.free if problem.most_free or problem.free_lam else None
     fit = fit_free(
         problem, point, predictions, free, columns=columns, target=target, max_steps=_FREE_STEPS
     )
@@ -78,7 +78,7 @@ def duality_gap(
 
 
 def gap_from(
-    problem: Problem,
+    problem: Objective,
     objective: jax.Array,
     predictions: jax.Array,
     remaining: jax.Array,
@@ -117,7 +117,7 @@ def gap_from(
     return Certificate(gap, rounding, scale)
 
 
-def stationarity(problem: Problem, point: Coefficients) -> tuple[jax.Array, jax.Array]:
+def stationarity(problem: Objective, point: Coefficients) -> tuple[jax.Array, jax.Array]:
     """The objective, and the largest violation of the optimality conditions over groups and
     intercept, in units of the gradient.
     """
@@ -128,7 +128,7 @@ def stationarity(problem: Problem, point: Coefficients) -> tuple[jax.Array, jax.
 
 
 def violation(
-    problem: Problem, coef: jax.Array, residual: jax.Array, gradient: jax.Array
+    problem: Objective, coef: jax.Array, residual: jax.Array, gradient: jax.Array
 ) -> jax.Array:
     """b_g ≠ 0: ‖X_g' ρ − lam w_g b_g/‖b_g‖‖; b_g = 0: max(0, ‖X_g' ρ‖ − lam w_g); intercept: |Σ_t
     ρ_t|. The largest.

@@ -6,7 +6,7 @@ import numpy as np
 from jax import lax
 
 from jaxsac._implicit import implicit
-from jaxsac.group_lasso.problem.record import Coefficients, Problem, recentre, uncentre
+from jaxsac.group_lasso.problem.objective import Coefficients, Objective, recentre, uncentre
 from jaxsac.group_lasso.problem.support import (
     equation,
     indices_of,
@@ -18,7 +18,7 @@ from jaxsac.solution import Solution
 
 
 def with_derivatives(
-    problem: Problem, point: Coefficients, support: jax.Array | None = None
+    problem: Objective, point: Coefficients, support: jax.Array | None = None
 ) -> Coefficients:
     """`point` with its derivative with respect to every array in `problem`.
 
@@ -34,7 +34,7 @@ def with_derivatives(
 
 
 @jax.custom_jvp
-def _attached(problem: Problem, support: jax.Array, point: Coefficients) -> Coefficients:
+def _attached(problem: Objective, support: jax.Array, point: Coefficients) -> Coefficients:
     return point
 
 
@@ -50,7 +50,7 @@ def _attached_jvp(primals, tangents):
     return _attached(problem, support, point), jax.jvp(solution, (problem,), (tangents[0],))[1]
 
 
-def differentiable(problem: Problem, solution: Solution) -> Solution:
+def differentiable(problem: Objective, solution: Solution) -> Solution:
     """A solution found on the host for the values of `problem`, with derivatives that touch the
     columns of its support alone.
     """
@@ -63,7 +63,7 @@ def differentiable(problem: Problem, solution: Solution) -> Solution:
 
 @jax.jit
 def _on_support(
-    problem: Problem, indices: jax.Array, value: Coefficients
+    problem: Objective, indices: jax.Array, value: Coefficients
 ) -> tuple[Coefficients, jax.Array]:
     small = restrict(problem, indices)
     part = Coefficients(value.coef.at[indices].get(mode="fill", fill_value=0), value.intercept)

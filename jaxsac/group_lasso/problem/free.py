@@ -7,13 +7,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
+from jaxsac import _loops
 from jaxsac._linear import conjugate_gradient
-from jaxsac.group_lasso.problem.record import Coefficients, Problem, when
+from jaxsac.group_lasso.problem.objective import Coefficients, Objective, when
 from jaxsac.group_lasso.problem.rounding import sizes, spread
 
 _MAX_CG_STEPS = 100
+_CG_TOLERANCE, _CG_ENOUGH = 1e-3, 0.1  # of the gradient, that a step may leave
 
 
 class FreeFit(NamedTuple):
@@ -33,7 +34,7 @@ class _Carry(NamedTuple):
 
 
 def fit_free(
-    problem: Problem,
+    problem: Objective,
     point: Coefficients,
     predictions: jax.Array,
     free: jax.Array | None,
@@ -74,7 +75,7 @@ def fit_free(
             * jnp.sqrt(jnp.sum((mask * columns) ** 2))
             * sizes(problem, spread(columns, fit.point.coef), at).residual
         )
-        step, solved = _conjugate_gradient(product, gradient, floor)
+        step, solved = _newton_step(product, gradient, floor)
         return Coefficients(step, jnp.zeros_like(point.intercept)), jnp.vdot(gradient, step), solved
 
     def energy(predictions, coef):
@@ -93,7 +94,7 @@ def fit_free(
             return step, gradient * step
         # A shift of all outputs may not matter at all: what rounding leaves of the gradient along
         # it is no direction to go.
-        step, _ = _conjugate_gradient(
+        step, _ = _newton_step(
             product, gradient, 8.0 * eps * jnp.max(jnp.sum(jnp.abs(residual), axis=0))
         )
         return step, jnp.vdot(gradient, step)
@@ -132,7 +133,7 @@ def fit_free(
         size = jnp.where(running, jnp.ones_like(target), 0.0)
         if max_halvings:
             least = 0.5**max_halvings
-            size = lax.while_loop(
+            size = _loops.while_loop(
                 lambda size: (size > least) & ~fits(size), lambda size: 0.5 * size, size
             )
         size = jnp.where(fits(size), size, 0.0)
@@ -146,11 +147,11 @@ def fit_free(
 
     running = jnp.asarray(True) if problem.intercept or any_free is None else any_free
     start = _Carry(FreeFit(point, predictions, jnp.zeros_like(target)), running, jnp.int32(0))
-    return lax.while_loop(lambda c: c.running & (c.steps < max_steps), advance, start).fit
+    return _loops.while_loop(lambda c: c.running & (c.steps < max_steps), advance, start).fit
 
 
 def without_free(
-    problem: Problem, predictions: jax.Array, residual: jax.Array, free: jax.Array | None
+    problem: Objective, predictions: jax.Array, residual: jax.Array, free: jax.Array | None
 ) -> jax.Array:
     """What refitting the unpenalised part leaves of a change of ρ: residual − H U (U' H U)^-1 U'
     residual, H = ∇²F at the predictions.
@@ -177,36 +178,14 @@ def without_free(
     return residual - problem.curvature_product(predictions, up(moved))
 
 
-def _conjugate_gradient(
-    product: Callable[[jax.Array], jax.Array], right_side: jax.Array, floor: jax.Array
+def _newton_step(
+    product: Callable[[jax.Array], jax.Array], gradient: jax.Array, floor: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Solve product(x) = right_side for a positive semi-definite product to 0.1 %; also whether the
-    residual is below 10 % or `floor`.
+    """Solve product(step) = gradient to 0.1 %; also whether at most 10 % of it, or `floor`, is
+    left.
     """
-    square = jnp.vdot(right_side, right_side)
-
-    def running(carry):
-        _, _, _, left, steps = carry
-        return (left > 1e-6 * square) & (left > floor**2) & (steps < _MAX_CG_STEPS)
-
-    def advance(carry):
-        x, residual, direction, left, steps = carry
-        image = product(direction)
-        curvature = jnp.vdot(direction, image)
-        curved = curvature > 0
-        size = jnp.where(curved, left / jnp.where(curved, curvature, 1.0), 0.0)
-        x, residual = x + size * direction, residual - size * image
-        new = jnp.vdot(residual, residual)
-        # A direction without curvature ends the search: nothing more can be solved there.
-        return (
-            x,
-            residual,
-            residual + new / left * direction,
-            new,
-            jnp.where(curved, steps + 1, _MAX_CG_STEPS),
-        )
-
-    x, _, _, left, _ = lax.while_loop(
-        running, advance, (jnp.zeros_like(right_side), right_side, right_side, square, jnp.int32(0))
+    found = conjugate_gradient(
+        product, gradient, tol=_CG_TOLERANCE, floor=floor, max_steps=_MAX_CG_STEPS
     )
-    return x, (left <= 0.01 * square) | (left <= floor**2)
+    enough = jnp.maximum(_CG_ENOUGH * jnp.linalg.norm(gradient), floor)
+    return found.x, found.residual <= enough

@@ -1,163 +1,247 @@
-"""The problem as a record, and its pieces: predictions, gradients, curvature products."""
+"""The problem and its answer as the public sees them: what is fitted to what, said once, and the
+linear model that a solution holds.
+"""
 
-import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import lax
+import numpy as np
 
-from jaxsac.designs import Centred
-from jaxsac.losses import Loss
-from jaxsac.prox import Groups, Level, Penalty
+from jaxsac import _checks
+from jaxsac._checks import is_concrete
+from jaxsac.designs import as_design
+from jaxsac.group_lasso.problem.objective import Coefficients, Objective, centre
+from jaxsac.losses import Loss, resolve
+from jaxsac.prox import Groups, Penalty
+from jaxsac.solution import Solution, register
+
+FEW_FREE = 256  # unpenalised coefficients that a method may refit at every check
+_NAMES = {
+    type(resolve(name)): name
+    for name in ("squared", "logistic", "huber", "sqrt", "poisson", "multinomial")
+}
 
 
-class Coefficients(NamedTuple):
-    """What is fitted: `coef` [p] and `intercept`, [] or [M] for M outputs (zero without an
-    intercept).
+@register
+class LinearModel(eqx.Module):
+    """What a solution of the group lasso holds: z = X coef + intercept; [L, ...] each, of a path.
+
+    * `coef`: [p], in the units of z per unit of a column.
+    * `intercept`: [], or [M] for M outputs; in the units of z, and 0 where none was fitted.
+    * `loss`, `has_intercept`: the problem's; static names, which travel through jit and `export`,
+      and by which another problem refuses the model as an answer.
     """
 
     coef: jax.Array
     intercept: jax.Array
+    loss: str = eqx.field(static=True, default="squared")
+    has_intercept: bool = eqx.field(static=True, default=True)
+
+    def predict(self, X: Any) -> jax.Array:
+        """z = X coef + intercept, of the shape of the design's predictions, with a leading axis [L]
+        for a path; without the problem's offset. X is a matrix [T, p] or a design.
+        """
+        design, coef = as_design(X), self.coef
+        fits = design.num_coefficients == coef.shape[-1]
+        _checks.require(
+            fits, f"X must have {coef.shape[-1]} columns, got {design.num_coefficients}."
+        )
+        if coef.ndim > 1:
+            return jax.vmap(lambda one: one.predict(design))(self)
+        z = design.predict(coef)
+        return z + jnp.broadcast_to(self.intercept[None], z.shape)
 
 
 class Problem(eqx.Module):
-    """minimise F(offset + X b + intercept) + lam Σ_g w_g ‖b_g‖ + `extra`, F(z) = (1/T) Σ_t c_t
-    ℓ(z_t; y_t).
+    """What a group lasso fits to what: F(z) = (1/T) Σ_t c_t ℓ(y_t, z_t), z = offset + X b +
+    intercept, and the penalty Σ_g w_g ‖b_g‖₂, which a lam multiplies.
 
-    With an intercept, X stands for the design minus its weighted mean over samples: the intercept
-    is then orthogonal to the columns in the metric of the sample weights, so that each may take its
-    own step size. `uncentre` turns the result back.
+    Said once: every question takes the record, `solve(problem, lam)`, `path(problem)`,
+    `degrees_of_freedom(problem, solution)`. Checked when it is made, traced arrays too (a bad value
+    in one of those becomes NaN). A pytree for jit, vmap and grad; `dataclasses.replace(problem,
+    sample_weight=c)` is the same problem with other weights.
+
+    * `X`: a matrix [T, p] or a design of `jaxsac.designs`; kept as a design. Columns are used as
+      they are: centring and standardising them is the caller's choice.
+    * `y`: targets [T], or [T, M] for a design with M outputs.
+    * `groups`: `jaxsac.Groups` over the p coefficients.
+    * `loss`: "squared", "logistic" (y = ±1), "huber", "sqrt", "poisson", "multinomial", or a
+      `losses.Loss`. With "sqrt" F is (Σ_t c_t r_t² / T)^½, r = y − z, for which the right lam does
+      not depend on the noise (`simulated_lam`; see `losses.SquareRoot`).
+    * `weights`: w ≥ 0 [G]: None is 1 for every group, "sqrt_size" the square root of its size; 0 is
+      unpenalised.
+    * `sample_weight`: c ≥ 0 [T]: None is 1. They are not normalised: F divides by T. A record of
+      weight 2 is the same record twice in a data set whose T is not changed.
+    * `offset`: of the shape of y, in its units: None is 0.
+    * `intercept`: an unpenalised constant, one for each output.
+    * `penalty`: a `jaxsac.prox.Penalty` to be added: a ridge, an l1 norm, families of groups, b ≥
+      0. Its norms are multiplied by lam.
+    * `most_free`: at most so many coefficients have weight 0; 0, 256 or more, and found out.
+
+    Raises: ValueError for shapes that do not fit, negative weights, unknown names.
     """
 
-    design: Any
+    X: Any
     y: jax.Array
     groups: Groups
-    lam: jax.Array
-    weights: jax.Array  # w [G]
-    sample_weight: jax.Array  # c [T]
-    offset: jax.Array  # of the shape of the predictions
     loss: Loss
+    weights: jax.Array
+    sample_weight: jax.Array
+    offset: jax.Array
     intercept: bool = eqx.field(static=True)
-    free_weights: bool = eqx.field(
-        static=True, default=True
-    )  # whether a weight may be 0; False saves compiling what fits such groups
-    free_lam: bool = eqx.field(static=True, default=True)  # whether lam may be 0, likewise
-    extra: Penalty | None = None  # what the penalty has beside the norms of the groups
+    penalty: Penalty | None
+    most_free: int = eqx.field(static=True, init=False)
+
+    def __init__(
+        self,
+        X: Any,
+        y: Any,
+        groups: Groups,
+        loss: str | Loss = "squared",
+        weights: Any = None,
+        sample_weight: Any = None,
+        offset: Any = None,
+        intercept: bool = False,
+        penalty: Penalty | None = None,
+    ):
+        self.X, self.groups, self.loss = as_design(X), groups, resolve(loss)
+        num_coefficients = self.X.num_coefficients
+        _checks.require(
+            isinstance(groups, Groups),
+            f"groups must be a jaxsac.Groups, got {type(groups).__name__}: use Groups.equal or"
+            " from_labels.",
+        )
+        _checks.require(
+            num_coefficients == groups.num_coefficients,
+            f"groups partition {groups.num_coefficients} coefficients but X has {num_coefficients}:"
+            " build them for X.",
+        )
+        shape, dtype = self.X.prediction_shape, self.X.dtype
+        self.y = self.loss.target(y, shape, dtype)
+        filled = _filled_on_host if is_concrete(self.X, self.y) else jnp.full
+        if isinstance(weights, str):
+            _checks.require(
+                weights == "sqrt_size",
+                f"weights must be None, 'sqrt_size' or an array [G], got {weights!r}.",
+            )
+            weights = jnp.sqrt(groups.sizes.astype(dtype))
+        if weights is None:
+            self.weights, self.most_free = filled((groups.num_groups,), 1.0, dtype), 0
+        else:
+            self.weights = _non_negative("weights", weights, (groups.num_groups,), dtype)
+            self.most_free = _most_free(self.weights, groups)
+        if sample_weight is None:
+            self.sample_weight = filled(shape[:1], 1.0, dtype)
+        else:
+            self.sample_weight = _non_negative("sample_weight", sample_weight, shape[:1], dtype)
+        if offset is None:
+            self.offset = filled(shape, 0.0, dtype)
+        else:
+            self.offset = _checks.real_array("offset", offset, shape, dtype)
+        self.intercept = bool(intercept)
+        _checks.require(
+            penalty is None or isinstance(penalty, Penalty),
+            f"penalty must be a jaxsac.prox.Penalty, got {type(penalty).__name__}.",
+        )
+        self.penalty = None if penalty is None else penalty.checked(groups, dtype)
+
+    @staticmethod
+    def of(X: Any, y: Any, groups: Any, words: dict[str, Any]) -> "Problem":
+        """The record that X is, or the one that the words make; None says nothing."""
+        said = {name: word for name, word in words.items() if word is not None}
+        if not isinstance(X, Problem):
+            return Problem(X, y, groups, **said)
+        also = ["y"] * (y is not None) + ["groups"] * (groups is not None) + list(said)
+        _checks.require(
+            not also,
+            f"the problem already says {', '.join(also)}: leave it out, or make another with"
+            " dataclasses.replace.",
+        )
+        return X
 
     @property
-    def thresholds(self) -> jax.Array:
-        return self.lam * self.weights
+    def dtype(self) -> Any:
+        """That of X and of all that is computed."""
+        return self.X.dtype
 
     @property
-    def whole_penalty(self) -> Penalty:
-        """The norms of the groups and what is beside them; lam multiplies the norms."""
-        own = Level(self.groups, self.weights)
-        if self.extra is None:
-            return Penalty((own,))
-        return Penalty(
-            (own, *self.extra.levels), self.extra.l1, self.extra.ridge, self.extra.nonnegative
+    def loss_name(self) -> str:
+        """ "squared", ..., or the name of the class of another `Loss`."""
+        return _NAMES.get(type(self.loss), type(self.loss).__qualname__)
+
+    def with_sample_weight(self, sample_weight: jax.Array) -> "Problem":
+        """With other weights c ≥ 0 [T], not checked: what a fold, a half or a draw is."""
+        return eqx.tree_at(lambda problem: problem.sample_weight, self, sample_weight)
+
+    def at(self, lam: Any, *, free_lam: bool | None = None) -> Objective:
+        """The objective at a lam ≥ 0, for the methods; `free_lam`: whether others of its kind may
+        have a lam of 0, None: whether this one may.
+        """
+        lam = _checks.real_scalar("lam", lam, self.dtype, 0.0)
+        if free_lam is None:
+            free_lam = not is_concrete(lam) or float(lam) == 0
+        return Objective(
+            centre(self.X, self.sample_weight) if self.intercept else self.X,
+            self.y,
+            self.groups,
+            jnp.where(lam >= 0, lam, jnp.nan),
+            self.weights,
+            self.sample_weight,
+            self.offset,
+            self.loss.for_data(self.y, self.offset, self.sample_weight),
+            self.intercept,
+            self.most_free,
+            free_lam,
+            self.penalty,
         )
 
-    @property
-    def ridge(self) -> jax.Array | None:
-        return None if self.extra is None else self.extra.ridge
+    def model(self, point: Coefficients) -> LinearModel:
+        """The answer with these coefficients."""
+        return LinearModel(*point, self.loss_name, self.intercept)
 
-    @property
-    def unpenalised(self) -> jax.Array:
-        """Which coefficients have weights 0, bool [p]."""
-        return self.whole_penalty.unpenalised(self.groups.num_coefficients)
-
-    @property
-    def free(self) -> jax.Array:
-        """Which coefficients neither a norm nor a constraint holds at this lam, bool [p]."""
-        held = self.extra is not None and self.extra.nonnegative
-        return self.unpenalised if held else self.unpenalised | (self.lam == 0)
-
-    @property
-    def num_samples(self) -> int:
-        return self.offset.shape[0]
-
-    def zeros(self) -> Coefficients:
-        dtype = self.offset.dtype
-        return Coefficients(
-            jnp.zeros(self.design.num_coefficients, dtype), jnp.zeros(self.offset.shape[1:], dtype)
+    def coefficients(self, answer: Solution | LinearModel) -> Coefficients:
+        """Those of an answer to this problem; ValueError for the answer to another."""
+        value = answer.value if isinstance(answer, Solution) else answer
+        _checks.require(
+            isinstance(value, LinearModel),
+            f"a solution of group_lasso, or its value, is wanted, got {type(value).__name__}.",
         )
-
-    def constant(self, intercept: jax.Array) -> jax.Array:
-        """The intercept as predictions."""
-        return jnp.broadcast_to(intercept[None], self.offset.shape)
-
-    def predict(self, point: Coefficients) -> jax.Array:
-        """X b + intercept, without the offset."""
-        return self.design.predict(point.coef) + self.constant(point.intercept)
-
-    def smooth_value(self, predictions: jax.Array) -> jax.Array:
-        return self.loss.value(self.offset + predictions, self.y, self.sample_weight)
-
-    def residual(self, predictions: jax.Array) -> jax.Array:
-        """ρ = −∇F at the predictions."""
-        return self.loss.negative_gradient(self.offset + predictions, self.y, self.sample_weight)
-
-    def curvature_product(self, predictions: jax.Array, direction: jax.Array) -> jax.Array:
-        """∇²F · direction (see `Loss.curvature_product`), both of the shape of the predictions."""
-        return self.loss.curvature_product(
-            self.offset + predictions, self.y, self.sample_weight, direction
-        )
-
-    def majorant(self, predictions: jax.Array) -> jax.Array | float | None:
-        return self.loss.majorant(self.offset + predictions, self.y, self.sample_weight)
-
-    def penalty(self, coef: jax.Array) -> jax.Array:
-        return self.whole_penalty.value(coef, self.lam)
-
-    def weighted_norm(self, predictions: jax.Array) -> jax.Array:
-        """(Σ_t c_t ‖z_t‖²)^½."""
-        squares = (predictions**2).reshape(self.num_samples, -1).sum(axis=1)
-        return jnp.sqrt(jnp.sum(self.sample_weight * squares))
+        for name, theirs, ours in (
+            ("loss", value.loss, self.loss_name),
+            ("intercept", value.has_intercept, self.intercept),
+        ):
+            _checks.require(
+                theirs == ours,
+                f"the solution was fitted with {name} {theirs!r}, the problem has {ours!r}: pass"
+                " the problem that was solved.",
+            )
+        _checks.check_shape("solution.value.coef", value.coef, (self.groups.num_coefficients,))
+        _checks.check_shape("solution.value.intercept", value.intercept, self.offset.shape[1:])
+        return Coefficients(value.coef, value.intercept)
 
 
-def with_lam(problem: Problem, lam: Any) -> Problem:
-    return dataclasses.replace(problem, lam=lam)
+def _most_free(weights: jax.Array, groups: Groups) -> int:
+    """One of three, so that few programs are compiled."""
+    size = groups.max_size
+    if not is_concrete(weights):
+        return max(groups.num_groups * size, FEW_FREE + 1)
+    count = int(np.sum(np.asarray(weights) == 0)) * size
+    if count > FEW_FREE:
+        return groups.num_groups * size
+    return FEW_FREE if count else 0
 
 
-def with_sample_weight(problem: Problem, sample_weight: jax.Array) -> Problem:
-    """The problem with other weights of records: what a fold, a half or a bootstrap draw is."""
-    design = centre(problem.design.design, sample_weight) if problem.intercept else problem.design
-    loss = problem.loss.for_data(problem.y, problem.offset, sample_weight)
-    return dataclasses.replace(problem, design=design, sample_weight=sample_weight, loss=loss)
-
-
-def centre(design: Any, sample_weight: jax.Array) -> Centred:
-    total = jnp.sum(sample_weight)
-    return Centred(design, sample_weight / jnp.where(total == 0, 1.0, total))
-
-
-def uncentre(problem: Problem, point: Coefficients) -> Coefficients:
-    """The coefficients for the design itself."""
-    if not problem.intercept:
-        return point
-    return Coefficients(
-        point.coef, point.intercept - problem.design.mean(problem.design.design.predict(point.coef))
-    )
-
-
-def recentre(problem: Problem, point: Coefficients) -> Coefficients:
-    """The inverse of `uncentre`."""
-    if not problem.intercept:
-        return point
-    return Coefficients(
-        point.coef, point.intercept + problem.design.mean(problem.design.design.predict(point.coef))
-    )
-
-
-def when(condition: jax.Array, compute: Any, otherwise: Any) -> Any:
-    """compute() if `condition`, else `otherwise`; unlike a batched cond, a batch in which no lane
-    needs it does not compute it.
+def _filled_on_host(shape: tuple[int, ...], value: float, dtype: Any) -> jax.Array:
+    """`jnp.full` without a program, whose call takes four times as long; in a trace it would be a
+    constant of that many numbers.
     """
-    return lax.while_loop(
-        lambda carry: carry[0],
-        lambda carry: (jnp.zeros_like(condition), compute()),
-        (condition, otherwise),
-    )[1]
+    return jnp.asarray(np.full(shape, value, dtype))
+
+
+def _non_negative(name: str, value: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    array = _checks.real_array(name, value, shape, dtype)
+    if is_concrete(array):
+        _checks.require(not bool(np.any(np.asarray(array) < 0)), f"{name} must be >= 0.")
+    return jnp.where(array >= 0, array, jnp.nan)

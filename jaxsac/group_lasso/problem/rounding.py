@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxsac.group_lasso.problem.record import Problem
+from jaxsac.group_lasso.problem.objective import Objective
 
 
 class Sizes(NamedTuple):
@@ -24,7 +24,7 @@ def spread(columns: jax.Array, coef: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.sum((columns * coef) ** 2))
 
 
-def sizes(problem: Problem, spread: jax.Array, predictions: jax.Array) -> Sizes:
+def sizes(problem: Objective, spread: jax.Array, predictions: jax.Array) -> Sizes:
     """A prediction is off by about (Σ_j x_tj² b_j²)^½ + |z_t|, ρ by its own size and by its
     curvature times that, F by ρ' δz and its terms.
 
@@ -42,7 +42,7 @@ def sizes(problem: Problem, spread: jax.Array, predictions: jax.Array) -> Sizes:
     return Sizes(residual, slope * moved / problem.num_samples + cancelled)
 
 
-def _mean_curvature(problem: Problem, predictions: jax.Array) -> jax.Array:
+def _mean_curvature(problem: Objective, predictions: jax.Array) -> jax.Array:
     """The mean of ℓ'' over records, or its bound where outputs interact."""
     if predictions.ndim > 1 and problem.loss.curvature is not None:
         return jnp.asarray(problem.loss.curvature, predictions.dtype)

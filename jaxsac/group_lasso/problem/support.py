@@ -12,16 +12,15 @@ import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
+from jaxsac import _loops
 from jaxsac._linear import conjugate_gradient
+from jaxsac._sizes import padded
 from jaxsac.designs import Centred, Dense, MultiOutput
-from jaxsac.group_lasso.model.quadratic import uncentred
-from jaxsac.group_lasso.problem.record import Coefficients, Problem
+from jaxsac.group_lasso.problem.objective import Coefficients, Objective, uncentred
 from jaxsac.prox import Groups, Level, Penalty
 
-_SMALLEST = 16  # capacity; they grow by halves of a power of two, so that few programs are compiled
-_MOST_DENSE = (
-    1536  # coefficients whose Newton matrix is formed and factored; beyond, conjugate gradients
-)
+_SMALLEST, _RATIO = 16, 1.5  # capacity, and how much the next one is larger
+_MOST_DENSE = 1536  # coefficients whose Newton matrix is formed; beyond, conjugate gradients
 _POLISHES = 3
 
 
@@ -60,13 +59,11 @@ class Columns(eqx.Module):
 def indices_of(moving: np.ndarray) -> np.ndarray:
     """The positions that are True, padded with p to one of a few lengths."""
     found = np.flatnonzero(moving).astype(np.int32)
-    size = _SMALLEST
-    while size < len(found):
-        size = 3 * size // 2 if size & (size - 1) == 0 else 4 * size // 3
-    return np.append(found, np.full(min(size, moving.size) - len(found), moving.size, np.int32))
+    size = min(padded(len(found), _SMALLEST, _RATIO, multiple=_SMALLEST // 2), moving.size)
+    return np.append(found, np.full(size - len(found), moving.size, np.int32))
 
 
-def restrict(problem: Problem, indices: jax.Array) -> Problem:
+def restrict(problem: Objective, indices: jax.Array) -> Objective:
     """The problem in the coefficients at `indices`, the others being zero. Padding adds columns of
     zeros to the last one's groups.
     """
@@ -80,7 +77,7 @@ def restrict(problem: Problem, indices: jax.Array) -> Problem:
     )
 
 
-def restrict_to_columns(problem: Problem, columns: jax.Array) -> tuple[Problem, jax.Array]:
+def restrict_to_columns(problem: Objective, columns: jax.Array) -> tuple[Objective, jax.Array]:
     """The problem in the coefficients of some columns of X, or of the features that several outputs
     share, and the indices of those.
     """
@@ -97,7 +94,7 @@ def restrict_to_columns(problem: Problem, columns: jax.Array) -> tuple[Problem, 
     return _restricted(problem, indices.reshape(-1), cut), indices.reshape(-1)
 
 
-def _restricted(problem: Problem, indices: jax.Array, cut: Any) -> Problem:
+def _restricted(problem: Objective, indices: jax.Array, cut: Any) -> Objective:
     design = Centred(cut, problem.design.shares) if problem.intercept else cut
 
     def among(groups: Groups) -> Groups:
@@ -115,7 +112,7 @@ def _restricted(problem: Problem, indices: jax.Array, cut: Any) -> Problem:
     return dataclasses.replace(problem, design=design, groups=among(problem.groups), extra=extra)
 
 
-def equation(point: Coefficients, params: tuple[Problem, jax.Array]) -> Coefficients:
+def equation(point: Coefficients, params: tuple[Objective, jax.Array]) -> Coefficients:
     """The gradient of the objective in the coefficients that may move, `params` = (problem, which
     [p]); the others' own values.
     """
@@ -147,7 +144,7 @@ def _solver(matvec: Any, like: Coefficients) -> Any:
     return lambda right_side: unravel(solve(ravel_pytree(right_side)[0]))
 
 
-def polished(problem: Problem, point: Coefficients, moving: jax.Array) -> Coefficients:
+def polished(problem: Objective, point: Coefficients, moving: jax.Array) -> Coefficients:
     """The point after Newton steps on its support, as long as they shrink the gradient: a solution
     to rounding, from one to a tolerance.
     """
@@ -170,10 +167,10 @@ def polished(problem: Problem, point: Coefficients, moving: jax.Array) -> Coeffi
 
     start = equation(point, (problem, moving))
     start = start._replace(coef=jnp.where(moving, start.coef, 0.0))
-    return lax.fori_loop(0, _POLISHES, advance, (point, start))[0]
+    return _loops.fori_loop(0, _POLISHES, advance, (point, start))[0]
 
 
-def degrees(problem: Problem, point: Coefficients) -> jax.Array:
+def degrees(problem: Objective, point: Coefficients) -> jax.Array:
     """tr(K^-1 X' H X) over the support, H = ∇²F and K the Hessian of the objective: the trace of
     the derivative of X b by its targets.
     """

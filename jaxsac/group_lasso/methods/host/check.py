@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jaxsac._iterate import Certificate
-from jaxsac.group_lasso.methods.host import kernels as rounds
+from jaxsac.group_lasso.methods.host import kernels
 from jaxsac.group_lasso.methods.host.kernels import Refit
 from jaxsac.group_lasso.methods.host.slots import (
     Setup,
@@ -18,11 +18,12 @@ from jaxsac.group_lasso.methods.host.slots import (
     sizes_of,
     working_set,
 )
+from jaxsac.group_lasso.methods.limits import Code
 from jaxsac.group_lasso.methods.loop.fista import State
-from jaxsac.group_lasso.model.quadratic import Point, uncentred
+from jaxsac.group_lasso.model.quadratic import Point
 from jaxsac.group_lasso.problem.null import refit_target
-from jaxsac.group_lasso.problem.record import Coefficients, Problem
-from jaxsac.solution import Solution, Status
+from jaxsac.group_lasso.problem.objective import Coefficients, Objective, uncentred
+from jaxsac.solution import Reason, Solution, Status
 
 
 class Check(NamedTuple):
@@ -49,7 +50,7 @@ class Place(NamedTuple):
     check: Check
 
 
-def set_up(problem: Problem, tol: float) -> tuple[Setup, Place]:
+def set_up(problem: Objective, tol: float) -> tuple[Setup, Place]:
     """The null model, which gives the scale, and its check."""
     groups, weights = problem.groups, np.asarray(problem.weights)
     if groups.members is not None:
@@ -61,7 +62,7 @@ def set_up(problem: Problem, tol: float) -> tuple[Setup, Place]:
     free = np.flatnonzero(weights == 0).astype(np.int32)
     matrix = np.asarray(uncentred(problem).matrix)
     nothing = np.zeros(len(matrix), weights.dtype)
-    at_zero = float(rounds.value(problem, nothing)) if len(free) or problem.intercept else 0.0
+    at_zero = float(kernels.value(problem, nothing)) if len(free) or problem.intercept else 0.0
     target = np.asarray(4.0 * at_zero * np.finfo(weights.dtype).eps ** 2, weights.dtype)
     later: Any = np.ones(
         (), weights.dtype
@@ -82,8 +83,8 @@ def set_up(problem: Problem, tol: float) -> tuple[Setup, Place]:
     chosen = working_set(setup, free)
     zeros = Point(np.zeros(chosen.rows.shape, weights.dtype), np.zeros((), weights.dtype), nothing)
     points, at = _refitted(setup, chosen, [zeros])
-    columns, gradients = rounds.first_pass(problem, at.predictions)
-    scale, unit, bound = map(np.asarray, rounds.scales(problem, columns, at.predictions[0]))
+    columns, gradients = kernels.first_pass(problem, at.predictions)
+    scale, unit, bound = map(np.asarray, kernels.scales(problem, columns, at.predictions[0]))
     target = np.asarray(refit_target(tol, float(scale)), weights.dtype)
     setup = setup._replace(
         columns=np.append(columns, np.zeros(1, weights.dtype)),
@@ -123,7 +124,7 @@ def checks(setup: Setup, lams: np.ndarray, chosen: WorkingSet, points: list[Poin
     ]
     refitted, at = _refitted(setup, chosen, returned)
     return _certified(
-        setup, lams, chosen, refitted, at, rounds.gradients(setup.problem, at.predictions)
+        setup, lams, chosen, refitted, at, kernels.gradients(setup.problem, at.predictions)
     )
 
 
@@ -137,7 +138,7 @@ def _refitted(setup: Setup, chosen: WorkingSet, points: list[Point]) -> tuple[li
     predictions = combined(chosen.blocks, coefs)
     if count or problem.intercept:
         blocks = chosen.blocks[:count]
-        at = rounds.refit(
+        at = kernels.refit(
             problem, setup.target, blocks, coefs[:, :count], intercepts, predictions, num_free=count
         )
         at = jax.tree.map(np.asarray, at)
@@ -160,7 +161,7 @@ def _certified(
     weights = np.where(chosen.used, setup.weights[chosen.groups], 0)
     spreads = np.sqrt(np.sum((coefs * setup.columns[chosen.rows]) ** 2, axis=(1, 2)))
     without = at._replace(free=None)  # of another shape for every problem
-    found = rounds.certify(
+    found = kernels.certify(
         setup.problem,
         lams,
         setup.scale,
@@ -187,21 +188,6 @@ def _certified(
     return places
 
 
-def verdict(
-    gap: float, rounding: float, allowed: float, progress: bool, more: bool
-) -> Status | None:
-    """How rounds end after a check, or None where they go on; `progress`: a recent one was of use,
-    `more`: another one may be taken.
-    """
-    if not np.isfinite(gap + rounding):
-        return Status.NONFINITE
-    if gap + rounding <= allowed:
-        return Status.CONVERGED
-    if gap <= rounding or not progress:
-        return Status.STALLED
-    return None if more else Status.MAX_STEPS
-
-
 def violation(setup: Setup, place: Place) -> np.ndarray:
     """The largest violation of the optimality conditions; see `certificate.violation`."""
     chosen, point, last = place
@@ -225,15 +211,17 @@ def solution(setup: Setup, place: Place, num_passes: int, status: Status) -> Sol
     intercept: Any = np.asarray(point.intercept - last.centre)
     code: Any = np.int32(status)
     one: Any = np.ones((), coef.dtype)
-    error, rounding, scale = last.certificate
+    error, rounding, _ = last.certificate
+    reason = Reason.PRECISION if error <= rounding else Reason.PATIENCE
     stats = {
+        **last.certificate._asdict(),
         "objective": last.objective,
         "gap": error,
-        "rounding": rounding,
-        "scale": scale,
         "num_steps": np.int32(num_passes),
+        "reason": np.int32(reason if status == Status.STALLED else Reason.NONE),
         "kkt": violation(setup, place),
-        "num_active": np.sum((point.coef != 0).any(axis=1)),
+        "num_active": np.int32(np.sum((point.coef != 0).any(axis=1))),
+        "method": np.int32(Code.WORKING_SETS),
     }
     return Solution(
         Coefficients(coef, intercept),

@@ -12,13 +12,13 @@ from jax import lax
 
 from jaxsac._iterate import Certificate
 from jaxsac.designs import Centred, Dense
-from jaxsac.group_lasso.model import descent as block_descent
-from jaxsac.group_lasso.model import quadratic
-from jaxsac.group_lasso.model.quadratic import LENGTHS, column_unit, uncentred
+from jaxsac.group_lasso.methods.host.trace import traced
+from jaxsac.group_lasso.model import descent, quadratic
+from jaxsac.group_lasso.model.quadratic import LENGTHS, column_unit
 from jaxsac.group_lasso.problem.certificate import Pulls, gap_from
 from jaxsac.group_lasso.problem.free import fit_free
 from jaxsac.group_lasso.problem.null import null_objective
-from jaxsac.group_lasso.problem.record import Coefficients, Problem, with_lam
+from jaxsac.group_lasso.problem.objective import Coefficients, Objective, uncentred, with_lam
 from jaxsac.prox import group_norms
 
 _FREE_STEPS, _FREE_HALVINGS = 50, 30
@@ -51,8 +51,9 @@ class Verdict(NamedTuple):
     unbalanced: Any
 
 
+@traced
 @jax.jit
-def first_pass(problem: Problem, predictions: jax.Array) -> tuple[jax.Array, jax.Array]:
+def first_pass(problem: Objective, predictions: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(Σ_t c_t x_tj²)^½ [p] and −∇F, [1, p], at predictions [1, T].
 
     Together, for to read X takes longer than to compute; row by row, for a reduction over the long
@@ -75,24 +76,27 @@ def first_pass(problem: Problem, predictions: jax.Array) -> tuple[jax.Array, jax
     return jnp.sqrt(squares), products[None]
 
 
+@traced
 @jax.jit
-def gradients(problem: Problem, predictions: jax.Array) -> jax.Array:
+def gradients(problem: Objective, predictions: jax.Array) -> jax.Array:
     """−∇F, [B, p], at predictions [B, T]: one pass over X."""
     return jax.vmap(lambda at: problem.design.adjoint(problem.residual(at)))(predictions)
 
 
+@traced
 @jax.jit
 def scales(
-    problem: Problem, columns: jax.Array, null: jax.Array
+    problem: Objective, columns: jax.Array, null: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The null objective, `null` being its predictions, the size of a column, and `Pulls.bound`."""
     bound = problem.whole_penalty.dual_norm_bound(jnp.where(problem.unpenalised, 0.0, columns))
     return null_objective(problem, null), column_unit(problem, columns), bound
 
 
+@traced
 @functools.partial(jax.jit, static_argnames="num_free")
 def refit(
-    problem: Problem,
+    problem: Objective,
     target: jax.Array,
     blocks: jax.Array,
     coefs: jax.Array,
@@ -142,9 +146,10 @@ def refit(
     return jax.vmap(one)(coefs, intercepts, sums)
 
 
+@traced
 @jax.jit
 def certify(
-    problem: Problem,
+    problem: Objective,
     lams: jax.Array,
     scale: jax.Array,
     bound: jax.Array,
@@ -180,17 +185,17 @@ def certify(
 
 
 @jax.jit
-def value(problem: Problem, predictions: jax.Array) -> jax.Array:
+def value(problem: Objective, predictions: jax.Array) -> jax.Array:
     return problem.smooth_value(predictions)
 
 
 @jax.jit
-def residual(problem: Problem, predictions: jax.Array) -> jax.Array:
+def residual(problem: Objective, predictions: jax.Array) -> jax.Array:
     return problem.residual(predictions)
 
 
 @jax.jit
-def values_along(problem: Problem, predictions: jax.Array, moved: jax.Array) -> jax.Array:
+def values_along(problem: Objective, predictions: jax.Array, moved: jax.Array) -> jax.Array:
     """F at LENGTHS of a step by which the predictions change by `moved`, [L]."""
     lengths = jnp.asarray(LENGTHS, moved.dtype)
     return jax.vmap(lambda length: problem.smooth_value(predictions + length * moved))(lengths)
@@ -199,10 +204,11 @@ def values_along(problem: Problem, predictions: jax.Array, moved: jax.Array) -> 
 roots = jax.jit(quadratic.roots)
 
 
+@traced
 @jax.jit
 def descend(
     blocks, bounds, thresholds, coef, residual, order, count, cycles
 ) -> tuple[jax.Array, jax.Array]:
-    """`block_descent.descend` on the model, whose Gram matrices it does not need."""
-    model = block_descent.Model(blocks, None, bounds, thresholds)
-    return block_descent.descend(model, coef, residual, order, count, cycles)
+    """`descent.descend` on the model, whose Gram matrices it does not need."""
+    model = descent.Model(blocks, None, bounds, thresholds)
+    return descent.descend(model, coef, residual, order, count, cycles)

@@ -6,47 +6,41 @@ taken one after another on one working set, and one product with X, with a vecto
 certifies all. A lam that it does not certify goes on alone, and the rest begins again.
 """
 
-from collections.abc import Callable
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxsac.group_lasso.methods.host.check import Place, check, checks, set_up, solution
 from jaxsac.group_lasso.methods.host.rounds import grow, run
 from jaxsac.group_lasso.methods.host.slots import Setup, full
-from jaxsac.group_lasso.methods.host.steps import improve, roughly
+from jaxsac.group_lasso.methods.host.steps import Plan, improve, roughly
+from jaxsac.group_lasso.methods.limits import Lams, Limits
+from jaxsac.group_lasso.methods.loop.programs import finished
 from jaxsac.group_lasso.problem.null import geometric
-from jaxsac.group_lasso.problem.record import Problem, with_lam
+from jaxsac.group_lasso.problem.objective import Objective, with_lam
 from jaxsac.solution import Solution, Status
 
 _MOST_AHEAD = 4  # lams that share a pass over X
 _REACH = 0.75  # of the last lam: a batch goes no further down
-_ALWAYS = 72  # groups for which, where the curvature changes, a batch may need a larger set, whose model is made anew at every lam
-_FURTHEST = 2.0  # that a secant goes, in lengths of its own: of two lams that are nearly the same it tells little
-_LEAST = 0.95  # of lam: on a coarse grid the strong rule would keep everything, and the check adds what is missing
+# Groups for which, where the curvature changes, a batch may need a larger set, whose model is made
+# anew at every lam.
+_ALWAYS = 72
+# That a secant goes, in lengths of its own: of two lams that are nearly the same it tells little.
+_FURTHEST = 2.0
+# Of lam: on a coarse grid the strong rule would keep everything; the check adds what is missing.
+_LEAST = 0.95
 
 
 @np.errstate(all="ignore")  # the statuses say what is not finite
-def path_on_host(
-    problem: Problem,
-    lams: jax.Array | None,
-    num_lams: int,
-    min_ratio: float,
-    tol: float,
-    max_passes: int,
-    otherwise: Callable[[Problem, Solution], Solution],
-) -> Solution:
-    """Solutions for `lams` > 0 (None: in geometric progression from lam_max). `otherwise(problem,
-    solution)` finishes one that did not converge.
-    """
-    setup, place = set_up(with_lam(problem, jnp.ones_like(problem.lam)), tol)
+def solve_path(problem: Objective, lams: Lams, limits: Limits) -> Solution:
+    """Solutions [L] for lams > 0 of a concrete problem, whose own is above 0."""
+    max_passes = int(limits.max_steps)
+    setup, place = set_up(problem, float(limits.tol))
     weights = setup.weights
-    if lams is None:
+    if lams.values is None:
         largest = np.max(place.check.norms[weights > 0] / weights[weights > 0], initial=0.0)
-        values = np.asarray(geometric(largest, min_ratio, num_lams))
+        values = np.asarray(geometric(largest, float(lams.min_ratio), lams.num))
     else:
-        values = np.asarray(lams)
+        values = np.asarray(lams.values)
 
     found: list[Solution] = []
     before: np.ndarray | None = None  # coefficients one lam earlier
@@ -64,7 +58,7 @@ def path_on_host(
             ended = run(setup, lam, max_passes, start, num_passes)
             answer = solution(setup, *ended)
             if ended.status not in (Status.CONVERGED, Status.MAX_STEPS):
-                answer = jax.device_get(otherwise(with_lam(problem, lam), answer))
+                answer = jax.device_get(finished(with_lam(problem, lam), limits, answer))
             answer.stats["lam"] = lam
             found.append(answer)
             place, kept = ended.place, kept + 1
@@ -101,35 +95,34 @@ def _ahead(
     the last two solutions.
     """
     lams, last = values[which], values[which.start - 1]
-    chosen, point = grow(setup, place, _kept(setup, last, lams.min()), len(setup.weights))
-    earlier = None if before is None else before[chosen.rows]
-    place, points = Place(chosen, point, place.check), []
-    for k, (lam, at, one_earlier) in enumerate(
-        zip(lams, values[which.start - 1 :], [None, *values][which.start - 1 :], strict=False)
+    grown = grow(setup, place, _kept(setup, last, lams.min()), len(setup.weights))
+    earlier = None if before is None else before[grown.set.rows]
+    place, points = grown, []
+    # Where the curvature changes, so does the model: descent on the last one takes a cycle more.
+    cycles = 0 if setup.problem.loss.quadratic else 1
+    for lam, at, one_earlier in zip(
+        lams, values[which.start - 1 :], [None, *values][which.start - 1 :], strict=False
     ):
         now = place.point.coef
-        share = (
-            0.0
-            if one_earlier is None or one_earlier == at
-            else min((at - lam) / (one_earlier - at), _FURTHEST)
-        )
-        start = None
-        if earlier is not None and share > 0:
-            both = (earlier != 0).any(axis=1) & (now != 0).any(axis=1)
-            start = np.where(
-                both[:, None], now + np.asarray(share, now.dtype) * (now - earlier), now
-            )
-        # Where the curvature changes, so does the model, and descent on the last one takes a cycle
-        # more.
-        cycles = 0 if setup.problem.loss.quadratic else 1
-        place, slope = improve(
-            setup, place, lam * setup.weights, cycles=cycles, exact=False, ahead=start, stale=True
-        )
-        place = roughly(place, slope) if k + 1 < len(lams) else place
-        earlier = now
+        ahead = None
+        if earlier is not None and one_earlier is not None and one_earlier != at:
+            share = min((at - lam) / (one_earlier - at), _FURTHEST)
+            ahead = _secant(earlier, now, share) if share > 0 else None
+        plan = Plan(cycles=cycles, exact=False, ahead=ahead, stale=True)
+        place, slope = improve(setup, place, lam * setup.weights, plan)
         points.append(place.point)
+        place = roughly(place, slope) if len(points) < len(lams) else place
+        earlier = now
     # A pass for fewer would be another program.
     size = len(points) if len(points) == 1 else _MOST_AHEAD
     filled = [*points, *[points[-1]] * (size - len(points))]
     every = np.concatenate([lams, np.full(size - len(points), lams[-1])])
     return checks(setup, every, place.set, filled)[: len(points)]
+
+
+def _secant(earlier: np.ndarray, now: np.ndarray, share: float) -> np.ndarray:
+    """Coefficients [C, q] as much further as `share` says, of the groups that are not zero in
+    either.
+    """
+    both = (earlier != 0).any(axis=1) & (now != 0).any(axis=1)
+    return np.where(both[:, None], now + np.asarray(share, now.dtype) * (now - earlier), now)

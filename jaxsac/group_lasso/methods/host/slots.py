@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxsac._sizes import padded
+from jaxsac.group_lasso.methods.host.trace import traced
 from jaxsac.group_lasso.model.descent import Model
-from jaxsac.group_lasso.problem.record import Problem
+from jaxsac.group_lasso.problem.objective import Objective
 
 _SMALLEST, _SMALLEST_OF_MANY = 32, 8  # groups of a set, and where they are of many numbers
 _MANY = 1 << 16
@@ -25,7 +27,7 @@ class Setup(NamedTuple):
     null objective, and how small a decrease is left to the refit of what is unpenalised.
     """
 
-    problem: Problem
+    problem: Objective
     tol: float
     matrix: np.ndarray
     rows: np.ndarray
@@ -88,6 +90,7 @@ def working_set(setup: Setup, groups: np.ndarray) -> WorkingSet:
     return chosen
 
 
+@traced
 def exchanged(setup: Setup, chosen: WorkingSet, members: np.ndarray) -> WorkingSet:
     """The set with these groups instead, in the same memory: those that stay keep their slots, and
     only what is new is gathered. Consumes `chosen`.
@@ -123,6 +126,7 @@ def modelled(chosen: WorkingSet, root: np.ndarray) -> WorkingSet:
     return chosen._replace(root=root)
 
 
+@traced
 def make(setup: Setup, chosen: WorkingSet, wanted: np.ndarray) -> None:
     """Make the model on those of the slots marked in `wanted` [C] where it is not.
 
@@ -151,7 +155,7 @@ def make(setup: Setup, chosen: WorkingSet, wanted: np.ndarray) -> None:
 
 def eigenvalue_bounds(grams: np.ndarray) -> np.ndarray:
     """An upper bound of the largest eigenvalue of each matrix [C, q, q]; see
-    `block_descent.eigenvalue_bounds`.
+    `descent.eigenvalue_bounds`.
     """
     power, log_bound = grams, np.zeros(len(grams), grams.dtype)
     for k in range(7):
@@ -167,9 +171,7 @@ def visited(chosen: WorkingSet) -> tuple[np.ndarray, np.ndarray]:
     """The model's columns and bounds on one of a few numbers of slots: as few programs are compiled
     for them. Those beyond the set are not to be read, not even times zero.
     """
-    size = _VISITED
-    while size < len(chosen.groups):
-        size *= 4
+    size = padded(len(chosen.groups), _VISITED, 4)
     return chosen.store.scaled[:size], chosen.store.bounds[:size]
 
 
@@ -185,6 +187,7 @@ def model_on(chosen: WorkingSet, slots: np.ndarray, thresholds: np.ndarray) -> M
     )
 
 
+@traced
 def combined(blocks: np.ndarray, coef: np.ndarray) -> np.ndarray:
     """Σ_g b_g' X_g [..., T], from blocks [C, q, T] and coefficients [..., C, q]."""
     nonzero = np.flatnonzero(
@@ -204,6 +207,7 @@ def sizes_of(coef: np.ndarray) -> np.ndarray:
     )
 
 
+@traced
 def products(blocks: np.ndarray, vector: np.ndarray) -> np.ndarray:
     """X_g' v for each block, [C, q]."""
     return (blocks.reshape(-1, blocks.shape[2]) @ vector).reshape(blocks.shape[:2])
@@ -222,9 +226,7 @@ def capacity(setup: Setup, count: int) -> int:
     last.
     """
     size = _SMALLEST if setup.rows.shape[1] * len(setup.matrix) < _MANY else _SMALLEST_OF_MANY
-    while size < count:
-        size = size * 3 // 2
-    return min(size, len(setup.weights))
+    return min(padded(count, size, 1.5), len(setup.weights))
 
 
 def rows_of(setup: Setup, groups: np.ndarray) -> np.ndarray:

@@ -8,24 +8,42 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxsac.group_lasso.methods.host.rounds import solve_on_host
+from jaxsac.group_lasso.methods.host import rounds
+from jaxsac.group_lasso.methods.limits import Code, Lams, Limits, one_after_another
+from jaxsac.group_lasso.methods.loop import programs
 from jaxsac.group_lasso.methods.loop.fista import State
-from jaxsac.group_lasso.problem.record import Coefficients, Problem, recentre, with_lam
+from jaxsac.group_lasso.problem.objective import Coefficients, Objective, recentre, with_lam
 from jaxsac.losses import Squared
+from jaxsac.solution import Solution
 
 _MAX_ROUNDS = 30
 _INNER = 0.05  # tolerance of the least squares, relative to that of the whole
 
 
-def scaled_on_host(
-    problem: Problem, tol: float, max_passes: int, at: Coefficients | None
-) -> State | None:
+def applies(problem: Objective) -> bool:
+    """Whether this method is for a concrete problem: one for working sets, but for its loss."""
+    return not problem.loss.separable and rounds.fits(problem)
+
+
+def solve(problem: Objective, limits: Limits, at: Coefficients | None) -> Solution:
+    """The solution from a point in centred coordinates. Whatever the status, it is the loop's."""
+    solution = programs.solve(problem, limits, _scaled(problem, limits, at))
+    return solution._replace(stats={**solution.stats, "method": jnp.int32(Code.SQUARE_ROOT)})
+
+
+def solve_path(problem: Objective, lams: Lams, limits: Limits) -> Solution:
+    """Solutions [L], each from the last."""
+    return one_after_another(problem, lams, lambda here, at: solve(here, limits, at))
+
+
+def _scaled(problem: Objective, limits: Limits, at: Coefficients | None) -> State | None:
     """Coefficients from which the problem is certified at once, or nearly: F(z) ≤ ‖y − z‖² / (2 T
     σ) + σ/2, with equality at the best σ.
 
     `at` are coefficients in centred coordinates; None starts from zero. (Sun & Zhang 2012; Ndiaye
     et al. 2017.)
     """
+    tol, max_passes = float(limits.tol), int(limits.max_steps)
     squares = dataclasses.replace(problem, loss=Squared())
     null = float(_sigma(problem, _centred_zeros(problem)))
     sigma, passes, state = null if at is None else float(_sigma(problem, at)), 0, None
@@ -34,7 +52,7 @@ def scaled_on_host(
         here = with_lam(squares, problem.lam * jnp.asarray(sigma, problem.lam.dtype))
         # A dual point to be shrunk by 1 − δ costs the squares δ lam Ω and the square root, whose
         # dual is linear, δ of the whole.
-        solution = solve_on_host(here, _INNER * tol * sigma / null, max_passes - passes, at)
+        solution = rounds.solve_in(here, _INNER * tol * sigma / null, max_passes - passes, at)
         at, state = recentre(problem, solution.value), solution.state
         passes += int(solution.stats["num_steps"])
         best = float(_sigma(problem, at))
@@ -53,7 +71,7 @@ def scaled_on_host(
     return state
 
 
-def _centred_zeros(problem: Problem) -> Coefficients:
+def _centred_zeros(problem: Objective) -> Coefficients:
     """Zero, with the intercept that fits best."""
     zeros = problem.zeros()
     return (
@@ -64,6 +82,6 @@ def _centred_zeros(problem: Problem) -> Coefficients:
 
 
 @jax.jit
-def _sigma(problem: Problem, at: Coefficients) -> Any:
+def _sigma(problem: Objective, at: Coefficients) -> Any:
     loss: Any = problem.loss  # a SquareRoot
     return loss.scale(problem.offset + problem.predict(at), problem.y, problem.sample_weight)[1]

@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxsac.group_lasso.methods.host import kernels as rounds
-from jaxsac.group_lasso.methods.host import loss as host_loss
+from jaxsac.group_lasso.methods.host import kernels, loss
 from jaxsac.group_lasso.methods.host.check import Place
 from jaxsac.group_lasso.methods.host.slots import (
     Setup,
@@ -20,8 +19,9 @@ from jaxsac.group_lasso.methods.host.slots import (
     sizes_of,
     visited,
 )
+from jaxsac.group_lasso.methods.host.trace import traced
+from jaxsac.group_lasso.model import newton_numpy
 from jaxsac.group_lasso.model.newton import admissible
-from jaxsac.group_lasso.model.newton_numpy import newton_direction, newton_steps
 from jaxsac.group_lasso.model.quadratic import (
     LENGTHS,
     Point,
@@ -32,22 +32,46 @@ from jaxsac.group_lasso.model.quadratic import (
     over_root,
     without_mean,
 )
-from jaxsac.group_lasso.problem.record import Problem
+from jaxsac.group_lasso.problem.objective import Objective
 
 _NEWTON_STEPS = 6  # in float32, at most
 _EXACT_STEPS = 2
-_SHARE, _FINEST = (
-    0.6,
-    1e-6,
-)  # of the tolerance, for what Newton steps leave of a gradient; and the least that float32 can tell
+# Of the tolerance, for what Newton steps leave of a gradient; and the least that float32 can tell.
+_SHARE, _FINEST = 0.6, 1e-6
 _BEFORE_EXACT = 10.0  # times as much may be left before an exact step
 _NEAR = 0.9  # of its threshold: a group below it, and zero, is not visited
-_FEW = 4  # where at most one group of a set in so many is not zero, the set probably has all that are needed
-_BLUR, _SPARE = (
-    float(np.finfo(np.float32).eps),
-    0.1,
-)  # of the null objective, that float32 steps may cost; and of the tolerance, at most
+# Where at most one group of a set in so many is not zero, the set probably has all that are needed.
+_FEW = 4
+# Of the null objective, that float32 steps may cost; and of the tolerance, at most.
+_BLUR, _SPARE = float(np.finfo(np.float32).eps), 0.1
 FLOOR = 1e-3  # of a record's curvature, relative to its bound
+
+newton_direction = traced(newton_numpy.newton_direction)
+newton_steps = traced(newton_numpy.newton_steps)
+
+
+class Plan(NamedTuple):
+    """How a round goes: extrapolated cycles of its descent, whether a Newton step with an exact
+    gradient ends it, the floor of the model's curvatures, the coefficients to start from where they
+    are not the point's own [C, q], and whether the model of the last round will do for the descent.
+    """
+
+    cycles: int
+    exact: bool
+    floor: float = FLOOR
+    ahead: np.ndarray | None = None
+    stale: bool = False
+
+
+class Candidates(NamedTuple):
+    """What a round knows of each slot [C] before it moves: its threshold, ‖X_g' ρ‖ over that, the
+    coefficients to start from [C, q], and which must be moved: not zero there, or unpenalised.
+    """
+
+    thresholds: np.ndarray
+    strength: np.ndarray
+    start: np.ndarray
+    held: np.ndarray
 
 
 class Walk(NamedTuple):
@@ -63,72 +87,75 @@ class Walk(NamedTuple):
 
 
 def improve(
-    setup: Setup,
-    place: Place,
-    thresholds: np.ndarray,
-    *,
-    cycles: int,
-    exact: bool,
-    ahead: np.ndarray | None = None,
-    stale: bool = False,
-    floor: float = FLOOR,
+    setup: Setup, place: Place, thresholds: np.ndarray, plan: Plan
 ) -> tuple[Place, np.ndarray]:
-    """Descent on the quadratic model with `cycles` extrapolations, from the coefficients `ahead`,
-    and Newton steps on its support and on the groups that may enter it, all in float32; then a
-    Newton step with an exact gradient if `exact`, or if it is needed. Returns the place and,
-    roughly, ρ there.
+    """Descent on the quadratic model, and Newton steps on its support and on the groups that may
+    enter it, in float32; then a Newton step with an exact gradient, if planned or needed. Returns
+    the place and, roughly, ρ there.
 
     `place` is checked, but for groups that have come in with zeros, or comes from `roughly`, at
-    another lam. `stale`: the model of the last round will do for the descent. `thresholds` are lam
-    w [G]. Newton steps go as far as the tolerance asks, but loosely in a first round whose set will
-    not do.
+    another lam. `thresholds` are lam w [G]. Newton steps go as far as the tolerance asks, but
+    loosely in a first round whose set will not do.
     """
-    chosen, point, last = place
-    used = chosen.used
-    own = np.where(used, thresholds[chosen.groups], 0)
     quadratic = setup.problem.loss.quadratic
-    strength = np.where(used, last.norms[chosen.groups] / np.where(own > 0, own, 1), -np.inf)
-    begin = point.coef if ahead is None else ahead
-    nonzero, free = begin.any(axis=1), used & (own == 0)
-    matter = nonzero | point.coef.any(axis=1) | (strength > _NEAR) | free
-    order = np.argsort(np.where(matter, -strength, np.inf)).astype(np.int32)[
-        : np.count_nonzero(matter)
-    ]
-    if chosen.root is None or not (quadratic or stale):
-        chosen = modelled(chosen, host_loss.roots(setup.problem, point.predictions, floor))
-    make(setup, chosen, used if quadratic else matter)
-    walk = _descended(
-        _begun(setup, chosen, own, point, begin),
-        chosen,
-        order,
-        cycles or None if quadratic else cycles,
-    )
-    reached = walk.end * walk.target.step
-    if not quadratic:
-        point, _ = _arrived(setup, chosen, own, point, walk)
-        chosen = modelled(chosen, host_loss.roots(setup.problem, point.predictions, floor))
+    slots = _candidates(place, thresholds, plan.ahead)
+    chosen, walk = _down(setup, place, slots, plan)
+    point, reached = place.point, walk.end * walk.target.step
+    if not quadratic:  # the model is made anew where the descent ended
+        point, _ = _arrived(setup, chosen, slots.thresholds, point, walk)
+        chosen = modelled(chosen, loss.roots(setup.problem, point.predictions, plan.floor))
         reached = point.coef
 
-    first = not place.point.coef[own > 0].any()
-    wanted = (
-        1.0
-        if first and not _complete(chosen, last.norms > thresholds, reached[own > 0])
-        else _accuracy(setup, own, reached)
-    )
-    exact = exact or not quadratic or wanted < _FINEST
+    wanted = _wanted(setup, place, slots, thresholds, reached)
+    exact = plan.exact or not quadratic or wanted < _FINEST
     # Those that descent leaves at zero may be beyond their thresholds again after the Newton steps
     # on the others.
-    expected = reached.any(axis=1) | nonzero | (strength > 1.0) | free
+    expected = reached.any(axis=1) | slots.held | (slots.strength > 1.0)
     if not quadratic:
         make(setup, chosen, expected)
-        walk = _begun(setup, chosen, own, point, point.coef)
-    walk = _stepped(
-        walk, chosen, expected, max(_BEFORE_EXACT * wanted if exact else wanted, _FINEST)
-    )
-    point, slope = _arrived(setup, chosen, own, point, walk)
+        walk = _begun(setup, chosen, slots.thresholds, point, point.coef)
+    accuracy = max(_BEFORE_EXACT * wanted if exact else wanted, _FINEST)
+    walk = _stepped(walk, chosen, expected, accuracy)
+
+    point, slope = _arrived(setup, chosen, slots.thresholds, point, walk)
     if exact:
-        point = _exact_steps(setup, chosen, own, point, 1)
-    return Place(chosen, point, last), slope
+        point = _exact_steps(setup, chosen, slots.thresholds, point, 1)
+    return Place(chosen, point, place.check), slope
+
+
+def _candidates(place: Place, thresholds: np.ndarray, ahead: np.ndarray | None) -> Candidates:
+    chosen, point, last = place
+    own = np.where(chosen.used, thresholds[chosen.groups], 0)
+    relative = last.norms[chosen.groups] / np.where(own > 0, own, 1)
+    start = point.coef if ahead is None else ahead
+    held = start.any(axis=1) | (chosen.used & (own == 0))
+    return Candidates(own, np.where(chosen.used, relative, -np.inf), start, held)
+
+
+def _down(setup: Setup, place: Place, slots: Candidates, plan: Plan) -> tuple[WorkingSet, Walk]:
+    """Descent over the slots that may move, the strongest first; and the set with its model."""
+    chosen, point, _ = place
+    quadratic = setup.problem.loss.quadratic
+    matter = slots.held | point.coef.any(axis=1) | (slots.strength > _NEAR)
+    order = np.argsort(np.where(matter, -slots.strength, np.inf)).astype(np.int32)
+    order = order[: np.count_nonzero(matter)]
+    if chosen.root is None or not (quadratic or plan.stale):
+        chosen = modelled(chosen, loss.roots(setup.problem, point.predictions, plan.floor))
+    make(setup, chosen, chosen.used if quadratic else matter)
+    cycles = plan.cycles or None if quadratic else plan.cycles
+    walk = _begun(setup, chosen, slots.thresholds, point, slots.start)
+    return chosen, _descended(walk, chosen, order, cycles)
+
+
+def _wanted(
+    setup: Setup, place: Place, slots: Candidates, thresholds: np.ndarray, reached: np.ndarray
+) -> float:
+    """How far Newton steps are to go: see `_accuracy`."""
+    penalised = slots.thresholds > 0
+    first, beyond = not place.point.coef[penalised].any(), place.check.norms > thresholds
+    if first and not _complete(place.set, beyond, reached[penalised]):
+        return 1.0
+    return _accuracy(setup, slots.thresholds, reached)
 
 
 def _complete(chosen: WorkingSet, beyond: np.ndarray, coef: np.ndarray) -> bool:
@@ -155,7 +182,7 @@ def _begun(
 ) -> Walk:
     """To the model at a point, and there to the coefficients `begin`."""
     assert chosen.root is not None
-    slope = host_loss.residual(setup.problem, point.predictions)
+    slope = loss.residual(setup.problem, point.predictions)
     target = model_target(setup.problem.intercept, chosen.root, slope, thresholds, setup.unit)
     start = (point.coef / target.step).astype(np.float32)
     if begin is point.coef:
@@ -178,7 +205,7 @@ def _descended(walk: Walk, chosen: WorkingSet, order: np.ndarray, cycles: int | 
         np.pad(order, (0, len(bounds) - len(order))),
     )
     count, cycles_ = np.int32(len(order)), None if cycles is None else np.int32(cycles)
-    end, residual = rounds.descend(
+    end, residual = kernels.descend(
         scaled,
         bounds,
         np.pad(walk.target.thresholds, (0, room)),
@@ -243,7 +270,7 @@ def _advance(
     moved = moved + shift
     lengths = np.asarray(LENGTHS, moved.dtype)
     norms = sizes_of(point.coef + lengths[:, None, None] * direction)
-    values = host_loss.values_along(setup.problem, root, slope, point.predictions, moved)
+    values = loss.values_along(setup.problem, root, slope, point.predictions, moved)
     length, still = best_step(values + norms @ thresholds, slack)
     if still:
         return point
@@ -259,7 +286,7 @@ def polish(setup: Setup, place: Place, thresholds: np.ndarray, floor: float) -> 
     chosen, point, last = place
     own = np.where(chosen.used, thresholds[chosen.groups], 0)
     if chosen.root is None or not setup.problem.loss.quadratic:
-        chosen = modelled(chosen, host_loss.roots(setup.problem, point.predictions, floor))
+        chosen = modelled(chosen, loss.roots(setup.problem, point.predictions, floor))
     make(setup, chosen, point.coef.any(axis=1) | (own == 0))
     return Place(chosen, _exact_steps(setup, chosen, own, point, _EXACT_STEPS), last)
 
@@ -279,7 +306,7 @@ def _exact_steps(
         point = point._replace(
             predictions=_centred(problem, combined(chosen.blocks, point.coef)) + point.intercept
         )
-        slope = host_loss.residual(problem, point.predictions)
+        slope = loss.residual(problem, point.predictions)
         norms = sizes_of(coef)
         pull = (own / np.where(norms == 0, 1, norms))[:, None] * coef
         descent = (
@@ -316,7 +343,7 @@ def _listed(chosen: WorkingSet, marked: np.ndarray) -> np.ndarray:
     return np.arange(len(marked)) if many else slots
 
 
-def _centred(problem: Problem, predictions: np.ndarray) -> np.ndarray:
+def _centred(problem: Objective, predictions: np.ndarray) -> np.ndarray:
     return (
         predictions - predictions @ np.asarray(problem.design.shares)
         if problem.intercept

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
-from jax.lax import platform_dependent
 
+from jaxsac import _loops
 from jaxsac._iterate import Certificate, Outcome, iterate, iterate_lanes
+from jaxsac.group_lasso.methods.limits import Code
 from jaxsac.group_lasso.methods.loop.fista import (
     Curvature,
     Iterate,
@@ -24,11 +25,10 @@ from jaxsac.group_lasso.methods.loop.fista import (
     state_of,
 )
 from jaxsac.group_lasso.methods.loop.rounds import Scaled, applies, fixed_model, run_rounds
-from jaxsac.group_lasso.model.quadratic import uncentred
 from jaxsac.group_lasso.problem.certificate import duality_gap, stationarity
 from jaxsac.group_lasso.problem.derivative import with_derivatives
 from jaxsac.group_lasso.problem.null import fit_null, null_objective, refit_target
-from jaxsac.group_lasso.problem.record import Coefficients, Problem, uncentre, when
+from jaxsac.group_lasso.problem.objective import Coefficients, Objective, uncentre, uncentred, when
 from jaxsac.solution import Solution, Status
 
 _LOOP: dict[str, Any] = dict(check_every=10, patience=50)  # 500 steps without a smaller gap
@@ -47,7 +47,7 @@ class Setup(NamedTuple):
     curvature: Curvature | None
 
 
-def set_up(problem: Problem, *, measured: bool) -> Setup:
+def set_up(problem: Objective, *, measured: bool) -> Setup:
     columns = jnp.sqrt(problem.design.column_squares(problem.sample_weight))
     null, predictions = fit_null(problem, columns)
     model = fixed_model(problem, columns) if applies(problem) else None
@@ -62,7 +62,7 @@ def set_up(problem: Problem, *, measured: bool) -> Setup:
 
 @custom_vmap
 def run(
-    problem: Problem, setup: Setup, tol: jax.Array, max_steps: jax.Array, state: State
+    problem: Objective, setup: Setup, tol: jax.Array, max_steps: jax.Array, state: State
 ) -> Outcome:
     """The loop from a state, in centred coordinates, to an Outcome with one; nothing here is
     differentiated.
@@ -108,7 +108,7 @@ def run(
     if not applies(problem):
         return run_from(state, max_steps)
     # Block after block is the wrong order of work elsewhere.
-    return platform_dependent(state, max_steps, cpu=rounds_first, default=run_from)
+    return _loops.platform_dependent(state, max_steps, cpu=rounds_first, default=run_from)
 
 
 @run.def_vmap
@@ -133,7 +133,7 @@ def _run_batch(size: int, batched: Any, *arguments: Any) -> tuple[Outcome, Any]:
     if _shares_design(own) and not applies(a_lane):
         outcome = in_step(own, shared)
     else:
-        outcome = platform_dependent(own, shared, cpu=one_by_one, default=in_step)
+        outcome = _loops.platform_dependent(own, shared, cpu=one_by_one, default=in_step)
     return outcome, jax.tree.map(lambda _: True, outcome)
 
 
@@ -192,7 +192,7 @@ def _in_step_batch(size: int, batched: Any, own: Any, shared: Any) -> tuple[Outc
         outcome = jax.tree.map(lambda leaf: leaf.reshape(size, inner, *leaf.shape[1:]), outcome)
     else:
         lanes, common = eqx.partition((own, shared), tuple(batched))
-        outcome = platform_dependent(
+        outcome = _loops.platform_dependent(
             lanes,
             common,
             cpu=lambda lanes, common: lax.map(
@@ -218,30 +218,30 @@ def _without_model(arguments: Any) -> Any:
     return (problem, setup._replace(model=None), *others)
 
 
-def _curvature(problem: Problem) -> Curvature:
+def _curvature(problem: Objective) -> Curvature:
     return measure_curvature(problem, jnp.zeros_like(problem.offset))
 
 
-def certify(problem: Problem, setup: Setup, tol: jax.Array, point: Coefficients) -> Certificate:
+def certify(problem: Objective, setup: Setup, tol: jax.Array, point: Coefficients) -> Certificate:
     target = refit_target(tol, setup.scale)
     return duality_gap(problem, point, columns=setup.columns, scale=setup.scale, target=target)
 
 
-def finish(problem: Problem, still: Problem, outcome: Outcome) -> Solution:
+def finish(problem: Objective, still: Objective, outcome: Outcome) -> Solution:
     """The solution with its derivatives; `still` is the problem without them."""
-    at, (error, rounding, scale) = outcome.state, outcome.certificate
+    at = outcome.state
     end = Coefficients(at.coef, at.intercept)
     _, kkt = stationarity(still, end)
     point = with_derivatives(problem, end)
     objective = problem.smooth_value(problem.predict(point)) + problem.penalty(point.coef)
+    active = problem.groups.sum((end.coef != 0).astype(jnp.int32)) > 0
     stats = {
+        **outcome.stats,
         "objective": objective,
-        "gap": error,
-        "rounding": rounding,
-        "scale": scale,
-        "num_steps": outcome.num_steps,
+        "gap": outcome.certificate.error,
         "kkt": kkt,
-        "num_active": jnp.sum(problem.groups.sum((end.coef != 0).astype(jnp.int32)) > 0),
+        "num_active": jnp.sum(active, dtype=jnp.int32),
+        "method": jnp.int32(Code.LOOP),
     }
     last, before = (
         uncentre(still, end),

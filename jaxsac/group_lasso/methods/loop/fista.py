@@ -8,22 +8,24 @@ import jax
 import jax.numpy as jnp
 
 from jaxsac.designs import largest_eigenvalue, squared_norm
-from jaxsac.group_lasso.problem.record import Coefficients, Problem
+from jaxsac.group_lasso.problem.objective import Coefficients, Objective
+from jaxsac.solution import register
 
 _MARGIN = 1.02  # power iteration gives a lower bound; the check of every step mends the rest
 
 
+@register
 class State(NamedTuple):
-    """What continues a run: this point and the one before, the momentum, and the factor on the
-    step's curvature.
+    """What continues a run: this point and the one before, in the units of the design as it was
+    given.
     """
 
-    coef: jax.Array
-    intercept: jax.Array
-    previous_coef: jax.Array
-    previous_intercept: jax.Array
-    momentum: jax.Array
-    inflation: jax.Array
+    coef: jax.Array  # [p]
+    intercept: jax.Array  # [], or [M]
+    previous_coef: jax.Array  # [p]
+    previous_intercept: jax.Array  # [], or [M]
+    momentum: jax.Array  # ≥ 1 []
+    inflation: jax.Array  # of the step's curvature []
 
 
 def start(point: Coefficients) -> State:
@@ -59,7 +61,7 @@ def state_of(at: Iterate) -> State:
     return State(*at.point, *at.previous, at.momentum, at.inflation)
 
 
-def measure_curvature(problem: Problem, null: jax.Array) -> Curvature:
+def measure_curvature(problem: Objective, null: jax.Array) -> Curvature:
     """The constants of the loss's quadratic majorant at the predictions `null`, or of its Hessian
     there, to be backtracked from.
     """
@@ -85,14 +87,14 @@ def measure_curvature(problem: Problem, null: jax.Array) -> Curvature:
     return Curvature(positive(of_coef), positive(of_intercept), norm)
 
 
-def allowed(problem: Problem, coef: jax.Array) -> jax.Array:
+def allowed(problem: Objective, coef: jax.Array) -> jax.Array:
     """The nearest coefficients that the constraints allow."""
     return (
         jnp.maximum(coef, 0.0) if problem.extra is not None and problem.extra.nonnegative else coef
     )
 
 
-def begin(problem: Problem, state: State) -> Iterate:
+def begin(problem: Objective, state: State) -> Iterate:
     """The state with its predictions; what the constraints forbid is brought back."""
     last = Coefficients(allowed(problem, state.coef), state.intercept)
     previous = Coefficients(allowed(problem, state.previous_coef), state.previous_intercept)
@@ -106,7 +108,7 @@ def begin(problem: Problem, state: State) -> Iterate:
     )
 
 
-def fista_step(problem: Problem, curvature: Curvature, at: Iterate) -> Iterate:
+def fista_step(problem: Objective, curvature: Curvature, at: Iterate) -> Iterate:
     """One step. A step that turns out too long for the curvature met on it is taken back, and the
     next ones are shorter.
     """

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxsac import _loops
 from jaxsac._iterate import Certificate, Outcome, iterate
 from jaxsac.designs import Dense
 from jaxsac.group_lasso.model.descent import Model, descend, gram_matrices, nonzero_order
@@ -33,10 +34,9 @@ from jaxsac.group_lasso.model.quadratic import (
     intercept_change,
     model_target,
     roots,
-    uncentred,
     without_mean,
 )
-from jaxsac.group_lasso.problem.record import Coefficients, Problem
+from jaxsac.group_lasso.problem.objective import Coefficients, Objective, uncentred
 from jaxsac.prox import Groups
 from jaxsac.prox.groups import safe_sqrt
 
@@ -62,7 +62,7 @@ class Scaled(NamedTuple):
     root: jax.Array
 
 
-def applies(problem: Problem) -> bool:
+def applies(problem: Objective) -> bool:
     """Whether this method is for the problem: a dense design that is not tiny, groups in blocks,
     nothing else in the penalty.
     """
@@ -74,7 +74,7 @@ def applies(problem: Problem) -> bool:
 
 
 def run_rounds(
-    problem: Problem,
+    problem: Objective,
     columns: jax.Array,
     fixed: Scaled | None,
     start: Coefficients,
@@ -121,7 +121,7 @@ def run_rounds(
     return ended._replace(state=Coefficients(flat(groups, point.coef), point.intercept))
 
 
-def fixed_model(problem: Problem, columns: jax.Array) -> Scaled | None:
+def fixed_model(problem: Objective, columns: jax.Array) -> Scaled | None:
     """The model of a quadratic loss, the same at all points; None where it changes."""
     if not problem.loss.quadratic:
         return None
@@ -130,7 +130,7 @@ def fixed_model(problem: Problem, columns: jax.Array) -> Scaled | None:
     )
 
 
-def _blocks(problem: Problem) -> jax.Array:
+def _blocks(problem: Objective) -> jax.Array:
     """X_g' [G, q, T]."""
     groups, matrix = problem.groups, uncentred(problem).matrix
     if groups.labels is None:
@@ -139,7 +139,7 @@ def _blocks(problem: Problem) -> jax.Array:
 
 
 def _model_at(
-    problem: Problem, blocks: jax.Array, unit: jax.Array, predictions: jax.Array
+    problem: Objective, blocks: jax.Array, unit: jax.Array, predictions: jax.Array
 ) -> Scaled:
     root = roots(problem, predictions, jnp.asarray(_FLOOR, predictions.dtype))
     scaled = scale_blocks(problem, blocks, root, unit)
@@ -147,7 +147,7 @@ def _model_at(
     return Scaled(scaled, grams, bounds, root)
 
 
-def polish(problem: Problem, scaled: Scaled, unit: jax.Array, point: Point) -> Point:
+def polish(problem: Objective, scaled: Scaled, unit: jax.Array, point: Point) -> Point:
     """A Newton step with a gradient in the arrays' own dtype: what float32 makes of a residual ends
     at a gap of about 1e-8.
     """
@@ -180,7 +180,7 @@ def polish(problem: Problem, scaled: Scaled, unit: jax.Array, point: Point) -> P
 
 
 def scale_blocks(
-    problem: Problem, blocks: jax.Array, root: jax.Array, unit: jax.Array
+    problem: Objective, blocks: jax.Array, root: jax.Array, unit: jax.Array
 ) -> jax.Array:
     """h^½ (x − its mean) / unit in float32; the mean, if there is an intercept, in the metric h, in
     which the intercept drops out.
@@ -193,7 +193,7 @@ def scale_blocks(
 
 
 def advance(
-    problem: Problem,
+    problem: Objective,
     root: jax.Array,
     thresholds: jax.Array,
     point: Point,
@@ -222,7 +222,7 @@ def advance(
 
 def minimise(model: Model, coef: jax.Array, residual: jax.Array, cycles: jax.Array) -> jax.Array:
     """Coefficients [G, q] near the minimum of the model, from `coef` with residual [T]."""
-    return lax.fori_loop(
+    return _loops.fori_loop(
         0, _SWEEPS, lambda _, carry: _sweep(model, carry[0], carry[1], cycles), (coef, residual)
     )[0]
 

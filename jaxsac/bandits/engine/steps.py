@@ -1,0 +1,90 @@
+"""Simulation a step at a time, for every algorithm."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxsac import _loops
+from jaxsac.bandits.engine.run import BLOCK, Problem, Run, Setting, Trial, draw_noise, noise_block
+
+_STEP_STREAM = 2**31 - 2  # folded into the key of what a step-wise environment draws
+
+
+def _record_steps(
+    times: jax.Array, horizon: jax.Array, state: Any, step: Callable, zero: jax.Array
+) -> tuple[Any, jax.Array]:
+    """Run `step(t, state) -> (state, regret)` for t = 0, ..., horizon − 1 and record the cumulative
+    regret at `times`.
+    """
+
+    def advance(carry):
+        t, state, total, lost, recorded = carry
+        state, regret = step(t, state)
+        gain = regret - lost
+        new_total = total + gain
+        recorded = jnp.where(times == t + 1, new_total, recorded)
+        return t + 1, state, new_total, (new_total - total) - gain, recorded
+
+    carry = jnp.int32(0), state, zero, zero, jnp.zeros(times.shape, zero.dtype)
+    _, state, _, _, recorded = _loops.while_loop(lambda carry: carry[0] < horizon, advance, carry)
+    return state, recorded
+
+
+def simulate_phased(noise: Any, problem: Problem) -> Run:
+    """The same law and, for the decisions, the same draws as the cycle engine."""
+    algorithm, (number, dimension) = problem.plan.algorithm, problem.plan.basis.shape
+    dtype = problem.theta.dtype
+
+    def step(t, carry):
+        state, block_noise = carry
+        in_block = (state.cycle - 1) % BLOCK
+        exploring = state.left == 0
+        stale = exploring & (in_block == 0) & (state.position == 0)
+        block_noise = _loops.cond(
+            stale,
+            lambda _, key, cycle: noise_block(noise, key, (cycle - 1) // BLOCK, number, dtype),
+            lambda old, *_: old,
+            block_noise,
+            problem.key,
+            state.cycle,
+        )
+        action = algorithm.act(state)
+        mean = jnp.sum(problem.theta * action)
+        # The rewards of the exploitation are never looked at, so their noise is not drawn.
+        error = jnp.where(exploring, block_noise[in_block, state.position], 0.0)
+        state = algorithm.update(state, action, mean + problem.sigma * error)
+        return (state, block_noise), problem.optimum - mean
+
+    start = algorithm.init(dimension=dimension, dtype=dtype), jnp.zeros((BLOCK, number), dtype)
+    zero = jnp.zeros((), dtype)
+    (state, _), regret = _record_steps(problem.times, problem.horizon, start, step, zero)
+    lock_time = jnp.where(state.locked, state.lock_cycle * number, -1)
+    return Run(regret, problem.times, state.locked, lock_time, jnp.sort(state.indices))
+
+
+def simulate_steps(algorithm: Any, trial: Trial, setting: Setting) -> Run:
+    """Of an algorithm that decides at every step."""
+    theta, dtype = trial.theta, trial.theta.dtype
+    init_key, key = jax.random.split(jax.random.fold_in(trial.key, _STEP_STREAM))
+
+    def best_of(offered):
+        return algorithm.benchmark(theta, offered, setting.benchmark, trial.alpha)
+
+    fixed = best_of(trial.offer) if setting.draw is None else None
+
+    def step(t, state):
+        noise_key, offer_key = jax.random.split(jax.random.fold_in(key, t))
+        offered = trial.offer if setting.draw is None else setting.draw(offer_key)
+        best = best_of(offered) if fixed is None else fixed
+        action = algorithm.act(state, offered)
+        mean = jnp.sum(theta * action)
+        error = draw_noise(setting.noise, noise_key, (), dtype)
+        return algorithm.update(state, action, mean + trial.sigma * error, offered), best - mean
+
+    state = algorithm.init(init_key, dimension=theta.shape[0], dtype=dtype)
+    zero = jnp.zeros((), dtype)
+    state, regret = _record_steps(trial.times, trial.horizon, state, step, zero)
+    support = jnp.sort(algorithm.support(state))
+    return Run(regret, trial.times, jnp.asarray(False), jnp.int32(-1), support)

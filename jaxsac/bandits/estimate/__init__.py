@@ -1,0 +1,1 @@
+"""What is explored, and how far an estimate may be from the truth."""

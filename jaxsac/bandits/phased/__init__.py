@@ -1,0 +1,1 @@
+"""Algorithms that alternate exploration of a basis with exploitation of one action."""

@@ -1,0 +1,1 @@
+"""What may be played: action sets, and which of their supports is best."""

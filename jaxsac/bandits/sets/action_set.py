@@ -1,0 +1,172 @@
+"""What an action set must answer, and the answers that follow from its support function alone."""
+
+from typing import ClassVar, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from jaxsac import _loops
+from jaxsac.solution import register
+
+
+@register
+class Selection(NamedTuple):
+    """A support chosen by an oracle; s is its size and d the dimension."""
+
+    indices: jax.Array  # int32 [s] in the order of the choice, −1 where no coordinate was left
+    mask: jax.Array  # bool [d]
+    value: jax.Array  # [], f(S) = max ⟨theta, x⟩ over actions supported in S
+    gap: jax.Array  # [], least lead of a chosen coordinate over the next; +inf without another
+
+
+class ActionSet(eqx.Module):
+    """A compact convex set X in R^d that contains the origin: what a bandit algorithm plays from.
+
+    A set of one's own defines `support` and `argmax`; the rest has defaults (where the largest of
+    some scores are the best support, see `Modular`). `theta` is [d] and `mask` bool [d] names the
+    coordinates that may be non-zero (None: all). All methods are pure, differentiable where the
+    answer is smooth, and unbatched.
+    """
+
+    # X is strongly convex: actions move with theta in a Lipschitz way, and the exploitation of a
+    # cycle may be as long as its index.
+    strongly_convex: ClassVar[bool] = False
+    quadratic: ClassVar[bool] = False  # f(S)² is a quadratic form of theta_S
+
+    __hash__ = object.__hash__  # its bound methods go through `jax.jit`, which hashes them
+
+    @property
+    def greedy_is_exact(self) -> bool:
+        """Whether the greedy support is the best one for every theta and every sparsity."""
+        return False
+
+    def support(self, theta: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """max ⟨theta, x⟩ over x ∈ X with x = 0 off the mask; at least 0, at the origin."""
+        raise TypeError(f"{type(self).__name__} must define support(theta, mask).")
+
+    def argmax(self, theta: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """An action [d] that attains `support`; the origin where theta is zero on the mask."""
+        return jax.grad(self.support)(theta, mask)  # the theorem of Danskin
+
+    def gauge(self, x: jax.Array) -> jax.Array:
+        """The least t ≥ 0 with x ∈ t X: at most 1 exactly for the actions in X."""
+        raise ValueError(
+            f"{type(self).__name__} has no gauge, which scales a dense exploration basis into it:"
+            " use basis='standard'."
+        )
+
+    def norm_bound(self, sparsity: int, dimension: int) -> jax.Array | float:
+        """A bound on ‖x‖₂ over the s-sparse actions, the Lipschitz constant of f in theta."""
+        raise ValueError(f"{type(self).__name__} must define norm_bound(sparsity, dimension).")
+
+    def reach(self, dimension: int, dtype) -> jax.Array:
+        """For each axis the largest multiple [d] of its unit vector in X, negative where the
+        negative side reaches further.
+        """
+        axes = jnp.eye(dimension, dtype=dtype)
+        up = jax.vmap(lambda axis: self.support(axis, axis > 0))(axes)
+        down = jax.vmap(lambda axis: self.support(-axis, axis > 0))(axes)
+        return jnp.where(up >= down, up, -down)
+
+    def restrict(self, indices: jax.Array, dimension: int) -> "ActionSet":
+        """The set of actions supported in `indices` [s], in their own coordinates; an index −1 is a
+        coordinate where theta must be zero.
+        """
+        return Slice(self, indices, dimension)
+
+    def extended(self, theta: jax.Array, chosen: jax.Array) -> jax.Array:
+        """f(chosen + i) for every coordinate i, [d]."""
+        return jax.vmap(lambda one: self.support(theta, chosen | one))(
+            jnp.eye(theta.shape[0], dtype=bool)
+        )
+
+    def greedy(self, theta: jax.Array, sparsity: int, mask: jax.Array | None = None) -> Selection:
+        """Add the coordinate of largest f, `sparsity` times; ties go to the lowest index."""
+        dimension = theta.shape[0]
+        available = jnp.ones(dimension, bool) if mask is None else mask
+
+        def step(k, carry):
+            indices, chosen, gap = carry
+            best, lead, left = pick(self.extended(theta, chosen), available & ~chosen)
+            return (
+                indices.at[k].set(best),
+                chosen | (left & (jnp.arange(dimension, dtype=jnp.int32) == best)),
+                jnp.minimum(gap, lead),
+            )
+
+        nothing = (*no_choice(sparsity, dimension), jnp.asarray(jnp.inf, theta.dtype))
+        indices, chosen, gap = _loops.fori_loop(0, sparsity, step, nothing)
+        return Selection(indices, chosen, self.support(theta, chosen), gap)
+
+
+def pick(values: jax.Array, candidates: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The index of the largest candidate value (−1 if there is no candidate), its lead over the
+    next one, and whether one was left.
+    """
+    values = jnp.where(candidates, values, -jnp.inf)
+    best = jnp.argmax(values).astype(jnp.int32)
+    second = jnp.max(
+        jnp.where(jnp.arange(values.shape[0], dtype=jnp.int32) == best, -jnp.inf, values)
+    )
+    left = jnp.any(candidates)
+    lead = jnp.where(
+        jnp.sum(candidates) > 1,
+        values[best] - jnp.where(jnp.isneginf(second), 0.0, second),
+        jnp.inf,
+    ).astype(values.dtype)
+    return jnp.where(left, best, -1), lead, left
+
+
+class Slice(ActionSet):
+    """The actions of `whole` that are supported in `indices` [s], as a set in R^s."""
+
+    whole: ActionSet
+    indices: jax.Array
+    dimension: int = eqx.field(static=True)
+
+    def support(self, theta, mask=None):
+        return self.whole.support(*self._embed(theta, mask))
+
+    def argmax(self, theta, mask=None):
+        return take(self.whole.argmax(*self._embed(theta, mask)), self.indices)
+
+    def _embed(self, theta, mask):
+        indices = self.indices if mask is None else jnp.where(mask, self.indices, -1)
+        available = put(jnp.ones(indices.shape, bool), indices, self.dimension)
+        return put(theta, indices, self.dimension), available
+
+
+def take(vector: jax.Array, indices: jax.Array) -> jax.Array:
+    """The coordinates `indices` [s] of a vector [d]; zero for an index −1."""
+    return jnp.where(indices >= 0, vector[indices], jnp.zeros_like(vector[indices]))
+
+
+def put(values: jax.Array, indices: jax.Array, dimension: int) -> jax.Array:
+    """The vector [d] of `values` [s] at `indices` [s] and zeros; an index −1 is left out."""
+    place = jnp.where(indices >= 0, indices, dimension)
+    return jnp.zeros(dimension, values.dtype).at[place].set(values, mode="drop")
+
+
+def no_choice(sparsity: int, dimension: int) -> tuple[jax.Array, jax.Array]:
+    """The indices [s] and the mask [d] before anything is chosen."""
+    return jnp.full(sparsity, -1, jnp.int32), jnp.zeros(dimension, bool)
+
+
+def masked(theta: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """theta with zeros off the mask."""
+    return theta if mask is None else jnp.where(mask, theta, jnp.zeros_like(theta))
+
+
+def like(value, theta: jax.Array) -> jax.Array:
+    """`value` in the dtype of theta, so that a set built from Python numbers or float64 arrays
+    serves both precisions.
+    """
+    return jnp.asarray(value).astype(theta.dtype)
+
+
+def root(value: jax.Array) -> jax.Array:
+    """√value with the derivative 0 at 0, and 0 below; NaN stays NaN."""
+    positive = value > 0
+    rest = jnp.where(jnp.isnan(value), value, jnp.zeros_like(value))
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, value, jnp.ones_like(value))), rest)

@@ -1,0 +1,345 @@
+"""Action sets with closed forms in which f(S) is a function of a sum or a maximum over S: greedy
+and exact agree.
+"""
+
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxsac import _checks
+from jaxsac.bandits.sets.action_set import ActionSet, Selection, like, masked, put, root
+
+
+class Modular(ActionSet):
+    """A set with f(S) = value(Σ_{i∈S} weights_i), weights ≥ 0 and value increasing: the s largest
+    weights are the best support, and so are the s largest scores, which is what `apsee` needs.
+
+    A set of one's own defines `weights`, `value` and `argmax`.
+    """
+
+    @property
+    def greedy_is_exact(self):
+        return True
+
+    def weights(self, theta: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The weights [d], and the scale [] that `value` needs."""
+        raise TypeError(f"{type(self).__name__} must define weights(theta).")
+
+    def value(self, total: jax.Array, scale: jax.Array) -> jax.Array:
+        """f of a sum of weights."""
+        raise TypeError(f"{type(self).__name__} must define value(total, scale).")
+
+    def scores(self, theta: jax.Array) -> jax.Array:
+        """What ranks the coordinates, [d]: it moves by at most `score_slope` times an error of
+        theta's coordinate.
+        """
+        return jnp.abs(theta)
+
+    def score_slope(self, theta: jax.Array) -> jax.Array:
+        """The largest slope [] of a score in its coordinate of theta."""
+        return jnp.ones((), theta.dtype)
+
+    def support(self, theta, mask=None):
+        weights, scale = self.weights(masked(theta, mask))
+        return self.value(jnp.sum(weights), scale)
+
+    def greedy(self, theta, sparsity, mask=None):
+        dimension = theta.shape[0]
+        available = jnp.ones(dimension, bool) if mask is None else mask
+        weights, scale = self.weights(masked(theta, mask))
+        ranked, order = lax.top_k(jnp.where(available, weights, -1.0), min(sparsity + 1, dimension))
+        ranked = jnp.maximum(jnp.pad(ranked, (0, sparsity + 1 - ranked.shape[0])), 0.0)
+        steps = jnp.arange(sparsity, dtype=jnp.int32)
+        number = jnp.sum(available, dtype=jnp.int32)
+        before = jnp.cumsum(ranked[:-1]) - ranked[:-1]
+        leads = self.value(before + ranked[:-1], scale) - self.value(before + ranked[1:], scale)
+        gap = jnp.min(jnp.where(steps + 1 < number, leads, jnp.inf)).astype(theta.dtype)
+        indices = jnp.where(steps < number, order[:sparsity], -1).astype(jnp.int32)
+        chosen = put(jnp.ones(sparsity, bool), indices, dimension)
+        return Selection(indices, chosen, self.support(theta, chosen), gap)
+
+
+def _unit_scale(theta: jax.Array) -> jax.Array:
+    """The largest |theta|, 1 if theta is zero: powers of theta over it neither overflow nor vanish.
+    A constant to derivatives, rightly so, because the functions that use it are homogeneous.
+    """
+    largest = lax.stop_gradient(jnp.max(jnp.abs(theta), initial=0.0))
+    return jnp.where(largest > 0, largest, jnp.ones_like(largest))
+
+
+def _power(base: jax.Array, exponent: jax.Array) -> jax.Array:
+    """base^exponent for base ≥ 0, with derivative zero at zero."""
+    positive = base > 0
+    return jnp.where(
+        positive, jnp.where(positive, base, 1.0) ** exponent, jnp.where(jnp.isnan(base), base, 0.0)
+    )
+
+
+class Ball(Modular):
+    """{x : ‖x‖₂ ≤ radius}: f(S) = radius ‖theta_S‖₂, attained at radius theta_S / ‖theta_S‖₂.
+
+    `radius` > 0. Source: "Learning to Sparsify Stochastic Linear Bandits" (arXiv 2605.10151),
+    Proposition 2.
+    """
+
+    radius: jax.Array | float  # [], > 0
+
+    strongly_convex: ClassVar[bool] = True
+    quadratic: ClassVar[bool] = True
+
+    def __init__(self, radius: jax.Array | float = 1.0):
+        _positive("radius", radius)
+        self.radius = radius
+
+    def weights(self, theta):
+        scale = _unit_scale(theta)
+        return (theta / scale) ** 2, scale * like(self.radius, theta)
+
+    def value(self, total, scale):
+        return scale * root(total)
+
+    def argmax(self, theta, mask=None):
+        theta = masked(theta, mask)
+        theta = theta / _unit_scale(theta)
+        total = jnp.sum(theta**2)
+        return like(self.radius, theta) * theta / jnp.where(total > 0, root(total), 1.0)
+
+    def gauge(self, x):
+        scale = _unit_scale(x)
+        return scale * root(jnp.sum((x / scale) ** 2)) / like(self.radius, x)
+
+    def norm_bound(self, sparsity, dimension):
+        return self.radius
+
+    def reach(self, dimension, dtype):
+        return jnp.full(dimension, self.radius, dtype)
+
+    def restrict(self, indices, dimension):
+        return self
+
+
+class LpBall(Modular):
+    """{x : ‖x‖_p ≤ radius}, 1 < p < inf: f(S) = radius ‖theta_S‖_q with 1/p + 1/q = 1,
+    attained where x_i ∝ sign(theta_i) |theta_i|^(q−1).
+
+    f^q is a sum over S, so the s largest |theta_i| are the best support. Strongly convex for p ≤ 2
+    only, which decides nothing here: the length of the exploitation is the algorithm's choice.
+    """
+
+    p: jax.Array | float  # [], in (1, ∞)
+    radius: jax.Array | float  # [], > 0
+
+    def __init__(self, p: jax.Array | float, radius: jax.Array | float = 1.0):
+        _positive("radius", radius)
+        if _checks.is_concrete(p):
+            _checks.require(
+                1.0 < float(p) < np.inf,
+                f"p must lie strictly between 1 and infinity, got {p}: CrossPolytope is p = 1, Box"
+                " is p = inf.",
+            )
+        self.p = p
+        self.radius = radius
+
+    def _dual(self, theta):
+        p = like(self.p, theta)
+        return p / (p - 1.0)
+
+    def weights(self, theta):
+        scale = _unit_scale(theta)
+        return _power(jnp.abs(theta) / scale, self._dual(theta)), scale * like(self.radius, theta)
+
+    def value(self, total, scale):
+        p = like(self.p, total)
+        return scale * _power(total, (p - 1.0) / p)
+
+    def argmax(self, theta, mask=None):
+        theta = masked(theta, mask)
+        dual = self._dual(theta)
+        size = jnp.abs(theta) / _unit_scale(theta)
+        norm = jnp.sum(_power(size, dual)) ** ((dual - 1.0) / dual)
+        return (
+            like(self.radius, theta)
+            * jnp.sign(theta)
+            * _power(size, dual - 1.0)
+            / jnp.where(norm > 0, norm, 1.0)
+        )
+
+    def gauge(self, x):
+        scale, p = _unit_scale(x), like(self.p, x)
+        return (
+            scale * _power(jnp.sum(_power(jnp.abs(x) / scale, p)), 1.0 / p) / like(self.radius, x)
+        )
+
+    def norm_bound(self, sparsity, dimension):
+        p = jnp.asarray(
+            self.p, jnp.result_type(float)
+        )  # the l_2 norm is largest at a vertex for p ≤ 2, on the diagonal for p > 2
+        return jnp.asarray(self.radius, p.dtype) * float(sparsity) ** jnp.maximum(
+            0.5 - 1.0 / p, 0.0
+        )
+
+    def reach(self, dimension, dtype):
+        return jnp.full(dimension, self.radius, dtype)
+
+    def restrict(self, indices, dimension):
+        return self
+
+
+class Box(Modular):
+    """{x : low ≤ x ≤ high} with low ≤ 0 ≤ high, scalars or [d]: f(S) = Σ_{i∈S} max(low_i theta_i,
+    high_i theta_i).
+
+    A coordinate without gain stays at 0. low = 0, high = 1 is the recommender: how much of which
+    genre.
+    """
+
+    low: jax.Array | float  # [] or [d], ≤ 0
+    high: jax.Array | float  # [] or [d], ≥ 0
+
+    def __init__(self, low: jax.Array | float = 0.0, high: jax.Array | float = 1.0):
+        if _checks.is_concrete(low, high):
+            contains = bool(np.all(np.asarray(low) <= 0) and np.all(np.asarray(high) >= 0))
+            _checks.require(
+                contains,
+                "low <= 0 <= high must hold in every coordinate, so that the origin is an action:"
+                " shift the box.",
+            )
+            _checks.require(
+                bool(np.all(np.isfinite(low)) and np.all(np.isfinite(high))),
+                "low and high must be finite: the action set is compact.",
+            )
+        self.low = low
+        self.high = high
+
+    def _gains(self, theta):
+        return jnp.maximum(
+            jnp.maximum(like(self.low, theta) * theta, like(self.high, theta) * theta), 0.0
+        )
+
+    def weights(self, theta):
+        return self._gains(theta), jnp.ones((), theta.dtype)
+
+    def value(self, total, scale):
+        return total * scale
+
+    def scores(self, theta):
+        return self._gains(theta)
+
+    def score_slope(self, theta):
+        return jnp.max(jnp.maximum(-like(self.low, theta), like(self.high, theta)))
+
+    def argmax(self, theta, mask=None):
+        theta = masked(theta, mask)
+        end = jnp.where(theta > 0, like(self.high, theta), like(self.low, theta))
+        return jnp.where(theta == 0, jnp.zeros_like(theta), end)
+
+    def gauge(self, x):
+        side = jnp.where(x > 0, like(self.high, x), -like(self.low, x))
+        ratio = jnp.where(side > 0, jnp.abs(x) / jnp.where(side > 0, side, 1.0), jnp.inf)
+        return jnp.max(jnp.where(x == 0, 0.0, ratio))
+
+    def norm_bound(self, sparsity, dimension):
+        size = jnp.broadcast_to(
+            jnp.maximum(-jnp.asarray(self.low), jnp.asarray(self.high)), (dimension,)
+        ).astype(jnp.result_type(float))
+        return jnp.sqrt(jnp.sum(lax.top_k(size, min(sparsity, dimension))[0] ** 2))
+
+    def reach(self, dimension, dtype):
+        low, high = (
+            jnp.broadcast_to(jnp.asarray(end, dtype), (dimension,)) for end in (self.low, self.high)
+        )
+        return jnp.where(high >= -low, high, low)
+
+    def restrict(self, indices, dimension):
+        low, high = (
+            jnp.broadcast_to(jnp.asarray(end), (dimension,))[indices]
+            for end in (self.low, self.high)
+        )
+        return Box(low, high)
+
+
+class CrossPolytope(ActionSet):
+    """{x : ‖x‖₁ ≤ radius}: f(S) = radius max over S of |theta_i|, attained on one axis.
+
+    f(S) stops growing after its first coordinate, so the greedy gap is 0 for s > 1 and support
+    verification never succeeds: use `phased_greedy`.
+    """
+
+    radius: jax.Array | float  # [], > 0
+
+    def __init__(self, radius: jax.Array | float = 1.0):
+        _positive("radius", radius)
+        self.radius = radius
+
+    @property
+    def greedy_is_exact(self):
+        return True
+
+    def support(self, theta, mask=None):
+        return like(self.radius, theta) * jnp.max(jnp.abs(masked(theta, mask)))
+
+    def argmax(self, theta, mask=None):
+        theta = masked(theta, mask)
+        first = jnp.arange(theta.shape[0]) == jnp.argmax(jnp.abs(theta))
+        return jnp.where(first, like(self.radius, theta) * jnp.sign(theta), jnp.zeros_like(theta))
+
+    def gauge(self, x):
+        return jnp.sum(jnp.abs(x)) / like(self.radius, x)
+
+    def norm_bound(self, sparsity, dimension):
+        return self.radius
+
+    def reach(self, dimension, dtype):
+        return jnp.full(dimension, self.radius, dtype)
+
+    def restrict(self, indices, dimension):
+        return self
+
+
+class Simplex(ActionSet):
+    """{x ≥ 0 : Σ x ≤ radius}: f(S) = radius max(0, max over S of theta_i), attained at a
+    vertex.
+    """
+
+    radius: jax.Array | float  # [], > 0
+
+    def __init__(self, radius: jax.Array | float = 1.0):
+        _positive("radius", radius)
+        self.radius = radius
+
+    @property
+    def greedy_is_exact(self):
+        return True
+
+    def support(self, theta, mask=None):
+        return like(self.radius, theta) * jnp.maximum(jnp.max(masked(theta, mask)), 0.0)
+
+    def argmax(self, theta, mask=None):
+        theta = masked(theta, mask)
+        best = (jnp.arange(theta.shape[0]) == jnp.argmax(theta)) & (theta > 0)
+        return jnp.where(
+            best, jnp.broadcast_to(like(self.radius, theta), theta.shape), jnp.zeros_like(theta)
+        )
+
+    def gauge(self, x):
+        return jnp.where(jnp.any(x < 0), jnp.inf, jnp.sum(x) / like(self.radius, x))
+
+    def norm_bound(self, sparsity, dimension):
+        return self.radius
+
+    def reach(self, dimension, dtype):
+        return jnp.full(dimension, self.radius, dtype)
+
+    def restrict(self, indices, dimension):
+        return self
+
+
+def _positive(name: str, value) -> None:
+    if _checks.is_concrete(value):
+        _checks.require(
+            np.ndim(value) == 0 and 0.0 < float(value) < np.inf,
+            f"{name} must be a positive number, got {value}.",
+        )

@@ -1,0 +1,1 @@
+"""Algorithms that decide at every step."""

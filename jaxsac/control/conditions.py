@@ -1,0 +1,7 @@
+"""When a sparse fit can be trusted: the conditions of the theory, as numbers."""
+
+from jaxsac.control.trust.conditions import irrepresentability as irrepresentability
+from jaxsac.control.trust.conditions import restricted_curvature as restricted_curvature
+from jaxsac.control.trust.conditions import signal_threshold as signal_threshold
+from jaxsac.control.trust.witness import Witness as Witness
+from jaxsac.control.trust.witness import oracle_witness as oracle_witness

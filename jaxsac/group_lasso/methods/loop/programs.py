@@ -1,0 +1,75 @@
+"""The compiled loop as programs: one problem, a path, and what another method left unfinished."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxsac import _loops
+from jaxsac.group_lasso.methods.limits import Lams, Limits
+from jaxsac.group_lasso.methods.loop.batches import finish, run, set_up
+from jaxsac.group_lasso.methods.loop.fista import State, start
+from jaxsac.group_lasso.methods.loop.rounds import applies
+from jaxsac.group_lasso.problem.null import geometric, null_pull
+from jaxsac.group_lasso.problem.objective import Coefficients, Objective, recentre, with_lam
+from jaxsac.solution import Solution, Status
+
+
+@jax.jit
+def solve(problem: Objective, limits: Limits, state: State | None) -> Solution:
+    """The solution from a state, or from the null model, with its derivatives."""
+    still, limits, state = lax.stop_gradient((problem, limits, state))
+    setup = set_up(still, measured=not applies(still))
+    if state is None:
+        inner = start(setup.null)
+    else:
+        last = recentre(still, Coefficients(state.coef, state.intercept))
+        before = recentre(still, Coefficients(state.previous_coef, state.previous_intercept))
+        inner = State(*last, *before, state.momentum, state.inflation)
+    return finish(problem, still, run(still, setup, *limits, inner))
+
+
+def path(problem: Objective, lams: Lams, limits: Limits) -> Solution:
+    """Solutions [L], each from the last, with their derivatives."""
+    return _path(problem, lams.values, lams.min_ratio, limits, num_lams=lams.num)
+
+
+@functools.partial(jax.jit, static_argnames="num_lams")
+def _path(
+    problem: Objective,
+    lams: jax.Array | None,
+    min_ratio: jax.Array,
+    limits: Limits,
+    *,
+    num_lams: int,
+) -> Solution:
+    still, limits = lax.stop_gradient((problem, limits))
+    setup = set_up(still, measured=True)
+    if lams is None:
+        largest = null_pull(with_lam(problem, jnp.zeros_like(problem.lam)), setup.null)
+        lams = geometric(largest, min_ratio, num_lams)
+
+    def one(at: State, lam: jax.Array) -> tuple[State, Solution]:
+        here = with_lam(problem, lam)
+        quiet = lax.stop_gradient(here)
+        outcome = run(quiet, setup, *limits, at)
+        solution = finish(here, quiet, outcome)
+        solution.stats["lam"] = lam
+        end = outcome.state
+        following = start(Coefficients(end.coef, end.intercept))
+        return following._replace(inflation=end.inflation), solution
+
+    return _loops.scan(one, start(setup.null), lams)[1]
+
+
+def finished(problem: Objective, limits: Limits, solution: Solution) -> Solution:
+    """What rounds on the host could not reach, the loop may: it goes on from there, or from the
+    null model where that is not finite, and has the last word.
+    """
+    if int(solution.status) in (Status.CONVERGED, Status.MAX_STEPS):
+        return solution
+    done = solution.stats["num_steps"]
+    at = solution.state if int(solution.status) == Status.STALLED else None
+    ended = solve(problem, limits._replace(max_steps=limits.max_steps - done), at)
+    return ended._replace(stats={**ended.stats, "num_steps": ended.stats["num_steps"] + done})

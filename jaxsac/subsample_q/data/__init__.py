@@ -1,0 +1,1 @@
+"""What is given: the models, histograms of agents, and draws of them."""

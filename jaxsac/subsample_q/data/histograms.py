@@ -1,0 +1,171 @@
+"""Histograms of k agents over L local states, in an order whose prefix is the order of every
+smaller k.
+
+A histogram h (counts that sum to k) is stored without its last count, x = (h_1..h_{L-1}).
+Histograms are ordered by |x| and, within one |x|, lexicographically. Neither the order nor the
+index depends on k, so the histograms of k−1 agents are the first ones of those of k agents (the
+identity is "add an agent in the last state"), tables are shared, and a table for k contains the
+tables for every smaller k.
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsac import _checks
+
+_INT32_MAX = 2**31 - 1
+
+
+@functools.lru_cache(maxsize=32)
+def enumerate_counts(k: int, num_states: int) -> np.ndarray:
+    """All histograms of k agents over `num_states` states in graded order: int32 [N, num_states],
+    read-only.
+    """
+    counts, rest = np.zeros((1, 0), np.int32), np.array([k])
+    for _ in range(num_states - 1):
+        repeats = rest + 1
+        parents = np.repeat(np.arange(len(rest)), repeats)
+        column = np.arange(repeats.sum()) - np.repeat(np.cumsum(repeats) - repeats, repeats)
+        counts = np.concatenate([counts[parents], column[:, None].astype(np.int32)], axis=1)
+        rest = rest[parents] - column
+    order = np.argsort(counts.sum(axis=1), kind="stable")
+    table = np.concatenate([counts[order], rest[order, None].astype(np.int32)], axis=1).astype(
+        np.int32
+    )
+    table.setflags(write=False)
+    return table
+
+
+@functools.lru_cache(maxsize=32)
+def binomials(size: int, order: int) -> np.ndarray:
+    """C(n, j) for n < size, j ≤ order as int64; what does not fit in int32 is capped there (an
+    index never gets that large).
+    """
+    return np.array(
+        [[min(math.comb(n, j), _INT32_MAX) for j in range(order + 1)] for n in range(size)],
+        dtype=np.int64,
+    )
+
+
+def graded_rank(x: Any, max_total: int) -> Any:
+    """Index of x = (h_1..h_{L-1}) [..., L-1] in graded order, int32, for numpy and jax arrays
+    alike; |x| ≤ max_total.
+    """
+    d = x.shape[-1]
+    if d == 0:
+        return x.sum(axis=-1, dtype=np.int32)
+    table = binomials(max_total + d + 1, d).astype(np.int32)
+    choose = (
+        (lambda n, j: jnp.asarray(table)[n, j])
+        if isinstance(x, jax.Array)
+        else (lambda n, j: table[n, j])
+    )
+    total = x.sum(axis=-1, dtype=np.int32)
+    size = total + d - 1
+    rank = (
+        choose(size, d) + choose(size, d - 1) - 1
+    )  # C(|x|+d-1, d) histograms have a smaller total; count back from the last of this one
+    bar = -1
+    for i in range(d - 1):
+        bar = bar + x[..., i] + 1
+        rank = rank - choose(size - 1 - bar, d - 1 - i)
+    return rank
+
+
+@functools.lru_cache(maxsize=64)
+def additions(k: int, num_states: int, state: int) -> np.ndarray:
+    """Index among the histograms of k agents after adding one in `state` to each of those of k-1:
+    int32 [N_{k-1}], read-only.
+    """
+    x = enumerate_counts(k - 1, num_states)[:, :-1] + (np.arange(num_states - 1) == state).astype(
+        np.int32
+    )
+    return _frozen(graded_rank(x, k))
+
+
+@functools.lru_cache(maxsize=64)
+def removals(k: int, num_states: int, state: int) -> np.ndarray:
+    """Index among the histograms of k-1 agents after one left `state`: int32 [N_k], read-only; any
+    index where nobody is there.
+    """
+    x = enumerate_counts(k, num_states)[:, :-1] - (np.arange(num_states - 1) == state).astype(
+        np.int32
+    )
+    return _frozen(
+        np.minimum(graded_rank(np.maximum(x, 0), k), num_histograms(k - 1, num_states) - 1)
+    )
+
+
+def _frozen(table: np.ndarray) -> np.ndarray:
+    table = table.astype(np.int32)
+    table.setflags(write=False)
+    return table
+
+
+class HistogramSpace:
+    """Histograms h of k agents over L local states: N = C(k+L−1, L−1) of them, in an order that
+    does not depend on k.
+
+    `table` is the int32 array [N, L] of all histograms, `index(counts)` the position of one (or of
+    many, [..., L], also under jit). The first `size_of(j)` rows are, without the last column, those
+    of j ≤ k agents. Raises ValueError where N does not fit in int32.
+    """
+
+    def __init__(self, k: int, num_states: int):
+        self.k = _checks.static_integer("k", k, 1)
+        self.num_states = _checks.static_integer("num_states", num_states, 1)
+        check_size(self.k, self.num_states, 4 * self.num_states)
+
+    def __repr__(self) -> str:
+        return f"HistogramSpace(k={self.k}, num_states={self.num_states})"
+
+    def __len__(self) -> int:
+        return self.size_of(self.k)
+
+    @property
+    def table(self) -> np.ndarray:
+        return enumerate_counts(self.k, self.num_states)
+
+    def size_of(self, k: int) -> int:
+        return num_histograms(k, self.num_states)
+
+    def index(self, counts: Any) -> Any:
+        """Position int32 [...] of `counts` [..., L], integers that sum to k along the last axis
+        (other input: a meaningless index).
+        """
+        _checks.require(
+            counts.shape[-1] == self.num_states,
+            f"counts must have {self.num_states} columns, got shape {list(counts.shape)}.",
+        )
+        return graded_rank(counts[..., :-1], self.k)
+
+
+def num_histograms(k: int, num_states: int) -> int:
+    return math.comb(k + num_states - 1, num_states - 1)
+
+
+MEMORY_LIMIT = 16 * 2**30
+
+
+def check_size(k: int, num_states: int, bytes_per_histogram: int) -> int:
+    """N, or a ValueError that says how large the tables would be and which k fits (int32 indices,
+    16 GiB).
+    """
+    size = num_histograms(k, num_states)
+    most = min(_INT32_MAX, MEMORY_LIMIT // max(1, bytes_per_histogram))
+    if size > most:
+        fits = k
+        while fits > 1 and num_histograms(fits, num_states) > most:
+            fits -= 1
+        raise ValueError(
+            f"k={k} sampled agents over {num_states} local states are {size:,} histograms, "
+            f"about {size * bytes_per_histogram / 2**30:,.1f} GiB: "
+            f"more than int32 indices or {MEMORY_LIMIT // 2**30} GiB allow. k={fits} fits; so do"
+            " fewer local states."
+        )
+    return size

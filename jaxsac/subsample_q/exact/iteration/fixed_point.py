@@ -1,0 +1,213 @@
+"""The certified fixed point of a k-agent problem, in one compiled loop, and its derivative."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxsac import _checks, _loops
+from jaxsac._implicit import implicit
+from jaxsac._iterate import Certificate, iterate
+from jaxsac.solution import Solution, Status
+from jaxsac.subsample_q.exact.iteration import schemes
+from jaxsac.subsample_q.exact.iteration.criterion import Criterion
+from jaxsac.subsample_q.exact.operator.expectation import Probe
+from jaxsac.subsample_q.exact.table import Bounds
+
+METHODS = ("anderson", "value_iteration", "modified_policy_iteration", "policy_iteration")
+
+
+class Surrogate(NamedTuple):
+    """A k-agent problem for its Bellman operator: q = rewards + discount · E[value_of(q)]."""
+
+    rewards: jax.Array  # [G, N, A], of one stage
+    expect: Callable[[jax.Array], jax.Array]  # V [G, N] to its expectation after a move [G, N, A]
+    value_of: Callable[[jax.Array], jax.Array]  # q [G, N, A] to V [G, N]
+    discount: jax.Array  # []
+    largest_reward: jax.Array | None = None  # [], max|r|; None where only q is asked for
+
+    def q_of(self, value: jax.Array) -> jax.Array:
+        return self.rewards + self.discount * self.expect(value)
+
+
+class Settings(NamedTuple):
+    """The numbers of a solve as arrays, so that every kind of number shares one trace."""
+
+    tol: jax.Array  # []
+    max_steps: jax.Array  # int32 []
+    evaluation_sweeps: jax.Array  # int32 []
+    initial: jax.Array  # [G, N], the first value
+
+    @classmethod
+    def of(cls, shape: tuple[int, int], dtype: Any, tol, max_steps, initial, sweeps=0):
+        initial = initial.state if isinstance(initial, Solution) else initial
+        return cls(
+            _checks.tolerance(tol, dtype),
+            jnp.asarray(max_steps, jnp.int32),
+            jnp.asarray(sweeps, jnp.int32),
+            jnp.zeros(shape, dtype)
+            if initial is None
+            else _checks.real_array("initial", initial, shape, dtype),
+        )
+
+
+class FixedPoint(NamedTuple):
+    """q, its value and bounds, how the loop ended, and what it says of itself."""
+
+    q: jax.Array  # [G, N, A]
+    value: jax.Array  # [G, N]
+    bounds: Bounds
+    status: jax.Array  # int32 []
+    stats: dict[str, jax.Array]
+
+
+class _State(NamedTuple):
+    proposal: jax.Array  # [G, N], what the next sweep evaluates
+    evaluated: jax.Array  # [G, N], what the last improvement evaluated
+    expected: jax.Array  # [G, N, A], its expectation
+    low: jax.Array  # [], range of T V − V of the last improvement
+    high: jax.Array  # []
+    operator_error: jax.Array  # []
+    sweep: jax.Array  # int32 []
+    memory: Any  # of the scheme
+
+
+def fixed_point(
+    surrogate: Surrogate,
+    probe: Probe | None,
+    settings: Settings,
+    *,
+    criterion: str = "discounted",
+    method: str = "anderson",
+    stopping: str = "span",
+) -> FixedPoint:
+    """Iterate the surrogate's operator to its certified fixed point; the first sweep measures the
+    operator on `probe`, if there is one.
+    """
+    tol, max_steps, evaluation_sweeps, initial = settings
+    average, largest_reward = criterion == "average", surrogate.largest_reward
+    assert largest_reward is not None
+    judge = Criterion.of(surrogate.discount, largest_reward, average=average, stopping=stopping)
+    surrogate = surrogate._replace(discount=judge.discount)
+    scheme = {
+        "anderson": lambda: schemes.anderson(judge, surrogate.value_of),
+        "value_iteration": lambda: schemes.value_iteration(judge, surrogate.value_of),
+        "modified_policy_iteration": lambda: schemes.modified_policy_iteration(
+            judge, evaluation_sweeps
+        ),
+        "policy_iteration": lambda: schemes.policy_iteration(judge, tol),
+    }[method]()
+    info = jnp.finfo(initial.dtype)
+
+    def measured(expected, values):
+        """The error of the operator on the probe."""
+        mixed = jnp.einsum("gna,a->gn", expected, values.weights, precision="highest")
+        return jnp.max(jnp.abs(mixed - values.exact))
+
+    def sweep(state: _State) -> _State:
+        expected = surrogate.expect(state.proposal)
+        q = surrogate.rewards + surrogate.discount * expected
+        learns = jnp.bool_(True) if probe is None else state.sweep > 0
+        made = scheme.next(state.memory, state.proposal, q, learns)
+        error, kept = state.operator_error, learns & made.improves
+        if probe is not None:
+            error = _loops.cond(
+                learns, lambda old, *_: old, lambda _, *new: measured(*new), error, expected, probe
+            )
+        return _State(
+            jnp.where(learns, made.proposal, initial),
+            jnp.where(kept, state.proposal, state.evaluated),
+            jnp.where(kept, expected, state.expected),
+            jnp.where(kept, made.low, state.low),
+            jnp.where(kept, made.high, state.high),
+            error,
+            state.sweep + 1,
+            made.memory,
+        )
+
+    def certify(state: _State) -> Certificate:
+        largest = jnp.max(jnp.abs(state.evaluated)) + largest_reward
+        rounding = (2 * info.eps + state.operator_error) * largest * judge.reach
+        started = state.sweep > (0 if probe is None else 1)
+        return Certificate(
+            jnp.where(started, judge.half_width(state.low, state.high), info.max / 4),
+            jnp.where(started, rounding, 0),
+            judge.scale,
+        )
+
+    zero = jnp.zeros((), initial.dtype)
+    start = _State(
+        initial if probe is None else probe.values,
+        initial,
+        jnp.zeros(jax.eval_shape(surrogate.expect, initial).shape, initial.dtype),
+        zero,
+        zero,
+        zero,
+        jnp.int32(0),
+        scheme.init(initial),
+    )
+    end = iterate(sweep, certify, start, tol=tol, max_steps=max_steps, patience=scheme.patience)
+
+    state: _State = end.state
+    q = surrogate.rewards + surrogate.discount * state.expected
+    value = surrogate.value_of(q)
+    shift, bounds = judge.centre(value, state.low, state.high)
+    good = jnp.all(jnp.isfinite(q)) | (end.status == Status.MAX_STEPS)
+    status = jnp.where(good, end.status, jnp.int32(Status.NONFINITE))
+    stats = end._replace(status=status).stats | {"operator_error": state.operator_error}
+    if average:
+        stats["gain"] = (state.low + state.high) / 2
+    return FixedPoint(q + shift, value + shift, bounds, status, stats)
+
+
+def differentiable(
+    found: FixedPoint, surrogate_of: Callable[[Any], Surrogate], params: Any
+) -> FixedPoint:
+    """`found` with its derivative in `params`, of which surrogate_of(params) is the problem."""
+
+    def residual(q, params):
+        surrogate = surrogate_of(params)
+        return surrogate.q_of(surrogate.value_of(q)) - q
+
+    q = implicit(residual, _krylov, found.q, params, symmetric=False)
+    value = surrogate_of(params).value_of(q)
+    return found._replace(q=q, value=value, bounds=_moved(found.bounds, value))
+
+
+def differentiable_average(
+    found: FixedPoint, surrogate_of: Callable[[Any], Surrogate], params: Any
+) -> FixedPoint:
+    """As `differentiable`, of the gain and the relative values: q = r + E[max_a q] − gain with
+    max_a q[0, 0, a] = 0.
+    """
+
+    def residual(unknown, params):
+        q, gain = unknown
+        surrogate = surrogate_of(params)
+        value = surrogate.value_of(q)
+        return surrogate.rewards + surrogate.expect(value) - gain - q, value[0, 0]
+
+    start = (found.q, found.stats["gain"])
+    q, gain = implicit(residual, _krylov, start, params, symmetric=False)
+    value = surrogate_of(params).value_of(q)
+    return FixedPoint(
+        q, value, _moved(found.bounds, gain), found.status, found.stats | {"gain": gain}
+    )
+
+
+def _moved(bounds: Bounds, by: jax.Array) -> Bounds:
+    """The bounds, with the derivative of what they bound."""
+    zero = by - lax.stop_gradient(by)
+    return Bounds(bounds.lower + zero, bounds.upper + zero)
+
+
+def _krylov(matvec: Callable[[Any], Any], right_side: Any) -> Any:
+    """Solve the linearised fixed-point equation, (discount P_π − I) x = right side, to 1,000 ulp of
+    the right side.
+    """
+    eps = float(jnp.finfo(jnp.result_type(*jax.tree.leaves(right_side))).eps)
+    return jax.scipy.sparse.linalg.gmres(
+        matvec, right_side, tol=1e3 * eps, atol=0.0, restart=20, maxiter=100, solve_method="batched"
+    )[0]

@@ -1,0 +1,1 @@
+"""The forms of that expectation, and the pivots of two of them."""

@@ -1,0 +1,59 @@
+"""The dense kernel of k agents: small sizes, and the oracle of the structured operators."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsac import _loops
+from jaxsac.subsample_q.data.histograms import enumerate_counts, graded_rank
+
+
+@functools.lru_cache(maxsize=8)
+def _removals(k: int, L: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """First occupied state of each histogram, index after an agent left it, and after one left each
+    state (N: nobody there).
+    """
+    counts = enumerate_counts(k, L)
+    N = len(counts)
+    x = counts[:, :-1]
+    occupied = x > 0
+    first = np.where(occupied.any(axis=1), occupied.argmax(axis=1) if L > 1 else 0, L - 1).astype(
+        np.int32
+    )
+    removed = np.full((L, N), N, np.int32)
+    for state in range(L - 1):
+        less = x.copy()
+        less[:, state] -= 1
+        removed[state] = np.where(x[:, state] > 0, graded_rank(np.maximum(less, 0), k), N)
+    removed[L - 1] = np.arange(N)  # an agent less in the last state is the same index
+    after = np.where(
+        first < L - 1, removed[np.minimum(first, L - 1), np.arange(N)], np.arange(N)
+    ).astype(np.int32)
+    return first, after, removed
+
+
+def dense_kernel(kernel: jax.Array, k: int) -> jax.Array:
+    """K[h, h'] = P(Σ_j Multinomial(h_j, P[j]) = h') for a local kernel P [R, L], as [N_R, N_L]:
+    one agent at a time, differentiable.
+
+    K_m(h, h') = Σ_t P[first(h), t] K_{m−1}(h − e_first, h' − e_t). The index of a histogram does
+    not depend on m, so one array serves for all m; entries that belong to no histogram of m agents
+    hold nothing that a later step reads. R ≠ L where agents are counted before a move in other
+    classes than after it.
+    """
+    first, after, _ = _removals(k, kernel.shape[0])
+    removed = _removals(k, kernel.shape[1])[2]
+    size = (len(first), removed.shape[1])
+    weights = kernel[first]  # [N_R, L]
+
+    def add_agent(table, _):
+        rows = jnp.concatenate([table[after], jnp.zeros((size[0], 1), table.dtype)], axis=1)
+        return sum(
+            (weights[:, t, None] * rows[:, removed[t]] for t in range(1, len(removed))),
+            weights[:, 0, None] * rows[:, removed[0]],
+        ), None
+
+    nobody = jnp.zeros(size, kernel.dtype).at[0, 0].set(1)
+    return _loops.scan(add_agent, nobody, None, length=k)[0]

@@ -1,0 +1,1 @@
+"""Policies of k agents on n of them."""

@@ -1,0 +1,1 @@
+"""Tables from samples: the sampled operator, Q-learning, recorded trajectories."""

@@ -1,0 +1,1 @@
+"""How good an executed policy is: bounds, its exact value, certificates."""

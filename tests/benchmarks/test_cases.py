@@ -1,0 +1,55 @@
+"""What the benchmarks' cases compute by themselves, and what they may import."""
+
+import ast
+import itertools
+import os
+import pathlib
+import pickle
+
+import numpy as np
+
+from benchmarks.cases import group_lasso_cases
+from benchmarks.cases.group_lasso_peers import worst_gap
+from benchmarks.cases.subsample_q_dense import dense_kernel
+from benchmarks.harness import process
+from jaxsac import subsample_q
+
+FOLDER = pathlib.Path(__file__).parents[2] / "benchmarks"
+PUBLIC = ("jaxsac", "jaxsac.problems", "jaxsac.route")
+HOOK = "jaxsac.group_lasso.methods.host.trace"  # made for the profile
+
+
+def test_no_benchmark_reaches_into_the_package():
+    for path in FOLDER.glob("**/*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for name in names:
+                if name.partition(".")[0] == "jaxsac" and name != HOOK:
+                    assert name in PUBLIC or name.startswith("jaxsac.problems."), (path, name)
+            called = node.func if isinstance(node, ast.Call) else None
+            assert getattr(called, "id", "") != "setattr", path
+
+
+def test_a_case_can_be_measured_in_a_process_of_its_own():
+    assert process.in_new_process("float32", os.getpid) != os.getpid()
+    case = group_lasso_cases.cases(True, "float64")[0]
+    nothing = np.zeros((1, 1, case.num_coefficients))
+    function, there = pickle.loads(pickle.dumps((worst_gap, case)))  # what goes to the process
+    assert function(there, nothing) == worst_gap(case, nothing)
+
+
+def test_the_dense_kernel_is_the_law_of_k_moves():
+    kernel = np.random.default_rng(0).dirichlet(np.ones(3), size=3)
+    histograms = [h for h in itertools.product(range(3), repeat=3) if sum(h) == 2]
+    expected = {}
+    for start in histograms:
+        agents = np.repeat(np.arange(3), start)
+        for ends in itertools.product(range(3), repeat=2):
+            end = tuple(np.bincount(ends, minlength=3).tolist())
+            chance = kernel[agents[0], ends[0]] * kernel[agents[1], ends[1]]
+            expected[start, end] = expected.get((start, end), 0.0) + chance
+    table = dense_kernel(kernel, 2)
+    order = [tuple(row) for row in subsample_q.HistogramSpace(2, 3).table.tolist()]
+    for (i, start), (j, end) in itertools.product(enumerate(order), repeat=2):
+        np.testing.assert_allclose(table[i, j], expected[start, end], atol=1e-15)
