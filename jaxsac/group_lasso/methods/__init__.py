@@ -9,10 +9,8 @@ from jax import lax
 from jaxsac._checks import is_concrete
 from jaxsac.group_lasso.methods import columns
 from jaxsac.group_lasso.methods.host import path, rounds, square_root
-from jaxsac.group_lasso.methods.limits import METHODS as METHODS
-from jaxsac.group_lasso.methods.limits import Code, Lams, Limits
-from jaxsac.group_lasso.methods.loop import programs
-from jaxsac.group_lasso.methods.loop import rounds as compiled_rounds
+from jaxsac.group_lasso.methods.limits import METHODS as METHODS, Code, Lams, Limits
+from jaxsac.group_lasso.methods.loop import programs, rounds as compiled_rounds
 from jaxsac.group_lasso.methods.loop.fista import State
 from jaxsac.group_lasso.problem.derivative import differentiable
 from jaxsac.group_lasso.problem.objective import Coefficients, Objective, recentre
