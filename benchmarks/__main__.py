@@ -9,8 +9,7 @@ import os
 import pathlib
 import sys
 
-from benchmarks.harness import Options, configure, machine_record, measured_rates
-from benchmarks.harness import report as reports
+from benchmarks.harness import Options, configure, machine_record, measured_rates, report as reports
 
 
 def rooms() -> dict[str, str]:
@@ -26,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description="Time jaxsac and its peers on the same work."
     )
-    parser.add_argument("room", nargs="?", help="one of: " + ", ".join(available))
+    parser.add_argument("name", nargs="?", help="one of: " + ", ".join(available))
     parser.add_argument(
         "--smoke",
         action="store_true",
@@ -46,13 +45,14 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments[:1] == ["gpu"]:
         return importlib.import_module("benchmarks.gpu").main(arguments[1:])
     given = parser.parse_args(arguments)
-    if given.room is None:
+    if given.name is None:
         print("\n".join(f"{name:20} {line}" for name, line in available.items()))
         print(f"{'gpu':20} One run for a GPU: cases against the CPU, then sizes that fill a card.")
         return 0
-    if given.room not in available:
+    if given.name not in available:
         print(
-            f"no room {given.room!r}; there are: {', '.join(available) or 'none'}", file=sys.stderr
+            f"no benchmark {given.name!r}; there are: {', '.join(available) or 'none'}",
+            file=sys.stderr,
         )
         return 2
 
@@ -63,10 +63,10 @@ def main(arguments: list[str] | None = None) -> int:
         "smoke": given.smoke,
         "rates": measured_rates(given.dtype, smoke=given.smoke),
     }
-    report = importlib.import_module(f"benchmarks.rooms.{given.room}").run(options)
-    print(reports.markdown(given.room, report, machine))
+    report = importlib.import_module(f"benchmarks.rooms.{given.name}").run(options)
+    print(reports.markdown(given.name, report, machine))
     if given.out is not None:
-        for path in reports.write(given.room, report, machine, given.out):
+        for path in reports.write(given.name, report, machine, given.out):
             print(f"wrote {path}", file=sys.stderr)
     return 0
 

@@ -7,6 +7,7 @@ import base64
 import pathlib
 import re
 import sys
+from collections.abc import Iterable
 
 import jupytext
 import nbclient
@@ -30,12 +31,6 @@ def executed(path: pathlib.Path) -> nbformat.NotebookNode:
     to run or that names the machine.
     """
     notebook = jupytext.read(path)
-    notebook.metadata = nbformat.from_dict(
-        {
-            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-            "language_info": {"name": "python"},
-        }
-    )
     setup = nbformat.v4.new_code_cell(SETUP)
     notebook.cells.insert(0, setup)
     client = nbclient.NotebookClient(
@@ -43,11 +38,14 @@ def executed(path: pathlib.Path) -> nbformat.NotebookNode:
     )
     client.execute()
     notebook.cells.remove(setup)
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
+    notebook.metadata = nbformat.from_dict(metadata)
     for number, cell in enumerate(notebook.cells):
         cell.id, cell.metadata = f"cell-{number}", nbformat.from_dict({})
         if cell.cell_type == "code":
             cell.execution_count = None
-            cell.outputs = [kept for output in cell.outputs if (kept := cleaned(output))]
+            cell.outputs = joined(kept for output in cell.outputs if (kept := cleaned(output)))
     return notebook
 
 
@@ -68,6 +66,17 @@ def cleaned(output: nbformat.NotebookNode) -> nbformat.NotebookNode | None:
     elif re.search(r"<.* at 0x|<Figure|\[<|Text\(", str(output.data.get("text/plain", ""))):
         return None
     return output
+
+
+def joined(outputs: Iterable[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """What a cell prints as one output: where the kernel cuts it changes from run to run."""
+    kept: list[nbformat.NotebookNode] = []
+    for output in outputs:
+        if kept and output.output_type == kept[-1].output_type == "stream":
+            kept[-1].text += output.text
+        else:
+            kept.append(output)
+    return kept
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -73,8 +73,10 @@ for chosen, label in ((in_best, "in the best set"), (~in_best, "not in it")):
         alpha=0.7,
         label=label,
     )
-right.set(xlabel="score", ylabel="tokens", title="size: P(in the set) at temperature 0.5")
-right.legend(frameon=False)
+right.set(
+    xlabel="score", ylabel="tokens", ylim=(40, 450), title="size: P(in the set) at temperature 0.5"
+)
+right.legend(frameon=False, loc="upper left", ncols=2)
 plt.show()
 
 # %% [markdown]

@@ -45,7 +45,7 @@ class Design(Protocol):
 
 @register
 class Dense(eqx.Module):
-    """predict(b) = X b for a matrix X [T, p]."""
+    """The design of a matrix, predict(b) = X b with X [T, p]."""
 
     matrix: jax.Array  # [T, p]
 
@@ -283,8 +283,8 @@ def largest_eigenvalue(
 
 
 def squared_norm(design: Design, sample_weight: jax.Array, num_steps: int = 15) -> jax.Array:
-    """‖diag(c)^½ X‖₂² of a design, c = `sample_weight` [T] ≥ 0, as a lower bound by power iteration; see
-    `largest_eigenvalue`.
+    """‖diag(c)^½ X‖₂² of a design, c = `sample_weight` [T] ≥ 0, as a lower bound by power
+    iteration; see `largest_eigenvalue`.
     """
     _checks.check_shape("sample_weight", sample_weight, design.prediction_shape[:1])
     design = _of_one_output(design)

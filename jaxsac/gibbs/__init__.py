@@ -2,6 +2,7 @@
 divergence, mode and sampling.
 """
 
+from jaxsac.gibbs import rows as rows
 from jaxsac.gibbs.partition import (
     entropy as entropy,
     kl as kl,

@@ -15,7 +15,7 @@ class Problem(eqx.Module):
     """A Gibbs policy: scores, their temperature, and the budget."""
 
     z: jax.Array  # [M]
-    temperature: jax.Array
+    temperature: jax.Array  # []
     costs: jax.Array | None  # [M] int32
     background: Background | None
     budget: int = eqx.field(static=True)
@@ -67,7 +67,8 @@ def problem(
     if costs is not None:
         _checks.require(
             background is None,
-            "costs and background cannot be combined: list the background's tools in z with their costs.",
+            "costs and background cannot be combined: list the background's tools in z with their"
+            " costs.",
         )
         costs = _checks.integer_array("costs", costs, z.shape)
         if _checks.is_concrete(costs):

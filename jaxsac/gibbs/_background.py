@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxsac import _loops
+
 
 class Background(NamedTuple):
     """Groups of tools that share a score: counts[c] tools of score scores[c]."""
@@ -27,7 +29,7 @@ def unreachable(dtype) -> float:
 
 
 def background_ratios(background: Background, budget: int) -> jax.Array:
-    """Ratios [budget] of prod_c (1 + exp(score_c) t)^count_c; binomials by (count − r + 1) / r.
+    """Ratios [budget] of Π_c (1 + exp(score_c) t)^count_c; binomials by (count − r + 1) / r.
     Does not depend on the counts' sizes.
     """
     dtype = background.scores.dtype
@@ -44,7 +46,7 @@ def background_ratios(background: Background, budget: int) -> jax.Array:
         return multiply(ratios, own), None
 
     start = jnp.full((budget,), unreachable(dtype), dtype)
-    return lax.scan(step, start, background)[0]
+    return _loops.scan(step, start, background)[0]
 
 
 def multiply(left: jax.Array, right: jax.Array) -> jax.Array:

@@ -39,7 +39,7 @@ class Derivative(NamedTuple):
 def log_partition(
     z: jax.Array, background: Background | None, budget: int, exactly: bool
 ) -> LogPartition:
-    """log sum_a exp(sum_{j in a} z_j) over the sets of size ≤ budget (= budget with `exactly`); NaN
+    """log Σ_a exp(Σ_{j ∈ a} z_j) over the sets of size ≤ budget (= budget with `exactly`); NaN
     unless z [M] is finite or −inf.
     """
     return _evaluate(z, background, budget, exactly)[0]
@@ -99,10 +99,12 @@ def _with_background(z, background, budget, exactly):
 
     values = None if polynomial is None else polynomial.values
     ratios, pull = jax.vjp(all_ratios, values, background.scores)
-    reachable = jnp.concatenate(
-        [jnp.ones((1,), z.dtype), (ratios > unreachable(z.dtype) / 2).astype(z.dtype)]
-    )
-    value, law = size_law(jnp.zeros((), z.dtype), ratios, reachable, exactly)
+    constant = lax.stop_gradient(ratios)
+    reachable = ratios > unreachable(z.dtype) / 2
+    # Ones, with the derivative that `size_law` does not take from its units.
+    grown = jnp.exp(jnp.cumsum(jnp.where(reachable, ratios - constant, 0)))
+    coefficients = jnp.concatenate([jnp.ones((1,), z.dtype), jnp.where(reachable, grown, 0)])
+    value, law = size_law(jnp.zeros((), z.dtype), constant, coefficients, exactly)
 
     def differentiate() -> Derivative:
         at_least = jnp.flip(

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-FAR = 1e4  # at this distance from the centre float32 resolves 1e-3
-SMALLEST_BLOCK = 12  # below this, finding the blocks costs more than it saves
+from jaxsac import _loops
+
+_FAR = 1e4  # at this distance from the centre float32 resolves 1e-3
+_SMALLEST_BLOCK = 12  # below this, finding the blocks costs more than it saves
 
 
 def largest(z: jax.Array, count: int) -> jax.Array:
@@ -22,7 +24,7 @@ def largest(z: jax.Array, count: int) -> jax.Array:
     z = lax.stop_gradient(z)
     size = z.shape[0]
     stride = 1 << max(round(math.log2(math.sqrt(size / count))), 0)
-    if stride < SMALLEST_BLOCK:
+    if stride < _SMALLEST_BLOCK:
         return _top(z, count)
     blocks = size // stride
     grid = z[: stride * blocks].reshape(
@@ -56,6 +58,6 @@ def _top(values: jax.Array, count: int) -> jax.Array:
 
     def coarse(state):
         centre, threshold, _ = state
-        return jnp.isfinite(threshold) & (jnp.abs(threshold - centre) > FAR)
+        return jnp.isfinite(threshold) & (jnp.abs(threshold - centre) > _FAR)
 
-    return lax.while_loop(coarse, lambda state: choose(state[1]), choose(jnp.max(values)))[2]
+    return _loops.while_loop(coarse, lambda state: choose(state[1]), choose(jnp.max(values)))[2]

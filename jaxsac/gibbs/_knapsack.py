@@ -7,12 +7,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+
+from jaxsac import _loops
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def log_partition(z: jax.Array, costs: jax.Array, budget: int, exactly: bool) -> jax.Array:
-    """log sum_a exp(sum_{j in a} z_j) over sets of total cost ≤ budget (= budget with `exactly`);
+    """log Σ_a exp(Σ_{j ∈ a} z_j) over sets of total cost ≤ budget (= budget with `exactly`);
     z, costs [M]. Work M · budget.
     """
     return _total(z, costs, prefix_tables(z, costs, budget)[0], exactly)
@@ -42,7 +43,7 @@ def log_partition_and_marginals(
         marginal = jnp.sum(jnp.exp(with_tool + table))
         return jnp.logaddexp(suffix, jnp.maximum(with_tool, floor(z.dtype))), marginal
 
-    _, marginals = lax.scan(step, seed, (z, costs, tables), reverse=True)
+    _, marginals = _loops.scan(step, seed, (z, costs, tables), reverse=True)
     return value, jnp.where(jnp.isnan(value), jnp.nan, marginals)
 
 
@@ -58,7 +59,7 @@ def prefix_tables(z: jax.Array, costs: jax.Array, budget: int) -> tuple[jax.Arra
         return jnp.logaddexp(table, with_tool), table
 
     start = jnp.full((budget + 1,), lowest, z.dtype).at[0].set(0)
-    return lax.scan(step, start, (z, costs))
+    return _loops.scan(step, start, (z, costs))
 
 
 def mode(z: jax.Array, costs: jax.Array, budget: int, exactly: bool) -> jax.Array:
@@ -75,7 +76,7 @@ def mode(z: jax.Array, costs: jax.Array, budget: int, exactly: bool) -> jax.Arra
     # best_c: the largest score that the tools after this one can make of exactly (at most) the
     # budget c.
     start = jnp.full((budget + 1,), lowest if exactly else 0.0, z.dtype).at[0].set(0)
-    final, bests = lax.scan(value, start, (z, costs), reverse=True)
+    final, bests = _loops.scan(value, start, (z, costs), reverse=True)
 
     def choose(left, entry):
         score, cost, best = entry
@@ -85,7 +86,7 @@ def mode(z: jax.Array, costs: jax.Array, budget: int, exactly: bool) -> jax.Arra
         )
         return jnp.where(take, left - cost, left), take
 
-    _, chosen = lax.scan(choose, jnp.asarray(budget, jnp.int32), (z, costs, bests))
+    _, chosen = _loops.scan(choose, jnp.asarray(budget, jnp.int32), (z, costs, bests))
     feasible = (final[-1] > lowest / 4) & jnp.all(z < jnp.inf) & jnp.all(costs >= 0)
     return chosen & feasible
 
@@ -124,7 +125,7 @@ def sample(
         return (left - jnp.where(take, cost, 0), count + take.astype(jnp.int32), sets), None
 
     start = (total, jnp.zeros_like(total), jnp.full((num_samples, width), -1, jnp.int32))
-    (_, _, sets), _ = lax.scan(
+    (_, _, sets), _ = _loops.scan(
         step, start, (jnp.arange(z.shape[0], dtype=jnp.int32), z, costs, tables), reverse=True
     )
     return jnp.where(value > -jnp.inf, sets, -1)

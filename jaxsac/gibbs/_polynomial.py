@@ -25,14 +25,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxsac import _loops
 from jaxsac.gibbs._head import largest
 from jaxsac.gibbs._tail import elementary
 
-RANGE = {
+_RANGE = {
     "float32": 64,
     "float64": 512,
-}  # longer heads outgrow the dtype and need rescaling, every RESCALE steps
-RESCALE = 32
+}  # longer heads outgrow the dtype and need rescaling, every _RESCALE steps
+_RESCALE = 32
 
 
 class Polynomial(NamedTuple):
@@ -43,11 +44,10 @@ class Polynomial(NamedTuple):
     values: jax.Array  # [B + 1]
     head: jax.Array  # [K] indices of the head, largest score first
     steps: jax.Array  # [K, B + 1] the values before each head score was multiplied in
-    keep: jax.Array  # [K, B + 1] step k: values_r <- keep_kr values_r + take_kr values_(r−1)
+    keep: jax.Array  # [K, B + 1] step k: values_r ← keep_kr values_r + take_kr values_(r−1)
     take: jax.Array  # [K, B + 1]
-    tail: (
-        jax.Array
-    )  # [B + 1] the tail's own coefficients, degree r in units of the r-th power of `level`
+    # [B + 1] the tail's own coefficients, degree r in units of the r-th power of `level`
+    tail: jax.Array
     weights: jax.Array  # [M] exp(score − least head score) of the tail; 0 for the head
     level: jax.Array  # []
 
@@ -109,7 +109,7 @@ def expand(z: jax.Array, budget: int, count: int) -> Polynomial:
     take = jnp.concatenate(
         [jnp.zeros((count, 1), z.dtype), jnp.exp(relative) * growth[:, None]], axis=1
     )
-    if count > RANGE[z.dtype.name]:
+    if count > _RANGE[z.dtype.name]:
         values, units, steps, keep, take = _multiply_in_range(tail, units, keep, take)
     else:
         values, steps = _multiply(tail, keep, take)
@@ -151,7 +151,7 @@ def _multiply(values: jax.Array, keep: jax.Array, take: jax.Array) -> tuple[jax.
         keep, take = factors
         return keep * values + take * _shifted(values), values
 
-    return lax.scan(step, values, (keep, take))
+    return _loops.scan(step, values, (keep, take))
 
 
 def _multiply_in_range(values, units, keep, take):
@@ -159,7 +159,7 @@ def _multiply_in_range(values, units, keep, take):
     the values move into the units.
     """
     count = keep.shape[0]
-    rescale = np.arange(count) % RESCALE == RESCALE - 1
+    rescale = np.arange(count) % _RESCALE == _RESCALE - 1
 
     def step(carry, factors):
         values, ratio = (
@@ -173,7 +173,7 @@ def _multiply_in_range(values, units, keep, take):
         return (moved / factor, ratio), (values, keep / factor, take / factor)
 
     start = (values, jnp.ones_like(values))
-    (values, ratio), (steps, keep, take) = lax.scan(step, start, (keep, take, rescale))
+    (values, ratio), (steps, keep, take) = _loops.scan(step, start, (keep, take, rescale))
     return values, units - jnp.log(ratio[1:]), steps, keep, take
 
 
@@ -195,7 +195,7 @@ def _unwind(polynomial: Polynomial, cotangent: jax.Array) -> tuple[jax.Array, ja
         ), derivative
 
     saved = (polynomial.keep, polynomial.take, polynomial.steps)
-    cotangent, derivatives = lax.scan(step, cotangent, saved, reverse=True)
+    cotangent, derivatives = _loops.scan(step, cotangent, saved, reverse=True)
     return derivatives, cotangent
 
 

@@ -2,11 +2,11 @@
 passes over the weights.
 
 The weights are dealt to lanes. Every lane multiplies its factors (1 + w t) into a polynomial
-truncated at degree B, `GROUP` of them at a time, and the lanes' polynomials are multiplied together
-at the end. Nothing cancels, so the relative error is a few dozen eps whatever the weights are.
-(Newton's identities on power sums lose all digits when the weights that matter are not many times
-B.) The derivative divides one factor out, e_(r−1) of the others = e_(r−1) − w e_(r−2) + w² e_(r−3)
-− …, so it is a sum over power sums.
+truncated at degree B, `_GROUP` of them at a time, and the lanes' polynomials are multiplied
+together at the end. Nothing cancels, so the relative error is a few dozen eps whatever the weights
+are. (Newton's identities on power sums lose all digits when the weights that matter are not many
+times B.) The derivative divides one factor out, e_(r−1) of the others = e_(r−1) − w e_(r−2) + w²
+e_(r−3) − …, so it is a sum over power sums.
 """
 
 import math
@@ -17,11 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-GROUP = 4  # weights a lane takes at a time: the polynomials are read and written a quarter as often
-LANES = 16, 512  # fewest (a vector register or two), most (stay in cache)
-LONG = 16  # float32 sums of more slabs than this are compensated
-UNROLL = 40  # degrees up to which products of polynomials are written out
-POWERS, SLICES = 8, 8  # powers and slices per pass of the derivative
+from jaxsac import _loops
+
+_GROUP = (
+    4  # weights a lane takes at a time: the polynomials are read and written a quarter as often
+)
+_LANES = 16, 512  # fewest (a vector register or two), most (stay in cache)
+_LONG = 16  # float32 sums of more slabs than this are compensated
+_UNROLL = 40  # degrees up to which products of polynomials are written out
+_POWERS, _SLICES = 8, 8  # powers and slices per pass of the derivative
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -30,28 +34,27 @@ def elementary(weights: jax.Array, scale: jax.Array, budget: int) -> jax.Array:
     overflow; what underflows is 0.
     """
     size = weights.shape[0]
-    lanes = min(max(1 << int(math.log2(max(size, 1) / 256 + 1)), LANES[0]), LANES[1])
-    slab = GROUP * lanes
+    lanes = min(max(1 << int(math.log2(max(size, 1) / 256 + 1)), _LANES[0]), _LANES[1])
+    slab = _GROUP * lanes
     slabs = size // slab
-    compensate = weights.dtype == jnp.float32 and slabs > LONG
-    padding = jnp.zeros((GROUP, lanes), weights.dtype)  # leading rows: degrees below 0
+    compensate = weights.dtype == jnp.float32 and slabs > _LONG
+    padding = jnp.zeros((_GROUP, lanes), weights.dtype)  # leading rows: degrees below 0
 
     def multiply(carry, factors):
         state, lost = carry
-        old = state[GROUP:]
-        coefficients = _multiply_four((factors * scale).reshape(GROUP, lanes))[:budget]
+        old = state[_GROUP:]
+        coefficients = _multiply_four((factors * scale).reshape(_GROUP, lanes))[:budget]
         change = sum(
-            c * state[GROUP - i : GROUP - i + budget + 1] for i, c in enumerate(coefficients, 1)
+            c * state[_GROUP - i : _GROUP - i + budget + 1] for i, c in enumerate(coefficients, 1)
         )
         if compensate:
             change = change - lost
         new = old + change
         return jnp.concatenate([padding, new]), (new - old) - change if compensate else lost
 
-    state = jnp.zeros((GROUP + budget + 1, lanes), weights.dtype).at[GROUP].set(1)
-    lost = jnp.zeros(
-        (budget + 1, lanes) if compensate else (1, 1), weights.dtype
-    )  # what rounding added, as in Kahan's sum
+    state = jnp.zeros((_GROUP + budget + 1, lanes), weights.dtype).at[_GROUP].set(1)
+    # What rounding added, as in Kahan's sum.
+    lost = jnp.zeros((budget + 1, lanes) if compensate else (1, 1), weights.dtype)
     carry = state, lost
     if size % slab:
         rest = jnp.concatenate(
@@ -59,13 +62,13 @@ def elementary(weights: jax.Array, scale: jax.Array, budget: int) -> jax.Array:
         )
         carry = multiply(carry, rest)
     if slabs:
-        carry = lax.fori_loop(
+        carry = _loops.fori_loop(
             0,
             slabs,
             lambda k, carry: multiply(carry, lax.dynamic_slice(weights, (k * slab,), (slab,))),
             carry,
         )
-    return _product(carry[0][GROUP:].T)
+    return _product(carry[0][_GROUP:].T)
 
 
 @elementary.defjvp
@@ -83,7 +86,7 @@ def _elementary_jvp(budget, primals, tangents):
 
 def _multiply_four(factors: jax.Array) -> list[jax.Array]:
     """e_1, …, e_4 of the four weights in each lane, [1, lanes] each."""
-    a, b, c, d = (factors[i : i + 1] for i in range(GROUP))
+    a, b, c, d = (factors[i : i + 1] for i in range(_GROUP))
     sum_ab, sum_cd, product_ab, product_cd = a + b, c + d, a * b, c * d
     return [
         sum_ab + sum_cd,
@@ -107,22 +110,22 @@ def _product(polynomials: jax.Array) -> jax.Array:
                 right, (0, width - 1 - i), (half, width)
             )
 
-        if width <= UNROLL:
+        if width <= _UNROLL:
             polynomials = sum((term(i) for i in range(1, width)), term(0))
         else:
-            polynomials = lax.fori_loop(
+            polynomials = _loops.fori_loop(
                 1, width, lambda i, total, term=term: total + term(i), term(0)
             )
     return polynomials[0]
 
 
 def weighted_power_sums(w: jax.Array, v: jax.Array, count: int) -> jax.Array:
-    """sum_j w_j^(i−1) v_j for i = 1, …, count, as [count]."""
-    if count <= POWERS:
+    """Σ_j w_j^(i−1) v_j for i = 1, …, count, as [count]."""
+    if count <= _POWERS:
         return _power_sums(w, v, count)
-    giant = _power(w, POWERS)
-    _, sums = lax.scan(
-        lambda v, _: (v * giant, _power_sums(w, v, POWERS)), v, length=-(-count // POWERS)
+    giant = _power(w, _POWERS)
+    _, sums = _loops.scan(
+        lambda v, _: (v * giant, _power_sums(w, v, _POWERS)), v, None, -(-count // _POWERS)
     )
     return sums.reshape(-1)[:count]
 
@@ -130,12 +133,13 @@ def weighted_power_sums(w: jax.Array, v: jax.Array, count: int) -> jax.Array:
 def _power_sums(w: jax.Array, v: jax.Array, count: int) -> jax.Array:
     # Elementwise sums of slices first, in one vectorised pass: a plain reduction is a scalar loop
     # on CPUs.
-    width = -(-w.shape[0] // SLICES)
-    padding = (0, SLICES * width - w.shape[0])
-    w, v = jnp.pad(w, padding).reshape(SLICES, width), jnp.pad(v, padding).reshape(SLICES, width)
+    width = -(-w.shape[0] // _SLICES)
+    padding = (0, _SLICES * width - w.shape[0])
+    w, v = jnp.pad(w, padding).reshape(_SLICES, width), jnp.pad(v, padding).reshape(_SLICES, width)
     rows = [v.sum(axis=0)]
     for i in range(1, count):
-        rows.append(sum((_power(w[k], i) * v[k] for k in range(1, SLICES)), _power(w[0], i) * v[0]))
+        others = (_power(w[k], i) * v[k] for k in range(1, _SLICES))
+        rows.append(sum(others, _power(w[0], i) * v[0]))
     return jnp.stack(rows).sum(axis=1)
 
 

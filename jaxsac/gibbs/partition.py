@@ -21,26 +21,26 @@ def log_partition(
 ) -> jax.Array:
     """Log-partition function of the Gibbs policy over budgeted sets of tools.
 
-        log Z = log sum_a exp( sum_{j in a} z_j / temperature )
+        log Z = log Σ_a exp(Σ_{j ∈ a} z_j / temperature)
 
     over all sets a of at most `budget` of the M tools; of exactly `budget` tools with `exactly`; of
-    total cost at most (exactly) `budget` with `costs`.
+    total cost at most (exactly) `budget` with `costs`. The gradient is `marginals`, over the
+    temperature; Hessian-vector products are exact too.
 
-    Args:
-      z: scores [M], float32 or float64; −inf marks a tool that is not available. Use `jax.vmap` for
-      many rows. budget: the largest number of tools, or the largest total cost; static. costs:
-      integer costs [M], ≥ 0. O(M · budget) instead of O(M + budget²). background: (scores [C],
-      counts [C]): counts[c] more tools that all score scores[c]; the work does not depend on the
-      counts. temperature: positive scalar that divides all scores, the background's too.
+    * `z`: scores [M], float32 or float64; −inf marks a tool that is not available. Use `jax.vmap`
+      for many rows.
+    * `budget`: ≥ 0, the largest number of tools, or the largest total cost; static.
+    * `costs`: integer costs [M], ≥ 0. O(M · budget) instead of O(M + budget²).
+    * `background`: (scores [C], counts [C]): counts[c] more tools that all score scores[c]; the
+      work does not depend on the counts.
+    * `temperature`: > 0, divides all scores, the background's too.
 
-    Returns:
-      log Z in nats, []; −inf where no set is feasible (`exactly` with too few available tools); NaN
-      where a score is NaN or +inf, a traced cost is negative or a traced temperature is not
-      positive. The gradient is `marginals`; Hessian-vector products are exact too. Error: 1e-12 ·
-      max(1, |log Z|) in float64 and 1e-6 · max(1, |log Z|) in float32; the programme for `costs`
-      adds about M · eps.
+    Returns: log Z in nats, []; −inf where no set is feasible (`exactly` with too few available
+    tools); NaN where a score is NaN or +inf, a traced cost is negative or a traced temperature is
+    not positive. Error: 1e-12 · max(1, |log Z|) in float64 and 1e-6 · max(1, |log Z|) in float32;
+    the programme for `costs` adds about M · eps.
 
-    Source: arXiv 2601.08271 (the policy); log Z is e_0 + … + e_B of the weights, elementary
+    Source: arXiv 2601.08271 (the policy); log Z is e₀ + … + e_B of the weights, elementary
     symmetric polynomials.
     """
     return _log_partition(problem(z, budget, exactly, costs, background, temperature))
@@ -55,12 +55,14 @@ def marginals(
     background: tuple[Any, Any] | None = None,
     temperature: Any = 1.0,
 ) -> Any:
-    """Inclusion probabilities P(j in a) of the Gibbs policy over budgeted sets, [M]: `temperature`
-    times the gradient of `log_partition`.
+    """Inclusion probabilities P(j ∈ a) of the Gibbs policy over budgeted sets: `temperature` times
+    the gradient of `log_partition`.
 
-    Arguments as in `log_partition`. With a background the result is the pair (marginals of the
-    tools of z [M], marginal of each tool of a background group [C]). All 0 where no set is
-    feasible; NaN where a score is NaN or +inf. Error: 1e-10 in float64, 1e-5 in float32.
+    * Arguments as in `log_partition`.
+
+    Returns: [M]; with a background the pair (marginals of the tools of z [M], marginal of each tool
+    of a background group [C]). All 0 where no set is feasible; NaN where a score is NaN or +inf.
+    Error: 1e-10 in float64, 1e-5 in float32.
     """
     return _marginals(problem(z, budget, exactly, costs, background, temperature))
 
@@ -95,10 +97,12 @@ def entropy(
     background: tuple[Any, Any] | None = None,
     temperature: Any = 1.0,
 ) -> jax.Array:
-    """Entropy of the Gibbs policy over budgeted sets, − sum_a pi(a) log pi(a), in nats, [].
+    """Entropy of the Gibbs policy over budgeted sets, −Σ_a π(a) log π(a), in nats.
 
-    Arguments as in `log_partition`. 0 where no set is feasible (the policy then surely takes no
-    action); NaN where a score is NaN or +inf. Error as that of `log_partition`.
+    * Arguments as in `log_partition`.
+
+    Returns: []; 0 where no set is feasible (the policy then surely takes no action); NaN where a
+    score is NaN or +inf. Error as that of `log_partition`.
     """
     return _entropy(problem(z, budget, exactly, costs, background, temperature))
 
@@ -112,25 +116,17 @@ def kl(
     costs: Any = None,
     temperature: Any = 1.0,
 ) -> jax.Array:
-    """Kullback–Leibler divergence sum_a p(a) log(p(a) / q(a)) of the Gibbs policies p of `z` and q
-    of `other`, in nats, [].
+    """Kullback–Leibler divergence Σ_a p(a) log(p(a) / q(a)) of the Gibbs policies p of `z` and q of
+    `other`, in nats.
 
-    Arguments as in `log_partition`, with `other` [M] the scores of the second policy. +inf where
-    `other` lacks a tool that `z` uses, or all feasible sets; 0 where neither has a feasible set;
-    NaN where a score is NaN or +inf.
+    * `other`: scores [M] of the second policy; the rest as in `log_partition`.
+
+    Returns: []; +inf where `other` lacks a tool that `z` uses, or all feasible sets; 0 where
+    neither has a feasible set; NaN where a score is NaN or +inf.
     """
     first = problem(z, budget, exactly, costs, None, temperature)
-    return _kl(
-        first,
-        problem(
-            _checks.real_array("other", other, first.z.shape, first.z.dtype),
-            budget,
-            exactly,
-            costs,
-            None,
-            temperature,
-        ),
-    )
+    other = _checks.real_array("other", other, first.z.shape, first.z.dtype)
+    return _kl(first, problem(other, budget, exactly, costs, None, temperature))
 
 
 @jax.jit
@@ -164,7 +160,7 @@ def _solve(p: Problem) -> tuple[_cardinality.LogPartition, _cardinality.Derivati
 
 
 def _cross_entropy(p: Problem, p_value, derivative, q: Problem, q_value) -> jax.Array:
-    """− sum_a p(a) log q(a), from the sizes' difference and centred scores: a huge common offset
+    """−Σ_a p(a) log q(a), from the sizes' difference and centred scores: a huge common offset
     cancels before it is rounded.
     """
     own = derivative.marginals

@@ -10,16 +10,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxsac import _checks
+from jaxsac import _checks, _loops
 from jaxsac.gibbs import _knapsack
 from jaxsac.gibbs._arguments import Problem, problem, width
 from jaxsac.gibbs._cardinality import size_law
 from jaxsac.gibbs._polynomial import Polynomial, expand
 from jaxsac.gibbs._tail import elementary
 
-BATCH = 8  # the part of the sets proposed at a time is one in so many
-ROUNDS = 256  # rejection rounds before the sets still missing are drawn tool by tool
-PAIRS = 32  # set sizes up to which duplicates are found by comparing pairs
+_BATCH = 8  # the part of the sets proposed at a time is one in so many
+_ROUNDS = 256  # rejection rounds before the sets still missing are drawn tool by tool
+_PAIRS = 32  # set sizes up to which duplicates are found by comparing pairs
 
 
 def sample(
@@ -32,23 +32,23 @@ def sample(
     costs: Any = None,
     temperature: Any = 1.0,
 ) -> jax.Array:
-    """Independent exact draws from the Gibbs policy over budgeted sets, int32 [num_samples, W],
-    padded with −1 (`NO_ACTION`).
+    """Independent exact draws from the Gibbs policy over budgeted sets.
 
-    Args:
-      key: a PRNG key; it is consumed. z and the rest: as in `log_partition`. num_samples is static.
-
-    W is `budget`; with `costs` it is the size of the largest set that they allow (M where the costs
-    are traced). Order within a row means nothing. All −1 where no set is feasible, and where a
-    score is NaN or +inf.
-
-    Method: set sizes from their law; then the largest scores (the head) one by one with the
+    Set sizes come from their law; then the largest scores (the head) one by one with the
     conditional probabilities of the partition function's own table; the remaining tools by
     independent draws from the tail's weights, redrawn until distinct. With K head scores the
     expected number of colliding pairs is at most B (B − 1) / (8 (K − B + 1)); K = B + B (B − 1) / 4
     bounds it by 1/2, and so the expected number of proposals by 2. Sets still missing after many
     rounds are drawn tool by tool from the exact conditional probabilities. O(M B) work and O(M +
     B³) memory once, then O(B³) work a sample; with `costs`, O(M · budget + M · num_samples · W).
+
+    * `key`: a random key; it is consumed.
+    * `num_samples`: ≥ 0; static.
+    * `z`, `budget`, `exactly`, `costs`, `temperature`: as in `log_partition`.
+
+    Returns: int32 [num_samples, W], padded with −1 (`NO_ACTION`). W is `budget`; with `costs` the
+    size of the largest set that they allow (M where the costs are traced). Order within a row means
+    nothing. All −1 where no set is feasible, and where a score is NaN or +inf.
     """
     p = problem(z, budget, exactly, costs, None, temperature)
     return _sample(key, p, _checks.static_integer("num_samples", num_samples, 0), width(p))
@@ -78,7 +78,7 @@ def _sample(key: jax.Array, p: Problem, num_samples: int, width: int) -> jax.Arr
         )
     else:
         sets = _constrained(
-            key, p.z, budget, p.exactly, num_samples, head_entries(size, budget), ROUNDS
+            key, p.z, budget, p.exactly, num_samples, head_entries(size, budget), _ROUNDS
         )
     return jnp.where(usable, sets, -1)
 
@@ -132,7 +132,7 @@ def _draw_head(
 
     start = (sizes, jnp.full((sizes.shape[0], budget), -1, jnp.int32))
     entries = (jnp.arange(count, dtype=jnp.int32), polynomial.head, probability)
-    return lax.scan(step, start, entries, reverse=True)[0]
+    return _loops.scan(step, start, entries, reverse=True)[0]
 
 
 class _Inverse(NamedTuple):
@@ -163,7 +163,7 @@ def _cumulate(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
     def step(total, row):
         return total + row, total + row
 
-    return lax.scan(step, jnp.zeros(rows.shape[1:], rows.dtype), rows)
+    return _loops.scan(step, jnp.zeros(rows.shape[1:], rows.dtype), rows)
 
 
 def _propose(
@@ -191,7 +191,8 @@ def _bisect(value, size: int, target: jax.Array) -> jax.Array:
         return jnp.where(right, middle + 1, low), jnp.where(right, high, middle)
 
     low = jnp.zeros(target.shape, jnp.int32)
-    return lax.fori_loop(0, (size - 1).bit_length(), halve, (low, jnp.full_like(low, size - 1)))[0]
+    bounds = (low, jnp.full_like(low, size - 1))
+    return _loops.fori_loop(0, (size - 1).bit_length(), halve, bounds)[0]
 
 
 def _draw_tail(
@@ -203,7 +204,7 @@ def _draw_tail(
     num_samples, budget = chosen.shape
     inverse = _inverse(polynomial.weights)
     columns = jnp.arange(budget, dtype=jnp.int32)[None, :]
-    batch = min(num_samples, max(64, num_samples // BATCH))
+    batch = min(num_samples, max(64, num_samples // _BATCH))
 
     def propose(state):
         round, pending, chosen = state
@@ -224,16 +225,16 @@ def _draw_tail(
             chosen.at[row].set(jnp.where(tools >= 0, tools, chosen[row])),
         )
 
-    state = lax.while_loop(
+    state = _loops.while_loop(
         lambda s: (s[0] < rounds) & jnp.any(s[1]), propose, (0, remaining > 0, chosen)
     )
-    return lax.while_loop(lambda s: jnp.any(s[1]), one_by_one, state)[2]
+    return _loops.while_loop(lambda s: jnp.any(s[1]), one_by_one, state)[2]
 
 
 def _distinct(index: jax.Array, inside: jax.Array) -> jax.Array:
     """Whether the entries of each row that are `inside` differ."""
     size = index.shape[1]
-    if size <= PAIRS:
+    if size <= _PAIRS:
         same = jnp.zeros(index.shape[:1], bool)
         for shift in range(1, size):
             same |= jnp.any(
@@ -261,14 +262,13 @@ def _draw_conditionally(key: jax.Array, polynomial: Polynomial, count: jax.Array
         ):  # e_d of all the others, for every entry: e_d(all) − w e_(d−1)(others)
             return jnp.where(d < count - r, coefficients[d] - scaled * others, others)
 
-        others = lax.fori_loop(0, budget, divide, jnp.zeros_like(scaled))
+        others = _loops.fori_loop(0, budget, divide, jnp.zeros_like(scaled))
         index = jax.random.categorical(
             jax.random.fold_in(key, r), jnp.log(jnp.maximum(scaled * others, 0))
         ).astype(jnp.int32)
         due = r < count
-        return weights.at[index].multiply(jnp.where(due, 0, 1).astype(weights.dtype)), tools.at[
-            r
-        ].set(jnp.where(due, index, -1))
+        weights = weights.at[index].multiply(jnp.where(due, 0, 1).astype(weights.dtype))
+        return weights, tools.at[r].set(jnp.where(due, index, -1))
 
     start = (polynomial.weights, jnp.full((budget,), -1, jnp.int32))
-    return lax.fori_loop(0, budget, step, start)[1]
+    return _loops.fori_loop(0, budget, step, start)[1]

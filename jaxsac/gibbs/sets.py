@@ -24,19 +24,20 @@ def log_prob(
     background: tuple[Any, Any] | None = None,
     temperature: Any = 1.0,
 ) -> jax.Array:
-    """Log-probability of sets of tools, log pi(a) = sum_{j in a} z_j / temperature − log Z, in
-    nats, [...].
+    """Log-probability of sets of tools, log π(a) = Σ_{j ∈ a} z_j / temperature − log Z, in nats.
 
-    Args:
-      a: tool indices [..., W], integers; −1 (`NO_ACTION`) is ignored anywhere and order is
-      irrelevant. With a background, its tools are
-        numbered after those of z, group by group.
-      z and the rest: as in `log_partition`.
+    The gradient in z is 1_a − `marginals`, over the temperature.
 
-    −inf for a set that cannot be drawn: duplicate or unknown indices, too many or too costly tools
-    (a ValueError where `a` is concrete), too few with `exactly`, an unavailable tool, no feasible
-    set at all. NaN where a score is NaN or +inf. The gradient in z is 1_a − `marginals`, over the
-    temperature.
+    * `a`: tool indices [..., W], integers; −1 (`NO_ACTION`) is ignored anywhere and order is
+      irrelevant. With a background, its tools are numbered after those of z, group by group.
+    * `z` and the rest: as in `log_partition`.
+
+    Returns: [...]; −inf for a set that cannot be drawn: duplicate or unknown indices, too many or
+    too costly tools, too few with `exactly`, an unavailable tool, no feasible set at all. NaN where
+    a score is NaN or +inf.
+
+    Raises: ValueError where `a` is concrete and holds duplicate or unknown indices, too many or too
+    costly tools.
     """
     p = problem(z, budget, exactly, costs, background, temperature)
     _checks.require(
@@ -57,13 +58,16 @@ def mode(
     costs: Any = None,
     background: tuple[Any, Any] | None = None,
 ) -> jax.Array:
-    """The most likely set of tools: the budgeted set of largest total score, int32 [W], highest
-    score first, padded with −1.
+    """The most likely set of tools: the budgeted set of largest total score.
 
-    Arguments as in `log_partition`; W is `budget`, with `costs` the size of the largest feasible
-    set (M where the costs are traced). Ties go to the lowest index, and tools with a score ≤ 0 are
-    not taken unless `exactly` needs them. All −1 where no set is feasible, and where a score is NaN
-    or +inf. Not differentiable. With `costs`, time and memory M · budget.
+    Ties go to the lowest index, and tools with a score ≤ 0 are not taken unless `exactly` needs
+    them. Not differentiable. With `costs`, time and memory M · budget.
+
+    * Arguments as in `log_partition`.
+
+    Returns: int32 [W], highest score first, padded with −1; W is `budget`, with `costs` the size of
+    the largest feasible set (M where the costs are traced). All −1 where no set is feasible, and
+    where a score is NaN or +inf.
     """
     p = problem(z, budget, exactly, costs, background)
     if p.costs is None:
@@ -125,7 +129,8 @@ def _check_sets(a: np.ndarray, p: Problem) -> None:
     bad = (a < NO_ACTION) | (a >= total)
     _checks.require(
         not bad.any(),
-        f"a holds the index {a[bad][:1]}, but tools are numbered 0 to {total - 1} (and {NO_ACTION} pads).",
+        f"a holds the index {a[bad][:1]}, but tools are numbered 0 to {total - 1} (and {NO_ACTION}"
+        " pads).",
     )
     ordered = np.sort(a, axis=-1)
     twice = (ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)
@@ -137,7 +142,8 @@ def _check_sets(a: np.ndarray, p: Problem) -> None:
         most = int(np.max(np.sum(a >= 0, axis=-1), initial=0))
         _checks.require(
             most <= p.budget,
-            f"a has a set of {most} tools, more than budget={p.budget}: shorten it or raise the budget.",
+            f"a has a set of {most} tools, more than budget={p.budget}: shorten it or raise the"
+            " budget.",
         )
     elif total:
         most = int(
@@ -147,7 +153,8 @@ def _check_sets(a: np.ndarray, p: Problem) -> None:
         )
         _checks.require(
             most <= p.budget,
-            f"a has a set of total cost {most}, more than budget={p.budget}: shorten it or raise the budget.",
+            f"a has a set of total cost {most}, more than budget={p.budget}: shorten it or raise"
+            " the budget.",
         )
 
 

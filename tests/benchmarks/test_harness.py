@@ -245,7 +245,7 @@ def test_the_command_runs_a_room_and_lists_them(tmp_path):
         and "| float32 | other |" in done.stdout
         and "| float64 | other |" in done.stdout
     )
-    assert "no room 'absent'; there are: probe" in done.stderr
+    assert "no benchmark 'absent'; there are: probe" in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         f"probe-{dtype}-cpu-smoke.{suffix}"
         for dtype in ("float32", "float64")

@@ -132,3 +132,19 @@ def test_gradients_stay_finite_at_degenerate_inputs():
 
     for gradient in jax.jit(jax.vmap(all_gradients))(jnp.asarray(cases)):
         assert np.all(np.isfinite(gradient))
+
+
+def test_with_a_background_every_derivative_is_right():
+    """By the scores of both kinds of tools; 900 tools share one."""
+    scores = jnp.asarray(np.random.default_rng(2).normal(size=8))
+
+    @jax.jit
+    def measures(scores):
+        options = {"background": (scores[:2], jnp.asarray([5, 900], jnp.int32))}
+        own, groups = gibbs.marginals(scores[2:], 3, **options)
+        entropy = gibbs.entropy(scores[2:], 3, **options)
+        return jnp.stack([gibbs.log_partition(scores[2:], 3, **options), entropy, *own, *groups])
+
+    central = [measures(scores + step) - measures(scores - step) for step in 1e-5 * np.eye(8)]
+    slopes = jax.jit(jax.jacobian(measures))(scores)
+    np.testing.assert_allclose(slopes, np.stack(central, axis=1) / 2e-5, atol=1e-8)

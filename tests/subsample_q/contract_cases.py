@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from contract import Case
 from subsample_q.models import random_arrays
 
@@ -100,7 +101,7 @@ def learn_from_trajectory(discount, global_rewards, local_rewards):
     return subsample_q.learn_from_trajectory(KEY, record, 2, 2, 2, 2, discount).value.q
 
 
-TRAINING = network.Training(batch_size=4, width=4, depth=1)
+TRAINING = network.Training(batch_size=4, width=4, depth=0, optimizer=optax.sgd(0.01))
 
 
 def learn_network(discount, centre):
@@ -121,7 +122,7 @@ def learn_network(discount, centre):
         num_actions=2,
         discount=discount,
     )
-    return network.learn_network(KEY, environment, (1, 2), 3, TRAINING)
+    return network.learn_network(KEY, environment, (2,), 3, TRAINING)
 
 
 UNCERTIFIED = {"certified": False, "hyper": {"discount": 0.8}, "bad": [WRONG_DISCOUNT]}

@@ -1,15 +1,14 @@
-"""Budgeted Gibbs policies for many rows and few tools: a linear recurrence over the tools, with the
-rows as the vector axis.
+"""The recurrence over the tools, with the rows as the vector axis.
 
 For scores z [W, N] (W tools, N rows) the weight of all sets of exactly r tools in row t is the
-elementary symmetric polynomial h_r(t) = e_r(exp z_1t, ..., exp z_Wt), h_r <- h_r + exp(z_jt)
-h_{r-1}. The carry is a tuple of B + 1 vectors, so that each step is a handful of fused vector
-operations on a block of rows that stays in cache. Everything else in the row (other tools) enters
-through `log_rest` [B + 1, N]: log_rest[r] is the log weight of all that may accompany r of the W
-tools, so that log Z_t = log sum_r h_r(t) exp(log_rest[r, t]).
+elementary symmetric polynomial h_r(t) = e_r(exp z_1t, …, exp z_Wt), h_r ← h_r + exp(z_jt) h_(r−1).
+The carry is a tuple of B + 1 vectors, so that each step is a handful of fused vector operations on
+a block of rows that stays in cache. Everything else in the row (other tools) enters through
+`log_rest` [B + 1, N]: log_rest[r] is the log weight of all that may accompany r of the W tools, so
+that log Z_t = log Σ_r h_r(t) exp(log_rest[r, t]).
 
 A row is scaled by its largest score (or by nothing, if that is negative): a set of r tools with
-total score s keeps its weight while r * max(z) - s stays below about 700 in float64 and 87 in
+total score s keeps its weight while r · max(z) − s stays below about 700 in float64 and 87 in
 float32.
 """
 
@@ -18,12 +17,15 @@ import functools
 import jax
 import jax.numpy as jnp
 
-BLOCK = 512  # rows per block: W * (B + 1) * BLOCK numbers of prefix table stay near the second-level cache
+from jaxsac import _loops
+
+# Rows per block: W · (B + 1) · _BLOCK numbers of prefix table stay near the second-level cache.
+_BLOCK = 512
 
 
 def log_size_weights(scores: jax.Array, budget: int) -> jax.Array:
-    """log e_r(exp z) for r = 0..B as [B + 1, N], from scores [W, N]; -inf scores are absent tools.
-    O(W B N), no table.
+    """log e_r(exp z) for r = 0, …, B as [B + 1, N], from scores [W, N]; −inf scores are absent
+    tools. O(W B N), no table.
     """
     weights, offset = _weights(scores)
 
@@ -61,14 +63,14 @@ def marginals(
 
         if budget == 0:
             return jnp.zeros_like(weights)
-        return jax.lax.scan(step, tuple(adjoints), (weights, prefixes), reverse=True)[1]
+        return _loops.scan(step, tuple(adjoints), (weights, prefixes), reverse=True)[1]
 
     return _by_blocks(block, weights, adjoints)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def log_partition(scores: jax.Array, log_rest: jax.Array, budget: int) -> jax.Array:
-    """log Z [N] = log sum_r e_r(exp z) exp(log_rest[r]) from scores [W, N] and log_rest [B + 1, N];
+    """log Z [N] = log Σ_r e_r(exp z) exp(log_rest[r]) from scores [W, N] and log_rest [B + 1, N];
     differentiable in both (reverse mode).
     """
     return jax.nn.logsumexp(log_size_weights(scores, budget) + log_rest, axis=0)
@@ -98,7 +100,7 @@ def _weights(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _polynomial(weights: jax.Array, budget: int, *, keep: bool = False):
-    """Coefficients 0..B of prod_j (1 + w_j t) as a tuple of row vectors; with `keep` also those
+    """Coefficients 0, …, B of Π_j (1 + w_j t) as a tuple of row vectors; with `keep` also those
     before each factor.
     """
     one = weights[0] * 0 + 1 if weights.shape[0] else jnp.ones(weights.shape[1:], weights.dtype)
@@ -108,21 +110,21 @@ def _polynomial(weights: jax.Array, budget: int, *, keep: bool = False):
         grown = (sizes[0], *(sizes[r] + weight * sizes[r - 1] for r in range(1, budget + 1)))
         return grown, (sizes if keep else None)
 
-    return jax.lax.scan(step, start, weights)
+    return _loops.scan(step, start, weights)
 
 
 def _by_blocks(function, *arrays: jax.Array) -> jax.Array:
-    """`function` over blocks of BLOCK columns, so that its working set stays in cache; the last
+    """`function` over blocks of _BLOCK columns, so that its working set stays in cache; the last
     axis is padded and cut again.
     """
     rows = arrays[0].shape[-1]
-    if rows <= BLOCK:
+    if rows <= _BLOCK:
         return function(*arrays)
-    blocks = -(-rows // BLOCK)
-    padded = [jnp.pad(a, ((0, 0), (0, blocks * BLOCK - rows))) for a in arrays]
-    stacked = tuple(a.reshape(a.shape[0], blocks, BLOCK).transpose(1, 0, 2) for a in padded)
+    blocks = -(-rows // _BLOCK)
+    padded = [jnp.pad(a, ((0, 0), (0, blocks * _BLOCK - rows))) for a in arrays]
+    stacked = tuple(a.reshape(a.shape[0], blocks, _BLOCK).transpose(1, 0, 2) for a in padded)
     out = jax.lax.map(lambda block: function(*block), stacked)
-    return out.transpose(1, 0, 2).reshape(out.shape[1], blocks * BLOCK)[:, :rows]
+    return out.transpose(1, 0, 2).reshape(out.shape[1], blocks * _BLOCK)[:, :rows]
 
 
 def _safe_log(x: jax.Array) -> jax.Array:
