@@ -25,8 +25,7 @@ import numpy as np
 import optax
 
 from jaxsac import bilevel
-from jaxsac.problems import bilevel as problems
-from jaxsac.problems import bilevel_rl
+from jaxsac.problems import bilevel as problems, bilevel_rl
 
 # %% [markdown]
 # ## Which labels are wrong?
