@@ -38,6 +38,9 @@ class LinearModel(eqx.Module):
     loss: str = eqx.field(static=True, default="squared")
     has_intercept: bool = eqx.field(static=True, default=True)
 
+    def __hash__(self) -> int:
+        return id(self)  # for jit of a bound method, of which it asks a hash; arrays have none
+
     def predict(self, X: Any) -> jax.Array:
         """z = X coef + intercept, of the shape of the design's predictions, with a leading axis [L]
         for a path; without the problem's offset. X is a matrix [T, p] or a design.
