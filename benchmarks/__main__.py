@@ -9,8 +9,7 @@ import os
 import pathlib
 import sys
 
-from benchmarks.harness import Options, configure, machine_record, measured_rates
-from benchmarks.harness import report as reports
+from benchmarks.harness import Options, configure, machine_record, measured_rates, report as reports
 
 
 def rooms() -> dict[str, str]:
@@ -52,7 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if given.name not in available:
         print(
-            f"no benchmark {given.name!r}; there are: {', '.join(available) or 'none'}", file=sys.stderr
+            f"no benchmark {given.name!r}; there are: {', '.join(available) or 'none'}",
+            file=sys.stderr,
         )
         return 2
 

@@ -31,11 +31,10 @@ def ours(case: Case, dtype: str) -> dict[str, Callable[[], Any]]:
             jnp.asarray(array, kind)
             for array, kind in zip(case.whole, (dtype, dtype, jnp.int32), strict=True)
         )
-        keywords = {"lams": lams[0], "loss": case.loss, "tol": TARGET[dtype]}
+        problem = group_lasso.Problem(X, y, groups, case.loss)
+        keywords = {"lams": lams[0], "tol": TARGET[dtype]}
         return {
-            "jaxsac, cross_validate": lambda: group_lasso.cross_validate(
-                X, y, groups, folds, **keywords
-            )
+            "jaxsac, cross_validate": lambda: group_lasso.cross_validate(problem, folds, **keywords)
         }
     if len(case.X) > 1:
         batch = jax.jit(jax.vmap(lambda X, y, lam: solve(X, y, lam=lam)))

@@ -1,24 +1,25 @@
 """Sparse agentic control: logged decisions to a sparse policy over budgeted sets of tools."""
 
-from jaxsac.control import conditions as conditions
-from jaxsac.control import online as online
-from jaxsac.control import robust as robust
+from jaxsac.control import conditions as conditions, online as online, robust as robust
 from jaxsac.control.data.log import Log as Log
 from jaxsac.control.data.task import Task as Task
-from jaxsac.control.fits.fit import fit as fit
-from jaxsac.control.fits.fit import lam_max as lam_max
-from jaxsac.control.fits.fit import simulated_lam as simulated_lam
-from jaxsac.control.fits.interactions import Interactions as Interactions
-from jaxsac.control.fits.interactions import PairwisePolicy as PairwisePolicy
-from jaxsac.control.fits.interactions import fit_interactions as fit_interactions
-from jaxsac.control.fits.interactions import pairwise_policy as pairwise_policy
+from jaxsac.control.fits.fit import fit as fit, lam_max as lam_max, simulated_lam as simulated_lam
+from jaxsac.control.fits.interactions import (
+    Interactions as Interactions,
+    PairwisePolicy as PairwisePolicy,
+    fit_interactions as fit_interactions,
+    pairwise_policy as pairwise_policy,
+)
 from jaxsac.control.fits.result import FitState as FitState
-from jaxsac.control.fits.tool_features import ToolModel as ToolModel
-from jaxsac.control.fits.tool_features import fit_tool_model as fit_tool_model
-from jaxsac.control.policy.sparse import SparsePolicy as SparsePolicy
-from jaxsac.control.policy.sparse import load_policy as load_policy
+from jaxsac.control.fits.tool_features import (
+    ToolModel as ToolModel,
+    fit_tool_model as fit_tool_model,
+)
+from jaxsac.control.policy.sparse import SparsePolicy as SparsePolicy, load_policy as load_policy
 from jaxsac.control.trust.diagnose import diagnose as diagnose
 from jaxsac.control.trust.diagnosis import Diagnosis as Diagnosis
-from jaxsac.control.trust.off_policy import OffPolicyValue as OffPolicyValue
-from jaxsac.control.trust.off_policy import importance_value as importance_value
-from jaxsac.control.trust.off_policy import off_policy_value as off_policy_value
+from jaxsac.control.trust.off_policy import (
+    OffPolicyValue as OffPolicyValue,
+    importance_value as importance_value,
+    off_policy_value as off_policy_value,
+)

@@ -1,7 +1,8 @@
 """When a sparse fit can be trusted: the conditions of the theory, as numbers."""
 
-from jaxsac.control.trust.conditions import irrepresentability as irrepresentability
-from jaxsac.control.trust.conditions import restricted_curvature as restricted_curvature
-from jaxsac.control.trust.conditions import signal_threshold as signal_threshold
-from jaxsac.control.trust.witness import Witness as Witness
-from jaxsac.control.trust.witness import oracle_witness as oracle_witness
+from jaxsac.control.trust.conditions import (
+    irrepresentability as irrepresentability,
+    restricted_curvature as restricted_curvature,
+    signal_threshold as signal_threshold,
+)
+from jaxsac.control.trust.witness import Witness as Witness, oracle_witness as oracle_witness

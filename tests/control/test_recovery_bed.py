@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 import jaxsac
-from benchmarks.cases import control_belief as belief
-from benchmarks.cases import control_estimation as estimation
-from benchmarks.cases import control_recovery as experiment
+from benchmarks.cases import (
+    control_belief as belief,
+    control_estimation as estimation,
+    control_recovery as experiment,
+)
 from jaxsac import group_lasso
 from jaxsac.problems import control_pomdp, control_recovery
 

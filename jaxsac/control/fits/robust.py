@@ -30,12 +30,11 @@ def robust_regression(
     *,
     threshold: Any = 1.345,
     reject: Any = 3.0,
-    sample_weight: Any = None,
-    intercept: bool = False,
     num_rounds: int = 5,
     num_reweights: int = 2,
     tol: Any = None,
     max_steps: Any = 20_000,
+    **words: Any,
 ) -> Solution:
     """Group lasso by Huber's loss with the residuals' scale fitted in turn, then by least squares
     on the records that it does not reject.
@@ -48,8 +47,8 @@ def robust_regression(
     r_t = y_t − z_t, scale = 1.4826 median_t |r_t − median r| of the fit before, c' of the same sum
     as c.
 
-    * X (matrix or design), y [T], `groups`, lam, `sample_weight` c, `intercept`, `tol` and
-      `max_steps`: as in `group_lasso.solve`.
+    * X (matrix or design), y [T], `groups`, lam, `tol`, `max_steps` and further `words`
+      (`sample_weight` c, `intercept`, ...): as in `group_lasso.solve`.
     * `threshold` > 0 and `reject` > 0, in scales of the residuals.
     * `num_rounds` ≥ 0, `num_reweights` ≥ 0.
 
@@ -74,10 +73,10 @@ def robust_regression(
     reject = _checks.real_scalar("reject", reject, dtype, 0.0, strict=True)
     num_rounds = _checks.static_integer("num_rounds", num_rounds, 0)
     num_reweights = _checks.static_integer("num_reweights", num_reweights, 0)
-    weight = jnp.ones_like(y)
-    if sample_weight is not None:
-        weight = _checks.real_array("sample_weight", sample_weight, y.shape, dtype)
-    words = {"intercept": intercept, "tol": tol, "max_steps": max_steps}
+    weight = words.pop("sample_weight", None)
+    weight = jnp.ones_like(y) if weight is None else weight
+    weight = _checks.real_array("sample_weight", weight, y.shape, dtype)
+    words |= {"tol": tol, "max_steps": max_steps}
 
     def residual_of(solution: Solution) -> jax.Array:
         return y - design.predict(solution.value.coef) - solution.value.intercept
@@ -248,8 +247,11 @@ def fit_robust(
 
 @functools.partial(jax.jit, static_argnames="num_reweights")
 def _robust(problem, lam, limits, weight, tol, max_steps, num_reweights: int) -> Solution:
+    design, utilities, groups = problem
     return robust_regression(
-        *problem,
+        design,
+        utilities,
+        groups,
         lam,
         threshold=limits[0],
         reject=limits[1],

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from jaxsac import control, gibbs
-from jaxsac.control.imitation import likelihood, step
 from jaxsac.control.data.log import take
+from jaxsac.control.imitation import likelihood, step
 from jaxsac.problems.tool_logs import sparse_tool_log
 
 KEY = jax.random.key(0)
