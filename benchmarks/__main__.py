@@ -9,8 +9,7 @@ import os
 import pathlib
 import sys
 
-from benchmarks.harness import Options, configure, machine_record, measured_rates
-from benchmarks.harness import report as reports
+from benchmarks.harness import Options, configure, machine_record, measured_rates, report as reports
 
 
 def rooms() -> dict[str, str]:

@@ -30,8 +30,12 @@ FLOORS = [
 ]
 FLOOR_OF = {room: level for level, floor in enumerate(FLOORS) for room in floor}
 
+# The same inside a room: its files and folders, bottom up.
+INNER = {"group_lasso": ["problem", "model", "methods", "solver", "choice"]}
+
 PUBLIC = {
     "": {
+        "FileError",
         "Groups",
         "Solution",
         "SolverError",
@@ -47,6 +51,7 @@ PUBLIC = {
         "losses",
         "prox",
         "subsample_q",
+        "trials",
     },
     "gibbs": {
         "NO_ACTION",
@@ -61,7 +66,11 @@ PUBLIC = {
     "group_lasso": {
         "Criterion",
         "CrossValidation",
+        "LinearModel",
+        "METHODS",
+        "Problem",
         "Stability",
+        "State",
         "cross_validate",
         "degrees_of_freedom",
         "ebic",
@@ -155,28 +164,16 @@ PUBLIC = {
         "Bilevel",
         "Diagnostics",
         "HypergradientCheck",
-        "MDP",
         "Method",
         "PairedOptimizer",
         "Problem",
-        "SoftValues",
         "State",
-        "Trajectories",
         "argmin",
         "check_hypergradient",
         "diagnose",
-        "expected_return",
         "hypergradient",
         "init",
-        "natural_gradient",
         "paired_adam",
-        "policy_problem",
-        "policy_value",
-        "rollout",
-        "sampled_policy_problem",
-        "sampled_return",
-        "soft_solve",
-        "softmax_policy",
         "solve",
         "step",
     },
@@ -215,6 +212,146 @@ PUBLIC = {
         "upper_bound",
         "upper_bound_types",
     },
+    "prox": {
+        "Groups",
+        "Level",
+        "Penalty",
+        "ProximalState",
+        "dual_group_norm",
+        "dual_sparse_group_norm",
+        "dual_tree_norm",
+        "group_norm",
+        "group_norms",
+        "project_box",
+        "project_l1_ball",
+        "project_l2_ball",
+        "project_simplex",
+        "prox_elastic_net",
+        "prox_group",
+        "prox_l1",
+        "prox_sparse_group",
+        "prox_tree",
+        "proximal",
+        "sparse_group_norm",
+        "tree_norm",
+        "vector_norm",
+    },
+    "losses": {
+        "BudgetedGibbs",
+        "Huber",
+        "Logistic",
+        "Loss",
+        "Multinomial",
+        "Poisson",
+        "SquareRoot",
+        "Squared",
+        "budgeted_gibbs",
+        "huber",
+        "resolve",
+        "square_root",
+    },
+    "designs": {
+        "BudgetedChoice",
+        "Centred",
+        "Dense",
+        "Design",
+        "MultiOutput",
+        "as_design",
+        "budgeted_choice",
+        "dense",
+        "largest_eigenvalue",
+        "multi_output",
+        "squared_norm",
+    },
+    "trials": {"Summary", "run_trials", "summarise"},
+    "plotting": {"COLORS", "color_of", "learning_curves", "methods", "strengths"},
+    "bilevel.rl": {
+        "MDP",
+        "SoftValues",
+        "Trajectories",
+        "expected_return",
+        "natural_gradient",
+        "policy_problem",
+        "policy_value",
+        "rollout",
+        "sampled_policy_problem",
+        "sampled_return",
+        "soft_solve",
+        "softmax_policy",
+    },
+    "gibbs.rows": {"log_partition", "log_size_weights", "marginals"},
+    "problems.bandits": {"Ratings", "ratings_model", "separated_parameter", "unit_diagonal_matrix"},
+    "problems.bilevel": {
+        "Cleaning",
+        "Smooth",
+        "Split",
+        "breast_cancer",
+        "cleaning_lower",
+        "cleaning_upper",
+        "cross_entropy",
+        "diabetes",
+        "digits_cleaning",
+        "feature_weights_lower",
+        "feature_weights_upper",
+        "group_weights_lower",
+        "group_weights_penalty",
+        "group_weights_prox",
+        "group_weights_upper",
+        "logistic",
+        "ridge_logistic_lower",
+        "smooth",
+        "smooth_hypergradient",
+        "smooth_lower",
+        "smooth_upper",
+    },
+    "problems.bilevel_rl": {
+        "FourRooms",
+        "RewardBed",
+        "Segments",
+        "Stackelberg",
+        "bandit_bed",
+        "enumerate_segments",
+        "four_rooms",
+        "preference_loss",
+        "random_reward_bed",
+        "sampled_preference_loss",
+        "shaping_features",
+        "stackelberg",
+    },
+    "problems.control_pomdp": {
+        "Episode",
+        "ToolPOMDP",
+        "compress",
+        "error_bound",
+        "repair_problem",
+        "rollout",
+    },
+    "problems.control_recovery": {
+        "Regression",
+        "gaussian_regression",
+        "random_actions",
+        "rotated_regression",
+        "sphere",
+    },
+    "problems.regression": {
+        "GroupRegression",
+        "ar1_design",
+        "group_classification",
+        "group_regression",
+    },
+    "problems.subsample_q": {
+        "GlobalLocal",
+        "LocalActions",
+        "admission",
+        "constrained_exploration",
+        "demand_response",
+        "dispatch",
+        "gaussian_squeeze",
+        "mode_tracking",
+        "power_of_k",
+        "random",
+    },
+    "problems.tool_logs": {"ToolLog", "sparse_tool_log"},
     "subsample_q.network": {
         "Environment",
         "QNetwork",
@@ -240,9 +377,9 @@ def room_of(path: pathlib.Path) -> str:
     return relative.parts[0] if len(relative.parts) > 1 else relative.stem
 
 
-def imported_rooms(path: pathlib.Path) -> set[str]:
-    """The rooms of jaxsac that a file imports, inside functions too."""
-    rooms = set()
+def imports(path: pathlib.Path) -> set[tuple[str, ...]]:
+    """What a file imports of jaxsac, inside functions too, as the parts of the dotted name."""
+    found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -253,8 +390,12 @@ def imported_rooms(path: pathlib.Path) -> set[str]:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         else:
             continue
-        rooms |= {name.split(".")[1] for name in names if name.startswith("jaxsac.")}
-    return rooms
+        found |= {tuple(name.split(".")[1:]) for name in names if name.startswith("jaxsac.")}
+    return found
+
+
+def imported_rooms(path: pathlib.Path) -> set[str]:
+    return {parts[0] for parts in imports(path)}
 
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
@@ -271,10 +412,29 @@ def test_imports_obey_the_floors(path):
         )
 
 
+def inner_breaches(room: str, path: pathlib.Path, relative: pathlib.PurePath) -> list[str]:
+    """What a file of a room imports from beside or above its own folder there."""
+    order = INNER[room]
+    own = order.index(relative.with_suffix("").parts[0])
+    inside = {parts[1] for parts in imports(path) if parts[0] == room and len(parts) > 1}
+    return [name for name in inside if name not in order or order.index(name) > own]
+
+
+@pytest.mark.parametrize("room", INNER)
+def test_imports_obey_the_inner_order(room):
+    for path in (PACKAGE / room).rglob("*.py"):
+        relative = path.relative_to(PACKAGE / room)
+        if str(relative) != "__init__.py":
+            assert not inner_breaches(room, path, relative), relative
+
+
 def test_a_breach_would_be_seen(tmp_path):
     bad = tmp_path / "bad.py"
     bad.write_text("def f():\n    from jaxsac import route\n    import jaxsac.control.fits.fit\n")
     assert imported_rooms(bad) == {"route", "control"}
+    bad.write_text("from jaxsac.group_lasso import model, solver\n")
+    inside = pathlib.PurePath("methods", "bad.py")
+    assert inner_breaches("group_lasso", bad, inside) == ["solver"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -1,11 +1,15 @@
 """Solution and Status: readable failures, and every transformation lets them through."""
 
+from collections.abc import Callable
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsac import Solution, SolverError, Status
+from jaxsac import Groups, Solution, SolverError, Status, bilevel, designs, losses, prox, summarise
+from jaxsac.solution import register
 
 
 def halve(x):
@@ -53,3 +57,34 @@ def test_export_round_trip():
         and solution.value["half"] == 2.0
         and solution.check() is solution
     )
+
+
+RECORDS = {
+    "groups": Groups.from_labels([0, 2, 2, 1]),
+    "penalty": prox.Penalty((prox.Level(Groups.equal(2, 2), 0.5),), l1=0.1, nonnegative=True),
+    "design": designs.Centred(designs.multi_output(np.ones((3, 2)), 2, "feature"), np.ones(3) / 3),
+    "sets": designs.budgeted_choice([[0, 1]], np.ones((1, 2)), 3),
+    "losses": (losses.huber(2.0), losses.square_root(), losses.budgeted_gibbs(2, costs=[1, 2])),
+    "summary": summarise({"regret": jnp.arange(3.0)}),
+    "process": bilevel.rl.MDP(jnp.ones((1, 2, 1)), jnp.ones(1), 0.9),
+}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_records_come_back_from_a_serialised_program(name):
+    record = jax.tree.map(jnp.asarray, RECORDS[name])
+    exported = jax.export.export(jax.jit(lambda record: record))(record)
+    back = jax.export.deserialize(exported.serialize()).call(record)
+    assert jax.tree.structure(back) == jax.tree.structure(record)
+    for one, other in zip(jax.tree.leaves(back), jax.tree.leaves(record), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_record_with_a_function_cannot_be_serialised_and_says_so():
+    @register
+    class Holder(eqx.Module):
+        function: Callable = eqx.field(static=True)
+
+    exported = jax.export.export(jax.jit(lambda holder: holder))(Holder(abs))
+    with pytest.raises(TypeError, match="Holder cannot be exported: one of its static fields"):
+        exported.serialize()

@@ -11,11 +11,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxsac import Groups, Solution, Status, bandits, bilevel, control, gibbs, group_lasso
-from jaxsac import subsample_q as sampled
-from jaxsac.problems import bandits as bandit_problems
-from jaxsac.problems import bilevel as bilevel_problems
-from jaxsac.problems import subsample_q as sampled_problems
+from jaxsac import (
+    Groups,
+    Solution,
+    Status,
+    bandits,
+    bilevel,
+    control,
+    gibbs,
+    group_lasso,
+    subsample_q as sampled,
+)
+from jaxsac.problems import (
+    bandits as bandit_problems,
+    bilevel as bilevel_problems,
+    subsample_q as sampled_problems,
+)
 from jaxsac.problems.regression import group_classification, group_regression
 from jaxsac.problems.tool_logs import sparse_tool_log
 

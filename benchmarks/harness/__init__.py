@@ -6,18 +6,23 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from benchmarks.harness.machine import machine_record as machine_record
-from benchmarks.harness.machine import measured_rates as measured_rates
-from benchmarks.harness.process import NOT_RUN as NOT_RUN
-from benchmarks.harness.process import PeerResult as PeerResult
-from benchmarks.harness.process import configure as configure
-from benchmarks.harness.process import in_new_process as in_new_process
-from benchmarks.harness.process import run_peer as run_peer
-from benchmarks.harness.report import Report as Report
-from benchmarks.harness.report import paragraphs as paragraphs
-from benchmarks.harness.timing import Timing as Timing
-from benchmarks.harness.timing import ratio as ratio
-from benchmarks.harness.timing import time_interleaved as time_interleaved
+from benchmarks.harness.machine import (
+    machine_record as machine_record,
+    measured_rates as measured_rates,
+)
+from benchmarks.harness.process import (
+    NOT_RUN as NOT_RUN,
+    PeerResult as PeerResult,
+    configure as configure,
+    in_new_process as in_new_process,
+    run_peer as run_peer,
+)
+from benchmarks.harness.report import Report as Report, paragraphs as paragraphs
+from benchmarks.harness.timing import (
+    Timing as Timing,
+    ratio as ratio,
+    time_interleaved as time_interleaved,
+)
 
 Item = TypeVar("Item")
 

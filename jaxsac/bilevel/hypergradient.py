@@ -125,7 +125,7 @@ def _hypergradient(
 
 @register
 class HypergradientCheck(NamedTuple):
-    """A hypergradient beside the implicit one."""
+    """A hypergradient beside the one by implicit differentiation."""
 
     error: jax.Array  # [] ‖hypergradient − implicit‖ / ‖implicit‖
     hypergradient: Tree  # shaped like x

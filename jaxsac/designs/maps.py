@@ -45,7 +45,7 @@ class Design(Protocol):
 
 @register
 class Dense(eqx.Module):
-    """predict(b) = X b for a matrix X [T, p]."""
+    """The design of a matrix, predict(b) = X b with X [T, p]."""
 
     matrix: jax.Array  # [T, p]
 

@@ -15,7 +15,7 @@ from jaxsac.solution import register
 
 @register
 class Logistic(Loss):
-    """ℓ = log(1 + e^{−y z}) for y = ±1."""
+    """The logistic loss, ℓ = log(1 + e^{−y z}) for y = ±1."""
 
     @property
     def curvature(self) -> float | None:

@@ -15,19 +15,19 @@ _MAX_NEWTON_STEPS = 200
 
 
 def group_norm(v: jax.Array, groups: Groups, weights: jax.Array | float = 1.0) -> jax.Array:
-    """Ω(v) = Σ_g w_g ‖v_g‖₂."""
+    """The group norm Ω(v) = Σ_g w_g ‖v_g‖₂ [] of v [p], weights [] or [G]."""
     return jnp.sum(jnp.asarray(weights).astype(v.dtype) * group_norms(v, groups))
 
 
 def sparse_group_norm(
     v: jax.Array, groups: Groups, l1: jax.Array | float, group: jax.Array | float
 ) -> jax.Array:
-    """Ω(v) = l1 ‖v‖₁ + Σ_g group_g ‖v_g‖₂."""
+    """The sparse-group norm Ω(v) = l1 ‖v‖₁ + Σ_g group_g ‖v_g‖₂ [] of v [p]."""
     return jnp.sum(jnp.asarray(l1).astype(v.dtype) * jnp.abs(v)) + group_norm(v, groups, group)
 
 
 def tree_norm(v: jax.Array, levels: Sequence[Level]) -> jax.Array:
-    """Ω(v) = Σ_levels Σ_g w_g ‖v_g‖₂."""
+    """The tree-structured norm Ω(v) = Σ_levels Σ_g w_g ‖v_g‖₂ [] of v [p]."""
     check_nested(levels)
     return sum(
         (group_norm(v, groups, weights) for groups, weights in levels), jnp.zeros((), v.dtype)

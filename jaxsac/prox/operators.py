@@ -121,7 +121,7 @@ def project_box(v: jax.Array, lower: jax.Array | float, upper: jax.Array | float
 
 
 def project_l2_ball(v: jax.Array, radius: jax.Array | float) -> jax.Array:
-    """Projection onto ‖x‖₂ ≤ radius."""
+    """Projection of `v` [d] onto the ball ‖x‖₂ ≤ radius."""
     radius = jnp.asarray(radius).astype(v.dtype)
     norm = vector_norm(v)
     inside = norm <= radius

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from subsample_q.models import random_arrays
 
-from jaxsac import Status
-from jaxsac import subsample_q as sq
+from jaxsac import Status, subsample_q as sq
 
 
 def local_action_arrays(seed, G=2, A=2, B=2, L=2):

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from subsample_q.models import brute_force_q, random_model
 
-from jaxsac import Status
-from jaxsac import subsample_q as sq
+from jaxsac import Status, subsample_q as sq
 
 MODEL = random_model(0, G=2, A=2, L=3)
 K = 3

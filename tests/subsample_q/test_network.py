@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsac import Status
-from jaxsac import subsample_q as sq
+from jaxsac import Status, subsample_q as sq
 from jaxsac.problems import subsample_q as problems
 from jaxsac.subsample_q import network as networks
 

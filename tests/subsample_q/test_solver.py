@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from subsample_q.models import brute_force_q, hard_kernels, random_arrays, random_model
 
-from jaxsac import Status
-from jaxsac import subsample_q as sq
+from jaxsac import Status, subsample_q as sq
 
 K = 4
 

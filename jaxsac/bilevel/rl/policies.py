@@ -112,7 +112,7 @@ def natural_gradient(rate: Any) -> PairedOptimizer:
 
 @register
 class Trajectories(NamedTuple):
-    """n trajectories of H steps."""
+    """n trajectories of H steps in a tabular process."""
 
     states: jax.Array  # int32 [n, H]
     actions: jax.Array  # int32 [n, H]

@@ -31,7 +31,7 @@ class MDP(NamedTuple):
 
 @register
 class SoftValues(NamedTuple):
-    """The entropy-regularised optimum."""
+    """The entropy-regularised optimum of a tabular process."""
 
     v: jax.Array  # [S] values, with the entropy bonus
     q: jax.Array  # [S, A]

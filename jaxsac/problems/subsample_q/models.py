@@ -11,13 +11,13 @@ import numpy as np
 
 
 class GlobalLocal(NamedTuple):
-    """The fields of a model in order: [G, A, G], [G, L, L], [G, A], [G, L], discount."""
+    """The fields of a `subsample_q.Model` in order, as numpy arrays."""
 
-    global_transition: np.ndarray
-    local_transition: np.ndarray
-    global_reward: np.ndarray
-    local_reward: np.ndarray
-    discount: float
+    global_transition: np.ndarray  # [G, A, G]
+    local_transition: np.ndarray  # [G, L, L]
+    global_reward: np.ndarray  # [G, A]
+    local_reward: np.ndarray  # [G, L]
+    discount: float  # in [0, 1)
 
 
 def random(
@@ -48,7 +48,7 @@ def mode_tracking(
     """The global agent wants to be in the mode where most agents are, and is rewarded by their
     share.
 
-    Action a leads to mode a with the chance 1 - 0.05 (L-1); agents stay with probability 0.9 or
+    Action a leads to mode a with the chance 1 − 0.05 (L − 1); agents stay with probability 0.9 or
     jump anywhere. A policy that samples k guesses the majority from k agents, so k < n can lose.
     """
     L = num_modes
@@ -63,17 +63,17 @@ def mode_tracking(
 
 
 def demand_response(*, scarce: bool = False, discount: float = 0.9) -> GlobalLocal:
-    """A grid operator (supply 1..5, actions -1, 0, 1) and consumers (consumption, desired
+    """A grid operator (supply 1..5, actions −1, 0, 1) and consumers (consumption, desired
     consumption) in {1..5}²: G = 5, A = 3, L = 25.
 
-        supply' = clip(supply + a);   consumption' = desired if desired ≤ supply else
-        clip(consumption + (supply - consumption) B), B fair desired' uniform on 1..5;     r_l =
-        consumption - 0.5 · 1{consumption > supply};     r_g = 15 / supply - 1{a = -1}
+        supply' = clip(supply + a),   B fair,   desired' uniform on 1..5,
+        consumption' = desired if desired ≤ supply else clip(consumption + (supply − consumption) B)
+        r_l = consumption − 0.5 · 1{consumption > supply},   r_g = 15 / supply − 1{a = −1}
 
     These are the constants that were released with arXiv 2403.00222; with them the best action does
     not depend on the consumers, so every k is optimal (a known answer, and no demonstration of
-    sampling). scarce=True is a variant of our own in which it does: supply costs r_g = -0.8 supply,
-    desires persist (a new one with probability 0.3), and each pays r_l = -(desired -
+    sampling). scarce=True is a variant of our own in which it does: supply costs r_g = −0.8 supply,
+    desires persist (a new one with probability 0.3), and each pays r_l = −(desired −
     min(consumption, supply))².
     """
     levels = np.arange(1, 6)
@@ -146,17 +146,15 @@ def admission(
 
 
 class LocalActions(NamedTuple):
-    """The fields of a `LocalActionModel`: [G, A, G], [G, B, L, L], [G, A], [G, B, L], discount;
-    share_reward and allowed are keywords.
-    """
+    """The fields of a `LocalActionModel` in order; the last two are keywords there."""
 
-    global_transition: np.ndarray
-    local_transition: np.ndarray
-    global_reward: np.ndarray
-    local_reward: np.ndarray
-    discount: float
-    share_reward: Callable[..., Any] | None = None
-    allowed: Callable[..., Any] | None = None
+    global_transition: np.ndarray  # [G, A, G]
+    local_transition: np.ndarray  # [G, B, L, L]
+    global_reward: np.ndarray  # [G, A]
+    local_reward: np.ndarray  # [G, B, L]
+    discount: float  # in [0, 1)
+    share_reward: Callable[..., Any] | None = None  # (global state, shares [L, B]) -> []
+    allowed: Callable[..., Any] | None = None  # (global state, counts [L, B]) -> bool []
 
 
 def gaussian_squeeze(
@@ -201,7 +199,7 @@ def gaussian_squeeze(
 def constrained_exploration(
     size: int = 2, crowd: float = 0.5, slip: float = 0.1, discount: float = 0.9
 ) -> LocalActions:
-    """Agents explore a size x size torus; the global agent moves a lamp, and what an agent sees
+    """Agents explore a size × size torus; the global agent moves a lamp, and what an agent sees
     counts only in the lamp's row.
 
     Global state: the lit row; global action: stay, or one row down (cost 0.1). Local state: the
@@ -254,7 +252,8 @@ def dispatch(
     mean = load * service * num_queues
     if mean > most:
         raise ValueError(
-            f"load * service * num_queues = {mean:g} jobs a step, more than the {most} that can arrive: lower load or num_queues."
+            f"load * service * num_queues = {mean:g} jobs a step, more than the {most} that can"
+            " arrive: lower load or num_queues."
         )
     chance = mean / most
     law = np.array(
@@ -296,7 +295,7 @@ def power_of_k(
     Binomial(num_queues, load · service) jobs arrive in a step, at queues as they stood when it
     began; then every queue that is not empty loses a job with probability `service`. Averages over
     the second half of `steps`, after arrivals. k = 1 is random dispatch: with a = load · service
-    and no limit its mean is (2a - a²) / (2 (service - a)) in many queues; k ≥ num_queues joins the
+    and no limit its mean is (2a − a²) / (2 (service − a)) in many queues; k ≥ num_queues joins the
     shortest queue. numpy, queue by queue. Source: Mitzenmacher 2001 (the power of two choices).
     """
     generator = np.random.default_rng(seed)
@@ -304,9 +303,8 @@ def power_of_k(
     total, lost, arrived = 0.0, 0, 0
     for step in range(steps):
         jobs = generator.binomial(num_queues, load * service)
-        if (
-            k >= num_queues
-        ):  # one job after the other, each to a queue that is shortest then: fill the lowest levels
+        if k >= num_queues:
+            # one job after the other, each to a queue that is shortest then: fill the lowest levels
             chosen = np.zeros(jobs, np.int64)
             levels = queues + generator.random(num_queues)  # ties at random
             for j in range(jobs):

@@ -9,8 +9,7 @@ import pytest
 from wide import EQUAL, G, T, problem
 
 from jaxsac import Groups, group_lasso
-from jaxsac.group_lasso.methods.host import check as host_check
-from jaxsac.group_lasso.methods.host import slots
+from jaxsac.group_lasso.methods.host import check as host_check, slots
 
 
 @pytest.mark.parametrize("intercept", [False, True], ids=["", "intercept"])

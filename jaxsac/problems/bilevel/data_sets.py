@@ -14,37 +14,33 @@ from jaxsac import prox
 
 
 class Split(NamedTuple):
-    """Rows to fit on and rows to judge by: features [T, p] and targets [T] (or classes, int32)."""
+    """A data set in two: rows to fit on and rows to judge by."""
 
-    train: Any
-    train_targets: Any
-    valid: Any
-    valid_targets: Any
+    train: Any  # features [T, p]
+    train_targets: Any  # [T]; classes are int32
+    valid: Any  # features [V, p]
+    valid_targets: Any  # [V]
 
 
 class Cleaning(NamedTuple):
-    """A split whose training labels are partly wrong. `corrupted` says which, to judge the learned
-    weights; no function reads it.
-    """
+    """A split whose training labels are partly wrong."""
 
-    train: Any
-    train_targets: Any
-    valid: Any
-    valid_targets: Any
-    test: Any
-    test_targets: Any
-    corrupted: Any
+    train: Any  # features [T, p]
+    train_targets: Any  # int32 [T]
+    valid: Any  # features [V, p]
+    valid_targets: Any  # int32 [V]
+    test: Any  # features [U, p]
+    test_targets: Any  # int32 [U]
+    corrupted: Any  # bool [T] which are wrong, to judge the learned weights; no function reads it
 
 
 class Smooth(NamedTuple):
-    """Curvature [50, 50], linear map [50, 20] and target [50] of the smooth problem, and the x [20]
-    at which it is looked at.
-    """
+    """The smooth problem, and the x at which it is looked at."""
 
-    curvature: Any
-    linear_map: Any
-    target: Any
-    x: Any
+    curvature: Any  # [50, 50]
+    linear_map: Any  # [50, 20]
+    target: Any  # [50]
+    x: Any  # [20]
 
 
 def smooth(dtype: Any = jnp.float32) -> Smooth:
@@ -61,7 +57,7 @@ def smooth(dtype: Any = jnp.float32) -> Smooth:
 
 
 def smooth_lower(x: jax.Array, y: jax.Array, data: Smooth) -> jax.Array:
-    """½ (y - B x)' Q (y - B x) + sum_i log cosh(y_i)."""
+    """½ (y − B x)' Q (y − B x) + Σ_i log cosh(y_i)."""
     gap = y - data.linear_map @ x
     return 0.5 * gap @ data.curvature @ gap + jnp.sum(
         jnp.logaddexp(y, -y) - np.log(2.0).astype(y.dtype)
@@ -69,7 +65,7 @@ def smooth_lower(x: jax.Array, y: jax.Array, data: Smooth) -> jax.Array:
 
 
 def smooth_upper(x: jax.Array, y: jax.Array, data: Smooth) -> jax.Array:
-    """½ ‖y - target‖² + 0.05 ‖x‖² + sum_i sin(y_i) / 10."""
+    """½ ‖y − target‖² + 0.05 ‖x‖² + Σ_i sin(y_i) / 10."""
     return 0.5 * jnp.sum((y - data.target) ** 2) + 0.05 * jnp.sum(x**2) + jnp.sum(jnp.sin(y)) / 10
 
 
@@ -101,7 +97,7 @@ def logistic(num_rows: int = 1000, dimension: int = 20, dtype: Any = jnp.float32
 
 
 def ridge_logistic_lower(x: jax.Array, y: jax.Array, data: Split) -> jax.Array:
-    """mean log(1 + exp(-t X y)) + ½ (0.01 + x) ‖y‖² on the training rows; x is a scalar.
+    """mean log(1 + exp(−t X y)) + ½ (0.01 + x) ‖y‖² on the training rows; x is a scalar.
     `feature_weights_upper` judges it.
     """
     return _logistic_loss(data.train, data.train_targets, y) + 0.5 * (0.01 + x) * jnp.sum(y**2)
@@ -135,14 +131,14 @@ def _logistic_loss(features: jax.Array, signs: jax.Array, coef: jax.Array) -> ja
 
 
 def feature_weights_lower(x: jax.Array, y: jax.Array, data: Split) -> jax.Array:
-    """mean log(1 + exp(-t X y)) + ½ Σ_j exp(x_j) y_j² on the training rows; x [p] log-weights, y
+    """mean log(1 + exp(−t X y)) + ½ Σ_j exp(x_j) y_j² on the training rows; x [p] log-weights, y
     [p] coefficients.
     """
     return _logistic_loss(data.train, data.train_targets, y) + 0.5 * jnp.sum(jnp.exp(x) * y**2)
 
 
 def feature_weights_upper(x: jax.Array, y: jax.Array, data: Split) -> jax.Array:
-    """mean log(1 + exp(-t X y)) on the validation rows."""
+    """mean log(1 + exp(−t X y)) on the validation rows."""
     return _logistic_loss(data.valid, data.valid_targets, y)
 
 
@@ -162,13 +158,18 @@ def digits_cleaning(dtype: Any = jnp.float32, seed: int = 0, corruption: float =
         return jnp.asarray(features[start:stop], dtype)
 
     return Cleaning(
-        rows(0, 1000), jnp.asarray(train_labels), rows(1000, 1300), jnp.asarray(labels[1000:1300]),
-        rows(1300, None), jnp.asarray(labels[1300:]), jnp.asarray(corrupted),
-    )  # fmt: skip
+        rows(0, 1000),
+        jnp.asarray(train_labels),
+        rows(1000, 1300),
+        jnp.asarray(labels[1000:1300]),
+        rows(1300, None),
+        jnp.asarray(labels[1300:]),
+        jnp.asarray(corrupted),
+    )
 
 
 def cross_entropy(features: jax.Array, classes: jax.Array, coef: jax.Array) -> jax.Array:
-    """-log softmax(X coef)[class] of each row; coef [p, number of classes]."""
+    """−log softmax(X coef)[class] of each row; coef [p, number of classes]."""
     scores = features @ coef
     chosen = jnp.sum(
         jnp.where(
@@ -210,7 +211,7 @@ def diabetes(dtype: Any = jnp.float32, seed: int = 0, degree: int = 3) -> Split:
 
 
 def group_weights_lower(x: jax.Array, y: jax.Array, data: Split) -> jax.Array:
-    """½ mean (t - X y)² on the training rows: the smooth part of a group lasso with coefficients y
+    """½ mean (t − X y)² on the training rows: the smooth part of a group lasso with coefficients y
     [G · size].
     """
     return 0.5 * jnp.mean((data.train_targets - data.train @ y) ** 2)
@@ -222,7 +223,7 @@ def group_weights_penalty(x: jax.Array, y: jax.Array, data: Split) -> jax.Array:
 
 
 def group_weights_prox(x: jax.Array, y: jax.Array, rate: jax.Array) -> jax.Array:
-    """arg min_u rate Σ_g exp(x_g) ‖u_g‖₂ + ½ ‖u - y‖²."""
+    """arg min_u rate Σ_g exp(x_g) ‖u_g‖₂ + ½ ‖u − y‖²."""
     return prox.prox_group(y, _equal_groups(x, y), rate * jnp.exp(x))
 
 
@@ -231,20 +232,5 @@ def _equal_groups(x: jax.Array, y: jax.Array) -> prox.Groups:
 
 
 def group_weights_upper(x: jax.Array, y: jax.Array, data: Split) -> jax.Array:
-    """½ mean (t - X y)² on the validation rows."""
+    """½ mean (t − X y)² on the validation rows."""
     return 0.5 * jnp.mean((data.valid_targets - data.valid @ y) ** 2)
-
-
-def sample_rows(key: jax.Array, data: Split | Cleaning, size: int) -> Any:
-    """`size` training and `size` validation rows, uniform with replacement; the key is consumed.
-    Not for weights per training row.
-    """
-    train_key, valid_key = jax.random.split(key)
-    train = jax.random.randint(train_key, (size,), 0, data.train.shape[0])
-    valid = jax.random.randint(valid_key, (size,), 0, data.valid.shape[0])
-    return data._replace(
-        train=data.train[train],
-        train_targets=data.train_targets[train],
-        valid=data.valid[valid],
-        valid_targets=data.valid_targets[valid],
-    )

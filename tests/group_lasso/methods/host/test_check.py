@@ -8,8 +8,7 @@ import pytest
 from wide import EQUAL, UNEQUAL, G, compiled_solve, problem
 
 from jaxsac import Status, group_lasso
-from jaxsac.group_lasso.methods.host import check as host_check
-from jaxsac.group_lasso.methods.host import kernels, slots
+from jaxsac.group_lasso.methods.host import check as host_check, kernels, slots
 
 
 def test_what_is_certified_is_what_is_returned():

@@ -12,28 +12,30 @@ import numpy as np
 class RewardBed(NamedTuple):
     """A tabular process whose follower's reward is `base_reward` + `features` · x, seen by a leader
     with rewards of its own.
-
-    transition [S, A, S], initial [S], discount [], base_reward [S, A], features [S, A, p],
-    leader_reward [S, A], x [p], temperature [].
     """
 
-    transition: jax.Array
-    initial: jax.Array
-    discount: jax.Array
-    base_reward: jax.Array
-    features: jax.Array
-    leader_reward: jax.Array
-    x: jax.Array
-    temperature: jax.Array
+    transition: jax.Array  # [S, A, S]
+    initial: jax.Array  # [S]
+    discount: jax.Array  # []
+    base_reward: jax.Array  # [S, A]
+    features: jax.Array  # [S, A, p]
+    leader_reward: jax.Array  # [S, A]
+    x: jax.Array  # [p]
+    temperature: jax.Array  # []
 
     def reward(self, x: jax.Array) -> jax.Array:
         return self.base_reward + self.features @ x
 
 
 def random_reward_bed(
-    num_states: int = 8, num_actions: int = 4, num_features: int = 5, discount: float = 0.9, temperature: float = 0.5, seed: int = 0,
+    num_states: int = 8,
+    num_actions: int = 4,
+    num_features: int = 5,
+    discount: float = 0.9,
+    temperature: float = 0.5,
+    seed: int = 0,
     dtype: Any = jnp.float32,
-) -> RewardBed:  # fmt: skip
+) -> RewardBed:
     """A random process: transition rows softmax(2 N), normal rewards and features, uniform start, x
     = 0.3 N.
     """
@@ -62,7 +64,7 @@ def bandit_bed(
 def shaping_features(
     transition: jax.Array, discount: jax.Array, potentials: jax.Array
 ) -> jax.Array:
-    """Potential-based shaping, discount · E[potential(s')] - potential(s): [S, A, p] of potentials
+    """Potential-based shaping, discount · E[potential(s')] − potential(s): [S, A, p] of potentials
     [S, p]; it changes no best policy.
     """
     return (
@@ -72,13 +74,11 @@ def shaping_features(
 
 
 class Segments(NamedTuple):
-    """All state-action sequences of H steps: `states`, `actions` [N, H], and the log-chance of each
-    one's start and moves [N].
-    """
+    """All N state-action sequences of H steps in a process."""
 
-    states: jax.Array
-    actions: jax.Array
-    log_dynamics: jax.Array
+    states: jax.Array  # int32 [N, H]
+    actions: jax.Array  # int32 [N, H]
+    log_dynamics: jax.Array  # [N] log-chance of each one's start and moves
 
 
 def enumerate_segments(transition: jax.Array, initial: jax.Array, horizon: int) -> Segments:
@@ -112,8 +112,9 @@ def preference_loss(
     """Expected Bradley-Terry loss of `reward` on pairs of segments drawn by the policy and labelled
     by `true_reward`; an exact sum.
 
-    sum over pairs (i, j) of P(i) P(j) · cross-entropy of sigmoid(R_i - R_j) under sigmoid(R*_i -
-    R*_j), R a segment's discounted rewards.
+        Σ_{i, j} P(i) P(j) · cross-entropy of sigmoid(R_i − R_j) under sigmoid(R*_i − R*_j)
+
+    with R a segment's discounted rewards.
     """
     states, actions, log_dynamics = segments
     chances = jnp.exp(log_dynamics + jnp.sum(log_probs[states, actions], axis=1))
@@ -127,17 +128,22 @@ def preference_loss(
 
 
 def sampled_preference_loss(
-    states: jax.Array, actions: jax.Array, uniforms: jax.Array, reward: jax.Array, true_reward: jax.Array, log_probs: jax.Array,
+    states: jax.Array,
+    actions: jax.Array,
+    uniforms: jax.Array,
+    reward: jax.Array,
+    true_reward: jax.Array,
+    log_probs: jax.Array,
     discount: jax.Array,
-) -> jax.Array:  # fmt: skip
+) -> jax.Array:
     """`preference_loss` from n pairs of segments that the policy drew, each labelled once: an
     estimate without bias, gradients too.
 
-        mean over pairs of cross-entropy(label, sigmoid(R_1 - R_2)) · (1, with the score of both
+        mean over pairs of cross-entropy(label, sigmoid(R₁ − R₂)) · (1, with the score of both
         segments as its gradient)
 
     `states`, `actions`: int32 [n, 2, H]; `uniforms` [n]: the first one is preferred where they are
-    below sigmoid(R*_1 - R*_2). The score multiplies the loss less log 2, that of a reward that
+    below sigmoid(R*₁ − R*₂). The score multiplies the loss less log 2, that of a reward that
     knows nothing, which changes no mean and lowers the spread.
     """
     guess, truth = (
@@ -146,9 +152,8 @@ def sampled_preference_loss(
     label = (uniforms < jax.nn.sigmoid(truth[:, 0] - truth[:, 1])).astype(reward.dtype)
     loss = _bradley_terry(guess[:, 0] - guess[:, 1], label)
     taken = jnp.sum(log_probs[states, actions], axis=(1, 2))
-    score = (
-        jnp.exp(taken - jax.lax.stop_gradient(taken)) - 1
-    )  # zero, with the score as its gradient
+    # zero, with the score as its gradient
+    score = jnp.exp(taken - jax.lax.stop_gradient(taken)) - 1
     return jnp.mean(loss + (loss - np.log(2.0)) * score)
 
 
@@ -156,17 +161,16 @@ class FourRooms(NamedTuple):
     """A grid world with contexts, each a goal at which the episode ends. S cells, 4 moves, C
     contexts.
 
-    transition [C, S, A, S], initial [C, S], discount [C], goals [C, S] (1 at the goal), target: the
-    index of a cell. The follower is paid 1 at its goal; the leader wants it to pass through
-    `target`, and charges it for visiting cells.
+    The follower is paid 1 at its goal; the leader wants it to pass through `target`, and charges it
+    for visiting cells.
     """
 
-    transition: jax.Array
-    initial: jax.Array
-    discount: jax.Array
-    goals: jax.Array
-    target: int
-    cells: np.ndarray
+    transition: jax.Array  # [C, S, A, S]
+    initial: jax.Array  # [C, S]
+    discount: jax.Array  # [C]
+    goals: jax.Array  # [C, S], 1 at the goal
+    target: int  # the index of a cell
+    cells: np.ndarray  # [S, 2] rows and columns
 
     def charges(self, x: jax.Array) -> jax.Array:
         """0.2 softmax(x) without its last entry, which charges nobody: [S] of x [S + 1]."""
@@ -178,7 +182,7 @@ class FourRooms(NamedTuple):
         return jnp.broadcast_to(reward[:, :, None], self.transition.shape[:3])
 
     def leader_reward(self, x: jax.Array, cost: Any) -> jax.Array:
-        """[C, S, A]: 1 in the target cell, and at the end -`cost` times the sum of all charges."""
+        """[C, S, A]: 1 in the target cell, and at the end −`cost` times the sum of all charges."""
         here = jnp.zeros_like(self.goals[0]).at[self.target].set(1.0)
         reward = here[None, :] - jnp.asarray(cost, here.dtype) * self.goals * jnp.sum(
             self.charges(x)
@@ -241,15 +245,14 @@ def four_rooms(discount: float = 0.99, fail: float = 0.33, dtype: Any = jnp.floa
 class Stackelberg(NamedTuple):
     """A leader whose mixed action, softmax(x) over its own moves, changes the follower's dynamics.
 
-    transitions [L, S, A, S] for each leader move, initial [S], discount [], follower_reward and
-    leader_reward [S, A].
+    The leader has L moves.
     """
 
-    transitions: jax.Array
-    initial: jax.Array
-    discount: jax.Array
-    follower_reward: jax.Array
-    leader_reward: jax.Array
+    transitions: jax.Array  # [L, S, A, S] for each leader move
+    initial: jax.Array  # [S]
+    discount: jax.Array  # []
+    follower_reward: jax.Array  # [S, A]
+    leader_reward: jax.Array  # [S, A]
 
     def transition(self, x: jax.Array) -> jax.Array:
         return jnp.einsum("l,lsat->sat", jax.nn.softmax(x), self.transitions, precision="highest")

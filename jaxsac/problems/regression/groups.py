@@ -8,12 +8,12 @@ from jax import lax
 
 
 class GroupRegression(NamedTuple):
-    """X [T, p], y [T], the true coefficients [p] and the groups that have any, bool [G]."""
+    """A regression whose coefficients are zero but in some groups."""
 
-    X: jax.Array
-    y: jax.Array
-    coef: jax.Array
-    support: jax.Array
+    X: jax.Array  # [T, p]
+    y: jax.Array  # [T]
+    coef: jax.Array  # [p] the true coefficients
+    support: jax.Array  # bool [G] the groups that have any
 
 
 def ar1_design(

@@ -9,10 +9,13 @@ import pytest
 from wide import EQUAL, G, T, compiled_solve, problem
 
 from jaxsac import group_lasso, losses
-from jaxsac.group_lasso.methods.host import check as host_check
-from jaxsac.group_lasso.methods.host import kernels, slots
-from jaxsac.group_lasso.methods.host import loss as host_loss
-from jaxsac.group_lasso.methods.host import steps as host_steps
+from jaxsac.group_lasso.methods.host import (
+    check as host_check,
+    kernels,
+    loss as host_loss,
+    slots,
+    steps as host_steps,
+)
 from jaxsac.group_lasso.methods.loop import rounds as compiled_rounds
 from jaxsac.group_lasso.model.quadratic import Point, best_step
 

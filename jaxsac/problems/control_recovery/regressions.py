@@ -7,18 +7,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-_HIGHEST = jax.lax.Precision.HIGHEST
-
 
 class Regression(NamedTuple):
-    """X [n, p], y [n], the true coefficients [p], and `outside` []: what (1/T) ||y - X c||^2 of all
-    T samples is larger than (1/n) of these.
-    """
+    """A regression of n rows that stand for T samples."""
 
-    X: jax.Array
-    y: jax.Array
-    coef: jax.Array
-    outside: jax.Array
+    X: jax.Array  # [n, p]
+    y: jax.Array  # [n]
+    coef: jax.Array  # [p] the true coefficients
+    outside: jax.Array  # [] what (1/T) ‖y − X c‖² of all T samples is larger than (1/n) of these
 
 
 def sphere(key: jax.Array, rows: int, size: int, dtype=None) -> jax.Array:
@@ -30,24 +26,25 @@ def sphere(key: jax.Array, rows: int, size: int, dtype=None) -> jax.Array:
 def rotated_regression(
     key: jax.Array, coef: jax.Array, num_samples: jax.Array | float, noise: jax.Array | float
 ) -> Regression:
-    """y = X b + e with X [T, p] standard normal, T >= p, e ~ N(0, noise^2), rotated into p rows:
+    """y = X b + e with X [T, p] standard normal, T ≥ p, e ~ N(0, noise²), rotated into p rows:
     least squares objectives are the same.
 
-    With X = QR (R has positive diagonal): ||y - X c||^2 = ||Q'y - R c||^2 + what does not depend on
-    c; R is drawn by Bartlett's decomposition (R_ii^2 ~ chi^2_{T-i}, R_ij ~ N(0, 1) above), Q'y = R
-    b + N(0, noise^2 I). Scaled by sqrt(p / T), so that (1/p) ||.||^2 here is (1/T) ||.||^2 there,
-    up to `outside`, the noise's part beside the span of X: noise^2 chi^2_{T-p} / T. T is traced,
-    and costs nothing. Consumes the key.
+    With X = QR (R has positive diagonal): ‖y − X c‖² = ‖Q'y − R c‖² + what does not depend on c; R
+    is drawn by Bartlett's decomposition (R_ii² ~ χ²_{T−i}, R_ij ~ N(0, 1) above), Q'y = R b + N(0,
+    noise² I). Scaled by √(p / T), so that (1/p) ‖·‖² here is (1/T) ‖·‖² there, up to `outside`, the
+    noise's part beside the span of X: noise² χ²_{T−p} / T. T is traced, and costs nothing. Consumes
+    the key.
     """
     p, dtype = coef.shape[0], coef.dtype
     above, diagonal, noise_key = jax.random.split(key, 3)
     samples, noise = jnp.asarray(num_samples).astype(dtype), jnp.asarray(noise).astype(dtype)
     freedom = samples - jnp.arange(p + 1).astype(dtype)
+    # χ²; the last one the noise's
     squares = 2 * jax.random.gamma(
         diagonal, jnp.maximum(freedom, jnp.finfo(dtype).tiny) / 2, dtype=dtype
-    )  # chi^2; the last one the noise's
+    )
     R = jnp.triu(jax.random.normal(above, (p, p), dtype), 1) + jnp.diag(jnp.sqrt(squares[:p]))
-    target = jnp.matmul(R, coef, precision=_HIGHEST) + noise * jax.random.normal(
+    target = jnp.matmul(R, coef, precision="highest") + noise * jax.random.normal(
         noise_key, (p,), dtype
     )
     scale = jnp.sqrt(jnp.asarray(p, dtype) / samples)
@@ -83,7 +80,7 @@ def gaussian_regression(
     )
     X = X.reshape(num_samples, -1)
     e = jnp.asarray(noise).astype(X.dtype) * jax.random.normal(noise_key, (num_samples,), X.dtype)
-    return Regression(X, jnp.matmul(X, coef, precision=_HIGHEST) + e, coef, jnp.zeros((), X.dtype))
+    return Regression(X, jnp.matmul(X, coef, precision="highest") + e, coef, jnp.zeros((), X.dtype))
 
 
 def random_actions(key: jax.Array, num_records: int, num_actions: int, budget: int) -> jax.Array:

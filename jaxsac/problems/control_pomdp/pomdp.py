@@ -7,48 +7,40 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-_HIGHEST = jax.lax.Precision.HIGHEST
-
 
 class ToolPOMDP(NamedTuple):
     """S hidden states, O observations, k tools that matter (of M in all; the others change nothing
     and are worth `idle`).
-
-    transition [k + 1, S, S]: of each tool, the last row of tables that of the others; observation
-    [S, O]; reward [k + 1, S]; discount [].
     """
 
-    transition: jax.Array
-    observation: jax.Array
-    reward: jax.Array
-    discount: jax.Array
+    transition: jax.Array  # [k + 1, S, S] of each tool, the last that of the others
+    observation: jax.Array  # [S, O]
+    reward: jax.Array  # [k + 1, S]
+    discount: jax.Array  # []
 
 
 class Episode(NamedTuple):
-    """H steps: exact beliefs [H, S], what the policy saw of them [H, S], its tool int32 [H] (k: one
-    of the others), rewards [H].
-    """
+    """An episode of H steps, with exact beliefs and those shown."""
 
-    beliefs: jax.Array
-    seen: jax.Array
-    tools: jax.Array
-    rewards: jax.Array
+    beliefs: jax.Array  # [H, S] exact
+    seen: jax.Array  # [H, S] what the policy saw of them
+    tools: jax.Array  # int32 [H]; k is one of the others
+    rewards: jax.Array  # [H]
 
 
 def repair_problem(
     num_states: int = 3, accuracy: float = 0.7, persistence: float = 0.9, discount: float = 0.9
 ) -> ToolPOMDP:
     """Machine faults: each of S faults has one tool that repairs it (reward 1) and lets a random
-    fault follow; a wrong tool costs 0.5 and leaves the fault, which drifts with probability 1 -
+    fault follow; a wrong tool costs 0.5 and leaves the fault, which drifts with probability 1 −
     `persistence`; any other tool is worth 0. Observations name the fault with probability
     `accuracy`.
     """
     s = num_states
     eye = jnp.eye(s)
     drift = persistence * eye + (1 - persistence) / s
-    repair = jnp.where(
-        eye[:, :, None] == 1, 1.0 / s, drift[None]
-    )  # [tool, state, next]: the tool's own fault starts anew
+    # [tool, state, next]: the tool's own fault starts anew
+    repair = jnp.where(eye[:, :, None] == 1, 1.0 / s, drift[None])
     transition = jnp.concatenate([repair, drift[None]])
     reward = jnp.concatenate([1.5 * eye - 0.5, jnp.zeros((1, s))])
     observation = accuracy * eye + (1 - accuracy) / (s - 1) * (1 - eye)
@@ -57,7 +49,7 @@ def repair_problem(
 
 def compress(belief: jax.Array, quality: jax.Array, direction: jax.Array) -> jax.Array:
     """A belief moved towards the corner `direction` [S] so that its L1 error is at most `quality`
-    >= 0 (less where the corner is nearer).
+    ≥ 0 (less where the corner is nearer).
     """
     gap = direction - belief
     size = jnp.sum(jnp.abs(gap))
@@ -86,7 +78,7 @@ def rollout(key: jax.Array, problem: ToolPOMDP, act, error: jax.Array, horizon: 
         reward = problem.reward[tool, state]
         following = jax.random.categorical(next_key, jnp.log(problem.transition[tool, state]))
         observed = jax.random.categorical(see_key, jnp.log(problem.observation[following]))
-        predicted = jnp.matmul(belief, problem.transition[tool], precision=_HIGHEST)
+        predicted = jnp.matmul(belief, problem.transition[tool], precision="highest")
         posterior = predicted * problem.observation[:, observed]
         return (following, posterior / jnp.sum(posterior)), Episode(belief, seen, tool, reward)
 
@@ -94,10 +86,10 @@ def rollout(key: jax.Array, problem: ToolPOMDP, act, error: jax.Array, horizon: 
 
 
 def error_bound(problem: ToolPOMDP, error: jax.Array) -> jax.Array:
-    """The paper's constant times the error, (L_r + gamma R L_p / (1 - gamma)) / (1 - gamma) error,
+    """The paper's constant times the error, (L_r + γ R L_p / (1 − γ)) / (1 − γ) error,
     twice: for choosing and for valuing.
 
-    r(b, a) = <reward_a, b> and b' are compared in L1: L_r = half the range of a tool's rewards, L_p
+    r(b, a) = ⟨reward_a, b⟩ and b' are compared in L1: L_r = half the range of a tool's rewards, L_p
     = 1 (a Markov kernel does not expand), R the largest |reward|. Source: theorem 5.1 of arXiv
     2601.08271; the factor 2 covers policies that are greedy in the wrong belief.
     """

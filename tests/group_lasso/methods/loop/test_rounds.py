@@ -12,8 +12,7 @@ import zoo
 
 from jaxsac import Groups, Status, group_lasso
 from jaxsac.group_lasso.methods.limits import Limits
-from jaxsac.group_lasso.methods.loop import programs
-from jaxsac.group_lasso.methods.loop import rounds as compiled_working_set
+from jaxsac.group_lasso.methods.loop import programs, rounds as compiled_working_set
 
 N = 500
 ROUNDS = compiled_working_set._ROUNDS

@@ -10,16 +10,14 @@ import numpy as np
 
 
 class ToolLog(NamedTuple):
-    """A simulated log and the truth behind it: contexts [T, q], actions [T, B] padded with -1,
-    utilities [T], support [k], weights [k, q], intercept [M].
-    """
+    """A simulated log of T records, and the truth behind it."""
 
-    contexts: np.ndarray
-    actions: np.ndarray
-    utilities: np.ndarray
-    support: np.ndarray
-    weights: np.ndarray
-    intercept: np.ndarray
+    contexts: np.ndarray  # [T, q]
+    actions: np.ndarray  # int32 [T, B] padded with −1
+    utilities: np.ndarray  # [T]
+    support: np.ndarray  # [k] the tools that matter, ascending
+    weights: np.ndarray  # [k, q] their coefficients
+    intercept: np.ndarray  # [M]
 
 
 def sparse_tool_log(
@@ -35,14 +33,15 @@ def sparse_tool_log(
     strength: float = 1.5,
     noise: float = 0.5,
 ) -> ToolLog:
-    """Records with contexts psi ~ N(0, I) and sets drawn exactly from pi(a | psi) ∝ exp sum_{j in
-    a} (<theta_j, psi> + b_j), |a| <= B.
+    """Records with contexts ψ ~ N(0, I) and sets drawn exactly from the budgeted Gibbs policy.
 
-    `num_relevant` tools at random places have ||theta_j|| = `strength`; the other M - k share one
+        π(a | ψ) ∝ exp Σ_{j ∈ a} (⟨θ_j, ψ⟩ + b_j),   |a| ≤ B
+
+    `num_relevant` tools at random places have ‖θ_j‖ = `strength`; the other M − k share one
     intercept. The intercepts are such that independent tools would be used `mean_size` times a
-    record, a share `relevant_share` of it by the relevant ones. The utility is sum_{j in a}
-    <theta_j, psi> + noise. Works at M = 10^6: the irrelevant tools are drawn by their number, then
-    uniformly without repetition. The key is consumed.
+    record, a share `relevant_share` of it by the relevant ones. The utility is Σ_{j ∈ a} ⟨θ_j, ψ⟩ +
+    noise. Works at M = 10⁶: the irrelevant tools are drawn by their number, then uniformly without
+    repetition. The key is consumed.
     """
     k, q, m = num_relevant, num_features, num_actions
     seed = np.asarray(jax.random.bits(key, (4,), jnp.uint32))

@@ -27,7 +27,7 @@ def unit_diagonal_matrix(
 def separated_parameter(
     dimension: int, sparsity: int, *, gap: float = 0.4, kind: str = "standard", dtype=None
 ) -> jax.Array:
-    """Magnitudes [d] in descending order with |theta|_(s) - |theta|_(s+1) = gap.
+    """Magnitudes [d] in descending order with |θ|₍ₛ₎ − |θ|₍ₛ₊₁₎ = gap.
 
     "standard" spreads them, from 1 down to 0.7 and from 0.7 - gap down to 0; "adversarial" crowds
     them within 0.01 steps on both sides of the gap, where the order is hard to tell and the support
@@ -53,13 +53,11 @@ def separated_parameter(
 
 
 class Ratings(NamedTuple):
-    """A linear model of ratings: `theta` [d] per genre on centred ratings, and `residuals` [N] of
-    variance 1 with their `scale`.
-    """
+    """A linear model of ratings, and real noise around it."""
 
-    theta: jax.Array
-    residuals: jax.Array
-    scale: float
+    theta: jax.Array  # [d] per genre, on centred ratings
+    residuals: jax.Array  # [N] of mean 0 and variance 1
+    scale: float  # their standard deviation in the data
 
 
 def ratings_model(indicators: np.ndarray, ratings: np.ndarray, dtype=None) -> Ratings:

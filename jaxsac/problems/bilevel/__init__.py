@@ -1,0 +1,25 @@
+"""Bilevel problems: a smooth synthetic one, and hyper-parameters on real data."""
+
+from jaxsac.problems.bilevel.data_sets import (
+    Cleaning as Cleaning,
+    Smooth as Smooth,
+    Split as Split,
+    breast_cancer as breast_cancer,
+    cleaning_lower as cleaning_lower,
+    cleaning_upper as cleaning_upper,
+    cross_entropy as cross_entropy,
+    diabetes as diabetes,
+    digits_cleaning as digits_cleaning,
+    feature_weights_lower as feature_weights_lower,
+    feature_weights_upper as feature_weights_upper,
+    group_weights_lower as group_weights_lower,
+    group_weights_penalty as group_weights_penalty,
+    group_weights_prox as group_weights_prox,
+    group_weights_upper as group_weights_upper,
+    logistic as logistic,
+    ridge_logistic_lower as ridge_logistic_lower,
+    smooth as smooth,
+    smooth_hypergradient as smooth_hypergradient,
+    smooth_lower as smooth_lower,
+    smooth_upper as smooth_upper,
+)
