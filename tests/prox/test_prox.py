@@ -290,9 +290,14 @@ def test_dual_norms_with_weights_of_zero():
 
 def by_quadratic_programme(v, constraints, bounds=None):
     found = minimize(
-        lambda x: 0.5 * np.sum((x - v) ** 2), np.full(v.size, 0.1), jac=lambda x: x - v, method="SLSQP", constraints=constraints,
-        bounds=bounds, options={"ftol": 1e-15, "maxiter": 500},
-    )  # fmt: skip
+        lambda x: 0.5 * np.sum((x - v) ** 2),
+        np.full(v.size, 0.1),
+        jac=lambda x: x - v,
+        method="SLSQP",
+        constraints=constraints,
+        bounds=bounds,
+        options={"ftol": 1e-15, "maxiter": 500},
+    )
     return found.x
 
 
