@@ -51,7 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if given.name not in available:
         print(
-            f"no benchmark {given.name!r}; there are: {', '.join(available) or 'none'}", file=sys.stderr
+            f"no benchmark {given.name!r}; there are: {', '.join(available) or 'none'}",
+            file=sys.stderr,
         )
         return 2
 

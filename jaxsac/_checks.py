@@ -93,8 +93,8 @@ def static_integer(name: str, value: Any, minimum: int) -> int:
     """`value` as a Python int ≥ `minimum`; it decides shapes, so it cannot be traced."""
     if isinstance(value, jax.core.Tracer):
         raise ValueError(
-            f"{name} decides array shapes and must be a Python int: mark it static (static_argnames)"
-            " or close over it."
+            f"{name} decides array shapes and must be a Python int: mark it static"
+            " (static_argnames) or close over it."
         )
     try:
         number = operator.index(value)

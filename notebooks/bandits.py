@@ -36,7 +36,7 @@ d, s, sigma, trials = 10, 3, 0.1, 200
 
 # %%
 theta = separated_parameter(d, s, dtype=jnp.float32)
-figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
 for radius in ("l2", "hkz", "coord"):
     algorithm = bandits.apsee(bandits.Ball(), sparsity=s, sigma=sigma, delta=0.05, radius=radius)
     run = run_trials(
@@ -51,9 +51,10 @@ for radius in ("l2", "hkz", "coord"):
         f"{radius:6} locked {share:4.0%}  wrong {wrong:.0%}  median lock time {median:4.0f}"
         f"  sure after {proved:.0f}"
     )
-    axes[0].plot(run.times[0], run.regret.mean(0), label=radius)
-axes[0].set(title="ball: cumulative regret", xlabel="step")
-axes[0].legend()
+    axes.plot(run.times[0], run.regret.mean(0), label=radius)
+axes.set(xlabel="step", ylabel="cumulative regret", title="ball")
+axes.legend()
+plt.show()
 
 # %% [markdown]
 # ## An ellipsoid, and which directions to explore
@@ -84,14 +85,15 @@ def regret_with(basis):
 
 keys = jax.random.split(jax.random.key(3), trials)
 regret_with = jax.jit(regret_with)
+figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
 for kind in ("standard", "block_orthogonal", "gaussian_orthogonal"):
     basis = bandits.exploration_basis(
         jax.random.key(4), ellipsoid, d, s, kind=kind, allow_dense=True, dtype=jnp.float32
     )
     run = regret_with(basis)
-    axes[1].plot(run.times[0], run.regret.mean(0) / np.sqrt(run.times[0]), label=kind)
-axes[1].set(title="ellipsoid: regret / sqrt(T)", xlabel="step", xscale="log")
-axes[1].legend()
+    axes.plot(run.times[0], run.regret.mean(0) / np.sqrt(run.times[0]), label=kind)
+axes.set(xlabel="step", ylabel="regret / √steps", title="ellipsoid", xscale="log")
+axes.legend()
 plt.show()
 
 # %% [markdown]

@@ -1,5 +1,5 @@
-"""One regime for all tests: float64 available (float32 is asked for by dtype), strict promotion, two
-devices, compilations cached across runs.
+"""One regime for all tests: float64 available (float32 is asked for by dtype), strict promotion,
+two devices, compilations cached across runs.
 """
 
 import os

@@ -30,6 +30,9 @@ FLOORS = [
 ]
 FLOOR_OF = {room: level for level, floor in enumerate(FLOORS) for room in floor}
 
+# The same inside a room: its files and folders, bottom up.
+INNER = {"group_lasso": ["problem", "model", "methods", "solver", "choice"]}
+
 PUBLIC = {
     "": {
         "FileError",
@@ -63,7 +66,11 @@ PUBLIC = {
     "group_lasso": {
         "Criterion",
         "CrossValidation",
+        "LinearModel",
+        "METHODS",
+        "Problem",
         "Stability",
+        "State",
         "cross_validate",
         "degrees_of_freedom",
         "ebic",
@@ -370,9 +377,9 @@ def room_of(path: pathlib.Path) -> str:
     return relative.parts[0] if len(relative.parts) > 1 else relative.stem
 
 
-def imported_rooms(path: pathlib.Path) -> set[str]:
-    """The rooms of jaxsac that a file imports, inside functions too."""
-    rooms = set()
+def imports(path: pathlib.Path) -> set[tuple[str, ...]]:
+    """What a file imports of jaxsac, inside functions too, as the parts of the dotted name."""
+    found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -383,8 +390,12 @@ def imported_rooms(path: pathlib.Path) -> set[str]:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         else:
             continue
-        rooms |= {name.split(".")[1] for name in names if name.startswith("jaxsac.")}
-    return rooms
+        found |= {tuple(name.split(".")[1:]) for name in names if name.startswith("jaxsac.")}
+    return found
+
+
+def imported_rooms(path: pathlib.Path) -> set[str]:
+    return {parts[0] for parts in imports(path)}
 
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
@@ -401,10 +412,29 @@ def test_imports_obey_the_floors(path):
         )
 
 
+def inner_breaches(room: str, path: pathlib.Path, relative: pathlib.PurePath) -> list[str]:
+    """What a file of a room imports from beside or above its own folder there."""
+    order = INNER[room]
+    own = order.index(relative.with_suffix("").parts[0])
+    inside = {parts[1] for parts in imports(path) if parts[0] == room and len(parts) > 1}
+    return [name for name in inside if name not in order or order.index(name) > own]
+
+
+@pytest.mark.parametrize("room", INNER)
+def test_imports_obey_the_inner_order(room):
+    for path in (PACKAGE / room).rglob("*.py"):
+        relative = path.relative_to(PACKAGE / room)
+        if str(relative) != "__init__.py":
+            assert not inner_breaches(room, path, relative), relative
+
+
 def test_a_breach_would_be_seen(tmp_path):
     bad = tmp_path / "bad.py"
     bad.write_text("def f():\n    from jaxsac import route\n    import jaxsac.control.fits.fit\n")
     assert imported_rooms(bad) == {"route", "control"}
+    bad.write_text("from jaxsac.group_lasso import model, solver\n")
+    inside = pathlib.PurePath("methods", "bad.py")
+    assert inner_breaches("group_lasso", bad, inside) == ["solver"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -2,7 +2,7 @@
 rewards.
 """
 
-from jaxsac.bandits.engine.run import Run as Run
+from jaxsac.bandits.engine.steps import Run as Run
 from jaxsac.bandits.estimate.exploration import exploration_basis as exploration_basis
 from jaxsac.bandits.estimate.radii import error_radius as error_radius
 from jaxsac.bandits.phased.apsee import (

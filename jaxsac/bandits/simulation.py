@@ -10,8 +10,14 @@ import numpy as np
 
 from jaxsac import _checks
 from jaxsac.bandits.engine.cycles import simulate_cycles
-from jaxsac.bandits.engine.run import Problem, Run, Setting, Trial
-from jaxsac.bandits.engine.steps import simulate_phased, simulate_steps
+from jaxsac.bandits.engine.steps import (
+    Problem,
+    Run,
+    Setting,
+    Trial,
+    simulate_phased,
+    simulate_steps,
+)
 from jaxsac.bandits.phased.schedule import FOREVER, Phased, cast_algorithm, make_plan
 from jaxsac.bandits.sets.supports import benchmark_value
 

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac import _checks
-from jaxsac._checks import is_concrete
 from jaxsac.group_lasso.methods import choose, values_of
 from jaxsac.group_lasso.methods.limits import Lams, Limits
 from jaxsac.group_lasso.methods.loop.fista import State
@@ -174,11 +173,11 @@ def path(
     if lams is not None:
         lams = _checks.real_array("lams", lams, ("L",), problem.dtype)
         _checks.require(lams.shape[0] > 0, "lams must hold at least one value.")
-        negative = is_concrete(lams) and bool(np.any(np.asarray(lams) < 0))
+        negative = _checks.is_concrete(lams) and bool(np.any(np.asarray(lams) < 0))
         _checks.require(not negative, "lams must be >= 0.")
         lams = jnp.where(lams >= 0, lams, jnp.nan)
     # A path from lam_max has lam = 0 only where the null model is a solution for every lam.
-    penalised = lams is None or (is_concrete(lams) and bool(np.all(np.asarray(lams) > 0)))
+    penalised = lams is None or (_checks.is_concrete(lams) and bool(np.all(np.asarray(lams) > 0)))
     every_lam = problem.at(1.0, free_lam=not penalised)
     method = choose(every_lam, limits, min_ratio)
     solution = method.path(every_lam, Lams(lams, min_ratio, num_lams), limits)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxsac import bandits
-from jaxsac.bandits.phased.local_proof import greedy_is_proved
+from jaxsac.bandits.phased.apsee import greedy_is_proved
 
 D, S, SIGMA, DELTA, CYCLES, RUNS = 6, 2, 0.3, 0.05, 100, 2000
 

@@ -10,7 +10,7 @@ from bandits.batch import ALGORITHMS, BALL, BASIS, ELLIPSOID, KEY, LANES, MATRIX
 
 from jaxsac import bandits
 from jaxsac.bandits import simulation
-from jaxsac.bandits.engine.run import BLOCK, noise_block
+from jaxsac.bandits.engine.steps import BLOCK, noise_block
 
 ADAPTIVE = ("apsee", "apsee_greedy")
 EVERY = [

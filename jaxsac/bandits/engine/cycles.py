@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsac import _loops
-from jaxsac.bandits.engine.run import BLOCK, Problem, Run, noise_block
+from jaxsac.bandits.engine.steps import BLOCK, Problem, Run, noise_block
 from jaxsac.bandits.phased.schedule import apply_solve, choose, exploit
 from jaxsac.bandits.sets.action_set import ActionSet, no_choice, take
 

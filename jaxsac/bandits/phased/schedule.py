@@ -73,7 +73,7 @@ class Phased(eqx.Module):
     run it with `simulate`, or online with `init`, `act` and `update`.
     """
 
-    action_set: ActionSet
+    action_set: ActionSet  # in R^d
     basis: jax.Array | None  # [m, d]; None: the unit vectors, each as long as the set allows
     sigma: Number  # [], the scale of the noise that it believes in
     delta: Number  # [], chance of a wrong lock
@@ -84,11 +84,11 @@ class Phased(eqx.Module):
     lam: Number  # [], of the Lasso
     enough: Number  # [], value of cycle · f(S) that ends the exploration
     sparsity: int = eqx.field(static=True)  # s
-    rule: Rule = eqx.field(static=True)
+    rule: Rule = eqx.field(static=True)  # when it locks, and how long it exploits
     radius: str = eqx.field(static=True)  # of rule.radii
-    schedule_power: float = eqx.field(static=True)
+    schedule_power: float = eqx.field(static=True)  # of the cycle
     estimate_sigma: bool = eqx.field(static=True)  # from the data
-    lasso: bool = eqx.field(static=True)
+    lasso: bool = eqx.field(static=True)  # exploits its estimate
 
     __hash__ = object.__hash__  # its bound methods go through `jax.jit`, which hashes them
 

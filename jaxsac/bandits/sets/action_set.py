@@ -29,9 +29,9 @@ class ActionSet(eqx.Module):
     answer is smooth, and unbatched.
     """
 
-    # X is strongly convex: actions move with theta in a Lipschitz way, and the exploitation of a
-    # cycle may be as long as its index.
-    strongly_convex: ClassVar[bool] = False
+    # Strongly convex: actions move with theta in a Lipschitz way, and the exploitation of a cycle
+    # may be as long as its index.
+    strongly_convex: ClassVar[bool] = False  # whether X is
     quadratic: ClassVar[bool] = False  # f(S)² is a quadratic form of theta_S
 
     __hash__ = object.__hash__  # its bound methods go through `jax.jit`, which hashes them

@@ -20,7 +20,7 @@ class Product(ActionSet):
     parts.
     """
 
-    parts: tuple[ActionSet, ...]
+    parts: tuple[ActionSet, ...]  # in order
     sizes: tuple[int, ...] = eqx.field(static=True)  # coordinates of each
 
     def __init__(self, parts: Sequence[ActionSet], sizes: Sequence[int]):
@@ -77,7 +77,7 @@ class Product(ActionSet):
 class Masked(ActionSet):
     """The actions of `whole` that use only the coordinates of `available` bool [d]."""
 
-    whole: ActionSet
+    whole: ActionSet  # in R^d
     available: jax.Array  # bool [d]
 
     def __init__(self, whole: ActionSet, available: jax.Array):
@@ -116,9 +116,10 @@ class FromSupport(ActionSet):
     compared by identity: define them once, outside loops.
     """
 
-    # (theta or x [d], mask [d]) -> [] or [d], as above
+    # `function`: (theta or x [d], mask [d]) -> [] or [d], as above
     function: Callable[[jax.Array, jax.Array], jax.Array] = eqx.field(static=True)
     bound: jax.Array | float  # []
+    # `gauge_function`: x [d] -> []
     gauge_function: Callable[[jax.Array], jax.Array] | None = eqx.field(static=True, default=None)
 
     def support(self, theta, mask=None):
@@ -139,10 +140,10 @@ class FromProjection(ActionSet):
     that is attained by a feasible action. `bound` is at least ‖x‖₂ over the set.
     """
 
-    # (theta or x [d], mask [d]) -> [] or [d], as above
+    # `function`: (theta or x [d], mask [d]) -> [] or [d], as above
     function: Callable[[jax.Array, jax.Array], jax.Array] = eqx.field(static=True)
     bound: jax.Array | float  # []
-    num_steps: int = eqx.field(static=True, default=100)
+    num_steps: int = eqx.field(static=True, default=100)  # projected steps
 
     def argmax(self, theta, mask=None):
         keep = jnp.ones(theta.shape, bool) if mask is None else mask

@@ -2,7 +2,6 @@
 
 import math
 from itertools import combinations
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +28,8 @@ class Ellipsoid(ActionSet):
 
     matrix: jax.Array  # [d, d]
 
-    strongly_convex: ClassVar[bool] = True
-    quadratic: ClassVar[bool] = True
+    strongly_convex = True
+    quadratic = True
 
     def __init__(self, matrix: jax.Array):
         shape = np.shape(matrix)

@@ -2,8 +2,6 @@
 and exact agree.
 """
 
-from typing import ClassVar
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -87,8 +85,8 @@ class Ball(Modular):
 
     radius: jax.Array | float  # [], > 0
 
-    strongly_convex: ClassVar[bool] = True
-    quadratic: ClassVar[bool] = True
+    strongly_convex = True
+    quadratic = True
 
     def __init__(self, radius: jax.Array | float = 1.0):
         _positive("radius", radius)

@@ -34,7 +34,7 @@ class Split(NamedTuple):
 
     label: np.ndarray  # int [U], 0..F-1
     unused: np.ndarray  # [F + 1]: unused tools by family; last, the largest family that is all so
-    share: float
+    share: float  # in [0, 1)
 
     def dual_norm(
         self, norms: np.ndarray, unused_norm: float | np.ndarray, chosen: np.ndarray | None = None

@@ -171,8 +171,8 @@ class _Paired(NamedTuple):
             intercept=True,
             tol=tol,
         )
-        coef, constant = solution.value
-        predictions = jnp.matmul(design, coef, precision="highest") + constant
+        predictions = jnp.matmul(design, solution.value.coef, precision="highest")
+        predictions = predictions + solution.value.intercept
         residual = np.asarray(self.utilities - predictions, np.float64)
         own = (residual @ self.single / records).reshape(-1, q)
         pulled = residual[self.pair_record, None] * self.contexts[self.pair_record] / records

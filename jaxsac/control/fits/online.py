@@ -26,7 +26,7 @@ class Learner(eqx.Module):
     records: int  # how many that fit had
     seen: int  # records seen so far
     next_fit: int  # when the next fit is due, in records seen
-    num_fits: int
+    num_fits: int  # how many fits so far
     options: dict[str, Any]  # refit, tol, max_steps of `fit`
 
     @property

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsac import gibbs
 from jaxsac.control.data.digest import Digest
 from jaxsac.control.imitation.likelihood import Evaluation
 from jaxsac.control.imitation.working import to_host, unpad_groups
-from jaxsac.gibbs import rows
 
 _CONFIDENCE = 0.95
 MARGIN = 1.1
@@ -167,8 +167,8 @@ def _offers(data: Digest, found: Evaluation) -> tuple[np.ndarray, np.ndarray, np
 @functools.partial(jax.jit, static_argnames="budget")
 def _null_marginals(intercepts, slots, budget: int):
     scores = jnp.where(slots < intercepts.shape[0] - 1, intercepts[slots], -jnp.inf)
-    log_partition = jax.nn.logsumexp(rows.log_size_weights(scores, budget), axis=0)
-    return rows.marginals(
+    log_partition = jax.nn.logsumexp(gibbs.rows.log_size_weights(scores, budget), axis=0)
+    return gibbs.rows.marginals(
         scores, jnp.zeros((budget + 1, scores.shape[1]), scores.dtype), log_partition, budget
     )
 

@@ -39,7 +39,6 @@ class DualGap(NamedTuple):
     gap: float
     inner_gap: float  # of the problem restricted to the working set
     rounding: float  # bound on the rounding error of the gap
-    intercept_share: float  # τ
     norms: np.ndarray  # [U]: gradient norms of the used tools
     unused_norm: float  # and of every unused one
 
@@ -104,7 +103,6 @@ def dual_gap(
         gap=objective - dual(norms, unused),
         inner_gap=objective - dual(norms[point.tools], 0.0, point.tools),
         rounding=16 * eps * (abs(objective) + abs(float(found.value)) + abs(entropy)),
-        intercept_share=tau,
         norms=norms,
         unused_norm=unused,
     )

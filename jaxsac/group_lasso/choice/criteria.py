@@ -11,7 +11,6 @@ from jax import lax
 from jax.scipy.special import gammaln
 
 from jaxsac import _checks
-from jaxsac._checks import is_concrete
 from jaxsac.group_lasso.problem.objective import Coefficients, Objective, recentre, with_lam
 from jaxsac.group_lasso.problem.record import Problem
 from jaxsac.group_lasso.problem.support import degrees, indices_of, restrict
@@ -21,7 +20,7 @@ from jaxsac.solution import Solution
 
 
 class Criterion(NamedTuple):
-    """A criterion over a path."""
+    """An information criterion for every lam of a path."""
 
     lam: jax.Array  # [L]
     score: jax.Array  # [L], in units of twice the log-likelihood
@@ -126,7 +125,7 @@ def ebic(
         problem, lams=lams, num_lams=num_lams, min_ratio=min_ratio, tol=tol, max_steps=max_steps
     )
     _checks.require(
-        is_concrete(found.value), "ebic counts supports on the host: call it outside jit."
+        _checks.is_concrete(found.value), "ebic counts supports on the host: call it outside jit."
     )
     every_lam = problem.at(0.0)
     gamma = _checks.real_scalar("gamma", gamma, problem.dtype, 0.0)
@@ -143,7 +142,7 @@ def ebic(
 
 
 def _degrees(problem: Objective, point: Coefficients) -> jax.Array:
-    if not is_concrete(problem, point):
+    if not _checks.is_concrete(problem, point):
         return _degrees_of(problem, point)
     moving = ~np.asarray(problem.whole_penalty.pinned(point.coef, problem.lam))
     indices = jnp.asarray(indices_of(moving))

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac import _checks
-from jaxsac._checks import is_concrete
 from jaxsac.group_lasso.methods import apart
 from jaxsac.group_lasso.problem.null import geometric
 from jaxsac.group_lasso.problem.record import LinearModel, Problem
@@ -16,7 +15,7 @@ from jaxsac.solution import Solution
 
 
 class CrossValidation(NamedTuple):
-    """Held-out losses for each lam."""
+    """Losses on held-out records for every lam of a path."""
 
     lam: jax.Array  # [L]
     error: jax.Array  # the mean over folds [L], in units of ℓ
@@ -55,7 +54,7 @@ def cross_validate(
     dtype, counts = problem.dtype, problem.sample_weight
     known = _checks.integer_array("folds", folds, counts.shape)
     _checks.require(
-        is_concrete(known),
+        _checks.is_concrete(known),
         "folds decide how many fits there are and must be concrete: call cross_validate outside"
         " jit.",
     )

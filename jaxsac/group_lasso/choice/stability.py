@@ -9,9 +9,8 @@ import numpy as np
 from jax import lax
 
 from jaxsac import _checks
-from jaxsac._checks import is_concrete
 from jaxsac.group_lasso.methods import choose
-from jaxsac.group_lasso.methods.limits import METHODS, Code, Lams, Limits
+from jaxsac.group_lasso.methods.limits import LOOP, METHODS, Lams, Limits
 from jaxsac.group_lasso.methods.loop import programs
 from jaxsac.group_lasso.problem.record import Problem
 from jaxsac.group_lasso.solver import path
@@ -71,17 +70,17 @@ def stability_selection(
     dtype, groups = problem.dtype, problem.groups
     _checks.require(problem.offset.shape[0] >= 2, "stability_selection needs at least 2 records.")
     threshold = _checks.real_scalar("threshold", threshold, dtype)
-    if is_concrete(threshold):
+    if _checks.is_concrete(threshold):
         _checks.require(
             0.5 < float(threshold) <= 1.0,
             f"threshold must lie in (0.5, 1], got {float(threshold):g}.",
         )
     lams = _checks.real_array("lam", lam, (() if jnp.ndim(lam) == 0 else ("L",)), dtype)
-    negative = is_concrete(lams) and bool(np.any(np.asarray(lams) < 0))
+    negative = _checks.is_concrete(lams) and bool(np.any(np.asarray(lams) < 0))
     _checks.require(not negative, "lam must be >= 0.")
     lams, limits = jnp.atleast_1d(lams), Limits.of(tol, max_steps, dtype)
     halves = _halves(key, problem.sample_weight, num_pairs=num_pairs)
-    if choose(problem.at(1.0), lams, *limits).name == METHODS[Code.LOOP]:
+    if choose(problem.at(1.0), lams, *limits).name == METHODS[LOOP]:
         chosen, status = _fits(problem, lams, limits, halves)
     else:
         fits = (

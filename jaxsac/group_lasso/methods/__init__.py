@@ -6,10 +6,18 @@ from typing import Any, NamedTuple
 import jax
 from jax import lax
 
-from jaxsac._checks import is_concrete
+from jaxsac import _checks
 from jaxsac.group_lasso.methods import columns
 from jaxsac.group_lasso.methods.host import path, rounds, square_root
-from jaxsac.group_lasso.methods.limits import METHODS as METHODS, Code, Lams, Limits
+from jaxsac.group_lasso.methods.limits import (
+    COLUMNS,
+    LOOP,
+    METHODS as METHODS,
+    SQUARE_ROOT,
+    WORKING_SETS,
+    Lams,
+    Limits,
+)
 from jaxsac.group_lasso.methods.loop import programs, rounds as compiled_rounds
 from jaxsac.group_lasso.methods.loop.fista import State
 from jaxsac.group_lasso.problem.derivative import differentiable
@@ -50,24 +58,24 @@ def _by_values(solve: Callable[[Objective, Limits, Coefficients | None], Solutio
 
 TABLE = (
     Method(
-        METHODS[Code.WORKING_SETS],
+        METHODS[WORKING_SETS],
         lambda problem, concrete: concrete and rounds.applies(problem),
         _by_values(rounds.solve),
         path.solve_path,
     ),
     Method(
-        METHODS[Code.SQUARE_ROOT],
+        METHODS[SQUARE_ROOT],
         lambda problem, concrete: concrete and square_root.applies(problem),
         _by_values(square_root.solve),
         square_root.solve_path,
     ),
     Method(
-        METHODS[Code.COLUMNS],
+        METHODS[COLUMNS],
         lambda problem, concrete: concrete and columns.applies(problem),
         _by_values(columns.solve),
         columns.solve_path,
     ),
-    Method(METHODS[Code.LOOP], lambda problem, concrete: True, programs.solve, programs.path),
+    Method(METHODS[LOOP], lambda problem, concrete: True, programs.solve, programs.path),
 )
 
 
@@ -75,12 +83,12 @@ def values_of(tree: Any) -> Any:
     """Without derivatives. Outside jit the values that are differentiated are known: they are
     solved on the host as any others.
     """
-    return tree if is_concrete(tree) else lax.stop_gradient(tree)  # the other takes time
+    return tree if _checks.is_concrete(tree) else lax.stop_gradient(tree)  # the other takes time
 
 
 def choose(problem: Objective, *others: Any) -> Method:
     """The method for a problem; `others` is what else decides whether all is known."""
-    concrete = is_concrete(problem, *others)
+    concrete = _checks.is_concrete(problem, *others)
     return next(method for method in TABLE if method.applies(problem, concrete))
 
 
@@ -89,4 +97,4 @@ def apart(problem: Objective, *others: Any) -> bool:
     batch: by working sets, which differ, or on few columns.
     """
     rounds_first = compiled_rounds.applies(problem) and jax.default_backend() == "cpu"
-    return rounds_first or choose(problem, *others).name != METHODS[Code.LOOP]
+    return rounds_first or choose(problem, *others).name != METHODS[LOOP]

@@ -16,7 +16,7 @@ import numpy as np
 from jaxsac._iterate import Certificate, Outcome
 from jaxsac._sizes import padded
 from jaxsac.designs import Dense, MultiOutput
-from jaxsac.group_lasso.methods.limits import Code, Lams, Limits, one_after_another
+from jaxsac.group_lasso.methods.limits import COLUMNS, Lams, Limits, one_after_another
 from jaxsac.group_lasso.methods.loop import rounds
 from jaxsac.group_lasso.methods.loop.batches import Setup, certify, finish, run, set_up
 from jaxsac.group_lasso.methods.loop.fista import allowed, start
@@ -97,7 +97,7 @@ def run_rounds(
             told = {
                 "num_steps": jnp.int32(num_passes),
                 "reason": reason_of(status, certificate),
-                "method": jnp.int32(Code.COLUMNS),
+                "method": jnp.int32(COLUMNS),
             }
             return solution._replace(status=jnp.int32(status), stats={**solution.stats, **told})
         inner = _INNER * float(tol) if complete else max(_INNER * float(tol), _LOOSE * gap / scale)

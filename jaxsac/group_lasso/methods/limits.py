@@ -1,6 +1,5 @@
 """What every method is given beside the problem, and how each is known in `stats["method"]`."""
 
-import enum
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,17 +11,8 @@ from jaxsac.group_lasso.problem.null import geometric, lam_max_of
 from jaxsac.group_lasso.problem.objective import Coefficients, Objective, recentre, with_lam
 from jaxsac.solution import Solution
 
-
-class Code(enum.IntEnum):
-    """The methods in order of preference."""
-
-    WORKING_SETS = 0
-    SQUARE_ROOT = 1
-    COLUMNS = 2
-    LOOP = 3
-
-
-METHODS = tuple(code.name.lower() for code in Code)
+METHODS = ("working_sets", "square_root", "columns", "loop")  # in order of preference
+WORKING_SETS, SQUARE_ROOT, COLUMNS, LOOP = range(4)
 
 
 class Limits(NamedTuple):
@@ -45,18 +35,15 @@ class Lams(NamedTuple):
     min_ratio: jax.Array
     num: int
 
-    def known(self, problem: Objective) -> jax.Array:
-        if self.values is not None:
-            return self.values
-        return geometric(lam_max_of(problem), self.min_ratio, self.num)
-
 
 def one_after_another(
     problem: Objective, lams: Lams, solve: Callable[[Objective, Coefficients | None], Solution]
 ) -> Solution:
     """The path whose solution at a lam is `solve(problem, at)`, from where the last one ended."""
-    found, at = [], None
-    for lam in lams.known(problem):
+    values, found, at = lams.values, [], None
+    if values is None:
+        values = geometric(lam_max_of(problem), lams.min_ratio, lams.num)
+    for lam in values:
         answer = solve(with_lam(problem, lam), at)
         found.append(answer._replace(stats={**answer.stats, "lam": lam}))
         at = recentre(problem, answer.value)

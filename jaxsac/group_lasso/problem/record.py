@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac import _checks
-from jaxsac._checks import is_concrete
 from jaxsac.designs import as_design
 from jaxsac.group_lasso.problem.objective import Coefficients, Objective, centre
 from jaxsac.losses import Loss, resolve
@@ -38,6 +37,9 @@ class LinearModel(eqx.Module):
     intercept: jax.Array
     loss: str = eqx.field(static=True, default="squared")
     has_intercept: bool = eqx.field(static=True, default=True)
+
+    def __hash__(self) -> int:
+        return id(self)  # for jit of a bound method, of which it asks a hash; arrays have none
 
     def predict(self, X: Any) -> jax.Array:
         """z = X coef + intercept, of the shape of the design's predictions, with a leading axis [L]
@@ -120,7 +122,7 @@ class Problem(eqx.Module):
         )
         shape, dtype = self.X.prediction_shape, self.X.dtype
         self.y = self.loss.target(y, shape, dtype)
-        filled = _filled_on_host if is_concrete(self.X, self.y) else jnp.full
+        filled = _filled_on_host if _checks.is_concrete(self.X, self.y) else jnp.full
         if isinstance(weights, str):
             _checks.require(
                 weights == "sqrt_size",
@@ -181,7 +183,7 @@ class Problem(eqx.Module):
         """
         lam = _checks.real_scalar("lam", lam, self.dtype, 0.0)
         if free_lam is None:
-            free_lam = not is_concrete(lam) or float(lam) == 0
+            free_lam = not _checks.is_concrete(lam) or float(lam) == 0
         return Objective(
             centre(self.X, self.sample_weight) if self.intercept else self.X,
             self.y,
@@ -225,7 +227,7 @@ class Problem(eqx.Module):
 def _most_free(weights: jax.Array, groups: Groups) -> int:
     """One of three, so that few programs are compiled."""
     size = groups.max_size
-    if not is_concrete(weights):
+    if not _checks.is_concrete(weights):
         return max(groups.num_groups * size, FEW_FREE + 1)
     count = int(np.sum(np.asarray(weights) == 0)) * size
     if count > FEW_FREE:
@@ -242,6 +244,6 @@ def _filled_on_host(shape: tuple[int, ...], value: float, dtype: Any) -> jax.Arr
 
 def _non_negative(name: str, value: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     array = _checks.real_array(name, value, shape, dtype)
-    if is_concrete(array):
+    if _checks.is_concrete(array):
         _checks.require(not bool(np.any(np.asarray(array) < 0)), f"{name} must be >= 0.")
     return jnp.where(array >= 0, array, jnp.nan)

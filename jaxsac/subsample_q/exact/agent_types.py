@@ -43,7 +43,7 @@ class TypedTable(NamedTuple):
     q: jax.Array  # [G, N, A]
     value: jax.Array  # [G, N], max_a q
     policy: jax.Array  # int32 [G, N]
-    bounds: Bounds
+    bounds: Bounds  # on the value, [G, N]
     histograms: jax.Array  # int32 [N, E, L]
 
 

@@ -41,7 +41,7 @@ class AssignmentTable(NamedTuple):
     value: jax.Array  # [G, N], the maximum over a and over the z of each histogram
     policy: jax.Array  # int32 [G, N], global action of that maximum
     assignment: jax.Array  # int32 [G, N, L, B], how many of each state take each action there
-    bounds: Bounds
+    bounds: Bounds  # on the value, [G, N]
     histograms: jax.Array  # int32 [N, L]
     assignments: jax.Array  # int32 [M, L, B]
 

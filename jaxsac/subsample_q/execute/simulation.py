@@ -20,7 +20,7 @@ from jaxsac.subsample_q.exact.table import value_of
 
 @register
 class Run(NamedTuple):
-    """One trajectory of H steps."""
+    """One trajectory of H steps, in counts of agents."""
 
     rewards: jax.Array  # [H]
     global_states: jax.Array  # int32 [H]

@@ -31,7 +31,7 @@ class Environment(NamedTuple):
     reward_local: Callable[..., Any]  # (global state, local state, action) -> []
     describe_global: Callable[..., Any]  # global state -> [p], what the network sees, of order one
     describe_local: Callable[..., Any]  # local state -> [d]
-    num_actions: int
+    num_actions: int  # A
     discount: Any  # [], in [0, 1)
 
     def describe(self, global_state: Any, local_states: Any) -> tuple[jax.Array, jax.Array]:
@@ -174,7 +174,7 @@ class Training(eqx.Module):
     num_samples: int = eqx.field(static=True, default=1)  # draws of each successor
     width: int = eqx.field(static=True, default=64)  # of the hidden layers
     depth: int = eqx.field(static=True, default=2)  # hidden layers, ≥ 0
-    # of optax; None is Adam, its rate falling from 3e-3 to 0 by a cosine
+    # `optimizer`: of optax; None is Adam, its rate falling from 3e-3 to 0 by a cosine
     optimizer: optax.GradientTransformation | None = eqx.field(static=True, default=None)
     target_rate: Any = 0.01  # [], ≥ 0: by how much of the way the slow copy follows in a step
 

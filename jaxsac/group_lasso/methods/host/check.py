@@ -18,7 +18,7 @@ from jaxsac.group_lasso.methods.host.slots import (
     sizes_of,
     working_set,
 )
-from jaxsac.group_lasso.methods.limits import Code
+from jaxsac.group_lasso.methods.limits import WORKING_SETS
 from jaxsac.group_lasso.methods.loop.fista import State
 from jaxsac.group_lasso.model.quadratic import Point
 from jaxsac.group_lasso.problem.null import refit_target
@@ -221,7 +221,7 @@ def solution(setup: Setup, place: Place, num_passes: int, status: Status) -> Sol
         "reason": np.int32(reason if status == Status.STALLED else Reason.NONE),
         "kkt": violation(setup, place),
         "num_active": np.int32(np.sum((point.coef != 0).any(axis=1))),
-        "method": np.int32(Code.WORKING_SETS),
+        "method": np.int32(WORKING_SETS),
     }
     return Solution(
         Coefficients(coef, intercept),

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsac.group_lasso.methods.host import rounds
-from jaxsac.group_lasso.methods.limits import Code, Lams, Limits, one_after_another
+from jaxsac.group_lasso.methods.limits import SQUARE_ROOT, Lams, Limits, one_after_another
 from jaxsac.group_lasso.methods.loop import programs
 from jaxsac.group_lasso.methods.loop.fista import State
 from jaxsac.group_lasso.problem.objective import Coefficients, Objective, recentre, with_lam
@@ -28,7 +28,7 @@ def applies(problem: Objective) -> bool:
 def solve(problem: Objective, limits: Limits, at: Coefficients | None) -> Solution:
     """The solution from a point in centred coordinates. Whatever the status, it is the loop's."""
     solution = programs.solve(problem, limits, _scaled(problem, limits, at))
-    return solution._replace(stats={**solution.stats, "method": jnp.int32(Code.SQUARE_ROOT)})
+    return solution._replace(stats={**solution.stats, "method": jnp.int32(SQUARE_ROOT)})
 
 
 def solve_path(problem: Objective, lams: Lams, limits: Limits) -> Solution:

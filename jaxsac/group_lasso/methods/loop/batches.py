@@ -13,7 +13,7 @@ from jax.custom_batching import custom_vmap
 
 from jaxsac import _loops
 from jaxsac._iterate import Certificate, Outcome, iterate, iterate_lanes
-from jaxsac.group_lasso.methods.limits import Code
+from jaxsac.group_lasso.methods.limits import LOOP
 from jaxsac.group_lasso.methods.loop.fista import (
     Curvature,
     Iterate,
@@ -241,7 +241,7 @@ def finish(problem: Objective, still: Objective, outcome: Outcome) -> Solution:
         "gap": outcome.certificate.error,
         "kkt": kkt,
         "num_active": jnp.sum(active, dtype=jnp.int32),
-        "method": jnp.int32(Code.LOOP),
+        "method": jnp.int32(LOOP),
     }
     last, before = (
         uncentre(still, end),

@@ -35,7 +35,7 @@ class Plan(eqx.Module):
     entry: jax.Array | None = None  # int32 [..., N], gather into the first layout
     leave: jax.Array | None = None  # int32 [..., N], gather out of the last one
     classes: jax.Array | None = None  # int32 [..., L], of the local states
-    num_classes: int = eqx.field(static=True, default=0)
+    num_classes: int = eqx.field(static=True, default=0)  # at most
     by_rows: bool = eqx.field(static=True, default=False)  # what the states of a class share
 
 

@@ -101,10 +101,14 @@ def judged(name, at, lam, coef, intercept):
     return objective, objective - max(dual(s) for s in [*tries, min(1.0, limit)])
 
 
-@pytest.mark.parametrize("name, dtype, count", [
-    ("everything", "float64", 24),
-    *(pytest.param(name, dtype, 500, marks=pytest.mark.slow) for name in SETTINGS for dtype in ("float64", "float32")),
-])  # fmt: skip
+MANY = [
+    pytest.param(name, dtype, 500, marks=pytest.mark.slow)
+    for name in SETTINGS
+    for dtype in ("float64", "float32")
+]
+
+
+@pytest.mark.parametrize("name, dtype, count", [("everything", "float64", 24), *MANY])
 def test_no_false_convergence(name, dtype, count):
     loss = SETTINGS[name][0]
     lanes = [zoo.instance(seed, loss) for seed in range(count)]

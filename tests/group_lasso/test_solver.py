@@ -44,8 +44,13 @@ def test_logistic_loss_of_single_columns_is_l1_logistic_regression():
         jnp.asarray(at.X), jnp.asarray(at.y), SINGLES, lam, loss="logistic", intercept=False
     ).check()
     theirs = LogisticRegression(
-        C=1 / (lam * len(at.y)), l1_ratio=1.0, solver="liblinear", fit_intercept=False, tol=1e-12, max_iter=100_000
-    ).fit(at.X, at.y)  # fmt: skip
+        C=1 / (lam * len(at.y)),
+        l1_ratio=1.0,
+        solver="liblinear",
+        fit_intercept=False,
+        tol=1e-12,
+        max_iter=100_000,
+    ).fit(at.X, at.y)
     np.testing.assert_allclose(ours.value.coef, theirs.coef_[0], atol=1e-5)
 
 

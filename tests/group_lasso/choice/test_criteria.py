@@ -1,8 +1,6 @@
-"""Degrees of freedom against differences and Stein's formula, information criteria and stability
-selection against plain loops.
+"""Degrees of freedom against differences and Stein's formula, margins, and information criteria
+against plain loops.
 """
-
-import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +10,6 @@ import zoo
 from scipy.special import comb
 
 from jaxsac import Groups, group_lasso
-from jaxsac.group_lasso.choice.stability import _halves
 from jaxsac.prox import Penalty
 
 GROUPS = Groups.from_sizes(zoo.SIZES)
@@ -104,74 +101,6 @@ def test_the_information_criterion_is_its_formula(loss):
             found.score[k], fit + freedom * np.log(total) + np.log(comb(7, active)), rtol=1e-9
         )
     assert found.best == lams[np.argmin(found.score)] and found.degrees[0] == pytest.approx(1)
-
-
-def test_mistakes_are_named():
-    for changed, message in (
-        (dict(lam=-1.0), "lam must be >= 0"),
-        (dict(lam=1.0, threshold=0.5), r"threshold must lie in \(0.5, 1\]"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            group_lasso.stability_selection(jax.random.key(0), PLAIN, **changed)
-
-
-@pytest.mark.slow
-def test_stability_selection_counts_fits_on_halves():
-    lam, key, pairs = 0.8, jax.random.key(0), 6
-    found = group_lasso.stability_selection(key, PLAIN, lam, num_pairs=pairs, threshold=0.7)
-    halves = np.asarray(_halves(key, jnp.ones(T), num_pairs=pairs)).reshape(pairs, 2, T)
-    assert np.all(np.isin(halves, [0.0, 2.0])) and np.all(halves.sum(axis=1) == 2.0)
-    counts = np.zeros(len(zoo.SIZES))
-    for half in halves.reshape(-1, T):
-        rows = half > 0
-        fit = group_lasso.solve(X[rows], Y[rows], GROUPS, lam, intercept=True).check()
-        counts += zoo.norms(np.asarray(fit.value.coef)) > 0
-    frequency = counts / (2 * pairs)
-    np.testing.assert_allclose(found.frequency, frequency)
-    np.testing.assert_array_equal(found.selected, frequency >= 0.7)
-    assert np.all(np.asarray(found.status) == 0) and 0 < found.selected.sum() < 7
-    share = frequency.sum() ** 2 / 7
-    np.testing.assert_allclose(
-        [found.bound, found.unimodal_bound], [share / 0.4, share / (2 * (0.4 - 1 / 12))], rtol=1e-9
-    )
-
-
-@pytest.mark.slow
-def test_noise_is_selected_no_more_often_than_the_bounds_say():
-    groups, chosen, bounds = Groups.equal(40, 1), [], []
-    for seed in range(40):
-        rng = np.random.default_rng(seed)
-        features, y = jnp.asarray(rng.normal(size=(40, 40))), jnp.asarray(rng.normal(size=40))
-        problem = group_lasso.Problem(features, y, groups)
-        found = group_lasso.stability_selection(
-            jax.random.key(seed), problem, 0.25, num_pairs=25, threshold=0.8
-        )
-        chosen.append(float(found.selected.sum()))
-        bounds.append([float(found.bound), float(found.unimodal_bound)])
-    error = 4 * np.std(chosen) / np.sqrt(len(chosen))
-    assert np.mean(chosen) > 0 and np.all(np.mean(bounds, axis=0) >= np.mean(chosen) - error)
-    assert np.all(np.asarray(bounds)[:, 1] < np.asarray(bounds)[:, 0])
-
-
-def test_a_refit_is_least_squares_on_the_support():
-    solution = group_lasso.solve(PLAIN, 1.0).check()
-    weighted = dataclasses.replace(PLAIN, sample_weight=C)
-    refitted = group_lasso.refit(weighted, solution).check()
-    active = (zoo.norms(np.asarray(solution.value.coef)) > 0)[zoo.LABELS]
-    assert 0 < active.sum() < 12
-    columns = np.column_stack([AT.X[:, active], np.ones(T)])
-    exact = np.linalg.lstsq(
-        np.sqrt(AT.sample_weight)[:, None] * columns, np.sqrt(AT.sample_weight) * AT.y, rcond=None
-    )[0]
-    np.testing.assert_allclose(
-        np.append(np.asarray(refitted.value.coef)[active], refitted.value.intercept),
-        exact,
-        rtol=1e-4,
-        atol=1e-5,
-    )
-    assert not np.any(np.asarray(refitted.value.coef)[~active])
-    with pytest.raises(ValueError, match="may only be a ridge"):
-        group_lasso.refit(dataclasses.replace(PLAIN, penalty=Penalty(l1=1.0)), solution)
 
 
 @pytest.mark.slow
