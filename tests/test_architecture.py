@@ -34,6 +34,8 @@ FLOOR_OF = {room: level for level, floor in enumerate(FLOORS) for room in floor}
 INNER = {
     "group_lasso": ["problem", "model", "methods", "solver", "choice"],
     "control": ["data", "policy", "imitation", "fits", "trust", "online", "robust", "conditions"],
+    "subsample_q": ["data", "exact", "execute", "learn", "network", "trust"],
+    "bandits": ["sets", "estimate", "phased", "stepwise", "engine", "simulation"],
 }
 
 PUBLIC = {
