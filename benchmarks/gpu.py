@@ -95,6 +95,7 @@ class Results:
                 table, name = self.now
                 self.tables[table].append(name | {"failed": f"{NOT_RUN}: the time was over"})
             self.write()
+            print(f"{self.notes[-1]} {self.folder / 'results.json'}", flush=True)
             os._exit(0)
 
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-from jaxsac import Groups, control, run_trials, summarise
+from jaxsac import Groups, control, group_lasso, run_trials, summarise
 from jaxsac.problems.control_recovery import gaussian_regression
 from jaxsac.problems.tool_logs import sparse_tool_log
 
@@ -87,7 +87,9 @@ def trial(num_tools, samples):
 
     def run(key):
         problem = gaussian_regression(key, samples, num_tools, 1, k, sigma)
-        witness = control.conditions.oracle_witness(problem.X, problem.y, groups, support, lam)
+        witness = control.conditions.oracle_witness(
+            group_lasso.Problem(problem.X, problem.y, groups), support, lam
+        )
         return (witness.margin > 0) & jnp.all(witness.coef[:k] != 0)
 
     return run

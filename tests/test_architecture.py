@@ -31,7 +31,12 @@ FLOORS = [
 FLOOR_OF = {room: level for level, floor in enumerate(FLOORS) for room in floor}
 
 # The same inside a room: its files and folders, bottom up.
-INNER = {"group_lasso": ["problem", "model", "methods", "solver", "choice"]}
+INNER = {
+    "group_lasso": ["problem", "model", "methods", "solver", "choice"],
+    "control": ["data", "policy", "imitation", "fits", "trust", "online", "robust", "conditions"],
+    "subsample_q": ["data", "exact", "execute", "learn", "network", "trust"],
+    "bandits": ["sets", "estimate", "phased", "stepwise", "engine", "simulation"],
+}
 
 PUBLIC = {
     "": {

@@ -38,7 +38,7 @@ def _errors(key, share, kind, *, samples: int, num_actions: int, seeds: int):
         wild = jnp.where(jax.random.uniform(bad, (samples,)) < share, 10 * SIGMA * signs[kind], 0)
         y = clean + SIGMA * jax.random.normal(noise, (samples,), X.dtype) + wild
         found = (
-            control.robust.robust_regression(X, y, groups, lam, tol=1e-4),
+            control.robust.robust_regression(group_lasso.Problem(X, y, groups), lam, tol=1e-4),
             group_lasso.solve(X, y, groups, lam, tol=1e-4),
         )
         return tuple(jnp.linalg.norm(solution.value.coef - coef) for solution in found)

@@ -31,10 +31,11 @@ def ours(case: Case, dtype: str) -> dict[str, Callable[[], Any]]:
             jnp.asarray(array, kind)
             for array, kind in zip(case.whole, (dtype, dtype, jnp.int32), strict=True)
         )
-        problem = group_lasso.Problem(X, y, groups, case.loss)
-        keywords = {"lams": lams[0], "tol": TARGET[dtype]}
+        problem = group_lasso.Problem(X, y, groups, loss=case.loss)
         return {
-            "jaxsac, cross_validate": lambda: group_lasso.cross_validate(problem, folds, **keywords)
+            "jaxsac, cross_validate": lambda: group_lasso.cross_validate(
+                problem, folds, lams=lams[0], tol=TARGET[dtype]
+            )
         }
     if len(case.X) > 1:
         batch = jax.jit(jax.vmap(lambda X, y, lam: solve(X, y, lam=lam)))
@@ -50,9 +51,7 @@ def ours(case: Case, dtype: str) -> dict[str, Callable[[], Any]]:
             devices=jax.devices()[:num_devices],
         )
         shares = jax.sharding.PartitionSpec("problems")
-        spread = jax.jit(
-            jax.shard_map(one_by_one, mesh=mesh, in_specs=shares, out_specs=shares, check_vma=False)
-        )
+        spread = jax.jit(jax.shard_map(one_by_one, mesh=mesh, in_specs=shares, out_specs=shares))
         arrays = (X, y, lams[:, 0])
         placed = jax.device_put(arrays, jax.sharding.NamedSharding(mesh, shares))
         chunks = jax.jit(one_by_one)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from contract import Case
 
-from jaxsac import Groups, control
+from jaxsac import Groups, control, group_lasso
 
 T, M, Q, B = 60, 6, 2, 2
 FEATURES = np.random.default_rng(7).normal(size=(M, 2))
@@ -58,8 +58,9 @@ def regression(seed, dtype):
 
 def robust(X, y, lam, **more):
     tol = 1e-5 if X.dtype == jnp.float32 else 1e-9
+    problem = group_lasso.Problem(X, y, GROUPS, intercept=True)
     return control.robust.robust_regression(
-        X, y, GROUPS, lam, num_rounds=1, num_reweights=1, intercept=True, tol=tol, **more
+        problem, lam, num_rounds=1, num_reweights=1, tol=tol, **more
     )
 
 

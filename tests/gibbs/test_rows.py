@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxsac.gibbs import rows
+from jaxsac.gibbs.rows import recurrence
 
 BUDGET = 3
 
@@ -50,5 +51,5 @@ def test_rows_against_enumeration(dtype, accuracy):
 def test_rows_in_blocks_equal_rows_at_once(monkeypatch):
     scores = jnp.asarray(np.random.default_rng(1).normal(size=(5, 21)))
     whole = rows.log_size_weights(scores, BUDGET)
-    monkeypatch.setattr(rows, "BLOCK", 8)
+    monkeypatch.setattr(recurrence, "_BLOCK", 8)
     np.testing.assert_allclose(rows.log_size_weights(scores, BUDGET), whole, rtol=1e-14)

@@ -96,7 +96,7 @@ def test_optimality_conditions():
     pull, norms = residual @ AT.X, zoo.norms(np.asarray(solution.value.coef))
     threshold = lam * np.sqrt(zoo.SIZES)
     active = norms > 0
-    assert 0 < active.sum() < len(zoo.SIZES) and active.sum() == solution.stats["num_active"]
+    assert 0 < active.sum() == int(solution.stats["num_active"]) < len(zoo.SIZES)
     assert np.all(zoo.norms(pull)[~active] <= threshold[~active] * (1 + 1e-9))
     direction = (
         np.asarray(solution.value.coef) * (threshold / np.where(active, norms, 1))[zoo.LABELS]
@@ -265,7 +265,8 @@ def test_a_path_is_certified_at_every_lam():
         sample_weight=np.ones(zoo.NUM_SAMPLES),
         offset=np.zeros(zoo.NUM_SAMPLES),
     )
-    for lam, coef, intercept in zip(lams, *solution.value, strict=True):
+    found = solution.value
+    for lam, coef, intercept in zip(lams, found.coef, found.intercept, strict=True):
         gap, scale = zoo.gap(
             "squared", plain, lam, np.asarray(coef), float(intercept), has_intercept=True
         )

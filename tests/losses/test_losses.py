@@ -259,7 +259,8 @@ def test_impossible_targets_have_no_loss():
     [
         (
             lambda: losses.resolve("hinge"),
-            "loss must be one of 'squared', 'logistic', 'huber', 'sqrt', .*got 'hinge'",
+            "loss must be one of 'squared', 'logistic', 'huber', 'sqrt', 'poisson',"
+            " 'multinomial'.*got 'hinge'",
         ),
         (lambda: losses.huber(0.0), "delta must be > 0"),
         (lambda: losses.square_root(0.0), "floor must be > 0"),

@@ -20,7 +20,7 @@ class Product(ActionSet):
     parts.
     """
 
-    parts: tuple[ActionSet, ...]
+    parts: tuple[ActionSet, ...]  # in order
     sizes: tuple[int, ...] = eqx.field(static=True)  # coordinates of each
 
     def __init__(self, parts: Sequence[ActionSet], sizes: Sequence[int]):
@@ -77,7 +77,7 @@ class Product(ActionSet):
 class Masked(ActionSet):
     """The actions of `whole` that use only the coordinates of `available` bool [d]."""
 
-    whole: ActionSet
+    whole: ActionSet  # in R^d
     available: jax.Array  # bool [d]
 
     def __init__(self, whole: ActionSet, available: jax.Array):

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxsac.control.data.digest import Digest
@@ -28,15 +27,7 @@ def lam_max(data: Digest) -> float:
     return largest_norm(data, gap)
 
 
-def simulated(key: jax.Array, data: Digest) -> float:
-    return tuning.simulated(key, data, null_point(data)[1])
-
-
-def theory(key: jax.Array, data: Digest) -> float:
-    return tuning.theory(data, null_point(data)[1])
-
-
-LAMS = {"simulated": simulated, "theory": theory}
+LAMS = {"simulated": tuning.simulated, "theory": tuning.theory}
 
 
 def fit(

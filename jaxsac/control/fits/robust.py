@@ -2,6 +2,7 @@
 then least squares without the records that it shows to be wild; leverage weights, outlier flags.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -9,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsac import _checks, _loops, designs, group_lasso, losses
+from jaxsac import _checks, _loops, group_lasso, losses
 from jaxsac.control.data.digest import digest
 from jaxsac.control.data.task import Task, require_objective
 from jaxsac.control.fits import utility
 from jaxsac.control.policy.sparse import SparsePolicy
-from jaxsac.group_lasso.methods.loop.fista import State
+from jaxsac.group_lasso import State
 from jaxsac.prox import Groups
 from jaxsac.solution import Solution
 
@@ -23,9 +24,7 @@ _PILOTS = 2
 
 
 def robust_regression(
-    X: Any,
-    y: Any,
-    groups: Groups,
+    problem: group_lasso.Problem,
     lam: Any,
     *,
     threshold: Any = 1.345,
@@ -34,21 +33,20 @@ def robust_regression(
     num_reweights: int = 2,
     tol: Any = None,
     max_steps: Any = 20_000,
-    **words: Any,
 ) -> Solution:
     """Group lasso by Huber's loss with the residuals' scale fitted in turn, then by least squares
     on the records that it does not reject.
 
-        num_rounds + 1 times:      minimise (1/T) Σ_t c_t huber_δ(r_t) + lam Σ_g ‖b_g‖,
+        num_rounds + 1 times:      minimise (1/T) Σ_t c_t huber_δ(r_t) + lam Σ_g w_g ‖b_g‖,
                                    δ = threshold · scale
-        num_reweights times then:  minimise (1/2T) Σ_t c'_t r_t² + lam Σ_g ‖b_g‖,
+        num_reweights times then:  minimise (1/2T) Σ_t c'_t r_t² + lam Σ_g w_g ‖b_g‖,
                                    c'_t ∝ c_t 1[|r_t before| ≤ reject · scale]
 
     r_t = y_t − z_t, scale = 1.4826 median_t |r_t − median r| of the fit before, c' of the same sum
     as c.
 
-    * X (matrix or design), y [T], `groups`, lam, `tol`, `max_steps` and further `words`
-      (`sample_weight` c, `intercept`, ...): as in `group_lasso.solve`.
+    * `problem`: a `group_lasso.Problem` of loss "squared"; `lam`, `tol`, `max_steps`: as in
+      `group_lasso.solve`.
     * `threshold` > 0 and `reject` > 0, in scales of the residuals.
     * `num_rounds` ≥ 0, `num_reweights` ≥ 0.
 
@@ -63,36 +61,28 @@ def robust_regression(
     scale of its residuals), delta [] and scale_change [] (relative) of the last round by Huber's
     loss, outlier bool [T]: |r_t| > reject · noise.
 
+    Raises: ValueError for another loss, several outputs, ranges that are left.
+
     Source: Huber 1981; Gervini & Yohai 2002 (reweighting); the robust extension of arXiv
     2601.08271.
     """
-    design = designs.as_design(X)
-    dtype = design.dtype
-    y = _checks.real_array("y", y, design.prediction_shape, dtype)
+    _checks.require(
+        problem.loss_name == "squared" and problem.y.ndim == 1,
+        f"problem must have loss='squared' and one output, got {problem.loss_name!r}.",
+    )
+    dtype, weight = problem.dtype, problem.sample_weight
     threshold = _checks.real_scalar("threshold", threshold, dtype, 0.0, strict=True)
     reject = _checks.real_scalar("reject", reject, dtype, 0.0, strict=True)
     num_rounds = _checks.static_integer("num_rounds", num_rounds, 0)
     num_reweights = _checks.static_integer("num_reweights", num_reweights, 0)
-    weight = words.pop("sample_weight", None)
-    weight = jnp.ones_like(y) if weight is None else weight
-    weight = _checks.real_array("sample_weight", weight, y.shape, dtype)
-    words |= {"tol": tol, "max_steps": max_steps}
 
     def residual_of(solution: Solution) -> jax.Array:
-        return y - design.predict(solution.value.coef) - solution.value.intercept
+        return problem.y - problem.offset - solution.value.predict(problem.X)
 
     def solve(delta, weight, state) -> Solution:
         # Huber's loss at an infinite delta is least squares: one compilation for both stages.
-        return group_lasso.solve(
-            design,
-            y,
-            groups,
-            lam,
-            loss=losses.Huber(delta),
-            sample_weight=weight,
-            state=state,
-            **words,
-        )
+        huber = dataclasses.replace(problem, loss=losses.Huber(delta)).with_sample_weight(weight)
+        return group_lasso.solve(huber, lam=lam, tol=tol, max_steps=max_steps, state=state)
 
     def by_huber(residual):
         """δ and c of the first stage, from the residuals before."""
@@ -118,7 +108,7 @@ def robust_regression(
         return solution, jnp.where(first, own_delta, delta), jnp.where(first, moved, change)
 
     zero, one = jnp.zeros((), dtype), jnp.ones((), dtype)
-    origin = jnp.zeros(groups.num_coefficients, dtype)
+    origin = jnp.zeros(problem.groups.num_coefficients, dtype)
     state = State(origin, zero, origin, zero, one, one)
     shapes = jax.eval_shape(solve, zero, weight, state)
     start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
@@ -205,22 +195,16 @@ def fit_robust(
     data = digest(task)
     tools = max(data.used.size, 1)
     design, utilities = utility.design_of(data, tools)
-    dtype = utilities.dtype
     weight = None if leverage is None else leverage_weights(task.log.contexts, leverage)
     groups = Groups.equal(num_groups=tools, size=task.num_features)
+    problem = group_lasso.Problem(design, utilities, groups, sample_weight=weight, intercept=True)
+    dtype = utilities.dtype
     limits = jnp.asarray(threshold, dtype), jnp.asarray(reject, dtype)
 
     def solve(lam) -> tuple[Solution, jax.Array]:
-        solution = _robust(
-            (design, utilities, groups),
-            jnp.asarray(lam, dtype),
-            limits,
-            weight,
-            tol,
-            max_steps,
-            num_reweights,
-        )
-        return solution, utilities - design.predict(solution.value.coef) - solution.value.intercept
+        lam = jnp.asarray(lam, dtype)
+        solution = _robust(problem, lam, limits, tol, max_steps, num_reweights)
+        return solution, utilities - solution.value.predict(design)
 
     if isinstance(lam, str):
         _checks.choice("lam", lam, ("simulated",))
@@ -246,21 +230,9 @@ def fit_robust(
 
 
 @functools.partial(jax.jit, static_argnames="num_reweights")
-def _robust(problem, lam, limits, weight, tol, max_steps, num_reweights: int) -> Solution:
-    design, utilities, groups = problem
-    return robust_regression(
-        design,
-        utilities,
-        groups,
-        lam,
-        threshold=limits[0],
-        reject=limits[1],
-        sample_weight=weight,
-        intercept=True,
-        num_reweights=num_reweights,
-        tol=tol,
-        max_steps=max_steps,
-    )
+def _robust(problem, lam, limits, tol, max_steps, num_reweights: int) -> Solution:
+    words = {"num_reweights": num_reweights, "tol": tol, "max_steps": max_steps}
+    return robust_regression(problem, lam, threshold=limits[0], reject=limits[1], **words)
 
 
 def _noise_level(key: jax.Array, data: Any, residual: jax.Array, reject: jax.Array) -> float:

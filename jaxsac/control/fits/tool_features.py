@@ -6,13 +6,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from jaxsac import _checks, _loops
+from jaxsac import _checks, _loops, gibbs
 from jaxsac._iterate import Certificate, iterate
 from jaxsac._linear import add, conjugate_gradient, dot, square
 from jaxsac.control.data.log import offered
 from jaxsac.control.data.task import Task, require_objective
 from jaxsac.control.policy.sparse import SparsePolicy
-from jaxsac.gibbs import rows
 from jaxsac.solution import Solution, register
 
 _CG_STEPS, _CG_TOLERANCE = 50, 0.1
@@ -120,7 +119,7 @@ def _fit(
         possible = jnp.where(available.T, scores, -jnp.inf)
         chosen = jnp.take_along_axis(scores.T, jnp.maximum(actions, 0), axis=1)
         likelihood = jnp.mean(
-            jnp.asarray(rows.log_partition(possible, free, budget))
+            jnp.asarray(gibbs.rows.log_partition(possible, free, budget))
             - jnp.sum(jnp.where(actions >= 0, chosen, 0), axis=1)
         )
         return likelihood + 0.5 * ridge * square(model)

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsac import gibbs
 from jaxsac.control.data.digest import Digest
 from jaxsac.control.imitation.likelihood import Evaluation
-from jaxsac.control.imitation.working import to_host, unpad_groups
-from jaxsac.gibbs import rows
+from jaxsac.control.imitation.working import null_point, to_host, unpad_groups
 
 _CONFIDENCE = 0.95
 MARGIN = 1.1
@@ -19,14 +19,15 @@ _BLOCK = 64  # draws at a time
 _MEMORY = 1_000_000  # numbers in a batch of tools
 
 
-def simulated(key: jax.Array, data: Digest, found: Evaluation) -> float:
+def simulated(key: jax.Array, data: Digest) -> float:
     """1.1 × the 95 % quantile of max_j ‖(1/T) Σ_t ε_t (g_tj − mean g_j)‖ over 500 draws, g_tj = c_t
     (1[j ∈ a_t] − μ_tj) ψ_t.
 
-    The pilot is the null model: intercepts fitted, no coefficients (`found`). Unless records offer
+    The pilot is the null model: intercepts fitted, no coefficients. Unless records offer
     their own tools μ_tj does not depend on the record: unused tools share one vector, the used ones
     cost their uses, and the T × M score matrix is never formed. ε ~ N(0, 1). The key is consumed.
     """
+    found = null_point(data)[1]
     weights = to_host(data.row_weights)[: data.num_records] * data.num_records
     rates, unused_rate = np.zeros(data.used.size), 0.0
     if data.slots is None:
@@ -100,11 +101,11 @@ def _squares(noise, common, records, scores, rate):
     return np.einsum("mrq,mrq->rm", own, own)
 
 
-def theory(data: Digest, found: Evaluation) -> float:
+def theory(key: jax.Array, data: Digest) -> float:
     """σ_g² = max_j λ_max((1/T) Σ_t c_t² μ_tj (1 − μ_tj) ψ_t ψ_t') at the null model, then
     `theory_rate`.
     """
-    records = data.num_records
+    records, found = data.num_records, null_point(data)[1]
     contexts = to_host(data.contexts)[:records]
     weights = to_host(data.row_weights)[:records] * records
     if data.slots is None:
@@ -167,8 +168,8 @@ def _offers(data: Digest, found: Evaluation) -> tuple[np.ndarray, np.ndarray, np
 @functools.partial(jax.jit, static_argnames="budget")
 def _null_marginals(intercepts, slots, budget: int):
     scores = jnp.where(slots < intercepts.shape[0] - 1, intercepts[slots], -jnp.inf)
-    log_partition = jax.nn.logsumexp(rows.log_size_weights(scores, budget), axis=0)
-    return rows.marginals(
+    log_partition = jax.nn.logsumexp(gibbs.rows.log_size_weights(scores, budget), axis=0)
+    return gibbs.rows.marginals(
         scores, jnp.zeros((budget + 1, scores.shape[1]), scores.dtype), log_partition, budget
     )
 

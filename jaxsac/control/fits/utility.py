@@ -15,7 +15,7 @@ from jaxsac.control.data.digest import Digest
 from jaxsac.control.fits.result import FitState, Result
 from jaxsac.control.fits.tuning import Entries, largest_moment, multiplier_quantile, theory_rate
 from jaxsac.control.imitation.working import capacity
-from jaxsac.group_lasso.methods.loop.fista import State
+from jaxsac.group_lasso import State
 from jaxsac.prox import Groups, Level, Penalty
 from jaxsac.solution import Status, verdict
 
@@ -33,8 +33,7 @@ class _Fitted(NamedTuple):
 
 
 def lam_max(data: Digest) -> float:
-    design, groups, utilities, words = _problem(data)
-    return float(group_lasso.lam_max(design, utilities, groups, **words))
+    return float(group_lasso.lam_max(_problem(data)))
 
 
 def simulated(key: jax.Array, data: Digest) -> float:
@@ -122,17 +121,15 @@ def _solve(data: Digest, lam: float, tol: float, max_steps: int, start: Any) -> 
     """Group lasso through `group_lasso.solve` on the used tools alone: an unused one has gradient
     zero, hence coefficients zero, exactly.
     """
-    design, groups, utilities, words = _problem(data)
-    coef = np.zeros((groups.num_groups, data.num_features))
+    problem = _problem(data)
+    coef = np.zeros((problem.groups.num_groups, data.num_features))
     if start is not None:
         coef[start[0]] = start[1]
-    zero, one = jnp.zeros((), design.dtype), jnp.ones((), design.dtype)
-    flat = jnp.asarray(coef.reshape(-1), design.dtype)
+    zero, one = jnp.zeros((), problem.dtype), jnp.ones((), problem.dtype)
+    flat = jnp.asarray(coef.reshape(-1), problem.dtype)
     state = State(flat, zero, flat, zero, one, one)  # from nothing too: one compilation for both
-    solution = group_lasso.solve(
-        design, utilities, groups, lam, tol=tol, max_steps=max_steps, state=state, **words
-    )
-    coef = np.asarray(solution.value.coef, np.float64).reshape(groups.num_groups, -1)
+    solution = group_lasso.solve(problem, lam=lam, tol=tol, max_steps=max_steps, state=state)
+    coef = np.asarray(solution.value.coef, np.float64).reshape(coef.shape)
     tools = np.flatnonzero(np.any(coef != 0, axis=1))
     stats = solution.stats
     certificate = Certificate(stats["gap"], stats["rounding"], stats["scale"])
@@ -197,20 +194,22 @@ def design_of(data: Digest, num_tools: int) -> tuple[Any, jax.Array]:
     return design, jnp.asarray(np.asarray(data.log.utilities), contexts.dtype)
 
 
-def _problem(data: Digest) -> tuple[Any, Groups, jax.Array, dict[str, Any]]:
-    """Design, groups, utilities and further words of the group lasso."""
+def _problem(data: Digest) -> group_lasso.Problem:
+    """The group lasso on the used tools."""
     size, families = capacity(data.used.size), data.families  # tools without records: few shapes
     design, utilities = design_of(data, size)
     groups = Groups.equal(num_groups=size, size=data.num_features)
-    words: dict[str, Any] = {"intercept": _with_constant(data)}
+    weights = penalty = None
     if families is not None:
         label = np.unique(families.label, return_inverse=True)[1].reshape(-1)
         beside = np.arange(size - label.size)  # the padding tools are families of one
         label = np.append(label, label.max(initial=-1) + 1 + beside)
         together = Groups.from_labels(np.repeat(label, data.num_features))
-        words["weights"] = np.full(size, 1 - families.share)
-        words["penalty"] = Penalty(levels=(Level(together, families.share),))
-    return design, groups, utilities, words
+        weights = np.full(size, 1 - families.share, design.dtype)
+        penalty = Penalty(levels=(Level(together, families.share),))
+    return group_lasso.Problem(
+        design, utilities, groups, weights=weights, penalty=penalty, intercept=_with_constant(data)
+    )
 
 
 def _renumbered(data: Digest, tools: np.ndarray) -> np.ndarray:

@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxsac import _loops
+from jaxsac import _loops, gibbs
 from jaxsac.control.policy import background
-from jaxsac.gibbs import rows
 
 _MAX_ROUNDS = 60
 _TINY = 1e-30
@@ -118,7 +117,7 @@ def evaluate(
     present, counts = working.present, working.counts
     scores = jnp.matmul(coef, contexts.T, precision="highest") + intercept[:, None]
     scores = jnp.where(present[:, None], scores, -jnp.inf)
-    log_sizes = rows.log_size_weights(scores, budget)
+    log_sizes = gibbs.rows.log_size_weights(scores, budget)
     log_background, _ = background.size_weights(group_intercept, counts, budget)
     joint = log_sizes + background.beside(log_background)[:, None]
     reference = jax.nn.logsumexp(joint, axis=0)
@@ -132,7 +131,7 @@ def evaluate(
     law = scaled / total[None, :]
     log_partition = reference + jnp.log(total) + found.log_scale
     rest = jnp.broadcast_to(background.beside(found.log_background)[:, None], law.shape)
-    marginals = rows.marginals(scores, rest, log_partition, budget)
+    marginals = gibbs.rows.marginals(scores, rest, log_partition, budget)
 
     # [B + 1, N]: of the number of background tools
     size_law = jnp.matmul(found.given, law, precision="highest")

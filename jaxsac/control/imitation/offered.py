@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxsac import _loops
+from jaxsac import _loops, gibbs
 from jaxsac.control.imitation.likelihood import (
     Evaluation,
     Prior,
@@ -20,7 +20,6 @@ from jaxsac.control.imitation.likelihood import (
     shift_step,
     top_odds,
 )
-from jaxsac.gibbs import rows
 
 
 class Offers(NamedTuple):
@@ -67,14 +66,14 @@ def evaluate_offered(
 
     def at(intercepts) -> _Laws:
         scores = jnp.where(offered, own + intercepts[slots], -jnp.inf)
-        log_sizes = rows.log_size_weights(scores, budget)
+        log_sizes = gibbs.rows.log_size_weights(scores, budget)
         log_partition = jax.nn.logsumexp(log_sizes, axis=0)
         return _Laws(intercepts, scores, log_partition, jnp.exp(log_sizes - log_partition[None, :]))
 
     def chosen(laws: _Laws):
         """Marginals [V, N], and the uses [G] with the prior's."""
         rest = jnp.zeros((budget + 1, slots.shape[1]), dtype)
-        marginals = rows.marginals(laws.scores, rest, laws.log_partition, budget)
+        marginals = gibbs.rows.marginals(laws.scores, rest, laws.log_partition, budget)
         use = jnp.zeros(groups, dtype).at[slots].add(marginals * row_weights[None, :])
         return marginals, use + w0 * jax.nn.sigmoid(laws.intercepts)
 

@@ -12,7 +12,6 @@ from jaxsac import gibbs
 from jaxsac.control.data.log import Log, offered
 from jaxsac.control.policy import background
 from jaxsac.control.policy.sparse import SparsePolicy
-from jaxsac.gibbs import rows
 
 _BATCH = 256
 
@@ -70,8 +69,8 @@ def _laws(explicit, scores, counts, budget: int):
     """log Z [T] and marginals [W, T] of the listed tools."""
     beside = background.beside(background.size_weights(scores, counts, budget)[0])
     log_rest = jnp.broadcast_to(beside[:, None], (budget + 1, explicit.shape[1]))
-    partition = jax.nn.logsumexp(rows.log_size_weights(explicit, budget) + log_rest, axis=0)
-    return partition, rows.marginals(explicit, log_rest, partition, budget)
+    partition = jax.nn.logsumexp(gibbs.rows.log_size_weights(explicit, budget) + log_rest, axis=0)
+    return partition, gibbs.rows.marginals(explicit, log_rest, partition, budget)
 
 
 def _one_by_one(policy: SparsePolicy, log: Log) -> tuple[np.ndarray, np.ndarray]:

@@ -27,13 +27,12 @@ class SparsePolicy(eqx.Module):
     positions: jax.Array  # int32 [k], ascending: the tools that look at the context
     coef: jax.Array  # θ [k, q], in nats per unit of context ("utility": in units of utility)
     intercept: jax.Array  # b [M]
-    # int32 [≤ B], ascending: tools outside the support that their intercept alone brought into the
-    # B best of some logged context
-    background: jax.Array
+    # Tools outside the support that their intercept alone brought into the B best of some context.
+    background: jax.Array  # int32 [≤ B], ascending
     tools: jax.Array | None  # int32 [M], ascending: the actions' names if pruned; None: 0..M-1
     budget: int = eqx.field(static=True)  # B
-    # (objective, intercept) of the `Task` that it was fitted to; None: not known
-    meaning: tuple[str, str] | None = eqx.field(static=True, default=None)
+    # Of the `Task` that it was fitted to; None: not known.
+    meaning: tuple[str, str] | None = eqx.field(static=True, default=None)  # objective, intercept
 
     @classmethod
     def of(

@@ -186,7 +186,7 @@ def _judge_likelihood(data: Digest, state: FitState, keys, lam, truth) -> _Judge
         tol = 1e-9 if data.contexts.dtype == jnp.float64 else 1e-5
         best = solve(data, lam, tol=tol, max_steps=likelihood.MAX_STEPS, start=only, fixed=True)
         oracle = _margin(norms_at(best.point)[1], truth, lam)
-    return _Judged(norms, curvature, _noise(likelihood.simulated, keys[0], data), oracle)
+    return _Judged(norms, curvature, _noise(tuning.simulated, keys[0], data), oracle)
 
 
 def _judge_utility(data: Digest, state: FitState, keys, lam, truth) -> _Judged:

@@ -28,9 +28,9 @@ class Diagnosis(NamedTuple):
     norms: np.ndarray  # [M]: ‖gradient_j‖ of the loss at the policy
     lam: float  # of the fit, in units of the gradient norm
     stationarity: float  # distance of the norms on S from lam, relative (0 at the optimum)
-    # 1 − max_{j ∉ S} norms_j / lam. Above 0 (and with curvature_support > 0) this support is the
-    # only one that is optimal at this lam: uniqueness, never truth; it is so on pure noise too
-    witness_margin: float
+    # Above 0 (and with curvature_support > 0) this support is the only one that is optimal at this
+    # lam: uniqueness, never truth; it is so on pure noise too.
+    witness_margin: float  # 1 − max_{j ∉ S} norms_j / lam
     oracle_margin: float  # the same at a known support: > 0 implies that no other tool is kept
     uses: np.ndarray  # int [M]: of each tool
     records: int  # T

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsac import gibbs
 from jaxsac._linear import conjugate_gradient
 from jaxsac.control.data.digest import Digest
 from jaxsac.control.imitation.working import Point, to_host
 from jaxsac.control.policy import background
-from jaxsac.gibbs import rows
 
 _LARGEST = 1_000  # tools times features up to which the Hessian is formed
 _MAX_RECORDS = 2_000  # the mean over records is taken over at most so many of them
@@ -132,9 +132,9 @@ def _marginals(
         share = jnp.zeros((budget + 1, 0), scores.dtype)
     beside = background.beside(log_sizes)
     scores = jnp.where(problem.offered, scores, -jnp.inf)
-    joint = rows.log_size_weights(scores, budget) + beside[:, None]
+    joint = gibbs.rows.log_size_weights(scores, budget) + beside[:, None]
     log_partition = jax.nn.logsumexp(joint, axis=0)
-    own = rows.marginals(
+    own = gibbs.rows.marginals(
         scores, jnp.broadcast_to(beside[:, None], joint.shape), log_partition, budget
     )
     law = jnp.exp(joint - log_partition[None, :])

@@ -2,14 +2,14 @@
 the solution on all tools.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxsac import _checks, group_lasso
-from jaxsac.losses import Loss, resolve
-from jaxsac.prox import Groups, group_norms
+from jaxsac import _checks, designs, group_lasso
+from jaxsac.prox import group_norms
 from jaxsac.solution import register
 
 
@@ -24,16 +24,7 @@ class Witness(NamedTuple):
 
 
 def oracle_witness(
-    X: Any,
-    y: Any,
-    groups: Groups,
-    support: Any,
-    lam: Any,
-    *,
-    loss: str | Loss = "squared",
-    weights: Any = None,
-    intercept: bool = False,
-    tol: Any = None,
+    problem: group_lasso.Problem, support: Any, lam: Any, *, tol: Any = None
 ) -> Witness:
     """Solve the group lasso on the groups of `support` alone and see whether the others would stay
     out.
@@ -41,8 +32,8 @@ def oracle_witness(
         margin = 1 − max_{g ∉ S} ‖X_g' ρ‖₂ / (lam w_g),    ρ = −∇F at the minimiser of
                                                           F + lam Σ_{g ∈ S} w_g ‖b_g‖
 
-    * X [T, p], y [T], `groups` over p, `support` bool [G], lam > 0; the keywords are those of
-      `group_lasso.solve`.
+    * `problem`: a `group_lasso.Problem` of one output with a matrix X. `support` bool [G]. lam > 0,
+      `tol`: as in `group_lasso.solve`.
 
     A margin > 0 implies that every solution on all groups is supported in S. With S the truth, that
     is: no irrelevant tool is kept. At a *fitted* support the margin is positive by construction (it
@@ -51,42 +42,22 @@ def oracle_witness(
 
     Returns: a `Witness`; its margin is 1 where S holds every group, −∞ or NaN for lam = 0.
 
+    Raises: ValueError for a support that is not bool [G], and a design that is no matrix.
+
     Source: the primal-dual witness of arXiv 2601.08271, theorem 4.6; Wainwright 2009.
     """
-    X = _checks.real_array("X", X, ("T", "p"))
-    support = jnp.asarray(support)
+    groups, support = problem.groups, jnp.asarray(support)
     _checks.require(support.dtype == bool, f"support must be booleans [G], got {support.dtype}.")
     _checks.check_shape("support", support, (groups.num_groups,))
-    mask = groups.spread(support)
-    solution = group_lasso.solve(
-        jnp.where(mask[None, :], X, 0),
-        y,
-        groups,
-        lam,
-        loss=loss,
-        weights=weights,
-        intercept=intercept,
-        tol=tol,
+    _checks.require(
+        isinstance(problem.X, designs.Dense), "oracle_witness needs a problem whose X is a matrix."
     )
-    coef = jnp.where(mask, solution.value.coef, 0)
-    loss = resolve(loss)
-    prediction = jnp.matmul(X, coef, precision="highest") + solution.value.intercept
-    target = loss.target(y, prediction.shape, X.dtype)
-    pull = group_norms(
-        jnp.matmul(
-            loss.negative_gradient(prediction, target, jnp.ones_like(prediction)),
-            X,
-            precision="highest",
-        ),
-        groups,
-    )
-    if weights is not None:
-        weights = (
-            jnp.sqrt(groups.sizes.astype(X.dtype))
-            if isinstance(weights, str)
-            else jnp.asarray(weights, X.dtype)
-        )
-        pull = pull / weights
-    lam = jnp.asarray(lam, X.dtype)
-    margin = 1 - jnp.max(jnp.where(support, 0, pull)) / lam
-    return Witness(margin, coef, solution.value.intercept, solution.status)
+    mask, X = groups.spread(support), problem.X.matrix
+    inside = dataclasses.replace(problem, X=jnp.where(mask[None, :], X, 0))
+    found = group_lasso.solve(inside, lam=lam, tol=tol)
+    coef, intercept = jnp.where(mask, found.value.coef, 0), found.value.intercept
+    z = problem.offset + jnp.matmul(X, coef, precision="highest") + intercept
+    rho = problem.loss.negative_gradient(z, problem.y, problem.sample_weight)
+    pull = group_norms(jnp.matmul(rho, X, precision="highest"), groups) / problem.weights
+    margin = 1 - jnp.max(jnp.where(support, 0, pull)) / jnp.asarray(lam, X.dtype)
+    return Witness(margin, coef, intercept, found.status)

@@ -38,6 +38,8 @@ class LinearModel(eqx.Module):
     loss: str = eqx.field(static=True, default="squared")
     has_intercept: bool = eqx.field(static=True, default=True)
 
+    __hash__ = object.__hash__  # its bound methods go through `jax.jit`, which hashes them
+
     def predict(self, X: Any) -> jax.Array:
         """z = X coef + intercept, of the shape of the design's predictions, with a leading axis [L]
         for a path; without the problem's offset. X is a matrix [T, p] or a design.
@@ -105,8 +107,8 @@ class Problem(eqx.Module):
         intercept: bool = False,
         penalty: Penalty | None = None,
     ):
-        self.X, self.groups, self.loss = as_design(X), groups, resolve(loss)
-        num_coefficients = self.X.num_coefficients
+        design, loss = as_design(X), resolve(loss)
+        num_coefficients = design.num_coefficients
         _checks.require(
             isinstance(groups, Groups),
             f"groups must be a jaxsac.Groups, got {type(groups).__name__}: use Groups.equal or"
@@ -117,9 +119,9 @@ class Problem(eqx.Module):
             f"groups partition {groups.num_coefficients} coefficients but X has {num_coefficients}:"
             " build them for X.",
         )
-        shape, dtype = self.X.prediction_shape, self.X.dtype
-        self.y = self.loss.target(y, shape, dtype)
-        filled = _filled_on_host if _checks.is_concrete(self.X, self.y) else jnp.full
+        shape, dtype = design.prediction_shape, design.dtype
+        y = loss.target(y, shape, dtype)
+        filled = _filled_on_host if _checks.is_concrete(design, y) else jnp.full
         if isinstance(weights, str):
             _checks.require(
                 weights == "sqrt_size",
@@ -127,23 +129,25 @@ class Problem(eqx.Module):
             )
             weights = jnp.sqrt(groups.sizes.astype(dtype))
         if weights is None:
-            self.weights, self.most_free = filled((groups.num_groups,), 1.0, dtype), 0
+            weights, most_free = filled((groups.num_groups,), 1.0, dtype), 0
         else:
-            self.weights = _non_negative("weights", weights, (groups.num_groups,), dtype)
-            self.most_free = _most_free(self.weights, groups)
+            weights = _non_negative("weights", weights, (groups.num_groups,), dtype)
+            most_free = _most_free(weights, groups)
         if sample_weight is None:
-            self.sample_weight = filled(shape[:1], 1.0, dtype)
+            sample_weight = filled(shape[:1], 1.0, dtype)
         else:
-            self.sample_weight = _non_negative("sample_weight", sample_weight, shape[:1], dtype)
+            sample_weight = _non_negative("sample_weight", sample_weight, shape[:1], dtype)
         if offset is None:
-            self.offset = filled(shape, 0.0, dtype)
+            offset = filled(shape, 0.0, dtype)
         else:
-            self.offset = _checks.real_array("offset", offset, shape, dtype)
-        self.intercept = bool(intercept)
+            offset = _checks.real_array("offset", offset, shape, dtype)
         _checks.require(
             penalty is None or isinstance(penalty, Penalty),
             f"penalty must be a jaxsac.prox.Penalty, got {type(penalty).__name__}.",
         )
+        self.X, self.y, self.groups, self.loss = design, y, groups, loss
+        self.weights, self.sample_weight, self.offset = weights, sample_weight, offset
+        self.intercept, self.most_free = bool(intercept), most_free
         self.penalty = None if penalty is None else penalty.checked(groups, dtype)
 
     @staticmethod
@@ -168,7 +172,8 @@ class Problem(eqx.Module):
     @property
     def loss_name(self) -> str:
         """ "squared", ..., or the name of the class of another `Loss`."""
-        return _NAMES.get(type(self.loss), type(self.loss).__qualname__)
+        kind = type(self.loss)
+        return _NAMES.get(kind, kind.__qualname__)
 
     def with_sample_weight(self, sample_weight: jax.Array) -> "Problem":
         """With other weights c ≥ 0 [T], not checked: what a fold, a half or a draw is."""
@@ -178,19 +183,21 @@ class Problem(eqx.Module):
         """The objective at a lam ≥ 0, for the methods; `free_lam`: whether others of its kind may
         have a lam of 0, None: whether this one may.
         """
-        lam = _checks.real_scalar("lam", lam, self.dtype, 0.0)
+        design, y, offset, sample_weight = self.X, self.y, self.offset, self.sample_weight
+        lam = _checks.real_scalar("lam", lam, design.dtype, 0.0)
         if free_lam is None:
             free_lam = not _checks.is_concrete(lam) or float(lam) == 0
+        intercept = self.intercept
         return Objective(
-            centre(self.X, self.sample_weight) if self.intercept else self.X,
-            self.y,
+            centre(design, sample_weight) if intercept else design,
+            y,
             self.groups,
             jnp.where(lam >= 0, lam, jnp.nan),
             self.weights,
-            self.sample_weight,
-            self.offset,
-            self.loss.for_data(self.y, self.offset, self.sample_weight),
-            self.intercept,
+            sample_weight,
+            offset,
+            self.loss.for_data(y, offset, sample_weight),
+            intercept,
             self.most_free,
             free_lam,
             self.penalty,

@@ -33,7 +33,7 @@ def test_contamination_barely_moves_the_robust_fit():
         for share in (0.0, 0.1):
             X, y, coef = regression(key, share)
             for solution in (
-                control.robust.robust_regression(X, y, GROUPS, LAM),
+                control.robust.robust_regression(group_lasso.Problem(X, y, GROUPS), LAM),
                 group_lasso.solve(X, y, GROUPS, LAM),
             ):
                 errors.append(jnp.linalg.norm(solution.value.coef - coef))
@@ -51,7 +51,7 @@ def test_the_answer_is_a_certified_huber_fit_at_its_own_scale():
     X, y, coef = regression(jax.random.key(1), 0.1)
     found = jax.jit(
         lambda X, y: control.robust.robust_regression(
-            X, y, GROUPS, LAM, num_rounds=12, num_reweights=0, tol=1e-8
+            group_lasso.Problem(X, y, GROUPS), LAM, num_rounds=12, num_reweights=0, tol=1e-8
         )
     )(X, y).check()
     residual = np.asarray(y - X @ found.value.coef)
@@ -65,7 +65,7 @@ def test_the_answer_is_a_certified_huber_fit_at_its_own_scale():
     # The second stage is the group lasso of the records that the first one keeps, and finds every
     # wild one.
     second = control.robust.robust_regression(
-        X, y, GROUPS, LAM, num_rounds=12, num_reweights=1, tol=1e-8
+        group_lasso.Problem(X, y, GROUPS), LAM, num_rounds=12, num_reweights=1, tol=1e-8
     ).check()
     kept = np.abs(residual) <= 3 * scale
     plain = group_lasso.solve(X[kept], y[kept], GROUPS, LAM, tol=1e-8)

@@ -132,7 +132,9 @@ def test_a_positive_oracle_margin_implies_that_no_irrelevant_tool_is_kept(count)
     def trial(key):
         X, y, support, share = witness_problem(key)
         lam = share * group_lasso.lam_max(X, y, groups)
-        witness = control.conditions.oracle_witness(X, y, groups, support, lam, tol=1e-9)
+        witness = control.conditions.oracle_witness(
+            group_lasso.Problem(X, y, groups), support, lam, tol=1e-9
+        )
         full = group_lasso.solve(X, y, groups, lam, tol=1e-9)
         kept = jnp.any(full.value.coef.reshape(20, 2) != 0, axis=1)
         return (
@@ -162,9 +164,9 @@ def test_the_fitted_margin_is_positive_on_pure_noise():
         lam = 0.7 * group_lasso.lam_max(X, y, groups)
         full = group_lasso.solve(X, y, groups, lam, tol=1e-9)
         kept = jnp.any(full.value.coef.reshape(20, 2) != 0, axis=1)
-        return control.conditions.oracle_witness(X, y, groups, kept, lam, tol=1e-9).margin, jnp.sum(
-            kept
-        )
+        return control.conditions.oracle_witness(
+            group_lasso.Problem(X, y, groups), kept, lam, tol=1e-9
+        ).margin, jnp.sum(kept)
 
     margin, kept = (np.asarray(x) for x in jaxsac.run_trials(trial, jax.random.key(1), 200))
     assert (margin > 0).all() and (kept > 0).all()

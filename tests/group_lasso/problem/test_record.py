@@ -39,12 +39,12 @@ def test_a_record_is_data():
     np.testing.assert_allclose(batch.value.coef[1], alone.value.coef, atol=1e-4)
 
     def total(problem):
-        return group_lasso.solve(problem, 0.08, tol=1e-12).value.coef.sum()
+        return group_lasso.solve(problem, 0.08, tol=1e-13).value.coef.sum()
 
     slope = jax.grad(total, allow_int=True)(PROBLEM).y
-    step = 1e-5 * jnp.ones_like(Y)
+    step = 1e-3 * X[:, 3]
     sides = [total(dataclasses.replace(PROBLEM, y=Y + side * step)) for side in (1, -1)]
-    np.testing.assert_allclose(slope @ step, (sides[0] - sides[1]) / 2, rtol=1e-5)
+    np.testing.assert_allclose(slope @ step, (sides[0] - sides[1]) / 2, rtol=1e-4)
 
 
 def test_a_model_predicts():
