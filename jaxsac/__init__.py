@@ -14,7 +14,12 @@ from jaxsac import (
 )
 from jaxsac._files import FileError as FileError
 from jaxsac.prox import Groups as Groups
-from jaxsac.solution import Solution as Solution, SolverError as SolverError, Status as Status
+from jaxsac.solution import (
+    Reason as Reason,
+    Solution as Solution,
+    SolverError as SolverError,
+    Status as Status,
+)
 from jaxsac.trials import run_trials as run_trials, summarise as summarise
 
 __version__ = "0.1.0"  # said here alone: pyproject.toml reads it

@@ -92,7 +92,6 @@ class Reason(enum.IntEnum):
     PRECISION = 1
     PATIENCE = 2
     NO_MINIMISER = 3
-    CAPACITY = 4
 
     @property
     def message(self) -> str:
@@ -107,8 +106,6 @@ _ADVICE = {
     " data, regularise, or loosen `tol`.",
     Reason.NO_MINIMISER: "the objective has no minimiser, or none that can be certified: add a"
     " ridge, or penalise what is free.",
-    Reason.CAPACITY: "an array of fixed size was too small: raise the capacity that the docstring"
-    " names.",
 }
 
 RUNNING = int(np.iinfo(np.int32).max)  # no Status has this code, and it never leaves a loop
@@ -125,7 +122,7 @@ def verdict(certificate: Any, tol: Any, *, progress: Any, more: Any) -> Any:
     * MAX_STEPS  when no `more` steps may be taken.
     """
     error, rounding, scale = certificate
-    xp = jnp if any(isinstance(x, jax.Array) for x in (error, tol, progress, more)) else np
+    xp = _namespace(error, tol, progress, more)
     code = xp.where(more, xp.int32(RUNNING), xp.int32(Status.MAX_STEPS))
     stalled = (error <= rounding) | xp.logical_not(progress)
     code = xp.where(stalled, xp.int32(Status.STALLED), code)
@@ -139,8 +136,14 @@ def reason_of(status: Any, certificate: Any) -> Any:
     what STALLED, else NONE.
     """
     error, rounding, _ = certificate
-    kind = jnp.where(error <= rounding, jnp.int32(Reason.PRECISION), jnp.int32(Reason.PATIENCE))
-    return jnp.where(jnp.equal(status, Status.STALLED), kind, jnp.int32(Reason.NONE))
+    xp = _namespace(status, error)
+    kind = xp.where(error <= rounding, xp.int32(Reason.PRECISION), xp.int32(Reason.PATIENCE))
+    return xp.where(xp.equal(status, Status.STALLED), kind, xp.int32(Reason.NONE))
+
+
+def _namespace(*numbers: Any) -> Any:
+    """NumPy where all is on the host: a program for each comparison would take longer."""
+    return jnp if any(isinstance(x, jax.Array) for x in numbers) else np
 
 
 class SolverError(RuntimeError):

@@ -42,6 +42,7 @@ PUBLIC = {
     "": {
         "FileError",
         "Groups",
+        "Reason",
         "Solution",
         "SolverError",
         "Status",

@@ -17,7 +17,7 @@ from jaxsac.group_lasso.problem.objective import Coefficients
 from jaxsac.group_lasso.problem.record import Problem
 from jaxsac.losses import Loss
 from jaxsac.prox import Groups, Penalty
-from jaxsac.solution import Solution
+from jaxsac.solution import Reason, Solution, Status
 
 
 def solve(
@@ -200,4 +200,13 @@ def _start(problem: Problem, state: State | Solution | None) -> State | None:
 def _answer(problem: Problem, solution: Solution, lam: jax.Array) -> Solution:
     """With the names that give the value a meaning, and its lam; no array of the problem."""
     point: Coefficients = solution.value
-    return solution._replace(value=problem.model(point), stats={**solution.stats, "lam": lam})
+    stats = {**solution.stats, "lam": lam}
+    penalty = problem.penalty
+    if penalty is not None and penalty.nonnegative and penalty.ridge is None:
+        # What nothing but b ≥ 0 holds has no dual point: there is no bound on what is missing.
+        unheld = lam == 0
+        if penalty.l1 is None and not penalty.levels:
+            unheld |= jnp.any(problem.weights == 0)
+        no_minimiser = unheld & (solution.status == Status.STALLED)
+        stats["reason"] = jnp.where(no_minimiser, jnp.int32(Reason.NO_MINIMISER), stats["reason"])
+    return solution._replace(value=problem.model(point), stats=stats)

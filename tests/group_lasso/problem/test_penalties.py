@@ -11,8 +11,9 @@ import pytest
 import zoo
 from sklearn.linear_model import ElasticNet, MultiTaskElasticNet
 
-from jaxsac import Groups, Status, designs, group_lasso
+from jaxsac import Groups, SolverError, Status, designs, group_lasso
 from jaxsac.prox import Level, Penalty
+from jaxsac.solution import Reason
 
 GROUPS = Groups.from_sizes(zoo.SIZES)
 FAMILIES = np.asarray([0, 0, 1, 1, 1, 2, 2])[zoo.LABELS]  # of groups of zoo.SIZES
@@ -233,6 +234,9 @@ def test_non_negative_least_squares_has_no_certificate():
         jnp.asarray(at.X), jnp.asarray(at.y), GROUPS, 0.0, penalty=Penalty(nonnegative=True)
     )
     assert nothing.status == Status.STALLED and np.all(np.asarray(nothing.value.coef) >= 0)
+    assert nothing.stats["reason"] == Reason.NO_MINIMISER
+    with pytest.raises(SolverError, match="add a ridge"):
+        nothing.check()
     assert group_lasso.solve(
         jnp.asarray(at.X),
         -abs(jnp.asarray(at.X[:, 0])),

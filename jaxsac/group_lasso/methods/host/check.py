@@ -23,7 +23,7 @@ from jaxsac.group_lasso.methods.loop.fista import State
 from jaxsac.group_lasso.model.quadratic import Point
 from jaxsac.group_lasso.problem.null import refit_target
 from jaxsac.group_lasso.problem.objective import Coefficients, Objective, uncentred
-from jaxsac.solution import Reason, Solution, Status
+from jaxsac.solution import Solution, Status, reason_of
 
 
 class Check(NamedTuple):
@@ -211,14 +211,12 @@ def solution(setup: Setup, place: Place, num_passes: int, status: Status) -> Sol
     intercept: Any = np.asarray(point.intercept - last.centre)
     code: Any = np.int32(status)
     one: Any = np.ones((), coef.dtype)
-    error, rounding, _ = last.certificate
-    reason = Reason.PRECISION if error <= rounding else Reason.PATIENCE
     stats = {
         **last.certificate._asdict(),
         "objective": last.objective,
-        "gap": error,
+        "gap": last.certificate.error,
         "num_steps": np.int32(num_passes),
-        "reason": np.int32(reason if status == Status.STALLED else Reason.NONE),
+        "reason": np.int32(reason_of(status, last.certificate)),
         "kkt": violation(setup, place),
         "num_active": np.int32(np.sum((point.coef != 0).any(axis=1))),
         "method": np.int32(WORKING_SETS),
