@@ -35,7 +35,7 @@ for page, blocks in json.load(sys.stdin).items():
         except BaseException:
             failures.append(f"{page}, block {number}: {traceback.format_exc()}")
         print(f"-- {page}, block {number}: {time.perf_counter() - start:.1f} s", file=sys.stderr)
-sys.exit("\\n".join(failures))
+sys.exit("\\n".join(failures) or None)
 """
 
 
