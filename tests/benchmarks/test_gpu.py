@@ -38,7 +38,8 @@ def test_a_rehearsal(tmp_path):
 
 def test_it_ends_in_time_and_keeps_what_it_has(tmp_path):
     found, text = command(tmp_path, "--minutes", "0.02")
-    assert "Stopped when the time was over" in text and found["tables"][gpu.ROWS] == []
+    assert "Stopped when the time was over" in text
+    assert all("not run" in row["failed"] for row in found["tables"][gpu.ROWS])
 
 
 def test_a_row_that_is_interrupted_says_so(tmp_path, monkeypatch):
