@@ -134,13 +134,12 @@ def test_the_certificate_is_in_the_stats(case):
     assert "gap" not in stats or stats["gap"] == stats["error"]
 
 
-@every_dtype
 @every_pure_case
-def test_jit_and_the_plain_call_agree(case, dtype):
-    problem = case.problem(1, dtype)
+def test_jit_and_the_plain_call_agree(case):
+    problem = case.problem(1, jnp.float64)
     close(
         case,
-        dtype,
+        jnp.float64,
         SOLVERS[case.name](problem, dict(case.hyper)),
         case.solve(**problem, **case.hyper),
     )
@@ -227,29 +226,25 @@ def test_one_trace_over_a_sweep(case):
 
 @over({name: case for name, case in PURE.items() if case.differentiate})
 def test_gradients_match_central_differences(case):
-    problem = case.problem(2, jnp.float64)
-    hyper = {name: jnp.asarray(value) for name, value in case.hyper.items()}
+    problem, hyper = case.problem(2, jnp.float64), dict(case.hyper)
 
-    @jax.jit
-    def scalar(arguments):
-        return case.scalar(case.solve(**arguments))
+    def scalar(changed):
+        at = {name: changed.get(name, value) for name, value in problem.items()}
+        numbers = {name: changed.get(name, value) for name, value in hyper.items()}
+        return case.scalar(SOLVERS[case.name](at, numbers))
 
-    everything = {**problem, **hyper}
-    chosen = {name: everything[name] for name in case.differentiate}
-
-    def gradient(chosen):
-        return jax.grad(lambda chosen: scalar({**everything, **chosen}))(chosen)
-
-    slopes = jax.jit(gradient)(chosen)
+    chosen = {name: {**problem, **hyper}[name] for name in case.differentiate}
+    slopes = jax.jit(jax.grad(scalar))(chosen)
     rng = np.random.default_rng(0)
     for name, slope in slopes.items():
-        value = everything[name]
+        value = chosen[name]
         direction = jnp.asarray(rng.normal(size=np.shape(value)))
         h = case.step * float(jnp.max(jnp.abs(value))) / float(jnp.max(jnp.abs(direction)))
-        central = (
-            scalar({**everything, name: value + h * direction})
-            - scalar({**everything, name: value - h * direction})
-        ) / (2 * h)
+        ends = [value + h * direction, value - h * direction]
+        if name in hyper:  # as everywhere: another kind of number would compile again
+            ends = map(float, ends)
+        above, below = (scalar({name: end}) for end in ends)
+        central = (above - below) / (2 * h)
         np.testing.assert_allclose(
             jnp.sum(slope * direction), central, rtol=case.gradient_rtol, atol=1e-9, err_msg=name
         )
@@ -266,8 +261,7 @@ def test_bad_input_names_the_argument(case):
 @every_pure_case
 def test_export_round_trip(case):
     """All that is returned, serialised and back."""
-    problem = case.problem(0, jnp.float64)
-    hyper = {name: jnp.asarray(value) for name, value in case.hyper.items()}
+    problem, hyper = case.problem(0, jnp.float64), dict(case.hyper)
     exported = jax.export.export(SOLVERS[case.name])(problem, hyper)
     answer = jax.export.deserialize(exported.serialize()).call(problem, hyper)
     expected = SOLVERS[case.name](problem, hyper)
