@@ -18,7 +18,7 @@ jax.config.update("jax_num_cpu_devices", 2)  # so that what a mesh asks of a ker
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.02)
 
 
 def pytest_configure(config):
