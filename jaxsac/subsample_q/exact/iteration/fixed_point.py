@@ -159,10 +159,7 @@ def fixed_point(
     stats = end._replace(status=status).stats | {"operator_error": state.operator_error}
     if average:
         stats["gain"] = (state.low + state.high) / 2
-    # The derivative of max_a q asks where q equals its maximum: a compiler that computed q once for
-    # either side of that question, and rounded twice, would find it nowhere, and divide by 0.
-    q = lax.optimization_barrier(q + shift)
-    return FixedPoint(q, value + shift, bounds, status, stats)
+    return FixedPoint(q + shift, value + shift, bounds, status, stats)
 
 
 def differentiable(
