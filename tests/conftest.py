@@ -1,5 +1,5 @@
 """One regime for all tests: float64 available (float32 is asked for by dtype), strict promotion,
-two devices, compilations cached across runs.
+two devices, compilations cached across runs; without slow tests, programs that are compiled fast.
 """
 
 import os
@@ -18,7 +18,16 @@ jax.config.update("jax_num_cpu_devices", 2)  # so that what a mesh asks of a ker
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.02)
+
+
+def pytest_configure(config):
+    """Most of a run is compilation, which takes half the time without optimisation. What is slow,
+    and what runs in a process of its own (the examples, the notebooks), is compiled as for users;
+    so is everything with `-m ""`.
+    """
+    if "not slow" in config.option.markexpr:
+        jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(autouse=True, scope="module")

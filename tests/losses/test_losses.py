@@ -1,5 +1,6 @@
 """Losses against formulas, automatic differentiation and convex conjugates found by search."""
 
+import functools
 import itertools
 
 import jax
@@ -67,9 +68,9 @@ def test_budgeted_gibbs_is_the_likelihood_over_all_sets():
 @every_loss
 def test_negative_gradient_is_minus_the_gradient(name):
     loss, z, y = CASES[name]
-    slope = jax.grad(lambda u: loss.value(u, y, C))(z)
+    slope = jax.jit(jax.grad(lambda u: loss.value(u, y, C)))(z)
     np.testing.assert_allclose(loss.negative_gradient(z, y, C), -slope, rtol=1e-10, atol=1e-13)
-    general = losses.Loss.descent(loss, z, y)
+    general = jax.jit(lambda u: losses.Loss.descent(loss, u, y))(z)
     np.testing.assert_allclose(loss.descent(z, y), general, rtol=1e-10, atol=1e-12)
 
 
@@ -77,11 +78,8 @@ def test_negative_gradient_is_minus_the_gradient(name):
 def test_curvature_bounds_the_hessian(name):
     loss, z, y = CASES[name]
     points = [z * scale for scale in (0.0, 0.1, 1.0)]
-    hessians = [
-        jax.hessian(lambda u, t=t: loss.per_sample(u[None], y[t : t + 1])[0])(point[t])
-        for point in points
-        for t in range(2)
-    ]
+    hessian_of = jax.jit(jax.hessian(lambda u, y: loss.per_sample(u[None], y[None])[0]))
+    hessians = [hessian_of(point[t], y[t]) for point in points for t in range(2)]
     largest = max(np.linalg.eigvalsh(np.atleast_2d(hessian)).max() for hessian in hessians)
     smallest = min(np.linalg.eigvalsh(np.atleast_2d(hessian)).min() for hessian in hessians)
     assert smallest >= -1e-12
@@ -98,6 +96,20 @@ def test_curvature_with_costs_uses_the_largest_affordable_set():
     assert losses.budgeted_gibbs(5).curvature == 0.5
 
 
+@functools.cache
+def dual_and_values(name):
+    """D(s ρ) and F(u) + s <ρ, u − z + w> at the rows u of a cloud, jitted for every s."""
+    loss, z, y = CASES[name]
+
+    def both(penalised, rho, cloud, scale):
+        values = jax.vmap(
+            lambda u: loss.value(u, y, C) + scale * jnp.sum(rho * (u - z + penalised))
+        )(cloud)
+        return jnp.sum(C * loss.dual_per_sample(z, y, penalised, scale)) / T, values
+
+    return jax.jit(both)
+
+
 @every_loss
 @pytest.mark.parametrize("scale", [0.0, 0.4, 1.0])
 def test_dual_values_are_lower_bounds_and_tight_at_one(name, scale):
@@ -106,15 +118,12 @@ def test_dual_values_are_lower_bounds_and_tight_at_one(name, scale):
     """
     loss, z, y = CASES[name]
     penalised = 0.3 * z
-    dual = jnp.sum(C * loss.dual_per_sample(z, y, penalised, jnp.asarray(scale))) / T
     rho = loss.negative_gradient(z, y, C)
     shape = (200, *z.shape)
     cloud = jnp.concatenate(
         [z[None] + size * jnp.asarray(RNG.normal(size=shape)) for size in (1e-3, 0.3, 3.0)]
     )
-    values = jax.vmap(lambda u: loss.value(u, y, C) + scale * jnp.sum(rho * (u - z + penalised)))(
-        cloud
-    )
+    dual, values = dual_and_values(name)(penalised, rho, cloud, jnp.asarray(scale))
     assert float(dual) <= float(jnp.min(values)) + 1e-10
     if scale == 1.0:
         np.testing.assert_allclose(dual, loss.value(z, y, C) + jnp.sum(rho * penalised), rtol=1e-12)
@@ -156,15 +165,15 @@ def test_the_dual_scale_is_the_best_within_its_limit(name):
 def test_float32_and_extreme_predictions_stay_finite(name):
     loss, z, y = CASES[name]
     y = y.astype(jnp.float32) if jnp.issubdtype(y.dtype, jnp.floating) else y
-    for scale in (1.0, 30.0):
-        u, c = (scale * z).astype(jnp.float32), C.astype(jnp.float32)
+    c = C.astype(jnp.float32)
+
+    @jax.jit
+    def everything(u):
         _, dual = loss.dual_value(u, y, c, u, jnp.float32(0.5))
-        for leaf in (
-            loss.value(u, y, c),
-            loss.negative_gradient(u, y, c),
-            loss.magnitude(u, y),
-            dual,
-        ):
+        return loss.value(u, y, c), loss.negative_gradient(u, y, c), loss.magnitude(u, y), dual
+
+    for scale in (1.0, 30.0):
+        for leaf in everything((scale * z).astype(jnp.float32)):
             assert leaf.dtype == jnp.float32 and np.all(np.isfinite(leaf))
 
 

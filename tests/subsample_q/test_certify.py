@@ -79,8 +79,8 @@ def test_monte_carlo_bounds_cover_at_their_confidence():
             )
         )
     )
-    covered = np.mean(np.asarray(one(jax.random.split(jax.random.key(7), 400))) <= truth)
-    assert covered > 0.9 - 4 * np.sqrt(0.09 / 400)
+    covered = np.mean(np.asarray(one(jax.random.split(jax.random.key(7), 200))) <= truth)
+    assert covered > 0.9 - 4 * np.sqrt(0.09 / 200)
 
 
 def test_student_quantiles():

@@ -60,6 +60,10 @@ def start(*arguments, devices=1):
     environment = os.environ | {
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "PYTHONPATH": str(HERE.parent.parent),
+        # as here: what was compiled otherwise may round otherwise
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": str(
+            int(jax.config.read("jax_disable_most_optimizations"))
+        ),
         "PYTHONHASHSEED": str(
             len(arguments)
         ),  # another one in each process: no result may depend on it
