@@ -24,9 +24,9 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.02)
 def pytest_configure(config):
     """Most of a run is compilation, which takes half the time without optimisation. What is slow,
     and what runs in a process of its own (the examples, the notebooks), is compiled as for users;
-    so is everything with `-m ""`.
+    so is everything with `-m ""`, and with JAXSAC_TESTS_AS_USERS set, as `.ci/run` has it once.
     """
-    if "not slow" in config.option.markexpr:
+    if "not slow" in config.option.markexpr and "JAXSAC_TESTS_AS_USERS" not in os.environ:
         jax.config.update("jax_disable_most_optimizations", True)
 
 

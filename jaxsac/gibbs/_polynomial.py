@@ -90,8 +90,9 @@ def expand(p: Problem) -> Polynomial:
     tail, halvings = jnp.zeros((degree + 1,), z.dtype).at[0].set(1), jnp.zeros((), z.dtype)
     if count < size:
         scale = jnp.exp(tilt.of(least, temperature))
-        if degree > _ROUGH:  # the coefficients' sum is at most exp(mass · scale)
-            halvings = jnp.round(jnp.minimum(mass * scale, 1e6) / _LN2)
+        if degree > _ROUGH:  # the sum of the coefficients is Π (1 + w)
+            growth = jnp.sum(jnp.log1p(lax.stop_gradient(weights) * scale))
+            halvings = jnp.round(jnp.minimum(growth, 1e6) / _LN2)
         tail = elementary(weights, scale, degree, halvings.astype(jnp.int32))
         weights = weights * scale
     x = tilt.of(z[head], p.temperature)

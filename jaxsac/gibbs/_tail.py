@@ -36,7 +36,8 @@ def elementary(
     They must not overflow; what underflows is 0.
     """
     size = weights.shape[0]
-    lanes = min(max(1 << int(math.log2(max(size, 1) / 256 + 1)), _LANES[0]), _LANES[1])
+    fewest = max(_LANES[0], 1 << (budget // 16).bit_length())  # a share of at most 2^−40 each
+    lanes = min(max(1 << int(math.log2(max(size, 1) / 256 + 1)), fewest), max(_LANES[1], fewest))
     slab = _GROUP * lanes
     slabs = size // slab
     compensate = weights.dtype == jnp.float32 and slabs > _LONG
