@@ -62,12 +62,14 @@ PUBLIC = {
     "gibbs": {
         "NO_ACTION",
         "entropy",
+        "expected",
         "kl",
         "log_partition",
         "log_prob",
         "marginals",
         "mode",
         "sample",
+        "straight_through",
     },
     "group_lasso": {
         "Criterion",

@@ -3,6 +3,7 @@ divergence, mode and sampling.
 """
 
 from jaxsac.gibbs import rows as rows
+from jaxsac.gibbs.estimators import expected as expected, straight_through as straight_through
 from jaxsac.gibbs.partition import (
     entropy as entropy,
     kl as kl,
