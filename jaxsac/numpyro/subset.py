@@ -69,16 +69,23 @@ class Subset(Distribution):
         batch_shape = np.broadcast_shapes(z.shape[:-1], temperature.shape)
         self.z = jnp.broadcast_to(z, (*batch_shape, z.shape[-1]))
         self.temperature = jnp.broadcast_to(temperature, batch_shape)
-        self.costs = None if costs is None else _checks.integer_array("costs", costs, z.shape[-1:])
         _checks.require(
             _checks.is_concrete(costs),
             "costs decide the width of the sets and must be concrete: close over an array.",
         )
-        self.budget, self.exactly, self.indicators = budget, exactly, indicators
-        empty = jax.ShapeDtypeStruct(z.shape[-1:], z.dtype)
-        width = jax.eval_shape(partial(gibbs.mode, **self._options()), empty).shape  # checks too
+        self.costs = None if costs is None else _checks.integer_array("costs", costs, z.shape[-1:])
+        self.budget = _checks.static_integer("budget", budget, 0)
+        self.exactly, self.indicators = exactly, indicators
+        _checks.require(
+            costs is not None or not exactly or self.budget <= z.shape[-1],
+            f"exactly=True needs budget <= M, got budget={budget} and M={z.shape[-1]}.",
+        )
+        width = self.budget
+        if costs is not None:  # how many of the cheapest are within the budget
+            ordered = np.sort(np.asarray(costs, np.int64))
+            width = int(np.sum(np.cumsum(ordered) <= self.budget))
         super().__init__(
-            batch_shape, z.shape[-1:] if indicators else width, validate_args=validate_args
+            batch_shape, (z.shape[-1] if indicators else width,), validate_args=validate_args
         )
 
     def _options(self) -> dict[str, Any]:
