@@ -145,7 +145,9 @@ def _grown(x: jax.Array) -> jax.Array:
     """exp(x − stop_gradient(x)) − 1: the number 0, whatever x is, with derivatives of every
     order.
     """
-    return jnp.zeros_like(x)
+    # Not zeros_like: a value that does not depend on a mapped x, with a derivative that does, gets
+    # a wrong shape where a jitted function is mapped and then differentiated.
+    return jnp.where(x == 0, x, 0)
 
 
 @_grown.defjvp

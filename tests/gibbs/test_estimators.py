@@ -145,6 +145,13 @@ def test_expected_has_the_variance_of_two_draws(dtype):
         assert in_standard_errors((np.asarray(gradients, float) - mean) ** 2, spread) < 5
 
 
+def test_a_mapped_estimate_is_differentiated_row_by_row():
+    estimate = jax.jit(lambda z: gibbs.expected(jax.random.key(0), reward, z, B, 4))
+    z = jnp.asarray(SCORES)
+    together = jax.grad(lambda z: jnp.sum(jax.vmap(estimate)(z)))(z)
+    np.testing.assert_allclose(together, jax.vmap(jax.grad(estimate))(z), atol=1e-15)
+
+
 def test_a_function_may_return_a_tree_and_integers_are_numbers():
     f = lambda a: {"size": jnp.sum(a, dtype=int), "pair": jnp.outer(a, a)}  # noqa: E731
     draw = lambda z: gibbs.expected(jax.random.key(0), f, z, B, 50)  # noqa: E731
