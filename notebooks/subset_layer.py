@@ -84,9 +84,9 @@ def error(predictor, x, y, chosen):
 # %% [markdown]
 # ## Five ways through the draw
 #
-# * **straight-through**: exact draws forward, the Jacobian of the exact marginals backward (SIMPLE);
-#   of exactly three, or of at most three.
-# * **score function**: the mean error of four exact draws, with the leave-one-out baseline; unbiased.
+# * **straight-through**: exact draws forward, the Jacobian of the exact marginals backward
+#   (SIMPLE); of exactly three, or of at most three.
+# * **score function**: the mean error of four exact draws, with the leave-one-out baseline.
 # * **Gumbel top-k**: its hard draw forward, a relaxation (successive softmaxes) backward.
 # * **softjax**: no draw, a relaxed top-k of the scores, hard forward and soft backward.
 
@@ -134,8 +134,8 @@ if softjax is not None:
 # %% [markdown]
 # ## Training
 #
-# Adam, one compiled scan, `vmap` over the seeds. Every 30 steps: the error on 300 fresh records with
-# the three best scores in place of a draw, the same for all.
+# Adam, one compiled scan, `vmap` over the seeds. Every 30 steps: the error on 300 fresh records,
+# with the three best scores in place of a draw, the same for all.
 
 
 # %%
