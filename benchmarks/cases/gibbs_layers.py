@@ -66,9 +66,9 @@ def layers(options: Options) -> list[dict[str, Any]]:
             "min_seconds": 0.05 if options.smoke else 2.0,
         }
         arrays = {"z": z, "cotangent": cotangent}
-        # SIMPLE is written here and needs jax alone: this interpreter's, as ours.
-        for peer, python in (("simple", None), ("softjax", options.peers_python)):
-            found = run_peer(f"gibbs/{peer}", arrays, settings, python=python)
+        # This interpreter's jax, as ours: the peers' environment holds it back.
+        for peer in ("simple", "softjax"):
+            found = run_peer(f"gibbs/{peer}", arrays, settings)
             row: dict[str, Any] = size | {"what": peer}
             if not found.ok:
                 rows.append(row | {"ms": found.status})
@@ -101,11 +101,8 @@ def together(options: Options) -> list[dict[str, Any]]:
         sets = jax.vmap(lambda z, budget=budget: gibbs.mode(z, budget))(z)
 
         def combined(z, sets, budget=budget):
-            return (
-                gibbs.log_prob(sets, z, budget),
-                gibbs.entropy(z, budget),
-                gibbs.marginals(z, budget),
-            )
+            policy = gibbs.Policy(z, budget=budget)
+            return policy.log_prob(sets), policy.entropy(), policy.marginals()
 
         alone = jax.jit(jax.vmap(partial(gibbs.marginals, budget=budget)))
         times = options.time(

@@ -62,8 +62,8 @@ def run(options: Options) -> Report:
         Scores N(0, 4). both: value and marginals in one call; hvp: forward over reverse, along a
         random direction.
 
-        simple: the programme over items in log space of SIMPLE, jitted, in a process of its own on
-        this interpreter; softjax: SoftSort's relaxed top-k, another function.
+        simple: the programme over items in log space of SIMPLE, jitted, in a process of its own;
+        softjax: SoftSort's relaxed top-k, another function.
 
         scan: log-space programme over tools as a jitted vmapped lax.scan; fewer repeats.
 

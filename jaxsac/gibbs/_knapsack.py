@@ -1,134 +1,183 @@
-"""Log-partition function and marginals for budgets on integer costs: the log-space programme over
-tools.
+"""Budgets on integer costs: the log-space programme over tools, at a tilt of so much a unit of
+cost.
 """
 
-from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax import lax
 
 from jaxsac import _loops
+from jaxsac.gibbs import _tilt
+from jaxsac.gibbs._problem import Problem
+from jaxsac.gibbs._tilt import Tilt
+from jaxsac.gibbs._tree import uniform
+
+_BITS = 2.0**11  # an anchor of so many, times costs below 2^12, is exact in float32
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def log_partition(z: jax.Array, costs: jax.Array, budget: int, exactly: bool) -> jax.Array:
-    """log Σ_a exp(Σ_{j ∈ a} z_j) over sets of total cost ≤ budget (= budget with `exactly`);
-    z, costs [M]. Work M · budget.
+class Tables(NamedTuple):
+    """log E_c, of the sets of total cost exactly c: probabilities under independent tools of log
+    odds x. Letters: M tools, D the largest total.
     """
-    return _total(z, costs, prefix_tables(z, costs, budget)[0], exactly)
+
+    tilt: Tilt  # λ of a unit of cost
+    left_out: jax.Array  # [M] log sigmoid(−x)
+    taken: jax.Array  # [M] log sigmoid(x), plus what carries the derivative
+    before: jax.Array  # [M, D + 1] before each tool
+    last: jax.Array  # [D + 1] of all; −inf where no set has that cost
+    log_scale: jax.Array  # []
+
+    def x_of(self, p: Problem) -> jax.Array:
+        return log_odds(p, self.tilt)
 
 
-@log_partition.defjvp
-def _log_partition_jvp(budget, exactly, primals, tangents):
-    z, costs = primals
-    value, marginals = log_partition_and_marginals(z, costs, budget, exactly)
-    return value, jnp.sum(marginals * tangents[0])
+def log_odds(p: Problem, tilt: Tilt) -> jax.Array:
+    """z / temperature − λ · cost, [M]."""
+    assert p.costs is not None
+    costs = p.costs.astype(p.z.dtype)
+    return _tilt.relative(p.z, tilt.anchor * costs, p.temperature) - tilt.offset * costs
 
 
-def log_partition_and_marginals(
-    z: jax.Array, costs: jax.Array, budget: int, exactly: bool
-) -> tuple[jax.Array, jax.Array]:
-    final, tables = prefix_tables(z, costs, budget)
-    value = _total(z, costs, final, exactly)
-    feasible = value > -jnp.inf
-    allowed = np.arange(budget + 1) >= (budget if exactly else 0)
-    seed = jnp.where(allowed & feasible, -jnp.where(feasible, value, 0), floor(z.dtype))
+def expand(p: Problem) -> Tables:
+    """The tables of p.z [M], work M · D."""
+    assert p.costs is not None
+    costs, lowest = p.costs, floor(p.z.dtype)
+    tilt = _choose(lax.stop_gradient(p))
+    x = log_odds(p, tilt)
+    finite = jnp.where(jnp.isfinite(x), x, 0)
+    constant = lax.stop_gradient(finite)
+    left_out = -jax.nn.softplus(constant)
+    taken = -jax.nn.softplus(-constant) + (finite - constant)
+    present = jnp.isfinite(x)
+    left_out, taken = jnp.where(present, left_out, 0), jnp.where(present, taken, lowest)
+
+    def step(table, entry):
+        left_out, taken, cost = entry
+        with_tool = taken + _shift_up(table, cost)
+        table_next = jnp.logaddexp(left_out + table, with_tool)
+        return jnp.maximum(table_next, lowest), table
+
+    start = jnp.full((p.degree + 1,), lowest, x.dtype).at[0].set(0)
+    last, before = _loops.scan(step, start, (left_out, taken, costs))
+    last = jnp.where(last > lowest / 4, last, -jnp.inf)
+    return Tables(tilt, left_out, taken, before, last, -jnp.sum(lax.stop_gradient(left_out)))
+
+
+def _choose(p: Problem) -> Tilt:
+    """Start where the best scores a unit of cost fill the budget."""
+    assert p.costs is not None
+    low, high = p.limits
+    costs = p.costs.astype(p.z.dtype)
+    priced = (costs > 0) & jnp.isfinite(p.z)
+    rates = jnp.where(priced, p.z / jnp.where(priced, costs, 1), -jnp.inf)
+    order = jnp.argsort(-rates)
+    through = jnp.cumsum(jnp.where(priced, costs, 0)[order])
+    limit = jnp.maximum(high, 1).astype(costs.dtype)
+    place = jnp.sum(through < jnp.minimum(limit, through[-1])) if costs.shape[0] else 0
+    best = rates[order][place] if costs.shape[0] else jnp.zeros((), costs.dtype)
+    best = jnp.where(jnp.isfinite(best), best, 0)
+    # At most the budget: no tilt that would favour the costly.
+    best = jnp.where(low < high, jnp.maximum(best, 0), best)
+    fraction, exponent = jnp.frexp(best)
+    anchor = jnp.ldexp(jnp.round(fraction * _BITS) / _BITS, exponent)
+    tilt = Tilt(anchor, jnp.zeros_like(anchor), p.temperature)
+    part = _tilt.Part(log_odds(p, tilt), costs, 1.0)
+    return _tilt.refine(tilt, [part], low, high)
+
+
+def marginals(p: Problem, tables: Tables, seed: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Of each tool [M], and of its complement [M]; `seed` [D + 1]: log of the law of the cost over
+    `last`.
+    """
+    lowest = floor(seed.dtype)
 
     def step(suffix, entry):
         # suffix_c: log of what the tools after this one, and the budget, make of a prefix that
         # costs c
-        score, cost, table = entry
-        with_tool = score + _shift_down(suffix, cost, budget)
-        marginal = jnp.sum(jnp.exp(with_tool + table))
-        return jnp.logaddexp(suffix, jnp.maximum(with_tool, floor(z.dtype))), marginal
+        left_out, taken, cost, before = entry
+        with_tool = taken + _shift_down(suffix, cost)
+        chosen = jnp.sum(jnp.exp(with_tool + before))
+        without = left_out + suffix
+        other = jnp.sum(jnp.exp(without + before))
+        return jnp.maximum(jnp.logaddexp(without, with_tool), lowest), (chosen, other)
 
-    _, marginals = _loops.scan(step, seed, (z, costs, tables), reverse=True)
-    return value, jnp.where(jnp.isnan(value), jnp.nan, marginals)
+    entries = (tables.left_out, tables.taken, p.costs, tables.before)
+    chosen, others = _loops.scan(step, jnp.maximum(seed, lowest), entries, reverse=True)[1]
+    return chosen - lax.stop_gradient(chosen - jnp.clip(chosen, 0, 1)), others
 
 
-def prefix_tables(z: jax.Array, costs: jax.Array, budget: int) -> tuple[jax.Array, jax.Array]:
-    """E_c = log of the sum over sets of total cost exactly c: of all tools [budget + 1], and before
-    each tool [M, budget + 1].
+def mode(p: Problem) -> jax.Array:
+    """Which tools the best set holds, as booleans [M]: ties go to the least cost, then to the
+    lowest index, and a score ≤ 0 is taken only where it must be.
     """
-    lowest = floor(z.dtype)
-
-    def step(table, entry):
-        score, cost = entry
-        with_tool = jnp.maximum(score + _shift_up(table, cost, budget), lowest)
-        return jnp.logaddexp(table, with_tool), table
-
-    start = jnp.full((budget + 1,), lowest, z.dtype).at[0].set(0)
-    return _loops.scan(step, start, (z, costs))
-
-
-def mode(z: jax.Array, costs: jax.Array, budget: int, exactly: bool) -> jax.Array:
-    """Which tools the best set holds, as booleans [M]: ties go to the lowest index, and a score ≤ 0
-    is taken only where it must be.
-    """
-    lowest = floor(z.dtype)
+    z, costs, lowest = p.z, p.costs, floor(p.z.dtype)
+    low, high = p.limits
 
     def value(best, entry):
         score, cost = entry
-        with_tool = jnp.maximum(score + _shift_up(best, cost, budget), lowest)
+        with_tool = jnp.maximum(score + _shift_up(best, cost), lowest)
         return jnp.maximum(best, with_tool), best
 
-    # best_c: the largest score that the tools after this one can make of exactly (at most) the
-    # budget c.
-    start = jnp.full((budget + 1,), lowest if exactly else 0.0, z.dtype).at[0].set(0)
+    # best_c: the largest score that the tools after this one can make of exactly the cost c.
+    start = jnp.full((p.degree + 1,), lowest, z.dtype).at[0].set(0)
     final, bests = _loops.scan(value, start, (z, costs), reverse=True)
+    degree = jnp.arange(p.degree + 1, dtype=jnp.int32)
+    final = jnp.where((degree >= low) & (degree <= high), final, lowest)
 
     def choose(left, entry):
         score, cost, best = entry
-        with_tool = score + _shift_up(best, cost, budget)[left]
+        with_tool = score + _shift_up(best, cost)[left]
         take = (with_tool > lowest / 4) & (
             (with_tool > best[left]) | ((with_tool == best[left]) & (score > 0))
         )
         return jnp.where(take, left - cost, left), take
 
-    _, chosen = _loops.scan(choose, jnp.asarray(budget, jnp.int32), (z, costs, bests))
-    feasible = (final[-1] > lowest / 4) & jnp.all(z < jnp.inf) & jnp.all(costs >= 0)
-    return chosen & feasible
+    _, chosen = _loops.scan(choose, jnp.argmax(final).astype(jnp.int32), (z, costs, bests))
+    return chosen & (jnp.max(final) > lowest / 4) & p.usable
 
 
-def sample(
-    key: jax.Array,
-    z: jax.Array,
-    costs: jax.Array,
-    budget: int,
-    exactly: bool,
-    num_samples: int,
-    width: int,
-) -> jax.Array:
-    """Exact draws, int32 [num_samples, width] padded with −1: a total cost, then tool by tool from
-    the last.
+def sample(key: jax.Array, p: Problem, tables: Tables, law: jax.Array, shape: tuple[int, int]):
+    """Exact draws, int32 [num_samples, W] padded with −1: a total cost, then tool by tool from the
+    last.
     """
-    final, tables = prefix_tables(z, costs, budget)
-    value = _total(z, costs, final, exactly)
     cost_key, tool_key = jax.random.split(key)
-    if exactly:
-        total = jnp.full((num_samples,), budget, jnp.int32)
-    else:
-        total = jax.random.categorical(cost_key, final, shape=(num_samples,)).astype(jnp.int32)
-    slots = jnp.arange(width, dtype=jnp.int32)[None, :]
+    total = jax.random.categorical(cost_key, jnp.log(law), shape=shape[:1]).astype(jnp.int32)
+    slots = jnp.arange(shape[1], dtype=jnp.int32)[None, :]
 
     def step(carry, entry):
         left, count, sets = carry
-        index, score, cost, table = entry
-        with_tool = score + _shift_up(table, cost, budget)
-        probability = jax.nn.sigmoid(with_tool - table)[left]
-        take = (
-            jax.random.uniform(jax.random.fold_in(tool_key, index), left.shape, z.dtype)
-            < probability
-        )
+        index, left_out, taken, cost, table = entry
+        with_tool = taken + _shift_up(table, cost)
+        probability = jax.nn.sigmoid(with_tool - (left_out + table))[left]
+        take = uniform(jax.random.fold_in(tool_key, index), left.shape, law.dtype) < probability
         sets = jnp.where(take[:, None] & (slots == count[:, None]), index, sets)
         return (left - jnp.where(take, cost, 0), count + take.astype(jnp.int32), sets), None
 
-    start = (total, jnp.zeros_like(total), jnp.full((num_samples, width), -1, jnp.int32))
-    (_, _, sets), _ = _loops.scan(
-        step, start, (jnp.arange(z.shape[0], dtype=jnp.int32), z, costs, tables), reverse=True
-    )
-    return jnp.where(value > -jnp.inf, sets, -1)
+    start = (total, jnp.zeros_like(total), jnp.full(shape, -1, jnp.int32))
+    index = jnp.arange(p.z.shape[0], dtype=jnp.int32)
+    entries = (index, tables.left_out, tables.taken, p.costs, tables.before)
+    return _loops.scan(step, start, entries, reverse=True)[0][2]
+
+
+def number_law(p: Problem, tables: Tables, law: jax.Array) -> jax.Array:
+    """The law of the number of tools added, [W + 1], of tables by number and cost: work M · W ·
+    D.
+    """
+    lowest, number = floor(law.dtype), p.width
+
+    def step(table, entry):
+        left_out, taken, cost = entry
+        shifted = jax.vmap(lambda row: _shift_up(row, cost))(table[:-1])
+        with_tool = jnp.concatenate([jnp.full((1, law.size), lowest, law.dtype), taken + shifted])
+        return jnp.maximum(jnp.logaddexp(left_out + table, with_tool), lowest), None
+
+    start = jnp.full((number + 1, law.size), lowest, law.dtype).at[0, 0].set(0)
+    table = _loops.scan(step, start, (tables.left_out, tables.taken, p.costs))[0]
+    reached = jnp.isfinite(tables.last)
+    shares = jnp.exp(table - jnp.where(reached, tables.last, 0)[None, :])
+    return jnp.matmul(jnp.where(reached[None, :], shares, 0), law, precision="highest")
 
 
 def floor(dtype) -> float:
@@ -136,22 +185,18 @@ def floor(dtype) -> float:
     return float(jnp.finfo(dtype).min) / 16
 
 
-def _total(z, costs, table, exactly):
-    value = table[-1] if exactly else jax.nn.logsumexp(table)
-    value = jnp.where(value > floor(z.dtype) / 4, value, -jnp.inf)
-    return jnp.where(jnp.all(z < jnp.inf) & jnp.all(costs >= 0), value, jnp.nan)
-
-
-def _shift_up(table, cost, budget):
+def _shift_up(table, cost):
     """table_(c − cost), log 0 where c < cost."""
+    budget = table.shape[0] - 1
     position = jnp.arange(budget + 1, dtype=jnp.int32) - cost
     return jnp.where(
         (position >= 0) & (cost >= 0), table[jnp.clip(position, 0, budget)], floor(table.dtype)
     )
 
 
-def _shift_down(suffix, cost, budget):
+def _shift_down(suffix, cost):
     """suffix_(c + cost), log 0 where c + cost > budget."""
+    budget = suffix.shape[0] - 1
     position = jnp.arange(budget + 1, dtype=jnp.int32) + jnp.minimum(cost, budget + 1)
     return jnp.where(
         (position <= budget) & (cost >= 0),

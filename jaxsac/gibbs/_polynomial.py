@@ -1,19 +1,17 @@
 """The generating polynomial of a score vector: coefficient r is e_r, the sum over sets of r tools
 of exp(sum of their scores).
 
-Coefficients span thousands of orders of magnitude, so degree r is kept in its own unit: e_r = exp(r
-· centre + units_1 + … + units_r) · values_r. Units are scores (or the tail's level) minus the
-centre, the head's score nearest to 0. Only differences of scores are ever exponentiated, and
-neither a huge common offset nor a few huge scores cost digits. Centre and units are constants of
+Coefficients span thousands of orders of magnitude. They are computed of the log odds x = score − λ
+at a tilt λ (`_tilt`), as e_r = exp(λ r + log_scale) · values_r: the values are in range for all
+sizes that matter, and what underflows does not matter. `log_scale` is a constant of
 differentiation.
 
-The largest scores, the head, are multiplied in one by one, each with its own unit: they set the
-range. All others, the tail, are at most as large as any head score and are multiplied together
-without units. A tail tool's marginal is a polynomial in its weight w (division of the tail's
-polynomial by the factor 1 + w t): alternating, but stable where the head holds enough scores beyond
-the budget, none below it. The error is at most eps · sum_i w^i e_(B−i) / e_B, which is worst where
-all scores are equal and the tail has one tool: eps · sum_(r ≤ B) C(K + 1, r) / C(K + 1, B) for K
-head scores.
+The largest scores, the head, are multiplied in one by one, as tools that are taken with probability
+sigmoid(x). All others, the tail, are multiplied together. A tail tool's marginal is a polynomial in
+its weight w (division of the tail's polynomial by the factor 1 + w t): alternating, but stable
+where the head holds enough scores beyond the budget, none below it. The error is at most eps ·
+sum_i w^i e_(B−i) / e_B, which is worst where all scores are equal and the tail has one tool: eps ·
+sum_(r ≤ B) C(K + 1, r) / C(K + 1, B) for K head scores.
 """
 
 import functools
@@ -26,30 +24,31 @@ import numpy as np
 from jax import lax
 
 from jaxsac import _loops
+from jaxsac.gibbs import _tilt
+from jaxsac.gibbs._groups import correlate
 from jaxsac.gibbs._head import largest
+from jaxsac.gibbs._problem import Problem
 from jaxsac.gibbs._tail import elementary
+from jaxsac.gibbs._tilt import Tilt
 
-_RANGE = {
-    "float32": 64,
-    "float64": 512,
-}  # longer heads outgrow the dtype and need rescaling, every _RESCALE steps
-_RESCALE = 32
+_ROUGH = 32  # budgets up to which the first tilt will do
+_WRITTEN_OUT = 128  # degrees up to which the division of the tail is one pass
 
 
 class Polynomial(NamedTuple):
-    """The polynomial with what its adjoint needs. Letters: M tools, K head scores, B the budget."""
+    """The polynomial with what its adjoint needs. Letters: M tools, K head scores, D the degree."""
 
-    centre: jax.Array  # []
-    units: jax.Array  # [B]
-    values: jax.Array  # [B + 1]
-    head: jax.Array  # [K] indices of the head, largest score first
-    steps: jax.Array  # [K, B + 1] the values before each head score was multiplied in
-    keep: jax.Array  # [K, B + 1] step k: values_r ← keep_kr values_r + take_kr values_(r−1)
-    take: jax.Array  # [K, B + 1]
-    # [B + 1] the tail's own coefficients, degree r in units of the r-th power of `level`
-    tail: jax.Array
-    weights: jax.Array  # [M] exp(score − least head score) of the tail; 0 for the head
-    level: jax.Array  # []
+    tilt: Tilt
+    head: jax.Array  # [K] indices of the head, about in falling order of score
+    x: jax.Array  # [K] log odds of the head
+    left_out: jax.Array  # [K] sigmoid(−x)
+    taken: jax.Array  # [K] sigmoid(x), times what carries the derivative
+    steps: jax.Array  # [K, D + 1] the values before each head score was multiplied in
+    tail: jax.Array  # [D + 1] the tail's own coefficients
+    weights: jax.Array  # [M] odds of the tail; 0 for the head
+    values: jax.Array  # [D + 1]
+    log_scale: jax.Array  # []
+    tail_scale: jax.Array  # [] the tail's part of it
 
 
 @functools.cache
@@ -66,143 +65,110 @@ def head_size(budget: int, dtype: str) -> int:
     return count
 
 
-def expand(z: jax.Array, budget: int, count: int) -> Polynomial:
-    """The polynomial of z [M] truncated at degree `budget`, with a head of `count` scores; budget,
-    count and M ≥ 1, scores finite or −inf.
-    """
+def expand(p: Problem) -> Polynomial:
+    """The polynomial of p.z [M] up to degree D; D and M ≥ 1, scores finite or −inf."""
+    z, degree = p.z, p.degree
+    low, high = p.limits
     size = z.shape[0]
-    count = min(count, size)
-    head = largest(z, count)
-    scores = z[head]
-    constant = lax.stop_gradient(scores)
-    least = jnp.min(constant, initial=jnp.inf, where=jnp.isfinite(constant))
+    count = min(head_size(degree, z.dtype.name), size)
+    constant, temperature = lax.stop_gradient((z, p.temperature))
+    # In float64 the head is the largest only to a thousandth.
+    head = largest(constant if z.dtype == jnp.float32 else constant / temperature, count)
+    scores = constant[head]
+    least = jnp.min(scores, initial=jnp.inf, where=jnp.isfinite(scores))
     least = jnp.where(jnp.isfinite(least), least, 0)
-    centre = jnp.clip(jnp.zeros((), z.dtype), least, jnp.maximum(jnp.max(constant), least))
-
+    groups = lax.stop_gradient(p.background)
     if count < size:
-        weights = _tail_weights(z, least, head)
-        # e_r ≤ p_1^r / r!, with p_1 the sum: scaled to p_1 = B / e, no degree overflows, and the
-        # large ones do not underflow in float32.
-        level = lax.stop_gradient(jnp.maximum(jnp.sum(weights) * (np.e / budget), 1))
-        tail = elementary(weights, 1 / level, budget)
+        weights = _weights(_tilt.relative(z, least, p.temperature), head)
+        mass = lax.stop_gradient(jnp.sum(weights))
     else:
-        weights, level = jnp.zeros_like(z), jnp.ones((), z.dtype)
-        tail = jnp.zeros((budget + 1,), z.dtype).at[0].set(1)
+        weights, mass = jnp.zeros_like(z), jnp.zeros((), z.dtype)
+    tilt = _tilt.choose(scores, (mass, least), groups, temperature, low, high)
+    if degree > _ROUGH:
+        tilt = _tilt.refine(tilt, _tilt.parts(tilt, constant, groups), low, high)
 
-    # Head score k gives degree k the unit max(score, log level) and so moves the degrees above;
-    # degrees below k have a larger score's unit.
-    log_level = jnp.log(level)
-    first = jnp.concatenate(
-        [constant[:budget], jnp.full((max(budget - count, 0),), -jnp.inf, z.dtype)]
+    tail, tail_scale = jnp.zeros((degree + 1,), z.dtype).at[0].set(1), jnp.zeros((), z.dtype)
+    if count < size:
+        scale = jnp.exp(tilt.of(least))
+        halvings: jax.Array | int = 0
+        if degree > _ROUGH:  # the coefficients' sum is at most exp(mass · scale)
+            halvings = jnp.round(jnp.minimum(mass * scale, 1e6) / np.log(2)).astype(jnp.int32)
+            tail_scale = halvings * jnp.asarray(np.log(2), z.dtype)
+        tail = elementary(weights, scale, degree, halvings)
+        weights = weights * scale
+    x = tilt.of(z[head])
+    left_out, taken = _tilt.chances(x)
+    values, steps = _multiply(tail, left_out, taken)
+    log_scale = lax.stop_gradient(jnp.sum(jax.nn.softplus(x)) + tail_scale)
+    return Polynomial(
+        tilt, head, x, left_out, taken, steps, tail, weights, values, log_scale, tail_scale
     )
-    units = jnp.maximum(first - centre, (least - centre) + log_level)
-    above = constant - least - log_level
-    degree, step = np.arange(budget + 1), np.arange(1, count + 1)[:, None]
-    keep = jnp.where(
-        degree >= step, jnp.exp(-jnp.maximum(above, 0))[:, None], jnp.ones((), z.dtype)
-    )
-    lower = (constant - least)[:, None] - jnp.maximum(first - least, log_level)[None, :]
-    relative = jnp.where(degree[1:] >= step, jnp.minimum(above, 0)[:, None], lower)
-    growth = jnp.exp(
-        jnp.where(jnp.isfinite(scores), scores - constant, 0)
-    )  # 1, and it carries the derivative
-    take = jnp.concatenate(
-        [jnp.zeros((count, 1), z.dtype), jnp.exp(relative) * growth[:, None]], axis=1
-    )
-    if count > _RANGE[z.dtype.name]:
-        values, units, steps, keep, take = _multiply_in_range(tail, units, keep, take)
-    else:
-        values, steps = _multiply(tail, keep, take)
-    return Polynomial(centre, units, values, head, steps, keep, take, tail, weights, level)
 
 
 @jax.custom_jvp
-def _tail_weights(z: jax.Array, least: jax.Array, head: jax.Array) -> jax.Array:
-    """exp(z − least), 0 for the head, where it may overflow: so the derivative is made from the
+def _weights(relative: jax.Array, head: jax.Array) -> jax.Array:
+    """exp(relative), 0 for the head, where it may overflow: so the derivative is made from the
     result.
     """
-    return jnp.exp(z - least).at[head].set(0)
+    return jnp.exp(relative).at[head].set(0)
 
 
-@_tail_weights.defjvp
-def _tail_weights_jvp(primals, tangents):
-    weights = _tail_weights(*primals)
+@_weights.defjvp
+def _weights_jvp(primals, tangents):
+    weights = _weights(*primals)
     return weights, weights * tangents[0]
 
 
-def adjoint(polynomial: Polynomial, cotangent: jax.Array) -> jax.Array:
-    """Derivative along the scores, [M], of a function of the coefficients, from its derivative in
-    `values`, `cotangent` [B + 1].
-    """
-    head, cotangent = _unwind(polynomial, cotangent)
-    result = jnp.zeros_like(polynomial.weights)
-    if polynomial.head.shape[0] < result.shape[0]:
-        weights = polynomial.weights * (1 / polynomial.level)
-        coefficients = _correlate(cotangent, polynomial.tail)
-        for i in range(coefficients.shape[0] - 1, -1, -1):
-            result = weights * (coefficients[i] - result)
-    return result.at[polynomial.head].set(head)
-
-
-def _multiply(values: jax.Array, keep: jax.Array, take: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Multiply the head in, one score a step: the final values, and the values before each step."""
-
-    def step(values, factors):
-        keep, take = factors
-        return keep * values + take * _shifted(values), values
-
-    return _loops.scan(step, values, (keep, take))
-
-
-def _multiply_in_range(values, units, keep, take):
-    """As `_multiply` for a long head, whose binomial growth would leave the range: every few steps
-    the values move into the units.
-    """
-    count = keep.shape[0]
-    rescale = np.arange(count) % _RESCALE == _RESCALE - 1
-
-    def step(carry, factors):
-        values, ratio = (
-            carry  # ratio_r: the value moved into degree r − 1 over that moved into degree r
-        )
-        keep, take, rescale = factors
-        take = take * ratio
-        moved = keep * values + take * _shifted(values)
-        factor = lax.stop_gradient(jnp.where(rescale & (moved > 1e-18), moved, 1))
-        ratio = ratio * _shifted(factor, 1) / factor
-        return (moved / factor, ratio), (values, keep / factor, take / factor)
-
-    start = (values, jnp.ones_like(values))
-    (values, ratio), (steps, keep, take) = _loops.scan(step, start, (keep, take, rescale))
-    return values, units - jnp.log(ratio[1:]), steps, keep, take
-
-
-def _shifted(values: jax.Array, first: float = 0) -> jax.Array:
-    return jnp.concatenate([jnp.full((1,), first, values.dtype), values[:-1]])
-
-
-def _unwind(polynomial: Polynomial, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The adjoint of `_multiply`: derivatives along the head's scores [K], and in the tail's
-    coefficients. For marginals all terms are ≥ 0.
+def adjoint(polynomial: Polynomial, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """With `cotangent` [D + 1] the law of sizes over the values: the marginals [M], and those of
+    the head's complements [K], all of terms ≥ 0 but for the tail's division.
     """
 
     def step(cotangent, saved):
-        keep, take, before = saved
-        taken = take * cotangent
-        derivative = jnp.sum(taken[1:] * before[:-1])
-        return keep * cotangent + jnp.concatenate(
-            [taken[1:], jnp.zeros((1,), taken.dtype)]
-        ), derivative
+        left_out, taken, before = saved
+        chosen = taken * jnp.sum(cotangent[1:] * before[:-1])
+        other = left_out * jnp.sum(cotangent * before)
+        below = jnp.concatenate([cotangent[1:], jnp.zeros((1,), cotangent.dtype)])
+        return left_out * cotangent + taken * below, (chosen, other)
 
-    saved = (polynomial.keep, polynomial.take, polynomial.steps)
-    cotangent, derivatives = _loops.scan(step, cotangent, saved, reverse=True)
-    return derivatives, cotangent
+    saved = (polynomial.left_out, polynomial.taken, polynomial.steps)
+    cotangent, (chosen, others) = _loops.scan(step, cotangent, saved, reverse=True)
+    result = jnp.zeros_like(polynomial.weights)
+    if polynomial.head.shape[0] < result.shape[0]:
+        result = _divide(polynomial.weights, correlate(cotangent, polynomial.tail)[1:])
+    return result.at[polynomial.head].set(chosen), others
 
 
-def _correlate(cotangent: jax.Array, tail: jax.Array) -> jax.Array:
-    """c_i = sum_(r ≥ i) cotangent_r tail_(r−i) for i = 1, …, B."""
-    size = tail.shape[0]
-    shift = np.arange(size)[None, :] - np.arange(1, size)[:, None]
-    return jnp.sum(
-        jnp.where(shift >= 0, cotangent[None, :] * tail[np.maximum(shift, 0)], 0), axis=1
-    )
+def _divide(weights: jax.Array, coefficients: jax.Array) -> jax.Array:
+    """w c_1 − w² c_2 + w³ c_3 − … by Horner's rule; coefficients [D]."""
+    result = jnp.zeros_like(weights)
+    degree = coefficients.shape[0]
+
+    def down(result, block):
+        for coefficient in block[::-1]:
+            result = weights * (coefficient - result)
+        return result
+
+    if degree <= _WRITTEN_OUT:
+        return down(result, coefficients)
+    blocks = -(-degree // _WRITTEN_OUT)
+    coefficients = jnp.pad(coefficients, (0, blocks * _WRITTEN_OUT - degree))
+    return _loops.scan(
+        lambda result, block: (down(result, block), None),
+        result,
+        coefficients.reshape(blocks, _WRITTEN_OUT),
+        reverse=True,
+    )[0]
+
+
+def _multiply(
+    values: jax.Array, left_out: jax.Array, taken: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Multiply the head in, one score a step: the final values, and the values before each step."""
+
+    def step(values, chance):
+        left_out, taken = chance
+        shifted = jnp.concatenate([jnp.zeros((1,), values.dtype), values[:-1]])
+        return left_out * values + taken * shifted, values
+
+    return _loops.scan(step, values, (left_out, taken))

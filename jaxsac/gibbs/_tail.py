@@ -29,9 +29,11 @@ _POWERS, _SLICES = 8, 8  # powers and slices per pass of the derivative
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
-def elementary(weights: jax.Array, scale: jax.Array, budget: int) -> jax.Array:
-    """e_r(scale · weights) for r = 0, …, budget, [budget + 1], of weights [M] ≥ 0. They must not
-    overflow; what underflows is 0.
+def elementary(
+    weights: jax.Array, scale: jax.Array, budget: int, halvings: jax.Array | int = 0
+) -> jax.Array:
+    """2^(−halvings) e_r(scale · weights) for r = 0, …, budget, [budget + 1], of weights [M] ≥ 0.
+    They must not overflow; what underflows is 0.
     """
     size = weights.shape[0]
     lanes = min(max(1 << int(math.log2(max(size, 1) / 256 + 1)), _LANES[0]), _LANES[1])
@@ -52,7 +54,10 @@ def elementary(weights: jax.Array, scale: jax.Array, budget: int) -> jax.Array:
         new = old + change
         return jnp.concatenate([padding, new]), (new - old) - change if compensate else lost
 
-    state = jnp.zeros((_GROUP + budget + 1, lanes), weights.dtype).at[_GROUP].set(1)
+    # Each lane takes its share of the halvings, so that no part leaves the range.
+    share = -((halvings + np.arange(lanes, dtype=np.int32)) // lanes)
+    start = jnp.ldexp(jnp.ones((lanes,), weights.dtype), share)
+    state = jnp.zeros((_GROUP + budget + 1, lanes), weights.dtype).at[_GROUP].set(start)
     # What rounding added, as in Kahan's sum.
     lost = jnp.zeros((budget + 1, lanes) if compensate else (1, 1), weights.dtype)
     carry = state, lost
@@ -73,8 +78,8 @@ def elementary(weights: jax.Array, scale: jax.Array, budget: int) -> jax.Array:
 
 @elementary.defjvp
 def _elementary_jvp(budget, primals, tangents):
-    weights, scale = primals
-    coefficients = elementary(weights, scale, budget)
+    weights, scale, _ = primals
+    coefficients = elementary(weights, scale, budget, primals[2])
     sums = weighted_power_sums(
         weights * scale, tangents[0] * scale, budget
     )  # `scale` is a constant of differentiation

@@ -4,28 +4,20 @@ the score function with a leave-one-out baseline.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jaxsac import _checks
-from jaxsac.gibbs._arguments import Problem, problem, width
-from jaxsac.gibbs.partition import _marginals
-from jaxsac.gibbs.sampling import _sample
-from jaxsac.gibbs.sets import NO_ACTION, _log_prob
+from jaxsac.gibbs._problem import NO_ACTION
+from jaxsac.gibbs.functions import Options
+from jaxsac.gibbs.policy import Policy
 
 
 def straight_through(
-    key: jax.Array,
-    z: Any,
-    budget: int,
-    num_samples: int = 1,
-    *,
-    exactly: bool = False,
-    costs: Any = None,
-    temperature: Any = 1.0,
+    key: jax.Array, z: Any, budget: Any, num_samples: int = 1, **options: Unpack[Options]
 ) -> jax.Array:
     """Exact draws of sets as vectors of 0 and 1, with the derivative of the exact marginals in
     place of their own, which is 0.
@@ -39,8 +31,8 @@ def straight_through(
 
     * `key`: a random key; it is consumed.
     * `num_samples`: ≥ 0; static.
-    * `z`, `budget`, `exactly`, `costs`, `temperature`: as in `log_partition`; at most `budget`
-      items unless `exactly`.
+    * `z`, `budget`, `options`: as in `Policy`. Tools of a background are drawn, and left out of the
+      vectors.
 
     Returns: [num_samples, M], each entry exactly 0 or 1, in the dtype of z. All 0 where no set is
     feasible; NaN where a score is NaN or +inf, or a traced temperature is not positive.
@@ -51,20 +43,17 @@ def straight_through(
     Source: Ahmed, Zeng, Niepert and Van den Broeck, SIMPLE, ICLR 2023 (arXiv 2210.01941), section
     3, for exactly k items; at most B and bounded costs are this library's.
     """
-    p = problem(z, budget, exactly, costs, None, temperature)
-    return _straight_through(key, p, _checks.static_integer("num_samples", num_samples, 0))
+    policy = Policy(z, budget=budget, **options)
+    return _straight_through(key, policy, _checks.static_integer("num_samples", num_samples, 0))
 
 
 def expected(
     key: jax.Array,
     f: Callable[[jax.Array], Any],
     z: Any,
-    budget: int,
+    budget: Any,
     num_samples: int,
-    *,
-    exactly: bool = False,
-    costs: Any = None,
-    temperature: Any = 1.0,
+    **options: Unpack[Options],
 ) -> Any:
     """Mean of f over draws of sets, an unbiased estimate of E[f(a)] with unbiased derivatives.
 
@@ -79,7 +68,7 @@ def expected(
     * `f`: from one set as a vector of 0 and 1, [M] in the dtype of z, to a real array, a scalar as
       a rule, or a pytree of them; called once, under `jax.vmap`.
     * `num_samples`: ≥ 2; static. The variance is of order 1 / num_samples.
-    * `z`, `budget`, `exactly`, `costs`, `temperature`: as in `log_partition`.
+    * `z`, `budget`, `options`: as in `Policy`; f sees the tools of z, not those of a background.
 
     Returns: what f returns, averaged; f at the empty set where no set is feasible; NaN where a
     score is NaN or +inf, or a traced temperature is not positive.
@@ -90,12 +79,12 @@ def expected(
     Source: Kool, van Hoof and Welling, Buy 4 REINFORCE samples, get a baseline for free!, ICLR 2019
     workshop; the form for all orders is of Foerster et al., DiCE, ICML 2018 (arXiv 1802.05098).
     """
-    p = problem(z, budget, exactly, costs, None, temperature)
+    policy = Policy(z, budget=budget, **options)
     num_samples = _checks.static_integer("num_samples", num_samples, 2)
     _checks.require(
         callable(f), f"f must be a function of one set as a vector [M], got {type(f).__name__}."
     )
-    draws, factor, usable = _scored(key, p, num_samples)
+    draws, factor, usable = _scored(key, policy, num_samples)
     return jax.tree.map(partial(_averaged, factor, usable), jax.vmap(f)(draws))
 
 
@@ -107,37 +96,44 @@ def _averaged(factor: jax.Array, usable: jax.Array, values: Any) -> jax.Array:
     # f_i less the mean of the others.
     advantage = (values - mean) * (num_samples / (num_samples - 1))
     factor = factor.astype(values.dtype).reshape(-1, *(1,) * (values.ndim - 1))
-    return jnp.where(usable, jnp.mean(values + factor * advantage, axis=0), jnp.nan)
+    number = jnp.where(usable, 1, jnp.nan).astype(values.dtype)  # NaN derivatives too
+    return number * jnp.mean(values + factor * advantage, axis=0)
 
 
 @partial(jax.jit, static_argnums=2)
-def _straight_through(key: jax.Array, p: Problem, num_samples: int) -> jax.Array:
-    return _hard(num_samples, width(p), key, p)
+def _straight_through(key: jax.Array, policy: Policy, num_samples: int) -> jax.Array:
+    return _hard(num_samples, key, policy)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _hard(num_samples: int, size: int, key: jax.Array, p: Problem) -> jax.Array:
-    draws = _indicators(_sample(key, lax.stop_gradient(p), num_samples, size), p)
-    return jnp.where(_usable(p), draws, jnp.nan)
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _hard(num_samples: int, key: jax.Array, policy: Policy) -> jax.Array:
+    draws = _indicators(lax.stop_gradient(policy).sample(key, num_samples), policy)
+    return jnp.where(policy.problem.usable, draws, jnp.nan)
 
 
 # The value is the draw itself, to the bit, and the marginals are computed where a derivative is
 # asked for. As a sum, draw + marginals − stop_gradient(marginals), both would be up to the
 # compiler; a rule for the reverse mode alone would refuse forward mode and second derivatives.
 @_hard.defjvp
-def _hard_jvp(num_samples, size, primals, tangents):
-    draws = _hard(num_samples, size, *primals)
-    tangent = jax.jvp(_marginals, primals[1:], tangents[1:])[1]
+def _hard_jvp(num_samples, primals, tangents):
+    draws = _hard(num_samples, *primals)
+    tangent = jax.jvp(_own_marginals, primals[1:], tangents[1:])[1]
+    tangent = tangent * jnp.where(primals[1].problem.usable, 1, jnp.nan).astype(tangent.dtype)
     return draws, jnp.broadcast_to(tangent, draws.shape)
 
 
+def _own_marginals(policy: Policy) -> jax.Array:
+    found = policy.marginals()
+    return found if policy.problem.background is None else found[0]
+
+
 @partial(jax.jit, static_argnums=2)
-def _scored(key: jax.Array, p: Problem, num_samples: int):
+def _scored(key: jax.Array, policy: Policy, num_samples: int):
     """Draws [n, M], zeros [n] with the derivative of what multiplies f in an expectation, π over
     its own value, and whether the scores are numbers.
     """
-    sets = _sample(key, lax.stop_gradient(p), num_samples, width(p))
-    return _indicators(sets, p), _grown(_log_prob(sets, p)), _usable(p)
+    sets = lax.stop_gradient(policy).sample(key, num_samples)
+    return _indicators(sets, policy), _grown(policy.log_prob(sets)), policy.problem.usable
 
 
 @jax.custom_jvp
@@ -156,13 +152,8 @@ def _grown_jvp(primals, tangents):
     return zero, (1 + zero) * tangents[0]
 
 
-def _indicators(sets: jax.Array, p: Problem) -> jax.Array:
+def _indicators(sets: jax.Array, policy: Policy) -> jax.Array:
+    z = policy.problem.z
     rows = jnp.arange(sets.shape[0])[:, None]
-    size = p.z.shape[0]
-    places = jnp.where(sets == NO_ACTION, size, sets)
-    return jnp.zeros((sets.shape[0], size), p.z.dtype).at[rows, places].set(1, mode="drop")
-
-
-def _usable(p: Problem) -> jax.Array:
-    usable = jnp.all(p.z < jnp.inf) & (p.temperature > 0)
-    return usable if p.costs is None else usable & jnp.all(p.costs >= 0)
+    places = jnp.where(sets == NO_ACTION, z.shape[0], sets)  # those of a background lie beyond too
+    return jnp.zeros((sets.shape[0], z.shape[0]), z.dtype).at[rows, places].set(1, mode="drop")

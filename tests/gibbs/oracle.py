@@ -114,3 +114,47 @@ def families(num_tools, budget, seed=0):
     yield "falling", -np.arange(num_tools, dtype=float)
     yield "small", normal - np.log(num_tools)
     yield "Cauchy", rng.standard_cauchy(num_tools)
+
+
+class Law:
+    """The law over sets of tools with scores z [M] over the temperature, by their list."""
+
+    def __init__(self, z, budget, exactly=False, at_least=0, costs=None, given=()):
+        price = np.ones(len(z), int) if costs is None else np.asarray(costs)
+        held = {int(j) for j in given if j >= 0}
+        least = budget if exactly else at_least
+        self.sets = []
+        for bits in range(1 << len(z)):
+            one = frozenset(j for j in range(len(z)) if bits >> j & 1)
+            spent = sum(int(price[j]) for j in one)
+            if held <= one and least <= spent <= budget:
+                self.sets.append(one)
+        self.member = np.array([[j in s for j in range(len(z))] for s in self.sets], float)
+        with np.errstate(invalid="ignore"):
+            totals = np.where(self.member > 0, np.asarray(z, float), 0).sum(1)
+        self.log_partition = log_sum_exp(totals)
+        self.log_probabilities = totals - self.log_partition
+        self.probabilities = np.exp(self.log_probabilities)
+        self.marginals = self.probabilities @ self.member
+        self.pairs = self.member.T @ (self.probabilities[:, None] * self.member)
+        self.centred = self.member - self.marginals
+        self.covariance = self.centred.T @ (self.probabilities[:, None] * self.centred)
+        used = self.probabilities > 0
+        self.entropy = -np.sum(self.probabilities[used] * self.log_probabilities[used])
+
+    def third(self, v):
+        """The third cumulant, contracted with v once."""
+        weighted = self.probabilities * (self.centred @ v)
+        return self.centred.T @ (weighted[:, None] * self.centred)
+
+    def kl(self, other):
+        used = self.probabilities > 0
+        difference = self.log_probabilities[used] - other.log_probabilities[used]
+        return np.sum(self.probabilities[used] * difference)
+
+    def size_law(self, length):
+        sizes = self.member.sum(1).astype(int)
+        return np.bincount(sizes, self.probabilities, minlength=length)[:length]
+
+    def of(self, one):
+        return self.log_probabilities[self.sets.index(frozenset(one))]

@@ -168,10 +168,8 @@ def _offers(data: Digest, found: Evaluation) -> tuple[np.ndarray, np.ndarray, np
 @functools.partial(jax.jit, static_argnames="budget")
 def _null_marginals(intercepts, slots, budget: int):
     scores = jnp.where(slots < intercepts.shape[0] - 1, intercepts[slots], -jnp.inf)
-    log_partition = jax.nn.logsumexp(gibbs.rows.log_size_weights(scores, budget), axis=0)
-    return gibbs.rows.marginals(
-        scores, jnp.zeros((budget + 1, scores.shape[1]), scores.dtype), log_partition, budget
-    )
+    alone = jnp.zeros((budget + 1, scores.shape[1]), scores.dtype)
+    return gibbs.rows.marginals(scores, alone, budget)
 
 
 def _offered_scores(data: Digest, found: Evaluation, weights: np.ndarray) -> Entries:

@@ -131,7 +131,7 @@ def evaluate(
     law = scaled / total[None, :]
     log_partition = reference + jnp.log(total) + found.log_scale
     rest = jnp.broadcast_to(background.beside(found.log_background)[:, None], law.shape)
-    marginals = gibbs.rows.marginals(scores, rest, log_partition, budget)
+    marginals = gibbs.rows.marginals(scores, rest, budget)
 
     # [B + 1, N]: of the number of background tools
     size_law = jnp.matmul(found.given, law, precision="highest")

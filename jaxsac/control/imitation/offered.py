@@ -73,7 +73,7 @@ def evaluate_offered(
     def chosen(laws: _Laws):
         """Marginals [V, N], and the uses [G] with the prior's."""
         rest = jnp.zeros((budget + 1, slots.shape[1]), dtype)
-        marginals = gibbs.rows.marginals(laws.scores, rest, laws.log_partition, budget)
+        marginals = gibbs.rows.marginals(laws.scores, rest, budget)
         use = jnp.zeros(groups, dtype).at[slots].add(marginals * row_weights[None, :])
         return marginals, use + w0 * jax.nn.sigmoid(laws.intercepts)
 

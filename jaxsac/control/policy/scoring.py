@@ -70,7 +70,7 @@ def _laws(explicit, scores, counts, budget: int):
     beside = background.beside(background.size_weights(scores, counts, budget)[0])
     log_rest = jnp.broadcast_to(beside[:, None], (budget + 1, explicit.shape[1]))
     partition = jax.nn.logsumexp(gibbs.rows.log_size_weights(explicit, budget) + log_rest, axis=0)
-    return partition, gibbs.rows.marginals(explicit, log_rest, partition, budget)
+    return partition, gibbs.rows.marginals(explicit, log_rest, budget)
 
 
 def _one_by_one(policy: SparsePolicy, log: Log) -> tuple[np.ndarray, np.ndarray]:

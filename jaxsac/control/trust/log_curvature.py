@@ -134,9 +134,7 @@ def _marginals(
     scores = jnp.where(problem.offered, scores, -jnp.inf)
     joint = gibbs.rows.log_size_weights(scores, budget) + beside[:, None]
     log_partition = jax.nn.logsumexp(joint, axis=0)
-    own = gibbs.rows.marginals(
-        scores, jnp.broadcast_to(beside[:, None], joint.shape), log_partition, budget
-    )
+    own = gibbs.rows.marginals(scores, jnp.broadcast_to(beside[:, None], joint.shape), budget)
     law = jnp.exp(joint - log_partition[None, :])
     sizes = jnp.matmul(background.size_law(log_sizes), law, precision="highest")
     others = problem.counts[:, None] * jnp.matmul(share.T, sizes, precision="highest")

@@ -1,0 +1,214 @@
+"""Every question to a policy, with its first and second derivatives, against enumeration: for every
+option, on scores that are drawn, all equal, zero, integer and tied.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gibbs.oracle import Law
+
+from jaxsac import gibbs
+
+COSTS = np.array([1, 2, 3, 0, 2, 5, 7, 1])
+GROUPS = np.array([2, 1, 3])  # counts of three groups, whose scores are the last three of eleven
+OPTIONS = {
+    "at most": {"budget": 3},
+    "exactly": {"budget": 3, "exactly": True},
+    "one less than all": {"budget": 7, "at_least": 2},
+    "not binding": {"budget": 9},
+    "all": {"budget": 8, "exactly": True},
+    "costs": {"budget": 6, "costs": COSTS},
+    "exact cost": {"budget": 6, "costs": COSTS, "exactly": True},
+    "background": {"budget": 3, "background": GROUPS},
+    "background, exactly": {"budget": 4, "background": GROUPS, "exactly": True},
+    "given": {"budget": 4, "given": np.array([5, -1, 2]), "at_least": 3},
+    "given, costs": {"budget": 9, "given": np.array([1]), "costs": COSTS, "at_least": 3},
+    "given, background": {"budget": 4, "given": np.array([0]), "background": GROUPS},
+    "given, not binding": {"budget": 8, "given": np.array([0])},
+}
+TEMPERATURE = 0.7
+
+
+def scores():
+    rng = np.random.default_rng(3)
+    drawn, other = rng.normal(size=(2, 11))
+    ties = np.array([1.0, 1, -1, 1, 2, -1, 2, 0, 1, 1, -1])
+    masked = np.where(np.arange(11) % 4 == 3, -np.inf, drawn)
+    return np.stack(
+        [2 * drawn, np.zeros(11), np.ones(11), ties, np.arange(11.0) - 4, masked]
+    ), other
+
+
+def split(z, options):
+    """The policy over z [11]: the last three are the background's, where there is one."""
+    options = dict(options)
+    if "background" in options:
+        options["background"] = z[8:], jnp.asarray(options["background"], jnp.int32)
+    return gibbs.Policy(z[:8], temperature=TEMPERATURE, **options)
+
+
+def law(z, options):
+    options = dict(options)
+    counts = options.pop("background", None)
+    tools = z[:8] if counts is None else np.concatenate([z[:8], np.repeat(z[8:], counts)])
+    return Law(tools / TEMPERATURE, **options)
+
+
+def spread(options):
+    """[tools written out, scores]: which score each tool has."""
+    counts = options.get("background")
+    groups = np.zeros((0, 11)) if counts is None else np.repeat(np.eye(11)[8:], counts, axis=0)
+    return np.concatenate([np.eye(11)[:8], groups])
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_question(name, dtype):
+    options = OPTIONS[name]
+    tolerance = 1e-11 if dtype == "float64" else 2e-5
+    many, other = scores()
+    direction = np.random.default_rng(5).normal(size=11)
+    u = np.random.default_rng(6).normal(size=8)
+
+    @jax.jit
+    @jax.vmap
+    def ask(z):
+        z = z.astype(dtype)
+        q = jnp.asarray(other, dtype)
+
+        def questions(z):
+            policy = split(z, options)
+            own = policy.marginals()
+            if "background" in options:
+                own = jnp.concatenate(own)
+            values = policy.log_partition(), policy.entropy(), split(q, options).kl(policy)
+            return (*values, policy.kl(split(q, options))), own
+
+        v = jnp.asarray(direction, dtype)
+        first = jax.jacrev(lambda z: questions(z)[0])
+        second = jax.jvp(first, (z,), (v,))[1]
+        policy = split(z, options)
+        same = jax.jvp(jax.grad(lambda x: split(z, options).kl(split(x, options))), (z,), (v,))[1]
+        fisher = jax.jvp(jax.grad(lambda x: split(x, options).kl(split(z, options))), (z,), (v,))[1]
+        values, own = questions(z)
+        modes = policy.modes(5)
+        return {
+            "values": values,
+            "marginals": own,
+            "first": first(z),
+            "second": second,
+            "at equality": (same, fisher),
+            "jacobian": jax.jacrev(lambda z: questions(z)[1])(z),
+            "covariance": policy.covariance(jnp.asarray(u, dtype)),
+            "pairs": policy.pair_marginals(jnp.asarray([1, 4])),
+            "law": policy.size_law(),
+            "size": policy.mean_size(),
+            "modes": modes,
+            "mode": policy.mode(),
+            "log_prob": policy.log_prob(modes[0]),
+        }
+
+    found = jax.tree.map(np.asarray, ask(jnp.asarray(many)))
+    to, reference = spread(options), law(other, options)
+    for row, z in enumerate(many):
+        at = jax.tree.map(lambda leaf, row=row: leaf[row], found)
+        expected = law(z, options)
+        finite = np.isfinite(z)
+        close = {"rtol": tolerance, "atol": tolerance, "err_msg": f"{name}, {z}"}
+
+        def moment(array, to=to, finite=finite):
+            """By the eleven scores, those of −inf aside."""
+            return (to.T @ array / TEMPERATURE)[finite]
+
+        kl_of, kl_by = reference.kl(expected), expected.kl(reference)
+        np.testing.assert_allclose(at["values"][0], expected.log_partition, **close)
+        np.testing.assert_allclose(at["values"][1], expected.entropy, **close)
+        np.testing.assert_allclose(at["values"][2], kl_of, **close)
+        np.testing.assert_allclose(at["values"][3], kl_by, **close)
+        one = np.concatenate([np.arange(8), 8 + np.cumsum(GROUPS) - GROUPS])
+        one = one[: at["marginals"].size]
+        np.testing.assert_allclose(at["marginals"], expected.marginals[one], **close)
+        assert at["marginals"].min() >= 0 and at["marginals"].max() <= 1
+        cold, cold_other = (to @ np.where(np.isfinite(x), x, 0) / TEMPERATURE for x in (z, other))
+        covariance, skew = expected.covariance, expected.third(cold)
+        moved = to @ direction / TEMPERATURE
+        np.testing.assert_allclose(at["first"][0][finite], moment(expected.marginals), **close)
+        np.testing.assert_allclose(at["second"][0][finite], moment(covariance @ moved), **close)
+        np.testing.assert_allclose(at["first"][1][finite], -moment(covariance @ cold), **close)
+        np.testing.assert_allclose(
+            at["second"][1][finite], -moment((covariance + skew) @ moved), **close
+        )
+        if finite.all():
+            np.testing.assert_allclose(
+                at["first"][2], moment(expected.marginals - reference.marginals), **close
+            )
+            np.testing.assert_allclose(at["second"][2], moment(covariance @ moved), **close)
+            difference = cold - cold_other
+            np.testing.assert_allclose(at["first"][3], moment(covariance @ difference), **close)
+            np.testing.assert_allclose(
+                at["second"][3], moment((covariance + expected.third(difference)) @ moved), **close
+            )
+        for fisher in at["at equality"]:
+            np.testing.assert_allclose(fisher[finite], moment(covariance @ moved), **close)
+        jacobian = (expected.covariance @ to / TEMPERATURE)[one]
+        np.testing.assert_allclose(at["jacobian"][:, finite], jacobian[:, finite], **close)
+        np.testing.assert_allclose(at["covariance"], expected.covariance[:8, :8] @ u, **close)
+        pairs = expected.pairs[[1, 4], :8]
+        np.testing.assert_allclose(at["pairs"], pairs, **close)
+        sizes = expected.size_law(at["law"].size)
+        np.testing.assert_allclose(at["law"], sizes, **close)
+        np.testing.assert_allclose(at["size"], expected.marginals.sum(), **close)
+        sets, log_probs = at["modes"]
+        best = np.sort(expected.log_probabilities)[::-1]
+        best = np.append(best[best > -np.inf], np.full(5, -np.inf))[:5]
+        np.testing.assert_allclose(log_probs, best, **close)
+        np.testing.assert_allclose(at["log_prob"][best > -np.inf], best[best > -np.inf], **close)
+        drawn = [frozenset(int(j) for j in one if j >= 0) for one in sets]
+        if "background" not in options:
+            named = [s for s, p in zip(drawn, best, strict=True) if p > -np.inf]
+            assert len(set(named)) == len(named)
+            np.testing.assert_allclose([expected.of(s) for s in named], best[: len(named)], **close)
+            mode = frozenset(int(j) for j in at["mode"] if j >= 0)
+            np.testing.assert_allclose(expected.of(mode), best[0], **close)
+
+
+def test_budgets_may_be_traced():
+    """Rows of different budgets under vmap are the static ones."""
+    z = jnp.asarray(np.random.default_rng(0).normal(size=(5, 40)), jnp.float32)
+
+    def ask(policy):
+        return policy.log_partition(), policy.entropy(), policy.marginals(), policy.mean_size()
+
+    traced = jax.jit(
+        jax.vmap(lambda z, k: ask(gibbs.Policy(z, budget=k, max_budget=6, at_least=k // 2)))
+    )(z, jnp.asarray([0, 1, 3, 6, 7]))
+    for row, budget in enumerate([0, 1, 3, 6]):
+        static = ask(gibbs.Policy(z[row], budget=budget, at_least=budget // 2))
+        for one, other in zip(traced, static, strict=True):
+            np.testing.assert_allclose(one[row], other, rtol=1e-5, atol=1e-5)
+    assert np.isnan(traced[0][4]) and np.all(np.isnan(traced[2][4]))
+
+
+@pytest.mark.parametrize("name", ["at most", "not binding", "costs", "background"])
+def test_a_shift_makes_the_mean_size(name):
+    z = jnp.asarray(scores()[0][0])
+    options = OPTIONS[name]
+
+    @jax.jit
+    def moved(z, target):
+        policy = split(z, options)
+        return policy.with_mean_size(target)
+
+    for target in (0.3, 2.2):
+        found = moved(z, target)
+        np.testing.assert_allclose(found.mean_size(), target, rtol=1e-10)
+        shift = found.problem.z - split(z, options).problem.z
+        np.testing.assert_allclose(shift, shift[0], rtol=1e-9)
+    direction = jnp.asarray(np.random.default_rng(1).normal(size=11))
+
+    def entropy(t):
+        return moved(z + t * direction, 2.2 + t).entropy()
+
+    slope = (entropy(1e-5) - entropy(-1e-5)) / 2e-5
+    np.testing.assert_allclose(jax.jit(jax.grad(entropy))(0.0), slope, rtol=1e-6)
