@@ -61,6 +61,7 @@ PUBLIC = {
     },
     "gibbs": {
         "NO_ACTION",
+        "Policy",
         "entropy",
         "expected",
         "kl",
