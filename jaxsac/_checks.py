@@ -79,13 +79,25 @@ def tolerance(tol: Any, dtype: Any) -> jax.Array:
 
 
 def integer_array(name: str, value: Any, shape: tuple[int | str | None, ...]) -> jax.Array:
-    """`value` as an int32 array of `shape`; floating input is an error."""
+    """`value` as an int32 array of `shape`; floating input is an error, and so is what does not
+    fit, where it is concrete. Where it is traced it is cut to the ends of int32.
+    """
+    limits = np.iinfo(np.int32)
+    if is_concrete(value):
+        numbers = np.asarray(value)
+        if np.issubdtype(numbers.dtype, np.integer) and numbers.size:
+            require(
+                int(numbers.min()) >= limits.min and int(numbers.max()) <= limits.max,
+                f"{name} must be within ±2^31, got {int(numbers.min())} to {int(numbers.max())}.",
+            )
     array = jnp.asarray(value)
     require(
         jnp.issubdtype(array.dtype, jnp.integer),
         f"{name} must hold integers, got {array.dtype}: cast it with .astype('int32').",
     )
     check_shape(name, array, shape)
+    if jnp.iinfo(array.dtype).max > limits.max and not is_concrete(array):
+        array = jnp.clip(array, limits.min, limits.max)
     return array.astype(jnp.int32)
 
 

@@ -23,8 +23,8 @@ class Binomials(NamedTuple):
     log_scale: jax.Array  # [C]
 
 
-def binomials(groups: Groups, tilt: Tilt, degree: int) -> Binomials:
-    x = tilt.of(groups.scores)
+def binomials(groups: Groups, tilt: Tilt, temperature: jax.Array, degree: int) -> Binomials:
+    x = tilt.of(groups.scores, temperature)
     constant = lax.stop_gradient(jnp.where(jnp.isfinite(x), x, 0))
     counts = groups.counts.astype(x.dtype)[:, None]
     degrees = np.arange(degree + 1).astype(x.dtype)[None, :]
@@ -39,13 +39,14 @@ def binomials(groups: Groups, tilt: Tilt, degree: int) -> Binomials:
     top = jnp.take_along_axis(logs, place, axis=1)
     values = jnp.exp(logs - top)
     total = jnp.sum(values, axis=1)
-    between = (degrees[:, 1:] <= place) & (place > 0)
+    likeliest = place.astype(x.dtype)
+    between = degrees[:, 1:] <= likeliest
     log_choices = jnp.sum(jnp.where(between, choices, 0), axis=1) + jnp.log(total)
     moved = jnp.where(jnp.isfinite(x), x, 0) - constant  # 0, and it carries the derivative
     growth = jnp.exp(degrees * moved[:, None])
     return Binomials(
         jnp.where(reachable, values / total[:, None] * growth, 0),
-        place[:, 0].astype(x.dtype),
+        likeliest[:, 0],
         log_choices,
         top[:, 0] + jnp.log(total),
     )

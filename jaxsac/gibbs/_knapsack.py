@@ -109,8 +109,8 @@ def marginals(p: Problem, tables: Tables, seed: jax.Array) -> tuple[jax.Array, j
 
 
 def mode(p: Problem) -> jax.Array:
-    """Which tools the best set holds, as booleans [M]: ties go to the least cost, then to the
-    lowest index, and a score ≤ 0 is taken only where it must be.
+    """Which tools the best set holds, as booleans [M]: ties go to the lowest index, and a score ≤ 0
+    is taken only where it must be.
     """
     z, costs, lowest = p.z, p.costs, floor(p.z.dtype)
     low, high = p.limits
@@ -120,11 +120,12 @@ def mode(p: Problem) -> jax.Array:
         with_tool = jnp.maximum(score + _shift_up(best, cost), lowest)
         return jnp.maximum(best, with_tool), best
 
-    # best_c: the largest score that the tools after this one can make of exactly the cost c.
-    start = jnp.full((p.degree + 1,), lowest, z.dtype).at[0].set(0)
-    final, bests = _loops.scan(value, start, (z, costs), reverse=True)
+    # best_c: the largest score that the tools after this one can make of c, less what need not be
+    # spent.
     degree = jnp.arange(p.degree + 1, dtype=jnp.int32)
-    final = jnp.where((degree >= low) & (degree <= high), final, lowest)
+    start = jnp.where(degree <= high - low, jnp.zeros((), z.dtype), lowest)
+    final, bests = _loops.scan(value, start, (z, costs), reverse=True)
+    best = jnp.where(high >= low, final[jnp.clip(high, 0, p.degree)], lowest)
 
     def choose(left, entry):
         score, cost, best = entry
@@ -134,8 +135,8 @@ def mode(p: Problem) -> jax.Array:
         )
         return jnp.where(take, left - cost, left), take
 
-    _, chosen = _loops.scan(choose, jnp.argmax(final).astype(jnp.int32), (z, costs, bests))
-    return chosen & (jnp.max(final) > lowest / 4) & p.usable
+    chosen = _loops.scan(choose, jnp.clip(high, 0, p.degree), (z, costs, bests))[1]
+    return chosen & (best > lowest / 4) & p.usable
 
 
 def sample(key: jax.Array, p: Problem, tables: Tables, law: jax.Array, shape: tuple[int, int]):

@@ -72,7 +72,7 @@ def expand(p: Problem) -> Expansion | None:
         tilt, values, scale = own.tilt, own.values, own.log_scale
     groups = None
     if p.background is not None:
-        groups = binomials(p.background, tilt, p.degree)
+        groups = binomials(p.background, tilt, p.temperature, p.degree)
         values = convolve(values, product(_one(values), groups.values))
         scale = scale + jnp.sum(groups.log_scale)
     return Expansion(tilt, own, groups, _safe_log(values), lax.stop_gradient(scale))
@@ -204,30 +204,34 @@ def cross_entropy(shift: jax.Array, mean: Means, q: Problem, e: Expansion | None
     if isinstance(e.own, Tables):
         result = result + jnp.sum(_surprise(e.own.x_of(q), mean.chosen, mean.left_out))
     elif e.own is not None:
-        head, x = e.own.head, e.tilt.of(q.z)
+        head, x = e.own.head, e.tilt.of(q.z, q.temperature)
         tail = mean.chosen.at[head].set(0)
         result = result - jnp.sum(jnp.where(tail > 0, tail * jnp.where(tail > 0, x, 0), 0))
-        surprise = _surprise(x[head], mean.chosen[head], mean.left_out[head])
-        result = result + e.own.tail_scale + jnp.sum(surprise)
+        surprise = _surprise(x[head], mean.chosen[head], mean.left_out[head], False)
+        result = result + e.own.powers + jnp.sum(surprise)
     if e.groups is not None and q.background is not None and mean.groups is not None:
-        x = e.tilt.of(q.background.scores)
+        x = e.tilt.of(q.background.scores, q.temperature)
         finite = jnp.isfinite(x)
         number = mean.groups + (mean.likeliest - e.groups.likeliest)
         used = mean.groups + mean.likeliest > 0
         missing = jnp.where(used, jnp.inf, 0)
-        surprise = jnp.where(finite, -number * jnp.where(finite, x, 0), missing)
+        x = jnp.where(finite, x, 0)
+        moved = e.groups.likeliest * (x - lax.stop_gradient(x))
+        surprise = jnp.where(finite, -number * x - moved, missing)
         result = result + jnp.sum(e.groups.log_choices + surprise)
     return result
 
 
-def _surprise(x: jax.Array, chosen: jax.Array, left_out: jax.Array) -> jax.Array:
+def _surprise(
+    x: jax.Array, chosen: jax.Array, left_out: jax.Array, normalised: bool = True
+) -> jax.Array:
     """softplus(x) − x · chosen, the cross-entropy of an independent choice with log odds x, whose
-    softplus is a constant of differentiation.
+    softplus is a constant of differentiation; not `normalised`, max(x, 0) in its place.
     """
     finite = jnp.where(jnp.isfinite(x), x, 0)
     constant = lax.stop_gradient(finite)
     positive = constant > 0
-    size = jnp.log1p(jnp.exp(-jnp.abs(constant)))
+    size = jnp.log1p(jnp.exp(-jnp.abs(constant))) if normalised else jnp.zeros_like(constant)
     above = finite * left_out - (finite - constant)
     value = size + jnp.where(positive, above, -finite * chosen)
     missing = jnp.where(chosen > 0, jnp.where(x == -jnp.inf, jnp.inf, jnp.nan), 0)

@@ -6,8 +6,8 @@ at a tilt λ (`_tilt`), as e_r = exp(λ r + log_scale) · values_r: the values a
 sizes that matter, and what underflows does not matter. `log_scale` is a constant of
 differentiation.
 
-The largest scores, the head, are multiplied in one by one, as tools that are taken with probability
-sigmoid(x). All others, the tail, are multiplied together. A tail tool's marginal is a polynomial in
+The largest scores, the head, are multiplied in one by one, each over the larger of 1 and its odds
+exp(x). All others, the tail, are multiplied together. A tail tool's marginal is a polynomial in
 its weight w (division of the tail's polynomial by the factor 1 + w t): alternating, but stable
 where the head holds enough scores beyond the budget, none below it. The error is at most eps ·
 sum_i w^i e_(B−i) / e_B, which is worst where all scores are equal and the tail has one tool: eps ·
@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from jaxsac import _loops
@@ -32,6 +31,7 @@ from jaxsac.gibbs._tail import elementary
 from jaxsac.gibbs._tilt import Tilt
 
 _ROUGH = 32  # budgets up to which the first tilt will do
+_LN2 = math.log(2)
 _WRITTEN_OUT = 128  # degrees up to which the division of the tail is one pass
 
 
@@ -41,14 +41,14 @@ class Polynomial(NamedTuple):
     tilt: Tilt
     head: jax.Array  # [K] indices of the head, about in falling order of score
     x: jax.Array  # [K] log odds of the head
-    left_out: jax.Array  # [K] sigmoid(−x)
-    taken: jax.Array  # [K] sigmoid(x), times what carries the derivative
+    left_out: jax.Array  # [K] 1, and
+    taken: jax.Array  # [K] exp(x), over the larger of the two, and over a power of 2
     steps: jax.Array  # [K, D + 1] the values before each head score was multiplied in
     tail: jax.Array  # [D + 1] the tail's own coefficients
     weights: jax.Array  # [M] odds of the tail; 0 for the head
     values: jax.Array  # [D + 1]
     log_scale: jax.Array  # []
-    tail_scale: jax.Array  # [] the tail's part of it
+    powers: jax.Array  # [] the part of it that is due to powers of 2
 
 
 @functools.cache
@@ -87,21 +87,24 @@ def expand(p: Problem) -> Polynomial:
     if degree > _ROUGH:
         tilt = _tilt.refine(tilt, _tilt.parts(tilt, constant, groups), low, high)
 
-    tail, tail_scale = jnp.zeros((degree + 1,), z.dtype).at[0].set(1), jnp.zeros((), z.dtype)
+    tail, halvings = jnp.zeros((degree + 1,), z.dtype).at[0].set(1), jnp.zeros((), z.dtype)
     if count < size:
-        scale = jnp.exp(tilt.of(least))
-        halvings: jax.Array | int = 0
+        scale = jnp.exp(tilt.of(least, temperature))
         if degree > _ROUGH:  # the coefficients' sum is at most exp(mass · scale)
-            halvings = jnp.round(jnp.minimum(mass * scale, 1e6) / np.log(2)).astype(jnp.int32)
-            tail_scale = halvings * jnp.asarray(np.log(2), z.dtype)
-        tail = elementary(weights, scale, degree, halvings)
+            halvings = jnp.round(jnp.minimum(mass * scale, 1e6) / _LN2)
+        tail = elementary(weights, scale, degree, halvings.astype(jnp.int32))
         weights = weights * scale
-    x = tilt.of(z[head])
+    x = tilt.of(z[head], p.temperature)
     left_out, taken = _tilt.chances(x)
+    # Powers of 2 keep the product's sum near 1, without rounding.
+    growth = jnp.floor(jnp.cumsum(jnp.log2(lax.stop_gradient(left_out + taken))))
+    halve = jnp.exp2(-jnp.diff(growth, prepend=jnp.zeros((1,), z.dtype)))
+    left_out, taken = halve * left_out, halve * taken
+    powers = (halvings + growth[-1]) * _LN2
     values, steps = _multiply(tail, left_out, taken)
-    log_scale = lax.stop_gradient(jnp.sum(jax.nn.softplus(x)) + tail_scale)
+    log_scale = lax.stop_gradient(jnp.sum(jnp.maximum(x, 0)) + powers)
     return Polynomial(
-        tilt, head, x, left_out, taken, steps, tail, weights, values, log_scale, tail_scale
+        tilt, head, x, left_out, taken, steps, tail, weights, values, log_scale, powers
     )
 
 

@@ -32,9 +32,9 @@ class Tilt(NamedTuple):
     def value(self) -> jax.Array:
         return self.anchor / self.temperature + self.offset
 
-    def of(self, z: jax.Array) -> jax.Array:
+    def of(self, z: jax.Array, temperature: jax.Array) -> jax.Array:
         """Log odds z / temperature − λ of scores z [...]; −inf stays."""
-        return relative(z, self.anchor, self.temperature) - self.offset
+        return relative(z, self.anchor, temperature) - self.offset
 
 
 @jax.custom_jvp
@@ -54,11 +54,10 @@ def _relative_jvp(primals, tangents):
 
 @jax.custom_jvp
 def chances(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(1 − p, p) with p = sigmoid(x), and the derivative of (1, exp x) times a constant: the
-    polynomial's normaliser is a constant of differentiation, so that derivatives have only terms ≥
-    0.
+    """(1, exp x) over the larger of them, a constant of differentiation: so derivatives have only
+    terms ≥ 0.
     """
-    return jax.nn.sigmoid(-x), jax.nn.sigmoid(x)
+    return jnp.exp(jnp.minimum(-x, 0)), jnp.exp(jnp.minimum(x, 0))
 
 
 @chances.defjvp

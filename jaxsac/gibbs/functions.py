@@ -72,18 +72,18 @@ def kl(z: Any, other: Any, budget: Any, **options: Unpack[Options]) -> jax.Array
     return first.kl(second)
 
 
-def log_prob(sets: Any, z: Any, budget: Any, **options: Unpack[Options]) -> jax.Array:
+def log_prob(a: Any, z: Any, budget: Any, **options: Unpack[Options]) -> jax.Array:
     """Log-probability of sets of tools, log π(a) = Σ_{j ∈ a} z_j / temperature − log Z, in nats.
 
     The gradient in z is 1_a − `marginals`, over the temperature.
 
-    * `sets`: tool indices [..., W], integers; −1 (`NO_ACTION`) is ignored anywhere and order is
+    * `a`: tool indices [..., W], integers; −1 (`NO_ACTION`) is ignored anywhere and order is
       irrelevant. With a background, its tools are numbered after those of z, group by group.
     * `z`, `budget`, `options`: as in `Policy`.
 
     Returns: [...]; −inf for a set that cannot be drawn. Raises: as `Policy.log_prob`.
     """
-    return Policy(z, budget=budget, **options).log_prob(sets)
+    return Policy(z, budget=budget, **options).log_prob(a)
 
 
 def sample(

@@ -397,7 +397,7 @@ def _sample(key: jax.Array, policy: Policy, num_samples: int) -> jax.Array:
                 number, groups = _tree.split(group_key, own, factors, sizes)
             sets = nothing
             if e.own is not None:
-                tree = _tree.grow(jax.nn.sigmoid(e.tilt.of(p.z)), p.degree)
+                tree = _tree.grow(jax.nn.sigmoid(e.tilt.of(p.z, p.temperature)), p.degree)
                 sets = _tree.draw(tool_key, tree, number, width)
             if groups is not None and p.background is not None:
                 alike = _tree.draw_alike(alike_key, p.background, groups, number, width)

@@ -62,8 +62,22 @@ def spread(options):
     return np.concatenate([np.eye(11)[:8], groups])
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("name", OPTIONS)
+ALWAYS = {
+    ("at most", "float64"),
+    ("costs", "float64"),
+    ("given, background", "float64"),
+    ("at most", "float32"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        pytest.param(name, dtype, marks=() if (name, dtype) in ALWAYS else pytest.mark.slow)
+        for name in OPTIONS
+        for dtype in ("float64", "float32")
+    ],
+)
 def test_every_question(name, dtype):
     options = OPTIONS[name]
     tolerance = 1e-11 if dtype == "float64" else 2e-5

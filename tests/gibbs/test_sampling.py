@@ -8,11 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gibbs.oracle import Enumeration
+from gibbs.oracle import Enumeration, Law
 from scipy import stats
 
 from jaxsac import gibbs
-from jaxsac.gibbs import sampling
 
 DRAWS = 60_000
 COSTS = np.array([1, 2, 3, 0, 2, 5, 7, 1])
@@ -35,35 +34,18 @@ def chi_square(draws, expected):
 
 
 @functools.cache
-def sampler(budget, exactly=False, costs=None, head=None, rounds=None):
-    """A jitted sampler; `head` and `rounds` force the routes that small problems do not take on
-    their own.
-    """
+def sampler(budget, exactly=False, costs=None):
     costs = None if costs is None else np.array(costs)
-
-    def draw(key, z):
-        return gibbs.sample(key, z, budget, DRAWS, exactly=exactly, costs=costs)
-
-    if head is None:
-        return jax.jit(draw)
-
-    def forced(key, z):
-        return sampling._constrained(
-            key, z, budget, exactly, DRAWS if rounds else DRAWS // 10, head, rounds
-        )
-
-    return jax.jit(forced)
+    return jax.jit(lambda key, z: gibbs.sample(key, z, budget, DRAWS, exactly=exactly, costs=costs))
 
 
 ROUTES = {
-    "table": (3, {}),
-    "table, exactly": (3, {"exactly": True}),
+    "at most": (3, {}),
+    "exactly": (3, {"exactly": True}),
+    "one less than all": (8, {}),
     "not binding": (9, {}),
     "costs": (6, {"costs": tuple(COSTS)}),
     "exact cost": (6, {"costs": tuple(COSTS), "exactly": True}),
-    "rejection": (3, {"head": 3, "rounds": 256}),
-    "rejection, exactly": (3, {"head": 3, "rounds": 256, "exactly": True}),
-    "tool by tool": (3, {"head": 3, "rounds": 0}),
 }
 
 
@@ -129,30 +111,46 @@ def test_inclusion_frequencies_with_a_long_tail():
     )
 
 
-def expected_proposals(num_tools, head, budget):
-    """[t^B] (1 + t)^K e^(n t) over [t^B] (1 + t)^(K + n): equal scores, which is the worst case, n
-    tools in the tail.
-    """
-    from scipy.special import gammaln
+GROUPS = np.array([3, 1, 4])
+OPTIONS = {
+    "background": (3, {"background": GROUPS}),
+    "background, exactly": (4, {"background": GROUPS, "exactly": True}),
+    "given": (4, {"given": np.array([2, -1, 0]), "at_least": 3}),
+    "given, costs": (6, {"given": np.array([1]), "costs": COSTS[:6]}),
+    "given, not binding": (6, {"given": np.array([1])}),
+}
 
-    def log_binomial(n, r):
-        return gammaln(n + 1) - gammaln(r + 1) - gammaln(n - r + 1)
 
-    tail = num_tools - head
-    j = np.arange(max(0, budget - head), budget + 1)
-    log_total = np.logaddexp.reduce(
-        log_binomial(head, budget - j) + j * np.log(tail) - gammaln(j + 1)
+@pytest.mark.parametrize("name", OPTIONS)
+def test_sets_of_every_option_have_the_exact_law(name):
+    budget, options = OPTIONS[name]
+    z = 2 * np.random.default_rng(11).normal(size=9)
+    counts = options.get("background")
+    tools = z[:6] if counts is None else np.concatenate([z[:6], np.repeat(z[6:], counts)])
+    law = Law(tools, budget, **{k: v for k, v in options.items() if k != "background"})
+    if counts is not None:
+        options = {**options, "background": (z[6:], counts)}
+    policy = gibbs.Policy(jnp.asarray(z[:6]), budget=budget, **options)
+    draws = np.sort(policy.sample(jax.random.key(3), DRAWS), axis=1)
+    rows, observed = np.unique(draws, axis=0, return_counts=True)
+    found = {
+        frozenset(int(j) for j in row if j >= 0): n for row, n in zip(rows, observed, strict=True)
+    }
+    assert sum(len(one) == np.sum(row >= 0) for one, row in zip(found, rows, strict=True)) == len(
+        rows
     )
-    return np.exp(log_total - log_binomial(num_tools, budget))
+    assert set(found) <= set(law.sets)
+    mean = law.probabilities * DRAWS
+    seen = np.array([found.get(one, 0) for one in law.sets], float)
+    common = mean >= 5
+    seen, mean = (np.append(x[common], x[~common].sum()) for x in (seen, mean))
+    seen, mean = seen[mean > 0], mean[mean > 0]
+    assert stats.chi2.sf(np.sum((seen - mean) ** 2 / mean), len(mean) - 1) > 1e-4
 
 
-def test_expected_proposals_are_at_most_two():
-    for budget in (2, 3, 8, 32, 128):
-        head = budget + -(-budget * (budget - 1) // 4)
-        assert sampling.head_entries(10**6, budget) == head
-        sizes = range(2 * head + 1, 40 * head, max(head // 8, 1))
-        assert max(expected_proposals(size, head, budget) for size in sizes) <= 2
-    assert expected_proposals(3 * 32, 2 * 32, 32) > 8, "twice the budget is not enough near M = 3 B"
+def test_what_is_rarer_than_a_float_can_count_is_not_drawn():
+    z = jnp.where(jnp.arange(9) == 4, -60.0, 0.0).astype(jnp.float32)
+    assert not np.any(gibbs.sample(jax.random.key(2), z, 3, 2_000_000) == 4)
 
 
 def test_degenerate_draws():
