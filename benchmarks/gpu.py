@@ -29,7 +29,8 @@ NOTES = """
     Cases: value and gradient are the largest difference of any array from the CPU's, over the CPU's
     largest number in it; allowed: what the contract allows two certified answers.
 
-    Rows: medians of repeats, first calls apart (they compile); nothing is extrapolated.
+    Rows: medians of repeats, first calls apart (they compile); nothing is extrapolated. GB_per_s:
+    scores read and answers written once, the least that could be.
 """
 
 
@@ -123,6 +124,7 @@ def run(results: Results, clock: Clock, *, small: bool, only: list[str]) -> None
     """Everything in turn, the cases for their share of the time, what is left of them last."""
     for dtype in DTYPES:
         results.measure(RATES, {"dtype": dtype}, lambda dtype=dtype: card_rates(dtype, smoke=small))
+    copy_rates = {row["dtype"]: row.get("copy_gb_per_s") for row in results.tables[RATES]}
     cases = [(name, dtype) for dtype in DTYPES for name in chosen(gpu_cases.registered(), only)]
     rows = [(name, dtype) for dtype in DTYPES for name in chosen(gpu_rows.ROWS, only)]
     with cpu_process() as pool:
@@ -144,7 +146,9 @@ def run(results: Results, clock: Clock, *, small: bool, only: list[str]) -> None
                 results.measure(
                     ROWS,
                     {"row": name, "dtype": dtype},
-                    lambda name=name, dtype=dtype: timed(name, dtype, clock, small),
+                    lambda name=name, dtype=dtype: timed(
+                        name, dtype, clock, small, copy_rates.get(dtype)
+                    ),
                 )
         while waiting and clock.left() > 0:
             measure_case(waiting.pop(0))
@@ -156,7 +160,9 @@ def run(results: Results, clock: Clock, *, small: bool, only: list[str]) -> None
     results.write()
 
 
-def timed(name: str, dtype: str, clock: Clock, small: bool) -> dict[str, Any]:
+def timed(
+    name: str, dtype: str, clock: Clock, small: bool, copy_rate: float | None = None
+) -> dict[str, Any]:
     """A row's first call, and its repeats for at most 2 s or a tenth of the time that is left."""
     work = gpu_rows.ROWS[name](small, dtype)
 
@@ -171,12 +177,18 @@ def timed(name: str, dtype: str, clock: Clock, small: bool) -> dict[str, Any]:
     while len(samples) < 20 and sum(samples) < limit:
         samples.append(seconds()[0])
     timing = summary(first, samples)
+    traffic: dict[str, Any] = {}
+    if work.moved:
+        traffic["GB_per_s"] = work.moved / timing.median / 1e9
+        if copy_rate:
+            traffic["share of copy rate"] = traffic["GB_per_s"] / copy_rate
     memory = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     return {
         "size": work.size,
         "per second": work.number / timing.median,
         "of": work.unit,
         **timing.row(),
+        **traffic,
         **gpu_rows.judged(result),
         "peak memory so far GB": "" if memory is None else memory / 1e9,
     }

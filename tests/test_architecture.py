@@ -24,7 +24,7 @@ FLOORS = [
     {"designs", "losses"},
     {"group_lasso"},
     {"control", "subsample_q", "bandits", "bilevel"},
-    {"problems", "plotting"},
+    {"problems", "plotting", "numpyro"},
     {"route"},
     {"__main__"},
 ]
@@ -61,13 +61,16 @@ PUBLIC = {
     },
     "gibbs": {
         "NO_ACTION",
+        "Policy",
         "entropy",
+        "expected",
         "kl",
         "log_partition",
         "log_prob",
         "marginals",
         "mode",
         "sample",
+        "straight_through",
     },
     "group_lasso": {
         "Criterion",
@@ -270,6 +273,7 @@ PUBLIC = {
         "squared_norm",
     },
     "trials": {"Summary", "run_trials", "summarise"},
+    "numpyro": {"Subset"},
     "plotting": {"COLORS", "color_of", "learning_curves", "methods", "strengths"},
     "bilevel.rl": {
         "MDP",
@@ -370,7 +374,7 @@ PUBLIC = {
 
 # What `import jaxsac` may load, beside the standard library and what these bring: anything else
 # belongs in an extra.
-EXTRAS_ONLY = {"sklearn", "matplotlib", "tqdm", "pandas", "IPython"}
+EXTRAS_ONLY = {"numpyro", "sklearn", "matplotlib", "tqdm", "pandas", "IPython"}
 
 
 def namespace(name: str):

@@ -45,6 +45,12 @@ assert scores[best].sum() >= scores[np.array(greedy)].sum()
 assert len(figures) == 2 and set(range(true)) <= set(kept.tolist())
 assert share[:true].min() > 0.9 and np.mean(share[true:]) < 0.2
 """,
+    "subset_layer.py": """
+last = {name: curve[:, -1].mean() for name, curve in curves.items()}
+ours = [value for name, value in last.items() if "exactly 3" in name or "at most 3" in name]
+others = [value for name, value in last.items() if value not in ours]
+assert len(figures) == 1 and len(ours) == 2 and max(ours) < min(others) - 0.1
+""",
     "sparse_tool_router.py": """
 assert [len(axes) for axes in figures] == [2, 1]
 assert policy.support.tolist() == truth.support.tolist() and int(sol.status) == 0

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarks.cases import gibbs_layers
 from jaxsac import (
     Groups,
     Solution,
@@ -38,6 +39,7 @@ class Work(NamedTuple):
     size: str
     number: float
     unit: str
+    moved: float = 0.0  # bytes that it must read and write at least; 0: not counted
 
 
 def one_lambda(small: bool, dtype, *, loss: str = "squared") -> Work:
@@ -109,6 +111,20 @@ def samples(small: bool, dtype, *, rows: int = 64, tools: int = 4096, each: int 
     call = jax.jit(jax.vmap(partial(gibbs.sample, budget=8, num_samples=each)))
     size = f"{rows} x {tools}, B = 8, {each} samples of each"
     return Work(partial(call, keys, scores(rows, tools, dtype)), size, rows * each, "samples")
+
+
+def batch(small: bool, dtype, *, rows: int, tools: int) -> Work:
+    rows, tools = (min(rows, 2), 50) if small else (rows, tools)
+    call = jax.jit(jax.vmap(jax.value_and_grad(partial(gibbs.log_partition, budget=8))))
+    z = scores(rows, tools, dtype)
+    return Work(partial(call, z), f"{rows} x {tools}, B = 8", rows, "rows", 2 * z.nbytes)
+
+
+def straight_through(small: bool, dtype, *, budget: int = 8) -> Work:
+    rows, tools, budget = (2, 50, 3) if small else (64, 4096, budget)
+    z, keys = scores(rows, tools, dtype), jax.random.split(jax.random.key(1), rows)
+    call = partial(gibbs_layers.straight_through_step(budget, True), z, keys, z)
+    return Work(call, f"{rows} x {tools}, B = {budget}", rows, "steps", 2 * z.nbytes)
 
 
 def trials(small: bool, dtype) -> Work:
@@ -233,6 +249,12 @@ ROWS: dict[str, Callable[[bool, Any], Work]] = {
     "bilevel.solve, vmap over seeds": bilevel_steps,
     "group_lasso.path": path,
     "control.fit, imitation": imitation,
+    "gibbs.straight_through": straight_through,
+    "gibbs.straight_through, 32 items": partial(straight_through, budget=32),
+}
+ROWS |= {
+    f"gibbs, value and marginals, {rows} x {tools}": partial(batch, rows=rows, tools=tools)
+    for rows, tools in gibbs_layers.sweep_sizes()
 }
 
 

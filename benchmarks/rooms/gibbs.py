@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.cases import gibbs_layers
 from benchmarks.harness import Options, Report, measured_rates, paragraphs, ratio
 from jaxsac import gibbs
 
@@ -45,6 +46,12 @@ def run(options: Options) -> Report:
         "Largest errors over hard inputs": accuracy(options),
         "Largest errors at many tools": large_accuracy(options),
         "Exact sampling": sampling_rates(options),
+        "A straight-through step: draws, and the gradient through them": gibbs_layers.layers(
+            options
+        ),
+        "log-probability, entropy and marginals in one call": gibbs_layers.together(options),
+        "Many rows of few tools": gibbs_layers.rows_form(options),
+        "Batches, value and marginals, B = 8": gibbs_layers.sweep(options),
     }
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     notes = paragraphs(
@@ -54,6 +61,9 @@ def run(options: Options) -> Report:
 
         Scores N(0, 4). both: value and marginals in one call; hvp: forward over reverse, along a
         random direction.
+
+        simple: the programme over items in log space of SIMPLE, jitted, in a process of its own;
+        softjax: SoftSort's relaxed top-k, another function.
 
         scan: log-space programme over tools as a jitted vmapped lax.scan; fewer repeats.
 
@@ -140,8 +150,19 @@ def cost_times(options: Options) -> list[dict[str, Any]]:
         costs = jax.random.randint(jax.random.key(2), (tools,), 0, budget // 2)
         value = jax.jit(lambda z, costs, budget=budget: gibbs.log_partition(z, budget, costs=costs))
         marginals = jax.jit(lambda z, costs, budget=budget: gibbs.marginals(z, budget, costs=costs))
+        step = jax.jit(
+            jax.grad(
+                lambda z, costs, budget=budget: jnp.sum(
+                    z * gibbs.straight_through(jax.random.key(3), z, budget, costs=costs)[0]
+                )
+            )
+        )
         times = options.time(
-            {"value": partial(value, z, costs), "marginals": partial(marginals, z, costs)},
+            {
+                "value": partial(value, z, costs),
+                "marginals": partial(marginals, z, costs),
+                "straight-through step": partial(step, z, costs),
+            },
             min_seconds=1.0,
         )
         for name, time in times.items():

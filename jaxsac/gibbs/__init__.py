@@ -4,6 +4,7 @@ divergence, modes and samples.
 
 from jaxsac.gibbs import rows as rows
 from jaxsac.gibbs._problem import NO_ACTION as NO_ACTION
+from jaxsac.gibbs.estimators import expected as expected, straight_through as straight_through
 from jaxsac.gibbs.functions import (
     entropy as entropy,
     kl as kl,

@@ -37,6 +37,13 @@ def draws(z, other, seed, **options):
     return sets, best, gibbs.log_prob(sets, z, 3, **options)
 
 
+def gradients(z, other, seed, **options):
+    """Draws as vectors, and a function's mean over draws with its derivative."""
+    key = jax.random.key(seed)
+    mean = lambda z: gibbs.expected(key, lambda a: jnp.tanh(a @ other), z, 3, 4, **options)  # noqa: E731
+    return gibbs.straight_through(key, z, 3, 5, **options), *jax.value_and_grad(mean)(z)
+
+
 def with_costs(z, other, seed, **options):
     return draws(z, other, seed, costs=COSTS, **options)
 
@@ -63,5 +70,6 @@ CASES = [
     case("gibbs.kl", divergence, differentiate=("z",)),
     case("gibbs.entropy", with_background),
     case("gibbs.sample", draws, numbered),
+    case("gibbs.straight_through", gradients, numbered),
     case("gibbs.sample costs", with_costs, numbered),
 ]

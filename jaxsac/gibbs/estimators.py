@@ -1,0 +1,159 @@
+"""Gradients through draws of sets: the straight-through estimator along the exact marginals, and
+the score function with a leave-one-out baseline.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Unpack
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxsac import _checks
+from jaxsac.gibbs._problem import NO_ACTION
+from jaxsac.gibbs.functions import Options
+from jaxsac.gibbs.policy import Policy
+
+
+def straight_through(
+    key: jax.Array, z: Any, budget: Any, num_samples: int = 1, **options: Unpack[Options]
+) -> jax.Array:
+    """Exact draws of sets as vectors of 0 and 1, with the derivative of the exact marginals in
+    place of their own, which is 0.
+
+        a_i ~ π,   d a_i := d E[a] = Cov(a) dz / temperature
+
+    A loss of the draws then has the gradient Cov(a) Σ_i ∂loss/∂a_i / temperature, which is right
+    where the loss is linear in each draw, and biased elsewhere (`expected` is not, for any
+    function). It costs one product with the covariance, O(M B), whatever the number of draws. Every
+    transformation of JAX applies, forward mode and second derivatives (those of the marginals) too.
+
+    * `key`: a random key; it is consumed.
+    * `num_samples`: ≥ 0; static.
+    * `z`, `budget`, `options`: as in `Policy`. Tools of a background are drawn, and left out of the
+      vectors.
+
+    Returns: [num_samples, M], each entry exactly 0 or 1, in the dtype of z. All 0 where no set is
+    feasible; NaN where a score is NaN or +inf, or a traced temperature is not positive.
+
+        loss = lambda z: network(features * gibbs.straight_through(key, z, budget=5)[0])
+        jax.grad(loss)(z)
+
+    Source: Ahmed, Zeng, Niepert and Van den Broeck, SIMPLE, ICLR 2023 (arXiv 2210.01941), section
+    3, for exactly k items; at most B and bounded costs are this library's.
+    """
+    policy = Policy(z, budget=budget, **options)
+    return _straight_through(key, policy, _checks.static_integer("num_samples", num_samples, 0))
+
+
+def expected(
+    key: jax.Array,
+    f: Callable[[jax.Array], Any],
+    z: Any,
+    budget: Any,
+    num_samples: int,
+    **options: Unpack[Options],
+) -> Any:
+    """Mean of f over draws of sets, an unbiased estimate of E[f(a)] with unbiased derivatives.
+
+        (1 / n) Σ_i f(a_i),   derivative by z: (1 / (n − 1)) Σ_i (f(a_i) − mean of f) ∇ log π(a_i)
+
+    It is the score function with the mean of the other draws as the baseline of each. Whatever else
+    f depends on (parameters, traced values that it closes over, z itself) has its pathwise
+    derivative. Derivatives of every order are unbiased, by z and by those, and mixed. Nothing is
+    asked of f between 0 and 1: it may be discontinuous, or call for a choice of tools.
+
+    * `key`: a random key; it is consumed.
+    * `f`: from one set as a vector of 0 and 1, [M] in the dtype of z, to a real array, a scalar as
+      a rule, or a pytree of them; called once, under `jax.vmap`.
+    * `num_samples`: ≥ 2; static. The variance is of order 1 / num_samples.
+    * `z`, `budget`, `options`: as in `Policy`; f sees the tools of z, not those of a background.
+
+    Returns: what f returns, averaged; f at the empty set where no set is feasible; NaN where a
+    score is NaN or +inf, or a traced temperature is not positive.
+
+        worth = lambda z: gibbs.expected(key, lambda a: reward(a @ features), z, 5, 64)
+        jax.grad(worth)(z)
+
+    Source: Kool, van Hoof and Welling, Buy 4 REINFORCE samples, get a baseline for free!, ICLR 2019
+    workshop; the form for all orders is of Foerster et al., DiCE, ICML 2018 (arXiv 1802.05098).
+    """
+    policy = Policy(z, budget=budget, **options)
+    num_samples = _checks.static_integer("num_samples", num_samples, 2)
+    _checks.require(
+        callable(f), f"f must be a function of one set as a vector [M], got {type(f).__name__}."
+    )
+    draws, factor, usable = _scored(key, policy, num_samples)
+    return jax.tree.map(partial(_averaged, factor, usable), jax.vmap(f)(draws))
+
+
+def _averaged(factor: jax.Array, usable: jax.Array, values: Any) -> jax.Array:
+    """The mean of values [n, ...]. `factor` [n] is 0, with the derivative of log π."""
+    values = _checks.real_array("what f returns", values, (None,) * jnp.ndim(values))
+    mean = jnp.mean(values, axis=0, keepdims=True)
+    num_samples = values.shape[0]
+    # f_i less the mean of the others.
+    advantage = (values - mean) * (num_samples / (num_samples - 1))
+    factor = factor.astype(values.dtype).reshape(-1, *(1,) * (values.ndim - 1))
+    number = jnp.where(usable, 1, jnp.nan).astype(values.dtype)  # NaN derivatives too
+    return number * jnp.mean(values + factor * advantage, axis=0)
+
+
+@partial(jax.jit, static_argnums=2)
+def _straight_through(key: jax.Array, policy: Policy, num_samples: int) -> jax.Array:
+    return _hard(num_samples, key, policy)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _hard(num_samples: int, key: jax.Array, policy: Policy) -> jax.Array:
+    draws = _indicators(lax.stop_gradient(policy).sample(key, num_samples), policy)
+    return jnp.where(policy.problem.usable, draws, jnp.nan)
+
+
+# The value is the draw itself, to the bit, and the marginals are computed where a derivative is
+# asked for. As a sum, draw + marginals − stop_gradient(marginals), both would be up to the
+# compiler; a rule for the reverse mode alone would refuse forward mode and second derivatives.
+@_hard.defjvp
+def _hard_jvp(num_samples, primals, tangents):
+    draws = _hard(num_samples, *primals)
+    tangent = jax.jvp(_own_marginals, primals[1:], tangents[1:])[1]
+    tangent = tangent * jnp.where(primals[1].problem.usable, 1, jnp.nan).astype(tangent.dtype)
+    return draws, jnp.broadcast_to(tangent, draws.shape)
+
+
+def _own_marginals(policy: Policy) -> jax.Array:
+    found = policy.marginals()
+    return found if policy.problem.background is None else found[0]
+
+
+@partial(jax.jit, static_argnums=2)
+def _scored(key: jax.Array, policy: Policy, num_samples: int):
+    """Draws [n, M], zeros [n] with the derivative of what multiplies f in an expectation, π over
+    its own value, and whether the scores are numbers.
+    """
+    sets = lax.stop_gradient(policy).sample(key, num_samples)
+    return _indicators(sets, policy), _grown(policy.log_prob(sets)), policy.problem.usable
+
+
+@jax.custom_jvp
+def _grown(x: jax.Array) -> jax.Array:
+    """exp(x − stop_gradient(x)) − 1: the number 0, whatever x is, with derivatives of every
+    order.
+    """
+    # Not zeros_like: a value that does not depend on a mapped x, with a derivative that does, gets
+    # a wrong shape where a jitted function is mapped and then differentiated.
+    return jnp.where(x == 0, x, 0)
+
+
+@_grown.defjvp
+def _grown_jvp(primals, tangents):
+    zero = _grown(primals[0])
+    return zero, (1 + zero) * tangents[0]
+
+
+def _indicators(sets: jax.Array, policy: Policy) -> jax.Array:
+    z = policy.problem.z
+    rows = jnp.arange(sets.shape[0])[:, None]
+    places = jnp.where(sets == NO_ACTION, z.shape[0], sets)  # those of a background lie beyond too
+    return jnp.zeros((sets.shape[0], z.shape[0]), z.dtype).at[rows, places].set(1, mode="drop")
