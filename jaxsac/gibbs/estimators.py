@@ -6,8 +6,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Unpack
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxsac import _checks
@@ -26,8 +28,8 @@ def straight_through(
 
     A loss of the draws then has the gradient Cov(a) Σ_i ∂loss/∂a_i / temperature, which is right
     where the loss is linear in each draw, and biased elsewhere (`expected` is not, for any
-    function). It costs one product with the covariance, O(M B), whatever the number of draws. Every
-    transformation of JAX applies, forward mode and second derivatives (those of the marginals) too.
+    function). It costs one product with the covariance, O(M B), whatever the number of draws.
+    Second derivatives, reverse over reverse, are those of the marginals; there is no forward mode.
 
     * `key`: a random key; it is consumed.
     * `num_samples`: ≥ 0; static.
@@ -105,26 +107,58 @@ def _straight_through(key: jax.Array, policy: Policy, num_samples: int) -> jax.A
     return _hard(num_samples, key, policy)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
+# A rule for the reverse mode alone: the Jacobian of the marginals is symmetric, so that its product
+# with a cotangent is a derivative along it, faster than the transposed program that a rule for both
+# modes would run. Second derivatives are reverse over reverse. The value is the draw itself, to the
+# bit, as it would not be in draw + marginals − stop_gradient(marginals).
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _hard(num_samples: int, key: jax.Array, policy: Policy) -> jax.Array:
     draws = _indicators(lax.stop_gradient(policy).sample(key, num_samples), policy)
     return jnp.where(policy.problem.usable, draws, jnp.nan)
 
 
-# The value is the draw itself, to the bit, and the marginals are computed where a derivative is
-# asked for. As a sum, draw + marginals − stop_gradient(marginals), both would be up to the
-# compiler; a rule for the reverse mode alone would refuse forward mode and second derivatives.
-@_hard.defjvp
-def _hard_jvp(num_samples, primals, tangents):
-    draws = _hard(num_samples, *primals)
-    tangent = jax.jvp(_own_marginals, primals[1:], tangents[1:])[1]
-    tangent = tangent * jnp.where(primals[1].problem.usable, 1, jnp.nan).astype(tangent.dtype)
-    return draws, jnp.broadcast_to(tangent, draws.shape)
+def _hard_forward(num_samples, key, policy):
+    return _hard(num_samples, key, policy), policy
 
 
-def _own_marginals(policy: Policy) -> jax.Array:
-    found = policy.marginals()
-    return found if policy.problem.background is None else found[0]
+def _hard_backward(num_samples, policy, cotangent):
+    p = policy.problem
+    along = jnp.sum(cotangent, axis=0)
+
+    def moved(step):
+        z = p.z + p.temperature * step * along
+        return eqx.tree_at(lambda policy: policy.problem.z, policy, z).marginals()
+
+    step = jnp.zeros((), p.z.dtype)
+    product = jax.jvp(moved, (step,), (jnp.ones_like(step),))[1]
+    zeros = jax.tree.map(_no_cotangent, policy)
+    if p.background is None:
+        own, heat = product, _by_temperature(p.z, product)
+    else:
+        own, groups = product
+        groups = groups * p.background.counts.astype(groups.dtype)
+        heat = _by_temperature(p.z, own) + _by_temperature(p.background.scores, groups)
+        zeros = eqx.tree_at(
+            lambda policy: policy.problem.background.scores, zeros, groups / p.temperature
+        )
+    number = jnp.where(p.usable, 1, jnp.nan).astype(p.z.dtype)
+    found = number * own / p.temperature, -number * heat / p.temperature**2
+    return None, eqx.tree_at(
+        lambda policy: (policy.problem.z, policy.problem.temperature), zeros, found
+    )
+
+
+_hard.defvjp(_hard_forward, _hard_backward)
+
+
+def _no_cotangent(x: jax.Array) -> Any:
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        return jnp.zeros_like(x)
+    return np.zeros(x.shape, jax.dtypes.float0)
+
+
+def _by_temperature(scores: jax.Array, product: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.where(jnp.isfinite(scores), scores, 0) * product)
 
 
 @partial(jax.jit, static_argnums=2)
