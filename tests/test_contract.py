@@ -44,6 +44,7 @@ LANES = 4
 DRAWING = {  # what is drawn depends on the dtype
     "bandits.simulate",
     "gibbs.sample",
+    "gibbs.straight_through",
     "subsample_q.learn",
     "subsample_q.q_learning",
     "subsample_q.network.learn_network",

@@ -45,8 +45,8 @@ class Means(NamedTuple):
 
     chosen: jax.Array  # [M] marginals
     left_out: jax.Array  # [M] 1 − marginals, precise where they are near 1
-    groups: jax.Array | None  # [C] number of each group's tools, minus `likeliest`
-    likeliest: jax.Array | None  # [C] a constant of differentiation
+    groups: jax.Array  # [C] number of each group's tools, minus `likeliest`
+    likeliest: jax.Array  # [C] a constant of differentiation
     law: jax.Array  # [D + 1] of the size (or cost); [1] where the budget never binds
     excess: jax.Array  # [] mean size (or cost) minus LogPartition.size
 
@@ -115,7 +115,7 @@ def _log_partition_jvp(primals, tangents):
     p, e = primals
     value, mean = log_partition(p, e), means(p, e)
     tangent = jnp.sum(mean.chosen * _cold_tangent(p.z, p, tangents[0].z, tangents[0]))
-    if mean.groups is not None and p.background is not None and e.groups is not None:
+    if p.background is not None:
         scores = tangents[0].background.scores
         moved = _cold_tangent(p.background.scores, p, scores, tangents[0])
         tangent = tangent + jnp.sum((mean.groups + mean.likeliest) * moved)
@@ -146,8 +146,8 @@ def _means(p: Problem, e: Expansion | None) -> Means:
         found = Means(
             jax.nn.sigmoid(cold),
             jax.nn.sigmoid(-cold),
-            None,
-            None,
+            cold[:0],
+            cold[:0],
             jnp.ones((1,), cold.dtype),
             jnp.zeros((), cold.dtype),
         )
@@ -164,10 +164,10 @@ def _expanded_means(p: Problem, e: Expansion) -> Means:
     if isinstance(e.own, Tables):
         seed = jnp.where(law > 0, (degree - size) * e.tilt.value - rest, -jnp.inf)
         chosen, left_out = _knapsack.marginals(p, e.own, seed)
-        return Means(chosen, left_out, None, None, law, excess)
+        return Means(chosen, left_out, law[:0], law[:0], law, excess)
     values = jnp.exp(e.log_values)
     cotangent = law / jnp.where(values > 0, values, 1)
-    groups = likeliest = None
+    groups = likeliest = law[:0]
     if e.groups is not None:
         likeliest = e.groups.likeliest
         own = _one(values) if e.own is None else e.own.values
@@ -209,7 +209,7 @@ def cross_entropy(shift: jax.Array, mean: Means, q: Problem, e: Expansion | None
         result = result - jnp.sum(jnp.where(tail > 0, tail * jnp.where(tail > 0, x, 0), 0))
         surprise = _surprise(x[head], mean.chosen[head], mean.left_out[head], False)
         result = result + e.own.powers + jnp.sum(surprise)
-    if e.groups is not None and q.background is not None and mean.groups is not None:
+    if e.groups is not None and q.background is not None:
         x = e.tilt.of(q.background.scores, q.temperature)
         finite = jnp.isfinite(x)
         number = mean.groups + (mean.likeliest - e.groups.likeliest)

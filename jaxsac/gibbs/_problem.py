@@ -134,6 +134,8 @@ def problem(
         free = static and int(at_least) == 0 and int(budget) >= z.shape[0]
     if given is not None:
         given = _given(given, z.shape[0], budget, costs)
+    # Until here what is concrete stayed so, also under `jax.jit`.
+    budget, at_least, costs, given = jax.tree.map(jnp.asarray, (budget, at_least, costs, given))
     made = Problem(
         z, temperature, budget, at_least, costs, background, given, z, degree, width, free
     )
@@ -142,18 +144,26 @@ def problem(
     return eqx.tree_at(lambda p: p.z, made, jnp.where(made.held, -jnp.inf, z))
 
 
-def _integer(name: str, value: Any) -> jax.Array:
+def _integer(name: str, value: Any) -> Any:
     _checks.require(
         not isinstance(value, bool | np.bool_) and np.ndim(value) == 0,
         f"{name} must be a whole number, got {value!r}.",
     )
-    return _checks.integer_array(name, np.asarray(value) if isinstance(value, int) else value, ())
+    return _concrete(name, value, ())
 
 
-def _budget(budget: Any, max_budget: Any) -> tuple[jax.Array, int]:
+def _concrete(name: str, value: Any, shape: tuple[int | str | None, ...]) -> Any:
+    """`_checks.integer_array`, which leaves NumPy what is concrete."""
+    if not _checks.is_concrete(value):
+        return _checks.integer_array(name, value, shape)
+    with jax.ensure_compile_time_eval():
+        return np.asarray(_checks.integer_array(name, np.asarray(value), shape))
+
+
+def _budget(budget: Any, max_budget: Any) -> tuple[Any, int]:
     if max_budget is None:
         degree = _checks.static_integer("budget", budget, 0)
-        return jnp.asarray(degree, jnp.int32), degree
+        return np.asarray(degree, np.int32), degree
     degree = _checks.static_integer("max_budget", max_budget, 0)
     budget = _integer("budget", budget)
     if _checks.is_concrete(budget):
@@ -164,7 +174,7 @@ def _budget(budget: Any, max_budget: Any) -> tuple[jax.Array, int]:
     return budget, degree
 
 
-def _costs(costs: Any, shape: tuple[int, ...], degree: int) -> jax.Array:
+def _costs(costs: Any, shape: tuple[int, ...], degree: int) -> Any:
     if _checks.is_concrete(costs):
         costs = np.asarray(costs)
         if np.issubdtype(costs.dtype, np.integer):  # what exceeds the budget may as well be 2^40
@@ -173,6 +183,7 @@ def _costs(costs: Any, shape: tuple[int, ...], degree: int) -> jax.Array:
             bool(np.all(costs >= 0)),
             "costs must be >= 0: leave out tools of negative cost, or shift all costs.",
         )
+        return _concrete("costs", costs, shape)
     return jnp.minimum(_checks.integer_array("costs", costs, shape), degree + 1)
 
 
@@ -188,8 +199,8 @@ def _background(background: Any, dtype: Any) -> Groups:
     return Groups(scores, counts)
 
 
-def _given(given: Any, size: int, budget: jax.Array, costs: jax.Array | None) -> jax.Array:
-    given = _checks.integer_array("given", given, ("G",))
+def _given(given: Any, size: int, budget: Any, costs: Any) -> Any:
+    given = _concrete("given", given, ("G",))
     if _checks.is_concrete(given, budget, costs):
         tools = np.asarray(given)[np.asarray(given) != NO_ACTION]
         _checks.require(

@@ -10,10 +10,11 @@ from jax import lax
 
 from jaxsac import _checks, _loops
 from jaxsac._implicit import implicit
-from jaxsac.gibbs import _knapsack, _law, _sets, _tree
+from jaxsac.gibbs import _knapsack, _law, _sets
+from jaxsac.gibbs._draws import sample
 from jaxsac.gibbs._knapsack import Tables
 from jaxsac.gibbs._law import Expansion, Means
-from jaxsac.gibbs._problem import NO_ACTION, Problem, problem
+from jaxsac.gibbs._problem import Problem, problem
 from jaxsac.solution import register
 
 _SHIFTS = 60  # rounds of with_mean_size
@@ -53,8 +54,8 @@ class Policy(eqx.Module):
     laws.
     """
 
-    problem: Problem
-    expansion: Expansion | None
+    problem: Problem  # what was asked, checked
+    expansion: Expansion | None  # a cache, without derivatives; None where the budget never binds
 
     def __init__(
         self,
@@ -140,7 +141,8 @@ class Policy(eqx.Module):
         where no set is feasible. O(M B) work once (M log B memory), O(B² log M) a set; with `costs`
         O(M · budget + M · num_samples · W). Not differentiable: see `straight_through`, `expected`.
         """
-        return _sample(key, self, _checks.static_integer("num_samples", num_samples, 0))
+        count = _checks.static_integer("num_samples", num_samples, 0)
+        return sample(key, self.problem, self.expansion, count)
 
     def mode(self) -> jax.Array:
         """The most likely set: int32 [W], highest score first, padded with −1; W as in `sample`.
@@ -213,8 +215,6 @@ class Policy(eqx.Module):
     def mean_size(self) -> jax.Array:
         """The expected number of tools, []."""
         mean = self._means()
-        if mean.groups is None or mean.likeliest is None:
-            return jnp.sum(mean.chosen)
         number = jnp.sum(mean.groups + mean.likeliest)
         return jnp.sum(mean.chosen) + jnp.where(self._feasible(), number, 0)
 
@@ -366,44 +366,3 @@ def _complete(p: Problem, mean: Means) -> Means:
 def _at_least(value: jax.Array, least: float) -> jax.Array:
     """The value clamped, its derivative not."""
     return jnp.where(value < least, value - lax.stop_gradient(value - least), value)
-
-
-@jax.jit(static_argnums=2)
-def _sample(key: jax.Array, policy: Policy, num_samples: int) -> jax.Array:
-    p, e = policy.problem, policy.expansion
-    width = p.width
-    size = p.z.shape[0]
-    nothing = jnp.full((num_samples, width), NO_ACTION, jnp.int32)
-    if num_samples == 0 or width == 0 or (size == 0 and p.background is None):
-        return nothing
-    size_key, tool_key, group_key, alike_key = jax.random.split(key, 4)
-    if e is None:
-        chance = jax.nn.sigmoid(p.z / p.temperature)
-        taken = _tree.uniform(tool_key, (num_samples, size), p.z.dtype) < chance[None, :]
-        sets = jnp.where(taken, jnp.arange(size, dtype=jnp.int32)[None, :], NO_ACTION)
-        sets = jnp.pad(sets, ((0, 0), (0, width - size)), constant_values=NO_ACTION)
-    else:
-        law = _law.means(p, e).law
-        if isinstance(e.own, Tables):
-            sets = _knapsack.sample(tool_key, p, e.own, law, (num_samples, width))
-        else:
-            sizes = jax.random.categorical(size_key, jnp.log(law), shape=(num_samples,))
-            sizes = jnp.where(jnp.sum(law) > 0, sizes.astype(jnp.int32), 0)
-            number, groups = sizes, None
-            if e.groups is not None and e.groups.values.shape[0]:
-                factors = e.groups.values
-                own = jnp.zeros((p.degree + 1,), p.z.dtype).at[0].set(1)
-                own = own if e.own is None else e.own.values
-                number, groups = _tree.split(group_key, own, factors, sizes)
-            sets = nothing
-            if e.own is not None:
-                tree = _tree.grow(jax.nn.sigmoid(e.tilt.of(p.z, p.temperature)), p.degree)
-                sets = _tree.draw(tool_key, tree, number, width)
-            if groups is not None and p.background is not None:
-                alike = _tree.draw_alike(alike_key, p.background, groups, number, width)
-                sets = jnp.where(alike >= 0, alike + size, sets)
-        sets = jnp.where(policy._feasible(), sets, NO_ACTION)
-    if p.given is not None:
-        sets = _sets.with_given(p, sets)
-        sets = jnp.where(policy._feasible(), sets, NO_ACTION)
-    return jnp.where(p.usable, sets, NO_ACTION)
