@@ -161,12 +161,14 @@ def _expanded_means(p: Problem, e: Expansion) -> Means:
     size, rest, law = size_law(p, e)
     degree = np.arange(p.degree + 1).astype(law.dtype)
     excess = jnp.sum(law * (degree - size))
+    # The law over the values, without a division by what may be very small.
+    seed = jnp.where(
+        law > jnp.finfo(law.dtype).tiny, (degree - size) * e.tilt.value - rest, -jnp.inf
+    )
     if isinstance(e.own, Tables):
-        seed = jnp.where(law > 0, (degree - size) * e.tilt.value - rest, -jnp.inf)
         chosen, left_out = _knapsack.marginals(p, e.own, seed)
         return Means(chosen, left_out, law[:0], law[:0], law, excess)
-    values = jnp.exp(e.log_values)
-    cotangent = law / jnp.where(values > 0, values, 1)
+    values, cotangent = jnp.exp(e.log_values), jnp.exp(seed)
     groups = likeliest = law[:0]
     if e.groups is not None:
         likeliest = e.groups.likeliest

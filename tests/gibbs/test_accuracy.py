@@ -144,3 +144,85 @@ def test_knapsack_accuracy():
             rtol=0,
             atol=10 * bound,
         )
+
+
+def everything(z, budget):
+    policy = gibbs.Policy(z, budget=budget)
+    return policy.log_partition(), policy.entropy(), policy.marginals(), policy.size_law()
+
+
+SCORES = {
+    "normal": lambda rng, size: rng.normal(size=size),
+    "equal": lambda rng, size: np.zeros(size),
+    "wide": lambda rng, size: 30 * rng.normal(size=size),
+    "rare": lambda rng, size: rng.normal(size=size) - np.log(size),
+}
+
+
+@pytest.mark.parametrize(
+    ("num_tools", "budget"),
+    [(3000, 500)]
+    + [
+        pytest.param(size, budget, marks=pytest.mark.slow)
+        for size, budgets in (
+            (10_000, (1, 31, 33, 64, 128, 129, 248, 1024, 2048)),
+            (1_000_000, (1024,)),
+        )
+        for budget in budgets
+    ],
+)
+def test_every_budget(num_tools, budget):
+    """Budgets of thousands: float32 against float64, and that against closed forms."""
+    ask = jax.jit(everything, static_argnums=1)
+    for name, make in SCORES.items():
+        z = make(np.random.default_rng(0), num_tools).astype(np.float32)
+        single = [np.asarray(x, float) for x in ask(jnp.asarray(z), budget)]
+        value, entropy, marginals, law = map(np.asarray, ask(jnp.asarray(z.astype(float)), budget))
+        assert abs(single[0] - value) <= 1e-6 * max(1, abs(value)), name
+        assert abs(single[1] - entropy) <= 1e-5 * max(1, entropy), name
+        np.testing.assert_allclose(single[2], marginals, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(single[3], law, atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(marginals.sum(), law @ np.arange(budget + 1), rtol=1e-10)
+        if name == "equal":
+            ratios = np.log((num_tools - np.arange(budget)) / np.arange(1, budget + 1))
+            logs = np.concatenate([[0.0], np.cumsum(ratios)])
+            np.testing.assert_allclose(value, np.logaddexp.reduce(logs), rtol=1e-12)
+            np.testing.assert_allclose(entropy, np.logaddexp.reduce(logs), rtol=1e-11)
+
+
+def test_offsets_and_forced_tools_cost_no_digits():
+    """Entropy and divergence in float32, with scores that share a huge offset, with costs, and
+    beside tools that a score forces in.
+    """
+    rng = np.random.default_rng(4)
+    z = np.round(rng.normal(size=12) * 64) / 64  # on the grid of float32 at the offset
+    costs = np.where(np.arange(12) < 4, 1, 0)
+    price = np.ones(12, int)
+    for options, budget in (
+        ({"costs": costs}, 3),
+        ({"costs": price, "exactly": True}, 4),
+        ({"exactly": True}, 4),
+    ):
+        moved = (z + 16384).astype(np.float32)
+        found = gibbs.Policy(jnp.asarray(moved), budget=budget, **options)
+        right = gibbs.Policy(jnp.asarray(moved.astype(float)), budget=budget, **options)
+        assert abs(float(found.entropy()) - float(right.entropy())) < 1e-5
+        np.testing.assert_allclose(found.marginals(), right.marginals(), atol=1e-6)
+    plain = gibbs.entropy(jnp.asarray(z[2:]), 3)
+    for score in (1e4, 1e6, 1e8):
+        forced = np.concatenate([[score, score], z[2:]]).astype(np.float32)
+        assert abs(float(gibbs.entropy(jnp.asarray(forced), 5)) - float(plain)) < 1e-5
+
+
+def test_what_is_static_stays_so_under_jit():
+    costs = np.array([3, 2, 2, 1, 1])
+    z = jnp.zeros(5)
+
+    @jax.jit
+    def widths(key):
+        return gibbs.sample(key, z, 4, 2, costs=costs), gibbs.Policy(z, budget=7).sample(key, 2)
+
+    assert [a.shape for a in widths(jax.random.key(0))] == [(2, 3), (2, 7)]
+    with pytest.raises(ValueError, match="exactly=True needs budget <= M"):
+        jax.eval_shape(lambda z: gibbs.log_partition(z, 7, exactly=True), z)
+    assert jax.eval_shape(lambda z: gibbs.Policy(z, budget=7), z).expansion is None

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gibbs.oracle import Law
 
 from jaxsac.gibbs import rows
 from jaxsac.gibbs.rows import recurrence
@@ -53,3 +54,26 @@ def test_rows_in_blocks_equal_rows_at_once(monkeypatch):
     whole = rows.log_size_weights(scores, BUDGET)
     monkeypatch.setattr(recurrence, "_BLOCK", 8)
     np.testing.assert_allclose(rows.log_size_weights(scores, BUDGET), whole, rtol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_no_size_is_lost(dtype):
+    """One large score among zeros, ties, forced and missing tools: with a unit for each degree."""
+    columns = [
+        [20.0, 0, 0, 0, 0, 0],
+        [30.0, 0, 0, 0, 0, 0],
+        [300.0, 200, 100, 0, 0, -1],
+        [1e4, 1e4, 1e4, 0, 0, -np.inf],
+        [1.0] + 5 * [-np.inf],
+        6 * [-1e4],
+    ]
+    scores = jnp.asarray(np.array(columns).T, dtype)
+    rest = jnp.zeros((6, len(columns)), dtype)
+    value, chosen = jax.jit(lambda s: (rows.log_partition(s, rest, 5), rows.marginals(s, rest, 5)))(
+        scores
+    )
+    error = 1e-12 if dtype == "float64" else 1e-6
+    for row, column in enumerate(columns):
+        law = Law(np.array(column), 5)
+        np.testing.assert_allclose(value[row], law.log_partition, rtol=error, atol=error)
+        np.testing.assert_allclose(chosen[:, row], law.marginals, atol=error)

@@ -1,5 +1,5 @@
-"""Samples against the exact law of sets (chi-square), against marginals where sets are too many,
-and the bound on proposals.
+"""Samples against the exact law of sets (chi-square), and against marginals where sets are too
+many.
 """
 
 import functools
@@ -170,3 +170,27 @@ def test_degenerate_draws():
     assert gibbs.sample(key, jnp.zeros(8), 6, 5, costs=COSTS).shape == (5, 5), (
         "the largest feasible set: costs 0, 1, 1, 2, 2"
     )
+
+
+@pytest.mark.parametrize(
+    ("num_tools", "budget", "count"),
+    [(2000, 300, 2000), pytest.param(1_000_000, 1024, 400, marks=pytest.mark.slow)],
+)
+def test_large_sets(num_tools, budget, count):
+    """Hundreds and thousands of tools in a set: no duplicates, frequencies by groups of tools, and
+    the size of two halves, whose covariance is that of the law.
+    """
+    z = np.random.default_rng(1).normal(size=num_tools).astype(np.float32)
+    policy = gibbs.Policy(jnp.asarray(z), budget=budget, exactly=True)
+    draws = np.sort(policy.sample(jax.random.key(5), count), axis=1)
+    assert draws[:, 0].min() >= 0 and np.all(np.diff(draws, axis=1) > 0)
+    marginals = np.asarray(policy.marginals(), float)
+    frequency = np.bincount(draws.reshape(-1), minlength=num_tools) / count
+    for group in np.array_split(np.argsort(-marginals), 30):
+        spread = np.sqrt(np.sum(marginals[group] * (1 - marginals[group])) / count)
+        assert abs(frequency[group].sum() - marginals[group].sum()) < 5 * spread
+    half = np.arange(num_tools) % 2 == 0
+    inside = half[draws].sum(1)
+    variance = float(half @ np.asarray(policy.covariance(jnp.asarray(half, jnp.float32)), float))
+    assert abs(inside.mean() - marginals[half].sum()) < 5 * np.sqrt(variance / count)
+    assert abs(inside.var() / variance - 1) < 5 * np.sqrt(2 / count)
