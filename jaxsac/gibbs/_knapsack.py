@@ -56,7 +56,7 @@ def expand(p: Problem) -> Tables:
     def step(table, entry):
         left_out, taken, cost = entry
         with_tool = taken + _shift_up(table, cost)
-        table_next = jnp.logaddexp(left_out + table, with_tool)
+        table_next = _log_add(left_out + table, with_tool)
         return jnp.maximum(table_next, lowest), table
 
     start = jnp.full((p.degree + 1,), lowest, x.dtype).at[0].set(0)
@@ -101,7 +101,7 @@ def marginals(p: Problem, tables: Tables, seed: jax.Array) -> tuple[jax.Array, j
         chosen = jnp.sum(jnp.exp(with_tool + before))
         without = left_out + suffix
         other = jnp.sum(jnp.exp(without + before))
-        return jnp.maximum(jnp.logaddexp(without, with_tool), lowest), (chosen, other)
+        return jnp.maximum(_log_add(without, with_tool), lowest), (chosen, other)
 
     entries = (tables.left_out, tables.taken, p.costs, tables.before)
     chosen, others = _loops.scan(step, jnp.maximum(seed, lowest), entries, reverse=True)[1]
@@ -172,13 +172,22 @@ def number_law(p: Problem, tables: Tables, law: jax.Array) -> jax.Array:
         left_out, taken, cost = entry
         shifted = jax.vmap(lambda row: _shift_up(row, cost))(table[:-1])
         with_tool = jnp.concatenate([jnp.full((1, law.size), lowest, law.dtype), taken + shifted])
-        return jnp.maximum(jnp.logaddexp(left_out + table, with_tool), lowest), None
+        return jnp.maximum(_log_add(left_out + table, with_tool), lowest), None
 
     start = jnp.full((number + 1, law.size), lowest, law.dtype).at[0, 0].set(0)
     table = _loops.scan(step, start, (tables.left_out, tables.taken, p.costs))[0]
     reached = jnp.isfinite(tables.last)
     shares = jnp.exp(table - jnp.where(reached, tables.last, 0)[None, :])
     return jnp.matmul(jnp.where(reached[None, :], shares, 0), law, precision="highest")
+
+
+def _log_add(a: jax.Array, b: jax.Array) -> jax.Array:
+    """log(exp a + exp b) of finite numbers, with derivatives of every order also where a = b: there
+    those of `jnp.logaddexp` beyond the first are wrong in jax 0.10.1.
+    """
+    swap = a < b
+    high, low = jnp.where(swap, b, a), jnp.where(swap, a, b)
+    return high + jnp.log1p(jnp.exp(low - high))
 
 
 def floor(dtype) -> float:
