@@ -9,18 +9,18 @@ from jax import lax
 
 from jaxsac import _loops
 from jaxsac.gibbs._problem import Groups
-from jaxsac.gibbs._tilt import Tilt
+from jaxsac.gibbs._tilt import Tilt, relative
 
 
 class Binomials(NamedTuple):
-    """(1 + exp(x) t)^count of each of C groups: coefficient r is exp(log_scale) · values_r. What is
+    """(1 + exp(x) t)^count of each of C groups: coefficient r is a constant times values_r. What is
     exponentiated is relative to the largest coefficient; it does not depend on the counts' sizes.
     """
 
     values: jax.Array  # [C, D + 1], of sum 1
     likeliest: jax.Array  # [C] number of tools
-    log_choices: jax.Array  # [C] log_scale − x · likeliest
-    log_scale: jax.Array  # [C]
+    log_choices: jax.Array  # [C] the constant's logarithm − x · likeliest
+    base: jax.Array  # [C] the constant's logarithm is base − likeliest · tilt.rise
 
 
 def binomials(groups: Groups, tilt: Tilt, temperature: jax.Array, degree: int) -> Binomials:
@@ -42,13 +42,16 @@ def binomials(groups: Groups, tilt: Tilt, temperature: jax.Array, degree: int) -
     likeliest = place.astype(x.dtype)
     between = degrees[:, 1:] <= likeliest
     log_choices = jnp.sum(jnp.where(between, choices, 0), axis=1) + jnp.log(total)
+    above = relative(jnp.where(jnp.isfinite(x), groups.scores, 0), tilt.centre, temperature)[
+        :, None
+    ]
     moved = jnp.where(jnp.isfinite(x), x, 0) - constant  # 0, and it carries the derivative
     growth = jnp.exp(degrees * moved[:, None])
     return Binomials(
         jnp.where(reachable, values / total[:, None] * growth, 0),
         likeliest[:, 0],
         log_choices,
-        top[:, 0] + jnp.log(total),
+        lax.stop_gradient(log_choices + jnp.where(likeliest > 0, likeliest * above, 0)[:, 0]),
     )
 
 

@@ -18,8 +18,8 @@ _BITS = 2.0**11  # an anchor of so many, times costs below 2^12, is exact in flo
 
 
 class Tables(NamedTuple):
-    """log E_c, of the sets of total cost exactly c: probabilities under independent tools of log
-    odds x. Letters: M tools, D the largest total.
+    """Log-probabilities of the total cost c under independent tools of log odds x: up to a factor
+    E_c, the weight of the sets of that cost. Letters: M tools, D the largest total.
     """
 
     tilt: Tilt  # λ of a unit of cost
@@ -27,7 +27,8 @@ class Tables(NamedTuple):
     taken: jax.Array  # [M] log sigmoid(x), plus what carries the derivative
     before: jax.Array  # [M, D + 1] before each tool
     last: jax.Array  # [D + 1] of all; −inf where no set has that cost
-    log_scale: jax.Array  # []
+    base: jax.Array  # [] E_c = exp(λ c + base − count · tilt.rise) · table_c
+    count: jax.Array  # [] cost of the tools with x > 0
 
     def x_of(self, p: Problem) -> jax.Array:
         return log_odds(p, self.tilt)
@@ -62,7 +63,12 @@ def expand(p: Problem) -> Tables:
     start = jnp.full((p.degree + 1,), lowest, x.dtype).at[0].set(0)
     last, before = _loops.scan(step, start, (left_out, taken, costs))
     last = jnp.where(last > lowest / 4, last, -jnp.inf)
-    return Tables(tilt, left_out, taken, before, last, -jnp.sum(lax.stop_gradient(left_out)))
+    above, paid = constant > 0, costs.astype(x.dtype)
+    own = _tilt.relative(jnp.where(above, p.z, 0), tilt.centre * paid, p.temperature)
+    base = jnp.sum(jnp.where(above, own, 0))
+    base = base + jnp.sum(jnp.where(present, jnp.log1p(jnp.exp(-jnp.abs(constant))), 0))
+    count = jnp.sum(jnp.where(above, paid, 0))
+    return Tables(tilt, left_out, taken, before, last, *lax.stop_gradient((base, count)))
 
 
 def _choose(p: Problem) -> Tilt:
@@ -82,7 +88,7 @@ def _choose(p: Problem) -> Tilt:
     best = jnp.where(low < high, jnp.maximum(best, 0), best)
     fraction, exponent = jnp.frexp(best)
     anchor = jnp.ldexp(jnp.round(fraction * _BITS) / _BITS, exponent)
-    tilt = Tilt(anchor, jnp.zeros_like(anchor), p.temperature)
+    tilt = Tilt(anchor, jnp.zeros_like(anchor), p.temperature, _tilt.nearest(rates))
     part = _tilt.Part(log_odds(p, tilt), costs, 1.0)
     return _tilt.refine(tilt, [part], low, high)
 

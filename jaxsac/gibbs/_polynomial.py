@@ -2,9 +2,9 @@
 of exp(sum of their scores).
 
 Coefficients span thousands of orders of magnitude. They are computed of the log odds x = score − λ
-at a tilt λ (`_tilt`), as e_r = exp(λ r + log_scale) · values_r: the values are in range for all
-sizes that matter, and what underflows does not matter. `log_scale` is a constant of
-differentiation.
+at a tilt λ (`_tilt`), as e_r = exp(λ r + a constant) · values_r: the values are in range for all
+sizes that matter, and what underflows does not matter. The constant is
+one of differentiation too.
 
 The largest scores, the head, are multiplied in one by one, each over the larger of 1 and its odds
 exp(x). All others, the tail, are multiplied together. A tail tool's marginal is a polynomial in
@@ -47,8 +47,9 @@ class Polynomial(NamedTuple):
     tail: jax.Array  # [D + 1] the tail's own coefficients
     weights: jax.Array  # [M] odds of the tail; 0 for the head
     values: jax.Array  # [D + 1]
-    log_scale: jax.Array  # []
-    powers: jax.Array  # [] the part of it that is due to powers of 2
+    powers: jax.Array  # [] of 2, that were taken out: their logarithm
+    base: jax.Array  # [] the constant is base − count · tilt.rise
+    count: jax.Array  # [] head tools with x > 0
 
 
 @functools.cache
@@ -103,9 +104,12 @@ def expand(p: Problem) -> Polynomial:
     left_out, taken = halve * left_out, halve * taken
     powers = (halvings + growth[-1]) * _LN2
     values, steps = _multiply(tail, left_out, taken)
-    log_scale = lax.stop_gradient(jnp.sum(jnp.maximum(x, 0)) + powers)
+    above = scores > -jnp.inf
+    above &= lax.stop_gradient(x) > 0
+    base = jnp.sum(jnp.where(above, _tilt.relative(scores, tilt.centre, temperature), 0)) + powers
+    count = jnp.sum(above, dtype=z.dtype)
     return Polynomial(
-        tilt, head, x, left_out, taken, steps, tail, weights, values, log_scale, powers
+        tilt, head, x, left_out, taken, steps, tail, weights, values, powers, base, count
     )
 
 

@@ -27,6 +27,12 @@ class Tilt(NamedTuple):
     anchor: jax.Array  # [] before the temperature
     offset: jax.Array  # []
     temperature: jax.Array  # []
+    centre: jax.Array  # [] the score nearest to 0 of those that matter; before the temperature
+
+    @property
+    def rise(self) -> jax.Array:
+        """λ − centre / temperature."""
+        return (self.anchor - self.centre) / self.temperature + self.offset
 
     @property
     def value(self) -> jax.Array:
@@ -110,7 +116,17 @@ def choose(
     least = jnp.where(low > 0, (least_anchor - anchor) / temperature + least_offset, jnp.inf)
     offset = jnp.maximum(offset, jnp.minimum(zero, least))
     none = offset == zero
-    return Tilt(jnp.where(none, 0, anchor), jnp.where(none, 0, offset), temperature)
+    return Tilt(
+        jnp.where(none, 0, anchor), jnp.where(none, 0, offset), temperature, nearest(ordered)
+    )
+
+
+def nearest(scores: jax.Array) -> jax.Array:
+    """The number nearest to 0 between the least and the largest finite score; 0 without any."""
+    finite = jnp.isfinite(scores)
+    least = jnp.min(scores, initial=jnp.inf, where=finite)
+    most = jnp.max(scores, initial=-jnp.inf, where=finite)
+    return jnp.where(jnp.any(finite), jnp.clip(jnp.zeros_like(least), least, most), 0)
 
 
 class Part(NamedTuple):
