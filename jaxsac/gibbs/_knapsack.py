@@ -27,8 +27,8 @@ class Tables(NamedTuple):
     taken: jax.Array  # [M] log sigmoid(x), plus what carries the derivative
     before: jax.Array  # [M, D + 1] before each tool
     last: jax.Array  # [D + 1] of all; −inf where no set has that cost
-    base: jax.Array  # [] E_c = exp(λ c + base − count · tilt.rise) · table_c
-    count: jax.Array  # [] cost of the tools with x > 0
+    base: jax.Array  # [] E_c = exp(λ c + base − number · tilt.rise) · table_c
+    number: jax.Array  # [] cost of the tools with x > 0
 
     def x_of(self, p: Problem) -> jax.Array:
         return log_odds(p, self.tilt)
@@ -67,8 +67,8 @@ def expand(p: Problem) -> Tables:
     own = _tilt.relative(jnp.where(above, p.z, 0), tilt.centre * paid, p.temperature)
     base = jnp.sum(jnp.where(above, own, 0))
     base = base + jnp.sum(jnp.where(present, jnp.log1p(jnp.exp(-jnp.abs(constant))), 0))
-    count = jnp.sum(jnp.where(above, paid, 0))
-    return Tables(tilt, left_out, taken, before, last, *lax.stop_gradient((base, count)))
+    number = jnp.sum(jnp.where(above, paid, 0))
+    return Tables(tilt, left_out, taken, before, last, *lax.stop_gradient((base, number)))
 
 
 def _choose(p: Problem) -> Tilt:

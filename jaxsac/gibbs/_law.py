@@ -21,7 +21,7 @@ from jaxsac.gibbs._tilt import Tilt, choose, relative
 
 
 class Expansion(NamedTuple):
-    """Size (or cost) r has the weight exp(r · centre + base + (r − count) · rise + log_values_r),
+    """Size (or cost) r has the weight exp(r · centre + base + (r − number) · rise + log_values_r),
     with the tilt's centre (over the temperature) and rise, whose sum is λ.
     """
 
@@ -30,7 +30,7 @@ class Expansion(NamedTuple):
     groups: Binomials | None
     log_values: jax.Array  # [D + 1]
     base: jax.Array  # []
-    count: jax.Array  # [] near the sizes that matter, so that large numbers cancel exactly
+    number: jax.Array  # [] near the sizes that matter, so that large numbers cancel exactly
 
 
 class LogPartition(NamedTuple):
@@ -60,7 +60,7 @@ def expand(p: Problem) -> Expansion | None:
         return None
     if p.costs is not None:
         tables = _knapsack.expand(p)
-        return Expansion(tables.tilt, tables, None, tables.last, tables.base, tables.count)
+        return Expansion(tables.tilt, tables, None, tables.last, tables.base, tables.number)
     own = polynomial(p) if p.z.shape[0] and p.degree else None
     if own is None:
         nothing = jnp.full((1,), -jnp.inf, p.z.dtype)
@@ -70,16 +70,16 @@ def expand(p: Problem) -> Expansion | None:
         )
         tilt = lax.stop_gradient(tilt)
         values = jnp.zeros((p.degree + 1,), p.z.dtype).at[0].set(1)
-        base = count = jnp.zeros((), p.z.dtype)
+        base = number = jnp.zeros((), p.z.dtype)
     else:
-        tilt, values, base, count = own.tilt, own.values, own.base, own.count
+        tilt, values, base, number = own.tilt, own.values, own.base, own.number
     groups = None
     if p.background is not None:
         groups = binomials(p.background, tilt, p.temperature, p.degree)
         values = convolve(values, product(_one(values), groups.values))
-        base, count = base + jnp.sum(groups.base), count + jnp.sum(groups.likeliest)
-    base, count = lax.stop_gradient((base, count))
-    return Expansion(tilt, own, groups, _safe_log(values), base, count)
+        base, number = base + jnp.sum(groups.base), number + jnp.sum(groups.likeliest)
+    base, number = lax.stop_gradient((base, number))
+    return Expansion(tilt, own, groups, _safe_log(values), base, number)
 
 
 def size_law(p: Problem, e: Expansion) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -109,7 +109,7 @@ def log_partition(p: Problem, e: Expansion | None) -> LogPartition:
         found = LogPartition(zero, zero, jnp.sum(jax.nn.softplus(p.z / p.temperature)))
     else:
         size, rest, _ = size_law(p, e)
-        rest = rest + ((size - e.count) * e.tilt.rise + e.base)
+        rest = rest + ((size - e.number) * e.tilt.rise + e.base)
         found = LogPartition(e.tilt.centre / e.tilt.temperature, size, rest)
     return found._replace(rest=jnp.where(p.usable, found.rest, jnp.nan))
 

@@ -3,8 +3,7 @@ of exp(sum of their scores).
 
 Coefficients span thousands of orders of magnitude. They are computed of the log odds x = score − λ
 at a tilt λ (`_tilt`), as e_r = exp(λ r + a constant) · values_r: the values are in range for all
-sizes that matter, and what underflows does not matter. The constant is
-one of differentiation too.
+sizes that matter, and what underflows does not matter. The constant is one of differentiation too.
 
 The largest scores, the head, are multiplied in one by one, each over the larger of 1 and its odds
 exp(x). All others, the tail, are multiplied together. A tail tool's marginal is a polynomial in
@@ -48,8 +47,8 @@ class Polynomial(NamedTuple):
     weights: jax.Array  # [M] odds of the tail; 0 for the head
     values: jax.Array  # [D + 1]
     powers: jax.Array  # [] of 2, that were taken out: their logarithm
-    base: jax.Array  # [] the constant is base − count · tilt.rise
-    count: jax.Array  # [] head tools with x > 0
+    base: jax.Array  # [] the constant is base − number · tilt.rise
+    number: jax.Array  # [] head tools with x > 0
 
 
 @functools.cache
@@ -107,9 +106,9 @@ def expand(p: Problem) -> Polynomial:
     above = scores > -jnp.inf
     above &= lax.stop_gradient(x) > 0
     base = jnp.sum(jnp.where(above, _tilt.relative(scores, tilt.centre, temperature), 0)) + powers
-    count = jnp.sum(above, dtype=z.dtype)
+    number = jnp.sum(above, dtype=z.dtype)
     return Polynomial(
-        tilt, head, x, left_out, taken, steps, tail, weights, values, powers, base, count
+        tilt, head, x, left_out, taken, steps, tail, weights, values, powers, base, number
     )
 
 
