@@ -32,21 +32,27 @@ class Tilt(NamedTuple):
     @property
     def rise(self) -> jax.Array:
         """λ − centre / temperature."""
-        return (self.anchor - self.centre) / self.temperature + self.offset
+        return _in_range((self.anchor - self.centre) / self.temperature + self.offset)
 
     @property
     def value(self) -> jax.Array:
-        return self.anchor / self.temperature + self.offset
+        return _in_range(self.anchor / self.temperature + self.offset)
 
     def of(self, z: jax.Array, temperature: jax.Array) -> jax.Array:
         """Log odds z / temperature − λ of scores z [...]; −inf stays."""
         return relative(z, self.anchor, temperature) - self.offset
 
 
+def _in_range(x: jax.Array) -> jax.Array:
+    """Such that differences of sizes times it are finite: a temperature may be very small."""
+    most = float(jnp.finfo(x.dtype).max) / 2**24
+    return jnp.clip(x, -most, most)
+
+
 @jax.custom_jvp
 def relative(z: jax.Array, anchor: jax.Array, temperature: jax.Array) -> jax.Array:
     """(z − anchor) / temperature, with the derivative of z / temperature."""
-    return (z - anchor) / temperature
+    return (0.5 * z - 0.5 * anchor) / temperature * 2  # halves do not overflow
 
 
 @relative.defjvp
@@ -117,7 +123,10 @@ def choose(
     offset = jnp.maximum(offset, jnp.minimum(zero, least))
     none = offset == zero
     return Tilt(
-        jnp.where(none, 0, anchor), jnp.where(none, 0, offset), temperature, nearest(ordered)
+        jnp.where(none, 0, anchor),
+        jnp.where(none, 0, offset),
+        temperature,
+        _in_range(nearest(ordered) / temperature) * temperature,
     )
 
 

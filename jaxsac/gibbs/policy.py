@@ -282,8 +282,11 @@ def _log_prob(policy: Policy, sets: jax.Array) -> jax.Array:
     total = jnp.sum(_law.relative(scores, anchors, p.temperature), axis=-1)
     total = total + value.centre * (added.astype(total.dtype) - value.size)
     valid &= (added >= low) & (added <= high) & (value.rest > -jnp.inf)
-    result = jnp.where(valid & (total > -jnp.inf), total - value.rest, -jnp.inf)
-    return jnp.where(jnp.isnan(value.rest), jnp.nan, result)
+    overflow = (total == jnp.inf) | (value.rest == jnp.inf)
+    result = total - value.rest
+    result = jnp.where(result > 0, result - lax.stop_gradient(result), result)
+    result = jnp.where(valid & (total > -jnp.inf), result, -jnp.inf)
+    return jnp.where(jnp.isnan(value.rest) | (valid & overflow), jnp.nan, result)
 
 
 @jax.jit
