@@ -17,6 +17,7 @@ from jaxsac import _loops
 from jaxsac.gibbs._groups import convolve
 from jaxsac.gibbs._problem import Groups
 
+_BATCH = 1 << 13  # slots that are drawn at a time
 _WRITTEN_OUT = 3  # coefficients up to which a product is written out
 
 
@@ -63,6 +64,20 @@ def _multiply(left: jax.Array, right: jax.Array, degree: int) -> jax.Array:
 
 def draw(key: jax.Array, tree: Tree, sizes: jax.Array, width: int) -> jax.Array:
     """Sets of the sizes [N], each ≤ width: int32 [N, width], padded with −1."""
+    number = sizes.shape[0]
+    batch = max(_BATCH // width, 1)
+    if number <= batch:
+        return _draw(key, tree, sizes, width)
+    batches = -(-number // batch)  # what a batch works on stays in cache
+    padded = jnp.pad(sizes, (0, batches * batch - number)).reshape(batches, batch)
+    index = jnp.arange(batches, dtype=jnp.int32)
+    sets = lax.map(
+        lambda at: _draw(jax.random.fold_in(key, at[0]), tree, at[1], width), (index, padded)
+    )
+    return sets.reshape(-1, width)[:number]
+
+
+def _draw(key: jax.Array, tree: Tree, sizes: jax.Array, width: int) -> jax.Array:
     offsets, nodes, degrees = (
         jnp.asarray(x, jnp.int32) for x in (tree.offsets, tree.nodes, tree.degrees)
     )
