@@ -40,8 +40,10 @@ def _check(sets: np.ndarray, p: Problem) -> None:
         not twice.any(),
         f"sets names the tool {ordered[..., 1:][twice][:1]} twice in one set: remove duplicates.",
     )
-    price = np.ones(max(total, 1)) if p.costs is None else np.asarray(p.costs, np.int64)
-    spent = np.sum(np.where(sets >= 0, price[np.maximum(sets, 0)], 0), axis=-1) if total else 0
+    spent = sets >= 0
+    if p.costs is not None and total:
+        spent = np.where(spent, np.asarray(p.costs, np.int64)[np.maximum(sets, 0)], 0)
+    spent = np.sum(spent, axis=-1)
     most, budget = int(np.max(spent, initial=0)), int(p.budget)
     what = f"{most} tools" if p.costs is None else f"total cost {most}"
     _checks.require(
@@ -107,28 +109,22 @@ def _candidates(p: Problem, count: int) -> tuple[jax.Array, jax.Array]:
 @jax.jit
 def mode(p: Problem) -> jax.Array:
     """The best set, int32 [W]."""
+    low, high = p.limits
     if p.costs is not None:
-        scores = jnp.where(_knapsack.mode(p), p.z, -jnp.inf)
-        best, index = lax.top_k(scores, min(p.width, p.z.shape[0]))
-        taken, usable = best > -jnp.inf, _feasible_cost(p)
-        index = index.astype(jnp.int32)
+        chosen = _knapsack.mode(p)
+        best, index = lax.top_k(jnp.where(chosen, p.z, -jnp.inf), min(p.width, p.z.shape[0]))
+        taken, index = best > -jnp.inf, index.astype(jnp.int32)
+        enough = jnp.sum(jnp.where(chosen, p.costs, 0), dtype=jnp.int32) >= low
     else:
-        low, high = p.limits
         best, index = _candidates(p, p.width)
         available = best > -jnp.inf
         place = jnp.arange(best.shape[0], dtype=jnp.int32)
         taken = available & (place < high) & ((best > 0) | (place < low))
-        usable = p.usable & (jnp.sum(taken, dtype=jnp.int32) >= low) & (high >= 0)
+        enough = jnp.sum(taken, dtype=jnp.int32) >= low
     sets = jnp.pad(
         jnp.where(taken, index, NO_ACTION), (0, p.width - index.size), constant_values=NO_ACTION
     )
-    return jnp.where(usable, with_given(p, sets[None])[0], NO_ACTION)
-
-
-def _feasible_cost(p: Problem) -> jax.Array:
-    low = p.limits[0]
-    assert p.costs is not None
-    return p.usable & (jnp.sum(jnp.where(_knapsack.mode(p), p.costs, 0), dtype=jnp.int32) >= low)
+    return jnp.where(p.usable & enough & (high >= 0), with_given(p, sets[None])[0], NO_ACTION)
 
 
 @jax.jit(static_argnums=2)

@@ -1,5 +1,6 @@
 """The exact law of budgeted sets as an object: expanded once, then asked."""
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -199,11 +200,8 @@ class Policy(eqx.Module):
         number of tools, the given ones included. All 0 where no set is feasible.
         """
         p = self.problem
-        if p.free:
-            p = _bound(p)
-            e = _law.expand(p)
-        else:
-            e = self.expansion
+        e = _law.expand(_bound(p)) if p.free else self.expansion
+        p = _bound(p)
         law = _law.means(p, e).law
         if isinstance(e, Expansion) and isinstance(e.own, Tables):
             law = _knapsack.number_law(p, e.own, law)
@@ -222,7 +220,7 @@ class Policy(eqx.Module):
         """The policy whose scores are all moved by one number such that its mean size is `target`
         ([], strictly between the least and the largest size): differentiable in everything.
 
-        NaN where no such number exists. Raises: ValueError where the budget is exact.
+        NaN where no such number exists, as where the size is exact.
         """
         p = self.problem
         target = _checks.real_scalar("target", target, p.z.dtype, 0, strict=True)
@@ -242,7 +240,9 @@ class Policy(eqx.Module):
         zero = jnp.zeros((), p.z.dtype)
         start = (zero, zero - jnp.inf, zero + jnp.inf, zero + 1)
         shift = _loops.fori_loop(0, _SHIFTS, lambda _, carry: step(carry), start)[0]
-        shift = jnp.where(jnp.isfinite(shift), shift, jnp.nan)
+        error = jnp.abs(excess(shift, (self, target)))
+        enough = jnp.sqrt(jnp.finfo(p.z.dtype).eps) * jnp.maximum(target, 1)
+        shift = jnp.where(error <= enough, shift, jnp.nan)
 
         def divide(slope, right):
             return right / slope(jnp.ones_like(right))
@@ -259,7 +259,10 @@ class Policy(eqx.Module):
         if p.background is not None:
             scores = p.background.scores + p.temperature * shift
             moved = eqx.tree_at(lambda p: p.background.scores, moved, scores)
-        return of(moved)
+        fields = moved, _expand(moved)
+        return eqx.tree_at(
+            lambda q: (q.problem, q.expansion), self, fields, is_leaf=lambda x: x is None
+        )
 
     def _means(self) -> Means:
         return _complete(self.problem, _law.means(self.problem, self.expansion))
@@ -282,7 +285,8 @@ def _log_prob(policy: Policy, sets: jax.Array) -> jax.Array:
     total = jnp.sum(_law.relative(scores, anchors, p.temperature), axis=-1)
     total = total + value.centre * (added.astype(total.dtype) - value.size)
     valid &= (added >= low) & (added <= high) & (value.rest > -jnp.inf)
-    overflow = (total == jnp.inf) | (value.rest == jnp.inf)
+    available = jnp.all(scores > -jnp.inf, axis=-1)
+    overflow = (jnp.isinf(total) & available) | (value.rest == jnp.inf)
     result = total - value.rest
     result = jnp.where(result > 0, result - lax.stop_gradient(result), result)
     result = jnp.where(valid & (total > -jnp.inf), result, -jnp.inf)
@@ -323,14 +327,6 @@ def _covariance(policy: Policy, u: jax.Array) -> jax.Array:
     return jax.jvp(chosen, (zero,), (jnp.ones_like(zero),))[1]
 
 
-def of(p: Problem) -> Policy:
-    """The policy of a problem."""
-    made = object.__new__(Policy)
-    object.__setattr__(made, "problem", p)
-    object.__setattr__(made, "expansion", _expand(p))
-    return made
-
-
 @jax.jit
 def _expand(p: Problem) -> Expansion | None:
     return lax.stop_gradient(_law.expand(p))
@@ -338,21 +334,7 @@ def _expand(p: Problem) -> Expansion | None:
 
 def _bound(p: Problem) -> Problem:
     """The same problem by the polynomial, also where the budget does not bind."""
-    if not p.free:
-        return p
-    return Problem(
-        p.z,
-        p.temperature,
-        p.budget,
-        p.at_least,
-        p.costs,
-        p.background,
-        p.given,
-        p.scores,
-        p.degree,
-        p.width,
-        False,
-    )
+    return dataclasses.replace(p, free=False)
 
 
 def _complete(p: Problem, mean: Means) -> Means:

@@ -226,3 +226,37 @@ def test_a_shift_makes_the_mean_size(name):
 
     slope = (entropy(1e-5) - entropy(-1e-5)) / 2e-5
     np.testing.assert_allclose(jax.jit(jax.grad(entropy))(0.0), slope, rtol=1e-6)
+
+
+def test_a_mean_size_that_cannot_be_is_nan():
+    z = jnp.asarray(scores()[0][0][:6])
+    for options, target in (({"exactly": True}, 2.0), ({}, 3.5), ({"at_least": 2}, 1.0)):
+        found = gibbs.Policy(z, budget=3, **options).with_mean_size(target)
+        assert np.isnan(found.mean_size()) and np.all(np.isnan(found.marginals()))
+
+
+@pytest.mark.parametrize("costs", [None, np.ones(6, int)], ids=["sizes", "costs"])
+def test_more_held_than_the_budget_is_infeasible(costs):
+    """Where the budget is traced, so that nobody can say so before."""
+    z = jnp.asarray(scores()[0][0][:6])
+
+    @jax.jit
+    def ask(budget):
+        given = np.array([1, 2])
+        policy = gibbs.Policy(z, budget=budget, max_budget=3, given=given, costs=costs)
+        sets = policy.sample(jax.random.key(0), 2), policy.mode()[None], policy.modes(2)[0]
+        return policy.log_partition(), policy.marginals(), policy.entropy(), sets
+
+    value, marginals, entropy, sets = ask(1)
+    assert value == -np.inf and entropy == 0 and not np.any(marginals)
+    assert all(np.all(np.asarray(one) == gibbs.NO_ACTION) for one in sets)
+    assert np.isfinite(ask(2)[0])
+
+
+def test_a_billion_tools_in_the_background():
+    policy = gibbs.Policy(
+        jnp.zeros(3), budget=2, background=(jnp.asarray([-20.0]), np.array([10**9]))
+    )
+    rows = jnp.asarray([[0, 10**9], [1, 2]])
+    np.testing.assert_allclose(policy.log_prob(rows[1]) - policy.log_prob(rows[0]), 20)
+    assert np.all(np.asarray(policy.sample(jax.random.key(0), 5)) < 10**9 + 3)
