@@ -28,7 +28,8 @@ class Expansion(NamedTuple):
     tilt: Tilt
     own: Polynomial | Tables | None  # None where there are no tools but the background's
     groups: Binomials | None
-    log_values: jax.Array  # [D + 1]
+    log_values: jax.Array  # [D + 1] a constant of differentiation
+    grown: jax.Array  # [D + 1] 1, with the derivative of exp(log_values) over itself
     base: jax.Array  # []
     number: jax.Array  # [] near the sizes that matter, so that large numbers cancel exactly
 
@@ -60,7 +61,10 @@ def expand(p: Problem) -> Expansion | None:
         return None
     if p.costs is not None:
         tables = _knapsack.expand(p)
-        return Expansion(tables.tilt, tables, None, tables.last, tables.base, tables.number)
+        logs = jnp.where(tables.last > -jnp.inf, tables.last, 0)
+        grown = jnp.exp(logs - lax.stop_gradient(logs))
+        logs = lax.stop_gradient(tables.last)
+        return Expansion(tables.tilt, tables, None, logs, grown, tables.base, tables.number)
     own = polynomial(p) if p.z.shape[0] and p.degree else None
     if own is None:
         nothing = jnp.full((1,), -jnp.inf, p.z.dtype)
@@ -79,7 +83,12 @@ def expand(p: Problem) -> Expansion | None:
         values = convolve(values, product(_one(values), groups.values))
         base, number = base + jnp.sum(groups.base), number + jnp.sum(groups.likeliest)
     base, number = lax.stop_gradient((base, number))
-    return Expansion(tilt, own, groups, _safe_log(values), base, number)
+    # What is as small as this does not matter at the tilt.
+    positive = values > 4 * jnp.finfo(values.dtype).tiny
+    constant = lax.stop_gradient(jnp.where(positive, values, 1))
+    grown = 1 + jnp.where(positive, values - constant, 0) / constant
+    logs = jnp.where(positive, jnp.log(constant), -jnp.inf)
+    return Expansion(tilt, own, groups, logs, grown, base, number)
 
 
 def size_law(p: Problem, e: Expansion) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -87,13 +96,12 @@ def size_law(p: Problem, e: Expansion) -> tuple[jax.Array, jax.Array, jax.Array]
     low, high = p.limits
     degree = jnp.arange(p.degree + 1, dtype=jnp.int32)
     logs = jnp.where((degree >= low) & (degree <= high), e.log_values, -jnp.inf)
-    constant = lax.stop_gradient(logs)
     slope = e.tilt.value
     degree = degree.astype(logs.dtype)
-    size = jnp.argmax(constant + (degree - high.astype(logs.dtype)) * slope).astype(logs.dtype)
+    size = jnp.argmax(logs + (degree - high.astype(logs.dtype)) * slope).astype(logs.dtype)
     exponents = logs + jnp.where(logs > -jnp.inf, (degree - size) * slope, 0)
-    top = lax.stop_gradient(jnp.max(exponents))
-    masses = jnp.exp(exponents - jnp.where(jnp.isfinite(top), top, 0))
+    top = jnp.max(exponents)
+    masses = jnp.exp(exponents - jnp.where(jnp.isfinite(top), top, 0)) * e.grown
     total = jnp.sum(masses)
     rest = jnp.where(jnp.isfinite(top), top, 0) + jnp.log(total)
     return size, rest, masses / jnp.where(total > 0, total, 1)
@@ -106,7 +114,7 @@ def log_partition(p: Problem, e: Expansion | None) -> LogPartition:
     """
     if e is None:
         zero = jnp.zeros((), p.z.dtype)
-        found = LogPartition(zero, zero, jnp.sum(jax.nn.softplus(p.z / p.temperature)))
+        found = LogPartition(zero, zero, jnp.sum(jax.nn.softplus(_cold(p))))
     else:
         size, rest, _ = size_law(p, e)
         rest = rest + ((size - e.number) * e.tilt.rise + e.base)
@@ -125,6 +133,11 @@ def _log_partition_jvp(primals, tangents):
         tangent = tangent + jnp.sum((mean.groups + mean.likeliest) * moved)
     zero = jnp.zeros_like(tangent)
     return value, LogPartition(zero, zero, tangent)
+
+
+def _cold(p: Problem) -> jax.Array:
+    """z / temperature, whose derivative is 0 where z is −inf, not NaN."""
+    return relative(p.z, jnp.zeros((), p.z.dtype), p.temperature)
 
 
 def _cold_tangent(z, p, moved, tangents):
@@ -146,7 +159,7 @@ def _means_jvp(primals, tangents):
 
 def _means(p: Problem, e: Expansion | None) -> Means:
     if e is None:
-        cold = p.z / p.temperature
+        cold = _cold(p)
         found = Means(
             jax.nn.sigmoid(cold),
             jax.nn.sigmoid(-cold),
@@ -172,11 +185,11 @@ def _expanded_means(p: Problem, e: Expansion) -> Means:
     if isinstance(e.own, Tables):
         chosen, left_out = _knapsack.marginals(p, e.own, seed)
         return Means(chosen, left_out, law[:0], law[:0], law, excess)
-    values, cotangent = jnp.exp(e.log_values), jnp.exp(seed)
+    cotangent = jnp.exp(seed)
     groups = likeliest = law[:0]
     if e.groups is not None:
         likeliest = e.groups.likeliest
-        own = _one(values) if e.own is None else e.own.values
+        own = _one(law) if e.own is None else e.own.values
 
         def joint(own, factors):
             return convolve(own, product(_one(own), factors))
@@ -204,8 +217,7 @@ def cross_entropy(shift: jax.Array, mean: Means, q: Problem, e: Expansion | None
     rest = jnp.where(jnp.isfinite(rest), rest, 0)
     carried = rest - lax.stop_gradient(rest)  # 0, and it carries the derivative of log Z
     if e is None:
-        x = q.z / q.temperature
-        return jnp.sum(_surprise(x, mean.chosen, mean.left_out)) + carried
+        return jnp.sum(_surprise(_cold(q), mean.chosen, mean.left_out)) + carried
     result = lax.stop_gradient(size_law(q, e)[1]) - e.tilt.value * shift + carried
     if isinstance(e.own, Tables):
         result = result + jnp.sum(_surprise(e.own.x_of(q), mean.chosen, mean.left_out))
@@ -246,8 +258,3 @@ def _surprise(
 
 def _one(like: jax.Array) -> jax.Array:
     return jnp.zeros_like(like).at[0].set(1)
-
-
-def _safe_log(x: jax.Array) -> jax.Array:
-    positive = x > 0
-    return jnp.where(positive, jnp.log(jnp.where(positive, x, 1)), -jnp.inf)
