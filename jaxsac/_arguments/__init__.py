@@ -1,0 +1,38 @@
+"""The one way in. A public function declares its arguments; each call is converted and checked
+before the function runs, and a refusal names the argument and says what to do:
+
+    @arguments(v=real("d"), radius=real(low=0))
+    def project_l2_ball(v, radius): ...
+
+* A real array may come as anything that holds numbers; integers and booleans become floats, half
+  precision is computed in float32. All real arrays of a call have one dtype, that of the first with
+  a floating dtype; numbers follow it.
+* Integers are int32; what does not fit is refused, never cut.
+* A letter in a shape is a size: the same one wherever a call, or a record in it, has that letter.
+* Ranges are looked at where a value is concrete and holds at most `LOOKED_AT` numbers; NaN fails a
+  range. Traced values are converted, and left to the function's status.
+* None passes where it is the default.
+
+`declared` gives the declarations back: the documentation's tables and the fault test are made from
+them.
+"""
+
+from jaxsac._arguments.declaration import arguments, declared
+from jaxsac._arguments.numbers import integer, real, size
+from jaxsac._arguments.objects import anything, choice, either, flag, function, key, parts, record
+
+__all__ = [
+    "anything",
+    "arguments",
+    "choice",
+    "declared",
+    "either",
+    "flag",
+    "function",
+    "integer",
+    "key",
+    "parts",
+    "real",
+    "record",
+    "size",
+]

@@ -1,0 +1,187 @@
+"""Arguments that are no numbers: words, flags, keys, records, functions, and several in one."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsac._arguments.kind import Kind, Sizes, bind, shown
+from jaxsac.solution import Solution
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice(Kind):
+    """One of a few words; see `choice`."""
+
+    options: tuple[Any, ...]
+
+    def convert(self, name: str, value: Any, sizes: Sizes, dtype: Any) -> Any:
+        # `in` would compare an array element by element
+        if not any(type(value) is type(option) and value == option for option in self.options):
+            known = ", ".join(map(repr, self.options))
+            raise ValueError(f"{name} must be one of {known}, got {shown(value)}.")
+        return value
+
+    def __str__(self) -> str:
+        return " or ".join(f'"{option}"' for option in self.options)
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag(Kind):
+    """True or False, known when the function is traced."""
+
+    def convert(self, name: str, value: Any, sizes: Sizes, dtype: Any) -> Any:
+        if not isinstance(value, bool | np.bool_):
+            raise ValueError(f"{name} must be True or False, got {shown(value)}.")
+        return bool(value)
+
+    def __str__(self) -> str:
+        return "True or False"
+
+
+@dataclasses.dataclass(frozen=True)
+class Key(Kind):
+    """One key of jax.random, typed or raw."""
+
+    def convert(self, name: str, value: Any, sizes: Sizes, dtype: Any) -> Any:
+        got, shape = getattr(value, "dtype", None), np.shape(value)
+        typed = got is not None and jnp.issubdtype(got, jax.dtypes.prng_key) and shape == ()
+        if not typed and not (got == np.uint32 and shape in ((2,), (4,))):
+            raise ValueError(
+                f"{name} must be one key, as from jax.random.key(0), got {shown(value)}."
+            )
+        return value
+
+    def __str__(self) -> str:
+        return "a key of jax.random"
+
+
+@dataclasses.dataclass(frozen=True)
+class Record(Kind):
+    """An object of the library, or a `Solution` that holds one; see `record`."""
+
+    types: tuple[type, ...]
+    sizes: Callable[[Any], Mapping[str, int]] | None
+
+    def dtype(self, value: Any) -> Any:
+        got = getattr(self._opened(value), "dtype", None)
+        return np.dtype(got) if got is not None and jnp.issubdtype(got, jnp.floating) else None
+
+    def _opened(self, value: Any) -> Any:
+        held = isinstance(value, Solution) and Solution not in self.types
+        return value.value if held else value
+
+    def convert(self, name: str, value: Any, sizes: Sizes, dtype: Any) -> Any:
+        value = self._opened(value)
+        if not isinstance(value, self.types):
+            raise ValueError(f"{name} must be {self}, got {shown(value)}.")
+        if self.sizes is not None:
+            for letter, number in self.sizes(value).items():
+                bind(name, letter, number, sizes)
+        return value
+
+    def __str__(self) -> str:
+        names = [cls.__name__ for cls in self.types]
+        return " or ".join(("an " if name[0] in "AEIOU" else "a ") + name for name in names)
+
+
+@dataclasses.dataclass(frozen=True)
+class Callback(Kind):
+    """A function of the user; `form` writes it out, as in "(x, y) -> scalar"."""
+
+    form: str = ""
+
+    def convert(self, name: str, value: Any, sizes: Sizes, dtype: Any) -> Any:
+        if not callable(value):
+            raise ValueError(f"{name} must be a function {self.form}, got {shown(value)}.")
+        return value
+
+    def __str__(self) -> str:
+        return f"a function {self.form}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts(Kind):
+    """A tuple of several arguments; see `parts`."""
+
+    kinds: Mapping[str, Kind]
+
+    def dtype(self, value: Any) -> Any:
+        if not isinstance(value, tuple | list):
+            return None
+        pairs = zip(self.kinds.values(), value, strict=False)
+        return next((d for kind, each in pairs if (d := kind.dtype(each)) is not None), None)
+
+    def convert(self, name: str, value: Any, sizes: Sizes, dtype: Any) -> Any:
+        if not isinstance(value, tuple | list) or len(value) != len(self.kinds):
+            raise ValueError(f"{name} must be {self}, got {shown(value)}.")
+        return tuple(
+            kind.convert(f"{name}: {part}", each, sizes, dtype)
+            for (part, kind), each in zip(self.kinds.items(), value, strict=True)
+        )
+
+    def __str__(self) -> str:
+        return "(" + ", ".join(f"{part}: {kind}" for part, kind in self.kinds.items()) + ")"
+
+
+@dataclasses.dataclass(frozen=True)
+class Either(Kind):
+    """One of several kinds; see `either`."""
+
+    kinds: tuple[Kind, ...]
+
+    def dtype(self, value: Any) -> Any:
+        return next((d for kind in self.kinds if (d := kind.dtype(value)) is not None), None)
+
+    def convert(self, name: str, value: Any, sizes: Sizes, dtype: Any) -> Any:
+        refusals = []
+        for kind in self.kinds:
+            try:
+                return kind.convert(name, value, sizes, dtype)
+            except ValueError as refusal:
+                refusals.append(str(refusal))
+        # a word is refused by the words that may stand there, a number by its range
+        chosen = [isinstance(kind, Choice) == isinstance(value, str) for kind in self.kinds]
+        raise ValueError(refusals[chosen.index(True) if True in chosen else 0])
+
+    def __str__(self) -> str:
+        return ", or ".join(map(str, self.kinds))
+
+
+@dataclasses.dataclass(frozen=True)
+class Anything(Kind):
+    """What the function itself looks at; `meaning` says what it may be."""
+
+    meaning: str
+
+    def convert(self, name: str, value: Any, sizes: Sizes, dtype: Any) -> Any:
+        return value
+
+    def __str__(self) -> str:
+        return self.meaning
+
+
+def choice(*options: Any) -> Choice:
+    """One of `options`."""
+    return Choice(options)
+
+
+def record(*types: type, sizes: Callable[[Any], Mapping[str, int]] | None = None) -> Record:
+    """An object of one of `types`, or a Solution that holds one; `sizes` reads its letters."""
+    return Record(types, sizes)
+
+
+def parts(**kinds: Kind) -> Parts:
+    """A tuple of several arguments."""
+    return Parts(kinds)
+
+
+def either(*kinds: Kind) -> Either:
+    """The first of `kinds` that takes the value."""
+    return Either(kinds)
+
+
+flag, key, function, anything = Flag, Key, Callback, Anything
