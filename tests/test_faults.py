@@ -100,6 +100,10 @@ def leaves_a_trace(answer: Any) -> bool:
     return nan or any(leaf.dtype.kind == "i" and leaf.size and (leaf == -1).all() for leaf in found)
 
 
+def size(numbers: np.ndarray) -> float:
+    return np.max(np.abs(numbers), initial=1, where=np.isfinite(numbers))
+
+
 def same(one: Any, other: Any) -> bool:
     if isinstance(one, ValueError) or isinstance(other, ValueError):
         return isinstance(one, ValueError) and isinstance(other, ValueError)
@@ -107,7 +111,7 @@ def same(one: Any, other: Any) -> bool:
         one, other = (one.value, one.status), (other.value, other.status)
     pairs = list(zip(numbers(one), numbers(other), strict=True))
     return all(
-        np.allclose(a, b, rtol=1e-9, atol=1e-12 * np.max(np.abs(b), initial=1), equal_nan=True)
+        np.allclose(a, b, rtol=1e-9, atol=1e-12 * size(b), equal_nan=True)
         if a.dtype.kind == "f"
         else np.array_equal(a, b)
         for a, b in pairs

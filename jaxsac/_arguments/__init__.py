@@ -17,7 +17,7 @@ before the function runs, and a refusal names the argument and says what to do:
 them.
 """
 
-from jaxsac._arguments.declaration import arguments, declared
+from jaxsac._arguments.declaration import arguments, declared, passes_on
 from jaxsac._arguments.numbers import integer, real, size
 from jaxsac._arguments.objects import anything, choice, either, flag, function, key, parts, record
 
@@ -32,6 +32,7 @@ __all__ = [
     "integer",
     "key",
     "parts",
+    "passes_on",
     "real",
     "record",
     "size",

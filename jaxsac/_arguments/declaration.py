@@ -65,6 +65,19 @@ def arguments(**kinds: Kind) -> Callable[[Function], Function]:
     return declare
 
 
+def passes_on(to: Callable[..., Any], **own: Kind) -> Callable[[Function], Function]:
+    """Declare a function that hands its arguments to `to`, which converts them, but for its
+    `own`.
+    """
+
+    def declare(function: Function) -> Function:
+        passing = arguments(**own)(functools.wraps(function)(lambda *a, **k: function(*a, **k)))
+        setattr(passing, _DECLARED, declared(to) | own)
+        return passing  # pyright: ignore[reportReturnType]
+
+    return declare
+
+
 def declared(function: Callable[..., Any]) -> dict[str, Kind]:
     """What `arguments` said of a function, or of a class's constructor; {} where nothing was."""
     if isinstance(function, type):

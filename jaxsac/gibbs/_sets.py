@@ -8,6 +8,7 @@ import numpy as np
 from jax import lax
 
 from jaxsac import _checks, _loops
+from jaxsac._arguments import integer
 from jaxsac.gibbs import _knapsack
 from jaxsac.gibbs._law import Expansion
 from jaxsac.gibbs._problem import NO_ACTION, Problem
@@ -20,7 +21,7 @@ def checked(sets: Any, p: Problem) -> jax.Array:
         f"sets must have shape [..., W], got {list(np.shape(sets))}: one row of tool indices per"
         " set.",
     )
-    sets = _checks.integer_array("sets", sets, (None,) * np.ndim(sets))
+    sets = integer(...).convert("sets", sets, {}, None)
     if _checks.is_concrete(sets, p.costs, p.background, p.budget):
         _check(np.asarray(sets), p)
     return sets

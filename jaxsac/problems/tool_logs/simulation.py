@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsac._arguments import arguments, key, real, size
+
 
 class ToolLog(NamedTuple):
     """A simulated log of T records, and the truth behind it."""
@@ -20,6 +22,18 @@ class ToolLog(NamedTuple):
     intercept: np.ndarray  # [M]
 
 
+@arguments(
+    key=key(),
+    num_records=size(1),
+    num_actions=size(1),
+    num_features=size(1),
+    budget=size(),
+    num_relevant=size(),
+    mean_size=real(above=0),
+    relevant_share=real(low=0, high=1),
+    strength=real(low=0),
+    noise=real(low=0),
+)
 def sparse_tool_log(
     key: jax.Array,
     *,
