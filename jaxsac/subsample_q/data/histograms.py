@@ -156,8 +156,8 @@ class HistogramSpace:
 
 
 def num_histograms(k: int, num_states: int) -> int:
-    """C(k+L−1, L−1), or a number above 2^40 that it exceeds."""
-    return math.comb(k + num_states - 1, min(k, num_states - 1, 40))
+    """C(k+L−1, L−1), or 2^62 where that is less."""
+    return min(math.comb(k + num_states - 1, min(k, num_states - 1, 62)), 2**62)
 
 
 def largest_k(k: int, fits: Callable[[int], bool]) -> int:
@@ -168,18 +168,18 @@ def largest_k(k: int, fits: Callable[[int], bool]) -> int:
 MEMORY_LIMIT = 16 * 2**30
 
 
-def check_size(k: int, num_states: int, bytes_per_histogram: int) -> int:
+def check_size(k: int, num_states: int, bytes_per_histogram: int, name: str = "k") -> int:
     """N, or a ValueError that says how large the tables would be and which k fits (int32 indices,
-    16 GiB).
+    16 GiB); the number of agents is the argument `name`.
     """
     size = num_histograms(k, num_states)
     most = min(_INT32_MAX, MEMORY_LIMIT // max(1, bytes_per_histogram))
     if size > most:
         fits = largest_k(k, lambda k: num_histograms(k, num_states) <= most)
         raise ValueError(
-            f"k={k} sampled agents over {num_states} local states are {size:,} histograms, "
+            f"{name}={k} sampled agents over {num_states} local states are {size:,} histograms, "
             f"about {size * bytes_per_histogram / 2**30:,.1f} GiB: "
-            f"more than int32 indices or {MEMORY_LIMIT // 2**30} GiB allow. k={fits} fits; so do"
-            " fewer local states."
+            f"more than int32 indices or {MEMORY_LIMIT // 2**30} GiB allow. {name}={fits} fits; so"
+            " do fewer local states."
         )
     return size

@@ -13,7 +13,6 @@ from jaxsac import _checks, _loops
 from jaxsac._arguments import anything, arguments, either, integer, parts, real, record, size
 from jaxsac.solution import Solution
 from jaxsac.subsample_q.data.histograms import (
-    MEMORY_LIMIT,
     check_size,
     enumerate_counts,
     graded_rank,
@@ -116,7 +115,8 @@ def lift(values: Any, num_states: int, num_agents: int) -> jax.Array:
 
     Returns: [G, N_n].
 
-    Raises: ValueError for a number of columns that no k has, n < k, and work beyond 2^31 numbers.
+    Raises: ValueError for a number of columns that no k has, n < k, and tables that take more than
+    16 GiB, for all numbers of agents up to n together.
     """
     return lifted(
         values.value.value if isinstance(values, Solution) else values, num_states, num_agents
@@ -129,15 +129,11 @@ def lifted(values: jax.Array, num_states: int, num_agents: int) -> jax.Array:
     _checks.require(
         num_agents >= k, f"num_agents must be ≥ {k}, which values have, got {num_agents}."
     )
-    check_size(num_agents, num_states, 8 * values.shape[0])
+    check_size(num_agents, num_states, 8 * values.shape[0], "num_agents")
     if num_states == 1:
         return values
     # N_n over one state more is the sum of N_m over m ≤ n
-    _checks.require(
-        num_histograms(num_agents, num_states + 1) <= MEMORY_LIMIT // 8,
-        f"num_agents={num_agents} is too many to go through one by one: use `upper_bound`, which"
-        " gives the mean for one state.",
-    )
+    check_size(num_agents, num_states + 1, 8, "num_agents")
     for m in range(k + 1, num_agents + 1):
         counts = enumerate_counts(m, num_states)
         share = jnp.asarray(counts / m, values.dtype)

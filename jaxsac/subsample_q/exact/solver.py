@@ -10,7 +10,7 @@ from jax import lax
 from jaxsac import _checks
 from jaxsac._arguments import arguments, choice, integer, real, record, size
 from jaxsac.solution import Solution
-from jaxsac.subsample_q.data.histograms import enumerate_counts, num_histograms
+from jaxsac.subsample_q.data.histograms import check_size, enumerate_counts, num_histograms
 from jaxsac.subsample_q.data.model import MODEL, Model, check_discount
 from jaxsac.subsample_q.data.sampling import lifted
 from jaxsac.subsample_q.exact.iteration.fixed_point import (
@@ -237,10 +237,12 @@ def evaluate(
     _checks.require(
         k <= n, f"the table samples k={k} agents, more than num_agents={n}: solve for a smaller k."
     )
+    L = model.num_local_states
+    check_size(n, L, model.num_global_states * (2 * model.num_actions + 12) * 8, "num_agents")
     plan_n = plan(model, n) if plan_n is None else plan_n
     _checks.require(plan_n.k == n, f"plan_n was made for k={plan_n.k}, not num_agents={n}.")
     weights = _execution_weights(table, model.num_actions, n)
-    shape = (model.num_global_states, num_histograms(n, model.num_local_states))
+    shape = (model.num_global_states, num_histograms(n, L))
     settings = Settings.of(shape, model.dtype, tol, max_steps, None)
     return _value_of_policy(model, plan_n, weights, settings)
 
