@@ -16,7 +16,7 @@ from jaxsac import _loops
 
 class LinearSolution(NamedTuple):
     """`x`, the norm of right_side − matvec(x), whether it is as small as was asked for, and the
-    least curvature met as a share of the largest.
+    least curvature met as a share of the largest size of one.
     """
 
     x: Any
@@ -63,7 +63,7 @@ def conjugate_gradient(
         image = matvec(direction)
         curvature, length = dot(direction, image), square(direction)
         share = curvature / jnp.where(length > 0, length, 1.0)
-        least, most = jnp.minimum(least, share), jnp.maximum(most, share)
+        least, most = jnp.minimum(least, share), jnp.maximum(most, jnp.abs(share))
         curved = curvature > jnp.asarray(flat, dtype) * most * length
         size = jnp.where(curved, pull / jnp.where(curved, curvature, 1.0), 0.0)
         x, residual = add(x, size, direction), add(residual, -size, image)

@@ -20,6 +20,7 @@ from jaxsac.bilevel.problem import (
     dtype_of,
     norm,
     on_arrays,
+    prox_at,
     scale,
     subtract,
 )
@@ -27,6 +28,7 @@ from jaxsac.bilevel.schemes import Scheme
 from jaxsac.solution import register
 
 _INCONSISTENT = 0.5
+_DEPTH = 20  # steps of conjugate gradients behind a certificate
 
 
 @register
@@ -66,11 +68,12 @@ def measure(
     sigma: jax.Array,
     c: Tree | None = None,
     *,
-    depth: int = 3,
+    tol: Any = 0.0,
 ) -> Measurement:
     """Measure a point. The certificate is that of the lower level alone, in units of h: how far h
-    moves when z and d go where `depth` steps of conjugate gradients put their zeros, against
-    ‖f_x‖ + ‖h − f_x‖.
+    moves when z and d go where conjugate gradients put their zeros, against ‖f_x‖ + ‖h − f_x‖.
+
+    Where d's residual is far from `tol`, two steps of them show that.
     """
     given, c = c, oracle.upper_y(x, z) if c is None else c
     # both values of sigma in one batch: half the code to compile
@@ -97,6 +100,7 @@ def measure(
         norm(moved), unsolved_z, unsolved_d, lower_gap, cancelled, consistency
     )
 
+    depth = jnp.where(unsolved_d <= 10 * tol * pull, _DEPTH, 2)
     rounding = gradient_rounding(oracle, x, z, u_z if not scheme.moves_z else oracle.lower_y(x, z))
     reach = jnp.where(size > 0, sigma * size, eps ** (1 / 3) * norm(z))
     reach = jnp.where(reach > 0, reach, eps ** (1 / 3))
@@ -114,14 +118,17 @@ def measure(
 
     if oracle.problem.prox_y is None:
         wrong = field_of_d(d)
+        far = norm(wrong)
+        unit = jnp.where(far > 0, far, 1.0)
 
         def curvature_of_d(v):
             length = reach / (sigma * norm(v))
             return scale(subtract(field_of_d(add(d, v, length)), wrong), 1 / length)
 
-        to_d = conjugate_gradient(
-            curvature_of_d, scale(wrong, -1.0), max_steps=depth, flat=eps ** (2 / 3)
-        ).x
+        found = conjugate_gradient(
+            curvature_of_d, scale(wrong, -1 / unit), max_steps=depth, flat=eps ** (2 / 3)
+        )
+        to_d, curved = scale(found.x, unit), curved & ~(found.least < -(eps**0.5))
     else:
         to_d = scale(unsolved[1], -inverse)
     changed = scheme.hypergradient(oracle, x, better, add(d, to_d), sigma)
@@ -136,6 +143,29 @@ def measure(
     return Measurement(diagnostics, Certificate(error, hidden, whole), h)
 
 
+def certify_lower(oracle: Oracle, x: Tree, z: Tree, y0: Tree, tol: jax.Array) -> Certificate:
+    """The length of a Newton step from z against ‖z‖, and against ‖z − y0‖ as much less as `tol`
+    says, which is for minimisers at zero; a saddle is as far off as it is large.
+    """
+    gradient, dtype = oracle.lower_y(x, z), dtype_of(z)
+    rounding, residual, smooth = gradient_rounding(oracle, x, z, gradient), gradient, True
+    if oracle.problem.prox_y is not None:
+        smooth = False
+        residual = subtract(z, prox_at(oracle.problem, x, jnp.ones((), dtype))(subtract(z, gradient)))
+    reach = float(jnp.finfo(dtype).eps) ** (1 / 3) * jnp.maximum(norm(z), norm(subtract(z, y0)))
+    reach = jnp.where(reach > 0, reach, 1.0)
+    # beside bounds conjugate gradients do not hold: one step, for the curvature
+    step, curved = newton_step(
+        oracle, x, z, residual, rounding, reach, _DEPTH if smooth else 1
+    )
+    size = jnp.maximum(norm(residual), rounding)
+    inverse = norm(step) / jnp.where(size > 0, size, 1.0)
+    whole = norm(z) + tol * norm(subtract(z, y0))
+    error = inverse * norm(residual)
+    error = jnp.where(curved, error, jnp.maximum(error, whole + jnp.finfo(dtype).tiny))
+    return Certificate(error, inverse * rounding, whole)
+
+
 def newton_step(
     oracle: Oracle,
     x: Tree,
@@ -143,7 +173,7 @@ def newton_step(
     residual: Tree,
     rounding: jax.Array,
     reach: jax.Array,
-    depth: int,
+    depth: Any,
 ) -> tuple[Tree, jax.Array]:
     """Where the lower gradient's zero may be, as a step from z, and whether z is no saddle, as far
     as conjugate gradients on differences of gradients `reach` apart see in `depth` steps.

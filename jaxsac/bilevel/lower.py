@@ -1,17 +1,18 @@
 """The lower level and its perturbed copies, solved at one x."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxsac import _loops
-from jaxsac._iterate import Certificate, Outcome
+from jaxsac._iterate import Certificate, Outcome, iterate
 from jaxsac.bilevel.certificate import Measurement, gradient_rounding, measure, run_checked
 from jaxsac.bilevel.descent import minimise
 from jaxsac.bilevel.paired import PairedOptimizer, paired_step
-from jaxsac.bilevel.problem import Oracle, Tree, dtype_of, norm, scale
-from jaxsac.bilevel.schemes import Scheme, relative_sigma
+from jaxsac.bilevel.problem import Oracle, Tree, dtype_of, norm, scale, zeros
+from jaxsac.bilevel.schemes import SCHEMES, Scheme, relative_sigma
 from jaxsac.solution import Status
 
 
@@ -109,6 +110,39 @@ def solve_perturbed(
     )
 
 
+def solve_alone(
+    oracle: Oracle,
+    inner: PairedOptimizer,
+    x: Tree,
+    y: Tree,
+    certify: Callable[[Tree], Certificate],
+    tol: jax.Array,
+    max_steps: jax.Array,
+) -> Outcome:
+    """The lower level by steps of an optimiser, without an upper one: d stays zero."""
+
+    def step(state):
+        z, optimizer = state
+        still = zeros(z)
+        field = (oracle.lower_y(x, z), still)
+        one = jnp.ones((), dtype_of(z))
+        z, _, optimizer = paired_step(
+            oracle.problem, SCHEMES["soba"], inner, field, optimizer, x, z, still, one
+        )
+        return z, optimizer
+
+    outcome = iterate(
+        step,
+        lambda state: certify(state[0]),
+        (y, inner.init(y, zeros(y))),
+        tol=tol,
+        max_steps=max_steps,
+        check_every=10,
+        patience=100,
+    )
+    return outcome._replace(state=outcome.state[0])
+
+
 def solve_together(
     oracle: Oracle,
     scheme: Scheme,
@@ -131,7 +165,7 @@ def solve_together(
         return paired_step(oracle.problem, scheme, inner, field, optimizer, x, z, d, sigma)
 
     def judge(state):
-        return state, measure(oracle, scheme, x, state[0], state[1], sigma, c)
+        return state, measure(oracle, scheme, x, state[0], state[1], sigma, c, tol=tol)
 
     start = (*state, inner.init(*state))
     (z, d, _), measured, status, stats = run_checked(
