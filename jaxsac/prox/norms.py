@@ -100,23 +100,22 @@ def dual_tree_norm(v: jax.Array, levels: Sequence[Level]) -> jax.Array:
     penalised = jnp.isfinite(first)
     first = jnp.where(penalised, first, 0.0)
 
-    def slope_and_value(t):
-        value, slope = jax.jvp(lambda u: excess(u, *start), (t,), (jnp.ones_like(t),))
-        return jnp.where(slope < 0, slope, -1.0), value
+    def newton_step(t, *of):
+        value, slope = jax.jvp(lambda u: excess(u, *of), (t,), (jnp.ones_like(t),))
+        return t - value / jnp.where(slope < 0, slope, -1.0)
 
     def climb(carry):
         t, _, step = carry
-        slope, value = slope_and_value(t)
-        risen = jnp.maximum(t, t - value / slope)
+        risen = jnp.maximum(t, newton_step(t, *start))
         return risen, jnp.any(risen > t * (1.0 + 2.0 * jnp.finfo(t.dtype).eps)), step + 1
 
     t, _, _ = _loops.while_loop(
         lambda c: c[1] & (c[2] < _MAX_NEWTON_STEPS), climb, (first, jnp.asarray(True), jnp.int32(0))
     )
-    slope, _ = slope_and_value(t)
-    # One more Newton step, whose value is rounding but whose derivative is that of the root
-    # (implicit function theorem).
-    t = t - excess(t, v, inner, outer_weights) / slope
+    # Two more steps, whose value is rounding but whose derivatives up to the third order are those
+    # of the root: each doubles the order.
+    for _ in range(2):
+        t = newton_step(t, v, inner, outer_weights)
     return jnp.max(jnp.where(penalised, scale * t, jnp.where(jnp.isnan(squares), jnp.nan, jnp.inf)))
 
 
