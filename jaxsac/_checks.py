@@ -123,6 +123,7 @@ def static_integer(name: str, value: Any, minimum: int) -> int:
     except TypeError:
         raise ValueError(f"{name} must be an integer, got {value!r}.") from None
     require(number >= minimum, f"{name} must be at least {minimum}, got {number}.")
+    require(number < 2**31, f"{name} must be below 2^31, got {number}.")
     return number
 
 

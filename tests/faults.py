@@ -32,6 +32,8 @@ class Cell:
 def cells(kind: Kind, value: Any, optional: bool) -> Iterator[Cell]:
     """Every cell of an argument of this kind; `value` is a good one."""
     if isinstance(kind, Anything):
+        if kind.like is not None:
+            yield from cells(kind.like, value, optional)
         return
     if isinstance(kind, Either):
         chosen = next(each for each in kind.kinds if accepts(each, value))

@@ -17,7 +17,7 @@ PACKAGE = pathlib.Path(jaxsac.__file__).parent
 
 # Bottom up. A file imports only from floors below its own and from its own folder.
 FLOORS = [
-    {"solution", "_checks", "_files", "_sizes", "_loops"},
+    {"solution", "_canary", "_checks", "_files", "_sizes", "_loops"},
     {"_arguments"},
     {"_iterate", "_implicit", "_linear", "trials"},
     {"_rounds"},

@@ -1,5 +1,8 @@
 """What the declarations of arguments convert, check and say."""
 
+import importlib.util
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -170,3 +173,11 @@ def test_a_declaration_reads_as_a_row_of_a_table():
         "key": "a key of jax.random",
         "own": "real of any shape",
     }
+
+
+def test_the_page_of_arguments_is_up_to_date():
+    path = pathlib.Path(__file__).parent.parent / "docs" / "make_arguments.py"
+    spec = importlib.util.spec_from_file_location("make_arguments", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.PAGE.read_text() == module.page(), "run python docs/make_arguments.py"

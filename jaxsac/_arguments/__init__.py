@@ -8,7 +8,8 @@ before the function runs, and a refusal names the argument and says what to do:
   precision is computed in float32. All real arrays of a call have one dtype, that of the first with
   a floating dtype; numbers follow it.
 * Integers are int32; what does not fit is refused, never cut.
-* A letter in a shape is a size: the same one wherever a call, or a record in it, has that letter.
+* A letter in a shape is a size: the same one wherever a call, or a record in it, has that letter;
+  "budget + 1" counts from the Python integer `budget` of the same call.
 * Ranges are looked at where a value is concrete and holds at most `LOOKED_AT` numbers; NaN fails a
   range. Traced values are converted, and left to the function's status.
 * None passes where it is the default.
@@ -17,7 +18,7 @@ before the function runs, and a refusal names the argument and says what to do:
 them.
 """
 
-from jaxsac._arguments.declaration import arguments, declared
+from jaxsac._arguments.declaration import arguments, declared, passes_on
 from jaxsac._arguments.numbers import integer, real, size
 from jaxsac._arguments.objects import anything, choice, either, flag, function, key, parts, record
 
@@ -32,6 +33,7 @@ __all__ = [
     "integer",
     "key",
     "parts",
+    "passes_on",
     "real",
     "record",
     "size",

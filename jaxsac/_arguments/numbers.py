@@ -91,7 +91,8 @@ class Real(Kind):
         _match(name, array, self.shape, sizes)
         self.range.check(name, array, sizes)
         if isinstance(array, jax.Array):
-            return array if got == dtype else array.astype(dtype)
+            # what is weakly typed would be traced again
+            return array if got == dtype and not array.weak_type else array.astype(dtype)
         return jnp.asarray(array, dtype) if array.ndim else dtype.type(array)
 
     def __str__(self) -> str:
@@ -118,14 +119,16 @@ class Integer(Kind):
         traced = isinstance(array, jax.core.Tracer)
         wide = not (array.dtype.itemsize < 4 or array.dtype == np.int32)
         if wide and not traced and array.size:
-            least, most = int(np.min(array)), int(np.max(array))
+            held = np.asarray(array)
+            least, most = int(held.min()), int(held.max())
             if least < _INT32.min or most > _INT32.max:
                 raise ValueError(f"{name} must be within ±2^31, got {least} to {most}.")
         if wide and traced:
             array = jnp.clip(array, max(_INT32.min, jnp.iinfo(array.dtype).min), _INT32.max)
         self.range.check(name, array, sizes)
         if isinstance(array, jax.Array):
-            return array if array.dtype == np.int32 else array.astype(np.int32)
+            exact = array.dtype == np.int32 and not array.weak_type
+            return array if exact else array.astype(np.int32)
         return jnp.asarray(array, np.int32) if array.ndim else np.int32(array)
 
     def __str__(self) -> str:
@@ -134,7 +137,7 @@ class Integer(Kind):
 
 @dataclasses.dataclass(frozen=True)
 class Size(Kind):
-    """A Python integer that decides shapes or loops; see `size`."""
+    """A Python integer that decides shapes or loops, and is a size by its name; see `size`."""
 
     range: Range
 
@@ -153,6 +156,7 @@ class Size(Kind):
         if number > _INT32.max:
             raise ValueError(f"{name} must be below 2^31, got {number}.")
         self.range.check(name, number, sizes)
+        sizes[name] = number
         return number
 
     def __str__(self) -> str:

@@ -153,9 +153,12 @@ class Either(Kind):
 
 @dataclasses.dataclass(frozen=True)
 class Anything(Kind):
-    """What the function itself looks at; `meaning` says what it may be."""
+    """What the function itself looks at; `meaning` says what it may be, and it is refused where
+    `like` would be.
+    """
 
     meaning: str
+    like: Kind | None = None
 
     def convert(self, name: str, value: Any, sizes: Sizes, dtype: Any) -> Any:
         return value

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac import _checks
+from jaxsac._arguments import integer
 from jaxsac.solution import register
 
 NO_ACTION = -1  # pads sets to a common width, and is ignored wherever it stands
@@ -85,21 +86,7 @@ def problem(
     given: Any = None,
     at_least: Any = 0,
 ) -> Problem:
-    _checks.require(
-        np.ndim(z) == 1,
-        f"z must have shape [M], got {list(np.shape(z))}: use jax.vmap for several rows.",
-    )
-    z = _checks.real_array("z", z, ("M",))
-    if z.dtype in (jnp.bfloat16, jnp.float16):
-        z = z.astype(jnp.float32)
-    _checks.require(
-        z.dtype in (jnp.float32, jnp.float64),
-        f"z must be a float, got {z.dtype}: cast it with .astype.",
-    )
-    _checks.require(
-        isinstance(exactly, bool | np.bool_),
-        f"exactly must be True or False, got {exactly!r}: it is static.",
-    )
+    """From arguments as `Policy` declares them."""
     budget, degree = _budget(budget, max_budget)
     at_least = budget if exactly else _integer("at_least", at_least)
     if _checks.is_concrete(at_least, budget):
@@ -107,7 +94,6 @@ def problem(
             0 <= int(at_least) <= int(budget),
             f"at_least must be in [0, budget], got {int(at_least)} with budget={int(budget)}.",
         )
-    temperature = _checks.real_scalar("temperature", temperature, z.dtype, 0, strict=True)
     _checks.require(
         costs is None or background is None,
         "costs and background cannot be combined: list the background's tools in z with their"
@@ -137,7 +123,17 @@ def problem(
     # Until here what is concrete stayed so, also under `jax.jit`.
     budget, at_least, costs, given = jax.tree.map(jnp.asarray, (budget, at_least, costs, given))
     made = Problem(
-        z, temperature, budget, at_least, costs, background, given, z, degree, width, free
+        z,
+        jnp.asarray(temperature),
+        budget,
+        at_least,
+        costs,
+        background,
+        given,
+        z,
+        degree,
+        width,
+        free,
     )
     if given is None:
         return made
@@ -152,12 +148,13 @@ def _integer(name: str, value: Any) -> Any:
     return _concrete(name, value, ())
 
 
-def _concrete(name: str, value: Any, shape: tuple[int | str | None, ...]) -> Any:
-    """`_checks.integer_array`, which leaves NumPy what is concrete."""
+def _concrete(name: str, value: Any, shape: tuple[int | str, ...]) -> Any:
+    """int32, and of NumPy where it is concrete."""
+    kind = integer(*shape)
     if not _checks.is_concrete(value):
-        return _checks.integer_array(name, value, shape)
+        return kind.convert(name, value, {}, None)
     with jax.ensure_compile_time_eval():
-        return np.asarray(_checks.integer_array(name, np.asarray(value), shape))
+        return np.asarray(kind.convert(name, value, {}, None))
 
 
 def _budget(budget: Any, max_budget: Any) -> tuple[Any, int]:

@@ -12,12 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxsac import _checks
+from jaxsac import _arguments, _checks
+from jaxsac._arguments import function, passes_on, size
 from jaxsac.gibbs._problem import NO_ACTION
 from jaxsac.gibbs.functions import Options
 from jaxsac.gibbs.policy import Policy
 
 
+@passes_on(Policy, key=_arguments.key(), num_samples=size())
 def straight_through(
     key: jax.Array, z: Any, budget: Any, num_samples: int = 1, **options: Unpack[Options]
 ) -> jax.Array:
@@ -49,6 +51,9 @@ def straight_through(
     return _straight_through(key, policy, _checks.static_integer("num_samples", num_samples, 0))
 
 
+@passes_on(
+    Policy, key=_arguments.key(), f=function("of one set as a vector [M]"), num_samples=size(2)
+)
 def expected(
     key: jax.Array,
     f: Callable[[jax.Array], Any],

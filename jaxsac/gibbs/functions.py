@@ -4,6 +4,8 @@ from typing import Any, TypedDict, Unpack
 
 import jax
 
+from jaxsac import _arguments
+from jaxsac._arguments import integer, passes_on, real, size
 from jaxsac.gibbs.policy import Policy
 
 
@@ -19,6 +21,7 @@ class Options(TypedDict, total=False):
     at_least: Any
 
 
+@passes_on(Policy)
 def log_partition(z: Any, budget: Any, **options: Unpack[Options]) -> jax.Array:
     """Log-partition function of the Gibbs policy over budgeted sets of tools.
 
@@ -37,6 +40,7 @@ def log_partition(z: Any, budget: Any, **options: Unpack[Options]) -> jax.Array:
     return Policy(z, budget=budget, **options).log_partition()
 
 
+@passes_on(Policy)
 def marginals(z: Any, budget: Any, **options: Unpack[Options]) -> Any:
     """Inclusion probabilities P(j ∈ a) of the Gibbs policy over budgeted sets: `temperature` times
     the gradient of `log_partition`.
@@ -49,6 +53,7 @@ def marginals(z: Any, budget: Any, **options: Unpack[Options]) -> Any:
     return Policy(z, budget=budget, **options).marginals()
 
 
+@passes_on(Policy)
 def entropy(z: Any, budget: Any, **options: Unpack[Options]) -> jax.Array:
     """Entropy of the Gibbs policy over budgeted sets, −Σ_a π(a) log π(a), in nats.
 
@@ -59,6 +64,7 @@ def entropy(z: Any, budget: Any, **options: Unpack[Options]) -> jax.Array:
     return Policy(z, budget=budget, **options).entropy()
 
 
+@passes_on(Policy, other=real("M"))
 def kl(z: Any, other: Any, budget: Any, **options: Unpack[Options]) -> jax.Array:
     """Kullback–Leibler divergence Σ_a p(a) log(p(a) / q(a)) of the Gibbs policies p of `z` and q of
     `other`, in nats.
@@ -72,6 +78,7 @@ def kl(z: Any, other: Any, budget: Any, **options: Unpack[Options]) -> jax.Array
     return first.kl(second)
 
 
+@passes_on(Policy, a=integer(...))
 def log_prob(a: Any, z: Any, budget: Any, **options: Unpack[Options]) -> jax.Array:
     """Log-probability of sets of tools, log π(a) = Σ_{j ∈ a} z_j / temperature − log Z, in nats.
 
@@ -86,6 +93,7 @@ def log_prob(a: Any, z: Any, budget: Any, **options: Unpack[Options]) -> jax.Arr
     return Policy(z, budget=budget, **options).log_prob(a)
 
 
+@passes_on(Policy, key=_arguments.key(), num_samples=size())
 def sample(
     key: jax.Array, z: Any, budget: Any, num_samples: int, **options: Unpack[Options]
 ) -> jax.Array:
@@ -101,6 +109,7 @@ def sample(
     return Policy(z, budget=budget, **options).sample(key, num_samples)
 
 
+@passes_on(Policy)
 def mode(z: Any, budget: Any, **options: Unpack[Options]) -> jax.Array:
     """The most likely set of tools: the budgeted set of largest total score.
 

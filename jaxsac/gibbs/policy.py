@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 
 from jaxsac import _checks, _loops
+from jaxsac._arguments import anything, arguments, flag, integer, real, size
 from jaxsac._implicit import implicit
 from jaxsac.gibbs import _knapsack, _law, _sets
 from jaxsac.gibbs._draws import sample
@@ -58,6 +59,17 @@ class Policy(eqx.Module):
     problem: Problem  # what was asked, checked
     expansion: Expansion | None  # a cache, without derivatives; None where the budget never binds
 
+    @arguments(
+        z=real("M"),
+        budget=anything("int ≥ 0, static; with max_budget it may be traced", like=size()),
+        exactly=flag(),
+        max_budget=size(),
+        costs=anything("int32 [M], ≥ 0"),
+        background=anything("(scores: real [C], counts: int32 [C], ≥ 0)"),
+        temperature=real(above=0),
+        given=anything("int32 [G], ≥ -1", like=integer("G", low=-1, below="M")),
+        at_least=integer(low=0),
+    )
     def __init__(
         self,
         z: Any,

@@ -223,13 +223,13 @@ def test_what_is_no_number_is_nan_and_no_set_is_the_empty_one():
 
 def test_bad_input_is_refused_with_what_to_do():
     key, z = jax.random.key(0), jnp.zeros(M)
-    with pytest.raises(ValueError, match="num_samples must be at least 2"):
+    with pytest.raises(ValueError, match="num_samples must be ≥ 2"):
         gibbs.expected(key, reward, z, B, 1)
     with pytest.raises(ValueError, match="f must be a function of one set"):
         gibbs.expected(key, z, z, B, 2)
     with pytest.raises(ValueError, match="what f returns must be real"):
         gibbs.expected(key, lambda a: a.astype(complex), z, B, 2)
-    with pytest.raises(ValueError, match="num_samples must be at least 0"):
+    with pytest.raises(ValueError, match="num_samples must be ≥ 0"):
         gibbs.straight_through(key, z, B, -1)
     with pytest.raises(ValueError, match=r"z must have shape \[M\]"):
         gibbs.straight_through(key, jnp.zeros((2, M)), B)

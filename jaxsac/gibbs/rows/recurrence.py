@@ -24,11 +24,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxsac import _loops
+from jaxsac._arguments import arguments, real, size
 
 # Rows per block: W · (B + 1) · _BLOCK numbers of prefix table stay near the second-level cache.
 _BLOCK = 512
 
 
+@arguments(scores=real("W", "N"), budget=size())
 def log_size_weights(scores: jax.Array, budget: int) -> jax.Array:
     """log e_r(exp z) for r = 0, …, B as [B + 1, N], from scores [W, N]; −inf scores are absent
     tools. O(W B N), no table.
@@ -44,6 +46,7 @@ def log_size_weights(scores: jax.Array, budget: int) -> jax.Array:
     return _by_blocks(functools.partial(_either, block), scores)
 
 
+@arguments(scores=real("W", "N"), budget=size(), log_rest=real("budget + 1", "N"))
 def marginals(scores: jax.Array, log_rest: jax.Array, budget: int) -> jax.Array:
     """P_t(tool j is chosen) as [W, N], given log_rest [B + 1, N]: the adjoint of the recurrence,
     all terms positive.
@@ -59,9 +62,9 @@ def marginals(scores: jax.Array, log_rest: jax.Array, budget: int) -> jax.Array:
             for value, rest, unit in zip(values, log_rest, _through(units), strict=True)
         ]
         top = functools.reduce(jnp.maximum, logs)
-        adjoint = [jnp.exp(log - jnp.where(top > -jnp.inf, top, 0)) for log in logs]
+        adjoint = [jnp.exp(log - jnp.where(top == -jnp.inf, 0, top)) for log in logs]
         mass = sum(w * value for w, value in zip(adjoint, values, strict=True))
-        adjoint = [w / jnp.where(mass > 0, mass, 1) for w in adjoint]
+        adjoint = [w / jnp.where(mass == 0, 1, mass) for w in adjoint]
         adjoint, head = _unwind_head(units, steps, adjoint)
 
         def step(adjoint, item):
@@ -83,11 +86,16 @@ def marginals(scores: jax.Array, log_rest: jax.Array, budget: int) -> jax.Array:
     return _by_blocks(functools.partial(_either, block), scores, log_rest)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+@arguments(scores=real("W", "N"), budget=size(), log_rest=real("budget + 1", "N"))
 def log_partition(scores: jax.Array, log_rest: jax.Array, budget: int) -> jax.Array:
     """log Z [N] = log Σ_r e_r(exp z) exp(log_rest[r]) from scores [W, N] and log_rest [B + 1, N];
     differentiable in both (reverse mode).
     """
+    return _log_partition(scores, log_rest, budget)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _log_partition(scores: jax.Array, log_rest: jax.Array, budget: int) -> jax.Array:
     return jax.nn.logsumexp(log_size_weights(scores, budget) + log_rest, axis=0)
 
 
@@ -104,7 +112,7 @@ def _log_partition_backward(budget, saved, cotangent):
     return cotangent[None, :] * own, cotangent[None, :] * size_law
 
 
-log_partition.defvjp(_log_partition_forward, _log_partition_backward)
+_log_partition.defvjp(_log_partition_forward, _log_partition_backward)
 
 
 class _Units(NamedTuple):

@@ -7,8 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac import _checks
+from jaxsac._arguments import anything, arguments, choice, key, real, size
 
 
+@arguments(
+    key=key(),
+    dimension=size(1),
+    ridge=real(low=0),
+    dtype=anything("a floating dtype; None: the default of JAX"),
+)
 def unit_diagonal_matrix(
     key: jax.Array, dimension: int, *, ridge: float = 0.5, dtype=None
 ) -> jax.Array:
@@ -24,6 +31,13 @@ def unit_diagonal_matrix(
     return matrix * scale[:, None] * scale[None, :]
 
 
+@arguments(
+    dimension=size(2),
+    sparsity=size(1),
+    gap=real(),
+    kind=choice("standard", "adversarial"),
+    dtype=anything("a floating dtype; None: the default of JAX"),
+)
 def separated_parameter(
     dimension: int, sparsity: int, *, gap: float = 0.4, kind: str = "standard", dtype=None
 ) -> jax.Array:
@@ -33,7 +47,6 @@ def separated_parameter(
     them within 0.01 steps on both sides of the gap, where the order is hard to tell and the support
     is not.
     """
-    _checks.choice("kind", kind, ("standard", "adversarial"))
     _checks.require(
         0 < sparsity < dimension,
         f"a gap needs 0 < sparsity < dimension, got {sparsity} and {dimension}.",
@@ -60,20 +73,24 @@ class Ratings(NamedTuple):
     scale: float  # their standard deviation in the data
 
 
+@arguments(
+    on_host=True,
+    indicators=real("N", "d", low=0, high=1),
+    ratings=real("N", above=-np.inf, below=np.inf),
+    dtype=anything("a floating dtype; None: the default of JAX"),
+)
 def ratings_model(indicators: np.ndarray, ratings: np.ndarray, dtype=None) -> Ratings:
     """Least squares of centred `ratings` [N] on genre `indicators` [N, d]: real taste, and real
     noise around it.
     """
     dtype = jnp.result_type(float) if dtype is None else dtype
     indicators, ratings = np.asarray(indicators, np.float64), np.asarray(ratings, np.float64)
-    _checks.require(
-        indicators.ndim == 2 and ratings.shape == indicators.shape[:1],
-        "indicators [N, d] and ratings [N] must have N rows each.",
-    )
     centred = ratings - ratings.mean()
     theta = np.linalg.lstsq(indicators, centred, rcond=None)[0]
     residuals = centred - indicators @ theta
     scale = float(residuals.std())
     return Ratings(
-        jnp.asarray(theta, dtype), jnp.asarray((residuals - residuals.mean()) / scale, dtype), scale
+        jnp.asarray(theta, dtype),
+        jnp.asarray((residuals - residuals.mean()) / (scale or 1.0), dtype),
+        scale,
     )

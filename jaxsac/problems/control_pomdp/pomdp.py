@@ -7,6 +7,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxsac._arguments import arguments, function, key, real, record, size
+
 
 class ToolPOMDP(NamedTuple):
     """S hidden states, O observations, k tools that matter (of M in all; the others change nothing
@@ -28,6 +30,12 @@ class Episode(NamedTuple):
     rewards: jax.Array  # [H]
 
 
+@arguments(
+    num_states=size(2),
+    accuracy=real(low=0, high=1),
+    persistence=real(low=0, high=1),
+    discount=real(low=0, below=1),
+)
 def repair_problem(
     num_states: int = 3, accuracy: float = 0.7, persistence: float = 0.9, discount: float = 0.9
 ) -> ToolPOMDP:
@@ -47,6 +55,7 @@ def repair_problem(
     return ToolPOMDP(transition, observation, reward, jnp.asarray(discount, eye.dtype))
 
 
+@arguments(belief=real("S"), quality=real(low=0), direction=real("S"))
 def compress(belief: jax.Array, quality: jax.Array, direction: jax.Array) -> jax.Array:
     """A belief moved towards the corner `direction` [S] so that its L1 error is at most `quality`
     ≥ 0 (less where the corner is nearer).
@@ -56,6 +65,13 @@ def compress(belief: jax.Array, quality: jax.Array, direction: jax.Array) -> jax
     return belief + gap * jnp.minimum(quality / jnp.where(size > 0, size, 1), 1.0)
 
 
+@arguments(
+    key=key(),
+    problem=record(ToolPOMDP),
+    act=function("(key, seen) -> tool"),
+    error=real(low=0),
+    horizon=size(),
+)
 def rollout(key: jax.Array, problem: ToolPOMDP, act, error: jax.Array, horizon: int) -> Episode:
     """One episode under `act(key, seen) -> tool` with beliefs filtered exactly and shown with an L1
     error of at most `error`.
@@ -85,6 +101,7 @@ def rollout(key: jax.Array, problem: ToolPOMDP, act, error: jax.Array, horizon: 
     return jax.lax.scan(step, (state, belief), jax.random.split(loop_key, horizon))[1]
 
 
+@arguments(problem=record(ToolPOMDP), error=real(low=0))
 def error_bound(problem: ToolPOMDP, error: jax.Array) -> jax.Array:
     """The paper's constant times the error, (L_r + γ R L_p / (1 − γ)) / (1 − γ) error,
     twice: for choosing and for valuing.

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxsac._arguments import anything, arguments, key, real, size
+
 
 class Regression(NamedTuple):
     """A regression of n rows that stand for T samples."""
@@ -17,12 +19,19 @@ class Regression(NamedTuple):
     outside: jax.Array  # [] what (1/T) ‖y − X c‖² of all T samples is larger than (1/n) of these
 
 
+@arguments(
+    key=key(),
+    rows=size(),
+    size=size(1),
+    dtype=anything("a floating dtype; None: the default of JAX"),
+)
 def sphere(key: jax.Array, rows: int, size: int, dtype=None) -> jax.Array:
     """Independent uniform directions [rows, size] of length 1. The key is consumed."""
     draws = jax.random.normal(key, (rows, size), dtype or jnp.result_type(float))
     return draws / jnp.linalg.norm(draws, axis=1, keepdims=True)
 
 
+@arguments(key=key(), coef=real("p"), num_samples=real(above=0), noise=real(low=0))
 def rotated_regression(
     key: jax.Array, coef: jax.Array, num_samples: jax.Array | float, noise: jax.Array | float
 ) -> Regression:
@@ -51,6 +60,15 @@ def rotated_regression(
     return Regression(scale * R, scale * target, coef, noise**2 * squares[p] / samples)
 
 
+@arguments(
+    key=key(),
+    num_samples=size(1),
+    num_groups=size(1),
+    group_size=size(1),
+    num_active=size(),
+    noise=real(low=0),
+    correlation=real(low=-1, high=1),
+)
 def gaussian_regression(
     key: jax.Array,
     num_samples: int,
@@ -83,6 +101,7 @@ def gaussian_regression(
     return Regression(X, jnp.matmul(X, coef, precision="highest") + e, coef, jnp.zeros((), X.dtype))
 
 
+@arguments(key=key(), num_records=size(), num_actions=size(), budget=size())
 def random_actions(key: jax.Array, num_records: int, num_actions: int, budget: int) -> jax.Array:
     """Uniform sets of exactly `budget` of M actions, int32 [T, B]: each draw is a rank among the
     actions not yet taken. Consumes the key.

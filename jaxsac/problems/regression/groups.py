@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxsac._arguments import anything, arguments, key, real, size
+
 
 class GroupRegression(NamedTuple):
     """A regression whose coefficients are zero but in some groups."""
@@ -16,6 +18,13 @@ class GroupRegression(NamedTuple):
     support: jax.Array  # bool [G] the groups that have any
 
 
+@arguments(
+    key=key(),
+    num_samples=size(1),
+    num_columns=size(1),
+    correlation=real(low=-1, high=1),
+    dtype=anything("a floating dtype; None: the default of JAX"),
+)
 def ar1_design(
     key: jax.Array,
     num_samples: int,
@@ -38,6 +47,16 @@ def ar1_design(
     return jnp.concatenate([noise[:1], rest]).T
 
 
+@arguments(
+    key=key(),
+    num_samples=size(1),
+    num_groups=size(1),
+    group_size=size(1),
+    num_active=size(),
+    correlation=real(low=-1, high=1),
+    signal_to_noise=real(above=0),
+    dtype=anything("a floating dtype; None: the default of JAX"),
+)
 def group_regression(
     key: jax.Array,
     num_samples: int,
@@ -64,6 +83,16 @@ def group_regression(
     )
 
 
+@arguments(
+    key=key(),
+    num_samples=size(1),
+    num_groups=size(1),
+    group_size=size(1),
+    num_active=size(),
+    correlation=real(low=-1, high=1),
+    score_spread=real(low=0),
+    dtype=anything("a floating dtype; None: the default of JAX"),
+)
 def group_classification(
     key: jax.Array,
     num_samples: int,

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsac._arguments import arguments, key, real, size
+
 
 class ToolLog(NamedTuple):
     """A simulated log of T records, and the truth behind it."""
@@ -20,6 +22,19 @@ class ToolLog(NamedTuple):
     intercept: np.ndarray  # [M]
 
 
+@arguments(
+    on_host=True,
+    key=key(),
+    num_records=size(1),
+    num_actions=size(1),
+    num_features=size(1),
+    budget=size(),
+    num_relevant=size(),
+    mean_size=real(above=0, below=np.inf),
+    relevant_share=real(low=0, high=1),
+    strength=real(low=0, below=np.inf),
+    noise=real(low=0, below=np.inf),
+)
 def sparse_tool_log(
     key: jax.Array,
     *,
