@@ -27,10 +27,6 @@ def checked(log: Log, num_actions: int, budget: int) -> Log:
     """`log` as numpy arrays with repeated tools dropped, or a ValueError that names the field, the
     records and what to do.
     """
-    _checks.require(
-        _checks.is_concrete(tuple(log)),
-        "log must hold concrete arrays: fit works on the host, call it outside jit and vmap.",
-    )
     sizes: dict[str, int] = {}
     # float32 where x64 is off, as everywhere in jax
     contexts = np.asarray(_CONTEXTS.convert("log.contexts", log.contexts, sizes, computed(float)))

@@ -60,6 +60,7 @@ class Task(eqx.Module):
     weighting: str = eqx.field(static=True)  # of "weighted"
 
     @arguments(
+        on_host=True,
         log=record(Log),
         num_actions=size(1),
         budget=size(1),

@@ -23,6 +23,7 @@ LAM = either(real(above=0, below=np.inf), choice("simulated", "theory", "scaled"
 
 
 @arguments(
+    on_host=True,
     key=key(),
     task=record(Task, Log),
     lam=LAM,
@@ -105,7 +106,7 @@ def fit(
     return Solution(policy, jnp.int32(found.status), as_arrays(stats, dtype), found.state)
 
 
-@arguments(task=record(Task, Log))
+@arguments(on_host=True, task=record(Task, Log))
 def lam_max(task: Task | Log, **words: Any) -> jax.Array:
     """The least lam at which no tool looks at the context, []: max_j ‖gradient_j‖ (with families
     their dual norm) at the null model, whose intercepts are fitted.
@@ -116,7 +117,7 @@ def lam_max(task: Task | Log, **words: Any) -> jax.Array:
     return jnp.asarray(_objective(data.task).lam_max(data), data.contexts.dtype)
 
 
-@arguments(key=key(), task=record(Task))
+@arguments(on_host=True, key=key(), task=record(Task))
 def simulated_lam(key: jax.Array, task: Task) -> jax.Array:
     """The lam that `fit(key, task, lam="simulated")` takes, []: 1.1 × the 95 % quantile, over 500
     draws of Gaussian multipliers, of the largest gradient norm at the null model. The key is

@@ -44,6 +44,7 @@ class Interactions(NamedTuple):
 
 
 @arguments(
+    on_host=True,
     task=record(Task),
     lam=real(above=0, below=np.inf),
     # below it unseen pairs would have to be looked at

@@ -54,7 +54,7 @@ class Learner(eqx.Module):
     __hash__ = object.__hash__  # so that jax.jit takes its methods
 
 
-@arguments(key=key(), task=record(Task), **_FIT)
+@arguments(on_host=True, key=key(), task=record(Task), **_FIT)
 def start_learner(
     key: jax.Array,
     task: Task,
@@ -73,6 +73,7 @@ def start_learner(
 
 
 @arguments(
+    on_host=True,
     learner=record(Learner),
     log=record(Log),
     growth=real(above=1, below=np.inf),

@@ -166,6 +166,7 @@ def median_of_means(rows: Any, num_blocks: int, num_steps: int = 50) -> jax.Arra
 
 
 @arguments(
+    on_host=True,
     key=key(),
     task=record(Task),
     lam=either(real(above=0, below=np.inf), choice("simulated")),

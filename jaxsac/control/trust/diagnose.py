@@ -41,6 +41,7 @@ _SINGULAR = 1e-9  # least eigenvalue on the support, over the largest entry of t
 
 
 @arguments(
+    on_host=True,
     task=record(Task, sizes=sizes),
     answer=record(SparsePolicy, Solution),
     key=key(),

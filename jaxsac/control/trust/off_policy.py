@@ -113,6 +113,7 @@ def _importance_value(
 
 
 @arguments(
+    on_host=True,
     policy=record(SparsePolicy),
     log=record(Log),
     method=choice(*_METHODS),
