@@ -17,11 +17,14 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def arguments(*, on_host: bool = False, **kinds: Kind) -> Callable[[Function], Function]:
-    """Declare the arguments of a function: every call is converted and checked, in the order of
-    the declaration. What runs `on_host` refuses traced values.
+    """Declare the arguments of a function, or of a class's constructor: every call is converted and
+    checked, in the order of the declaration. What runs `on_host` refuses traced values.
     """
 
     def declare(function: Function) -> Function:
+        if isinstance(function, type):
+            setattr(function, "__init__", declare(function.__init__))  # noqa: B010
+            return function
         parameters = inspect.signature(function).parameters
         absent = (inspect.Parameter.empty, None)
         variadic = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
