@@ -158,9 +158,7 @@ def _solve(
         d = state.d
         if method.difference == "unrolled":
             d = solve_direction(oracle, state.x, state.z, d, None)
-        measured = measure(
-            oracle, scheme, state.x, state.z, d, sigma.at(scheme, state), tol=tol
-        )
+        measured = measure(oracle, scheme, state.x, state.z, d, sigma.at(scheme, state), tol=tol)
         error, rounding, parts = measured.certificate
         size = norm(measured.hypergradient)
         known = (state.scale == 0) & (error <= 0.5 * size)

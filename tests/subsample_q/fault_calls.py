@@ -8,7 +8,6 @@ import numpy as np
 from subsample_q.models import random_arrays
 
 from jaxsac import subsample_q as sq
-from jaxsac.problems import subsample_q as problems
 from jaxsac.subsample_q import network
 
 KEY = jax.random.key(0)

@@ -18,7 +18,6 @@ from jaxsac.control.fits.result import FitState, Result
 from jaxsac.control.policy.sparse import SparsePolicy
 from jaxsac.solution import Solution
 
-
 LAM = either(real(above=0, below=np.inf), choice("simulated", "theory", "scaled"))
 
 

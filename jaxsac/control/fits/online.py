@@ -18,7 +18,6 @@ from jaxsac.control.fits.fit import LAM, fit
 from jaxsac.control.policy.sparse import SparsePolicy
 from jaxsac.solution import Solution, register
 
-
 _FIT = {"lam": LAM, "refit": flag(), "tol": real(low=0), "max_steps": size()}
 
 

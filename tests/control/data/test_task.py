@@ -150,7 +150,9 @@ def test_no_weight_exceeds_the_clip(wild, clip):
             if kept.size > clip * cut:
                 levels.append(clip * kept[cut:].sum() / (kept.size - clip * cut))
         fits = [
-            level for level in levels if level <= clip * np.minimum(kept, level).mean() * (1 + 1e-12)
+            level
+            for level in levels
+            if level <= clip * np.minimum(kept, level).mean() * (1 + 1e-12)
         ]
         expected = np.minimum(values, max(fits, default=kept[-1]))
         np.testing.assert_allclose(found, expected / expected.mean(), rtol=1e-9, atol=1e-300)
