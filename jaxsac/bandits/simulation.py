@@ -129,13 +129,15 @@ def simulate(
     if callable(offer):
         draw, offer = offer, None
     elif offer is not None and hasattr(algorithm, "offers"):
-        offer = algorithm.offers.convert("offer", offer, {"d": theta.shape[0]}, theta.dtype)
+        offer = getattr(algorithm, "offers").convert(
+            "offer", offer, {"d": theta.shape[0]}, theta.dtype
+        )
     trial = Trial(key, theta, sigma, horizon, times, alpha, offer)
     setting = Setting(benchmark, noise, draws, engine, draw)
     return _simulate(cast_algorithm(algorithm, theta.dtype), trial, setting)
 
 
-def _geometric_times(horizon: jax.Array) -> jax.Array:
+def _geometric_times(horizon: Any) -> jax.Array:
     fractions = jnp.linspace(0.0, 1.0, _NUM_TIMES)
     times = jnp.round(jnp.exp(fractions * jnp.log(horizon.astype(fractions.dtype)))).astype(
         jnp.int32

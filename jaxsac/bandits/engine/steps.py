@@ -34,10 +34,10 @@ class Trial(NamedTuple):
 
     key: jax.Array
     theta: jax.Array  # [d]
-    sigma: jax.Array  # []
-    horizon: jax.Array  # int32 []
+    sigma: Any  # []
+    horizon: Any  # int32 []
     times: jax.Array  # int32 [K]
-    alpha: jax.Array  # []
+    alpha: Any  # [] or None
     offer: Any  # what every step makes available, if it is the same
 
 

@@ -11,7 +11,7 @@ from jaxsac._arguments import anything, arguments, key, real, size
 from jaxsac.bandits.estimate.radii import BELOW_ONE
 from jaxsac.bandits.sets.action_set import known
 
-NUMBERS = {
+NUMBERS: dict[str, Any] = {
     "sigma": real(low=0, below=float("inf")),
     "delta": BELOW_ONE,
     "ridge": real(above=0, below=float("inf")),

@@ -140,10 +140,10 @@ def admission(
     `service` (if it has one), and pays its length; an open gate earns 3 · arrival probability, and
     moving it costs 0.1. How far to open it depends on how full the queues are.
     """
-    gate = np.asarray(gate)
-    G, L = len(gate), capacity + 1
+    arrivals = np.asarray(gate)
+    G, L = len(arrivals), capacity + 1
     local = np.zeros((G, L, L))
-    for g, arrival in enumerate(gate):
+    for g, arrival in enumerate(arrivals):
         for jobs in range(L):
             for comes, p in ((1, arrival), (0, 1 - arrival)):
                 for served, q in ((1, service), (0, 1 - service)):
@@ -156,7 +156,7 @@ def admission(
                             )
                         ),
                     ] += p * q
-    earned = 3 * gate[:, None] - 0.1 * (1 - np.eye(G))
+    earned = 3 * arrivals[:, None] - 0.1 * (1 - np.eye(G))
     return GlobalLocal(
         np.tile(np.eye(G), (G, 1, 1)),
         local,

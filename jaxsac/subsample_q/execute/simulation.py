@@ -86,7 +86,8 @@ def started(table: Any, dtype: Any, num_agents: Any, initial: Any) -> Start:
     ks = table.meaning.ks
     ks = ks if np.ndim(initial[1]) == 2 else ks[0]
     valid = check_state(initial, table.policy.shape[0], ks, num_agents, dtype)
-    return Start(*initial, valid)
+    state, counts = initial
+    return Start(state, counts, valid)
 
 
 def shares_of(counts: jax.Array, dtype: Any) -> jax.Array:

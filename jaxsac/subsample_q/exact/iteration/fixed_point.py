@@ -49,8 +49,8 @@ class Settings(NamedTuple):
             getattr(initial, "shape", None) == shape and initial.dtype == dtype,
             f"initial must be the value of another solve, {jnp.dtype(dtype)} {list(shape)}.",
         )
-        steps = (jnp.asarray(number, jnp.int32) for number in (max_steps, sweeps))
-        return cls(_checks.tolerance(tol, dtype), *steps, initial)
+        most, sweeps = jnp.asarray(max_steps, jnp.int32), jnp.asarray(sweeps, jnp.int32)
+        return cls(_checks.tolerance(tol, dtype), most, sweeps, initial)
 
 
 class FixedPoint(NamedTuple):
