@@ -128,10 +128,8 @@ def simulate(
     draw = None
     if callable(offer):
         draw, offer = offer, None
-    elif offer is not None and hasattr(algorithm, "offers"):
-        offer = getattr(algorithm, "offers").convert(
-            "offer", offer, {"d": theta.shape[0]}, theta.dtype
-        )
+    elif offer is not None and (offers := getattr(algorithm, "offers", None)) is not None:
+        offer = offers.convert("offer", offer, {"d": theta.shape[0]}, theta.dtype)
     trial = Trial(key, theta, sigma, horizon, times, alpha, offer)
     setting = Setting(benchmark, noise, draws, engine, draw)
     return _simulate(cast_algorithm(algorithm, theta.dtype), trial, setting)
