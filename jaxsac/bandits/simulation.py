@@ -130,7 +130,8 @@ def simulate(
         draw, offer = offer, None
     elif offer is not None and hasattr(algorithm, "offers"):
         offer = algorithm.offers.convert("offer", offer, {"d": theta.shape[0]}, theta.dtype)
-    trial = Trial(key, theta, sigma, horizon, times, alpha, offer)
+    numbers = jax.tree.map(jnp.asarray, (sigma, horizon, times, alpha))  # one trace for all kinds
+    trial = Trial(key, theta, *numbers, offer)
     setting = Setting(benchmark, noise, draws, engine, draw)
     return _simulate(cast_algorithm(algorithm, theta.dtype), trial, setting)
 
