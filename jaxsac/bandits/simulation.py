@@ -128,15 +128,15 @@ def simulate(
     draw = None
     if callable(offer):
         draw, offer = offer, None
-    elif offer is not None and hasattr(algorithm, "offers"):
-        offer = algorithm.offers.convert("offer", offer, {"d": theta.shape[0]}, theta.dtype)
-    numbers = jax.tree.map(jnp.asarray, (sigma, horizon, times, alpha))  # one trace for all kinds
-    trial = Trial(key, theta, *numbers, offer)
+    elif offer is not None and (kind := getattr(algorithm, "offers", None)) is not None:
+        offer = kind.convert("offer", offer, {"d": theta.shape[0]}, theta.dtype)
+    numbers: Any = jax.tree.map(jnp.asarray, (sigma, horizon, alpha))  # one trace for all kinds
+    trial = Trial(key, theta, numbers[0], numbers[1], times, numbers[2], offer)
     setting = Setting(benchmark, noise, draws, engine, draw)
     return _simulate(cast_algorithm(algorithm, theta.dtype), trial, setting)
 
 
-def _geometric_times(horizon: jax.Array) -> jax.Array:
+def _geometric_times(horizon: Any) -> jax.Array:
     fractions = jnp.linspace(0.0, 1.0, _NUM_TIMES)
     times = jnp.round(jnp.exp(fractions * jnp.log(horizon.astype(fractions.dtype)))).astype(
         jnp.int32

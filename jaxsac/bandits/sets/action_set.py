@@ -12,7 +12,7 @@ from jaxsac import _checks, _loops
 from jaxsac._arguments import record
 from jaxsac.solution import register
 
-FINITE = {"above": -float("inf"), "below": float("inf")}
+FINITE: dict[str, Any] = {"above": -float("inf"), "below": float("inf")}
 
 
 @register

@@ -23,7 +23,7 @@ def linear_program(
     data = jnp.concatenate([rows, jnp.eye(number, dtype=dtype)], axis=1)  # artificial ones last
     real = jnp.arange(variables + number) < variables
     price = jnp.where(real, jnp.pad(cost, (0, number)), 0.0)
-    basis = _optimal_basis(*map(lax.stop_gradient, (price, data, right)), tol)
+    basis = _optimal_basis(*lax.stop_gradient((price, data, right)), tol)
     chosen = data[:, basis]
     point = jnp.linalg.solve(chosen, right)
     dual = jnp.linalg.solve(chosen.T, price[basis])

@@ -11,13 +11,13 @@ from jaxsac._arguments import anything, arguments, key, real, size
 from jaxsac.bandits.estimate.radii import BELOW_ONE
 from jaxsac.bandits.sets.action_set import known
 
-NUMBERS = {
+NUMBERS: dict[str, Any] = {
     "sigma": real(low=0, below=float("inf")),
     "delta": BELOW_ONE,
     "ridge": real(above=0, below=float("inf")),
     "bound": real(low=0, below=float("inf")),
 }
-INIT = {
+INIT: dict[str, Any] = {
     "key": key(),
     "dimension": size(1),
     "dtype": anything("a floating dtype; None: the default of JAX"),
