@@ -128,9 +128,10 @@ def simulate(
     draw = None
     if callable(offer):
         draw, offer = offer, None
-    elif offer is not None and (offers := getattr(algorithm, "offers", None)) is not None:
-        offer = offers.convert("offer", offer, {"d": theta.shape[0]}, theta.dtype)
-    trial = Trial(key, theta, sigma, horizon, times, alpha, offer)
+    elif offer is not None and (kind := getattr(algorithm, "offers", None)) is not None:
+        offer = kind.convert("offer", offer, {"d": theta.shape[0]}, theta.dtype)
+    numbers: Any = jax.tree.map(jnp.asarray, (sigma, horizon, alpha))  # one trace for all kinds
+    trial = Trial(key, theta, numbers[0], numbers[1], times, numbers[2], offer)
     setting = Setting(benchmark, noise, draws, engine, draw)
     return _simulate(cast_algorithm(algorithm, theta.dtype), trial, setting)
 

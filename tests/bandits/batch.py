@@ -41,7 +41,7 @@ def _run(algorithm, keys, thetas, sigma, horizons, times, alpha, engine, draws, 
             "engine": engine,
             "draws": draws,
             "benchmark": benchmark,
-            "alpha": alpha,
+            "alpha": alpha if benchmark == "alpha" else None,
             "record": record,
         }
         return bandits.simulate(key, algorithm, theta, sigma=sigma, horizon=horizon, **options)

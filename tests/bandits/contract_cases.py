@@ -31,7 +31,7 @@ def play_arms(theta, sigma):
 
 def case(name, solve, **changes):
     sigma = {"hyper": {"sigma": 0.1}, "sweep": {"sigma": (0.1, 0.2)}}
-    bad = [({"sigma": -1.0}, "sigma must be >= 0"), ({"theta": jnp.ones((2, 2))}, "theta must")]
+    bad = [({"sigma": -1.0}, "sigma must be ≥ 0"), ({"theta": jnp.ones((2, 2))}, "theta must")]
     options = {"problem": problem, "poison": "theta", "certified": False, **sigma, "bad": bad}
     return Case(name=name, solve=solve, **(options | changes))
 

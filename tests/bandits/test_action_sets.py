@@ -348,14 +348,17 @@ def test_greedy_far_below_the_best_on_an_ill_conditioned_ellipsoid():
     "call, words",
     [
         (lambda: bandits.Ball(0.0), "radius"),
-        (lambda: bandits.LpBall(1.0), "CrossPolytope"),
-        (lambda: bandits.Box(0.5, 1.0), "low <= 0 <= high"),
+        (lambda: bandits.LpBall(1.0), "p must be > 1"),
+        (lambda: bandits.Box(0.5, 1.0), "low must be ≤ 0"),
         (lambda: bandits.Ellipsoid(jnp.zeros((2, 2))), "positive definite"),
         (lambda: bandits.Ellipsoid(jnp.asarray([[1.0, 0.5], [0.0, 1.0]])), "symmetric"),
         (lambda: bandits.Polytope(jnp.asarray(VERTICES + 2.0)), "origin"),
-        (lambda: bandits.Polytope(inequalities=(jnp.eye(2), -jnp.ones(2))), "origin"),
-        (lambda: bandits.greedy_support(bandits.Ball(), jnp.ones(3), 4), "at most the dimension 3"),
-        (lambda: bandits.greedy_support(bandits.Ball(), jnp.ones(3), 0), "at least 1"),
+        (lambda: bandits.Polytope(inequalities=(jnp.eye(2), -jnp.ones(2))), "b must be ≥ 0"),
+        (
+            lambda: bandits.greedy_support(bandits.Ball(), jnp.ones(3), 4),
+            "sparsity must be ≤ d = 3",
+        ),
+        (lambda: bandits.greedy_support(bandits.Ball(), jnp.ones(3), 0), "sparsity must be ≥ 1"),
         (lambda: bandits.FromSupport(smooth_support, 1.0).gauge(jnp.ones(D)), "basis"),
     ],
 )

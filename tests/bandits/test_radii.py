@@ -111,7 +111,7 @@ def test_weighing_designs_measure_a_box_more_precisely():
     information = basis.T @ basis
     np.testing.assert_allclose(information, np.diag(np.diag(information)), atol=1e-12)
     np.testing.assert_allclose(np.sort(np.diag(information)), [1, 2, 2, 4, 4, 4, 4])
-    with pytest.raises(ValueError, match="both signs"):
+    with pytest.raises(ValueError, match="weighing"):
         bandits.exploration_basis(jax.random.key(0), bandits.Box(), 7, 5, kind="weighing")
 
 

@@ -55,7 +55,8 @@ def apsee(
       (Gaussian noise only, half of delta is spent on it).
     * `radius`: see `error_radius`; `radius_scale` multiplies it (below 1 the guarantee is gone).
     * `basis`: None for the unit vectors, each as long as the set allows (a coordinate whose axis
-      has length 0 is taken to be useless), or [m, d] from `exploration_basis`.
+      has length 0 is taken to be useless), or actions [m, d] of the set, from `exploration_basis`;
+      rows that are dense are played as they are.
     * `schedule_scale`: multiplies the c steps of exploitation.
     * `commit_at`: lock without proof at the end of the first cycle after so many steps.
 

@@ -82,17 +82,20 @@ class Polytope(ActionSet):
         return jnp.where(keep, action, 0.0) * jnp.where(certain, 1.0, jnp.nan)
 
     def _within_inequalities(self, theta, keep):
-        """x = plus − minus and a slack for each row; rows over their b, columns over their
-        largest entry, so that units do not matter.
+        """x = plus − minus and a slack for each row, with rows and columns scaled so that units do
+        not matter.
         """
         assert self.inequalities is not None
         normals, bounds = (like(each, theta) for each in self.inequalities)
         normals, away = jnp.where(keep[None], normals, 0.0), lax.stop_gradient(bounds > 0)
         tall = lax.stop_gradient(jnp.where(away, bounds, largest(normals, 1)))
         rows, right = normals / tall[:, None], bounds / tall
-        wide = largest(jnp.where(away[:, None], rows, 0.0), 0)
+        # Of the two ways along an axis the longer one: a row near the origin cuts one of them.
+        far = jnp.where(away[:, None], rows, 0.0)
+        ways = jnp.stack([jnp.maximum(far, 0.0), jnp.maximum(-far, 0.0)])
+        wide = jnp.min(largest(ways, 1), axis=0)
         rows = rows / wide[None]
-        tall = jnp.where(away, 1.0, largest(rows, 1))
+        tall = jnp.where(away, jnp.maximum(largest(rows, 1), 1.0), largest(rows, 1))
         rows = rows / tall[:, None]
         cost = theta / wide
         point, _, certain = linear_program(

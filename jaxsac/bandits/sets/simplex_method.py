@@ -36,7 +36,7 @@ def linear_program(
     left = jnp.max(jnp.where(real, 0.0, jnp.abs(x))) / size
     errors = [jnp.max(residual) / size, jnp.max(-x) / size, jnp.max(gain) / worth]
     error = jnp.max(jnp.stack([*errors, gap / (size * worth), left]))
-    return x[:variables], ~(left > 16.0 * tol), error <= 16.0 * tol
+    return x[:variables], ~(left > 4.0 * tol), error <= 4.0 * tol
 
 
 def _optimal_basis(price: jax.Array, data: jax.Array, right: jax.Array, tol: float) -> jax.Array:

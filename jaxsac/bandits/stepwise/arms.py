@@ -17,7 +17,7 @@ NUMBERS: dict[str, Any] = {
     "ridge": real(above=0, below=float("inf")),
     "bound": real(low=0, below=float("inf")),
 }
-INIT = {
+INIT: dict[str, Any] = {
     "key": key(),
     "dimension": size(1),
     "dtype": anything("a floating dtype; None: the default of JAX"),
