@@ -223,20 +223,8 @@ def test_one_trace_over_a_sweep(case):
         assert warm <= 4, f"{name}: {warm} compilations over kinds of scalars"
 
 
-@pytest.fixture
-def optimised():
-    """Compiled as for users. Without optimisation some compilers compute the q of `subsample_q`
-    twice, with two roundings: the derivative of max_a q, which asks where the two are equal, is NaN
-    then.
-    """
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 @over({name: case for name, case in PURE.items() if case.differentiate})
-def test_gradients_match_central_differences(case, optimised):
+def test_gradients_match_central_differences(case):
     problem, hyper = case.problem(2, jnp.float64), dict(case.hyper)
 
     def scalar(changed):

@@ -210,7 +210,7 @@ CALLS = {
         "key": KEY,
         "model": model(),
         "num_agents": 4,
-        "gap": 1e6,
+        "gap": 1e3,
         "initial": STATE,
         "max_k": 2,
         "num_rollouts": 4,

@@ -261,7 +261,8 @@ def choose_k(
             confidence=shared,
             exact=exact,
         )
-        if best is None or not float(best[1].gap) <= float(bounds.gap):  # NaN gives way
+        least = math.nan if best is None else float(best[1].gap)
+        if math.isnan(least) or float(bounds.gap) < least:
             best = k, bounds
         if float(bounds.gap) <= gap:
             return k, bounds
