@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxsac import _checks, _loops
 from jaxsac._iterate import Outcome
-from jaxsac.bilevel.certificate import certify_lower
+from jaxsac.bilevel.certificate import certify_lower, measure
 from jaxsac.bilevel.lower import solve_alone, solve_lower, solve_perturbed, solve_together
 from jaxsac.bilevel.paired import Inner, as_paired, require_inner
 from jaxsac.bilevel.problem import (
@@ -114,9 +114,7 @@ def _lower_solution(problem, inner, x, y0, tol, max_steps) -> Solution:
     else:
         outcome = solve_alone(oracle, as_paired(inner, y0), x, y0, certify, tol, max_steps)
     z = outcome.state
-    value = jax.tree.map(
-        lambda leaf: jnp.where(outcome.status == Status.NONFINITE, jnp.nan, leaf), z
-    )
+    value = _or_nan(z, outcome.status != Status.NONFINITE)
     return Solution(value, outcome.status, {**outcome.stats, "lower": oracle.whole_lower(x, z)}, z)
 
 
@@ -128,8 +126,7 @@ def _argmin(static, x, y0, sigma, tol, max_steps):
     problem, inner, _ = static
     solution = _lower_solution(problem, inner, x, y0, tol, max_steps)
     # There is no status here: a search that failed must not pass for a minimiser.
-    failed = solution.status == Status.NONFINITE
-    return jax.tree.map(lambda leaf: jnp.where(failed, jnp.nan, leaf), solution.value)
+    return _or_nan(solution.value, solution.status == Status.CONVERGED)
 
 
 def _argmin_forward(static, x, y0, sigma, tol, max_steps):
@@ -158,8 +155,14 @@ def _pull_back(problem, inner, relative, x, z, cotangent, sigma, tol, max_steps)
         z, d, sigma, *_ = solve_perturbed(
             oracle, scheme, x, z, zeros(z), sigma, tol, max_steps, relative=relative, c=c
         )
+        measured = measure(oracle, scheme, x, z, d, sigma, c, tol=tol)
+        status = verdict(measured.certificate, tol, progress=False, more=True)
     else:
-        (z, d), *_ = solve_together(
+        _, measured, status, _ = solve_together(
             oracle, scheme, as_paired(inner, z), x, (z, zeros(z)), sigma, tol, max_steps, c
         )
-    return scale(cross_term(oracle, x, z, d, sigma), size)
+    return _or_nan(scale(measured.hypergradient, size), status == Status.CONVERGED)
+
+
+def _or_nan(tree: Tree, good: jax.Array) -> Tree:
+    return jax.tree.map(lambda leaf: jnp.where(good, leaf, jnp.nan), tree)
