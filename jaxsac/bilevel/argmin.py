@@ -22,9 +22,10 @@ from jaxsac.bilevel.problem import (
     norm,
     original,
     scale,
+    undifferentiated,
     zeros,
 )
-from jaxsac.bilevel.schemes import SCHEMES, cross_term, default_sigma, positive_sigma
+from jaxsac.bilevel.schemes import SCHEMES, default_sigma, positive_sigma
 from jaxsac.solution import Solution, Status, verdict
 
 
@@ -47,7 +48,7 @@ class Argmin(eqx.Module):
 
     def solution(self, x: Tree) -> Solution:
         """y*(x) with its status: CONVERGED when ‖g_y(x, y)‖ ≤ tol. Not differentiable."""
-        x, y0, _, tol, max_steps = self._arguments(x)
+        x, y0, _, tol, max_steps = undifferentiated(self._arguments(x))
         solution = _lower_solution(self.problem, self.inner, x, y0, tol, max_steps)
         return solution._replace(value=original(solution.value))
 

@@ -136,7 +136,9 @@ def measure(
     cross = norm(subtract(h, direct))
     whole = norm(direct) + cross
     error = jnp.maximum(norm(subtract(changed, h)), oracle.distance(x, z) * whole)
-    below = jnp.asarray(False) if scheme.moves_z else lower_gap * sigma < -100 * eps * jnp.abs(lower)
+    below = (
+        jnp.asarray(False) if scheme.moves_z else lower_gap * sigma < -100 * eps * jnp.abs(lower)
+    )
     trusted = (consistency <= _INCONSISTENT) & ~below & curved & jnp.isfinite(error)
     error = jnp.where(trusted, error, whole + jnp.finfo(dtype).tiny)
     hidden = cross * rounding / (sigma * jnp.where(pull > 0, pull, 1.0))
@@ -151,13 +153,13 @@ def certify_lower(oracle: Oracle, x: Tree, z: Tree, y0: Tree, tol: jax.Array) ->
     rounding, residual, smooth = gradient_rounding(oracle, x, z, gradient), gradient, True
     if oracle.problem.prox_y is not None:
         smooth = False
-        residual = subtract(z, prox_at(oracle.problem, x, jnp.ones((), dtype))(subtract(z, gradient)))
+        residual = subtract(
+            z, prox_at(oracle.problem, x, jnp.ones((), dtype))(subtract(z, gradient))
+        )
     reach = float(jnp.finfo(dtype).eps) ** (1 / 3) * jnp.maximum(norm(z), norm(subtract(z, y0)))
     reach = jnp.where(reach > 0, reach, 1.0)
     # beside bounds conjugate gradients do not hold: one step, for the curvature
-    step, curved = newton_step(
-        oracle, x, z, residual, rounding, reach, _DEPTH if smooth else 1
-    )
+    step, curved = newton_step(oracle, x, z, residual, rounding, reach, _DEPTH if smooth else 1)
     size = jnp.maximum(norm(residual), rounding)
     inverse = norm(step) / jnp.where(size > 0, size, 1.0)
     whole = norm(z) + tol * norm(subtract(z, y0))

@@ -22,6 +22,7 @@ from jaxsac.bilevel.problem import (
     norm,
     original,
     require_like,
+    undifferentiated,
 )
 from jaxsac.bilevel.schemes import DIFFERENCES, SCHEMES, default_sigma, positive_sigma
 from jaxsac.solution import Solution, Status, register, verdict
@@ -84,12 +85,12 @@ def hypergradient(
         difference,
         inner,
         sigma is None,
-        x,
-        start,
+        undifferentiated(x),
+        undifferentiated(start),
         positive_sigma(default_sigma(dtype) if sigma is None else sigma, dtype),
         _checks.tolerance(tol, dtype),
         jnp.asarray(max_steps, jnp.int32),
-        data,
+        undifferentiated(data),
     )
     return solution._replace(value=original(solution.value))
 
@@ -120,7 +121,10 @@ def _hypergradient(
         state, measured, status, stats = solve_together(
             oracle, scheme, as_paired(inner, start[0]), x, start, sigma, tol, max_steps
         )
-    return Solution(measured.hypergradient, status, {**stats, "sigma": sigma}, state)
+    h = jax.tree.map(
+        lambda leaf: jnp.where(status == Status.NONFINITE, jnp.nan, leaf), measured.hypergradient
+    )
+    return Solution(h, status, {**stats, "sigma": sigma}, state)
 
 
 @register

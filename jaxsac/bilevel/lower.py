@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxsac import _loops
-from jaxsac._linear import dot
 from jaxsac._iterate import Certificate, Outcome, iterate
+from jaxsac._linear import dot
 from jaxsac.bilevel.certificate import Measurement, gradient_rounding, measure, run_checked
 from jaxsac.bilevel.descent import minimise
 from jaxsac.bilevel.paired import PairedOptimizer, paired_step

@@ -23,9 +23,10 @@ from jaxsac.bilevel.problem import (
     norm,
     original,
     require_like,
+    undifferentiated,
 )
 from jaxsac.bilevel.schemes import solve_direction
-from jaxsac.solution import Solution, register
+from jaxsac.solution import Solution, Status, register
 
 
 @register
@@ -118,10 +119,10 @@ def solve(
         method,
         sample,
         check_every,
-        state,
+        undifferentiated(state),
         Sigma.of(sigma, dtype),
         _checks.real_scalar("momentum", momentum, dtype, 0.0, strict=True),
-        data,
+        undifferentiated(data),
         _checks.tolerance(tol, dtype),
         jnp.asarray(max_steps, jnp.int32),
     )
@@ -158,9 +159,7 @@ def _solve(
         d = state.d
         if method.difference == "unrolled":
             d = solve_direction(oracle, state.x, state.z, d, None)
-        measured = measure(
-            oracle, scheme, state.x, state.z, d, sigma.at(scheme, state), tol=tol
-        )
+        measured = measure(oracle, scheme, state.x, state.z, d, sigma.at(scheme, state), tol=tol)
         error, rounding, parts = measured.certificate
         size = norm(measured.hypergradient)
         known = (state.scale == 0) & (error <= 0.5 * size)
@@ -181,4 +180,8 @@ def _solve(
     )
     now = sigma.at(scheme, last)
     stats |= {"upper": oracle.upper(last.x, last.z), "sigma": now}
-    return Solution((last.x, last.z, add(last.z, scheme.first(last.d), now)), status, stats, last)
+    value = jax.tree.map(
+        lambda leaf: jnp.where(status == Status.NONFINITE, jnp.nan, leaf),
+        (last.x, last.z, add(last.z, scheme.first(last.d), now)),
+    )
+    return Solution(value, status, stats, last)

@@ -100,7 +100,9 @@ def policy_problem(
         weights = jnp.sum(visits, axis=1, keepdims=True) if penalty == "value" else 1.0
         favourite = jax.nn.one_hot(jnp.argmax(best, axis=1), best.shape[1], dtype=best.dtype)
         weights, chance = (1 - favourite) * weights, jnp.exp(best)
-        return jnp.stack([jnp.sum(weights * abs(jnp.exp(log_probs) - chance)), jnp.sum(weights * chance)])
+        return jnp.stack(
+            [jnp.sum(weights * abs(jnp.exp(log_probs) - chance)), jnp.sum(weights * chance)]
+        )
 
     def distance(x, y, temperature):
         mdp, reward = model(x)
