@@ -1,5 +1,6 @@
 """A differentiable arg min: x -> y*(x) with a derivative rule of first-order differences."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -43,8 +44,18 @@ class Argmin(eqx.Module):
 
     def __call__(self, x: Tree) -> Tree:
         """y*(x), differentiable in x by reverse mode."""
-        static = (self.problem, self.inner, self.sigma is None)
-        return original(_argmin(static, *self._arguments(x)))
+        x, y0, *numbers = self._arguments(x)
+        problem = self.problem
+        lower, closed_over = jax.closure_convert(
+            lambda x, y: problem.lower(original(x), original(y)), x, y0
+        )
+        if closed_over:  # what is differentiated, or may be, comes in beside x
+            x = (x, closed_over)
+            problem = dataclasses.replace(
+                problem, lower=lambda x, y: lower(*arrays_only(x[0], y), *x[1])
+            )
+        static = (problem, self.inner, self.sigma is None)
+        return original(_argmin(static, x, y0, *numbers))
 
     def solution(self, x: Tree) -> Solution:
         """y*(x) with its status: CONVERGED when ‖g_y(x, y)‖ ≤ tol. Not differentiable."""
