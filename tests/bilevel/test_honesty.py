@@ -117,10 +117,10 @@ def test_sampled_episodes_end():
     sampled = bilevel.rl.sampled_return(uniforms, mdp, reward, policy)
     exact = bilevel.rl.expected_return(mdp, reward, policy)
     np.testing.assert_allclose(sampled, exact, atol=0.02)
-    path = bilevel.rl.rollout(uniforms, mdp, policy)
+    states = np.asarray(bilevel.rl.rollout(uniforms, mdp, policy).states)
     goal = int(np.argmax(rooms.goals[1]))
-    after = np.cumsum(path.states == goal, axis=1) - (path.states == goal) > 0
-    assert after.any() and np.all(path.states[after] == -1) and np.all(path.states[~after] >= 0)
+    after = np.cumsum(states == goal, axis=1) - (states == goal) > 0
+    assert after.any() and np.all(states[after] == -1) and np.all(states[~after] >= 0)
 
 
 def test_the_certificate_of_soft_values_is_that_of_its_formula():

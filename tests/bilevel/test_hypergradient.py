@@ -389,9 +389,12 @@ def test_no_false_certificates_over_many_problems():
     ones = np.ones(3)
     z = np.linalg.solve(q.A, -(q.a + q.C.sum(1))[:, :, None])[:, :, 0]
     d = np.linalg.solve(q.A, -(np.einsum("nij,nj->ni", q.F, z) + q.k)[:, :, None])[:, :, 0]
-    direct, cross = q.H @ ones + q.h, np.einsum("nij,nj->ni", q.C, d)
+    direct, cross = (
+        0.5 * (q.H + np.swapaxes(q.H, 1, 2)) @ ones + q.h,
+        np.einsum("nij,nj->ni", q.C, d),
+    )
     size = np.linalg.norm(direct, axis=1) + np.linalg.norm(cross, axis=1)
-    error = np.linalg.norm(solution.value[certified] - direct - cross, axis=1)
+    error = np.linalg.norm(np.asarray(solution.value, float)[certified] - direct - cross, axis=1)
     assert np.max(error / size) <= 1e-4
     chex.assert_tree_all_finite(
         jax.tree.map(lambda part: part[certified], (solution.value, solution.stats))
