@@ -58,7 +58,7 @@ class Argmin(eqx.Module):
         return original(_argmin(static, x, y0, *numbers))
 
     def solution(self, x: Tree) -> Solution:
-        """y*(x) with its status: CONVERGED when ‖g_y(x, y)‖ ≤ tol. Not differentiable."""
+        """y*(x) with its status: CONVERGED when y is near. Not differentiable."""
         x, y0, _, tol, max_steps = undifferentiated(self._arguments(x))
         solution = _lower_solution(self.problem, self.inner, x, y0, tol, max_steps)
         return solution._replace(value=original(solution.value))
@@ -89,18 +89,18 @@ def argmin(
                          with  [g_y(x, z + σ d) − g_y(x, z − σ d)] / (2 σ) + c = 0
 
     which costs one perturbed inner solve and has error O(σ²). The minimiser must be unique near
-    y*(x). Works under `jit`, `vmap`, and inside any larger `jax.grad` or `jax.vjp`; whatever is
-    differentiated must come in through x (a pytree), not through variables that `lower` closes
-    over, and y0 gets no gradient: the minimiser does not depend on it. Build it once: each `lower`
+    y*(x). Works under `jit`, `vmap`, and inside any larger `jax.grad` or `jax.vjp`, also for what
+    `lower` closes over; y0 gets no gradient: the minimiser does not depend on it. Build it once: each `lower`
     object is compiled anew.
 
-    * `tol`: bounds ‖g_y‖ absolutely, and in the pull-back relative to max(1, ‖c‖): neither x nor
-      the result is scaled. 1e-6 in float64 and 1e-4 in float32.
+    * `tol`: of the estimated error of y* relative to ‖y*‖, and of that of the pull-back relative to
+      it; 1e-6 in float64 and 1e-4 in float32.
     * `prox_y`, `nonsmooth`: see `Problem`.
     * `y0`, `sigma`, `inner`, `max_steps`: see `hypergradient`.
 
-    Returns: the function, an `Argmin`, of y*(x) alone, which is NaN where the search met no finite
-    number; its method `solution(x)` tells the status, and `hypergradient` that of a derivative.
+    Returns: the function, an `Argmin`, of y*(x) alone, which is NaN where the search is not
+    certified, as is a derivative whose pull-back is not: loosen `tol`, or use float64. Its method
+    `solution(x)` tells the status, and `hypergradient` that of a derivative.
     """
     problem = Problem(upper=_no_upper, lower=lower, prox_y=prox_y, nonsmooth=nonsmooth)
     require_inner(problem, inner)

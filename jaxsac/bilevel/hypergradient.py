@@ -63,9 +63,10 @@ def hypergradient(
 
     Returns: a `Solution`, whose value has the structure of x; stats has the `Diagnostics` by name
     and `sigma` beside error, rounding, scale, num_steps (of z and d together) and reason.
-    CONVERGED: ‖field of z‖ + ‖field of d‖ + rounding ≤ tol · max(1, ‖f_y(x, z)‖), and neither
-    diagnostic of a wrong σ fires (see `Diagnostics`). Not differentiable by reverse mode; `argmin`
-    is.
+    CONVERGED: the estimated change of h when z and d are solved exactly, plus rounding, is ≤ tol ·
+    (‖f_x‖ + ‖h − f_x‖), z is no saddle as far as 20 steps of conjugate gradients see, and neither
+    diagnostic of a wrong σ fires (see `Diagnostics`). It is approximate, and says nothing of σ's
+    own bias. Not differentiable, which is an error; `argmin` is.
 
     Raises: ValueError for σ ≤ 0 (traced: NONFINITE), and for structures that do not fit.
 
