@@ -91,8 +91,7 @@ def argmin(
     which costs one perturbed inner solve and has error O(σ²). The minimiser must be unique near
     y*(x). Works under `jit`, `vmap`, and inside any larger `jax.grad` or `jax.vjp`, also for what
     `lower` closes over; y0 gets no gradient: the minimiser does not depend on it. Build it once:
-    each `lower`
-    object is compiled anew.
+    each `lower` object is compiled anew.
 
     * `tol`: of the estimated error of y* relative to ‖y*‖, and of that of the pull-back relative to
       it; 1e-6 in float64 and 1e-4 in float32.

@@ -88,11 +88,9 @@ def solve(
     its estimated error + rounding ≤ tol · scale, with scale the larger of ‖f_x‖ + ‖h − f_x‖ and the
     first ‖h‖ that was known to a half, and neither diagnostic of a wrong σ fires; it certifies a
     stationary point of Φ_σ. A σ too large for the difference, or a lower level of several basins,
-    ends as STALLED
-    or MAX_STEPS with `consistency` > 0.5 or `lower_gap` < 0; a diverging inner rate as NONFINITE.
-    Not
-    differentiable (a derivative of a hypergradient needs second-order products): differentiate
-    through `argmin`.
+    ends as STALLED or MAX_STEPS with `consistency` > 0.5 or `lower_gap` < 0; a diverging inner rate
+    as NONFINITE. Not differentiable (a derivative of a hypergradient needs second-order products):
+    differentiate through `argmin`.
 
     Raises: ValueError for σ ≤ 0 (traced: NONFINITE), for structures that do not fit, and for
     methods that do not go together.
