@@ -30,16 +30,22 @@ def implicit(
         d solution = -(∂residual/∂solution)^{-1} (∂residual/∂params) d params        (implicit
         function theorem)
 
-    `residual(solution, params)` has the tree structure of `solution`; whatever it depends on
-    differentiably must come through `params`, and everything in `params` may be traced.
+    `residual(solution, params)` has the tree structure of `solution`; what it closes over is
+    differentiated like `params`, and everything in `params` may be traced.
     `linear_solve(matvec, right_side)` solves the linear system, `matvec` being the Jacobian
     ∂residual/∂solution; with `symmetric=False` it must also solve with the transposed Jacobian. How
     the solution was found is not differentiated: pass it through any solver. Works under jvp, vjp,
     their compositions of any order, vmap and for several right-hand sides (a vmap of tangents
     shares `matvec`).
     """
+    solution = jax.tree.map(lax.stop_gradient, solution)
+    converted, closed_over = jax.closure_convert(residual, solution, params)
     return _implicit(
-        residual, linear_solve, symmetric, jax.tree.map(lax.stop_gradient, solution), params
+        lambda solution, params: converted(solution, params[0], *params[1]),
+        linear_solve,
+        symmetric,
+        solution,
+        (params, closed_over),
     )
 
 

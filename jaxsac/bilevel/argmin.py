@@ -1,5 +1,6 @@
 """A differentiable arg min: x -> y*(x) with a derivative rule of first-order differences."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxsac import _checks, _loops
 from jaxsac._iterate import Outcome
-from jaxsac.bilevel.certificate import certify_lower
+from jaxsac.bilevel.certificate import certify_lower, measure
 from jaxsac.bilevel.lower import solve_alone, solve_lower, solve_perturbed, solve_together
 from jaxsac.bilevel.paired import Inner, as_paired, require_inner
 from jaxsac.bilevel.problem import (
@@ -22,9 +23,10 @@ from jaxsac.bilevel.problem import (
     norm,
     original,
     scale,
+    undifferentiated,
     zeros,
 )
-from jaxsac.bilevel.schemes import SCHEMES, cross_term, default_sigma, positive_sigma
+from jaxsac.bilevel.schemes import SCHEMES, default_sigma, positive_sigma
 from jaxsac.solution import Solution, Status, verdict
 
 
@@ -42,12 +44,22 @@ class Argmin(eqx.Module):
 
     def __call__(self, x: Tree) -> Tree:
         """y*(x), differentiable in x by reverse mode."""
-        static = (self.problem, self.inner, self.sigma is None)
-        return original(_argmin(static, *self._arguments(x)))
+        x, y0, *numbers = self._arguments(x)
+        problem = self.problem
+        lower, closed_over = jax.closure_convert(
+            lambda x, y: problem.lower(original(x), original(y)), x, y0
+        )
+        if closed_over:  # what is differentiated, or may be, comes in beside x
+            x = (x, closed_over)
+            problem = dataclasses.replace(
+                problem, lower=lambda x, y: lower(*arrays_only(x[0], y), *x[1])
+            )
+        static = (problem, self.inner, self.sigma is None)
+        return original(_argmin(static, x, y0, *numbers))
 
     def solution(self, x: Tree) -> Solution:
-        """y*(x) with its status: CONVERGED when ‖g_y(x, y)‖ ≤ tol. Not differentiable."""
-        x, y0, _, tol, max_steps = self._arguments(x)
+        """y*(x) with its status: CONVERGED when y is near. Not differentiable."""
+        x, y0, _, tol, max_steps = undifferentiated(self._arguments(x))
         solution = _lower_solution(self.problem, self.inner, x, y0, tol, max_steps)
         return solution._replace(value=original(solution.value))
 
@@ -77,18 +89,18 @@ def argmin(
                          with  [g_y(x, z + σ d) − g_y(x, z − σ d)] / (2 σ) + c = 0
 
     which costs one perturbed inner solve and has error O(σ²). The minimiser must be unique near
-    y*(x). Works under `jit`, `vmap`, and inside any larger `jax.grad` or `jax.vjp`; whatever is
-    differentiated must come in through x (a pytree), not through variables that `lower` closes
-    over, and y0 gets no gradient: the minimiser does not depend on it. Build it once: each `lower`
-    object is compiled anew.
+    y*(x). Works under `jit`, `vmap`, and inside any larger `jax.grad` or `jax.vjp`, also for what
+    `lower` closes over; y0 gets no gradient: the minimiser does not depend on it. Build it once:
+    each `lower` object is compiled anew.
 
-    * `tol`: bounds ‖g_y‖ absolutely, and in the pull-back relative to max(1, ‖c‖): neither x nor
-      the result is scaled. 1e-6 in float64 and 1e-4 in float32.
+    * `tol`: of the estimated error of y* relative to ‖y*‖, and of that of the pull-back relative to
+      it; 1e-6 in float64 and 1e-4 in float32.
     * `prox_y`, `nonsmooth`: see `Problem`.
     * `y0`, `sigma`, `inner`, `max_steps`: see `hypergradient`.
 
-    Returns: the function, an `Argmin`, of y*(x) alone, which is NaN where the search met no finite
-    number; its method `solution(x)` tells the status, and `hypergradient` that of a derivative.
+    Returns: the function, an `Argmin`, of y*(x) alone, which is NaN where the search is not
+    certified, as is a derivative whose pull-back is not: loosen `tol`, or use float64. Its method
+    `solution(x)` tells the status, and `hypergradient` that of a derivative.
     """
     problem = Problem(upper=_no_upper, lower=lower, prox_y=prox_y, nonsmooth=nonsmooth)
     require_inner(problem, inner)
@@ -114,9 +126,7 @@ def _lower_solution(problem, inner, x, y0, tol, max_steps) -> Solution:
     else:
         outcome = solve_alone(oracle, as_paired(inner, y0), x, y0, certify, tol, max_steps)
     z = outcome.state
-    value = jax.tree.map(
-        lambda leaf: jnp.where(outcome.status == Status.NONFINITE, jnp.nan, leaf), z
-    )
+    value = _or_nan(z, outcome.status != Status.NONFINITE)
     return Solution(value, outcome.status, {**outcome.stats, "lower": oracle.whole_lower(x, z)}, z)
 
 
@@ -128,8 +138,7 @@ def _argmin(static, x, y0, sigma, tol, max_steps):
     problem, inner, _ = static
     solution = _lower_solution(problem, inner, x, y0, tol, max_steps)
     # There is no status here: a search that failed must not pass for a minimiser.
-    failed = solution.status == Status.NONFINITE
-    return jax.tree.map(lambda leaf: jnp.where(failed, jnp.nan, leaf), solution.value)
+    return _or_nan(solution.value, solution.status == Status.CONVERGED)
 
 
 def _argmin_forward(static, x, y0, sigma, tol, max_steps):
@@ -158,8 +167,14 @@ def _pull_back(problem, inner, relative, x, z, cotangent, sigma, tol, max_steps)
         z, d, sigma, *_ = solve_perturbed(
             oracle, scheme, x, z, zeros(z), sigma, tol, max_steps, relative=relative, c=c
         )
+        measured = measure(oracle, scheme, x, z, d, sigma, c, tol=tol)
+        status = verdict(measured.certificate, tol, progress=False, more=True)
     else:
-        (z, d), *_ = solve_together(
+        _, measured, status, _ = solve_together(
             oracle, scheme, as_paired(inner, z), x, (z, zeros(z)), sigma, tol, max_steps, c
         )
-    return scale(cross_term(oracle, x, z, d, sigma), size)
+    return _or_nan(scale(measured.hypergradient, size), status == Status.CONVERGED)
+
+
+def _or_nan(tree: Tree, good: jax.Array) -> Tree:
+    return jax.tree.map(lambda leaf: jnp.where(good, leaf, jnp.nan), tree)

@@ -104,11 +104,10 @@ def measure(
     rounding = gradient_rounding(oracle, x, z, u_z if not scheme.moves_z else oracle.lower_y(x, z))
     reach = jnp.where(size > 0, sigma * size, eps ** (1 / 3) * norm(z))
     reach = jnp.where(reach > 0, reach, eps ** (1 / 3))
-    # where there is no Hessian: the inverse of the curvature that d has met
-    inverse = jnp.where(size > 0, size, 1.0) / jnp.where(pull > 0, pull, 1.0)
+    inverse = jnp.where((pull > 0) & (size > 0), size / jnp.where(pull > 0, pull, 1.0), 1.0)
     if oracle.problem.prox_y is None:
         to_z, curved = newton_step(oracle, x, z, unsolved[0], rounding, reach, depth)
-    else:
+    else:  # no Hessian there: the curvature that d has met
         to_z, curved = scale(unsolved[0], -inverse), jnp.asarray(True)
     better = add(z, to_z)
     new_c = oracle.upper_y(x, better) if given is None else c

@@ -22,6 +22,7 @@ from jaxsac.bilevel.problem import (
     norm,
     original,
     require_like,
+    undifferentiated,
 )
 from jaxsac.bilevel.schemes import DIFFERENCES, SCHEMES, default_sigma, positive_sigma
 from jaxsac.solution import Solution, Status, register, verdict
@@ -62,9 +63,10 @@ def hypergradient(
 
     Returns: a `Solution`, whose value has the structure of x; stats has the `Diagnostics` by name
     and `sigma` beside error, rounding, scale, num_steps (of z and d together) and reason.
-    CONVERGED: ‖field of z‖ + ‖field of d‖ + rounding ≤ tol · max(1, ‖f_y(x, z)‖), and neither
-    diagnostic of a wrong σ fires (see `Diagnostics`). Not differentiable by reverse mode; `argmin`
-    is.
+    CONVERGED: the estimated change of h when z and d are solved exactly, plus rounding, is ≤ tol ·
+    (‖f_x‖ + ‖h − f_x‖), z is no saddle as far as 20 steps of conjugate gradients see, and neither
+    diagnostic of a wrong σ fires (see `Diagnostics`). It is approximate, and says nothing of σ's
+    own bias. Not differentiable, which is an error; `argmin` is.
 
     Raises: ValueError for σ ≤ 0 (traced: NONFINITE), and for structures that do not fit.
 
@@ -84,12 +86,12 @@ def hypergradient(
         difference,
         inner,
         sigma is None,
-        x,
-        start,
+        undifferentiated(x),
+        undifferentiated(start),
         positive_sigma(default_sigma(dtype) if sigma is None else sigma, dtype),
         _checks.tolerance(tol, dtype),
         jnp.asarray(max_steps, jnp.int32),
-        data,
+        undifferentiated(data),
     )
     return solution._replace(value=original(solution.value))
 
@@ -120,7 +122,10 @@ def _hypergradient(
         state, measured, status, stats = solve_together(
             oracle, scheme, as_paired(inner, start[0]), x, start, sigma, tol, max_steps
         )
-    return Solution(measured.hypergradient, status, {**stats, "sigma": sigma}, state)
+    h = jax.tree.map(
+        lambda leaf: jnp.where(status == Status.NONFINITE, jnp.nan, leaf), measured.hypergradient
+    )
+    return Solution(h, status, {**stats, "sigma": sigma}, state)
 
 
 @register

@@ -1,5 +1,6 @@
 """The lower level and its perturbed copies, solved at one x."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxsac import _loops
 from jaxsac._iterate import Certificate, Outcome, iterate
+from jaxsac._linear import dot
 from jaxsac.bilevel.certificate import Measurement, gradient_rounding, measure, run_checked
 from jaxsac.bilevel.descent import minimise
 from jaxsac.bilevel.paired import PairedOptimizer, paired_step
@@ -27,7 +29,7 @@ def solve_lower(oracle: Oracle, x: Tree, y: Tree, tol: jax.Array, max_steps: jax
     def once(k, last: Outcome) -> Outcome:
         gradient = oracle.lower_y(x, last.state)
         size = norm(gradient)
-        unit = jnp.where(size > 0, size, 1.0)
+        unit = _positive(size)
         rounding = gradient_rounding(oracle, x, last.state, gradient)
         response = rounding / float(jnp.finfo(dtype).eps)
         whole = jnp.where(k == 0, jnp.maximum(response, size), response) / unit
@@ -76,38 +78,58 @@ def solve_perturbed(
     in units of the first ‖z‖ / ‖d‖.
     """
     c = oracle.upper_y(x, z) if c is None else c
-    size = norm(c)
+    pull = _positive(norm(c))
 
     def certify(error):
-        return Certificate(error, jnp.zeros_like(error), size)
+        return Certificate(error, jnp.zeros_like(error), jnp.ones_like(error))
+
+    solve = functools.partial(minimise, tol=0.25 * tol, max_steps=max_steps, certify=certify)
 
     def once(start: Perturbed, sigma: jax.Array) -> Perturbed:
+        size = _positive(norm(start.d))  # d and its field in units of their own
         if scheme.moves_z:
             # In (z, σ d) the two fields are the gradient of one function, the mean of the two
             # penalised ones.
             def gradient(point):
                 u_z, u_d = scheme.field(oracle, x, point[0], scale(point[1], 1 / sigma), sigma, c)
-                return u_z, scale(u_d, sigma)
+                return scale(u_z, 1 / (sigma * pull)), scale(u_d, 1 / pull)
 
-            both, bound = (start.z, scale(start.d, sigma)), 0.25 * tol * jnp.minimum(1.0, sigma)
-            outcome = minimise(gradient, both, tol=bound, max_steps=max_steps, certify=certify)
+            outcome = solve(gradient, (start.z, scale(start.d, sigma)))
             z, d = outcome.state[0], scale(outcome.state[1], 1 / sigma)
         else:
 
             def field_of_d(d):
-                return scheme.field(oracle, x, start.z, d, sigma, c)[1]
+                u_d = scheme.field(oracle, x, start.z, scale(d, size), sigma, c)[1]
+                return scale(u_d, 1 / pull)
 
-            bound = 0.25 * tol
-            outcome = minimise(field_of_d, start.d, tol=bound, max_steps=max_steps, certify=certify)
-            z, d = start.z, outcome.state
+            outcome = solve(field_of_d, scale(start.d, 1 / size))
+            z, d = start.z, scale(outcome.state, size)
         return Perturbed(z, d, sigma, outcome.status, start.num_steps + outcome.num_steps)
 
+    guess = scale(c, -1 / _curvature(oracle, x, z, c))
+    cold = norm(d) == 0
+    d = jax.tree.map(lambda leaf, other: jnp.where(cold, other, leaf), d, guess)
     start = Perturbed(z, d, sigma, jnp.int32(Status.MAX_STEPS), jnp.int32(0))
     if not relative:
         return once(start, sigma)
     return _loops.fori_loop(
         0, 2, lambda k, last: once(last, relative_sigma(sigma, last.z, scheme.first(last.d))), start
     )
+
+
+def _positive(size: jax.Array) -> jax.Array:
+    return jnp.where(size > 0, size, 1.0)
+
+
+def _curvature(oracle: Oracle, x: Tree, z: Tree, c: Tree) -> jax.Array:
+    """The lower level's curvature along c, from one difference of gradients; ∞ where c = 0."""
+    dtype = dtype_of(z)
+    length = relative_sigma(float(jnp.finfo(dtype).eps) ** (1 / 3), z, c)
+    size = norm(c)
+    unit = scale(c, 1 / _positive(size))
+    image = oracle.difference_y(x, z, scale(c, length))
+    along = jnp.abs(dot(unit, image)) / (length * _positive(size))
+    return jnp.where(along > 0, along, jnp.where(size > 0, 1.0, jnp.inf))
 
 
 def solve_alone(

@@ -118,8 +118,7 @@ class State(NamedTuple):
     outer: tuple[jax.Array, ...]  # those of the outer optimiser's
     sigma: jax.Array  # [] of the last step
     num_steps: jax.Array  # [] int32: outer steps so far
-    # [] the norm of the first hypergradient that `solve` could trust to a half; 0: none yet
-    scale: jax.Array
+    scale: jax.Array  # [] the norm of the first hypergradient that `solve` trusted; 0: none yet
     key: jax.Array | None = None  # a random key, where `solve` draws batches
     recursion: _Recursion | None = None  # estimates, where variance is reduced
 

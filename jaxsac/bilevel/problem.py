@@ -62,13 +62,43 @@ class Constant:
     value: Any
 
 
+def arrays_of(tree: Tree) -> list[Any]:
+    return [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype")]
+
+
+@jax.custom_jvp
+def undifferentiated(tree: Tree) -> Tree:
+    """`tree`; an error where it is differentiated."""
+    return tree
+
+
+@undifferentiated.defjvp
+def _refuse(primals, tangents):
+    raise ValueError(
+        "hypergradient, solve and argmin(...).solution have no derivative: differentiate through"
+        " argmin, or pass jax.lax.stop_gradient of what is differentiated."
+    )
+
+
 def arrays_only(x: Tree, y: Tree) -> tuple[Tree, Tree]:
-    """x and y with every number an array of one floating dtype, and everything else hidden in the
-    structure.
+    """x and y with every variable an array of one floating dtype, and everything else hidden in
+    the structure: beside floating arrays Python numbers too, as in equinox; without them they are
+    variables, and so are integers.
     """
 
-    def is_number(leaf: Any) -> bool:
-        return isinstance(leaf, (jax.Array, int, float)) or hasattr(leaf, "dtype")
+    holds_arrays = [
+        any(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in arrays_of(tree)) for tree in (x, y)
+    ]
+
+    def is_variable(leaf: Any, beside_arrays: bool) -> bool:
+        if not hasattr(leaf, "dtype"):
+            return isinstance(leaf, (int, float)) and not beside_arrays
+        _checks.require(
+            not beside_arrays or jnp.issubdtype(leaf.dtype, jnp.inexact),
+            f"x0 and y0 hold variables, got {leaf.dtype} beside floating arrays: let the functions"
+            " close over integers and keys, or pass them as data.",
+        )
+        return True
 
     dtypes = {jnp.asarray(leaf).dtype for leaf in jax.tree.leaves((x, y)) if hasattr(leaf, "dtype")}
     floating = {dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)}
@@ -78,8 +108,8 @@ def arrays_only(x: Tree, y: Tree) -> tuple[Tree, Tree]:
     )
     dtype = floating.pop() if floating else jnp.result_type(float)
 
-    def convert(leaf: Any) -> Any:
-        if not is_number(leaf):
+    def convert(leaf: Any, beside_arrays: bool) -> Any:
+        if not is_variable(leaf, beside_arrays):
             return Constant(leaf)
         _checks.require(
             not jnp.iscomplexobj(leaf),
@@ -87,7 +117,10 @@ def arrays_only(x: Tree, y: Tree) -> tuple[Tree, Tree]:
         )
         return jnp.asarray(leaf).astype(dtype)
 
-    x, y = jax.tree.map(convert, (x, y))
+    x, y = (
+        jax.tree.map(lambda leaf, beside=beside: convert(leaf, beside), tree)
+        for tree, beside in zip((x, y), holds_arrays, strict=True)
+    )
     _checks.require(
         bool(jax.tree.leaves(x)),
         "x0 has no arrays: there is nothing to optimise at the upper level.",

@@ -210,10 +210,10 @@ def balanced_factor(scheme: Scheme, dtype: Any) -> float:
 
 
 def relative_sigma(factor: Any, z: Tree, d: Tree) -> jax.Array:
-    """The σ for which ‖σ d‖ = factor · ‖z‖; `factor` itself while d = 0."""
+    """The σ for which ‖σ d‖ = factor · (‖z‖ + 1e-3); `factor` itself while d = 0."""
     size = norm(d)
     ratio = jnp.where(size > 0, (norm(z) + 1e-3) / jnp.where(size > 0, size, 1.0), 1.0)
-    return (factor * jnp.clip(ratio, 1e-6, 1e6)).astype(size.dtype)
+    return (factor * ratio).astype(size.dtype)
 
 
 def positive_sigma(sigma: Any, dtype: Any) -> jax.Array:

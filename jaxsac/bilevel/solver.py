@@ -23,9 +23,10 @@ from jaxsac.bilevel.problem import (
     norm,
     original,
     require_like,
+    undifferentiated,
 )
 from jaxsac.bilevel.schemes import solve_direction
-from jaxsac.solution import Solution, register
+from jaxsac.solution import Solution, Status, register
 
 
 @register
@@ -84,12 +85,12 @@ def solve(
     Returns: a `Solution`, whose value is `Bilevel(x, y, optimistic_y)`; stats has the `Diagnostics`
     by name, `upper` (the upper level's value) and `sigma` beside error, rounding, scale, num_steps
     (outer steps) and reason. CONVERGED: ‖h‖ (of the projected step, where there is a projection) +
-    the two lower-level residuals + their rounding ≤ tol · scale, with scale = max(1, first
-    hypergradient norm), and neither diagnostic of a wrong σ fires; it certifies a stationary point
-    of Φ_σ. A σ too large for the difference, or a lower level of several basins, ends as STALLED or
-    MAX_STEPS with `consistency` > 0.5 or `lower_gap` < 0; a diverging inner rate as NONFINITE. Not
-    differentiable (a derivative of a hypergradient needs second-order products): differentiate
-    through `argmin`.
+    its estimated error + rounding ≤ tol · scale, with scale the larger of ‖f_x‖ + ‖h − f_x‖ and the
+    first ‖h‖ that was known to a half, and neither diagnostic of a wrong σ fires; it certifies a
+    stationary point of Φ_σ. A σ too large for the difference, or a lower level of several basins,
+    ends as STALLED or MAX_STEPS with `consistency` > 0.5 or `lower_gap` < 0; a diverging inner rate
+    as NONFINITE. Not differentiable (a derivative of a hypergradient needs second-order products):
+    differentiate through `argmin`.
 
     Raises: ValueError for σ ≤ 0 (traced: NONFINITE), for structures that do not fit, and for
     methods that do not go together.
@@ -118,10 +119,10 @@ def solve(
         method,
         sample,
         check_every,
-        state,
+        undifferentiated(state),
         Sigma.of(sigma, dtype),
         _checks.real_scalar("momentum", momentum, dtype, 0.0, strict=True),
-        data,
+        undifferentiated(data),
         _checks.tolerance(tol, dtype),
         jnp.asarray(max_steps, jnp.int32),
     )
@@ -179,4 +180,8 @@ def _solve(
     )
     now = sigma.at(scheme, last)
     stats |= {"upper": oracle.upper(last.x, last.z), "sigma": now}
-    return Solution((last.x, last.z, add(last.z, scheme.first(last.d), now)), status, stats, last)
+    value = jax.tree.map(
+        lambda leaf: jnp.where(status == Status.NONFINITE, jnp.nan, leaf),
+        (last.x, last.z, add(last.z, scheme.first(last.d), now)),
+    )
+    return Solution(value, status, stats, last)

@@ -363,7 +363,7 @@ def test_a_nonsmooth_lower_level(difference):
 
 def test_no_false_certificates_over_many_problems():
     """800 random problems of mixed conditioning in float32, certified ones recomputed in float64:
-    no residual above the tolerance.
+    no error of h above the tolerance.
     """
 
     def problem(key):
@@ -386,13 +386,16 @@ def test_no_false_certificates_over_many_problems():
     certified = np.asarray(solution.status) == Status.CONVERGED
     assert 100 < certified.sum() < 800  # the rest are honest about it
     q = jax.tree.map(lambda part: np.asarray(part, np.float64)[certified], qs)
-    z, d = (np.asarray(part, np.float64)[certified] for part in solution.state)
-    residual_z = np.linalg.norm(np.einsum("nij,nj->ni", q.A, z) + q.a + q.C.sum(1), axis=1)
-    pull = np.einsum("nij,nj->ni", q.F, z) + q.k
-    residual_d = np.linalg.norm(np.einsum("nij,nj->ni", q.A, d) + pull, axis=1)
-    scale = np.maximum(1, np.linalg.norm(pull, axis=1))
-    excess = (residual_z + residual_d) / (1e-4 * scale)
-    assert excess.max() <= 1, (excess.max(), (excess > 1).sum(), certified.sum())
+    ones = np.ones(3)
+    z = np.linalg.solve(q.A, -(q.a + q.C.sum(1))[:, :, None])[:, :, 0]
+    d = np.linalg.solve(q.A, -(np.einsum("nij,nj->ni", q.F, z) + q.k)[:, :, None])[:, :, 0]
+    direct, cross = (
+        0.5 * (q.H + np.swapaxes(q.H, 1, 2)) @ ones + q.h,
+        np.einsum("nij,nj->ni", q.C, d),
+    )
+    size = np.linalg.norm(direct, axis=1) + np.linalg.norm(cross, axis=1)
+    error = np.linalg.norm(np.asarray(solution.value, float)[certified] - direct - cross, axis=1)
+    assert np.max(error / size) <= 1e-4
     chex.assert_tree_all_finite(
         jax.tree.map(lambda part: part[certified], (solution.value, solution.stats))
     )

@@ -14,13 +14,15 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxsac import _checks, _loops
+from jaxsac._arguments import arguments, choice, function, real, record
 from jaxsac.bilevel.paired import PairedOptimizer
 from jaxsac.bilevel.problem import Problem, Tree
-from jaxsac.bilevel.rl.tabular import MDP, SoftValues, expected_return, soft_solve
+from jaxsac.bilevel.rl.tabular import MDP, SoftValues, checked, expected_return, soft_solve
 from jaxsac.solution import register
 
 Model = Callable[[Tree], tuple[MDP, jax.Array]]
 LogPolicy = Callable[[Tree], jax.Array]
+_ROUNDING = 1e-4  # what rows may miss of one without an end
 
 
 class _PolicyProblem(Problem):
@@ -32,6 +34,7 @@ class _PolicyProblem(Problem):
     distance: Callable[..., jax.Array] | None = eqx.field(static=True, default=None)
 
 
+@arguments(logits=real(...))
 def softmax_policy(logits: jax.Array) -> jax.Array:
     """log π [..., S, A] of a table of logits [..., S, A]."""
     return jax.nn.log_softmax(logits, axis=-1)
@@ -43,6 +46,12 @@ def _best(mdp: MDP, reward: jax.Array, temperature: Any) -> SoftValues:
     return soft_solve(mdp, reward, temperature, tol=reachable).value
 
 
+@arguments(
+    model=function("x -> (MDP, reward [S, A])"),
+    upper=function("(x, log π) -> scalar"),
+    penalty=choice("value", "bellman"),
+    log_policy=function("y -> log π [S, A]"),
+)
 def policy_problem(
     model: Model,
     upper: Callable[[Tree, jax.Array], jax.Array],
@@ -69,7 +78,6 @@ def policy_problem(
     Source: Gaur et al., arXiv 2503.17644, section 3; Shen et al., arXiv 2402.06886 (both
     penalties).
     """
-    _checks.choice("penalty", penalty, ("value", "bellman"))
 
     def value_lower(mdp, reward, log_probs, temperature):
         return -expected_return(mdp, reward, log_probs, temperature)
@@ -114,6 +122,7 @@ def policy_problem(
     return _PolicyProblem(upper_of_policy, lower, distance=distance if of_table else None)
 
 
+@arguments(rate=real(above=0))
 def natural_gradient(rate: Any) -> PairedOptimizer:
     """Natural gradient steps on tables of logits [..., A], with the metric of z's policy shared by
     all copies: an inner optimiser.
@@ -146,19 +155,25 @@ def natural_gradient(rate: Any) -> PairedOptimizer:
 
 @register
 class Trajectories(NamedTuple):
-    """n trajectories of H steps in a tabular process."""
+    """n trajectories of H steps in a tabular process; −1 from where an episode has ended."""
 
     states: jax.Array  # int32 [n, H]
     actions: jax.Array  # int32 [n, H]
 
 
+@arguments(uniforms=real("n", "2 H", low=0, high=1), mdp=record(MDP), log_probs=real("S", "A"))
 def rollout(uniforms: jax.Array, mdp: MDP, log_probs: jax.Array) -> Trajectories:
     """n trajectories of H steps by inverse distribution functions; with the same uniforms similar
     policies go alike.
 
     * `uniforms`: [n, 2 H] in [0, 1); `mdp`: an `MDP`; `log_probs`: [S, A] of the policy.
     """
+    _checks.require(
+        uniforms.shape[1] % 2 == 0,
+        f"uniforms must have two numbers a step, got {uniforms.shape[1]} in a row.",
+    )
     horizon = uniforms.shape[1] // 2
+    mdp = checked(mdp, log_probs, log_probs)
     policy = jnp.cumsum(jnp.exp(log_probs), axis=1)
     transition = jnp.cumsum(mdp.transition, axis=2)
 
@@ -169,8 +184,11 @@ def rollout(uniforms: jax.Array, mdp: MDP, log_probs: jax.Array) -> Trajectories
     def move(state, pair):
         action_uniform, state_uniform = pair
         action = draw(policy[state], action_uniform)
-        following = draw(transition[state, action], state_uniform)
-        return following, (state, action)
+        chances = transition[state, action]
+        reached = chances[:, -1]
+        ended = (state < 0) | ((reached < 1 - _ROUNDING) & (state_uniform >= reached))
+        following = jnp.where(ended, -1, draw(chances, state_uniform))
+        return following, (state, jnp.where(state < 0, -1, action))
 
     initial = jnp.broadcast_to(
         jnp.cumsum(mdp.initial)[None, :], (uniforms.shape[0], mdp.initial.shape[0])
@@ -186,6 +204,11 @@ def rollout(uniforms: jax.Array, mdp: MDP, log_probs: jax.Array) -> Trajectories
     return Trajectories(states.T, actions.T)
 
 
+def _along(table: jax.Array, path: Trajectories) -> jax.Array:
+    """table[state, action] [n, H]; 0 where the episode has ended."""
+    return jnp.where(path.states >= 0, table[path.states, path.actions], 0.0)
+
+
 def _discounts(mdp: MDP, horizon: int, dtype: Any) -> jax.Array:
     return jnp.asarray(mdp.discount, dtype) ** jnp.arange(horizon).astype(dtype)
 
@@ -195,13 +218,11 @@ def _log_dynamics(mdp: MDP, path: Trajectories) -> jax.Array:
     of use.
     """
     states, actions = path
-    chances = jnp.concatenate(
-        [
-            mdp.initial[states[:, :1]],
-            mdp.transition[states[:, :-1], actions[:, :-1], states[:, 1:]],
-        ],
-        axis=1,
-    )
+    before, action, after = states[:, :-1], actions[:, :-1], states[:, 1:]
+    moves = mdp.transition[before, action, after]
+    ends = 1 - jnp.sum(mdp.transition, axis=2)[before, action]
+    moves = jnp.where(after >= 0, moves, jnp.where(before >= 0, ends, 1.0))
+    chances = jnp.concatenate([mdp.initial[states[:, :1]], moves], axis=1)
     return jnp.cumsum(
         jnp.where(chances > 0, jnp.log(jnp.where(chances > 0, chances, 1.0)), 0.0), axis=1
     )
@@ -212,6 +233,13 @@ def _magic(log_probability: jax.Array) -> jax.Array:
     return jnp.exp(log_probability - lax.stop_gradient(log_probability))
 
 
+@arguments(
+    uniforms=real("n", "2 H", low=0, high=1),
+    mdp=record(MDP),
+    reward=real("S", "A"),
+    log_probs=real("S", "A"),
+    temperature=real(low=0),
+)
 def sampled_return(
     uniforms: jax.Array, mdp: MDP, reward: jax.Array, log_probs: jax.Array, temperature: Any = 0.0
 ) -> jax.Array:
@@ -228,15 +256,22 @@ def sampled_return(
 
     Source: Foerster et al. 2018 (DiCE); Gaur et al., section 3.
     """
+    mdp = checked(mdp, reward, log_probs)
     path = rollout(uniforms, lax.stop_gradient(mdp), lax.stop_gradient(log_probs))
-    taken = log_probs[path.states, path.actions]
-    gains = reward[path.states, path.actions] - jnp.asarray(temperature, reward.dtype) * taken
+    taken = _along(log_probs, path)
+    gains = _along(reward, path) - jnp.asarray(temperature, reward.dtype) * taken
     weights = _magic(jnp.cumsum(taken, axis=1) + _log_dynamics(mdp, path))
     return jnp.mean(
         jnp.sum(_discounts(mdp, gains.shape[1], gains.dtype)[None, :] * gains * weights, axis=1)
     )
 
 
+@arguments(
+    model=function("x -> (MDP, reward [S, A])"),
+    upper=function("(x, log π, uniforms) -> scalar"),
+    log_policy=function("y -> log π [S, A]"),
+    pairing=choice("reweighted", "common"),
+)
 def sampled_policy_problem(
     model: Model,
     upper: Callable[[Tree, jax.Array, jax.Array], jax.Array],
@@ -256,7 +291,6 @@ def sampled_policy_problem(
       other pairing is used. "common": each policy draws its own with the same uniforms; deviation
       O(σ^−½). (Independent trajectories: O(1 / σ).)
     """
-    _checks.choice("pairing", pairing, ("reweighted", "common"))
 
     def lower(x, y, batch):
         uniforms, temperature = batch
@@ -273,16 +307,16 @@ def sampled_policy_problem(
         )
         base = lax.stop_gradient(log_policy(y))
         path = rollout(uniforms, lax.stop_gradient(model(x)[0]), base)
-        base_taken = base[path.states, path.actions]
+        base_taken = _along(base, path)
 
         def parts(x, y):
             mdp, reward = model(x)
-            taken = log_policy(y)[path.states, path.actions]
+            taken = _along(log_policy(y), path)
             scores = _discounts(mdp, taken.shape[1], taken.dtype)[None, :] * _magic(
                 _log_dynamics(mdp, path)
             )
             return (
-                reward[path.states, path.actions] - temperature * taken,
+                _along(reward, path) - temperature * taken,
                 taken,
                 jnp.cumsum(taken - base_taken, axis=1),
                 scores,

@@ -11,22 +11,27 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 
 from jaxsac import _checks, _loops
+from jaxsac._arguments import arguments, integer, real, record
+from jaxsac._arguments.numbers import LOOKED_AT
 from jaxsac._implicit import implicit
 from jaxsac._iterate import Certificate, iterate
-from jaxsac.solution import Solution, register
+from jaxsac.solution import Solution, Status, register
 
 
 @register
 class MDP(NamedTuple):
     """Dynamics of S states and A actions.
 
-    Rows of `transition` sum to one, or to less where an episode may end (exact functions only: a
-    rollout has no end).
+    Rows of `transition` sum to one, or to less where an episode may end.
     """
 
     transition: jax.Array  # [S, A, S] probabilities of the next state
     initial: jax.Array  # [S] probabilities of the first state
     discount: Any  # [] in [0, 1)
+
+    @property
+    def dtype(self) -> Any:
+        return getattr(self.transition, "dtype", None)
 
 
 @register
@@ -49,6 +54,46 @@ def _backup(
     return temperature * jax.nn.logsumexp(q / temperature, axis=1), q
 
 
+_PARTS = {
+    "transition": real("S", "A", "S", low=0),
+    "initial": real("S", low=0),
+    "discount": real(low=0, below=1),
+}
+
+
+def checked(mdp: MDP, reward: jax.Array, log_probs: jax.Array | None = None) -> MDP:
+    """The process with arrays of the reward's dtype; a traced discount of 1 or more is NaN. An
+    error where rows, or a policy's, cannot be probabilities.
+    """
+    sizes = dict(zip("SA", reward.shape, strict=True))
+    transition, initial, discount = (
+        kind.convert(f"mdp.{name}", getattr(mdp, name), sizes, reward.dtype)
+        for name, kind in _PARTS.items()
+    )
+    _require_chances("mdp.transition", transition, "or less, where an episode may end", 0.0)
+    _require_chances("mdp.initial", initial, "as chances do")
+    if log_probs is not None and _checks.is_concrete(log_probs):
+        _require_chances(
+            "exp(log_probs)", np.exp(log_probs), "take jax.nn.log_softmax of logits first"
+        )
+    discount = jnp.where((discount >= 0) & (discount < 1), discount, jnp.nan)
+    return MDP(transition, initial, discount)
+
+
+def _require_chances(name: str, chances: Any, advice: str, least: float = 1 - 1e-3) -> None:
+    if _checks.is_concrete(chances) and chances.size <= LOOKED_AT:
+        rows = np.asarray(chances).sum(axis=-1)
+        wrong = np.any(rows > 1 + 1e-3) or np.any(rows < least)  # NaN is left to the status
+        _checks.require(not wrong, f"{name} must have rows that sum to one ({advice}).")
+
+
+@arguments(
+    mdp=record(MDP),
+    reward=real("S", "A"),
+    temperature=real(above=0),
+    tol=real(low=0),
+    max_steps=integer(low=0),
+)
 def soft_solve(
     mdp: MDP, reward: jax.Array, temperature: Any, *, tol: Any = None, max_steps: Any = 100
 ) -> Solution:
@@ -74,36 +119,9 @@ def soft_solve(
 
     Source: Haarnoja et al. 2017; Geist et al. 2019.
     """
-    reward = _checks.real_array("reward", reward, ("S", "A"))
-    dtype = reward.dtype
-    S, A = reward.shape
-    transition = _checks.real_array("mdp.transition", mdp.transition, (S, A, S), dtype)
-    initial = _checks.real_array("mdp.initial", mdp.initial, (S,), dtype)
-    discount = _checks.real_scalar("mdp.discount", mdp.discount, dtype, 0.0)
-    if _checks.is_concrete(discount):
-        _checks.require(
-            float(discount) < 1, f"mdp.discount must be below 1, got {float(discount):g}."
-        )
-    if _checks.is_concrete(transition):
-        rows = np.asarray(transition)
-        proper = not (
-            np.any(rows < 0) or np.any(rows.sum(axis=2) > 1 + 1e-4)
-        )  # NaN is left to the status
-        _checks.require(
-            proper,
-            "mdp.transition must have entries >= 0 and rows that sum to one (or less, where an"
-            " episode may end).",
-        )
-    temperature = _checks.real_scalar("temperature", temperature, dtype, 0.0, strict=True)
-    discount = jnp.where((discount >= 0) & (discount < 1), discount, jnp.nan)
+    mdp = checked(mdp, reward)
     temperature = jnp.where(temperature > 0, temperature, jnp.nan)
-    return _soft_solve(
-        MDP(transition, initial, discount),
-        reward,
-        temperature,
-        _checks.tolerance(tol, dtype),
-        jnp.asarray(max_steps, jnp.int32),
-    )
+    return _soft_solve(mdp, reward, temperature, _checks.tolerance(tol, reward.dtype), max_steps)
 
 
 @jax.jit
@@ -136,7 +154,11 @@ def _soft_solve(mdp, reward, temperature, tol, max_steps) -> Solution:
     v = implicit(residual, _dense_solve, outcome.state, (mdp, reward, temperature), symmetric=False)
     _, q = _backup(mdp, reward, temperature, v)
     log_probs = jax.nn.log_softmax(q / temperature, axis=1)
-    return Solution(SoftValues(v, q, log_probs), outcome.status, outcome.stats, outcome.state)
+    failed = outcome.status == Status.NONFINITE
+    values = jax.tree.map(
+        lambda leaf: jnp.where(failed, jnp.nan, leaf), SoftValues(v, q, log_probs)
+    )
+    return Solution(values, outcome.status, outcome.stats, outcome.state)
 
 
 def _dense_solve(matvec, right_side):
@@ -172,6 +194,9 @@ def _solve(matrix: jax.Array, right_side: jax.Array) -> jax.Array:
     return _loops.platform_dependent(matrix, right_side, cpu=_one_by_one, default=jnp.linalg.solve)
 
 
+@arguments(
+    mdp=record(MDP), reward=real("S", "A"), log_probs=real("S", "A"), temperature=real(low=0)
+)
 def policy_value(
     mdp: MDP, reward: jax.Array, log_probs: jax.Array, temperature: Any = 0.0
 ) -> jax.Array:
@@ -180,7 +205,11 @@ def policy_value(
         V = (I − discount · P_π)⁻¹ (r_π + temperature · entropy)
 
     * `mdp`: an `MDP`; `reward`: [S, A]; `log_probs`: [S, A] of the policy; `temperature`: ≥ 0.
+
+    Raises: ValueError for a discount outside [0, 1) (traced: NaN), and for rows, of the process or
+    the policy, that are no probabilities.
     """
+    mdp = checked(mdp, reward, log_probs)
     probs = jnp.exp(log_probs)
     bonus = jnp.where(
         probs > 0,
@@ -200,6 +229,9 @@ def policy_value(
     )
 
 
+@arguments(
+    mdp=record(MDP), reward=real("S", "A"), log_probs=real("S", "A"), temperature=real(low=0)
+)
 def expected_return(
     mdp: MDP, reward: jax.Array, log_probs: jax.Array, temperature: Any = 0.0
 ) -> jax.Array:
@@ -207,5 +239,7 @@ def expected_return(
     `policy_value`.
     """
     return jnp.vdot(
-        mdp.initial, policy_value(mdp, reward, log_probs, temperature), precision="highest"
+        checked(mdp, reward).initial,
+        policy_value(mdp, reward, log_probs, temperature),
+        precision="highest",
     )

@@ -78,7 +78,7 @@ def test_batches_solve_one_matrix_at_a_time():
 
 
 def test_soft_solve_names_bad_arguments():
-    with pytest.raises(ValueError, match=r"mdp.discount must be below 1"):
+    with pytest.raises(ValueError, match=r"mdp.discount must be < 1"):
         bilevel.rl.soft_solve(MDP._replace(discount=1.0), BED.base_reward, 0.5)
     with pytest.raises(ValueError, match="temperature must be > 0"):
         bilevel.rl.soft_solve(MDP, BED.base_reward, 0.0)

@@ -1,0 +1,178 @@
+"""Nothing wrong is certified: units, saddles, starts, saturated policies, closures, loops."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from bilevel.rl.beds import BED, MDP, leader, model
+
+from jaxsac import Status, bilevel
+from jaxsac._implicit import implicit
+from jaxsac._linear import conjugate_gradient
+from jaxsac.problems import bilevel_rl
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_the_units_of_the_lower_level_change_nothing(dtype):
+    """lower = s ‖y − x‖²: y* = x and h = x − 1 for every s."""
+    x = jnp.asarray([3.0, 5.0], dtype)
+    for s in (1e-20, 1e-9, 1e-5, 1.0, 1e12):
+        lower = lambda x, y, s=s: s * jnp.sum((y - x) ** 2)  # noqa: E731
+        problem = bilevel.Problem(lambda x, y: jnp.sum((y - 1) ** 2) / 2, lower)
+        h = bilevel.hypergradient(problem, x, jnp.zeros(2, dtype)).check()
+        np.testing.assert_allclose(h.value, [2, 4], rtol=1e-4)
+        y = bilevel.argmin(lower, jnp.zeros(2, dtype))
+        y.solution(x).check()
+        np.testing.assert_allclose(y(x), [3, 5], rtol=1e-4)
+        np.testing.assert_allclose(jax.grad(lambda x, y=y: jnp.sum(y(x)))(x), [1, 1], rtol=1e-3)
+
+
+def test_a_search_that_failed_is_nan():
+    curvature, x = jnp.logspace(0, 6, 20, dtype=jnp.float32), jnp.linspace(0.1, 1, 20)
+    x = x.astype(jnp.float32)
+    y = bilevel.argmin(
+        lambda x, y: jnp.sum(curvature * (y - jnp.tanh(x)) ** 2), jnp.zeros(20, jnp.float32)
+    )
+    assert y.solution(x).status != Status.CONVERGED
+    assert np.all(np.isnan(y(x)))
+    assert np.all(np.isnan(jax.grad(lambda x: jnp.sum(y(x)))(x)))
+
+
+def test_a_saddle_is_no_minimum():
+    """From its axis of symmetry the saddle, h = 1; both minimisers have h = 0.8."""
+
+    def lower(x, y):
+        return (y[0] ** 2 - 1) ** 2 / 4 + 0.1 * x[0] * y[0] ** 2 + (y[1] - x[0]) ** 2 / 2
+
+    problem = bilevel.Problem(lambda x, y: y[0] ** 2 + (y[1] - 2) ** 2 / 2, lower)
+    x = jnp.asarray([3.0])
+    assert bilevel.hypergradient(problem, x, jnp.zeros(2)).status != Status.CONVERGED
+    assert bilevel.argmin(lower, jnp.zeros(2)).solution(x).status != Status.CONVERGED
+    good = bilevel.hypergradient(problem, x, jnp.asarray([1e-3, 0.0])).check()
+    np.testing.assert_allclose(good.value, 0.8, rtol=1e-5)
+
+
+def test_where_a_run_starts_does_not_loosen_its_certificate():
+    problem = bilevel.Problem(
+        lambda x, y: 0.5 * jnp.sum((y - 1) ** 2) + 0.5 * jnp.sum(x**2),
+        lambda x, y: 0.5 * jnp.sum((y - x) ** 2),
+    )
+    for y0 in (0.0, 1e4, 1e8):
+        run = bilevel.solve(
+            problem,
+            jnp.zeros(1),
+            jnp.full(1, y0),
+            outer=optax.sgd(0.1),
+            inner=optax.sgd(0.5),
+            max_steps=3000,
+            check_every=1,
+        ).check()
+        # the minimiser of the penalty function at sigma = 0.01 is 1 / (2 + sigma)
+        np.testing.assert_allclose(run.value.x, 1 / 2.01, rtol=1e-5)
+
+
+def test_a_saturated_policy_is_not_certified():
+    """A natural rate 50 times too large: all residuals vanish at the wrong vertices."""
+    problem = bilevel.rl.policy_problem(model, leader)
+    solution = bilevel.hypergradient(
+        problem,
+        BED.x,
+        jnp.zeros((8, 4)),
+        data=0.5,
+        inner=bilevel.rl.natural_gradient(16.0),
+        sigma=1e-4,
+        max_steps=1000,
+    )
+    assert solution.stats["residual_z"] < 1e-9 and solution.status != Status.CONVERGED
+
+
+def test_integers_are_rewards_and_impossible_processes_are_refused():
+    rng = np.random.default_rng(0)
+    P, reward = rng.dirichlet(np.ones(3), (3, 2)), np.array([[1, 0], [0, 1], [1, 1]])
+    mdp, log_probs = bilevel.rl.MDP(P, np.full(3, 1 / 3), 0.9), np.log(np.full((3, 2), 0.5))
+    right = np.linalg.solve(np.eye(3) - 0.9 * P.mean(1), reward.mean(1))
+    for kind in (float, int, bool):
+        found = bilevel.rl.policy_value(mdp, reward.astype(kind), log_probs)
+        np.testing.assert_allclose(found, right, rtol=1e-12)
+    value = bilevel.rl.expected_return(mdp, reward, log_probs)
+    np.testing.assert_allclose(value, right.mean(), rtol=1e-12)
+    for wrong in (mdp._replace(transition=3 * P), mdp._replace(discount=1.0)):
+        with pytest.raises(ValueError, match=r"mdp\.(transition|discount) must"):
+            bilevel.rl.expected_return(wrong, reward, log_probs)
+    with pytest.raises(ValueError, match="log_probs"):
+        bilevel.rl.expected_return(mdp, reward, np.zeros((3, 2)))
+    lost = jax.jit(
+        lambda g: bilevel.rl.expected_return(mdp._replace(discount=g), reward, log_probs)
+    )
+    assert np.isnan(lost(1.0))
+
+
+def test_sampled_episodes_end():
+    rooms = bilevel_rl.four_rooms(dtype=jnp.float64)
+    mdp = bilevel.rl.MDP(rooms.transition[1], rooms.initial[1], rooms.discount[1])
+    reward = rooms.follower_reward(jnp.zeros(105))[1]
+    policy = bilevel.rl.soft_solve(mdp, reward, 0.003).value.log_probs
+    uniforms = jax.random.uniform(jax.random.key(0), (500, 600))
+    sampled = bilevel.rl.sampled_return(uniforms, mdp, reward, policy)
+    exact = bilevel.rl.expected_return(mdp, reward, policy)
+    np.testing.assert_allclose(sampled, exact, atol=0.02)
+    states = np.asarray(bilevel.rl.rollout(uniforms, mdp, policy).states)
+    goal = int(np.argmax(rooms.goals[1]))
+    after = np.cumsum(states == goal, axis=1) - (states == goal) > 0
+    assert after.any() and np.all(states[after] == -1) and np.all(states[~after] >= 0)
+
+
+def test_the_certificate_of_soft_values_is_that_of_its_formula():
+    """max |V − TV| / (1 − discount), at a V that one step has not solved."""
+    reward, tau = BED.reward(BED.x), 0.5
+    solution = bilevel.rl.soft_solve(MDP, reward, tau, max_steps=1)
+    v = np.asarray(solution.state)
+    q = np.asarray(reward) + 0.9 * np.asarray(BED.transition) @ v
+    residual = np.max(np.abs(v - tau * np.log(np.exp(q / tau).sum(1))))
+    np.testing.assert_allclose(solution.stats["error"], residual / (1 - 0.9), rtol=1e-9)
+    np.testing.assert_allclose(solution.stats["scale"], np.max(np.abs(v)), rtol=1e-12)
+
+
+def test_what_is_closed_over_is_differentiated():
+    x, A = jnp.ones(3), jnp.asarray([[2.0, 0.3], [0.3, 1.0]])
+
+    def total(t):
+        return jnp.sum(
+            bilevel.argmin(lambda x, y: jnp.sum((y - t * jnp.tanh(x)) ** 2), jnp.zeros(3))(x)
+        )
+
+    np.testing.assert_allclose(jax.grad(total)(2.0), 3 * np.tanh(1), rtol=1e-6)
+
+    def attached(t):
+        solve = lambda matvec, right: conjugate_gradient(matvec, right).x  # noqa: E731
+        start = jnp.linalg.solve(A, t * jnp.ones(2))
+        return jnp.sum(implicit(lambda x, p: A @ x - t * p, solve, start, jnp.ones(2)))
+
+    right = np.sum(np.linalg.solve(A, np.ones(2)))
+    np.testing.assert_allclose(jax.grad(attached)(2.0), right, rtol=1e-9)
+
+
+def test_loops_refuse_derivatives():
+    problem = bilevel.Problem(
+        lambda x, y: jnp.sum(y**2), lambda x, y: jnp.sum((y - jnp.tanh(x)) ** 2)
+    )
+    x = jnp.ones(2)
+    y = bilevel.argmin(problem.lower, jnp.zeros(2))
+    for function in (
+        lambda x: bilevel.hypergradient(problem, x, jnp.zeros(2)).value,
+        lambda x: bilevel.solve(problem, x, jnp.zeros(2)).value.x,
+        lambda x: y.solution(x).value,
+    ):
+        with pytest.raises(ValueError, match="differentiate through argmin"):
+            jax.jvp(function, (x,), (x,))
+
+
+def test_python_numbers_beside_arrays_are_no_variables():
+    problem = bilevel.Problem(
+        lambda x, y: jnp.sum(y["w"] ** 2), lambda x, y: jnp.sum((y["w"] * y["n"] - x) ** 2)
+    )
+    solution = bilevel.hypergradient(problem, jnp.ones(2), {"w": jnp.zeros(2), "n": 2})
+    np.testing.assert_allclose(solution.value, 0.5, rtol=1e-6)
+    with pytest.raises(ValueError, match="close over integers"):
+        bilevel.hypergradient(problem, jnp.ones(2), {"w": jnp.zeros(2), "n": jnp.int32(2)})
