@@ -101,6 +101,16 @@ def integer_array(name: str, value: Any, shape: tuple[int | str | None, ...]) ->
     return array.astype(jnp.int32)
 
 
+def boolean_array(name: str, value: Any, shape: tuple[int | str | None, ...]) -> jax.Array:
+    """`value` as booleans of `shape`; numbers are an error."""
+    got = np.asarray(value) if isinstance(value, list | tuple) else value
+    dtype = getattr(got, "dtype", type(got).__name__)
+    require(dtype in (np.bool_, "bool"), f"{name} must be boolean, got {dtype}.")
+    array = jnp.asarray(got)
+    check_shape(name, array, shape)
+    return array
+
+
 def static_integer(name: str, value: Any, minimum: int) -> int:
     """`value` as a Python int ≥ `minimum`; it decides shapes, so it cannot be traced."""
     if isinstance(value, jax.core.Tracer):

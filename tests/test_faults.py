@@ -186,3 +186,33 @@ def test_what_is_wrong_is_refused_by_name(name):
 def test_no_cell_is_silent(name):
     rest = [each for each in all_cells(name) if each[1].outcome != "refused"]
     assert not (found := faults(name, rest)), "\n".join(found)
+
+
+def traced(name: str) -> list[str]:
+    """NaN in each argument that may be traced, under jit: a trace of it, or a refusal by name."""
+    function, found = public_function(name), []
+    for argument, cell in all_cells(name):
+        if cell.label != "NaN":
+            continue
+        arguments = CALLS[name]()
+
+        def call(value, argument=argument, arguments=arguments):
+            return function(**{**arguments, argument: value})
+
+        try:
+            got = outcome(jax.jit(call), {"value": cell.value})
+        except Exception as error:
+            found.append(f"{argument} under jit: {type(error).__name__}: {str(error)[:200]}")
+            continue
+        if isinstance(got, ValueError):
+            if not names_an_argument(got, function):
+                found.append(f"{argument} under jit: the refusal names no argument: {got}")
+        elif not leaves_a_trace(got):
+            found.append(f"{argument} under jit: a NaN left no trace")
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CALLS)
+def test_no_traced_nan_is_silent(name):
+    assert not (found := traced(name)), "\n".join(found)

@@ -8,7 +8,8 @@ before the function runs, and a refusal names the argument and says what to do:
   precision is computed in float32. All real arrays of a call have one dtype, that of the first with
   a floating dtype; numbers follow it.
 * Integers are int32; what does not fit is refused, never cut.
-* A letter in a shape is a size: the same one wherever a call, or a record in it, has that letter.
+* A letter in a shape is a size: the same one wherever a call, or a record in it, has that letter;
+  "budget + 1" counts from the Python integer `budget` of the same call.
 * Ranges are looked at where a value is concrete and holds at most `LOOKED_AT` numbers; NaN fails a
   range. Traced values are converted, and left to the function's status.
 * None passes where it is the default.

@@ -5,6 +5,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import jax
+import jax.core
 import numpy as np
 
 from jaxsac._arguments.kind import Kind, Sizes
@@ -14,12 +16,16 @@ _DECLARED = "__arguments__"
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def arguments(**kinds: Kind) -> Callable[[Function], Function]:
-    """Declare the arguments of a function: every call is converted and checked, in the order of
-    the declaration.
+def arguments(*, on_host: bool = False, **kinds: Kind) -> Callable[[Function], Function]:
+    """Declare the arguments of a function, or of a class's constructor: every call is converted and
+    checked, in the order of the declaration. What runs `on_host` refuses traced values.
     """
 
     def declare(function: Function) -> Function:
+        if isinstance(function, type):
+            made: Any = function
+            made.__init__ = declare(made.__init__)
+            return made
         parameters = inspect.signature(function).parameters
         absent = (inspect.Parameter.empty, None)
         variadic = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
@@ -44,6 +50,8 @@ def arguments(**kinds: Kind) -> Callable[[Function], Function]:
             given = dict(zip(names, args, strict=False)) | kwargs
             if len(args) > len(names) or len(given) < len(args) + len(kwargs):
                 return function(*args, **kwargs)  # Python says what is wrong
+            if on_host:
+                _refuse_traced(function.__name__, given)
             given = defaults | given
             dtype = None
             for name in floats:
@@ -65,13 +73,23 @@ def arguments(**kinds: Kind) -> Callable[[Function], Function]:
     return declare
 
 
+def _refuse_traced(function: str, given: dict[str, Any]) -> None:
+    for name, value in given.items():
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value)):
+            raise ValueError(
+                f"{name} must be concrete, not traced: {function} runs on the host, outside jax.jit"
+                " and jax.vmap."
+            )
+
+
 def passes_on(to: Callable[..., Any], **own: Kind) -> Callable[[Function], Function]:
     """Declare a function that hands its arguments to `to`, which converts them, but for its
     `own`.
     """
 
     def declare(function: Function) -> Function:
-        passing = arguments(**own)(functools.wraps(function)(lambda *a, **k: function(*a, **k)))
+        checked: Any = arguments(on_host=False, **own)
+        passing = checked(functools.wraps(function)(lambda *a, **k: function(*a, **k)))
         setattr(passing, _DECLARED, declared(to) | own)
         return passing  # pyright: ignore[reportReturnType]
 

@@ -23,6 +23,10 @@ class Kind:
 def bind(
     name: str, letter: str, number: int, sizes: Sizes, shape: Any = None, got: Any = None
 ) -> None:
+    """Let `letter` be `number` in this call; an error where it is another one already."""
+    base, _, more = letter.partition(" + ")
+    if more and base in sizes:
+        sizes[letter] = sizes[base] + int(more)
     if sizes.setdefault(letter, number) != number:
         if shape is None:
             raise ValueError(f"{name} must have {letter} = {sizes[letter]}, got {number}.")

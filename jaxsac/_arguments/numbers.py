@@ -137,7 +137,7 @@ class Integer(Kind):
 
 @dataclasses.dataclass(frozen=True)
 class Size(Kind):
-    """A Python integer that decides shapes or loops; see `size`."""
+    """A Python integer that decides shapes or loops, and is a size by its name; see `size`."""
 
     range: Range
 
@@ -156,6 +156,7 @@ class Size(Kind):
         if number > _INT32.max:
             raise ValueError(f"{name} must be below 2^31, got {number}.")
         self.range.check(name, number, sizes)
+        sizes[name] = number
         return number
 
     def __str__(self) -> str:

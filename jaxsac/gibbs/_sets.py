@@ -32,14 +32,14 @@ def _check(sets: np.ndarray, p: Problem) -> None:
     bad = (sets < NO_ACTION) | (sets >= total)
     _checks.require(
         not bad.any(),
-        f"sets holds the index {sets[bad][:1]}, but tools are numbered 0 to {total - 1} (and"
+        f"sets: a set holds the index {sets[bad][:1]}, but tools are numbered 0 to {total - 1} (and"
         f" {NO_ACTION} pads).",
     )
     ordered = np.sort(sets, axis=-1)
     twice = (ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)
     _checks.require(
         not twice.any(),
-        f"sets names the tool {ordered[..., 1:][twice][:1]} twice in one set: remove duplicates.",
+        f"sets: a set names the tool {ordered[..., 1:][twice][:1]} twice: remove duplicates.",
     )
     spent = sets >= 0
     if p.costs is not None and total:
@@ -49,7 +49,7 @@ def _check(sets: np.ndarray, p: Problem) -> None:
     what = f"{most} tools" if p.costs is None else f"total cost {most}"
     _checks.require(
         most <= budget,
-        f"sets has a set of {what}, more than budget={budget}: shorten it or raise the budget.",
+        f"sets: a set has {what}, more than budget={budget}: shorten it or raise the budget.",
     )
 
 

@@ -52,7 +52,7 @@ def straight_through(
 
 
 @passes_on(
-    Policy, key=_arguments.key(), f=function("from one set as a vector [M]"), num_samples=size(2)
+    Policy, key=_arguments.key(), f=function("of one set as a vector [M]"), num_samples=size(2)
 )
 def expected(
     key: jax.Array,

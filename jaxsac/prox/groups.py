@@ -94,11 +94,9 @@ class Groups(eqx.Module):
             f"labels must be integers, got {array.dtype}: {advice}",
         )
         largest = int(array.max())
-        num_groups = (
-            largest + 1
-            if num_groups is None
-            else _arguments.size(1).convert("num_groups", num_groups, {}, None)
-        )
+        if num_groups is None:
+            num_groups = largest + 1
+        num_groups = int(_arguments.size(1).convert("num_groups", num_groups, {}, None))
         _checks.require(
             int(array.min()) >= 0 and largest < num_groups,
             f"labels must lie in [0, {num_groups}): {advice}",

@@ -229,7 +229,7 @@ def test_bad_input_is_refused_with_what_to_do():
         gibbs.expected(key, z, z, B, 2)
     with pytest.raises(ValueError, match="what f returns must be real"):
         gibbs.expected(key, lambda a: a.astype(complex), z, B, 2)
-    with pytest.raises(ValueError, match="num_samples must be at least 0"):
+    with pytest.raises(ValueError, match="num_samples must be ≥ 0"):
         gibbs.straight_through(key, z, B, -1)
     with pytest.raises(ValueError, match=r"z must have shape \[M\]"):
         gibbs.straight_through(key, jnp.zeros((2, M)), B)

@@ -63,16 +63,8 @@ CALLS = {
         "num_columns": 4,
         "correlation": 0.3,
     },
-    "problems.regression.group_regression": lambda: {
-        "key": KEY,
-        "signal_to_noise": 5.0,
-        **GROUPS,
-    },
-    "problems.regression.group_classification": lambda: {
-        "key": KEY,
-        "score_spread": 4.0,
-        **GROUPS,
-    },
+    "problems.regression.group_regression": lambda: {"key": KEY, "signal_to_noise": 5.0, **GROUPS},
+    "problems.regression.group_classification": lambda: {"key": KEY, "score_spread": 4.0, **GROUPS},
     "problems.tool_logs.sparse_tool_log": lambda: {
         "key": KEY,
         "num_records": 5,

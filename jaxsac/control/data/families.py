@@ -116,10 +116,6 @@ def checked_families(labels: Any, share: float, num_actions: int) -> Families | 
         f" got {labels.dtype} {list(labels.shape)}.",
     )
     share = float(share)
-    _checks.require(
-        0 <= share < 1,
-        f"family_share must lie in [0, 1), got {share:g}: at 1 a family would be kept whole.",
-    )
     alone = labels < 0
     labels = np.where(alone, labels.max(initial=0) + 1 + np.arange(num_actions), labels)
     numbers = np.unique(labels, return_inverse=True)[1].reshape(-1)

@@ -2,12 +2,15 @@
 
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from jaxsac import _checks
+from jaxsac._arguments import integer, real
+from jaxsac._arguments.numbers import computed
 
 Array = Any  # numpy or jax
+# Of the fields; what they hold is looked at below, where the records are named.
+_CONTEXTS, _SETS, _NUMBERS = real("T", "q", own=True), integer("T", "any"), real("T", own=True)
 
 
 class Log(NamedTuple):
@@ -24,27 +27,17 @@ def checked(log: Log, num_actions: int, budget: int) -> Log:
     """`log` as numpy arrays with repeated tools dropped, or a ValueError that names the field, the
     records and what to do.
     """
-    _checks.require(
-        _checks.is_concrete(tuple(log)),
-        "log must hold concrete arrays: fit works on the host, call it outside jit and vmap.",
-    )
-    contexts = np.asarray(log.contexts)
-    if not np.issubdtype(contexts.dtype, np.floating):
-        contexts = contexts.astype(np.float64)
+    sizes: dict[str, int] = {}
     # float32 where x64 is off, as everywhere in jax
-    contexts = contexts.astype(jax.dtypes.canonicalize_dtype(contexts.dtype))
-    _checks.require(
-        contexts.ndim == 2, f"log.contexts must have shape [T, q], got {list(contexts.shape)}."
-    )
+    contexts = np.asarray(_CONTEXTS.convert("log.contexts", log.contexts, sizes, computed(float)))
     records = contexts.shape[0]
     _checks.require(
         records > 0 and contexts.shape[1] > 0,
         f"log is empty (contexts {list(contexts.shape)}): there is nothing to learn from.",
     )
     _require_finite("contexts", contexts)
-    actions = np.asarray(log.actions)
-    _require_tools("actions", actions, records, num_actions)
-    actions = np.sort(actions.astype(np.int32), axis=1)
+    actions = _within("actions", logged_sets(log), records, num_actions)
+    actions = np.sort(actions, axis=1)
     repeated = np.zeros(actions.shape, bool)
     repeated[:, 1:] = actions[:, 1:] == actions[:, :-1]
     actions = np.where(repeated, -1, actions)
@@ -64,8 +57,13 @@ def checked(log: Log, num_actions: int, budget: int) -> Log:
         )
     available = log.available
     if available is not None:
-        available = _available_lists(np.asarray(available), actions, num_actions)
+        available = _available_lists(available, actions, num_actions)
     return Log(contexts, actions, utilities, propensities, available)
+
+
+def logged_sets(log: Log) -> np.ndarray:
+    """Its actions as int32 [T, W], or a ValueError."""
+    return np.asarray(_SETS.convert("log.actions", log.actions, {}, None))
 
 
 def take(log: Log, rows: Any) -> Log:
@@ -80,6 +78,11 @@ def join(first: Log, second: Log) -> Log:
         _checks.require(
             (a is None) == (b is None), f"log.{name} must be given in both logs or in none."
         )
+        if name == "contexts":
+            _checks.require(
+                np.shape(a)[1] == np.shape(b)[1],
+                f"log.contexts must have {np.shape(a)[1]} features, got {np.shape(b)[1]}.",
+            )
         if a is None or b is None:
             joined.append(None)
             continue
@@ -106,9 +109,11 @@ def offered(log: Log, num_actions: int) -> np.ndarray:
     return table[:, :-1]
 
 
-def _available_lists(available: np.ndarray, actions: np.ndarray, num_actions: int) -> np.ndarray:
+def _available_lists(available: Any, actions: np.ndarray, num_actions: int) -> np.ndarray:
     """Availability as sorted int32 lists [T, V] padded with -1."""
     records = actions.shape[0]
+    _CONTEXTS.convert("log.available", available, {"T": records}, computed(float))
+    available = np.asarray(available)
     if available.dtype == bool:
         _checks.require(
             available.shape == (records, num_actions),
@@ -119,8 +124,9 @@ def _available_lists(available: np.ndarray, actions: np.ndarray, num_actions: in
         lists = np.where(available, np.arange(num_actions, dtype=np.int32), np.int32(num_actions))
         lists = np.sort(lists, axis=1)[:, :width]
     else:
-        _require_tools("available", available, records, num_actions)
-        lists = np.sort(np.where(available < 0, num_actions, available).astype(np.int32), axis=1)
+        lists = np.asarray(_SETS.convert("log.available", available, {}, None))
+        available = _within("available", lists, records, num_actions)
+        lists = np.sort(np.where(available < 0, num_actions, available), axis=1)
         lists[:, 1:] = np.where(lists[:, 1:] == lists[:, :-1], num_actions, lists[:, 1:])
         lists = np.sort(lists, axis=1)
     lists = np.where(lists == num_actions, -1, lists).astype(np.int32)
@@ -137,12 +143,9 @@ def _available_lists(available: np.ndarray, actions: np.ndarray, num_actions: in
     return lists
 
 
-def _require_tools(name: str, array: np.ndarray, records: int, num_actions: int) -> None:
+def _within(name: str, array: np.ndarray, records: int, num_actions: int) -> np.ndarray:
     _checks.require(
-        np.issubdtype(array.dtype, np.integer), f"log.{name} must hold integers, got {array.dtype}."
-    )
-    _checks.require(
-        array.ndim == 2 and array.shape[0] == records,
+        array.shape[0] == records,
         f"log.{name} must have shape [{records}, any], got {list(array.shape)}.",
     )
     bad = np.flatnonzero(((array < -1) | (array >= num_actions)).any(1))
@@ -151,18 +154,16 @@ def _require_tools(name: str, array: np.ndarray, records: int, num_actions: int)
         f"log.{name} must lie in 0..{num_actions - 1} (or be the padding -1): "
         f"{bad.size} records do not ({_first(bad)}); check num_actions.",
     )
+    return array
 
 
 def _vector(name: str, value: Array | None, records: int) -> np.ndarray | None:
     if value is None:
         return None
-    array = np.asarray(value)
+    _NUMBERS.convert(f"log.{name}", value, {"T": records}, computed(float))
+    array = np.asarray(value)  # float64 stays so on the host: a propensity may be tiny
     if not np.issubdtype(array.dtype, np.floating):
         array = array.astype(np.float64)
-    _checks.require(
-        array.shape == (records,),
-        f"log.{name} must have shape [{records}], got {list(array.shape)}.",
-    )
     _require_finite(name, array)
     return array
 

@@ -6,9 +6,10 @@ import equinox as eqx
 import numpy as np
 
 from jaxsac import _checks
+from jaxsac._arguments import arguments, choice, integer, real, record, size
 from jaxsac.control.data.families import Families, checked_families
 from jaxsac.control.data.log import Log, checked
-from jaxsac.control.data.sample_weight import sample_weight
+from jaxsac.control.data.sample_weight import WEIGHTINGS, sample_weight
 
 OBJECTIVES = ("imitation", "weighted", "utility")
 INTERCEPTS = ("per_tool", "shared", "none")
@@ -30,8 +31,8 @@ class Task(eqx.Module):
       every intercept finite (that of a tool without a use would go to −∞) at a total weight of s
       records, however many tools there are; the others move by a share s/T.
     * `weighting` of "weighted": "advantage", c_t ∝ exp((u_t − mean u) / `advantage_scale`) (None:
-      the standard deviation of u), or "propensity", c_t ∝ max(u_t, 0) / p_t; each cut at `clip`
-      times its mean, then scaled to mean 1.
+      the standard deviation of u), or "propensity", c_t ∝ max(u_t, 0) / p_t; each cut so
+      that none is above `clip` ≥ 1 times the mean of those that are not 0, then scaled to mean 1.
     * `families`: None, or int [M], the family of each tool (negative: none). The penalty is then
       lam [(1 − r) Σ_j ‖θ_j‖ + r Σ_F ‖θ_F‖], r = `family_share` in [0, 1), θ_F all coefficients of
       a family's tools together: once one of them is kept the others follow more easily, and a
@@ -58,6 +59,20 @@ class Task(eqx.Module):
     intercept: str = eqx.field(static=True)  # one of INTERCEPTS
     weighting: str = eqx.field(static=True)  # of "weighted"
 
+    @arguments(
+        on_host=True,
+        log=record(Log),
+        num_actions=size(1),
+        budget=size(1),
+        objective=choice(*OBJECTIVES),
+        intercept=choice(*INTERCEPTS),
+        smoothing=real(above=0, below=np.inf),
+        weighting=choice(*WEIGHTINGS),
+        advantage_scale=real(above=0, below=np.inf),
+        clip=real(low=1),
+        families=integer("M"),
+        family_share=real(low=0, below=1),
+    )
     def __init__(
         self,
         log: Log,
@@ -73,17 +88,9 @@ class Task(eqx.Module):
         families: Any = None,
         family_share: float = 0.5,
     ) -> None:
-        self.num_actions = _checks.static_integer("num_actions", num_actions, 1)
-        self.budget = min(_checks.static_integer("budget", budget, 1), self.num_actions)
-        self.objective = _checks.choice("objective", objective, OBJECTIVES)
-        default = "shared" if objective == "utility" else "per_tool"
-        self.intercept = _checks.choice("intercept", intercept or default, INTERCEPTS)
-        self.smoothing = float(smoothing)
-        _checks.require(
-            0 < self.smoothing < np.inf,
-            f"smoothing must be > 0 and finite, got {self.smoothing:g}: without it an unused tool"
-            " has no intercept.",
-        )
+        self.num_actions, self.budget = num_actions, min(budget, num_actions)
+        self.objective, self.smoothing = objective, float(smoothing)
+        self.intercept = intercept or ("shared" if objective == "utility" else "per_tool")
         log = checked_for(objective, log, self.num_actions, budget)
         self.families = checked_families(families, family_share, self.num_actions)
         self.weighting, self.clip = weighting, float(clip)
@@ -99,6 +106,10 @@ class Task(eqx.Module):
             )
             _checks.require(log.utilities is not None, 'objective="utility" needs log.utilities.')
         self.log = log
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.log.contexts.dtype
 
     @property
     def num_records(self) -> int:
@@ -143,6 +154,11 @@ class Task(eqx.Module):
     __hash__ = object.__hash__  # so that jax.jit takes its methods
 
 
+def sizes(task: Task) -> dict[str, int]:
+    """The letters of a task."""
+    return {"M": task.num_actions, "q": task.num_features}
+
+
 def checked_for(objective: str, log: Log, num_actions: int, budget: int) -> Log:
     log = checked(log, num_actions, budget)
     # Which sets could have been chosen says nothing about the utility of the one that was.
@@ -165,9 +181,7 @@ def require_objective(task: Task, objective: str, who: str) -> None:
     """For what one objective alone can answer, and not with families or without a constant."""
     plain = "shared" if objective == "utility" else task.intercept
     _checks.require(
-        isinstance(task, Task)
-        and (task.objective, task.intercept) == (objective, plain)
-        and task.families is None,
-        f'{who} needs a Task(..., objective="{objective}") with its default intercept and without'
+        (task.objective, task.intercept) == (objective, plain) and task.families is None,
+        f'{who} needs a task of objective="{objective}" with its default intercept and without'
         " families.",
     )

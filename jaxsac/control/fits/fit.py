@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac import _checks
+from jaxsac._arguments import arguments, choice, either, flag, key, real, record, size
 from jaxsac.control.data.digest import Digest, digest
 from jaxsac.control.data.log import Log
 from jaxsac.control.data.sample_weight import effective_sample_size
@@ -17,7 +18,19 @@ from jaxsac.control.fits.result import FitState, Result
 from jaxsac.control.policy.sparse import SparsePolicy
 from jaxsac.solution import Solution
 
+LAM = either(real(above=0, below=np.inf), choice("simulated", "theory", "scaled"))
 
+
+@arguments(
+    on_host=True,
+    key=key(),
+    task=record(Task, Log),
+    lam=LAM,
+    refit=flag(),
+    tol=real(low=0),
+    max_steps=size(),
+    state=record(FitState, Solution),
+)
 def fit(
     key: jax.Array,
     task: Task | Log,
@@ -40,11 +53,11 @@ def fit(
 
     * `task`: a `Task`, which has the objective and all that goes with it; or a `Log` and, as
       `words`, those of `Task` (`num_actions`, `budget`, `objective`, ...).
-    * `lam`: a number > 0, in units of the gradient norm; or "simulated", 1.1 × the 95 % quantile of
-      the largest gradient norm under Gaussian multipliers, in 500 draws at the null model; or
-      "theory", 2 σ_g ((q/T)^½ + (2 log M / T)^½), σ_g² the largest variance of a gradient; or, for
-      "utility", "scaled": the simulation for noise of unit variance times the standard deviation of
-      the fit's own residuals, both found together.
+    * `lam`: a finite number > 0, in units of the gradient norm; or "simulated", 1.1 × the 95 %
+      quantile of the largest gradient norm under Gaussian multipliers, in 500 draws at the null
+      model; or "theory", 2 σ_g ((q/T)^½ + (2 log M / T)^½), σ_g² the largest variance of a
+      gradient; or, for "utility", "scaled": the simulation for noise of unit variance times the
+      standard deviation of the fit's own residuals, both found together.
     * `refit`: fit once more on the support without the penalty, with (1/2T) Σ_j ‖θ_j‖² instead, a
       standard normal prior that keeps it finite.
     * `tol` ≥ 0, relative to stats["scale"], the objective of the null model; None is 1e-6 in
@@ -67,16 +80,17 @@ def fit(
     task = task_of(task, words)
     data = digest(task)
     dtype, objective = data.contexts.dtype, _objective(task)
-    tol = float(_checks.tolerance(tol, dtype))
-    _checks.require(tol >= 0, f"tol must be >= 0, got {tol:g}.")
+    start = state.state if isinstance(state, Solution) else state
+    if start is not None:
+        _require_state(start, task)
     chosen = _chosen_lam(key, data, lam)
     found: Result = objective.fit(
         data,
         chosen,
-        tol=tol,
-        max_steps=objective.MAX_STEPS if max_steps is None else int(max_steps),
-        state=state.state if isinstance(state, Solution) else state,
-        refit=bool(refit),
+        tol=float(_checks.tolerance(tol, dtype)),
+        max_steps=objective.MAX_STEPS if max_steps is None else max_steps,
+        state=start,
+        refit=refit,
     )
     per_tool = task.intercept == "per_tool"
     policy = SparsePolicy.of(
@@ -91,6 +105,7 @@ def fit(
     return Solution(policy, jnp.int32(found.status), as_arrays(stats, dtype), found.state)
 
 
+@arguments(on_host=True, task=record(Task, Log))
 def lam_max(task: Task | Log, **words: Any) -> jax.Array:
     """The least lam at which no tool looks at the context, []: max_j ‖gradient_j‖ (with families
     their dual norm) at the null model, whose intercepts are fitted.
@@ -101,6 +116,7 @@ def lam_max(task: Task | Log, **words: Any) -> jax.Array:
     return jnp.asarray(_objective(data.task).lam_max(data), data.contexts.dtype)
 
 
+@arguments(on_host=True, key=key(), task=record(Task))
 def simulated_lam(key: jax.Array, task: Task) -> jax.Array:
     """The lam that `fit(key, task, lam="simulated")` takes, []: 1.1 × the 95 % quantile, over 500
     draws of Gaussian multipliers, of the largest gradient norm at the null model. The key is
@@ -118,19 +134,25 @@ def as_arrays(stats: dict[str, Any], dtype: Any) -> dict[str, jax.Array]:
     }
 
 
+def _require_state(state: Any, task: Task) -> None:
+    fits = isinstance(state, FitState)
+    if fits:
+        sizes = np.size(state.tools), task.num_features, task.num_actions
+        fits = (*np.shape(state.coef), *np.shape(state.intercept)) == sizes
+    _checks.require(
+        fits,
+        "state belongs to another problem: pass a FitState, or a Solution of `fit`, with"
+        f" {task.num_actions} tools and {task.num_features} features.",
+    )
+
+
 def _objective(task: Task) -> ModuleType:
     return utility if task.objective == "utility" else likelihood
 
 
 def _chosen_lam(key: jax.Array, data: Digest, lam: Any) -> float:
     if not isinstance(lam, str):
-        lam = float(lam)
-        _checks.require(
-            0 < lam < np.inf,
-            f"lam must be > 0 and finite, got {lam:g}: refit=True removes the shrinkage on the"
-            " support.",
-        )
-        return lam
+        return float(lam)
     ways = _objective(data.task).LAMS
     _checks.choice("lam", lam, tuple(ways))
     # A log of zero contexts has no noise to measure.

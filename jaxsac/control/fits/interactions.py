@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac import _checks, group_lasso
+from jaxsac._arguments import arguments, integer, real, record, size
 from jaxsac._iterate import Certificate
 from jaxsac._rounds import Progress, rounds
 from jaxsac._sizes import padded
@@ -22,6 +23,7 @@ from jaxsac.control.fits.fit import as_arrays
 from jaxsac.prox import Groups
 from jaxsac.solution import Solution, Status, register
 
+_CONTEXT = real("q")
 _PAIR_WEIGHT = math.sqrt(3)
 _CAPACITY = 16  # the design has room for a multiple of so many pairs
 _ROOM = 32  # pairs that enter at a time
@@ -41,6 +43,15 @@ class Interactions(NamedTuple):
     constant: jax.Array  # [], in units of utility
 
 
+@arguments(
+    on_host=True,
+    task=record(Task),
+    lam=real(above=0, below=np.inf),
+    # below it unseen pairs would have to be looked at
+    pair_weight=real(low=math.sqrt(2), below=np.inf),
+    tol=real(low=0),
+    max_steps=size(),
+)
 def fit_interactions(
     task: Task,
     *,
@@ -77,13 +88,7 @@ def fit_interactions(
     Obozinski & Vert 2009, Lim & Hastie 2015.
     """
     require_objective(task, "utility", "fit_interactions")
-    _checks.require(
-        pair_weight >= math.sqrt(2),
-        f"pair_weight must be >= sqrt(2), got {pair_weight:g}: unseen pairs would have to be"
-        " checked.",
-    )
     lam = float(lam)
-    _checks.require(lam > 0, f"lam must be > 0, got {lam:g}.")
     paired = _Paired.of(task, lam, float(pair_weight))
     tol = float(_checks.tolerance(tol, paired.utilities.dtype))
 
@@ -231,6 +236,9 @@ def _observed(used: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @register
+@arguments(
+    sets=integer("N", "B"), features=real("N", "P"), coef=real("P", "q"), temperature=real(above=0)
+)
 class PairwisePolicy(eqx.Module):
     """π(a | ψ) ∝ exp((Σ_{j ∈ a} ⟨θ_j, ψ⟩ + Σ_{i<j ∈ a} ⟨β_ij, ψ⟩) / temperature) over sets of at
     most B of k tools, by listing them all; a pytree.
@@ -243,7 +251,7 @@ class PairwisePolicy(eqx.Module):
 
     def log_probs(self, context: Any) -> jax.Array:
         """log π of every set, [N], for a context [q]."""
-        context = _checks.real_array("context", context, (self.coef.shape[1],), self.coef.dtype)
+        context = _CONTEXT.convert("context", context, {"q": self.coef.shape[1]}, self.coef.dtype)
         multiply = functools.partial(jnp.matmul, precision="highest")
         scores = multiply(self.features, multiply(self.coef, context))
         return jax.nn.log_softmax(scores / self.temperature)
@@ -259,6 +267,7 @@ class PairwisePolicy(eqx.Module):
     __hash__ = object.__hash__  # so that jax.jit takes its methods
 
 
+@arguments(model=record(Interactions), budget=size(1), temperature=real(above=0))
 def pairwise_policy(model: Interactions, *, budget: int, temperature: Any = 1.0) -> PairwisePolicy:
     """The exact policy of a model with interactions over its own k tools, in sets of at most
     `budget`: with pairs, the partition function has no product form, so all C(k, ≤ B) sets are
@@ -269,7 +278,7 @@ def pairwise_policy(model: Interactions, *, budget: int, temperature: Any = 1.0)
     Raises: ValueError above 100,000 sets (keep fewer tools).
     """
     tools = np.asarray(model.tools)
-    budget = min(_checks.static_integer("budget", budget, 1), tools.size)
+    budget = min(budget, tools.size)
     count = sum(math.comb(tools.size, r) for r in range(budget + 1))
     _checks.require(
         count <= _MOST_SETS,
@@ -289,5 +298,5 @@ def pairwise_policy(model: Interactions, *, budget: int, temperature: Any = 1.0)
         sets=jnp.asarray(sets),
         features=jnp.asarray(np.concatenate([inside, both], axis=1), dtype),
         coef=jnp.concatenate([model.coef, model.pair_coef]),
-        temperature=_checks.real_scalar("temperature", temperature, dtype, 0.0, strict=True),
+        temperature=jnp.asarray(temperature, dtype),
     )

@@ -11,13 +11,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac import _checks, gibbs
+from jaxsac._arguments import anything, arguments, flag, integer, key, real, record, size
 from jaxsac.control.data.log import Log, join, take
 from jaxsac.control.data.task import Task
-from jaxsac.control.fits.fit import fit
+from jaxsac.control.fits.fit import LAM, fit
 from jaxsac.control.policy.sparse import SparsePolicy
 from jaxsac.solution import Solution, register
 
+_FIT = {"lam": LAM, "refit": flag(), "tol": real(low=0), "max_steps": size()}
 
+
+@arguments(
+    task=record(Task),
+    solution=record(Solution),
+    records=size(),
+    seen=size(),
+    next_fit=size(),
+    num_fits=size(),
+    options=anything("refit, tol, max_steps of `fit`"),
+)
 class Learner(eqx.Module):
     """Where learning stands: what is to be learnt, from which records, and the last fit."""
 
@@ -41,6 +53,7 @@ class Learner(eqx.Module):
     __hash__ = object.__hash__  # so that jax.jit takes its methods
 
 
+@arguments(on_host=True, key=key(), task=record(Task), **_FIT)
 def start_learner(
     key: jax.Array,
     task: Task,
@@ -58,6 +71,15 @@ def start_learner(
     return Learner(task, solution, seen, seen, 2 * seen, 1, options)
 
 
+@arguments(
+    on_host=True,
+    learner=record(Learner),
+    log=record(Log),
+    growth=real(above=1, below=np.inf),
+    window=size(1),
+    force=flag(),
+    lam=real(above=0, below=np.inf),
+)
 def update_learner(
     learner: Learner,
     log: Log,
@@ -73,16 +95,12 @@ def update_learner(
     With growth > 1 the number of fits is logarithmic in the number of records, each warm: the
     amortised cost of a record is O(1) of a fit.
 
-    * `window`: keep the last so many records only (a world that drifts), and fit every (growth − 1)
-      window new ones.
+    * `growth` > 1 and finite. `window` ≥ 1: keep the last so many records only (a world that
+      drifts), and fit every (growth − 1) window new ones.
     * `force`: fit now.
     * `lam` > 0 of that fit; None is that of the last one times √(its records / records): the noise
       in a gradient shrinks so.
     """
-    _checks.require(
-        growth > 1,
-        f"growth must be > 1, got {growth:g}: the factor by which the log grows between fits.",
-    )
     new = learner.task.checked(log)
     joined = join(learner.task.log, new)
     kept = joined.contexts.shape[0]
@@ -93,44 +111,62 @@ def update_learner(
         return dataclasses.replace(learner, task=task, seen=seen)
     if lam is None:
         lam = learner.lam * float(np.sqrt(learner.records / kept))
-    _checks.require(not isinstance(lam, str), f"lam must be a number, got {lam!r}.")
     unused = jax.random.key(0)  # nothing is drawn: lam is a number
     solution = fit(unused, task, lam=lam, state=learner.solution, **learner.options)
     due = seen + int(np.ceil((growth - 1) * kept))
     return Learner(task, solution, kept, seen, due, learner.num_fits + 1, learner.options)
 
 
+@arguments(
+    key=key(),
+    policy=record(SparsePolicy, sizes=lambda policy: {"q": policy.coef.shape[1]}),
+    context=real("q"),
+    rate=real(low=0, high=1),
+    available=anything("None, or booleans [M]"),
+)
 def explore(
     key: jax.Array, policy: SparsePolicy, context: Any, rate: Any, available: Any = None
 ) -> tuple[jax.Array, jax.Array]:
-    """A draw of the policy in which, with probability `rate`, a uniformly random tool outside it
-    joins (or replaces the last of B).
+    """A draw of the policy in which, with probability `rate` in [0, 1], a uniformly random tool
+    outside it joins (or replaces the last of B). `context` [q], `available` as in `sample`.
 
     Without it a tool that no record uses can never enter the support. Full policies only; pure, to
     be jitted and vmapped. The key is consumed.
 
-    Returns: the set int32 [B] padded with -1, and whether it explored, bool [].
+    Returns: the set int32 [B] padded with -1, and whether it explored, bool []. All -1 for a
+    traced rate out of range, and where a score is NaN.
     """
     _checks.require(
         policy.tools is None,
         "policy must be the full one: a pruned policy has no other tools to try.",
     )
-    dtype = policy.coef.dtype
+    dtype, rate = policy.dtype, jnp.asarray(rate)
     draw_key, coin_key, tool_key = jax.random.split(key, 3)
-    chosen = policy.sample(draw_key, context, available)
+    scores = policy.scores(context, available)
+    chosen = gibbs.sample(draw_key, scores, budget=policy.budget, num_samples=1)[0]
+    usable = (rate >= 0) & (rate <= 1) & jnp.all(scores < jnp.inf)
     free = jnp.ones(policy.num_actions, bool) if available is None else jnp.asarray(available)
     tools = jnp.arange(policy.num_actions, dtype=jnp.int32)
     free = free & ~jnp.any(tools[:, None] == chosen[None, :], axis=1)
     logits = jnp.where(free, 0.0, -jnp.inf).astype(dtype)
     fresh = jax.random.categorical(tool_key, logits).astype(jnp.int32)
-    coin = jax.random.uniform(coin_key, (), dtype) < jnp.asarray(rate).astype(dtype)
-    explores = coin & jnp.any(free)
+    coin = jax.random.uniform(coin_key, (), dtype) < rate
+    explores = coin & jnp.any(free) & usable
     empty = jnp.argmax(jnp.append(chosen == gibbs.NO_ACTION, True))
     place = jnp.minimum(empty, policy.budget - 1)
-    return jnp.where(explores, chosen.at[place].set(fresh), chosen), explores
+    chosen = jnp.where(explores, chosen.at[place].set(fresh), chosen)
+    return jnp.where(usable, chosen, gibbs.NO_ACTION), explores
 
 
 @register
+@arguments(
+    gradient=real("M", "q"),
+    intercept_gradient=real("M"),
+    coef=real("M", "q"),
+    intercept=real("M"),
+    count=integer(low=0),
+    budget=size(),
+)
 class DualAverage(eqx.Module):
     """Group regularised dual averaging: the mean gradients so far, and the current point."""
 
@@ -142,14 +178,34 @@ class DualAverage(eqx.Module):
     budget: int = eqx.field(static=True)  # B
 
 
+@arguments(
+    num_actions=size(1),
+    num_features=size(1),
+    budget=size(),
+    dtype=anything("None, or a floating dtype"),
+)
 def dual_average(
     num_actions: int, num_features: int, budget: int, dtype: Any = None
 ) -> DualAverage:
-    """The start: no records, coefficients and intercepts 0."""
-    zero = jnp.zeros((num_actions, num_features), dtype or jnp.result_type(float))
+    """The start: no records, coefficients and intercepts 0, for `num_actions` tools of
+    `num_features` features each in sets of at most `budget`.
+
+    * `dtype`: None is the default float.
+    """
+    dtype = jnp.result_type(float) if dtype is None else dtype
+    floating = isinstance(dtype, type | np.dtype | str) and jnp.issubdtype(dtype, jnp.floating)
+    _checks.require(floating, f"dtype must be a floating one, got {dtype}.")
+    zero = jnp.zeros((num_actions, num_features), dtype)
     return DualAverage(zero, zero[:, 0], zero, zero[:, 0], jnp.zeros((), jnp.int32), budget)
 
 
+@arguments(
+    at=record(DualAverage, sizes=lambda at: dict(zip("Mq", at.coef.shape, strict=True))),
+    context=real("q"),
+    actions=integer("any", low=-1, below="M"),
+    lam=real(low=0),
+    step=real(above=0, below=np.inf),
+)
 def dual_average_step(
     at: DualAverage, context: Any, actions: Any, *, lam: Any, step: Any
 ) -> tuple[DualAverage, jax.Array]:
@@ -158,20 +214,17 @@ def dual_average_step(
         g = mean of the gradients so far,    lam_t = lam (log M / t)^½,
         θ_j = −step √t (1 − lam_t / ‖g_j‖)₊ g_j,    b_j = −step √t g_b,j
 
-    * `context` [q], `actions` int32 [any] padded with -1. Sparse at every step, O(M (q + B)). Pure;
-      scan it over the records.
+    * `context` [q], `actions` int32 [any] padded with -1, a tool named twice counting once. `lam`
+      ≥ 0, `step` > 0. Sparse at every step, O(M (q + B)). Pure; scan it over the records.
 
     Returns: the next point, and the loss A_B(z) − Σ_{j ∈ a} z_j at the point before it (for the
-    regret).
+    regret). NaN, and so all later ones, after a set of more than B tools, and where a tool, lam or
+    step is traced and out of range.
 
     Source: group RDA, Xiao 2010; Yang, Xu, King & Lyu 2010; the online extension of arXiv
     2601.08271.
     """
-    dtype = at.coef.dtype
-    context = _checks.real_array("context", context, (at.coef.shape[1],), dtype)
-    actions = _checks.integer_array("actions", actions, (None,))
-    lam, step = (jnp.asarray(value).astype(dtype) for value in (lam, step))
-    return _dual_average_step(at, context, actions, lam, step)
+    return _dual_average_step(at, context, actions, jnp.asarray(lam), jnp.asarray(step))
 
 
 @jax.jit
@@ -180,15 +233,17 @@ def _dual_average_step(at: DualAverage, context, actions, lam, step):
     scores = jnp.matmul(at.coef, context, precision="highest") + at.intercept
     chosen = jnp.zeros(size, dtype).at[jnp.where(actions < 0, size, actions)].set(1, mode="drop")
     loss = gibbs.log_partition(scores, budget=at.budget) - jnp.vdot(chosen, scores)
-    pull = gibbs.marginals(scores, budget=at.budget) - chosen
+    known = jnp.all((actions >= -1) & (actions < size)) & (jnp.sum(chosen) <= at.budget)
+    possible = known & (lam >= 0) & (step > 0)
+    loss = jnp.where(possible, loss, jnp.nan)
+    pull = jnp.where(possible, gibbs.marginals(scores, budget=at.budget) - chosen, jnp.nan)
     count = at.count + 1
     t = count.astype(dtype)
     gradient = at.gradient + (pull[:, None] * context[None, :] - at.gradient) / t
     intercept_gradient = at.intercept_gradient + (pull - at.intercept_gradient) / t
     norms = jnp.sqrt(jnp.sum(gradient**2, axis=1))
     level = lam * jnp.sqrt(jnp.log(jnp.asarray(size, dtype)) / t)
-    keep = norms > level
-    shrink = jnp.where(keep, 1 - level / jnp.where(keep, norms, 1), 0)
+    shrink = jnp.maximum(1 - level / jnp.where(norms > 0, norms, 1), 0)
     pace = step * jnp.sqrt(t)
     coef = -pace * shrink[:, None] * gradient
     intercept = -pace * intercept_gradient

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsac import _checks, _loops, group_lasso, losses
+from jaxsac import _loops, group_lasso, losses
+from jaxsac._arguments import arguments, choice, either, integer, key, real, record, size
 from jaxsac.control.data.digest import digest
 from jaxsac.control.data.task import Task, require_objective
 from jaxsac.control.fits import utility
@@ -21,8 +22,19 @@ from jaxsac.solution import Solution
 
 _NORMAL = 1.4826  # standard deviation of a normal per median absolute deviation
 _PILOTS = 2
+_THRESHOLD, _REJECT = real(above=0, below=np.inf), real(above=0)
 
 
+@arguments(
+    problem=record(group_lasso.Problem),
+    lam=real(low=0),
+    threshold=_THRESHOLD,
+    reject=_REJECT,
+    num_rounds=size(),
+    num_reweights=size(),
+    tol=real(low=0),
+    max_steps=integer(low=0),
+)
 def robust_regression(
     problem: group_lasso.Problem,
     lam: Any,
@@ -66,15 +78,14 @@ def robust_regression(
     Source: Huber 1981; Gervini & Yohai 2002 (reweighting); the robust extension of arXiv
     2601.08271.
     """
-    _checks.require(
-        problem.loss_name == "squared" and problem.y.ndim == 1,
-        f"problem must have loss='squared' and one output, got {problem.loss_name!r}.",
-    )
+    if problem.loss_name != "squared" or problem.y.ndim != 1:
+        raise ValueError(
+            f"problem must have loss='squared' and one output, got {problem.loss_name!r}."
+        )
     dtype, weight = problem.dtype, problem.sample_weight
-    threshold = _checks.real_scalar("threshold", threshold, dtype, 0.0, strict=True)
-    reject = _checks.real_scalar("reject", reject, dtype, 0.0, strict=True)
-    num_rounds = _checks.static_integer("num_rounds", num_rounds, 0)
-    num_reweights = _checks.static_integer("num_reweights", num_reweights, 0)
+    # Traced limits out of range end as lam = NaN does.
+    lam = jnp.where((threshold > 0) & (threshold < jnp.inf) & (reject > 0), lam, jnp.nan)
+    threshold, reject = jnp.asarray(threshold), jnp.asarray(reject)
 
     def residual_of(solution: Solution) -> jax.Array:
         return problem.y - problem.offset - solution.value.predict(problem.X)
@@ -122,16 +133,19 @@ def robust_regression(
     return solution._replace(stats=solution.stats | stats)
 
 
+@arguments(contexts=real("T", "q"), quantile=real(low=0, high=1))
 def leverage_weights(contexts: Any, quantile: float = 0.95) -> jax.Array:
-    """min(1, τ / ‖ψ_t − median ψ‖) [T], τ the `quantile` of these distances: records far out in
-    context [T, q] count less.
+    """min(1, τ / ‖ψ_t − median ψ‖) [T], τ the `quantile` in [0, 1] of these distances: records far
+    out in `contexts` [T, q] count less. NaN where a context is NaN, or so many are infinite that τ
+    is.
     """
-    contexts = _checks.real_array("contexts", contexts, ("T", "q"))
     distance = jnp.linalg.norm(contexts - jnp.median(contexts, axis=0)[None, :], axis=1)
     tau = jnp.quantile(distance, quantile)
-    return jnp.where(distance > tau, tau / jnp.where(distance > tau, distance, 1), 1)
+    weight = jnp.where(distance > tau, tau / jnp.where(distance > tau, distance, 1), 1)
+    return jnp.where(jnp.isfinite(tau), weight, jnp.nan)
 
 
+@arguments(rows=real("T", "p"), num_blocks=size(1, "T"), num_steps=size())
 def median_of_means(rows: Any, num_blocks: int, num_steps: int = 50) -> jax.Array:
     """The geometric median of the means of `num_blocks` consecutive blocks of rows [T, p], [p]: a
     mean that fewer than half as many wild rows as there are blocks cannot carry away. Weiszfeld's
@@ -139,12 +153,6 @@ def median_of_means(rows: Any, num_blocks: int, num_steps: int = 50) -> jax.Arra
 
     For a gradient, rows are the records' gradients of one tool. Source: Minsker 2015.
     """
-    rows = _checks.real_array("rows", rows, ("T", "p"))
-    num_blocks = _checks.static_integer("num_blocks", num_blocks, 1)
-    _checks.require(
-        rows.shape[0] >= num_blocks,
-        f"num_blocks must be at most T = {rows.shape[0]}, got {num_blocks}.",
-    )
     label = jnp.arange(rows.shape[0]) * num_blocks // rows.shape[0]
     sums = jax.ops.segment_sum(rows, label, num_blocks)
     means = sums / jnp.bincount(label, length=num_blocks).astype(rows.dtype)[:, None]
@@ -157,6 +165,18 @@ def median_of_means(rows: Any, num_blocks: int, num_steps: int = 50) -> jax.Arra
     return _loops.fori_loop(0, num_steps, step, jnp.median(means, axis=0))
 
 
+@arguments(
+    on_host=True,
+    key=key(),
+    task=record(Task),
+    lam=either(real(above=0, below=np.inf), choice("simulated")),
+    threshold=_THRESHOLD,
+    reject=_REJECT,
+    num_reweights=size(),
+    leverage=real(low=0, high=1),
+    tol=real(low=0),
+    max_steps=size(),
+)
 def fit_robust(
     key: jax.Array,
     task: Task,
@@ -207,13 +227,11 @@ def fit_robust(
         return solution, utilities - solution.value.predict(design)
 
     if isinstance(lam, str):
-        _checks.choice("lam", lam, ("simulated",))
         residual = utilities - jnp.median(utilities)
         for pilot in range(_PILOTS):
             lam = _noise_level(jax.random.fold_in(key, pilot), data, residual, limits[1])
             residual = solve(lam)[1]
         lam = _noise_level(jax.random.fold_in(key, _PILOTS), data, residual, limits[1])
-    _checks.require(float(lam) > 0, f"lam must be > 0, got {float(lam):g}.")
     solution = solve(lam)[0]
     coef = np.asarray(solution.value.coef).reshape(tools, -1)
     alive = np.flatnonzero(np.any(coef != 0, axis=1))
@@ -239,7 +257,9 @@ def _noise_level(key: jax.Array, data: Any, residual: jax.Array, reject: jax.Arr
     """The multiplier quantile of the residuals about their median, 0 beyond `reject` scales."""
     centred = residual - jnp.median(residual)
     within = jnp.where(jnp.abs(centred) <= reject * _scale(residual), centred, 0)
-    return utility.noise_quantile(key, data, np.asarray(within, np.float64))
+    # without noise there is nothing to measure
+    least = float(jnp.finfo(residual.dtype).tiny)
+    return max(utility.noise_quantile(key, data, np.asarray(within, np.float64)), least)
 
 
 def _scale(residual: jax.Array) -> jax.Array:

@@ -7,18 +7,21 @@ import jax
 import jax.numpy as jnp
 
 from jaxsac import _checks, _loops, gibbs
+from jaxsac._arguments import arguments, integer, real, record, size
 from jaxsac._iterate import Certificate, iterate
 from jaxsac._linear import add, conjugate_gradient, dot, square
 from jaxsac.control.data.log import offered
-from jaxsac.control.data.task import Task, require_objective
+from jaxsac.control.data.task import Task, require_objective, sizes
 from jaxsac.control.policy.sparse import SparsePolicy
 from jaxsac.solution import Solution, register
 
 _CG_STEPS, _CG_TOLERANCE = 50, 0.1
 _SHORTEST = 1e-6
+_FEATURES = real("M", "d")
 
 
 @register
+@arguments(interaction=real("d", "q"), tool_effect=real("d"), constant=real(), budget=size())
 class ToolModel(eqx.Module):
     """Scores z_tj = ⟨φ_j, A ψ_t + c⟩ + constant of any tool with features φ_j; a pytree."""
 
@@ -31,8 +34,8 @@ class ToolModel(eqx.Module):
         """The policy over the tools with these features [M', d], known or new: θ_j = A' φ_j, b_j =
         ⟨φ_j, c⟩ + constant.
         """
-        features = _checks.real_array(
-            "tool_features", tool_features, ("M", self.tool_effect.shape[0]), self.interaction.dtype
+        features = _FEATURES.convert(
+            "tool_features", tool_features, {"d": self.tool_effect.shape[0]}, self.interaction.dtype
         )
         return SparsePolicy(
             positions=jnp.arange(features.shape[0], dtype=jnp.int32),
@@ -46,6 +49,14 @@ class ToolModel(eqx.Module):
     __hash__ = object.__hash__  # so that jax.jit takes its methods
 
 
+@arguments(
+    task=record(Task, sizes=sizes),
+    tool_features=_FEATURES,
+    ridge=real(above=0, below=jnp.inf),
+    tol=real(low=0),
+    max_steps=integer(low=0),
+    state=record(ToolModel, sizes=lambda m: dict(zip("dq", m.interaction.shape, strict=True))),
+)
 def fit_tool_model(
     task: Task,
     tool_features: Any,
@@ -53,7 +64,7 @@ def fit_tool_model(
     ridge: Any = 1e-3,
     tol: Any = None,
     max_steps: Any = 100,
-    state: ToolModel | Solution | None = None,
+    state: Any = None,
 ) -> Solution:
     """Learn how a tool's own features decide when it is used, from T records over M tools with d
     features each.
@@ -85,23 +96,19 @@ def fit_tool_model(
     require_objective(task, "imitation", "fit_tool_model")
     contexts = jnp.asarray(task.log.contexts)
     dtype = contexts.dtype
-    features = _checks.real_array("tool_features", tool_features, (task.num_actions, "d"))
-    features = features.astype(dtype)
-    _checks.require(bool(jnp.all(jnp.isfinite(features))), "tool_features must be finite.")
-    ridge = _checks.real_scalar("ridge", ridge, dtype, 0.0, strict=True)
-    start = state.value if isinstance(state, Solution) else state
-    if start is None:
-        zero = jnp.zeros((features.shape[1], contexts.shape[1]), dtype)
-        start = ToolModel(zero, zero[:, 0], zero[0, 0], task.budget)
+    _checks.require(bool(jnp.all(jnp.isfinite(tool_features))), "tool_features must be finite.")
+    if state is None:
+        zero = jnp.zeros((tool_features.shape[1], contexts.shape[1]), dtype)
+        state = ToolModel(zero, zero[:, 0], jnp.zeros((), dtype), task.budget)
     return _fit(
         contexts,
         jnp.asarray(task.log.actions),
         jnp.asarray(offered(task.log, task.num_actions)),
-        features,
-        ridge,
+        tool_features,
+        jnp.asarray(ridge, dtype),
         _checks.tolerance(tol, dtype),
         jnp.asarray(max_steps, jnp.int32),
-        start,
+        state,
     )
 
 

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsac import _checks
 from jaxsac._sizes import padded
 from jaxsac.control.data.digest import Digest
 from jaxsac.control.imitation.likelihood import Evaluation, Working, evaluate
@@ -109,11 +108,6 @@ def point_from(data: Digest, tools: np.ndarray, coef: np.ndarray, intercept: np.
     """A point of this problem from parameters by number: tools int [k], coef [k, q], intercept [M].
     Tools that this log does not use are dropped, groups take their members' mean intercept.
     """
-    _checks.require(
-        intercept.shape == (data.num_actions,) and coef.shape[1] == data.num_features,
-        f"state belongs to another problem: it has {intercept.size} tools and {coef.shape[1]}"
-        " features.",
-    )
     if data.task.intercept == "none":
         intercept = np.zeros(data.num_actions)
     known = np.isin(tools, data.used)

@@ -10,13 +10,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac import _checks, _files, gibbs
+from jaxsac._arguments import anything, arguments, choice, either, integer, real, size
 from jaxsac.solution import register
 
 _KIND = "jaxsac.control.SparsePolicy"
 _NO_ACTION = gibbs.NO_ACTION
+_CONTEXT, _SET = real("q"), integer("any")
 
 
 @register
+@arguments(
+    coef=real("k", "q"),
+    intercept=real("M"),
+    positions=integer("k", low=0, below="M"),
+    background=integer("any", low=0, below="M"),
+    tools=either(integer("M", low=0), choice(None)),
+    budget=size(),
+    meaning=anything("(objective, intercept) of the task"),
+)
 class SparsePolicy(eqx.Module):
     """π(a | ψ) ∝ exp Σ_{j ∈ a} z_j over |a| ≤ B, z_j = ⟨θ_j, ψ⟩ + b_j with θ_j = 0 outside the
     support; a pytree.
@@ -33,6 +44,13 @@ class SparsePolicy(eqx.Module):
     budget: int = eqx.field(static=True)  # B
     # Of the `Task` that it was fitted to; None: not known.
     meaning: tuple[str, str] | None = eqx.field(static=True, default=None)  # objective, intercept
+
+    def __check_init__(self) -> None:
+        for name in ("positions", "background", "tools"):
+            values = getattr(self, name)
+            if values is not None and _checks.is_concrete(values):
+                ascending = bool((np.diff(np.asarray(values)) > 0).all())
+                _checks.require(ascending, f"{name} must ascend, each tool once.")
 
     @classmethod
     def of(
@@ -65,6 +83,10 @@ class SparsePolicy(eqx.Module):
         )
 
     @property
+    def dtype(self) -> Any:
+        return self.coef.dtype
+
+    @property
     def num_actions(self) -> int:
         return self.intercept.shape[-1]
 
@@ -80,16 +102,12 @@ class SparsePolicy(eqx.Module):
 
     def scores(self, context: Any, available: Any = None) -> jax.Array:
         """z [M] for a context [q]; −∞ where `available` (booleans [M]) is False."""
-        context = _checks.real_array("context", context, (self.coef.shape[-1],), self.coef.dtype)
+        context = _CONTEXT.convert("context", context, {"q": self.coef.shape[-1]}, self.dtype)
         own = jnp.matmul(self.coef, context, precision="highest")
         scores = self.intercept.at[self.positions].add(own)
         if available is None:
             return scores
-        available = jnp.asarray(available)
-        _checks.require(
-            available.dtype == bool, f"available must be boolean, got {available.dtype}."
-        )
-        _checks.check_shape("available", available, (self.num_actions,))
+        available = _checks.boolean_array("available", available, (self.num_actions,))
         return jnp.where(available, scores, -jnp.inf)
 
     def act(self, context: Any, available: Any = None, *, fill: bool = False) -> jax.Array:
@@ -116,6 +134,7 @@ class SparsePolicy(eqx.Module):
         Returns: int32 [most that fit], most probable first, padded with -1.
         """
         scores = self.scores(context, available)
+        limit = _checks.static_integer("limit", limit, 0)
         index = gibbs.mode(gibbs.marginals(scores, budget=self.budget), budget=limit, costs=costs)
         return self._names(index)
 
@@ -136,7 +155,7 @@ class SparsePolicy(eqx.Module):
         ValueError where it is concrete.
         """
         scores = self.scores(context, available)
-        actions = _checks.integer_array("actions", actions, (None,))
+        actions = _SET.convert("actions", actions, {}, None)
         if self.tools is None:
             return gibbs.log_prob(actions, scores, budget=self.budget)
         local = jnp.searchsorted(self.tools, actions).astype(jnp.int32)
@@ -150,7 +169,7 @@ class SparsePolicy(eqx.Module):
         """The same policy on the kept tools alone (or on `tools`, int [any]): what is deployed.
         Actions keep their original names. On the host.
         """
-        chosen = self.kept if tools is None else _checks.integer_array("tools", tools, (None,))
+        chosen = self.kept if tools is None else _SET.convert("tools", tools, {}, None)
         chosen = np.unique(np.asarray(chosen))
         names = np.arange(self.num_actions) if self.tools is None else np.asarray(self.tools)
         _checks.require(bool(np.isin(chosen, names).all()), "tools must be tools of this policy.")
@@ -211,6 +230,7 @@ _ARRAYS: dict[str, tuple[str, tuple[int | str | None, ...]]] = {
 }
 
 
+@arguments(path=anything("the path of a file"))
 def load_policy(path: Any) -> SparsePolicy:
     """Read a policy written by `SparsePolicy.save`.
 

@@ -13,8 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxsac import _checks, _loops
+from jaxsac._arguments import anything, arguments, flag, real, size
 from jaxsac.solution import register
 
+_HESSIAN, _WEIGHTS = real("n", "q", "n", "q"), real("n", above=0)
+_SUPPORT = anything("booleans [n]")
 _RESTART_SEED = 0  # part of the definition, so that equal problems give equal bounds
 
 
@@ -35,6 +38,7 @@ class Curvature(NamedTuple):
     upper_support: jax.Array  # []: least eigenvalue on the support, all of it in the cone
 
 
+@arguments(hessian=_HESSIAN, support=_SUPPORT, coef=real("n", "q"), weights=_WEIGHTS)
 def irrepresentability(
     hessian: Any, support: Any, coef: Any, weights: Any = None
 ) -> Irrepresentability:
@@ -52,11 +56,18 @@ def irrepresentability(
 
     Source: A4 of arXiv 2601.08271; Bach 2008.
     """
-    hessian, support, weights = _blocks(hessian, support, weights)
-    coef = _checks.real_array("coef", coef, hessian.shape[:2], hessian.dtype)
+    support, weights = _support_and_weights(hessian, support, weights)
     return _irrepresentability(hessian, support, coef, weights)
 
 
+@arguments(
+    hessian=_HESSIAN,
+    support=_SUPPORT,
+    cone=real(low=0),
+    whole=flag(),
+    num_restarts=size(1),
+    num_steps=size(),
+)
 def restricted_curvature(
     hessian: Any,
     support: Any,
@@ -85,13 +96,11 @@ def restricted_curvature(
     Source: A3 of arXiv 2601.08271; the bounds are classical (Bickel, Ritov & Tsybakov 2009 for the
     cone).
     """
-    hessian, support, _ = _blocks(hessian, support)
-    cone = _checks.real_scalar("cone", cone, hessian.dtype, 0.0)
-    restarts = _checks.static_integer("num_restarts", num_restarts, 1)
-    steps = _checks.static_integer("num_steps", num_steps, 0)
-    return _restricted_curvature(hessian, support, cone, bool(whole), restarts, steps)
+    support = _support_and_weights(hessian, support)[0]
+    return _restricted_curvature(hessian, support, cone, whole, num_restarts, num_steps)
 
 
+@arguments(hessian=_HESSIAN, support=_SUPPORT, lam=real(low=0), weights=_WEIGHTS)
 def signal_threshold(hessian: Any, support: Any, lam: Any, weights: Any = None) -> jax.Array:
     """The largest error that the penalty can cause in a tool's coefficients, lam max_{g ∈ S}
     Σ_{l ∈ S} w_l ‖(H_SS⁻¹)_gl‖_op, [].
@@ -104,22 +113,14 @@ def signal_threshold(hessian: Any, support: Any, lam: Any, weights: Any = None) 
 
     Source: A5 of arXiv 2601.08271; Wainwright 2009, in the block-wise maximum norm.
     """
-    hessian, support, weights = _blocks(hessian, support, weights)
-    lam = _checks.real_scalar("lam", lam, hessian.dtype, 0.0)
+    support, weights = _support_and_weights(hessian, support, weights)
     return _signal_threshold(hessian, support, lam, weights)
 
 
-def _blocks(hessian: Any, support: Any, weights: Any = None):
-    hessian = _checks.real_array("hessian", hessian, ("n", "q", "n", "q"))
-    n, q = hessian.shape[:2]
-    _checks.check_shape("hessian", hessian, (n, q, n, q))
-    support = jnp.asarray(support)
-    _checks.require(
-        support.dtype == bool, f"support must be booleans, got {support.dtype}: one per tool."
-    )
-    _checks.check_shape("support", support, (n,))
-    weights = jnp.ones(n, hessian.dtype) if weights is None else weights
-    return hessian, support, _checks.real_array("weights", weights, (n,), hessian.dtype)
+def _support_and_weights(hessian: jax.Array, support: Any, weights: Any = None):
+    n = hessian.shape[0]
+    support = _checks.boolean_array("support", support, (n,))
+    return support, jnp.ones(n, hessian.dtype) if weights is None else weights
 
 
 def _inside(hessian: jax.Array, support: jax.Array, outside: jax.Array | float) -> jax.Array:

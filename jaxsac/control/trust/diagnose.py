@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac import _checks
+from jaxsac._arguments import arguments, integer, key, real, record, size
 from jaxsac.control.data.digest import Digest, digest
 from jaxsac.control.data.log import Log
 from jaxsac.control.data.sample_weight import effective_sample_size
-from jaxsac.control.data.task import Task
+from jaxsac.control.data.task import Task, sizes
 from jaxsac.control.fits import likelihood, tuning, utility
 from jaxsac.control.fits.fit import fit
 from jaxsac.control.fits.result import FitState
@@ -39,6 +40,15 @@ _RESAMPLE_TOL = 1e-3
 _SINGULAR = 1e-9  # least eigenvalue on the support, over the largest entry of the Hessian
 
 
+@arguments(
+    on_host=True,
+    task=record(Task, sizes=sizes),
+    answer=record(SparsePolicy, Solution),
+    key=key(),
+    lam=real(above=0, below=np.inf),
+    truth=integer("any", low=0, below="M"),
+    num_resamples=size(),
+)
 def diagnose(
     task: Task,
     answer: Solution | SparsePolicy,
@@ -136,11 +146,11 @@ def diagnose(
     return diagnosis._replace(signatures=signatures(diagnosis))
 
 
-def _require_answer(task: Task, policy: SparsePolicy) -> None:
+def _require_answer(task: Task, policy: Any) -> None:
     _checks.require(
-        policy.tools is None,
-        "policy must be the full one (solution.value): a pruned policy lacks the tools to judge it"
-        " by.",
+        isinstance(policy, SparsePolicy) and policy.tools is None,
+        "answer must be a solution of `fit` or its full policy: a pruned one lacks the tools to"
+        " judge it by.",
     )
     meaning = policy.meaning or task.meaning
     _checks.require(

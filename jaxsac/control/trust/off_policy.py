@@ -3,7 +3,6 @@ form, with confidence intervals.
 """
 
 import dataclasses
-import statistics
 from typing import Any, NamedTuple
 
 import jax
@@ -11,14 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac import _checks
-from jaxsac.control.data.log import Log, checked, offered, take
+from jaxsac._arguments import arguments, choice, flag, key, real, record, size
+from jaxsac.control.data.log import Log, checked, logged_sets, offered, take
 from jaxsac.control.data.sample_weight import effective_sample_size
 from jaxsac.control.data.task import Task
-from jaxsac.control.fits.fit import fit
+from jaxsac.control.fits.fit import LAM, fit
 from jaxsac.control.policy.scoring import log_probabilities, marginals
 from jaxsac.control.policy.sparse import SparsePolicy
-from jaxsac.solution import Solution, register
+from jaxsac.solution import register
 
+_MAX_WEIGHT, _CONFIDENCE = real(low=0), real(above=0, below=1)
 _METHODS = ("doubly_robust", "self_normalised", "inverse_propensity")
 
 
@@ -35,6 +36,15 @@ class OffPolicyValue(NamedTuple):
     largest_weight: jax.Array  # max w
 
 
+@arguments(
+    log_ratio=real("T"),
+    utilities=real("T"),
+    predicted=real("T"),
+    expected=real("T"),
+    self_normalised=flag(),
+    max_weight=_MAX_WEIGHT,
+    confidence=_CONFIDENCE,
+)
 def importance_value(
     log_ratio: Any,
     utilities: Any,
@@ -66,34 +76,21 @@ def importance_value(
     Source: Horvitz & Thompson 1952; Swaminathan & Joachims 2015 (self-normalised); Dudík, Langford
     & Li 2011 (doubly robust).
     """
-    log_ratio = _checks.real_array("log_ratio", log_ratio, ("T",))
-    dtype, size = log_ratio.dtype, log_ratio.shape[0]
-    utilities = _checks.real_array("utilities", utilities, (size,), dtype)
     _checks.require(
         (predicted is None) == (expected is None),
         "predicted and expected go together: pass both or neither.",
     )
     if predicted is None:
-        predicted = expected = jnp.zeros(size, dtype)
-    predicted = _checks.real_array("predicted", predicted, (size,), dtype)
-    expected = _checks.real_array("expected", expected, (size,), dtype)
-    _checks.require(0 < confidence < 1, f"confidence must lie in (0, 1), got {confidence:g}.")
-    z = statistics.NormalDist().inv_cdf((1 + confidence) / 2)
-    return _importance_value(
-        log_ratio,
-        utilities,
-        predicted,
-        expected,
-        _checks.real_scalar("max_weight", max_weight, dtype, 0.0),
-        jnp.asarray(z, dtype),
-        bool(self_normalised),
-    )
+        predicted = expected = jnp.zeros_like(log_ratio)
+    limits = jnp.asarray(max_weight), jnp.asarray(confidence)
+    return _importance_value(log_ratio, utilities, predicted, expected, *limits, self_normalised)
 
 
 @jax.jit(static_argnums=6)
 def _importance_value(
-    log_ratio, utilities, predicted, expected, max_weight, z, self_normalised: bool
+    log_ratio, utilities, predicted, expected, max_weight, confidence, self_normalised: bool
 ) -> OffPolicyValue:
+    z = jax.scipy.special.ndtri((1 + confidence) / 2)
     size = jnp.asarray(utilities.shape[0], utilities.dtype)
     weights = jnp.minimum(jnp.exp(log_ratio), max_weight)
     total = jnp.sum(weights)
@@ -115,8 +112,19 @@ def _importance_value(
     )
 
 
+@arguments(
+    on_host=True,
+    policy=record(SparsePolicy),
+    log=record(Log),
+    method=choice(*_METHODS),
+    lam=LAM,
+    folds=size(2),
+    max_weight=_MAX_WEIGHT,
+    confidence=_CONFIDENCE,
+    key=key(),
+)
 def off_policy_value(
-    policy: SparsePolicy | Solution,
+    policy: Any,
     log: Log,
     *,
     method: str = "doubly_robust",
@@ -129,7 +137,8 @@ def off_policy_value(
     """The mean utility that `policy` would have had on the log's contexts, with a confidence
     interval.
 
-    * `policy`: a solution's or a pruned one, which gives probability 0 to sets with other tools.
+    * `policy`: a solution, its policy, or a pruned one, which gives probability 0 to sets with
+      other tools.
     * `log`: with utilities [T] and propensities [T], the probability with which the logged set was
       chosen. Best a log that the policy was not fitted to: on its own log the value is too good.
     * `method`: "self_normalised" or "inverse_propensity" (see `importance_value`), or
@@ -148,20 +157,17 @@ def off_policy_value(
 
     Source: as `importance_value`.
     """
-    _checks.choice("method", method, _METHODS)
     _checks.require(
         key is not None or method != "doubly_robust",
         'pass key=jax.random.key(...): method="doubly_robust" draws the folds of its model.',
     )
-    folds = _checks.static_integer("folds", folds, 2)
     _checks.require(log.utilities is not None, "off_policy_value needs log.utilities.")
     _checks.require(
         log.propensities is not None,
         "off_policy_value needs log.propensities: with what probability was the logged set chosen?",
     )
-    answer: SparsePolicy = policy.value if isinstance(policy, Solution) else policy
-    names = np.arange(answer.num_actions) if answer.tools is None else np.asarray(answer.tools)
-    num_actions = int(max(names.max(initial=0), np.max(np.asarray(log.actions), initial=0))) + 1
+    names = np.arange(policy.num_actions) if policy.tools is None else np.asarray(policy.tools)
+    num_actions = int(max(names.max(initial=0), logged_sets(log).max(initial=0))) + 1
     log = checked(log, num_actions, max(np.shape(log.actions)[1], 1))
     utilities = np.asarray(log.utilities, np.float64)
     propensities = np.asarray(log.propensities, np.float64)
@@ -172,7 +178,7 @@ def off_policy_value(
     foreign = ((actions >= 0) & (own[actions] < 0)).any(1)
     possible = None if log.available is None else offered(log, num_actions)[:, names]
     local = log._replace(actions=np.where(actions >= 0, own[actions], -1), available=possible)
-    full = dataclasses.replace(answer, tools=None)
+    full = dataclasses.replace(policy, tools=None)
     log_ratio = np.where(foreign, -np.inf, log_probabilities(full, local) - np.log(propensities))
     predicted = expected = None
     if method == "doubly_robust":

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsac import _checks, designs, group_lasso
+from jaxsac._arguments import anything, arguments, real, record
 from jaxsac.prox import group_norms
 from jaxsac.solution import register
 
@@ -23,6 +24,12 @@ class Witness(NamedTuple):
     status: jax.Array  # int32 []: of the restricted solve
 
 
+@arguments(
+    problem=record(group_lasso.Problem),
+    support=anything("booleans [G]"),
+    lam=real(low=0),
+    tol=real(low=0),
+)
 def oracle_witness(
     problem: group_lasso.Problem, support: Any, lam: Any, *, tol: Any = None
 ) -> Witness:
@@ -46,12 +53,9 @@ def oracle_witness(
 
     Source: the primal-dual witness of arXiv 2601.08271, theorem 4.6; Wainwright 2009.
     """
-    groups, support = problem.groups, jnp.asarray(support)
-    _checks.require(support.dtype == bool, f"support must be booleans [G], got {support.dtype}.")
-    _checks.check_shape("support", support, (groups.num_groups,))
-    _checks.require(
-        isinstance(problem.X, designs.Dense), "oracle_witness needs a problem whose X is a matrix."
-    )
+    groups = problem.groups
+    support = _checks.boolean_array("support", support, (groups.num_groups,))
+    _checks.require(isinstance(problem.X, designs.Dense), "problem.X must be a matrix.")
     mask, X = groups.spread(support), problem.X.matrix
     inside = dataclasses.replace(problem, X=jnp.where(mask[None, :], X, 0))
     found = group_lasso.solve(inside, lam=lam, tol=tol)
@@ -59,5 +63,5 @@ def oracle_witness(
     z = problem.offset + jnp.matmul(X, coef, precision="highest") + intercept
     rho = problem.loss.negative_gradient(z, problem.y, problem.sample_weight)
     pull = group_norms(jnp.matmul(rho, X, precision="highest"), groups) / problem.weights
-    margin = 1 - jnp.max(jnp.where(support, 0, pull)) / jnp.asarray(lam, X.dtype)
+    margin = 1 - jnp.max(jnp.where(support, 0, pull)) / lam
     return Witness(margin, coef, intercept, found.status)

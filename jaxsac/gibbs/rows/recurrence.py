@@ -46,7 +46,7 @@ def log_size_weights(scores: jax.Array, budget: int) -> jax.Array:
     return _by_blocks(functools.partial(_either, block), scores)
 
 
-@arguments(scores=real("W", "N"), log_rest=real("B + 1", "N"), budget=size())
+@arguments(scores=real("W", "N"), budget=size(), log_rest=real("budget + 1", "N"))
 def marginals(scores: jax.Array, log_rest: jax.Array, budget: int) -> jax.Array:
     """P_t(tool j is chosen) as [W, N], given log_rest [B + 1, N]: the adjoint of the recurrence,
     all terms positive.
@@ -86,7 +86,7 @@ def marginals(scores: jax.Array, log_rest: jax.Array, budget: int) -> jax.Array:
     return _by_blocks(functools.partial(_either, block), scores, log_rest)
 
 
-@arguments(scores=real("W", "N"), log_rest=real("B + 1", "N"), budget=size())
+@arguments(scores=real("W", "N"), budget=size(), log_rest=real("budget + 1", "N"))
 def log_partition(scores: jax.Array, log_rest: jax.Array, budget: int) -> jax.Array:
     """log Z [N] = log Σ_r e_r(exp z) exp(log_rest[r]) from scores [W, N] and log_rest [B + 1, N];
     differentiable in both (reverse mode).

@@ -74,8 +74,9 @@ class Ratings(NamedTuple):
 
 
 @arguments(
-    indicators=real("N", "d"),
-    ratings=real("N"),
+    on_host=True,
+    indicators=real("N", "d", low=0, high=1),
+    ratings=real("N", above=-np.inf, below=np.inf),
     dtype=anything("a floating dtype; None: the default of JAX"),
 )
 def ratings_model(indicators: np.ndarray, ratings: np.ndarray, dtype=None) -> Ratings:
@@ -89,5 +90,7 @@ def ratings_model(indicators: np.ndarray, ratings: np.ndarray, dtype=None) -> Ra
     residuals = centred - indicators @ theta
     scale = float(residuals.std())
     return Ratings(
-        jnp.asarray(theta, dtype), jnp.asarray((residuals - residuals.mean()) / scale, dtype), scale
+        jnp.asarray(theta, dtype),
+        jnp.asarray((residuals - residuals.mean()) / (scale or 1.0), dtype),
+        scale,
     )

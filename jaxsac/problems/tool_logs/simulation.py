@@ -23,16 +23,17 @@ class ToolLog(NamedTuple):
 
 
 @arguments(
+    on_host=True,
     key=key(),
     num_records=size(1),
     num_actions=size(1),
     num_features=size(1),
     budget=size(),
     num_relevant=size(),
-    mean_size=real(above=0),
+    mean_size=real(above=0, below=np.inf),
     relevant_share=real(low=0, high=1),
-    strength=real(low=0),
-    noise=real(low=0),
+    strength=real(low=0, below=np.inf),
+    noise=real(low=0, below=np.inf),
 )
 def sparse_tool_log(
     key: jax.Array,
