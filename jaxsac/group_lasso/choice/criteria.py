@@ -117,8 +117,9 @@ def ebic(
 
     k is the number of groups that are not zero among the G that are not empty, df the exact degrees
     of freedom, N = Σ_t c_t. −2 log L is 2 T F for a loss that is a negative log-likelihood, and
-    N log(Σ_t c_t r_t² / N) for "squared" and "sqrt", whose noise level is not known. Outside jit. Each df costs the
-    cube of the support's coefficients: end the path where supports are no longer of interest.
+    N log(Σ_t c_t r_t² / N) for "squared" and "sqrt", whose noise level is not known. Outside jit.
+    Each df costs the cube of the support's coefficients: end the path where supports are no longer
+    of interest.
 
     * `gamma`: ≥ 0: 0 is the ordinary criterion; 0.5 suits G near or above N.
     * `lams`, `num_lams`, `min_ratio`, `tol`, `max_steps`: as in `path`.
