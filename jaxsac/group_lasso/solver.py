@@ -164,8 +164,8 @@ def path(
     Returns: a `Solution` with a leading axis [L] in value, status, stats and state, each lam with
     its own certificate; stats["lam"] has the values.
 
-    Raises: as `solve`; ValueError for no lam, a negative one, `min_ratio` outside
-    (0, 1], `num_lams` < 1.
+    Raises: as `solve`; ValueError for no lam, a negative one, `min_ratio` outside (0, 1],
+    `num_lams` < 1.
     """
     words = {"loss": loss, "weights": weights, "sample_weight": sample_weight, "offset": offset}
     problem = Problem.of(X, y, groups, words | {"intercept": intercept, "penalty": penalty})

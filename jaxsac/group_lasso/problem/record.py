@@ -73,7 +73,7 @@ class Problem(eqx.Module):
       `losses.Loss`. With "sqrt" F is (Σ_t c_t r_t² / T)^½, r = y − z, for which the right lam does
       not depend on the noise (`simulated_lam`; see `losses.SquareRoot`).
     * `weights`: w ≥ 0 [G]: None is 1 for every group, "sqrt_size" the square root of its size; 0 is
-      unpenalised.
+      unpenalised, and infinity holds a group at zero (at lam > 0).
     * `sample_weight`: c ≥ 0 [T]: None is 1. They are not normalised: F divides by T. A record of
       weight 2 is the same record twice in a data set whose T is not changed.
     * `offset`: of the shape of y, in its units: None is 0.
