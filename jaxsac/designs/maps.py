@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 
 from jaxsac import _checks, _loops
+from jaxsac._arguments import arguments, choice, integer, real, size
 from jaxsac.prox import vector_norm
 from jaxsac.solution import register
 
@@ -212,7 +213,7 @@ class Centred(eqx.Module):
 
 def dense(matrix: Any) -> Dense:
     """The design of a matrix X [T, p]; ValueError unless it is two-dimensional and not empty."""
-    matrix = _checks.real_array("X", matrix, ("T", "p"))
+    matrix = real("T", "p", own=True).convert("X", matrix, {}, np.dtype(jnp.result_type(float)))
     _checks.require(
         matrix.size > 0,
         f"X must have at least one row and one column, got shape {list(matrix.shape)}.",
@@ -220,13 +221,11 @@ def dense(matrix: Any) -> Dense:
     return Dense(matrix)
 
 
+@arguments(actions=integer("T", "W"), features=real("T", "q", own=True), num_actions=size(1))
 def budgeted_choice(actions: Any, features: Any, num_actions: int) -> BudgetedChoice:
     """The design of chosen sets: actions [T, W] in [0, M) padded with −1, features [T, q];
     ValueError for an action out of range.
     """
-    features = _checks.real_array("features", features, ("T", "q"))
-    actions = _checks.integer_array("actions", actions, (features.shape[0], "W"))
-    num_actions = _checks.static_integer("num_actions", num_actions, 1)
     _checks.require(
         features.size > 0,
         f"features must have at least one row and one column, got shape {list(features.shape)}.",
@@ -240,24 +239,22 @@ def budgeted_choice(actions: Any, features: Any, num_actions: int) -> BudgetedCh
     return BudgetedChoice(actions, features, num_actions)
 
 
+@arguments(features=real("T", "q", own=True), num_outputs=size(1), by=choice("output", "feature"))
 def multi_output(features: Any, num_outputs: int, by: str = "output") -> MultiOutput:
     """The design of M outputs over shared features [T, q]; coefficients are consecutive by "output"
     or by "feature".
     """
-    features = _checks.real_array("features", features, ("T", "q"))
     _checks.require(
         features.size > 0,
         f"features must have at least one row and one column, got shape {list(features.shape)}.",
     )
-    return MultiOutput(
-        features,
-        _checks.static_integer("num_outputs", num_outputs, 1),
-        _checks.choice("by", by, ("output", "feature")),
-    )
+    return MultiOutput(features, num_outputs, by)
 
 
 def as_design(X: Any) -> Design:
     """`X` itself if it is a design, else the design of the matrix X [T, p]."""
+    advice = "X is sparse: pass X.toarray(), or a design with predict and adjoint of your own."
+    _checks.require(not hasattr(X, "todense"), advice)
     return X if hasattr(X, "predict") and hasattr(X, "adjoint") else dense(X)
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac import _checks
+from jaxsac._arguments import real, record, size
 from jaxsac.group_lasso.methods import choose, values_of
 from jaxsac.group_lasso.methods.limits import Lams, Limits
 from jaxsac.group_lasso.methods.loop.fista import State
@@ -163,18 +164,18 @@ def path(
     Returns: a `Solution` with a leading axis [L] in value, status, stats and state, each lam with
     its own certificate; stats["lam"] has the values.
 
-    Raises: as `solve`; ValueError for no lam, a negative one, `min_ratio` ≤ 0, `num_lams` < 1.
+    Raises: as `solve`; ValueError for no lam, a negative one, `min_ratio` outside (0, 1],
+    `num_lams` < 1.
     """
     words = {"loss": loss, "weights": weights, "sample_weight": sample_weight, "offset": offset}
     problem = Problem.of(X, y, groups, words | {"intercept": intercept, "penalty": penalty})
     limits = Limits.of(tol, max_steps, problem.dtype)
-    min_ratio = _checks.real_scalar("min_ratio", min_ratio, problem.dtype, 0.0, strict=True)
-    num_lams = _checks.static_integer("num_lams", num_lams, 1)
+    dtype = np.dtype(problem.dtype)
+    min_ratio = real(above=0, high=1).convert("min_ratio", min_ratio, {}, dtype)
+    num_lams = size(1).convert("num_lams", num_lams, {}, None)
     if lams is not None:
-        lams = _checks.real_array("lams", lams, ("L",), problem.dtype)
+        lams = real("L", low=0).convert("lams", lams, {}, dtype)
         _checks.require(lams.shape[0] > 0, "lams must hold at least one value.")
-        negative = _checks.is_concrete(lams) and bool(np.any(np.asarray(lams) < 0))
-        _checks.require(not negative, "lams must be >= 0.")
         lams = jnp.where(lams >= 0, lams, jnp.nan)
     # A path from lam_max has lam = 0 only where the null model is a solution for every lam.
     penalised = lams is None or (_checks.is_concrete(lams) and bool(np.all(np.asarray(lams) > 0)))
@@ -186,9 +187,10 @@ def path(
 
 def _start(problem: Problem, state: State | Solution | None) -> State | None:
     """What is started from, without an intercept where there is none."""
-    at: State | None = state.state if isinstance(state, Solution) else state
-    if at is None:
+    if state is None:
         return None
+    record(State, Solution).convert("state", state, {}, None)
+    at: State = state.state if isinstance(state, Solution) else state
     _checks.check_shape("state.coef", at.coef, (problem.groups.num_coefficients,))
     _checks.check_shape("state.intercept", at.intercept, problem.offset.shape[1:])
     if problem.intercept:

@@ -9,6 +9,7 @@ import numpy as np
 from jax.scipy.special import entr
 
 from jaxsac import _checks, gibbs
+from jaxsac._arguments import anything, arguments, flag, size
 from jaxsac.losses.protocol import Loss, inner
 from jaxsac.solution import register
 
@@ -164,6 +165,7 @@ class BudgetedGibbs(Loss):
         )
 
 
+@arguments(budget=size(), exactly=flag(), costs=anything("integers [M] ≥ 0, or None"))
 def budgeted_gibbs(budget: int, *, exactly: bool = False, costs: Any = None) -> BudgetedGibbs:
     """The likelihood of sets |a| ≤ budget (`exactly`: = budget; `costs`: integer costs [M], total ≤
     budget).
@@ -180,4 +182,4 @@ def budgeted_gibbs(budget: int, *, exactly: bool = False, costs: Any = None) -> 
             "costs must be integers of shape [M].",
         )
         fixed = tuple(array.tolist())
-    return BudgetedGibbs(_checks.static_integer("budget", budget, 0), bool(exactly), fixed)
+    return BudgetedGibbs(budget, exactly, fixed)

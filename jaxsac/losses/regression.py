@@ -6,6 +6,7 @@ import numpy as np
 from jax.scipy.special import xlogy
 
 from jaxsac import _checks
+from jaxsac._arguments import arguments, real
 from jaxsac.losses.protocol import Loss, inner, rows
 from jaxsac.prox.groups import power_of_two, safe_sqrt
 from jaxsac.solution import register
@@ -72,11 +73,12 @@ class Huber(Loss):
         )
 
 
+@arguments(delta=real(above=0, own=True))
 def huber(delta: float | jax.Array = 1.345) -> Huber:
     """The Huber loss with threshold delta > 0, in the units of y; traced, so that a sweep compiles
     once.
     """
-    return Huber(_checks.real_scalar("delta", delta, jnp.result_type(float), 0.0, strict=True))
+    return Huber(jnp.asarray(delta))
 
 
 @register
@@ -159,11 +161,12 @@ class SquareRoot(Loss):
         return scale, scale * slope + 0.5 * least - 0.5 * scale**2 * bend
 
 
+@arguments(floor=real(above=0, own=True))
 def square_root(floor: float | jax.Array = 0.01) -> SquareRoot:
     """The square-root loss whose σ does not fall below `floor` > 0 times the standard deviation of
     the targets; traced.
     """
-    return SquareRoot(_checks.real_scalar("floor", floor, jnp.result_type(float), 0.0, strict=True))
+    return SquareRoot(jnp.asarray(floor))
 
 
 @register

@@ -142,7 +142,7 @@ def test_memory_of_the_choice_design_does_not_grow_with_its_matrix():
         ),
         (
             lambda: designs.budgeted_choice(np.asarray([[1], [2]]), np.ones((1, 2)), 5),
-            r"actions must have shape \[1, any\]|actions must",
+            r"features must have shape",
         ),
         (lambda: designs.multi_output(np.ones((2, 2)), 3, by="row"), "by must be one of"),
     ],

@@ -71,11 +71,11 @@ def from_the_host(X, y, lam, max_steps=100):
 BAD = [
     ({"y": jnp.zeros(23)}, r"y must have shape \[24\]"),
     ({"X": jnp.zeros(24)}, r"X must have shape"),
-    ({"lam": -1.0}, r"lam must be >= 0"),
-    ({"sample_weight": -jnp.ones(24)}, r"sample_weight must be >= 0"),
+    ({"lam": -1.0}, r"lam must be ≥ 0"),
+    ({"sample_weight": -jnp.ones(24)}, r"sample_weight must be ≥ 0"),
     ({"groups": Groups.equal(4, 3)}, r"groups partition 12 coefficients but X has 11"),
     ({"weights": "size"}, r"weights must be None, 'sqrt_size'"),
-    ({"max_steps": -1}, r"max_steps must be at least 0"),
+    ({"max_steps": -1}, r"max_steps must be ≥ 0"),
 ]
 
 
@@ -112,7 +112,7 @@ CASES = [
         scalar=total,
         bad=[
             ({"min_ratio": 0.0}, "min_ratio must be > 0"),
-            ({"num_lams": 0}, "num_lams must be at least 1"),
+            ({"num_lams": 0}, "num_lams must be ≥ 1"),
         ],
         **CLOSE,
     ),
@@ -132,7 +132,7 @@ CASES = [
         problem=wide,
         solve=from_the_host,
         hyper={"lam": 0.5},
-        bad=[({"lam": -1.0}, "lam must be >= 0"), ({"max_steps": -1}, "at least 0")],
+        bad=[({"lam": -1.0}, "lam must be ≥ 0"), ({"max_steps": -1}, "max_steps must be ≥ 0")],
         host=True,
     ),
 ]

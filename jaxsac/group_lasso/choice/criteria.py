@@ -11,12 +11,13 @@ from jax import lax
 from jax.scipy.special import gammaln
 
 from jaxsac import _checks
+from jaxsac._arguments import arguments, integer, real, record, size
 from jaxsac.group_lasso.problem.objective import Coefficients, Objective, recentre, with_lam
-from jaxsac.group_lasso.problem.record import Problem
+from jaxsac.group_lasso.problem.record import PROBLEM, Problem
 from jaxsac.group_lasso.problem.support import degrees, indices_of, restrict
 from jaxsac.group_lasso.solver import path
 from jaxsac.losses import Squared, SquareRoot
-from jaxsac.solution import Solution
+from jaxsac.solution import Solution, Status
 
 
 class Criterion(NamedTuple):
@@ -25,10 +26,11 @@ class Criterion(NamedTuple):
     lam: jax.Array  # [L]
     score: jax.Array  # [L], in units of twice the log-likelihood
     degrees: jax.Array  # of freedom [L]
-    best: jax.Array  # the lam of the least score []
+    best: jax.Array  # the lam of the least score among fits that converged, or NaN []
     solution: Solution  # the path
 
 
+@arguments(problem=PROBLEM, solution=record(Solution))
 def degrees_of_freedom(problem: Problem, solution: Solution) -> jax.Array:
     """The degrees of freedom of a solution, df = Σ_t ∂ẑ_t/∂y_t on its support.
 
@@ -51,6 +53,7 @@ def degrees_of_freedom(problem: Problem, solution: Solution) -> jax.Array:
     return _degrees(at_lam, recentre(at_lam, point))
 
 
+@arguments(problem=PROBLEM, solution=record(Solution))
 def support_margin(problem: Problem, solution: Solution) -> jax.Array:
     """How far a solution is from another support: min_g |‖κ b_g + X_g' ρ‖ / (lam w_g) − 1|, κ the
     largest curvature of a column.
@@ -72,10 +75,6 @@ def support_margin(problem: Problem, solution: Solution) -> jax.Array:
 
 def _solved(problem: Problem, solution: Solution) -> tuple[Objective, Coefficients]:
     """The problem at the lam of its solution, and the coefficients."""
-    _checks.require(
-        isinstance(solution, Solution),
-        f"the Solution itself is wanted, whose stats say its lam; got {type(solution).__name__}.",
-    )
     point = problem.coefficients(solution)
     return problem.at(solution.stats["lam"]), point
 
@@ -94,6 +93,15 @@ def _margin_of(problem: Objective, value: Coefficients) -> jax.Array:
     return problem.whole_penalty.margin(at.coef, pull, problem.lam, curvature)
 
 
+@arguments(
+    problem=PROBLEM,
+    gamma=real(low=0),
+    lams=real("L", low=0),
+    num_lams=size(1),
+    min_ratio=real(above=0, high=1),
+    tol=real(low=0),
+    max_steps=integer(low=0),
+)
 def ebic(
     problem: Problem,
     *,
@@ -107,10 +115,11 @@ def ebic(
     """The extended Bayesian information criterion over a path: −2 log L + df log N + 2 gamma log
     C(G, k).
 
-    k is the number of groups that are not zero among the G, df the exact degrees of freedom, N =
-    Σ_t c_t. −2 log L is 2 T F for a loss that is a negative log-likelihood, and N log(Σ_t c_t r_t²
-    / N) for "squared" and "sqrt", whose noise level is not known. Outside jit. Each df costs the
-    cube of the support's coefficients: end the path where supports are no longer of interest.
+    k is the number of groups that are not zero among the G that are not empty, df the exact degrees
+    of freedom, N = Σ_t c_t. −2 log L is 2 T F for a loss that is a negative log-likelihood, and
+    N log(Σ_t c_t r_t² / N) for "squared" and "sqrt", whose noise level is not known. Outside jit.
+    Each df costs the cube of the support's coefficients: end the path where supports are no longer
+    of interest.
 
     * `gamma`: ≥ 0: 0 is the ordinary criterion; 0.5 suits G near or above N.
     * `lams`, `num_lams`, `min_ratio`, `tol`, `max_steps`: as in `path`.
@@ -128,7 +137,6 @@ def ebic(
         _checks.is_concrete(found.value), "ebic counts supports on the host: call it outside jit."
     )
     every_lam = problem.at(0.0)
-    gamma = _checks.real_scalar("gamma", gamma, problem.dtype, 0.0)
     points = Coefficients(found.value.coef, found.value.intercept)
     freedom = []
     for k, lam in enumerate(found.stats["lam"]):
@@ -138,12 +146,21 @@ def ebic(
     freedom = jnp.stack(freedom)
     score = _scores(every_lam, points, found.stats["num_active"], freedom, gamma)
     lams = found.stats["lam"]
-    return Criterion(lams, score, freedom, lams[jnp.nanargmin(score)], found)
+    return Criterion(lams, score, freedom, best_lam(lams, score, found.status), found)
+
+
+def best_lam(lams: jax.Array, score: jax.Array, status: jax.Array) -> jax.Array:
+    """The lam of the least score [L] among the fits [..., L] that converged, or NaN."""
+    certified = jnp.all(jnp.atleast_2d(status) == Status.CONVERGED, axis=0) & ~jnp.isnan(score)
+    least = jnp.argmin(jnp.where(certified, score, jnp.inf))
+    return jnp.where(certified[least], lams[least], jnp.nan)
 
 
 def _degrees(problem: Objective, point: Coefficients) -> jax.Array:
     if not _checks.is_concrete(problem, point):
         return _degrees_of(problem, point)
+    if not np.isfinite(np.asarray(point.coef)).all():
+        return jnp.full((), jnp.nan, point.coef.dtype)
     moving = ~np.asarray(problem.whole_penalty.pinned(point.coef, problem.lam))
     indices = jnp.asarray(indices_of(moving))
     return _degrees_of(
@@ -163,7 +180,8 @@ def _scores(
     freedom: jax.Array,
     gamma: jax.Array,
 ) -> jax.Array:
-    total, num_groups = jnp.sum(problem.sample_weight), problem.groups.num_groups
+    total = jnp.sum(problem.sample_weight)
+    num_groups = jnp.sum(problem.groups.sizes > 0).astype(freedom.dtype)  # empty ones are no choice
 
     def deviance(value):
         z = problem.offset + problem.predict(recentre(problem, value))

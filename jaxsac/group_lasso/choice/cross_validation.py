@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac import _checks
+from jaxsac._arguments import arguments, integer, real, size
+from jaxsac.group_lasso.choice.criteria import best_lam
 from jaxsac.group_lasso.methods import apart
 from jaxsac.group_lasso.problem.null import geometric
-from jaxsac.group_lasso.problem.record import LinearModel, Problem
+from jaxsac.group_lasso.problem.record import PROBLEM, LinearModel, Problem
 from jaxsac.group_lasso.solver import lam_max, path
-from jaxsac.solution import Solution
+from jaxsac.solution import Solution, Status
 
 
 class CrossValidation(NamedTuple):
@@ -21,11 +23,20 @@ class CrossValidation(NamedTuple):
     error: jax.Array  # the mean over folds [L], in units of ℓ
     standard_error: jax.Array  # of that [L]
     fold_error: jax.Array  # [K, L]
-    best: jax.Array  # the lam of the least error []
+    best: jax.Array  # the lam of the least error where every fold converged, or NaN []
     best_within_error: jax.Array  # the largest lam within one standard error of the best []
     status: jax.Array  # of each fit, int32 [K, L]
 
 
+@arguments(
+    problem=PROBLEM,
+    folds=integer("T", low=0),
+    lams=real("L", low=0),
+    num_lams=size(1),
+    min_ratio=real(above=0, high=1),
+    tol=real(low=0),
+    max_steps=integer(low=0),
+)
 def cross_validate(
     problem: Problem,
     folds: Any,
@@ -42,8 +53,8 @@ def cross_validate(
     The fit without a fold gives its records weight 0 and scales the other weights to the same sum,
     so that lam means the same in every fit; X is never cut.
 
-    * `folds`: int [T] in [0, K): the fold of each record; make them at random, or keep related
-      records together.
+    * `folds`: int [T] in [0, K), such as `jnp.arange(T) % 5`: the fold of each record; make them at
+      random, or keep related records together.
     * `lams`: [L]; None is those of `path` on all records, for which `num_lams` and `min_ratio` are.
     * `tol`, `max_steps`: as in `solve`, for each fit, which has its own certificate.
 
@@ -52,7 +63,7 @@ def cross_validate(
     Raises: ValueError for folds that are not integers, or fewer than two of them; as `path`.
     """
     dtype, counts = problem.dtype, problem.sample_weight
-    known = _checks.integer_array("folds", folds, counts.shape)
+    known: jax.Array = folds
     _checks.require(
         _checks.is_concrete(known),
         "folds decide how many fits there are and must be concrete: call cross_validate outside"
@@ -65,8 +76,6 @@ def cross_validate(
         "folds must use every label in [0, K), K >= 2.",
     )
     if lams is None:
-        min_ratio = _checks.real_scalar("min_ratio", min_ratio, dtype, 0.0, strict=True)
-        num_lams = _checks.static_integer("num_lams", num_lams, 1)
         lams = geometric(lam_max(problem), min_ratio, num_lams)
     fold = jnp.arange(num_folds, dtype=known.dtype)[:, None]
     held_out = jnp.where(known[None, :] == fold, counts[None], 0.0)  # [K, T]
@@ -85,9 +94,11 @@ def cross_validate(
     error = jnp.mean(fold_error, axis=0)
     spread = jnp.std(fold_error, axis=0, ddof=1) / jnp.sqrt(jnp.asarray(num_folds, dtype))
     lams = jnp.asarray(lams, dtype)
-    at = jnp.argmin(error)
-    within = jnp.max(jnp.where(error <= error[at] + spread[at], lams, 0.0))
-    return CrossValidation(lams, error, spread, fold_error, lams[at], within, fits.status)
+    best = best_lam(lams, error, fits.status)
+    at = jnp.argmax(lams == best)
+    near = (error <= error[at] + spread[at]) & jnp.all(fits.status == Status.CONVERGED, axis=0)
+    within = jnp.max(jnp.where(near, lams, 0.0)) + 0.0 * best  # NaN without a best
+    return CrossValidation(lams, error, spread, fold_error, best, within, fits.status)
 
 
 @jax.jit

@@ -6,7 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxsac import _checks
-from jaxsac.group_lasso.problem.record import LinearModel, Problem
+from jaxsac._arguments import arguments, integer, real, record
+from jaxsac.group_lasso.problem.record import PROBLEM, LinearModel, Problem
 from jaxsac.group_lasso.solver import solve
 from jaxsac.prox import group_norms
 from jaxsac.solution import Solution
@@ -14,6 +15,12 @@ from jaxsac.solution import Solution
 _LAM = 1e12  # in units of lam_max: nothing that keeps a weight moves
 
 
+@arguments(
+    problem=PROBLEM,
+    solution=record(Solution, LinearModel),
+    tol=real(low=0),
+    max_steps=integer(low=0),
+)
 def refit(
     problem: Problem, solution: Solution | LinearModel, *, tol: Any = None, max_steps: Any = 20_000
 ) -> Solution:

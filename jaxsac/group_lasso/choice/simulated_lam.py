@@ -8,16 +8,24 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxsac import _checks
+from jaxsac._arguments import arguments, key as key_of, real, record, size
 from jaxsac.group_lasso.problem.free import without_free
 from jaxsac.group_lasso.problem.null import fit_null, lam_max_of, largest_pull
 from jaxsac.group_lasso.problem.objective import Coefficients, Objective, recentre
-from jaxsac.group_lasso.problem.record import LinearModel, Problem
+from jaxsac.group_lasso.problem.record import PROBLEM, LinearModel, Problem
 from jaxsac.solution import Solution
 
 _BATCH = 32  # draws at a time: products of X with a matrix, in bounded memory
 
 
+@arguments(
+    key=key_of(),
+    problem=PROBLEM,
+    solution=record(Solution, LinearModel),
+    level=real(above=0, below=1),
+    factor=real(above=0),
+    num_draws=size(1),
+)
 def simulated_lam(
     key: jax.Array,
     problem: Problem,
@@ -50,10 +58,7 @@ def simulated_lam(
 
     Source: Chernozhukov et al. (2013).
     """
-    dtype = problem.dtype
-    level = _checks.real_scalar("level", level, dtype, 0.0)
-    factor = _checks.real_scalar("factor", factor, dtype, 0.0)
-    num_draws = _checks.static_integer("num_draws", num_draws, 1)
+    level = jnp.where((level > 0) & (level < 1), level, jnp.nan)
     at_zero, pilot = problem.at(0.0), None
     if solution is not None:
         pilot = recentre(at_zero, problem.coefficients(solution))

@@ -5,17 +5,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from jaxsac import _checks
+from jaxsac._arguments import arguments, either, integer, key as key_of, real, size
 from jaxsac.group_lasso.methods import choose
 from jaxsac.group_lasso.methods.limits import LOOP, METHODS, Lams, Limits
 from jaxsac.group_lasso.methods.loop import programs
-from jaxsac.group_lasso.problem.record import Problem
+from jaxsac.group_lasso.problem.record import PROBLEM, Problem
 from jaxsac.group_lasso.solver import path
 from jaxsac.prox import Groups, group_norms
-from jaxsac.solution import Solution
+from jaxsac.solution import Solution, Status
 
 _BATCH = 16  # fits at a time, in bounded memory
 
@@ -31,6 +31,15 @@ class Stability(NamedTuple):
     status: jax.Array  # the worst of each fit, int32 [2 num_pairs]
 
 
+@arguments(
+    key=key_of(),
+    problem=PROBLEM,
+    lam=either(real(low=0), real("L", low=0)),
+    num_pairs=size(1),
+    threshold=real(above=0.5, high=1),
+    tol=real(low=0),
+    max_steps=integer(low=0),
+)
 def stability_selection(
     key: jax.Array,
     problem: Problem,
@@ -60,25 +69,17 @@ def stability_selection(
     * `threshold`: in (1/2, 1].
     * `tol`, `max_steps`: as in `solve`, for each fit.
 
-    Returns: a `Stability`.
+    Returns: a `Stability`; G counts the groups that are not empty. A fit that did not converge
+    shows in `status`; one that is NONFINITE makes every number NaN.
 
     Raises: ValueError for a threshold outside its range, a negative lam, fewer than 2 records.
 
     Source: Shah and Samworth (2013).
     """
-    num_pairs = _checks.static_integer("num_pairs", num_pairs, 1)
     dtype, groups = problem.dtype, problem.groups
     _checks.require(problem.offset.shape[0] >= 2, "stability_selection needs at least 2 records.")
-    threshold = _checks.real_scalar("threshold", threshold, dtype)
-    if _checks.is_concrete(threshold):
-        _checks.require(
-            0.5 < float(threshold) <= 1.0,
-            f"threshold must lie in (0.5, 1], got {float(threshold):g}.",
-        )
-    lams = _checks.real_array("lam", lam, (() if jnp.ndim(lam) == 0 else ("L",)), dtype)
-    negative = _checks.is_concrete(lams) and bool(np.any(np.asarray(lams) < 0))
-    _checks.require(not negative, "lam must be >= 0.")
-    lams, limits = jnp.atleast_1d(lams), Limits.of(tol, max_steps, dtype)
+    threshold = jnp.where((threshold > 0.5) & (threshold <= 1), threshold, jnp.nan)
+    lams, limits = jnp.atleast_1d(lam), Limits.of(tol, max_steps, dtype)
     halves = _halves(key, problem.sample_weight, num_pairs=num_pairs)
     if choose(problem.at(1.0), lams, *limits).name == METHODS[LOOP]:
         chosen, status = _fits(problem, lams, limits, halves)
@@ -89,9 +90,10 @@ def stability_selection(
         )
         found = zip(*(_selected(fit, groups) for fit in fits), strict=True)
         chosen, status = (jnp.stack(part) for part in found)
-    frequency = jnp.mean(chosen.astype(dtype), axis=0)
+    failed = jnp.any(status == Status.NONFINITE)
+    frequency = jnp.where(failed, jnp.nan, jnp.mean(chosen.astype(dtype), axis=0))
     average = jnp.sum(frequency)
-    share = average**2 / groups.num_groups
+    share = average**2 / jnp.sum(groups.sizes > 0).astype(dtype)  # an empty one is no choice
     tail = 1.0 / (2.0 * num_pairs)
     below = 0.5 / (2.0 * threshold - 1.0 - tail)
     above = 4.0 * (1.0 - threshold + tail) / (1.0 + 2.0 * tail)

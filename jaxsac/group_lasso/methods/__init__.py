@@ -75,7 +75,12 @@ TABLE = (
         _by_values(columns.solve),
         columns.solve_path,
     ),
-    Method(METHODS[LOOP], lambda problem, concrete: True, programs.solve, programs.path),
+    Method(
+        METHODS[LOOP],
+        lambda problem, concrete: True,
+        programs.solve_or_again,
+        programs.path_or_again,
+    ),
 )
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsac import _loops
-from jaxsac.designs import Centred
+from jaxsac.designs import Centred, Dense
 from jaxsac.losses import Loss
 from jaxsac.prox import Groups, Level, Penalty
 
@@ -43,6 +43,8 @@ class Objective(eqx.Module):
     most_free: int = eqx.field(static=True)  # see `Problem`: 0 saves compiling what fits them
     free_lam: bool = eqx.field(static=True)  # whether lam may be 0, likewise
     extra: Penalty | None = None  # what the penalty has beside the norms of the groups
+    # whether rounds may precede the compiled loop however small X is, where it stalled without
+    hard: bool = eqx.field(static=True, default=False)
 
     @property
     def thresholds(self) -> jax.Array:
@@ -123,6 +125,17 @@ def with_lam(problem: Objective, lam: Any) -> Objective:
 def centre(design: Any, sample_weight: jax.Array) -> Centred:
     total = jnp.sum(sample_weight)
     return Centred(design, sample_weight / jnp.where(total == 0, 1.0, total))
+
+
+def shifted(problem: Objective) -> Objective:
+    """The same objective in the same (centred) coordinates, from columns less their mean: a
+    constant in a column does not matter beside an intercept but to rounding.
+    """
+    design = uncentred(problem)
+    if not problem.intercept or not isinstance(design, Dense):
+        return problem
+    matrix = design.matrix - jnp.mean(design.matrix, axis=0, keepdims=True)
+    return dataclasses.replace(problem, design=Centred(Dense(matrix), problem.design.shares))
 
 
 def uncentred(problem: Objective) -> Any:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac import _checks
+from jaxsac._arguments import flag, real, record
 from jaxsac.designs import as_design
 from jaxsac.group_lasso.problem.objective import Coefficients, Objective, centre
 from jaxsac.losses import Loss, resolve
@@ -72,7 +73,7 @@ class Problem(eqx.Module):
       `losses.Loss`. With "sqrt" F is (Σ_t c_t r_t² / T)^½, r = y − z, for which the right lam does
       not depend on the noise (`simulated_lam`; see `losses.SquareRoot`).
     * `weights`: w ≥ 0 [G]: None is 1 for every group, "sqrt_size" the square root of its size; 0 is
-      unpenalised.
+      unpenalised, and infinity holds a group at zero (at lam > 0).
     * `sample_weight`: c ≥ 0 [T]: None is 1. They are not normalised: F divides by T. A record of
       weight 2 is the same record twice in a data set whose T is not changed.
     * `offset`: of the shape of y, in its units: None is 0.
@@ -145,9 +146,16 @@ class Problem(eqx.Module):
             penalty is None or isinstance(penalty, Penalty),
             f"penalty must be a jaxsac.prox.Penalty, got {type(penalty).__name__}.",
         )
+        if penalty is not None and penalty.nonnegative and _checks.is_concrete(weights):
+            held = penalty.l1 is not None or bool(penalty.levels)
+            _checks.require(
+                held or bool(np.all(np.asarray(weights) > 0)),
+                "weights must be > 0 beside penalty.nonnegative: what only b >= 0 holds has no"
+                " certificate; give it a small weight.",
+            )
         self.X, self.y, self.groups, self.loss = design, y, groups, loss
         self.weights, self.sample_weight, self.offset = weights, sample_weight, offset
-        self.intercept, self.most_free = bool(intercept), most_free
+        self.intercept, self.most_free = flag().convert("intercept", intercept, {}, None), most_free
         self.penalty = None if penalty is None else penalty.checked(groups, dtype)
 
     @staticmethod
@@ -184,7 +192,7 @@ class Problem(eqx.Module):
         have a lam of 0, None: whether this one may.
         """
         design, y, offset, sample_weight = self.X, self.y, self.offset, self.sample_weight
-        lam = _checks.real_scalar("lam", lam, design.dtype, 0.0)
+        lam = real(low=0).convert("lam", lam, {}, np.dtype(design.dtype))
         if free_lam is None:
             free_lam = not _checks.is_concrete(lam) or float(lam) == 0
         intercept = self.intercept
@@ -247,7 +255,13 @@ def _filled_on_host(shape: tuple[int, ...], value: float, dtype: Any) -> jax.Arr
 
 
 def _non_negative(name: str, value: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    array = _checks.real_array(name, value, shape, dtype)
-    if _checks.is_concrete(array):
-        _checks.require(not bool(np.any(np.asarray(array) < 0)), f"{name} must be >= 0.")
+    array = real(*shape, low=0).convert(name, value, {}, np.dtype(dtype))
     return jnp.where(array >= 0, array, jnp.nan)
+
+
+def _sizes(problem: Problem) -> dict[str, int]:
+    groups = problem.groups
+    return {"T": problem.offset.shape[0], "p": groups.num_coefficients, "G": groups.num_groups}
+
+
+PROBLEM = record(Problem, sizes=_sizes)

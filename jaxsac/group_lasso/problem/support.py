@@ -187,7 +187,8 @@ def degrees(problem: Objective, point: Coefficients) -> jax.Array:
         return Coefficients(problem.design.adjoint(bent), jnp.sum(bent, axis=0))
 
     smooth = jnp.where(mask[:, None] & mask[None, :], _matrix(of_loss, at), 0.0)
-    return jnp.trace(_factored(_matrix(of_objective, at))(smooth))
+    trace = jnp.trace(_factored(_matrix(of_objective, at))(smooth))
+    return jnp.where(jnp.isfinite(problem.smooth_value(problem.predict(at))), trace, jnp.nan)
 
 
 def _matrix(matvec: Any, like: Coefficients) -> jax.Array:

@@ -56,7 +56,7 @@ def test_weights_of_records_are_weights_of_errors():
         (dict(folds=0.5 * FOLDS), "folds must hold integers"),
         (dict(folds=0 * FOLDS), "every label"),
         (dict(folds=2 * FOLDS), "every label"),
-        (dict(lams=-LAMS), "lams must be >= 0"),
+        (dict(lams=-LAMS), "lams must be ≥ 0"),
         (dict(lams=LAMS[:0]), "at least one value"),
     ],
 )

@@ -86,7 +86,7 @@ def test_the_answer_to_another_problem_is_refused():
         ):
             with pytest.raises(ValueError, match=message):
                 question(problem, solution)
-    with pytest.raises(ValueError, match="the Solution itself is wanted"):
+    with pytest.raises(ValueError, match="solution must be a Solution"):
         group_lasso.degrees_of_freedom(PROBLEM, solution.value)
     with pytest.raises(ValueError, match=r"coef must have shape \[12\]"):
         group_lasso.degrees_of_freedom(PROBLEM, group_lasso.path(PROBLEM, num_lams=2))

@@ -1,38 +1,76 @@
 """The compiled loop as programs: one problem, a path, and what another method left unfinished."""
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from jaxsac import _loops
+from jaxsac import _checks, _loops
 from jaxsac.group_lasso.methods.limits import Lams, Limits
 from jaxsac.group_lasso.methods.loop.batches import finish, run, set_up
 from jaxsac.group_lasso.methods.loop.fista import State, start
 from jaxsac.group_lasso.methods.loop.rounds import applies
 from jaxsac.group_lasso.problem.null import geometric, null_pull
-from jaxsac.group_lasso.problem.objective import Coefficients, Objective, recentre, with_lam
-from jaxsac.solution import Solution, Status
+from jaxsac.group_lasso.problem.objective import (
+    Coefficients,
+    Objective,
+    recentre,
+    shifted,
+    with_lam,
+)
+from jaxsac.solution import Reason, Solution, Status
 
 
 @jax.jit
 def solve(problem: Objective, limits: Limits, state: State | None) -> Solution:
     """The solution from a state, or from the null model, with its derivatives."""
     still, limits, state = lax.stop_gradient((problem, limits, state))
-    setup = set_up(still, measured=not applies(still))
+    near = shifted(still)
+    setup = set_up(near, measured=not applies(near))
     if state is None:
         inner = start(setup.null)
     else:
         last = recentre(still, Coefficients(state.coef, state.intercept))
         before = recentre(still, Coefficients(state.previous_coef, state.previous_intercept))
         inner = State(*last, *before, state.momentum, state.inflation)
-    return finish(problem, still, run(still, setup, *limits, inner))
+    return finish(problem, still, run(near, setup, *limits, inner))
 
 
 def path(problem: Objective, lams: Lams, limits: Limits) -> Solution:
     """Solutions [L], each from the last, with their derivatives."""
     return _path(problem, lams.values, lams.min_ratio, limits, num_lams=lams.num)
+
+
+def solve_or_again(problem: Objective, limits: Limits, state: State | None) -> Solution:
+    """`solve`, and where that stalls on a small problem, from there once more by rounds: to compile
+    those takes longer than most small problems take to solve.
+    """
+    solution = solve(problem, limits, state)
+    if not _stalled(problem, solution):
+        return solution
+    done = solution.stats["num_steps"]
+    left = limits._replace(max_steps=limits.max_steps - done)
+    again = solve(dataclasses.replace(problem, hard=True), left, solution.state)
+    return again._replace(stats={**again.stats, "num_steps": again.stats["num_steps"] + done})
+
+
+def path_or_again(problem: Objective, lams: Lams, limits: Limits) -> Solution:
+    """`path`, and where that stalls on a small problem, once more by rounds."""
+    solution = path(problem, lams, limits)
+    if not _stalled(problem, solution):
+        return solution
+    return path(dataclasses.replace(problem, hard=True), lams, limits)
+
+
+def _stalled(problem: Objective, solution: Solution) -> bool:
+    """Whether a loop without rounds gave up that rounds could precede."""
+    hard = dataclasses.replace(problem, hard=True)
+    if applies(problem) or not applies(hard) or not _checks.is_concrete(solution.status):
+        return False
+    return bool(np.any(np.asarray(solution.stats["reason"]) == Reason.PATIENCE))
 
 
 @functools.partial(jax.jit, static_argnames="num_lams")
@@ -45,16 +83,16 @@ def _path(
     num_lams: int,
 ) -> Solution:
     still, limits = lax.stop_gradient((problem, limits))
-    setup = set_up(still, measured=True)
+    near = shifted(still)
+    setup = set_up(near, measured=True)
     if lams is None:
         largest = null_pull(with_lam(problem, jnp.zeros_like(problem.lam)), setup.null)
         lams = geometric(largest, min_ratio, num_lams)
 
     def one(at: State, lam: jax.Array) -> tuple[State, Solution]:
         here = with_lam(problem, lam)
-        quiet = lax.stop_gradient(here)
-        outcome = run(quiet, setup, *limits, at)
-        solution = finish(here, quiet, outcome)
+        outcome = run(with_lam(near, lax.stop_gradient(lam)), setup, *limits, at)
+        solution = finish(here, lax.stop_gradient(here), outcome)
         solution.stats["lam"] = lam
         end = outcome.state
         following = start(Coefficients(end.coef, end.intercept))

@@ -63,11 +63,11 @@ class Scaled(NamedTuple):
 
 
 def applies(problem: Objective) -> bool:
-    """Whether this method is for the problem: a dense design that is not tiny, groups in blocks,
-    nothing else in the penalty.
+    """Whether this method is for the problem: a dense design that is not tiny (or a problem that is
+    hard), groups in blocks, nothing else in the penalty.
     """
     design = uncentred(problem)
-    if not isinstance(design, Dense) or design.matrix.size < _WORTHWHILE:
+    if not isinstance(design, Dense) or (design.matrix.size < _WORTHWHILE and not problem.hard):
         return False
     blocks = problem.groups.labels is None or problem.groups.members is not None
     return blocks and problem.extra is None and problem.loss.separable
