@@ -18,7 +18,6 @@ from jaxsac.control.fits.fit import LAM, fit
 from jaxsac.control.policy.sparse import SparsePolicy
 from jaxsac.solution import Solution, register
 
-
 _FIT = {"lam": LAM, "refit": flag(), "tol": real(low=0), "max_steps": size()}
 
 
@@ -96,8 +95,9 @@ def update_learner(
     With growth > 1 the number of fits is logarithmic in the number of records, each warm: the
     amortised cost of a record is O(1) of a fit.
 
-    * `growth` > 1 and finite. `window` ≥ 1: keep the last so many records only (a world that drifts), and fit every (growth − 1)
-      window new ones.
+    * `growth` > 1 and finite.
+    * `window` ≥ 1: keep the last so many records only (a world that drifts), and fit every
+      (growth − 1) window new ones.
     * `force`: fit now.
     * `lam` > 0 of that fit; None is that of the last one times √(its records / records): the noise
       in a gradient shrinks so.
@@ -114,7 +114,7 @@ def update_learner(
         lam = learner.lam * float(np.sqrt(learner.records / kept))
     unused = jax.random.key(0)  # nothing is drawn: lam is a number
     solution = fit(unused, task, lam=lam, state=learner.solution, **learner.options)
-    due = seen + int(np.ceil((growth - 1) * kept))
+    due = min(seen + int(np.ceil((growth - 1) * kept)), 2**31 - 1)
     return Learner(task, solution, kept, seen, due, learner.num_fits + 1, learner.options)
 
 
@@ -177,6 +177,10 @@ class DualAverage(eqx.Module):
     intercept: jax.Array  # b [M]
     count: jax.Array  # int32 []: records taken in
     budget: int = eqx.field(static=True)  # B
+
+    @property
+    def dtype(self) -> Any:
+        return self.coef.dtype
 
 
 @arguments(

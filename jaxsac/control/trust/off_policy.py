@@ -137,7 +137,8 @@ def off_policy_value(
     """The mean utility that `policy` would have had on the log's contexts, with a confidence
     interval.
 
-    * `policy`: a solution, its policy, or a pruned one, which gives probability 0 to sets with other tools.
+    * `policy`: a solution, its policy, or a pruned one, which gives probability 0 to sets with
+      other tools.
     * `log`: with utilities [T] and propensities [T], the probability with which the logged set was
       chosen. Best a log that the policy was not fitted to: on its own log the value is too good.
     * `method`: "self_normalised" or "inverse_propensity" (see `importance_value`), or
