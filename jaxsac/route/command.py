@@ -229,6 +229,8 @@ def _route(given: argparse.Namespace) -> int:
     for text in given.inputs:
         lines = (line.strip() for line in sys.stdin) if text == "-" else [text]
         texts += [line for line in lines if line]
+    if not texts:
+        raise LogError("--policy got empty texts only: there is nothing to route.")
     contexts: list[str] | np.ndarray = texts
     if not isinstance(router.features, TextFeatures):
         contexts = np.asarray([_numbers(text) for text in texts])

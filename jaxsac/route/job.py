@@ -283,6 +283,11 @@ def _learn(
         families=fold.families,
         family_share=options.family_share,
     )
+    if not control.lam_max(task) > 1e-12:
+        raise LogError(
+            "the contexts of the training records teach nothing: they are all alike, or every record"
+            " uses the same tools."
+        )
     data = fold.rows, fold.actions, size, budget
     with clock(times, "popularity"):
         popularity = baselines.fit_popularity(*data, task.sample_weight)

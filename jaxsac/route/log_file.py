@@ -64,9 +64,8 @@ def read_log(path: str | os.PathLike[str], tools: str | os.PathLike[str] | None 
     "utility": 1.0, "group": "name"}` a line.
 
     `utility` defaults to 1, and `group` (records that must not be split between training and test:
-    a session, a file) to one group per distinct context. Other fields are ignored, but for
-    what looks like a misspelt one; blank lines are
-    skipped; a tool named twice in a record counts once.
+    a session, a file) to one group per distinct context. Other fields are ignored, but for what
+    looks like a misspelt one; blank lines are skipped; a tool named twice in a record counts once.
 
     * `tools`: the path of a tools file, by default `tools.json` in the log's folder where there is
       one: `{"name": {"description": "text", "cost": 1.0, "family": "name"}}`, each field optional.

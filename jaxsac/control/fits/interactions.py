@@ -237,10 +237,7 @@ def _observed(used: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @register
 @arguments(
-    sets=integer("N", "B"),
-    features=real("N", "P"),
-    coef=real("P", "q"),
-    temperature=real(above=0),
+    sets=integer("N", "B"), features=real("N", "P"), coef=real("P", "q"), temperature=real(above=0)
 )
 class PairwisePolicy(eqx.Module):
     """π(a | ψ) ∝ exp((Σ_{j ∈ a} ⟨θ_j, ψ⟩ + Σ_{i<j ∈ a} ⟨β_ij, ψ⟩) / temperature) over sets of at
@@ -254,9 +251,7 @@ class PairwisePolicy(eqx.Module):
 
     def log_probs(self, context: Any) -> jax.Array:
         """log π of every set, [N], for a context [q]."""
-        context = _CONTEXT.convert(
-            "context", context, {"q": self.coef.shape[1]}, self.coef.dtype
-        )
+        context = _CONTEXT.convert("context", context, {"q": self.coef.shape[1]}, self.coef.dtype)
         multiply = functools.partial(jnp.matmul, precision="highest")
         scores = multiply(self.features, multiply(self.coef, context))
         return jax.nn.log_softmax(scores / self.temperature)
