@@ -285,7 +285,7 @@ def _learn(
     )
     if not control.lam_max(task) > 1e-12:
         raise LogError(
-            "the contexts of the training records teach nothing: they are all alike, or every record"
+            "the contexts of the training records teach nothing: they are alike, or every record"
             " uses the same tools."
         )
     data = fold.rows, fold.actions, size, budget

@@ -55,9 +55,9 @@ def fit(
       `words`, those of `Task` (`num_actions`, `budget`, `objective`, ...).
     * `lam`: a finite number > 0, in units of the gradient norm; or "simulated", 1.1 × the 95 %
       quantile of the largest gradient norm under Gaussian multipliers, in 500 draws at the null
-      model; or "theory", 2 σ_g ((q/T)^½ + (2 log M / T)^½), σ_g² the largest variance of a gradient;
-      or, for "utility", "scaled": the simulation for noise of unit variance times the standard deviation of
-      the fit's own residuals, both found together.
+      model; or "theory", 2 σ_g ((q/T)^½ + (2 log M / T)^½), σ_g² the largest variance of a
+      gradient; or, for "utility", "scaled": the simulation for noise of unit variance times the
+      standard deviation of the fit's own residuals, both found together.
     * `refit`: fit once more on the support without the penalty, with (1/2T) Σ_j ‖θ_j‖² instead, a
       standard normal prior that keeps it finite.
     * `tol` ≥ 0, relative to stats["scale"], the objective of the null model; None is 1e-6 in
