@@ -204,11 +204,7 @@ CALLS = {
         UTILITY, threshold=1.3, reject=3.0, num_reweights=1, leverage=0.9, max_steps=2000
     ),
     "control.robust.leverage_weights": lambda: {"contexts": CONTEXTS, "quantile": 0.9},
-    "control.robust.median_of_means": lambda: {
-        "rows": CONTEXTS,
-        "num_blocks": 4,
-        "num_steps": 10,
-    },
+    "control.robust.median_of_means": lambda: {"rows": CONTEXTS, "num_blocks": 4, "num_steps": 10},
     "control.conditions.irrepresentability": lambda: {
         "hessian": HESSIAN,
         "support": SUPPORT,
