@@ -105,7 +105,7 @@ def boolean_array(name: str, value: Any, shape: tuple[int | str | None, ...]) ->
     """`value` as booleans of `shape`; numbers are an error."""
     got = np.asarray(value) if isinstance(value, list | tuple) else value
     dtype = getattr(got, "dtype", type(got).__name__)
-    require(dtype == np.bool_, f"{name} must be boolean, got {dtype}.")
+    require(dtype in (np.bool_, "bool"), f"{name} must be boolean, got {dtype}.")
     array = jnp.asarray(got)
     check_shape(name, array, shape)
     return array

@@ -15,11 +15,14 @@ from jaxsac import _loops
 
 
 class LinearSolution(NamedTuple):
-    """`x`, the norm of right_side − matvec(x) and whether it is as small as was asked for."""
+    """`x`, the norm of right_side − matvec(x), whether it is as small as was asked for, and the
+    least curvature met as a share of the largest size of one.
+    """
 
     x: Any
     residual: jax.Array
     converged: jax.Array
+    least: jax.Array
 
 
 def conjugate_gradient(
@@ -30,13 +33,15 @@ def conjugate_gradient(
     tol: Any = None,
     floor: Any = 0.0,
     max_steps: Any = None,
+    flat: Any = 0.0,
     precondition: Callable[[Any], Any] = lambda residual: residual,
 ) -> LinearSolution:
     """Solve matvec(x) = right_side for a symmetric positive (semi-)definite `matvec` on a pytree.
 
     It ends when ‖right_side − matvec(x)‖ ≤ max(tol · ‖right_side‖, floor), after `max_steps` steps
-    (None: ten times the unknowns), or at a direction without curvature, where nothing more can be
-    solved. `tol` None is four times the dtype's eps; `precondition` is an approximate inverse.
+    (None: ten times the unknowns), or at a direction without curvature, or with at most `flat`
+    times the largest one, where nothing more can be solved. `tol` None is four times the dtype's
+    eps; `precondition` is an approximate inverse.
 
     Source: Hestenes and Stiefel (1952).
     """
@@ -50,29 +55,34 @@ def conjugate_gradient(
     bound = jnp.maximum(wanted, jnp.asarray(floor, dtype) ** 2)
 
     def running(carry):
-        _, residual, _, _, steps = carry
+        _, residual, _, _, steps, _, _ = carry
         return (square(residual) > bound) & (steps < max_steps)
 
     def advance(carry):
-        x, residual, direction, pull, steps = carry
+        x, residual, direction, pull, steps, least, most = carry
         image = matvec(direction)
-        curvature = dot(direction, image)
-        curved = curvature > 0
+        curvature, length = dot(direction, image), square(direction)
+        share = curvature / jnp.where(length > 0, length, 1.0)
+        least, most = jnp.minimum(least, share), jnp.maximum(most, jnp.abs(share))
+        curved = curvature > jnp.asarray(flat, dtype) * most * length
         size = jnp.where(curved, pull / jnp.where(curved, curvature, 1.0), 0.0)
         x, residual = add(x, size, direction), add(residual, -size, image)
         steered = precondition(residual)
         new = dot(residual, steered)
         direction = add(steered, new / pull, direction)
-        return x, residual, direction, new, jnp.where(curved, steps + 1, max_steps)
+        steps = jnp.where(curved, steps + 1, max_steps)
+        return x, residual, direction, new, steps, least, most
 
     x, residual = jax.tree.map(jnp.zeros_like, right_side), right_side
     if start is not None:
         x, residual = start, add(right_side, -1.0, matvec(start))
     first = precondition(residual)
-    carry = (x, residual, first, dot(residual, first), jnp.int32(0))
-    x, residual, *_ = _loops.while_loop(running, advance, carry)
+    none, unseen = jnp.zeros((), dtype), jnp.full((), jnp.inf, dtype)
+    carry = (x, residual, first, dot(residual, first), jnp.int32(0), unseen, none)
+    x, residual, _, _, _, least, most = _loops.while_loop(running, advance, carry)
     left = square(residual)
-    return LinearSolution(x, jnp.sqrt(left), left <= bound)
+    share = least / jnp.where(most > 0, most, 1.0)
+    return LinearSolution(x, jnp.sqrt(left), left <= bound, share)
 
 
 def add(x: Any, size: Any, direction: Any) -> Any:

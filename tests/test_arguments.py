@@ -76,6 +76,8 @@ def test_defaults_are_converted_and_none_passes_where_it_is_the_default():
     given = take(V)
     assert given["radius"].dtype == np.float64 and given["index"] is None and given["lam"] is None
     assert take(V, lam=None)["lam"] is None
+    for good in (jax.random.key(0), jax.random.PRNGKey(0)):
+        assert take(V, key=good)["key"] is good
     solution = Solution(Box(), jnp.int32(0), {}, None)
     assert isinstance(take(V, box=solution)["box"], Box)
 

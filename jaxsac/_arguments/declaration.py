@@ -23,8 +23,9 @@ def arguments(*, on_host: bool = False, **kinds: Kind) -> Callable[[Function], F
 
     def declare(function: Function) -> Function:
         if isinstance(function, type):
-            setattr(function, "__init__", declare(function.__init__))  # noqa: B010
-            return function
+            made: Any = function
+            made.__init__ = declare(made.__init__)
+            return made
         parameters = inspect.signature(function).parameters
         absent = (inspect.Parameter.empty, None)
         variadic = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
@@ -87,7 +88,8 @@ def passes_on(to: Callable[..., Any], **own: Kind) -> Callable[[Function], Funct
     """
 
     def declare(function: Function) -> Function:
-        passing = arguments(**own)(functools.wraps(function)(lambda *a, **k: function(*a, **k)))
+        checked: Any = arguments(on_host=False, **own)
+        passing = checked(functools.wraps(function)(lambda *a, **k: function(*a, **k)))
         setattr(passing, _DECLARED, declared(to) | own)
         return passing  # pyright: ignore[reportReturnType]
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxsac import _checks
+from jaxsac._arguments import anything, arguments, choice, either, function, integer, key, real
 from jaxsac.bandits.engine.cycles import simulate_cycles
 from jaxsac.bandits.engine.steps import (
     Problem,
@@ -17,14 +17,30 @@ from jaxsac.bandits.engine.steps import (
     Trial,
     simulate_phased,
     simulate_steps,
+    status_of,
 )
 from jaxsac.bandits.phased.schedule import FOREVER, Phased, cast_algorithm, make_plan
+from jaxsac.bandits.sets.action_set import all_finite, sized
 from jaxsac.bandits.sets.supports import benchmark_value
 
-_NOISES = ("gaussian", "rademacher", "uniform")
 _NUM_TIMES = 64
+_POLICY = ("init", "act", "update", "benchmark", "support")
 
 
+@arguments(
+    key=key(),
+    algorithm=anything("an algorithm of this room, or one's own with the same methods"),
+    theta=real("d"),
+    sigma=real(low=0, below=float("inf")),
+    horizon=integer(low=1, below=FOREVER),
+    record=integer("K", low=0),
+    benchmark=choice("optimal", "greedy", "alpha"),
+    alpha=real(low=0, high=1),
+    noise=either(choice("gaussian", "rademacher", "uniform"), function("(key, shape) -> draws")),
+    draws=choice("all", "support"),
+    engine=choice("auto", "cycle", "step"),
+    offer=anything("arms [K, d], a mask [d], another pytree, or a function of a key"),
+)
 def simulate(
     key: jax.Array,
     algorithm: Any,
@@ -34,7 +50,7 @@ def simulate(
     horizon: jax.Array | int,
     record: jax.Array | None = None,
     benchmark: str = "optimal",
-    alpha: jax.Array | float = 1.0,
+    alpha: jax.Array | float | None = None,
     noise: str | Callable[[jax.Array, tuple[int, ...]], jax.Array] = "gaussian",
     draws: str = "all",
     engine: str = "auto",
@@ -52,6 +68,7 @@ def simulate(
       the horizon count as the horizon.
     * `benchmark`: "optimal" is the reward of the best s-sparse action, "greedy" that of the greedy
       support of theta, "alpha" `alpha` times the optimal one.
+    * `alpha`: in [0, 1], for the benchmark "alpha" alone.
     * `noise`: "gaussian", "rademacher", "uniform" (variance 1), or a function (key, shape) ->
       draws, defined once: a new function is a new compilation.
     * `engine`: "cycle" for phased algorithms on a fixed set (one iteration per cycle, exact at
@@ -64,29 +81,30 @@ def simulate(
       `algorithm.act` (the arms [K, d] of `lin_ucb` and `lin_ts`, the mask [d] of
       `adaptive_greedy`), or a function of a key, defined once, that draws it anew.
 
-    Returns: a `Run`; a NaN in theta gives NaN regret and no lock. Batch with `jax.vmap` or
-    `run_trials`, which the cycle engine turns into one hand-written loop over all lanes. Not
-    differentiable: decisions are discrete.
+    Returns: a `Run`; a NaN or an infinity in theta, sigma, the algorithm, the offer or the noise
+    gives NaN regret, no lock and the status NONFINITE. Batch with `jax.vmap` or `run_trials`, which
+    the cycle engine turns into one hand-written loop over all lanes. Not differentiable: decisions
+    are discrete.
 
     Raises: ValueError for numbers out of range, and for what an engine cannot do.
 
     Source: arXiv 2605.10151, Algorithms 1 and 2 and equation 5 (regret).
     """
-    theta = _checks.real_array("theta", theta, ("d",))
-    dtype = theta.dtype
-    sigma = _checks.real_scalar("sigma", sigma, dtype, 0)
-    alpha = _checks.real_scalar("alpha", alpha, dtype, 0)
-    if _checks.is_concrete(horizon):
-        _checks.require(
-            1 <= int(horizon) < FOREVER,
-            f"horizon must be at least 1 and below 2^30, got {horizon}.",
-        )
-    horizon = _checks.integer_array("horizon", horizon, ())
-    if not callable(noise):
-        _checks.choice("noise", noise, _NOISES)
-    _checks.choice("draws", draws, ("all", "support"))
-    _checks.choice("engine", engine, ("auto", "cycle", "step"))
-    _checks.choice("benchmark", benchmark, ("optimal", "greedy", "alpha"))
+    _checks.require(
+        not isinstance(algorithm, type) and all(hasattr(algorithm, name) for name in _POLICY[:3]),
+        "algorithm must be one of this room, as from apsee(...), or have the methods"
+        f" {', '.join(_POLICY)}.",
+    )
+    _checks.require(
+        (benchmark == "alpha") == (alpha is not None),
+        "alpha and benchmark='alpha' go together: give both, or neither.",
+    )
+    dimension = sized(algorithm).get("d", theta.shape[0])
+    _checks.require(
+        dimension == theta.shape[0],
+        f"theta must have shape [{dimension}], as the set of the algorithm has, got"
+        f" {list(theta.shape)}.",
+    )
     phased = isinstance(algorithm, Phased)
     _checks.require(
         not phased or offer is None,
@@ -106,21 +124,18 @@ def simulate(
             algorithm.rule.verify is not None and not algorithm.estimate_sigma,
             "draws='support' needs an algorithm that locks: use draws='all'.",
         )
-    if record is None:
-        times = _geometric_times(horizon)
-    else:
-        times = jnp.minimum(_checks.integer_array("record", record, ("times",)), horizon)
-        if _checks.is_concrete(record):
-            _checks.require(bool(np.all(np.asarray(record) >= 0)), "record must hold times >= 0.")
+    times = _geometric_times(horizon) if record is None else jnp.minimum(record, horizon)
     draw = None
     if callable(offer):
         draw, offer = offer, None
+    elif offer is not None and (offers := getattr(algorithm, "offers", None)) is not None:
+        offer = offers.convert("offer", offer, {"d": theta.shape[0]}, theta.dtype)
     trial = Trial(key, theta, sigma, horizon, times, alpha, offer)
     setting = Setting(benchmark, noise, draws, engine, draw)
-    return _simulate(cast_algorithm(algorithm, dtype), trial, setting)
+    return _simulate(cast_algorithm(algorithm, theta.dtype), trial, setting)
 
 
-def _geometric_times(horizon: jax.Array) -> jax.Array:
+def _geometric_times(horizon: Any) -> jax.Array:
     fractions = jnp.linspace(0.0, 1.0, _NUM_TIMES)
     times = jnp.round(jnp.exp(fractions * jnp.log(horizon.astype(fractions.dtype)))).astype(
         jnp.int32
@@ -130,6 +145,20 @@ def _geometric_times(horizon: jax.Array) -> jax.Array:
 
 @partial(jax.jit, static_argnames="setting")
 def _simulate(algorithm: Any, trial: Trial, setting: Setting) -> Run:
+    run = _run(algorithm, trial, setting)
+    finite = run.status == status_of(jnp.asarray(True))
+    finite &= ~jnp.any(jnp.isnan(run.regret)) & all_finite((algorithm, trial))
+    return Run(
+        jnp.where(finite, run.regret, jnp.nan),
+        run.times,
+        run.locked & finite,
+        jnp.where(finite, run.lock_time, -1),
+        jnp.where(finite, run.support, -1),
+        status_of(finite),
+    )
+
+
+def _run(algorithm: Any, trial: Trial, setting: Setting) -> Run:
     if not isinstance(algorithm, Phased):
         return simulate_steps(algorithm, trial, setting)
     key, theta, sigma, horizon, times, alpha, _ = trial

@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxsac import _checks, _loops
-from jaxsac.bilevel.lower import solve_lower, solve_perturbed, solve_together
+from jaxsac._iterate import Outcome
+from jaxsac.bilevel.certificate import certify_lower
+from jaxsac.bilevel.lower import solve_alone, solve_lower, solve_perturbed, solve_together
 from jaxsac.bilevel.paired import Inner, as_paired, require_inner
 from jaxsac.bilevel.problem import (
     Oracle,
@@ -23,7 +25,7 @@ from jaxsac.bilevel.problem import (
     zeros,
 )
 from jaxsac.bilevel.schemes import SCHEMES, cross_term, default_sigma, positive_sigma
-from jaxsac.solution import Solution, Status
+from jaxsac.solution import Solution, Status, verdict
 
 
 class Argmin(eqx.Module):
@@ -100,24 +102,22 @@ def _no_upper(x, y):
 @functools.partial(jax.jit, static_argnums=1)
 def _lower_solution(problem, inner, x, y0, tol, max_steps) -> Solution:
     oracle = Oracle(problem)
+
+    def certify(z):
+        return certify_lower(oracle, x, z, y0, tol)
+
     if inner is None:
         outcome = solve_lower(oracle, x, y0, tol, max_steps)
-        z, status, stats = outcome.state, outcome.status, outcome.stats
+        certificate = certify(outcome.state)
+        status = verdict(certificate, tol, progress=False, more=outcome.num_steps < max_steps)
+        outcome = Outcome(outcome.state, certificate, status, outcome.num_steps)
     else:
-        still = zeros(y0)  # with no upper level d stays zero
-        (z, _), _, status, stats = solve_together(
-            oracle,
-            SCHEMES["soba"],
-            as_paired(inner, y0),
-            x,
-            (y0, still),
-            jnp.ones((), dtype_of(x)),
-            0.25 * tol,
-            max_steps,
-            still,
-        )
-    kept = {name: stats[name] for name in ("error", "rounding", "scale", "num_steps", "reason")}
-    return Solution(z, status, {**kept, "lower": oracle.whole_lower(x, z)}, z)
+        outcome = solve_alone(oracle, as_paired(inner, y0), x, y0, certify, tol, max_steps)
+    z = outcome.state
+    value = jax.tree.map(
+        lambda leaf: jnp.where(outcome.status == Status.NONFINITE, jnp.nan, leaf), z
+    )
+    return Solution(value, outcome.status, {**outcome.stats, "lower": oracle.whole_lower(x, z)}, z)
 
 
 # The exception to the one derivative rule, `_implicit.implicit`: that one solves with the Hessian

@@ -11,12 +11,24 @@ from jax.flatten_util import ravel_pytree
 
 from jaxsac import _loops
 from jaxsac._iterate import Certificate, Outcome, iterate
+from jaxsac._linear import conjugate_gradient
 from jaxsac.bilevel.paired import proximal_directions
-from jaxsac.bilevel.problem import Oracle, Tree, add, dtype_of, norm, on_arrays, subtract
+from jaxsac.bilevel.problem import (
+    Oracle,
+    Tree,
+    add,
+    dtype_of,
+    norm,
+    on_arrays,
+    prox_at,
+    scale,
+    subtract,
+)
 from jaxsac.bilevel.schemes import Scheme
 from jaxsac.solution import register
 
 _INCONSISTENT = 0.5
+_DEPTH = 20  # steps of conjugate gradients behind a certificate
 
 
 @register
@@ -55,11 +67,15 @@ def measure(
     d: Tree,
     sigma: jax.Array,
     c: Tree | None = None,
+    *,
+    tol: Any = 0.0,
 ) -> Measurement:
-    """Measure a point. The certificate is that of the lower level alone, with scale max(1, ‖upper
-    gradient in y‖).
+    """Measure a point. The certificate is that of the lower level alone, in units of h: how far h
+    moves when z and d go where conjugate gradients put their zeros, against ‖f_x‖ + ‖h − f_x‖.
+
+    Where d's residual is far from `tol`, two steps of them show that.
     """
-    c = oracle.upper_y(x, z) if c is None else c
+    given, c = c, oracle.upper_y(x, z) if c is None else c
     # both values of sigma in one batch: half the code to compile
     u_z, (u_d, doubled) = _at_two_sigmas(
         lambda sigma: scheme.field(oracle, x, z, d, sigma, c), sigma
@@ -84,22 +100,108 @@ def measure(
         norm(moved), unsolved_z, unsolved_d, lower_gap, cancelled, consistency
     )
 
-    whole = jnp.maximum(1.0, pull).astype(dtype)
+    depth = jnp.where(unsolved_d <= 10 * tol * pull, _DEPTH, 2)
+    rounding = gradient_rounding(oracle, x, z, u_z if not scheme.moves_z else oracle.lower_y(x, z))
+    reach = jnp.where(size > 0, sigma * size, eps ** (1 / 3) * norm(z))
+    reach = jnp.where(reach > 0, reach, eps ** (1 / 3))
+    # where there is no Hessian: the inverse of the curvature that d has met
+    inverse = jnp.where(size > 0, size, 1.0) / jnp.where(pull > 0, pull, 1.0)
+    if oracle.problem.prox_y is None:
+        to_z, curved = newton_step(oracle, x, z, unsolved[0], rounding, reach, depth)
+    else:
+        to_z, curved = scale(unsolved[0], -inverse), jnp.asarray(True)
+    better = add(z, to_z)
+    new_c = oracle.upper_y(x, better) if given is None else c
+
+    def field_of_d(d):
+        return scheme.field(oracle, x, better, d, sigma, new_c)[1]
+
+    if oracle.problem.prox_y is None:
+        wrong = field_of_d(d)
+        far = norm(wrong)
+        unit = jnp.where(far > 0, far, 1.0)
+
+        def curvature_of_d(v):
+            length = reach / (sigma * norm(v))
+            return scale(subtract(field_of_d(add(d, v, length)), wrong), 1 / length)
+
+        found = conjugate_gradient(
+            curvature_of_d, scale(wrong, -1 / unit), max_steps=depth, flat=eps ** (2 / 3)
+        )
+        to_d, curved = scale(found.x, unit), curved & ~(found.least < -(eps**0.5))
+    else:
+        to_d = scale(unsolved[1], -inverse)
+    changed = scheme.hypergradient(oracle, x, better, add(d, to_d), sigma)
+    direct = oracle.upper_x(x, z)
+    cross = norm(subtract(h, direct))
+    whole = norm(direct) + cross
+    error = jnp.maximum(norm(subtract(changed, h)), oracle.distance(x, z) * whole)
     below = (
-        jnp.asarray(False)
-        if scheme.moves_z
-        else lower_gap * sigma < -(100 * eps * (1.0 + jnp.abs(lower)) + unsolved_z * sigma * size)
+        jnp.asarray(False) if scheme.moves_z else lower_gap * sigma < -100 * eps * jnp.abs(lower)
     )
-    untrustworthy = (consistency > _INCONSISTENT) | below
-    error = unsolved_z + unsolved_d
-    error = jnp.where(untrustworthy, jnp.maximum(error, whole), error)
-    rounding = _rounding(oracle, x, z, u_z if not scheme.moves_z else oracle.lower_y(x, z)) * (
-        1 + 1 / sigma
-    )
-    return Measurement(diagnostics, Certificate(error, rounding, whole), h)
+    trusted = (consistency <= _INCONSISTENT) & ~below & curved & jnp.isfinite(error)
+    error = jnp.where(trusted, error, whole + jnp.finfo(dtype).tiny)
+    hidden = cross * rounding / (sigma * jnp.where(pull > 0, pull, 1.0))
+    return Measurement(diagnostics, Certificate(error, hidden, whole), h)
 
 
-def _rounding(oracle: Oracle, x: Tree, z: Tree, gradient: Tree) -> jax.Array:
+def certify_lower(oracle: Oracle, x: Tree, z: Tree, y0: Tree, tol: jax.Array) -> Certificate:
+    """The length of a Newton step from z against ‖z‖, and against ‖z − y0‖ as much less as `tol`
+    says, which is for minimisers at zero; a saddle is as far off as it is large.
+    """
+    gradient, dtype = oracle.lower_y(x, z), dtype_of(z)
+    rounding, residual, smooth = gradient_rounding(oracle, x, z, gradient), gradient, True
+    if oracle.problem.prox_y is not None:
+        smooth = False
+        residual = subtract(
+            z, prox_at(oracle.problem, x, jnp.ones((), dtype))(subtract(z, gradient))
+        )
+    reach = float(jnp.finfo(dtype).eps) ** (1 / 3) * jnp.maximum(norm(z), norm(subtract(z, y0)))
+    reach = jnp.where(reach > 0, reach, 1.0)
+    # beside bounds conjugate gradients do not hold: one step, for the curvature
+    step, curved = newton_step(oracle, x, z, residual, rounding, reach, _DEPTH if smooth else 1)
+    size = jnp.maximum(norm(residual), rounding)
+    inverse = norm(step) / jnp.where(size > 0, size, 1.0)
+    whole = norm(z) + tol * norm(subtract(z, y0))
+    error = inverse * norm(residual)
+    error = jnp.where(curved, error, jnp.maximum(error, whole + jnp.finfo(dtype).tiny))
+    return Certificate(error, inverse * rounding, whole)
+
+
+def newton_step(
+    oracle: Oracle,
+    x: Tree,
+    z: Tree,
+    residual: Tree,
+    rounding: jax.Array,
+    reach: jax.Array,
+    depth: Any,
+) -> tuple[Tree, jax.Array]:
+    """Where the lower gradient's zero may be, as a step from z, and whether z is no saddle, as far
+    as conjugate gradients on differences of gradients `reach` apart see in `depth` steps.
+
+    To the residual goes as much in a fixed pattern of signs, and no less than `rounding`: what is
+    zero by symmetry, or hidden by rounding, is looked at too.
+    """
+    eps = float(jnp.finfo(dtype_of(z)).eps)
+    size = jnp.maximum(norm(residual), rounding)
+    flat, unravel = ravel_pytree(z)
+    signs = unravel(_signs(flat) / flat.size**0.5)
+    right_side = add(signs, residual, -1 / jnp.where(size > 0, size, 1.0))
+
+    def product(v):
+        length = reach / norm(v)
+        return scale(oracle.difference_y(x, z, scale(v, length)), 1 / length)
+
+    found = conjugate_gradient(product, right_side, max_steps=depth, flat=eps ** (2 / 3))
+    return scale(found.x, size), ~(found.least < -(eps**0.5))
+
+
+def _signs(flat: jax.Array) -> jax.Array:
+    return jax.random.rademacher(jax.random.key(0), flat.shape, flat.dtype)
+
+
+def gradient_rounding(oracle: Oracle, x: Tree, z: Tree, gradient: Tree) -> jax.Array:
     """What rounding may hide in a lower gradient at z: its response to relative changes of z by
     eps, in a fixed pattern of signs.
 
@@ -108,7 +210,7 @@ def _rounding(oracle: Oracle, x: Tree, z: Tree, gradient: Tree) -> jax.Array:
     """
     eps = float(jnp.finfo(dtype_of(z)).eps)
     flat, unravel = ravel_pytree(z)
-    signs = jax.random.rademacher(jax.random.key(0), flat.shape, flat.dtype)
+    signs = _signs(flat)
     moved = oracle.lower_y(x, unravel(flat * (1 + eps**0.5 * signs)))
     return eps**0.5 * norm(subtract(moved, gradient))
 
@@ -129,7 +231,7 @@ class _Checked(NamedTuple):
 
 def run_checked(
     advance: Callable[[Any], Any],
-    measure: Callable[[Any], Measurement],
+    measure: Callable[[Any], tuple[Any, Measurement]],
     state: Any,
     hypergradient_like: Tree,
     *,
@@ -139,7 +241,7 @@ def run_checked(
     patience: int,
 ) -> tuple[Any, Measurement, jax.Array, dict[str, jax.Array]]:
     """`iterate` with a measurement after each stretch of `check_every` steps, compiled once; the
-    state, its measurement, the status and the stats.
+    state, its measurement, the status and the stats. `measure` may note something in the state.
 
     The first measurement comes after the first stretch, so that d has left zero.
     """
@@ -157,7 +259,7 @@ def run_checked(
         state = _loops.fori_loop(
             carry.num_steps, num_steps, lambda _, inner: advance(inner), carry.state
         )
-        return _Checked(state, measure(state), num_steps)
+        return _Checked(*measure(state), num_steps)
 
     stretches = -(-max_steps // check_every)
     outcome = iterate(

@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 from jaxsac import _loops
 from jaxsac._iterate import Certificate, Outcome, iterate
+from jaxsac.bilevel.problem import norm
 
 _MEMORY = 10
 _TRIALS = 20
@@ -61,7 +62,7 @@ def minimise(
     def step(state: _State) -> _State:
         direction = -_inverse_hessian_product(state)
         slope = jnp.vdot(direction, state.gradient)
-        size = jnp.linalg.norm(state.gradient)
+        size = norm(state.gradient)
         fresh = jnp.all(state.changes[0] == 0)
         downhill = slope < 0
         direction = jnp.where(downhill, direction, -state.gradient)
@@ -94,7 +95,7 @@ def minimise(
         # The first step goes nowhere and finds the gradient: one copy of `gradient` to compile, not
         # two.
         return certify(
-            jnp.where(state.started, jnp.linalg.norm(state.gradient), jnp.finfo(flat.dtype).max / 4)
+            jnp.where(state.started, norm(state.gradient), jnp.finfo(flat.dtype).max / 4)
         )
 
     memory = jnp.zeros((_MEMORY, flat.size), flat.dtype)

@@ -105,7 +105,7 @@ def _hypergradient(
         z, d, sigma, ended, num_steps = solve_perturbed(
             oracle, scheme, x, lower.state, start[1], sigma, tol, max_steps, relative=relative
         )
-        state, measured = (z, d), measure(oracle, scheme, x, z, d, sigma)
+        state, measured = (z, d), measure(oracle, scheme, x, z, d, sigma, tol=tol)
         # CONVERGED only by the final certificate; else the first complaint of the stages, and
         # STALLED where they saw none.
         status = verdict(measured.certificate, tol, progress=False, more=True)

@@ -1,29 +1,52 @@
 """The lower level and its perturbed copies, solved at one x."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxsac import _loops
-from jaxsac._iterate import Certificate, Outcome
-from jaxsac.bilevel.certificate import Measurement, measure, run_checked
+from jaxsac._iterate import Certificate, Outcome, iterate
+from jaxsac.bilevel.certificate import Measurement, gradient_rounding, measure, run_checked
 from jaxsac.bilevel.descent import minimise
 from jaxsac.bilevel.paired import PairedOptimizer, paired_step
-from jaxsac.bilevel.problem import Oracle, Tree, norm, scale
-from jaxsac.bilevel.schemes import Scheme, relative_sigma
+from jaxsac.bilevel.problem import Oracle, Tree, dtype_of, norm, scale, zeros
+from jaxsac.bilevel.schemes import SCHEMES, Scheme, relative_sigma
 from jaxsac.solution import Status
 
 
 def solve_lower(oracle: Oracle, x: Tree, y: Tree, tol: jax.Array, max_steps: jax.Array) -> Outcome:
-    """z with ‖g_y(x, z)‖ ≤ tol / 4."""
+    """z with ‖g_y(x, z)‖ ≤ tol / 4 of what changes of z by its own size do to that gradient.
 
-    def certify(size):
-        return Certificate(size, jnp.zeros_like(size), jnp.ones_like(size))
+    In units of the gradient at the start; and once more from where that ends, since there the
+    right size of z is known.
+    """
+    dtype = dtype_of(y)
 
-    return minimise(
-        lambda y: oracle.lower_y(x, y), y, tol=0.25 * tol, max_steps=max_steps, certify=certify
-    )
+    def once(k, last: Outcome) -> Outcome:
+        gradient = oracle.lower_y(x, last.state)
+        size = norm(gradient)
+        unit = jnp.where(size > 0, size, 1.0)
+        rounding = gradient_rounding(oracle, x, last.state, gradient)
+        response = rounding / float(jnp.finfo(dtype).eps)
+        whole = jnp.where(k == 0, jnp.maximum(response, size), response) / unit
+
+        def certify(error):
+            return Certificate(error, rounding / unit, whole)
+
+        outcome = minimise(
+            lambda y: scale(oracle.lower_y(x, y), 1 / unit),
+            last.state,
+            tol=0.25 * tol,
+            max_steps=max_steps - last.num_steps,
+            certify=certify,
+        )
+        return outcome._replace(num_steps=last.num_steps + outcome.num_steps)
+
+    none = jnp.zeros((), dtype)
+    start = Outcome(y, Certificate(none, none, none), jnp.int32(0), jnp.int32(0))
+    return _loops.fori_loop(0, 2, once, start)
 
 
 class Perturbed(NamedTuple):
@@ -53,7 +76,7 @@ def solve_perturbed(
     in units of the first ‖z‖ / ‖d‖.
     """
     c = oracle.upper_y(x, z) if c is None else c
-    size = jnp.maximum(1.0, norm(c)).astype(sigma.dtype)
+    size = norm(c)
 
     def certify(error):
         return Certificate(error, jnp.zeros_like(error), size)
@@ -87,6 +110,39 @@ def solve_perturbed(
     )
 
 
+def solve_alone(
+    oracle: Oracle,
+    inner: PairedOptimizer,
+    x: Tree,
+    y: Tree,
+    certify: Callable[[Tree], Certificate],
+    tol: jax.Array,
+    max_steps: jax.Array,
+) -> Outcome:
+    """The lower level by steps of an optimiser, without an upper one: d stays zero."""
+
+    def step(state):
+        z, optimizer = state
+        still = zeros(z)
+        field = (oracle.lower_y(x, z), still)
+        one = jnp.ones((), dtype_of(z))
+        z, _, optimizer = paired_step(
+            oracle.problem, SCHEMES["soba"], inner, field, optimizer, x, z, still, one
+        )
+        return z, optimizer
+
+    outcome = iterate(
+        step,
+        lambda state: certify(state[0]),
+        (y, inner.init(y, zeros(y))),
+        tol=tol,
+        max_steps=max_steps,
+        check_every=10,
+        patience=100,
+    )
+    return outcome._replace(state=outcome.state[0])
+
+
 def solve_together(
     oracle: Oracle,
     scheme: Scheme,
@@ -109,7 +165,7 @@ def solve_together(
         return paired_step(oracle.problem, scheme, inner, field, optimizer, x, z, d, sigma)
 
     def judge(state):
-        return measure(oracle, scheme, x, state[0], state[1], sigma, c)
+        return state, measure(oracle, scheme, x, state[0], state[1], sigma, c, tol=tol)
 
     start = (*state, inner.init(*state))
     (z, d, _), measured, status, stats = run_checked(

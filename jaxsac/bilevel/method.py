@@ -118,7 +118,8 @@ class State(NamedTuple):
     outer: tuple[jax.Array, ...]  # those of the outer optimiser's
     sigma: jax.Array  # [] of the last step
     num_steps: jax.Array  # [] int32: outer steps so far
-    scale: jax.Array  # [] the norm of the first hypergradient
+    # [] the norm of the first hypergradient that `solve` could trust to a half; 0: none yet
+    scale: jax.Array
     key: jax.Array | None = None  # a random key, where `solve` draws batches
     recursion: _Recursion | None = None  # estimates, where variance is reduced
 
@@ -282,7 +283,7 @@ def step(
         _packed(outer),
         sigma,
         state.num_steps + 1,
-        jnp.where(state.num_steps == 0, size, state.scale),
+        state.scale,
         state.key,
         recursion,
     ), report

@@ -175,6 +175,13 @@ class Oracle:
     def lower(self, x: Tree, y: Tree) -> jax.Array:
         return self._call("lower", self.problem.lower, x, y)
 
+    def distance(self, x: Tree, y: Tree) -> jax.Array:
+        """How far y is from the minimiser, as a share, where the problem knows it; else 0."""
+        known = getattr(self.problem, "distance", None)
+        if known is None:
+            return jnp.zeros((), dtype_of(y))
+        return self._call("distance", known, x, y)
+
     def _nonsmooth(self, x: Tree, y: Tree) -> jax.Array:
         assert self.problem.nonsmooth is not None
         return self._call("nonsmooth", self.problem.nonsmooth, x, y)

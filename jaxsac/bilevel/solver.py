@@ -20,6 +20,7 @@ from jaxsac.bilevel.problem import (
     add,
     arrays_only,
     dtype_of,
+    norm,
     original,
     require_like,
 )
@@ -153,15 +154,18 @@ def _solve(
         )
         return state._replace(key=key)
 
-    def judge(state: State) -> Measurement:
+    def judge(state: State) -> tuple[State, Measurement]:
         d = state.d
         if method.difference == "unrolled":
             d = solve_direction(oracle, state.x, state.z, d, None)
-        measured = measure(oracle, scheme, state.x, state.z, d, sigma.at(scheme, state))
-        error = measured.diagnostics.hypergradient_norm + measured.certificate.error
-        whole = jnp.maximum(1.0, state.scale)
-        certificate = Certificate(error, measured.certificate.rounding, whole)
-        return measured._replace(certificate=certificate)
+        measured = measure(oracle, scheme, state.x, state.z, d, sigma.at(scheme, state), tol=tol)
+        error, rounding, parts = measured.certificate
+        size = norm(measured.hypergradient)
+        known = (state.scale == 0) & (error <= 0.5 * size)
+        state = state._replace(scale=jnp.where(known, size, state.scale))
+        total = measured.diagnostics.hypergradient_norm + error
+        certificate = Certificate(total, rounding, jnp.maximum(parts, state.scale))
+        return state, measured._replace(certificate=certificate)
 
     last, _, status, stats = run_checked(
         advance,

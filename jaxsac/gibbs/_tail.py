@@ -29,9 +29,7 @@ _POWERS, _SLICES = 8, 8  # powers and slices per pass of the derivative
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
-def elementary(
-    weights: jax.Array, scale: jax.Array, budget: int, halvings: jax.Array | int = 0
-) -> jax.Array:
+def elementary(weights: jax.Array, scale: jax.Array, budget: int, halvings: jax.Array) -> jax.Array:
     """2^(−halvings) e_r(scale · weights) for r = 0, …, budget, [budget + 1], of weights [M] ≥ 0.
     They must not overflow; what underflows is 0.
     """

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxsac import _checks
+from jaxsac import _arguments, _checks
+from jaxsac._arguments import anything, arguments, integer, real, record
 from jaxsac.solution import register
 
 # Padded groups are dense and fast on every device; beyond this much padding, sums over segments
@@ -37,27 +38,37 @@ class Groups(eqx.Module):
     # int32 [G, max_size], padded with p; None: equal blocks, or sums over segments
     members: Any = None  # int32
 
+    @arguments(
+        num_groups=_arguments.size(1),
+        num_coefficients=_arguments.size(1),
+        max_size=_arguments.size(1),
+        labels=anything("made by from_labels"),
+        members=anything("made by from_labels"),
+    )
+    def __init__(
+        self,
+        num_groups: int,
+        num_coefficients: int,
+        max_size: int,
+        labels: Any = None,
+        members: Any = None,
+    ):
+        self.num_groups, self.num_coefficients = num_groups, num_coefficients
+        self.max_size, self.labels, self.members = max_size, labels, members
+
     @staticmethod
+    @arguments(num_groups=_arguments.size(1), size=_arguments.size(1))
     def equal(num_groups: int, size: int) -> "Groups":
         """`num_groups` consecutive blocks of `size` coefficients each."""
-        num_groups = _checks.static_integer("num_groups", num_groups, 1)
-        size = _checks.static_integer("size", size, 1)
         return Groups(num_groups, num_groups * size, size)
 
     @staticmethod
+    @arguments(sizes=integer("G", low=0))
     def from_sizes(sizes: Sequence[int]) -> "Groups":
         """Consecutive blocks: the first sizes[0] coefficients are group 0, and so on. A size of 0
         is an empty group.
         """
         array = np.asarray(sizes)
-        _checks.require(
-            array.ndim == 1 and array.size > 0,
-            f"sizes must be a non-empty list of integers, got shape {array.shape}.",
-        )
-        _checks.require(
-            bool(np.issubdtype(array.dtype, np.integer)) and bool((array >= 0).all()),
-            "sizes must be integers >= 0.",
-        )
         _checks.require(bool(array.any()), "sizes must hold a group that is not empty.")
         return Groups.from_labels(np.repeat(np.arange(array.size), array), num_groups=array.size)
 
@@ -83,11 +94,9 @@ class Groups(eqx.Module):
             f"labels must be integers, got {array.dtype}: {advice}",
         )
         largest = int(array.max())
-        num_groups = (
-            largest + 1
-            if num_groups is None
-            else _checks.static_integer("num_groups", num_groups, 1)
-        )
+        if num_groups is None:
+            num_groups = largest + 1
+        num_groups = int(_arguments.size(1).convert("num_groups", num_groups, {}, None))
         _checks.require(
             int(array.min()) >= 0 and largest < num_groups,
             f"labels must lie in [0, {num_groups}): {advice}",
@@ -171,17 +180,36 @@ def safe_sqrt(squares: jax.Array) -> jax.Array:
     return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, squares)))
 
 
-def group_norms(v: jax.Array, groups: Groups) -> jax.Array:
-    """Euclidean norm of each group, ‖v_g‖₂ [G], right at every scale of the dtype, with the
-    gradient 0 at v_g = 0; NaN gives NaN.
+def sizes_of(groups: Groups) -> dict[str, int]:
+    """The letters of a call that takes groups."""
+    return {"p": groups.num_coefficients, "G": groups.num_groups}
+
+
+GROUPS = record(Groups, sizes=sizes_of)
+
+
+def scaled_norms(v: jax.Array, groups: Groups) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """v_g / s_g [p], its norms [G], and 1 / s_g [G]: powers of two near ‖v_g‖, so that what is
+    divided by a norm has no square of a small number in its derivatives.
     """
-    scale, inverse = power_of_two(groups.max(jnp.abs(lax.stop_gradient(v))))
-    return scale * safe_sqrt(groups.sum((v * groups.spread(inverse)) ** 2))
+    _, inverse = power_of_two(groups.max(jnp.abs(lax.stop_gradient(v))))
+    small = v * groups.spread(inverse)
+    return small, safe_sqrt(groups.sum(small**2)), inverse
 
 
+@arguments(v=real("p"), groups=GROUPS)
+def group_norms(v: jax.Array, groups: Groups) -> jax.Array:
+    """Euclidean norm of each group, ‖v_g‖₂ [G] of v [p], right at every scale of the dtype, with
+    the gradient 0 at v_g = 0; NaN gives NaN.
+    """
+    _, norms, inverse = scaled_norms(v, groups)
+    return norms / inverse
+
+
+@arguments(v=real(...))
 def vector_norm(v: jax.Array) -> jax.Array:
     """Euclidean norm of a whole array, right at every scale of the dtype, with the gradient 0 at
-    0.
+    0; NaN gives NaN.
     """
     scale, inverse = power_of_two(jnp.max(jnp.abs(lax.stop_gradient(v)), initial=0.0))
     return scale * safe_sqrt(jnp.sum((v * inverse) ** 2))

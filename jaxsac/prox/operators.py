@@ -6,15 +6,20 @@ Thresholds are ≥ 0, scalars or one per group; NaN in gives NaN out.
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxsac import _checks
-from jaxsac.prox.groups import Groups, group_norms, vector_norm
+from jaxsac._arguments import anything, arguments, either, real
+from jaxsac.prox.groups import GROUPS, Groups, power_of_two, safe_sqrt, scaled_norms
 from jaxsac.solution import register
+
+OF_GROUPS = either(real(low=0), real("G", low=0))
+OF_COEFFICIENTS = either(real(low=0), real("p", low=0))
+LEVELS = anything("a sequence of Level from the innermost to the outermost")
 
 
 @register
@@ -27,58 +32,79 @@ class Level(NamedTuple):
     weights: jax.Array | float  # [] or [G], ≥ 0
 
 
+@arguments(v=real(...), threshold=real(..., low=0))
 def prox_l1(v: jax.Array, threshold: jax.Array | float) -> jax.Array:
-    """prox of Σ_i t_i |x_i|: soft thresholding, sign(v) max(|v| − t, 0). `threshold` t is a scalar
-    or has the shape of `v`.
+    """prox of Σ_i t_i |x_i|: soft thresholding, sign(v) max(|v| − t, 0). `threshold` t ≥ 0 is a
+    scalar or has the shape of `v`.
     """
-    threshold = jnp.asarray(threshold).astype(v.dtype)
-    return v - jnp.clip(v, -threshold, threshold)
+    # As in `prox_group`: NaN fails "<=", and the identity has the derivative 1 at 0 too.
+    dropped = (jnp.abs(v) <= threshold) & (threshold > 0)
+    return jnp.where(dropped, 0.0, v - jnp.sign(v) * jnp.where(dropped, 0.0, threshold))
 
 
+@arguments(v=real("p"), groups=GROUPS, threshold=OF_GROUPS)
 def prox_group(v: jax.Array, groups: Groups, threshold: jax.Array | float) -> jax.Array:
-    """prox of Σ_g t_g ‖x_g‖₂: x_g = max(0, 1 − t_g/‖v_g‖) v_g, and 0 at v_g = 0. `threshold` t is a
-    scalar or [G], `v` is [p].
+    """prox of Σ_g t_g ‖x_g‖₂: x_g = max(0, 1 − t_g/‖v_g‖) v_g, and 0 at v_g = 0. `threshold` t ≥ 0
+    is a scalar or [G], `v` is [p].
     """
-    threshold = jnp.broadcast_to(jnp.asarray(threshold).astype(v.dtype), (groups.num_groups,))
-    norms = group_norms(v, groups)
+    return shrunk(v, groups, threshold)
+
+
+def shrunk(v: jax.Array, groups: Groups, threshold: Any) -> jax.Array:
+    """`prox_group` without checks."""
+    threshold = jnp.broadcast_to(threshold, (groups.num_groups,))
+    _, norms, inverse = scaled_norms(v, groups)
+    scaled = threshold * inverse
     # A NaN norm fails "<=" and so keeps its factor, NaN; without a penalty the operator is the
     # identity, also for its derivative at 0.
-    dropped = (norms <= threshold) & (threshold > 0)
-    factor = jnp.where(
-        dropped, 0.0, 1.0 - threshold / jnp.where(dropped | (norms == 0), 1.0, norms)
-    )
-    return v * groups.spread(factor)
+    dropped = (norms <= scaled) & (threshold > 0)
+    share = jnp.where(dropped, 0.0, scaled) / jnp.where(dropped | (norms == 0), 1.0, norms)
+    return v * groups.spread(jnp.where(dropped, 0.0, 1.0 - share))
 
 
+@arguments(v=real("p"), groups=GROUPS, l1=OF_COEFFICIENTS, group=OF_GROUPS)
 def prox_sparse_group(
     v: jax.Array, groups: Groups, l1: jax.Array | float, group: jax.Array | float
 ) -> jax.Array:
-    """prox of l1 ‖x‖₁ + Σ_g group_g ‖x_g‖₂: soft thresholding, then the group prox (Simon et al.
-    2013).
+    """prox of Σ_j l1_j |x_j| + Σ_g group_g ‖x_g‖₂ at v [p]: soft thresholding, then the group prox
+    (Simon et al. 2013). l1 ≥ 0 is a scalar or [p], group ≥ 0 a scalar or [G].
     """
     return prox_group(prox_l1(v, l1), groups, group)
 
 
+@arguments(v=real("p"), levels=LEVELS, scale=real(low=0))
 def prox_tree(v: jax.Array, levels: Sequence[Level], scale: jax.Array | float = 1.0) -> jax.Array:
     """prox of scale · Σ_levels Σ_g w_g ‖x_g‖₂ for nested groups: the levels' group proxes from the
     innermost to the outermost.
 
     `levels` go from the innermost to the outermost, each group inside one group of the next level
-    (ValueError otherwise, see `check_nested`). `Groups.equal(p, 1)` as the innermost level is an l1
-    norm. Jenatton et al. (2011), theorem 1.
+    (ValueError otherwise). `Groups.equal(p, 1)` as the innermost level is an l1 norm. Jenatton et
+    al. (2011), theorem 1.
+    """
+    for groups, weights in nested(levels, v):
+        v = prox_group(v, groups, scale * weights)
+    return v
+
+
+def nested(levels: Sequence[Level], v: jax.Array) -> list[tuple[Groups, Any]]:
+    """The levels with weights of the dtype of `v` [p]; ValueError unless they fit it, and every
+    group lies inside one group of the next level.
     """
     check_nested(levels)
-    scale = jnp.asarray(scale).astype(v.dtype)
-    for groups, weights in levels:
-        v = prox_group(v, groups, scale * jnp.asarray(weights).astype(v.dtype))
-    return v
+    found = []
+    for position, (groups, weights) in enumerate(levels):
+        name, sizes = f"levels[{position}]", {"p": v.shape[0]}
+        GROUPS.convert(f"{name}.groups", groups, sizes, v.dtype)
+        found.append((groups, OF_GROUPS.convert(f"{name}.weights", weights, sizes, v.dtype)))
+    return found
 
 
 def check_nested(levels: Sequence[Level]) -> None:
     """Raise ValueError unless every group lies inside one group of the next level (looked at where
     the labels are concrete).
     """
-    _checks.require(len(levels) > 0, "levels must hold at least one Level.")
+    known = isinstance(levels, Sequence) and all(isinstance(level, Level) for level in levels)
+    _checks.require(known and len(levels) > 0, "levels must hold at least one Level.")
     for position, (inner, outer) in enumerate(itertools.pairwise(levels)):
         _checks.require(
             inner.groups.num_coefficients == outer.groups.num_coefficients,
@@ -105,44 +131,56 @@ def _labels(groups: Groups) -> np.ndarray:
     )
 
 
+@arguments(v=real(...), l1=real(..., low=0), l2=real(..., low=0))
 def prox_elastic_net(v: jax.Array, l1: jax.Array | float, l2: jax.Array | float) -> jax.Array:
-    """prox of l1 ‖x‖₁ + ½ l2 ‖x‖²: soft thresholding, divided by 1 + l2."""
-    return prox_l1(v, l1) / (1.0 + jnp.asarray(l2).astype(v.dtype))
+    """prox of l1 ‖x‖₁ + ½ l2 ‖x‖²: soft thresholding, divided by 1 + l2; l1, l2 ≥ 0 are scalars or
+    have the shape of `v`.
+    """
+    return prox_l1(v, l1) / (1.0 + l2)
 
 
+@arguments(v=real(...), lower=real(...), upper=real(...))
 def project_box(v: jax.Array, lower: jax.Array | float, upper: jax.Array | float) -> jax.Array:
-    """Projection onto lower ≤ x ≤ upper, elementwise."""
+    """Projection onto lower ≤ x ≤ upper, elementwise; the ends are scalars or have the shape of
+    `v`.
+    """
     if _checks.is_concrete(lower, upper):
         _checks.require(
             bool(np.all(np.asarray(lower) <= np.asarray(upper))),
             "lower must be <= upper everywhere.",
         )
-    return jnp.clip(v, jnp.asarray(lower).astype(v.dtype), jnp.asarray(upper).astype(v.dtype))
+    return jnp.clip(v, lower, upper)
 
 
+@arguments(v=real("d"), radius=real(low=0))
 def project_l2_ball(v: jax.Array, radius: jax.Array | float) -> jax.Array:
-    """Projection of `v` [d] onto the ball ‖x‖₂ ≤ radius."""
-    radius = jnp.asarray(radius).astype(v.dtype)
-    norm = vector_norm(v)
-    inside = norm <= radius
-    return v * jnp.where(inside, 1.0, radius / jnp.where(inside, 1.0, norm))
+    """Projection of `v` [d] onto the ball ‖x‖₂ ≤ radius, radius ≥ 0."""
+    _, inverse = power_of_two(jnp.max(jnp.abs(jax.lax.stop_gradient(v)), initial=0.0))
+    norm, scaled = safe_sqrt(jnp.sum((v * inverse) ** 2)), radius * inverse
+    inside = norm <= scaled
+    return v * jnp.where(inside, 1.0, jnp.where(inside, 0.0, scaled) / jnp.where(inside, 1.0, norm))
 
 
+@arguments(v=real("d"), total=real(low=0))
 def project_simplex(v: jax.Array, total: jax.Array | float = 1.0) -> jax.Array:
-    """Projection of `v` [d] onto {x ≥ 0, Σ x = total}, by sorting (Held et al. 1974)."""
-    total = jnp.asarray(total).astype(v.dtype)
+    """Projection of `v` [d] onto {x ≥ 0, Σ x = total}, total ≥ 0, by sorting (Held et al. 1974)."""
+    _checks.require(v.shape[0] > 0, "v must hold at least one number.")
     v = v - jax.lax.stop_gradient(
         jnp.max(v)
     )  # the projection ignores a common shift, and small numbers cancel less
-    descending = jnp.sort(v)[::-1]
+    # Which are kept is a constant of differentiation; their mean is not, in any order of them.
+    still, least = jax.lax.stop_gradient((v, total))
+    descending = jnp.sort(still)[::-1]
     counts = jnp.arange(1, v.shape[0] + 1, dtype=v.dtype)
-    shifts = (jnp.cumsum(descending) - total) / counts
-    kept = jnp.maximum(jnp.sum(descending > shifts), 1)
-    return jnp.maximum(v - shifts[kept - 1], 0.0)
+    shifts = (jnp.cumsum(descending) - least) / counts
+    last = jnp.maximum(jnp.sum(descending > shifts), 1) - 1
+    kept = still >= descending[last]
+    left = v - (jnp.sum(jnp.where(kept, v, 0.0)) - total) / jnp.sum(kept, dtype=v.dtype)
+    return jnp.where(left <= 0, 0.0, left)  # NaN fails "<="
 
 
+@arguments(v=real("d"), radius=real(low=0))
 def project_l1_ball(v: jax.Array, radius: jax.Array | float) -> jax.Array:
-    """Projection of `v` [d] onto ‖x‖₁ ≤ radius (Duchi et al. 2008)."""
-    radius = jnp.asarray(radius).astype(v.dtype)
+    """Projection of `v` [d] onto ‖x‖₁ ≤ radius, radius ≥ 0 (Duchi et al. 2008)."""
     outside = jnp.sign(v) * project_simplex(jnp.abs(v), radius)
     return jnp.where(jnp.sum(jnp.abs(v)) <= radius, v, outside)

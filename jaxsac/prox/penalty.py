@@ -9,12 +9,12 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxsac import _checks
-from jaxsac.prox.groups import Groups, group_norms
+from jaxsac._arguments import arguments, either, flag, real
+from jaxsac.prox.groups import Groups, group_norms, scaled_norms
 from jaxsac.prox.norms import dual_group_norm, dual_tree_norm
-from jaxsac.prox.operators import Level, check_nested, prox_group, prox_l1
+from jaxsac.prox.operators import LEVELS, OF_COEFFICIENTS, Level, nested, prox_group, prox_l1
 from jaxsac.solution import register
 
 
@@ -43,6 +43,12 @@ class Penalty(eqx.Module):
     ridge: Any = None  # [] ≥ 0
     nonnegative: bool = eqx.field(static=True, default=False)  # whether b ≥ 0 is asked for
 
+    @arguments(
+        levels=LEVELS,
+        l1=either(real(low=0, own=True), real("p", low=0, own=True)),
+        ridge=real(low=0, own=True),
+        nonnegative=flag(),
+    )
     def __init__(
         self,
         levels: Sequence[Level] = (),
@@ -53,13 +59,14 @@ class Penalty(eqx.Module):
         self.levels = tuple(levels)
         self.l1 = l1
         self.ridge = ridge
-        self.nonnegative = bool(nonnegative)
+        self.nonnegative = nonnegative
 
     def value(self, b: jax.Array, lam: jax.Array | float = 1.0) -> jax.Array:
         """lam Ω(b) + ½ ridge ‖b‖²; of `b` ≥ 0 if that is asked for."""
         total = jnp.zeros((), b.dtype)
         for groups, thresholds in self._thresholds(lam, b.dtype):
-            total = total + jnp.sum(thresholds * group_norms(b, groups))
+            norms = group_norms(b, groups)
+            total = total + jnp.sum(jnp.where(norms == 0, 0.0, thresholds) * norms)
         if self.l1 is not None:
             total = total + jnp.sum(self._l1(lam, b.dtype) * jnp.abs(b))
         if self.ridge is not None:
@@ -157,11 +164,10 @@ class Penalty(eqx.Module):
         """The gradient of the terms that have one at `b`, [p]."""
         total = jnp.zeros_like(b)
         for groups, thresholds in self._thresholds(lam, b.dtype):
-            norms = group_norms(b, groups)
+            small, norms, _ = scaled_norms(b, groups)
             zero = norms == 0
-            total = total + b * groups.spread(
-                jnp.where(zero, 0.0, thresholds / jnp.where(zero, 1.0, norms))
-            )
+            per_norm = jnp.where(zero, 0.0, thresholds) / jnp.where(zero, 1.0, norms)
+            total = total + small * groups.spread(per_norm)
         if self.l1 is not None:
             total = total + self._l1(lam, b.dtype) * jnp.sign(b)
         return total if self.ridge is None else total + self._ridge(b.dtype) * b
@@ -216,35 +222,15 @@ class Penalty(eqx.Module):
         """The penalty as arrays of `dtype` that fit `groups`, NaN where traced numbers are
         negative; ValueError naming what does not fit.
         """
-        levels = []
-        for number, (own, weights) in enumerate(self.levels):
-            _checks.require(
-                isinstance(own, Groups),
-                f"penalty.levels[{number}] must be a prox.Level(groups, weights).",
-            )
-            shape = () if jnp.ndim(weights) == 0 else (own.num_groups,)
-            levels.append(
-                Level(
-                    own, _non_negative(f"penalty.levels[{number}].weights", weights, shape, dtype)
-                )
-            )
-        check_nested((Level(groups, 1.0), *levels))
-        l1 = self.l1
+        like = jnp.zeros(groups.num_coefficients, dtype)
+        levels = [Level(*level) for level in nested((Level(groups, 1.0), *self.levels), like)[1:]]
+        levels = [level._replace(weights=_non_negative(level.weights)) for level in levels]
+        l1, ridge, sizes = self.l1, self.ridge, {"p": groups.num_coefficients}
         if l1 is not None:
-            l1 = _non_negative(
-                "penalty.l1", l1, () if jnp.ndim(l1) == 0 else (groups.num_coefficients,), dtype
-            )
-        ridge = (
-            None
-            if self.ridge is None
-            else _checks.real_scalar("penalty.ridge", self.ridge, dtype, 0.0)
-        )
-        return Penalty(
-            levels,
-            l1,
-            None if ridge is None else jnp.where(ridge >= 0, ridge, jnp.nan),
-            self.nonnegative,
-        )
+            l1 = _non_negative(OF_COEFFICIENTS.convert("penalty.l1", l1, sizes, dtype))
+        if ridge is not None:
+            ridge = _non_negative(real(low=0).convert("penalty.ridge", ridge, {}, dtype))
+        return Penalty(levels, l1, ridge, self.nonnegative)
 
     def _thresholds(self, lam, dtype):
         for groups, weights in self.levels:
@@ -258,12 +244,5 @@ class Penalty(eqx.Module):
         return jnp.asarray(self.ridge).astype(dtype)
 
 
-def _non_negative(name: str, value: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    number = (
-        _checks.real_array(name, value, shape, dtype)
-        if shape
-        else _checks.real_scalar(name, value, dtype, 0.0)
-    )
-    if _checks.is_concrete(number):
-        _checks.require(not bool(np.any(np.asarray(number) < 0)), f"{name} must be >= 0.")
-    return jnp.where(number >= 0, number, jnp.nan)
+def _non_negative(numbers: Any) -> jax.Array:
+    return jnp.where(numbers >= 0, numbers, jnp.nan)

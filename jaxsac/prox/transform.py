@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxsac._arguments import arguments, either, function, real
 from jaxsac.solution import register
 
 
@@ -17,6 +18,10 @@ class ProximalState(NamedTuple):
     num_updates: jax.Array  # [] int32, updates so far
 
 
+@arguments(
+    prox=function("(params, step) -> params"),
+    learning_rate=either(real(low=0, own=True), function("step -> number")),
+)
 def proximal(
     prox: Callable[[Any, jax.Array], Any], learning_rate: float | jax.Array | Callable
 ) -> optax.GradientTransformation:

@@ -53,7 +53,9 @@ def some_table(dtype):
     q = jnp.zeros((3, 3, 2), dtype).at[1:, :, 1].set(1)
     none, counts = jnp.zeros((3, 3), dtype), jnp.eye(3, dtype=jnp.int32)[::-1]
     bounds = subsample_q.Bounds(none, none)
-    return subsample_q.QTable(q, none, jnp.argmax(q, axis=-1).astype(jnp.int32), bounds, counts)
+    policy = jnp.argmax(q, axis=-1).astype(jnp.int32)
+    meaning = subsample_q.solve(subsample_q.Model(*random_arrays(0), 0.8), 1).value.meaning
+    return subsample_q.QTable(q, none, policy, bounds, counts, meaning)
 
 
 def kinds_problem(seed, dtype):
@@ -98,7 +100,8 @@ def learn_from_trajectory(discount, global_rewards, local_rewards):
     generator = np.random.default_rng(0)
     states = (generator.integers(0, 2, shape) for shape in ((6,), (6, 4), (5,)))
     record = subsample_q.Trajectory(*states, global_rewards, local_rewards)
-    return subsample_q.learn_from_trajectory(KEY, record, 2, 2, 2, 2, discount).value.q
+    solution = subsample_q.learn_from_trajectory(KEY, record, 2, 2, 2, 2, discount)
+    return jnp.where(solution.stats["visits"] > 0, solution.value.q, 0)
 
 
 TRAINING = network.Training(batch_size=4, width=4, depth=0, optimizer=optax.sgd(0.01))
@@ -138,7 +141,7 @@ CASES = [
         scalar=squared_value,
         bad=[
             WRONG_DISCOUNT,
-            ({"tol": -1.0}, "tol must be >= 0"),
+            ({"tol": -1.0}, "tol must be ≥ 0"),
             ({"local_reward": jnp.ones((3, 2))}, "local_reward must"),
         ],
     ),
@@ -161,7 +164,7 @@ CASES = [
         poison="local_reward",
         differentiate=("global_reward", "local_transition"),
         scalar=squared_value,
-        bad=[({"tol": -1.0}, "tol must be >= 0")],
+        bad=[({"tol": -1.0}, "tol must be ≥ 0")],
     ),
     Case(
         name="subsample_q.solve_types",

@@ -29,7 +29,7 @@ def test_smaller_k_is_a_prefix():
 def test_tables_beyond_memory_name_the_k_that_fits():
     with pytest.raises(ValueError, match=r"k=60 .* histograms, about .* GiB.*k=\d+ fits"):
         sq.HistogramSpace(60, 12)
-    with pytest.raises(ValueError, match="k must be at least 1"):
+    with pytest.raises(ValueError, match="k must be ≥ 1"):
         sq.HistogramSpace(0, 3)
     with pytest.raises(ValueError, match="columns"):
         sq.HistogramSpace(3, 3).index(np.zeros(2, np.int32))

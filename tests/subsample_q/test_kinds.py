@@ -182,7 +182,7 @@ def test_allowed_restricts_the_choice_to_a_known_schedule():
         sq.simulate_local_actions(
             jax.random.key(0), model, solution.value, 4, 2, (0, np.array([4]))
         )
-    with pytest.raises(ValueError, match=r"local_reward must have shape \[G, B, L\]"):
+    with pytest.raises(ValueError, match=r"local_reward must have shape \[2, 2, 2\], got \[2, 2\]"):
         sq.LocalActionModel(*local_action_arrays(0)[:3], np.zeros((2, 2)), 0.8)
     with pytest.raises(ValueError, match=r"k=12 agents .* k=\d+ fits"):
         sq.solve_local_actions(sq.LocalActionModel(*local_action_arrays(0, 2, 2, 3, 4)), 12)
@@ -215,11 +215,11 @@ def test_types_solve_the_problem_of_one_histogram_over_type_and_state():
     np.testing.assert_allclose(
         sq.upper_bound_types(table, ks, (1, table.histograms[4])), table.value[1, 4], atol=1e-6
     )
-    with pytest.raises(ValueError, match="shares must be non-negative"):
+    with pytest.raises(ValueError, match="shares must sum to one"):
         sq.TypedModel(Pg, Pl, rg, rl, np.array([0.5, 0.6]), 0.8)
     with pytest.raises(ValueError, match="one number for each of the 2 types"):
         sq.solve_types(model, (1,))
-    with pytest.raises(ValueError, match="samples more agents of a type"):
+    with pytest.raises(ValueError, match=r"samples k=\(2, 1\) agents, more than"):
         sq.simulate_types(
             jax.random.key(0), model, table, ks, (1, 1), 2, (0, np.array([[1, 0], [1, 0]]))
         )

@@ -18,14 +18,14 @@ def test_rows_are_checked_and_normalised():
         sq.Model(Pg, wrong, rg, rl, 0.9)
     wrong = Pg.copy()
     wrong[0, 0] = [1.5, -0.5, 0]
-    with pytest.raises(ValueError, match="global_transition has a negative probability"):
+    with pytest.raises(ValueError, match=r"global_transition must be ≥ 0 everywhere, got -0\.5"):
         sq.Model(wrong, Pl, rg, rl, 0.9)
     with pytest.raises(ValueError, match="global_reward has a NaN"):
         sq.Model(Pg, Pl, rg * np.nan, rl, 0.9)
 
 
 @pytest.mark.parametrize(
-    "discount,match", [(-0.1, "discount must be >= 0"), (1.5, "discount must lie in")]
+    "discount,match", [(-0.1, "discount must be ≥ 0"), (1.5, "discount must be ≤ 1")]
 )
 def test_discount_is_checked(discount, match):
     with pytest.raises(ValueError, match=match):

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsac import _loops
-from jaxsac.bandits.engine.steps import BLOCK, Problem, Run, noise_block
+from jaxsac.bandits.engine.steps import BLOCK, Problem, Run, noise_block, status_of
 from jaxsac.bandits.phased.schedule import apply_solve, choose, exploit
 from jaxsac.bandits.sets.action_set import ActionSet, no_choice, take
 
@@ -275,7 +275,8 @@ def simulate_lanes(noise: Any, draws: str, problem: Problem, axes: Problem, size
         state = _finish(lanes, state)
     regret = lanes.each(_regret, state.recorded, state.explored)
     lock_time = jnp.where(state.locked, state.lock_cycle * number, -1)
-    return Run(regret, times, state.locked, lock_time, jnp.sort(state.indices, axis=0))
+    status = status_of(jnp.all(jnp.isfinite(state.sums), axis=0))
+    return Run(regret, times, state.locked, lock_time, jnp.sort(state.indices, axis=0), status)
 
 
 def simulate_cycles(noise: Any, draws: str, problem: Problem) -> Run:

@@ -10,20 +10,23 @@ import jax.numpy as jnp
 
 from jaxsac import _loops
 from jaxsac.bandits.phased.schedule import Plan
-from jaxsac.solution import register
+from jaxsac.solution import Status, register
 
 BLOCK = 8  # cycles of noise that are drawn together
 
 
 @register
 class Run(NamedTuple):
-    """What a simulation recorded; K times and s coordinates."""
+    """What a simulation recorded; K times and s coordinates. Where the status is NONFINITE, regret
+    is NaN and nothing is locked.
+    """
 
     regret: jax.Array  # [K], cumulative, without noise; may be negative against a lower benchmark
     times: jax.Array  # int32 [K], steps
     locked: jax.Array  # bool [], whether a support was locked
     lock_time: jax.Array  # int32 [], after how many steps; −1: never
     support: jax.Array  # int32 [s] ascending, the locked one, or the last one chosen; −1: none
+    status: jax.Array  # int32 [], CONVERGED: the run is to be trusted; NONFINITE: a NaN or an ∞
 
 
 class Trial(NamedTuple):
@@ -31,10 +34,10 @@ class Trial(NamedTuple):
 
     key: jax.Array
     theta: jax.Array  # [d]
-    sigma: jax.Array  # []
-    horizon: jax.Array  # int32 []
+    sigma: Any  # []
+    horizon: Any  # int32 []
     times: jax.Array  # int32 [K]
-    alpha: jax.Array  # []
+    alpha: Any  # [] or None
     offer: Any  # what every step makes available, if it is the same
 
 
@@ -130,7 +133,12 @@ def simulate_phased(noise: Any, problem: Problem) -> Run:
     zero = jnp.zeros((), dtype)
     (state, _), regret = _record_steps(problem.times, problem.horizon, start, step, zero)
     lock_time = jnp.where(state.locked, state.lock_cycle * number, -1)
-    return Run(regret, problem.times, state.locked, lock_time, jnp.sort(state.indices))
+    status = status_of(jnp.all(jnp.isfinite(state.sums)))
+    return Run(regret, problem.times, state.locked, lock_time, jnp.sort(state.indices), status)
+
+
+def status_of(finite: jax.Array) -> jax.Array:
+    return jnp.where(finite, Status.CONVERGED, Status.NONFINITE).astype(jnp.int32)
 
 
 def simulate_steps(algorithm: Any, trial: Trial, setting: Setting) -> Run:
@@ -156,4 +164,5 @@ def simulate_steps(algorithm: Any, trial: Trial, setting: Setting) -> Run:
     zero = jnp.zeros((), dtype)
     state, regret = _record_steps(trial.times, trial.horizon, state, step, zero)
     support = jnp.sort(algorithm.support(state))
-    return Run(regret, trial.times, jnp.asarray(False), jnp.int32(-1), support)
+    finite, never = ~jnp.any(jnp.isnan(regret)), jnp.int32(-1)
+    return Run(regret, trial.times, jnp.asarray(False), never, support, status_of(finite))

@@ -5,11 +5,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac import _checks
-from jaxsac.bandits.sets.action_set import ActionSet
+from jaxsac._arguments import anything, arguments, choice, flag, key, size
+from jaxsac.bandits.sets.action_set import ActionSet, a_set, check_dimension
 
 _KINDS = ("standard", "block_orthogonal", "weighing", "gaussian_orthogonal", "uniform_orthogonal")
 
 
+@arguments(
+    key=key(),
+    action_set=a_set,
+    dimension=size(1),
+    sparsity=size(1),
+    kind=choice(*_KINDS),
+    allow_dense=flag(),
+    dtype=anything("a floating dtype; None: the default of JAX"),
+)
 def exploration_basis(
     key: jax.Array,
     action_set: ActionSet,
@@ -33,20 +43,22 @@ def exploration_basis(
       rows are dense, so they are no s-sparse actions and break the paper's Assumption 3 for s < d,
       although its figures use them: ask for them with allow_dense=True.
 
-    Rows that are too long for the set are shrunk onto it.
+    Rows are made as long as the set allows.
+
+    Raises: ValueError where some row is no action at any length, as rotations are on sets of one
+    sign (Box(0, 1), Simplex), or an axis has no length; a traced set gives NaN rows.
 
     Source: arXiv 2605.10151, Assumption 3 and Figure 2.
     """
-    _checks.choice("kind", kind, _KINDS)
-    dimension = _checks.static_integer("dimension", dimension, 1)
-    sparsity = _checks.static_integer("sparsity", sparsity, 1)
+    check_dimension(action_set, dimension)
     _checks.require(
         sparsity <= dimension,
         f"sparsity must be at most the dimension {dimension}, got {sparsity}.",
     )
     dtype = jnp.result_type(float) if dtype is None else dtype
     if kind == "standard":
-        return jnp.diag(action_set.reach(dimension, dtype))
+        reach = action_set.reach(dimension, dtype)
+        return jnp.diag(_checked(kind, jnp.where(reach == 0, jnp.nan, reach)))
     if kind in ("block_orthogonal", "weighing"):
         order_key, key = jax.random.split(key)
         order = jax.random.permutation(order_key, dimension)
@@ -65,12 +77,7 @@ def exploration_basis(
         rows = jnp.zeros_like(blocks).at[:, order].set(blocks)
         if kind == "weighing":
             sides = _sides(action_set, dimension, dtype)
-            if _checks.is_concrete(sides):
-                _checks.require(
-                    bool(jnp.all(sides > 0)),
-                    "a weighing design needs both signs of every coordinate: use kind='standard'.",
-                )
-            rows = rows * sides[None, :]
+            rows = rows * _checked(kind, jnp.where(sides > 0, sides, jnp.nan))[None, :]
     else:
         dense = allow_dense or sparsity == dimension
         _checks.require(
@@ -84,7 +91,18 @@ def exploration_basis(
             else lambda k, shape, t: jax.random.uniform(k, shape, t, -1.0)
         )
         rows = _rotation(draw(key, (dimension, dimension), dtype))
-    return rows / jnp.maximum(jax.vmap(action_set.gauge)(rows), 1.0)[:, None]
+    gauge = jax.vmap(action_set.gauge)(rows)
+    return rows / _checked(kind, jnp.where(jnp.isinf(gauge), jnp.nan, gauge))[:, None]
+
+
+def _checked(kind: str, lengths: jax.Array) -> jax.Array:
+    if _checks.is_concrete(lengths):
+        _checks.require(
+            bool(jnp.all(jnp.isfinite(lengths))),
+            f"no basis of kind={kind!r} fits this action_set: it lacks a coordinate, or one of the"
+            " signs that the rows need: use kind='standard', or leave basis=None.",
+        )
+    return lengths
 
 
 def _hadamard(size: int) -> np.ndarray:

@@ -7,9 +7,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxsac import _checks
+from jaxsac._arguments import arguments, choice, real
 
 KINDS = ("l2", "hkz", "coord")
+BELOW_ONE = real(above=0, below=1)  # a probability of error
 
 
 class DesignNumbers(NamedTuple):
@@ -75,6 +76,9 @@ def radius_at(
     return sigma / numbers.least * jnp.sqrt(numbers.trace * level / cycle)
 
 
+@arguments(
+    basis=real("m", "d"), cycle=real(low=1), sigma=real(low=0), delta=BELOW_ONE, kind=choice(*KINDS)
+)
 def error_radius(cycle, basis: jax.Array, *, sigma, delta, kind: str = "l2") -> jax.Array:
     """Radius eps_c such that all cycles c satisfy error(theta_c) ≤ eps_c together with probability
     at least 1 − delta.
@@ -96,20 +100,4 @@ def error_radius(cycle, basis: jax.Array, *, sigma, delta, kind: str = "l2") -> 
 
     Source: arXiv 2605.10151, equation 9; Hsu, Kakade and Zhang (2012) for "hkz".
     """
-    basis = _checks.real_array("basis", basis, ("m", "d"))
-    _checks.choice("kind", kind, KINDS)
-    cycle, sigma, delta = check_numbers(basis.dtype, cycle=cycle, sigma=sigma, delta=delta)
     return radius_at(kind, design_numbers(basis), basis.shape[1], cycle, sigma, delta)
-
-
-def check_numbers(dtype, *, cycle=1, sigma, delta):
-    cycle, sigma = (
-        _checks.real_scalar("cycle", cycle, dtype, 1),
-        _checks.real_scalar("sigma", sigma, dtype, 0),
-    )
-    if _checks.is_concrete(delta):
-        _checks.require(
-            0.0 < float(delta) < 1.0,
-            f"delta is a probability of error and must lie strictly between 0 and 1, got {delta}.",
-        )
-    return cycle, sigma, _checks.real_scalar("delta", delta, dtype)

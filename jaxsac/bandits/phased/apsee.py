@@ -8,12 +8,26 @@ import jax
 import jax.numpy as jnp
 
 from jaxsac import _checks, _loops
+from jaxsac._arguments import arguments, real, record
 from jaxsac.bandits.estimate.radii import KINDS, radius_at
-from jaxsac.bandits.phased.schedule import Number, Phased, Plan, Rule, make_plan, scheduled
-from jaxsac.bandits.sets.action_set import ActionSet, no_choice, put, take
-from jaxsac.bandits.sets.modular import Modular
+from jaxsac.bandits.phased.schedule import Number, Phased, Plan, Rule, make_plan, phased, scheduled
+from jaxsac.bandits.sets.action_set import ActionSet, no_choice, put, sized, take
+from jaxsac.bandits.sets.modular import CrossPolytope, Modular, Simplex
+
+_ARGUMENTS = (
+    "action_set",
+    "sparsity",
+    "sigma",
+    "delta",
+    "radius",
+    "radius_scale",
+    "basis",
+    "schedule_scale",
+    "commit_at",
+)
 
 
+@phased(*_ARGUMENTS)
 def apsee(
     action_set: ActionSet,
     *,
@@ -51,8 +65,8 @@ def apsee(
     """
     _checks.require(
         isinstance(action_set, Modular),
-        "apsee needs a set on which the largest scores are the best support (Ball, LpBall, Box):"
-        " use apsee_greedy.",
+        "apsee needs an action_set on which the largest scores are the best support (Ball, LpBall,"
+        " Box): use apsee_greedy.",
     )
     return Phased(
         action_set,
@@ -68,6 +82,7 @@ def apsee(
     )
 
 
+@phased(*_ARGUMENTS, "gap_factor")
 def apsee_greedy(
     action_set: ActionSet,
     *,
@@ -94,8 +109,15 @@ def apsee_greedy(
     * `gap_factor`: 2 suffices for the proof, 4 is the literal reading of the paper.
     * the others: as in `apsee`.
 
+    Raises: ValueError for the cross-polytope and the simplex with s > 1, where every lead is 0.
+
     Source: arXiv 2605.10151, Algorithm 2.
     """
+    _checks.require(
+        sparsity == 1 or not isinstance(action_set, CrossPolytope | Simplex),
+        "action_set has no second coordinate to verify, since one axis is as good as more: use"
+        " sparsity=1, or phased_greedy.",
+    )
     return Phased(
         action_set,
         _GREEDY,
@@ -181,6 +203,7 @@ _MARGIN = Rule(_verify, scheduled, _slope, _margin)
 _GREEDY = Rule(_verify, scheduled, _norm, _lead, (*KINDS, "local"))
 
 
+@arguments(algorithm=record(Phased, sizes=sized), theta=real("d"))
 def stopping_time(algorithm: Phased, theta: jax.Array) -> float:
     """Steps after which `algorithm` has locked its support for sure, on the event that its error
     radius holds; on the host.
@@ -189,16 +212,15 @@ def stopping_time(algorithm: Phased, theta: jax.Array) -> float:
     theta: |theta|_(s) − |theta|_(s+1) for `apsee` (L = 1 on balls), the smallest greedy lead for
     `apsee_greedy`.
 
-    Returns: a number of steps; infinite if the gap is 0.
+    Returns: a number of steps; infinite if the gap is 0, NaN if theta is not finite.
 
     Raises: ValueError for algorithms that verify nothing, and for sigma="auto".
 
     Source: arXiv 2605.10151, Lemma B.1, by search instead of its closed-form bound.
     """
-    theta = _checks.real_array("theta", theta, ("d",))
     _checks.require(
         algorithm.rule.gap is not None,
-        "only apsee and apsee_greedy verify a support: no stopping time to prove.",
+        "algorithm must be of apsee or apsee_greedy: only these verify a support.",
     )
     _checks.require(
         not algorithm.estimate_sigma,
@@ -208,6 +230,8 @@ def stopping_time(algorithm: Phased, theta: jax.Array) -> float:
     number = prepared.basis.shape[0]
     if algorithm.sparsity == theta.shape[0]:
         return float(number)
+    if not bool(jnp.all(jnp.isfinite(theta))):
+        return float("nan")
     if not bool(gap > 0):
         return float("inf")
 

@@ -3,13 +3,13 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from jaxsac import _checks
-from jaxsac.bandits.phased.schedule import Number, Phased, Plan, Rule, forever, scheduled
+from jaxsac._arguments import real
+from jaxsac.bandits.phased.schedule import Number, Phased, Plan, Rule, forever, phased, scheduled
 from jaxsac.bandits.sets.action_set import ActionSet
 
 
+@phased("action_set", "sparsity", "basis", "schedule_scale", "schedule_power")
 def phased_greedy(
     action_set: ActionSet,
     *,
@@ -37,6 +37,7 @@ def phased_greedy(
     )
 
 
+@phased("action_set", "sparsity", "num_cycles", "basis")
 def explore_then_commit(
     action_set: ActionSet, *, sparsity: int, num_cycles: jax.Array | int, basis: Any = None
 ) -> Phased:
@@ -47,6 +48,7 @@ def explore_then_commit(
     return Phased(action_set, _COMMIT, sparsity=sparsity, basis=basis, commit_at=num_cycles)
 
 
+@phased("action_set", "sparsity", "num_cycles", "lam", "basis")
 def estc(
     action_set: ActionSet,
     *,
@@ -74,6 +76,14 @@ def estc(
     )
 
 
+@phased(
+    "action_set",
+    "sparsity",
+    "basis",
+    sigma=real(low=0, below=float("inf")),
+    horizon=real(low=1, below=float("inf")),
+    scale=real(low=0, below=float("inf")),
+)
 def e2tc(
     action_set: ActionSet,
     *,
@@ -97,10 +107,7 @@ def e2tc(
     Source: Zhang, Hadiji and Combes (2025), whose separate estimation of ‖theta‖ is merged with the
     exploration here.
     """
-    dtype = jnp.result_type(float)
-    sigma = _checks.real_scalar("sigma", sigma, dtype, 0)
-    steps = _checks.real_scalar("horizon", horizon, dtype, 1)
-    enough = _checks.real_scalar("scale", scale, dtype, 0) * sigma * jnp.sqrt(steps / 2.0)
+    enough = scale * sigma * (horizon / 2.0) ** 0.5
     return Phased(action_set, _VALUE, sparsity=sparsity, basis=basis, enough=enough)
 
 

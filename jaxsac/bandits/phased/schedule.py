@@ -9,14 +9,34 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac import _checks, _loops
+from jaxsac._arguments import (
+    anything,
+    arguments,
+    choice,
+    either,
+    flag,
+    integer,
+    key,
+    real,
+    record,
+    size,
+)
 from jaxsac.bandits.estimate.radii import (
+    BELOW_ONE,
     KINDS,
     DesignNumbers,
-    check_numbers,
     design_numbers,
     diagonal_design_numbers,
 )
-from jaxsac.bandits.sets.action_set import ActionSet, no_choice, put, take
+from jaxsac.bandits.sets.action_set import (
+    ActionSet,
+    a_set,
+    check_dimension,
+    known,
+    no_choice,
+    put,
+    take,
+)
 from jaxsac.bandits.sets.supports import cast
 
 FOREVER = 2**30  # longer than any horizon
@@ -65,6 +85,29 @@ class Rule(NamedTuple):
     radii: tuple[str, ...] = KINDS
 
 
+_NOT_NEGATIVE = real(low=0, below=float("inf"))
+ARGUMENTS = {  # of the algorithms here
+    "action_set": a_set,
+    "sparsity": size(1, "d"),
+    "basis": either(choice("standard"), real("m", "d")),
+    "sigma": either(_NOT_NEGATIVE, choice("auto")),
+    "delta": BELOW_ONE,
+    "radius": choice(*KINDS, "local"),
+    "radius_scale": _NOT_NEGATIVE,
+    "gap_factor": _NOT_NEGATIVE,
+    "schedule_scale": _NOT_NEGATIVE,
+    "schedule_power": real(low=0, below=float("inf")),
+    "commit_at": integer(low=1),
+    "num_cycles": integer(low=1),
+    "lam": _NOT_NEGATIVE,
+}
+
+
+def phased(*names: str, **others: Any):
+    """Declares the arguments of an algorithm by their names."""
+    return arguments(**{name: ARGUMENTS[name] for name in names}, **others)
+
+
 class Phased(eqx.Module):
     """A phased algorithm: every cycle c plays the basis once, estimates theta by least squares from
     all completed cycles, and then plays one action ⌈schedule_scale c^schedule_power⌉ times.
@@ -92,6 +135,12 @@ class Phased(eqx.Module):
 
     __hash__ = object.__hash__  # its bound methods go through `jax.jit`, which hashes them
 
+    @phased(
+        *(name for name in ARGUMENTS if name != "num_cycles"),
+        rule=record(Rule),
+        enough=_NOT_NEGATIVE,
+        lasso=flag(),
+    )
     def __init__(
         self,
         action_set: ActionSet,
@@ -112,34 +161,26 @@ class Phased(eqx.Module):
         lasso: bool = False,
     ):
         self.action_set, self.rule = action_set, rule
-        self.sparsity = _checks.static_integer("sparsity", sparsity, 1)
-        self.radius = _checks.choice("radius", radius, rule.radii)
+        self.sparsity, self.radius = sparsity, radius
+        choice(*rule.radii).convert("radius", radius, {}, None)
         _checks.require(
             radius != "local" or action_set.quadratic,
             "radius='local' needs a set whose f(S)^2 is quadratic (Ball, Ellipsoid): use 'hkz'.",
         )
         self.estimate_sigma = isinstance(sigma, str)
-        if isinstance(sigma, str):
-            _checks.choice("sigma", sigma, ("auto",))
-            sigma = 0.0
-        check_numbers(jnp.result_type(float), sigma=sigma, delta=delta)
-        self.sigma, self.delta = sigma, delta
-        self.basis = _checked_basis(basis)
-        numbers = {
-            "radius_scale": radius_scale,
-            "gap_factor": gap_factor,
-            "schedule_scale": schedule_scale,
-            "lam": lam,
-            "enough": enough,
-        }
-        for name, number in numbers.items():
-            _checks.real_scalar(name, number, jnp.result_type(float), 0)
-            setattr(self, name, number)
-        if commit_at is not None and _checks.is_concrete(commit_at):
-            _checks.require(int(commit_at) >= 1, f"commit_at counts from 1, got {commit_at}.")
+        self.sigma, self.delta = 0.0 if isinstance(sigma, str) else sigma, delta
+        self.basis = None if basis is None or isinstance(basis, str) else basis
+        _check_basis(self.basis, action_set)
+        self.radius_scale, self.gap_factor, self.schedule_scale = (
+            radius_scale,
+            gap_factor,
+            schedule_scale,
+        )
+        self.lam, self.enough = lam, enough
         self.commit_at = FOREVER if commit_at is None else commit_at
         self.schedule_power, self.lasso = float(schedule_power), lasso
 
+    @arguments(key=key(), dimension=size(1), dtype=anything("a floating dtype, or None"))
     def init(self, key: jax.Array | None = None, *, dimension: int, dtype=None) -> "PhasedState":
         """The state before the first step, for theta in R^dimension; `key` is not needed and
         ignored.
@@ -159,15 +200,22 @@ class Phased(eqx.Module):
     def update(
         self, state: "PhasedState", action: Any, reward: jax.Array, offer: None = None
     ) -> "PhasedState":
-        """The state after `reward` for the action that `act` named; `action` is not used."""
-        number = state.plan.basis.shape[0]
+        """The state after `reward` for the `action` that `act` named (None: the same). Another one
+        is refused; where it is traced it makes the state NaN.
+        """
+        number, dtype = state.plan.basis.shape[0], state.sums.dtype
         exploring = state.left == 0
-        reward = jnp.where(exploring, jnp.asarray(reward).astype(state.sums.dtype), 0.0)
+        reward = jnp.where(exploring, real().convert("reward", reward, {}, dtype), 0.0)
+        reward = reward * as_named(action, self.act(state))
         arm = jnp.where(exploring, state.position, 0)
         complete = exploring & (state.position == number - 1)
+        # Of the deviations, by Welford: a sum of squares would cancel against the square of a sum.
+        before = (state.cycle - 1).astype(dtype)
+        away = reward - state.sums[arm] / jnp.maximum(before, 1.0)
+        away = jnp.where(exploring, away**2 * before / (before + 1.0), 0.0)
         state = state._replace(
             sums=state.sums.at[arm].add(reward),
-            squares=state.squares.at[arm].add(reward**2),
+            squares=state.squares.at[arm].add(away),
             position=jnp.where(exploring, state.position + 1, 0),
             left=jnp.maximum(state.left - 1, 0),
         )
@@ -179,19 +227,41 @@ class Phased(eqx.Module):
         )
 
 
-def _checked_basis(basis: Any) -> jax.Array | None:
-    if isinstance(basis, str):
-        _checks.choice("basis", basis, ("standard",))
-    if basis is None or isinstance(basis, str):
-        return None
-    basis = _checks.real_array("basis", basis, ("m", "d"))
-    if _checks.is_concrete(basis):
-        rank = np.linalg.matrix_rank(np.asarray(basis, np.float64))
+def _check_basis(basis: jax.Array | None, action_set: ActionSet) -> None:
+    if basis is None or not _checks.is_concrete(basis, action_set):
+        return
+    rows = np.asarray(basis, np.float64)
+    _checks.require(bool(np.all(np.isfinite(rows))), "basis must be finite.")
+    rank = np.linalg.matrix_rank(rows)
+    _checks.require(
+        rank == rows.shape[1],
+        f"basis must span all {rows.shape[1]} coordinates, its rank is {rank}: add actions.",
+    )
+    try:
+        longest = jax.vmap(cast(action_set, basis.dtype).gauge)(basis).max()
+    except ValueError:  # a set without a gauge
+        return
+    _checks.require(
+        bool(longest <= 1.0 + 100.0 * float(jnp.finfo(basis.dtype).eps) ** 0.75),
+        f"basis holds rows that are {float(longest):g} times too long for the action set: divide"
+        " each by its gauge.",
+    )
+
+
+def as_named(action: Any, named: jax.Array) -> jax.Array:
+    """1, or NaN where `action` is another one than `named`; a ValueError where both are known."""
+    if action is None:
+        return jnp.ones((), named.dtype)
+    action = real("d").convert("action", action, {"d": named.shape[0]}, named.dtype)
+    slack = float(jnp.finfo(named.dtype).eps) ** 0.5 * jnp.max(jnp.abs(named))
+    same = jnp.all(jnp.abs(action - named) <= slack)
+    if _checks.is_concrete(same) and bool(jnp.all(jnp.isfinite(named))):
         _checks.require(
-            rank == basis.shape[1],
-            f"basis must span all {basis.shape[1]} coordinates, its rank is {rank}: add actions.",
+            bool(same),
+            "action is not the one that act named for this state: rewards of other actions, as in a"
+            " log, are for lin_ucb, lin_ts and optimistic_greedy.",
         )
-    return basis
+    return jnp.where(same, 1.0, jnp.nan).astype(named.dtype)
 
 
 class Plan(NamedTuple):
@@ -210,6 +280,7 @@ class Plan(NamedTuple):
 
 
 def make_plan(algorithm: Phased, dimension: int, dtype: Any) -> Plan:
+    check_dimension(algorithm.action_set, dimension)
     _checks.require(
         algorithm.sparsity <= dimension,
         f"sparsity must be at most the dimension {dimension}, got {algorithm.sparsity}.",
@@ -289,7 +360,7 @@ class PhasedState(NamedTuple):
     position: jax.Array  # int32 [], in the basis
     left: jax.Array  # int32 [], steps of the exploitation
     sums: jax.Array  # [m], of rewards by arm
-    squares: jax.Array  # [m]
+    squares: jax.Array  # [m], of the deviations from each arm's mean
     locked: jax.Array  # bool []
     lock_cycle: jax.Array  # int32 [], −1: not yet
     indices: jax.Array  # int32 [s], the support; −1: none yet
@@ -306,13 +377,13 @@ def _decide(algorithm: Phased, state: PhasedState) -> PhasedState:
     if rule.verify is None:
         newly = ~newly
     else:
-        within = jnp.sum(state.squares - state.sums**2 / cycles)
-        proved, support = rule.verify(plan, estimate, state.cycle, within)
+        proved, support = rule.verify(plan, estimate, state.cycle, jnp.sum(state.squares))
         newly = fresh = ~state.locked & proved
         exploiting = state.locked | newly
     support = choose(plan, estimate) if support is None else support
     indices = jnp.where(fresh, support, state.indices)
     action = exploit(plan, plan.action_set.restrict(indices, dimension), indices, estimate)
+    action = known(action, estimate)
     length = rule.length(plan.algorithm, state.cycle)
     return state._replace(
         locked=state.locked | newly,

@@ -1,13 +1,18 @@
 """What an action set must answer, and the answers that follow from its support function alone."""
 
-from typing import ClassVar, NamedTuple
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-from jaxsac import _loops
+from jaxsac import _checks, _loops
+from jaxsac._arguments import record
 from jaxsac.solution import register
+
+FINITE: dict[str, Any] = {"above": -float("inf"), "below": float("inf")}
 
 
 @register
@@ -35,6 +40,11 @@ class ActionSet(eqx.Module):
     quadratic: ClassVar[bool] = False  # f(S)² is a quadratic form of theta_S
 
     __hash__ = object.__hash__  # its bound methods go through `jax.jit`, which hashes them
+
+    @property
+    def dimension(self) -> int | None:
+        """d, or None for a set that there is in every dimension."""
+        return None
 
     @property
     def greedy_is_exact(self) -> bool:
@@ -92,7 +102,7 @@ class ActionSet(eqx.Module):
             return (
                 indices.at[k].set(best),
                 chosen | (left & (jnp.arange(dimension, dtype=jnp.int32) == best)),
-                jnp.minimum(gap, lead),
+                jnp.where(gap <= lead, gap, lead),
             )
 
         nothing = (*no_choice(sparsity, dimension), jnp.asarray(jnp.inf, theta.dtype))
@@ -106,9 +116,9 @@ def pick(values: jax.Array, candidates: jax.Array) -> tuple[jax.Array, jax.Array
     """
     values = jnp.where(candidates, values, -jnp.inf)
     best = jnp.argmax(values).astype(jnp.int32)
-    second = jnp.max(
-        jnp.where(jnp.arange(values.shape[0], dtype=jnp.int32) == best, -jnp.inf, values)
-    )
+    # By its place, not by `max`: what was chosen by order is a constant of differentiation.
+    rest = jnp.where(jnp.arange(values.shape[0], dtype=jnp.int32) == best, -jnp.inf, values)
+    second = rest[jnp.argmax(rest)]
     left = jnp.any(candidates)
     lead = jnp.where(
         jnp.sum(candidates) > 1,
@@ -123,7 +133,7 @@ class Slice(ActionSet):
 
     whole: ActionSet
     indices: jax.Array
-    dimension: int = eqx.field(static=True)
+    whole_dimension: int = eqx.field(static=True)
 
     def support(self, theta, mask=None):
         return self.whole.support(*self._embed(theta, mask))
@@ -133,8 +143,45 @@ class Slice(ActionSet):
 
     def _embed(self, theta, mask):
         indices = self.indices if mask is None else jnp.where(mask, self.indices, -1)
-        available = put(jnp.ones(indices.shape, bool), indices, self.dimension)
-        return put(theta, indices, self.dimension), available
+        available = put(jnp.ones(indices.shape, bool), indices, self.whole_dimension)
+        return put(theta, indices, self.whole_dimension), available
+
+
+def sized(action_set: Any) -> Mapping[str, int]:
+    """The d of a set, or of what plays on one, for a declaration; {} where it may be any."""
+    action_set = getattr(action_set, "action_set", action_set)
+    dimension = getattr(action_set, "dimension", None)
+    return {} if dimension is None else {"d": dimension}
+
+
+a_set = record(ActionSet, sizes=sized)
+
+
+def check_dimension(action_set: ActionSet, dimension: int) -> None:
+    _checks.require(
+        action_set.dimension in (None, dimension),
+        f"action_set has dimension d = {action_set.dimension} where theta has {dimension}"
+        " coordinates.",
+    )
+
+
+def known(action: jax.Array, *numbers: jax.Array) -> jax.Array:
+    """The action, NaN where one of the numbers that it was chosen by is not finite."""
+    return jnp.where(all_finite(numbers), action, jnp.nan)
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """Whether no floating array of a tree holds a NaN or an infinity."""
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in floats]))
+
+
+def largest(values: jax.Array, axis: int | None = None) -> jax.Array:
+    """The largest size along `axis`, 1 where all is zero: numbers over it neither overflow nor
+    vanish. A constant to derivatives, rightly so where the answer does not depend on it.
+    """
+    size = lax.stop_gradient(jnp.max(jnp.abs(values), axis=axis, initial=0.0))
+    return jnp.where(size > 0, size, jnp.ones_like(size))
 
 
 def take(vector: jax.Array, indices: jax.Array) -> jax.Array:

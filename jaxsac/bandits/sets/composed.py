@@ -1,6 +1,7 @@
 """Action sets made of others, and from functions of one's own."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -8,7 +9,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxsac import _checks, _loops
-from jaxsac.bandits.sets.action_set import ActionSet, like, masked
+from jaxsac._arguments import anything, arguments, function as a_function, real, size
+from jaxsac.bandits.sets.action_set import ActionSet, a_set, check_dimension, like, masked
+
+A_BOUND = real(low=0, below=float("inf"))
+A_MASK = real("d", low=0, high=1, own=True)  # True and False, or 1 and 0
 
 
 class Product(ActionSet):
@@ -23,20 +28,31 @@ class Product(ActionSet):
     parts: tuple[ActionSet, ...]  # in order
     sizes: tuple[int, ...] = eqx.field(static=True)  # coordinates of each
 
+    @arguments(
+        parts=anything("action sets, one or more"),
+        sizes=anything("sizes, Python ints ≥ 1, one for each part"),
+    )
     def __init__(self, parts: Sequence[ActionSet], sizes: Sequence[int]):
-        _checks.require(len(parts) == len(sizes) > 0, "Product needs one size for each part.")
-        self.parts = tuple(parts)
-        self.sizes = tuple(_checks.static_integer("sizes", size, 1) for size in sizes)
+        listed = isinstance(parts, tuple | list) and isinstance(sizes, tuple | list)
+        _checks.require(
+            listed and len(parts) == len(sizes) > 0,
+            "parts and sizes must be lists of one size for each part.",
+        )
+        self.parts = tuple(a_set.convert("parts", part, {}, None) for part in parts)
+        self.sizes = tuple(size(1).convert("sizes", each, {}, None) for each in sizes)
+        for part, each in zip(self.parts, self.sizes, strict=True):
+            check_dimension(part, each)
+
+    @property
+    def dimension(self):
+        return sum(self.sizes)
 
     @property
     def greedy_is_exact(self):
         return all(part.greedy_is_exact for part in self.parts)
 
     def _blocks(self, vector):
-        _checks.require(
-            vector.shape[0] == sum(self.sizes),
-            f"theta must have {sum(self.sizes)} coordinates, as the sizes of Product say.",
-        )
+        check_dimension(self, vector.shape[0])
         ends = [sum(self.sizes[: i + 1]) for i in range(len(self.sizes))]
         return [vector[end - size : end] for end, size in zip(ends, self.sizes, strict=True)]
 
@@ -61,9 +77,10 @@ class Product(ActionSet):
         )
 
     def gauge(self, x):
-        return jnp.stack(
+        gauges = jnp.stack(
             [part.gauge(block) for part, block in zip(self.parts, self._blocks(x), strict=True)]
-        ).max()
+        )
+        return gauges[jnp.argmax(gauges)]
 
     def norm_bound(self, sparsity, dimension):
         dtype = jnp.result_type(float)
@@ -75,14 +92,18 @@ class Product(ActionSet):
 
 
 class Masked(ActionSet):
-    """The actions of `whole` that use only the coordinates of `available` bool [d]."""
+    """The actions of `whole` that use only the coordinates of `available` [d], True or 1."""
 
     whole: ActionSet  # in R^d
     available: jax.Array  # bool [d]
 
+    @arguments(whole=a_set, available=A_MASK)
     def __init__(self, whole: ActionSet, available: jax.Array):
-        self.whole = whole
-        self.available = jnp.asarray(available).astype(bool)
+        self.whole, self.available = whole, available > 0
+
+    @property
+    def dimension(self):
+        return self.available.shape[0]
 
     @property
     def greedy_is_exact(self):
@@ -120,7 +141,17 @@ class FromSupport(ActionSet):
     function: Callable[[jax.Array, jax.Array], jax.Array] = eqx.field(static=True)
     bound: jax.Array | float  # []
     # `gauge_function`: x [d] -> []
-    gauge_function: Callable[[jax.Array], jax.Array] | None = eqx.field(static=True, default=None)
+    gauge_function: Callable[[jax.Array], jax.Array] | None = eqx.field(static=True)
+
+    @arguments(
+        function=a_function("(theta [d], mask [d]) -> scalar"),
+        bound=A_BOUND,
+        gauge_function=a_function("(x [d]) -> scalar"),
+    )
+    def __init__(
+        self, function: Callable[..., Any], bound: Any, gauge_function: Callable | None = None
+    ):
+        self.function, self.bound, self.gauge_function = function, bound, gauge_function
 
     def support(self, theta, mask=None):
         return self.function(theta, jnp.ones(theta.shape, bool) if mask is None else mask)
@@ -143,7 +174,13 @@ class FromProjection(ActionSet):
     # `function`: (theta or x [d], mask [d]) -> [] or [d], as above
     function: Callable[[jax.Array, jax.Array], jax.Array] = eqx.field(static=True)
     bound: jax.Array | float  # []
-    num_steps: int = eqx.field(static=True, default=100)  # projected steps
+    num_steps: int = eqx.field(static=True)  # projected steps
+
+    @arguments(
+        function=a_function("(x [d], mask [d]) -> projection [d]"), bound=A_BOUND, num_steps=size(1)
+    )
+    def __init__(self, function: Callable[..., Any], bound: Any, num_steps: int = 100):
+        self.function, self.bound, self.num_steps = function, bound, num_steps
 
     def argmax(self, theta, mask=None):
         keep = jnp.ones(theta.shape, bool) if mask is None else mask

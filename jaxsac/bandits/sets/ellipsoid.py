@@ -9,7 +9,17 @@ import numpy as np
 from jax import lax
 
 from jaxsac import _checks, _linear, _loops
-from jaxsac.bandits.sets.action_set import ActionSet, Selection, like, masked, no_choice, pick, root
+from jaxsac._arguments import arguments, real
+from jaxsac.bandits.sets.action_set import (
+    FINITE,
+    ActionSet,
+    Selection,
+    like,
+    masked,
+    no_choice,
+    pick,
+    root,
+)
 
 _MAX_BLOCKS = 2000
 
@@ -31,16 +41,13 @@ class Ellipsoid(ActionSet):
     strongly_convex = True
     quadratic = True
 
+    @arguments(matrix=real("d", "d", **FINITE))
     def __init__(self, matrix: jax.Array):
-        shape = np.shape(matrix)
-        _checks.require(
-            len(shape) == 2 and shape[0] == shape[1],
-            f"matrix must be square, got shape {list(shape)}.",
-        )
         if _checks.is_concrete(matrix):
             values = np.asarray(matrix, np.float64)
+            rounding = 1e-6 * np.max(np.abs(values), initial=0.0)
             _checks.require(
-                np.allclose(values, values.T, rtol=1e-5),
+                np.allclose(values, values.T, rtol=1e-5, atol=rounding, equal_nan=True),
                 "matrix must be symmetric: pass (A + A.T) / 2.",
             )
             definite = bool(np.all(np.isfinite(values))) and np.linalg.eigvalsh(values)[0] > 0
@@ -49,7 +56,11 @@ class Ellipsoid(ActionSet):
                 "matrix must be positive definite, or the set is unbounded: add a multiple of the"
                 " identity.",
             )
-        self.matrix = jnp.asarray(matrix)
+        self.matrix = matrix
+
+    @property
+    def dimension(self):
+        return self.matrix.shape[0]
 
     def _solve(self, theta, mask):
         """theta on the mask and (A_SS)⁻¹ theta_S, zero off S."""
@@ -70,7 +81,8 @@ class Ellipsoid(ActionSet):
         return solved / jnp.where(value > 0, value, 1.0)
 
     def gauge(self, x):
-        return root(jnp.sum(x * jnp.matmul(like(self.matrix, x), x, precision="highest")))
+        image = jnp.matmul(like(self.matrix, x), x, precision="highest")
+        return root(jnp.matmul(x, image, precision="highest"))
 
     def norm_bound(self, sparsity, dimension):
         """1 / √(least eigenvalue), over the s x s blocks where there are few enough to visit and
@@ -126,7 +138,7 @@ class Ellipsoid(ActionSet):
                 total,
                 indices.at[k].set(best),
                 chosen,
-                jnp.minimum(gap, lead),
+                jnp.where(gap <= lead, gap, lead),
             )
 
         zero = jnp.zeros((), theta.dtype)
@@ -144,12 +156,12 @@ class EllipsoidSlice(ActionSet):
     inverse: jax.Array
 
     def support(self, theta, mask=None):
-        return root(jnp.sum(theta * self._times(masked(theta, mask))))
+        return root(jnp.matmul(theta, self._times(masked(theta, mask)), precision="highest"))
 
     def argmax(self, theta, mask=None):
         product = self._times(theta)
-        value = root(jnp.sum(theta * product))
+        value = root(jnp.matmul(theta, product, precision="highest"))
         return product / jnp.where(value > 0, value, 1.0)
 
     def _times(self, theta):
-        return jnp.sum(like(self.inverse, theta) * theta[None, :], axis=1)
+        return jnp.matmul(like(self.inverse, theta), theta, precision="highest")

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxsac import _checks
-from jaxsac.bandits.sets.action_set import ActionSet, Selection, like, masked, put, root
+from jaxsac._arguments import arguments, either, real
+from jaxsac.bandits.sets.action_set import ActionSet, Selection, largest, like, masked, put, root
+
+POSITIVE = {"above": 0, "below": float("inf")}
 
 
 class Modular(ActionSet):
@@ -54,18 +56,11 @@ class Modular(ActionSet):
         number = jnp.sum(available, dtype=jnp.int32)
         before = jnp.cumsum(ranked[:-1]) - ranked[:-1]
         leads = self.value(before + ranked[:-1], scale) - self.value(before + ranked[1:], scale)
-        gap = jnp.min(jnp.where(steps + 1 < number, leads, jnp.inf)).astype(theta.dtype)
+        leads = jnp.where(steps + 1 < number, leads, jnp.inf).astype(theta.dtype)
+        gap = leads[jnp.argmin(leads)]
         indices = jnp.where(steps < number, order[:sparsity], -1).astype(jnp.int32)
         chosen = put(jnp.ones(sparsity, bool), indices, dimension)
         return Selection(indices, chosen, self.support(theta, chosen), gap)
-
-
-def _unit_scale(theta: jax.Array) -> jax.Array:
-    """The largest |theta|, 1 if theta is zero: powers of theta over it neither overflow nor vanish.
-    A constant to derivatives, rightly so, because the functions that use it are homogeneous.
-    """
-    largest = lax.stop_gradient(jnp.max(jnp.abs(theta), initial=0.0))
-    return jnp.where(largest > 0, largest, jnp.ones_like(largest))
 
 
 def _power(base: jax.Array, exponent: jax.Array) -> jax.Array:
@@ -88,12 +83,12 @@ class Ball(Modular):
     strongly_convex = True
     quadratic = True
 
+    @arguments(radius=real(**POSITIVE))
     def __init__(self, radius: jax.Array | float = 1.0):
-        _positive("radius", radius)
         self.radius = radius
 
     def weights(self, theta):
-        scale = _unit_scale(theta)
+        scale = largest(theta)
         return (theta / scale) ** 2, scale * like(self.radius, theta)
 
     def value(self, total, scale):
@@ -101,12 +96,12 @@ class Ball(Modular):
 
     def argmax(self, theta, mask=None):
         theta = masked(theta, mask)
-        theta = theta / _unit_scale(theta)
+        theta = theta / largest(theta)
         total = jnp.sum(theta**2)
         return like(self.radius, theta) * theta / jnp.where(total > 0, root(total), 1.0)
 
     def gauge(self, x):
-        scale = _unit_scale(x)
+        scale = largest(x)
         return scale * root(jnp.sum((x / scale) ** 2)) / like(self.radius, x)
 
     def norm_bound(self, sparsity, dimension):
@@ -124,29 +119,23 @@ class LpBall(Modular):
     attained where x_i ∝ sign(theta_i) |theta_i|^(q−1).
 
     f^q is a sum over S, so the s largest |theta_i| are the best support. Strongly convex for p ≤ 2
-    only, which decides nothing here: the length of the exploitation is the algorithm's choice.
+    only, which decides nothing here: the length of the exploitation is the algorithm's choice. For
+    p = 1 there is CrossPolytope, for p = ∞ Box.
     """
 
     p: jax.Array | float  # [], in (1, ∞)
     radius: jax.Array | float  # [], > 0
 
+    @arguments(p=real(above=1, below=float("inf")), radius=real(**POSITIVE))
     def __init__(self, p: jax.Array | float, radius: jax.Array | float = 1.0):
-        _positive("radius", radius)
-        if _checks.is_concrete(p):
-            _checks.require(
-                1.0 < float(p) < np.inf,
-                f"p must lie strictly between 1 and infinity, got {p}: CrossPolytope is p = 1, Box"
-                " is p = inf.",
-            )
-        self.p = p
-        self.radius = radius
+        self.p, self.radius = p, radius
 
     def _dual(self, theta):
         p = like(self.p, theta)
         return p / (p - 1.0)
 
     def weights(self, theta):
-        scale = _unit_scale(theta)
+        scale = largest(theta)
         return _power(jnp.abs(theta) / scale, self._dual(theta)), scale * like(self.radius, theta)
 
     def value(self, total, scale):
@@ -156,7 +145,7 @@ class LpBall(Modular):
     def argmax(self, theta, mask=None):
         theta = masked(theta, mask)
         dual = self._dual(theta)
-        size = jnp.abs(theta) / _unit_scale(theta)
+        size = jnp.abs(theta) / largest(theta)
         norm = jnp.sum(_power(size, dual)) ** ((dual - 1.0) / dual)
         return (
             like(self.radius, theta)
@@ -166,7 +155,7 @@ class LpBall(Modular):
         )
 
     def gauge(self, x):
-        scale, p = _unit_scale(x), like(self.p, x)
+        scale, p = largest(x), like(self.p, x)
         return (
             scale * _power(jnp.sum(_power(jnp.abs(x) / scale, p)), 1.0 / p) / like(self.radius, x)
         )
@@ -197,25 +186,20 @@ class Box(Modular):
     low: jax.Array | float  # [] or [d], ≤ 0
     high: jax.Array | float  # [] or [d], ≥ 0
 
+    @arguments(
+        low=either(*(real(*d, above=-float("inf"), high=0) for d in ((), ("d",)))),
+        high=either(*(real(*d, low=0, below=float("inf")) for d in ((), ("d",)))),
+    )
     def __init__(self, low: jax.Array | float = 0.0, high: jax.Array | float = 1.0):
-        if _checks.is_concrete(low, high):
-            contains = bool(np.all(np.asarray(low) <= 0) and np.all(np.asarray(high) >= 0))
-            _checks.require(
-                contains,
-                "low <= 0 <= high must hold in every coordinate, so that the origin is an action:"
-                " shift the box.",
-            )
-            _checks.require(
-                bool(np.all(np.isfinite(low)) and np.all(np.isfinite(high))),
-                "low and high must be finite: the action set is compact.",
-            )
-        self.low = low
-        self.high = high
+        self.low, self.high = low, high
+
+    @property
+    def dimension(self):
+        sides = [np.shape(end)[0] for end in (self.low, self.high) if np.ndim(end)]
+        return sides[0] if sides else None
 
     def _gains(self, theta):
-        return jnp.maximum(
-            jnp.maximum(like(self.low, theta) * theta, like(self.high, theta) * theta), 0.0
-        )
+        return jnp.abs(theta * self.argmax(theta))  # without the sign of −0
 
     def weights(self, theta):
         return self._gains(theta), jnp.ones((), theta.dtype)
@@ -237,7 +221,8 @@ class Box(Modular):
     def gauge(self, x):
         side = jnp.where(x > 0, like(self.high, x), -like(self.low, x))
         ratio = jnp.where(side > 0, jnp.abs(x) / jnp.where(side > 0, side, 1.0), jnp.inf)
-        return jnp.max(jnp.where(x == 0, 0.0, ratio))
+        ratio = jnp.where(x == 0, 0.0 * x, ratio)
+        return ratio[jnp.argmax(ratio)]
 
     def norm_bound(self, sparsity, dimension):
         size = jnp.broadcast_to(
@@ -268,8 +253,8 @@ class CrossPolytope(ActionSet):
 
     radius: jax.Array | float  # [], > 0
 
+    @arguments(radius=real(**POSITIVE))
     def __init__(self, radius: jax.Array | float = 1.0):
-        _positive("radius", radius)
         self.radius = radius
 
     @property
@@ -277,7 +262,7 @@ class CrossPolytope(ActionSet):
         return True
 
     def support(self, theta, mask=None):
-        return like(self.radius, theta) * jnp.max(jnp.abs(masked(theta, mask)))
+        return jnp.sum(masked(theta, mask) * self.argmax(theta, mask))
 
     def argmax(self, theta, mask=None):
         theta = masked(theta, mask)
@@ -304,8 +289,8 @@ class Simplex(ActionSet):
 
     radius: jax.Array | float  # [], > 0
 
+    @arguments(radius=real(**POSITIVE))
     def __init__(self, radius: jax.Array | float = 1.0):
-        _positive("radius", radius)
         self.radius = radius
 
     @property
@@ -313,7 +298,7 @@ class Simplex(ActionSet):
         return True
 
     def support(self, theta, mask=None):
-        return like(self.radius, theta) * jnp.maximum(jnp.max(masked(theta, mask)), 0.0)
+        return jnp.sum(masked(theta, mask) * self.argmax(theta, mask))
 
     def argmax(self, theta, mask=None):
         theta = masked(theta, mask)
@@ -333,11 +318,3 @@ class Simplex(ActionSet):
 
     def restrict(self, indices, dimension):
         return self
-
-
-def _positive(name: str, value) -> None:
-    if _checks.is_concrete(value):
-        _checks.require(
-            np.ndim(value) == 0 and 0.0 < float(value) < np.inf,
-            f"{name} must be a positive number, got {value}.",
-        )

@@ -1,28 +1,34 @@
-"""A polytope by its vertices or by inequalities: every answer is a small linear program, solved by
-the simplex method.
-"""
+"""A polytope by its vertices or by inequalities: every answer is a small linear program."""
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-from jaxsac import _checks, _loops
-from jaxsac.bandits.sets.action_set import ActionSet, like
+from jaxsac import _checks
+from jaxsac._arguments import arguments, parts, real
+from jaxsac.bandits.sets.action_set import FINITE, ActionSet, largest, like, masked
+from jaxsac.bandits.sets.simplex_method import linear_program
 
 
 class Polytope(ActionSet):
     """The convex hull of `vertices` [n, d], or {x : A x ≤ b} for `inequalities` = (A [n, d], b
-    [n]); it must be bounded and hold the origin.
+    [n], ≥ 0); it must be bounded and hold the origin.
 
-    f(S) = max ⟨theta, x⟩ subject to x ∈ X and x = 0 off S, a linear program. No approximation
-    factor is promised for greedy: there are polytopes with submodularity ratio 0 (see
+    f(S) = max ⟨theta, x⟩ subject to x ∈ X and x = 0 off S, a linear program, whose answer is
+    checked: NaN where rounding leaves none, or where the set is unbounded. No approximation factor
+    is promised for greedy: there are polytopes with submodularity ratio 0 (see
     `submodularity_ratio`).
+
+    Raises: ValueError for a concrete set that is unbounded or without the origin.
     """
 
     vertices: jax.Array | None  # [n, d]
     inequalities: tuple[jax.Array, jax.Array] | None  # A [n, d], b [n]
 
+    @arguments(
+        vertices=real("n", "d", **FINITE),
+        inequalities=parts(A=real("n", "d", **FINITE), b=real("n", low=0, below=float("inf"))),
+    )
     def __init__(
         self,
         vertices: jax.Array | None = None,
@@ -33,165 +39,94 @@ class Polytope(ActionSet):
             (vertices is None) != (inequalities is None),
             "Polytope takes either vertices or inequalities=(A, b).",
         )
-        self.vertices = None if vertices is None else jnp.asarray(vertices)
-        self.inequalities = (
-            None
-            if inequalities is None
-            else (jnp.asarray(inequalities[0]), jnp.asarray(inequalities[1]))
-        )
-        if self.vertices is not None:
-            _checks.require(
-                self.vertices.ndim == 2,
-                f"vertices must have shape [number, dimension], got {list(self.vertices.shape)}.",
-            )
-            if _checks.is_concrete(self.vertices):
-                zero = jnp.zeros(self.vertices.shape[1], self.vertices.dtype)
-                holds = self._program(zero, zero > 0)[
-                    2
-                ]  # with no coordinate allowed, only x = 0 is feasible
-                _checks.require(
-                    bool(holds),
-                    "the convex hull of vertices must contain the origin: add it, or shift them.",
-                )
+        self.vertices, self.inequalities = vertices, inequalities
+        if not _checks.is_concrete(vertices, inequalities):
+            return
+        if vertices is None:
+            assert inequalities is not None
+            normals = inequalities[0]
+            found = self.reach(normals.shape[1], normals.dtype)
+            advice = "inequalities must bound the set: add -r <= x_i <= r for a large r."
         else:
-            normals, bounds = self.inequalities  # pyright: ignore[reportGeneralTypeIssues]
-            _checks.require(
-                normals.ndim == 2 and bounds.shape == normals.shape[:1],
-                "inequalities must be (A [number, dimension], b [number]).",
-            )
-            if _checks.is_concrete(bounds):
-                _checks.require(
-                    bool(np.all(np.asarray(bounds) >= 0)),
-                    "inequalities need b >= 0, so that the origin is an action: shift the set.",
-                )
+            zero = jnp.zeros(vertices.shape[1], vertices.dtype)
+            found = self.support(zero, zero > 0)  # with no coordinate allowed, only x = 0 is left
+            advice = "the convex hull of vertices must contain the origin: add it, or shift them."
+        _checks.require(bool(jnp.all(jnp.isfinite(found))), advice)
 
-    def _program(self, theta, mask):
-        """Solve for x = plus - minus (vertices: tied to the weights) and return (x, value, whether
-        it is feasible and bounded).
-        """
-        dimension = theta.shape[0]
-        keep = jnp.ones(dimension, bool) if mask is None else mask
-        identity = jnp.eye(dimension, dtype=theta.dtype)
-        if self.inequalities is not None:
-            normals, bounds = like(self.inequalities[0], theta), like(self.inequalities[1], theta)
-            number = bounds.shape[0]
-            rows = jnp.concatenate([normals, -normals, jnp.eye(number, dtype=theta.dtype)], axis=1)
-            right, rest = bounds, number
-        else:
-            vertices = like(self.vertices, theta)
-            number = vertices.shape[0]
-            balance = jnp.concatenate([-identity, identity, vertices.T], axis=1)
-            total = jnp.concatenate(
-                [jnp.zeros((1, 2 * dimension), theta.dtype), jnp.ones((1, number), theta.dtype)],
-                axis=1,
-            )
-            rows, rest = jnp.concatenate([balance, total]), number
-            right = jnp.zeros(dimension + 1, theta.dtype).at[-1].set(1.0)
-        cost = jnp.concatenate([theta, -theta, jnp.zeros(rest, theta.dtype)])
-        allowed = jnp.concatenate([keep, keep, jnp.ones(rest, bool)])
-        point, solved = linear_program(cost, rows, right, allowed)
-        action = point[:dimension] - point[dimension : 2 * dimension]
-        return action, jnp.sum(theta * action), solved
+    @property
+    def dimension(self):
+        matrix = self.inequalities[0] if self.vertices is None else self.vertices  # pyright: ignore[reportOptionalSubscript]
+        return matrix.shape[1]
 
     def support(self, theta, mask=None):
-        action, _, solved = self._program(lax.stop_gradient(theta), mask)
-        value = jnp.sum(
-            theta * lax.stop_gradient(action)
-        )  # the theorem of Danskin gives the derivative in theta
-        return jnp.where(solved, jnp.maximum(value, 0.0), jnp.nan)
+        return jnp.sum(masked(theta, mask) * self._best(theta, mask))
 
     def argmax(self, theta, mask=None):
-        action, _, solved = self._program(lax.stop_gradient(theta), mask)
-        action = jnp.where(
-            jnp.any((theta if mask is None else jnp.where(mask, theta, 0.0)) != 0), action, 0.0
+        theta = masked(theta, mask)
+        return jnp.where(jnp.all(theta == 0), 0.0, self._best(theta, mask))
+
+    def _best(self, theta, mask):
+        """An optimal action [d]; NaN where none is certain."""
+        keep = jnp.ones(theta.shape, bool) if mask is None else mask
+        theta = masked(theta, mask)
+        if self.vertices is None:
+            return jnp.where(keep, self._within_inequalities(theta, keep), 0.0)
+        # Weights of the vertices, whose mean vanishes off the mask.
+        vertices = like(self.vertices, theta)
+        within = jnp.where(keep[None], 0.0, vertices / largest(vertices, 0)[None])
+        rows = jnp.concatenate([within.T, jnp.ones((1, len(vertices)), theta.dtype)])
+        right = jnp.zeros(len(rows), theta.dtype).at[-1].set(1.0)
+        cost = jnp.matmul(vertices, theta, precision="highest")
+        weights, _, certain = linear_program(cost, rows, right)
+        action = jnp.matmul(weights, vertices, precision="highest")
+        return jnp.where(keep, action, 0.0) * jnp.where(certain, 1.0, jnp.nan)
+
+    def _within_inequalities(self, theta, keep):
+        """x = plus − minus and a slack for each row; rows over their b, columns over their
+        largest entry, so that units do not matter.
+        """
+        assert self.inequalities is not None
+        normals, bounds = (like(each, theta) for each in self.inequalities)
+        normals, away = jnp.where(keep[None], normals, 0.0), lax.stop_gradient(bounds > 0)
+        tall = lax.stop_gradient(jnp.where(away, bounds, largest(normals, 1)))
+        rows, right = normals / tall[:, None], bounds / tall
+        wide = largest(jnp.where(away[:, None], rows, 0.0), 0)
+        rows = rows / wide[None]
+        tall = jnp.where(away, 1.0, largest(rows, 1))
+        rows = rows / tall[:, None]
+        cost = theta / wide
+        point, _, certain = linear_program(
+            jnp.concatenate([cost, -cost, jnp.zeros_like(bounds)]),
+            jnp.concatenate([rows, -rows, jnp.eye(len(rows), dtype=theta.dtype)], axis=1),
+            right / tall,
         )
-        return jnp.where(solved, action, jnp.nan)
+        plus, minus, _ = jnp.split(point, [len(cost), 2 * len(cost)])
+        return (plus - minus) / wide * jnp.where(certain, 1.0, jnp.nan)
 
     def gauge(self, x):
-        if self.inequalities is not None:
-            normals, bounds = like(self.inequalities[0], x), like(self.inequalities[1], x)
+        if self.vertices is None:
+            assert self.inequalities is not None
+            normals, bounds = (like(each, x) for each in self.inequalities)
             along = jnp.matmul(normals, x, precision="highest")
             ratio = jnp.where(
                 bounds > 0,
                 along / jnp.where(bounds > 0, bounds, 1.0),
-                jnp.where(along > 0, jnp.inf, 0.0),
+                jnp.where(along > 0, jnp.inf, 0.0 * along),
             )
-            return jnp.maximum(jnp.max(ratio), 0.0)
+            largest_ratio = ratio[jnp.argmax(ratio)]
+            return jnp.where(largest_ratio <= 0, 0.0, largest_ratio)
         vertices = like(self.vertices, x)
-        number = vertices.shape[0]
         sign = jnp.where(x < 0, -1.0, 1.0).astype(x.dtype)
-        weights, solved = linear_program(
-            -jnp.ones(number, x.dtype), sign[:, None] * vertices.T, sign * x, jnp.ones(number, bool)
+        scale = sign / largest(vertices, 0)
+        weights, feasible, certain = linear_program(
+            -jnp.ones(len(vertices), x.dtype), (vertices * scale[None]).T, x * scale
         )
-        return jnp.where(solved, jnp.sum(weights), jnp.inf)
+        return jnp.where(feasible, jnp.sum(weights) * jnp.where(certain, 1.0, jnp.nan), jnp.inf)
 
     def norm_bound(self, sparsity, dimension):
         """The largest vertex norm, or the norm of the s widest sides of the bounding box."""
-        if self.inequalities is None:
-            return jnp.max(jnp.linalg.norm(self.vertices, axis=1))  # pyright: ignore[reportArgumentType]
-        axes = jnp.eye(dimension, dtype=self.inequalities[0].dtype)
+        if self.vertices is not None:
+            return jnp.max(jnp.linalg.norm(self.vertices, axis=1))
+        axes = jnp.eye(dimension, dtype=self.inequalities[0].dtype)  # pyright: ignore[reportOptionalSubscript]
         width = jax.vmap(lambda axis: jnp.maximum(self.support(axis), self.support(-axis)))(axes)
         return jnp.sqrt(jnp.sum(lax.top_k(width, sparsity)[0] ** 2))
-
-
-@jax.jit
-def linear_program(
-    cost: jax.Array, rows: jax.Array, right: jax.Array, allowed: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Maximise ⟨cost, x⟩ subject to rows x = right ≥ 0, x ≥ 0 and x = 0 where not allowed: x [n]
-    and whether an optimum was found.
-
-    The simplex method on a dense tableau in two phases with Bland's rule, which cannot cycle; meant
-    for tens of variables.
-    """
-    number, variables = rows.shape
-    tol = 100.0 * float(jnp.finfo(rows.dtype).eps) * jnp.maximum(jnp.max(jnp.abs(rows)), 1.0)
-    body = jnp.concatenate([rows, jnp.eye(number, dtype=rows.dtype), right[:, None]], axis=1)
-    basis = jnp.arange(variables, variables + number)
-    artificial = jnp.concatenate([jnp.zeros(variables, bool), jnp.ones(number, bool)])
-    entering = jnp.concatenate([allowed, jnp.zeros(number, bool)])
-
-    def run(body, basis, price):
-        def reduced(carry):
-            body, basis, _ = carry
-            gain = price - jnp.sum(price[basis][:, None] * body[:, :-1], axis=0)
-            return jnp.where(entering, gain, 0.0)
-
-        def pivot(carry):
-            body, basis, steps = carry
-            column = jnp.argmax(reduced(carry) > tol)
-            entry = body[:, column]
-            # An artificial variable that is still basic at zero leaves first, whatever the sign of
-            # its entry, and never grows again.
-            stuck = (basis >= variables) & (jnp.abs(entry) > tol) & (body[:, -1] <= tol)
-            ratio = jnp.where(
-                entry > tol, body[:, -1] / jnp.where(entry > tol, entry, 1.0), jnp.inf
-            )
-            ratio = jnp.where(stuck, 0.0, jnp.maximum(ratio, 0.0))
-            least = jnp.min(ratio)
-            row = jnp.argmin(
-                jnp.where(
-                    ratio <= least + tol * (1.0 + jnp.abs(least)), basis, variables + number + 1
-                )
-            )
-            pivoted = body[row] / body[row, column]
-            body = body - body[:, column][:, None] * pivoted[None, :]
-            body = body.at[row].set(pivoted)
-            unbounded = jnp.isinf(least)
-            return body, basis.at[row].set(column), jnp.where(unbounded, limit + 1, steps + 1)
-
-        limit = 50 * (number + variables)
-        return _loops.while_loop(
-            lambda carry: jnp.any(reduced(carry) > tol) & (carry[2] < limit),
-            pivot,
-            (body, basis, jnp.int32(0)),
-        )
-
-    body, basis, first = run(body, basis, -artificial.astype(rows.dtype))
-    leftover = jnp.sum(jnp.where(basis >= variables, body[:, -1], 0.0))
-    feasible = jnp.abs(leftover) <= tol * (1.0 + jnp.sum(right)) * 10.0
-    price = jnp.concatenate([cost, jnp.zeros(number, cost.dtype)])
-    body, basis, second = run(body, basis, price)
-    point = jnp.zeros(variables + number, rows.dtype).at[basis].set(jnp.maximum(body[:, -1], 0.0))
-    limit = 50 * (number + variables)
-    return point[:variables], feasible & (first < limit) & (second < limit)

@@ -10,21 +10,15 @@ import numpy as np
 from jax import lax
 
 from jaxsac import _checks
-from jaxsac.bandits.sets.action_set import ActionSet, Selection
+from jaxsac._arguments import arguments, real, size
+from jaxsac.bandits.sets.action_set import ActionSet, Selection, a_set
 from jaxsac.bandits.sets.composed import Masked
 
 _MAX_SUPPORTS = 1_000_000
 _CHUNK = 256
 
 
-def check_problem(theta, sparsity) -> tuple[jax.Array, int]:
-    theta = _checks.real_array("theta", theta, ("d",))
-    sparsity = _checks.static_integer("sparsity", sparsity, 1)
-    _checks.require(
-        sparsity <= theta.shape[0],
-        f"sparsity must be at most the dimension {theta.shape[0]}, got {sparsity}.",
-    )
-    return theta, sparsity
+_PROBLEM = {"action_set": a_set, "theta": real("d"), "sparsity": size(1, "d")}
 
 
 def cast(action_set: ActionSet, dtype) -> ActionSet:
@@ -37,6 +31,7 @@ def cast(action_set: ActionSet, dtype) -> ActionSet:
     return jax.tree.map(leaf, action_set)
 
 
+@arguments(**_PROBLEM)
 def greedy_support(action_set: ActionSet, theta: jax.Array, sparsity: int) -> Selection:
     """Choose a support by adding, `sparsity` times, the coordinate i that maximises f(S + i) = max
     ⟨theta, x⟩ over x ∈ X supported in S + i.
@@ -45,7 +40,6 @@ def greedy_support(action_set: ActionSet, theta: jax.Array, sparsity: int) -> Se
     and the simplex. A NaN in theta gives a NaN value. Source: arXiv 2605.10151, Algorithm 2;
     Nemhauser, Wolsey and Fisher (1978).
     """
-    theta, sparsity = check_problem(theta, sparsity)
     return _greedy(cast(action_set, theta.dtype), theta, sparsity)
 
 
@@ -54,6 +48,7 @@ def _greedy(action_set, theta, sparsity):
     return action_set.greedy(theta, sparsity)
 
 
+@arguments(**_PROBLEM)
 def best_support(action_set: ActionSet, theta: jax.Array, sparsity: int) -> Selection:
     """The support of `sparsity` coordinates of largest f, exactly: greedy where that is exact, else
     by visiting all of them.
@@ -62,7 +57,6 @@ def best_support(action_set: ActionSet, theta: jax.Array, sparsity: int) -> Sele
     Above a million supports the answer is a ValueError: `branch_and_bound` may reach further. The
     `gap` is the lead over the second best support (as in `greedy_support` where that is exact).
     """
-    theta, sparsity = check_problem(theta, sparsity)
     return _best(cast(action_set, theta.dtype), theta, sparsity)
 
 
@@ -74,8 +68,8 @@ def _best(action_set, theta, sparsity):
     count = math.comb(dimension, sparsity)
     _checks.require(
         count <= _MAX_SUPPORTS,
-        f"{count} supports are too many to visit: use greedy_support, or branch_and_bound outside"
-        " jit.",
+        f"sparsity {sparsity} makes {count} supports, too many to visit: use greedy_support, or"
+        " branch_and_bound outside jit; in a simulation, benchmark='greedy'.",
     )
     supports = np.fromiter(
         (i for row in combinations(range(dimension), sparsity) for i in row),
@@ -89,9 +83,9 @@ def _best(action_set, theta, sparsity):
 
     values = lax.map(evaluate, supports, batch_size=min(_CHUNK, count))
     best = jnp.argmax(values)
-    second = jnp.max(jnp.where(jnp.arange(count) == best, -jnp.inf, values))
+    rest = jnp.where(jnp.arange(count) == best, -jnp.inf, values)
     gap = (
-        (values[best] - second).astype(theta.dtype)
+        (values[best] - rest[jnp.argmax(rest)]).astype(theta.dtype)
         if count > 1
         else jnp.asarray(jnp.inf, theta.dtype)
     )
@@ -100,6 +94,7 @@ def _best(action_set, theta, sparsity):
     )
 
 
+@arguments(**_PROBLEM, max_nodes=size(1))
 def branch_and_bound(
     action_set: ActionSet, theta: jax.Array, sparsity: int, *, max_nodes: int = 100_000
 ) -> tuple[Selection, int]:
@@ -108,7 +103,6 @@ def branch_and_bound(
     A node fixes some coordinates in and some out; f of everything not out bounds it, because f
     grows with the support. Raises `RuntimeError` after `max_nodes` nodes.
     """
-    theta, sparsity = check_problem(theta, sparsity)
     action_set = cast(action_set, theta.dtype)
     dimension = theta.shape[0]
     order = np.argsort(-np.abs(np.asarray(theta)), kind="stable")
@@ -161,22 +155,25 @@ def _values(action_set, theta, masks):
     return jax.vmap(lambda mask: action_set.support(theta, mask))(masks)
 
 
+@arguments(**_PROBLEM)
 def submodularity_ratio(action_set: ActionSet, theta: jax.Array, sparsity: int) -> float:
     """min of Σ_{i∈S} (f(L + i) − f(L)) / (f(L + S) − f(L)) over disjoint L, S with |L|, |S| ≤ s, by
     brute force on the host.
 
     Greedy reaches at least 1 − exp(−ratio) of the best f (Das and Kempe, 2011); the ratio is at
-    least 1 for submodular f. Ratios 0/0 count as 1. For d ≤ 12.
+    least 1 for submodular f. Ratios 0/0 count as 1. For d ≤ 12. A NaN in theta gives NaN.
     """
-    theta, sparsity = check_problem(theta, sparsity)
     dimension = theta.shape[0]
     _checks.require(
         dimension <= 12,
-        f"the brute force visits 3^d pairs of supports: d must be at most 12, got {dimension}.",
+        f"theta must have d <= 12 coordinates, got {dimension}: the brute force visits 3^d pairs of"
+        " supports.",
     )
     codes = np.arange(2**dimension)
     masks = (codes[:, None] >> np.arange(dimension)) & 1 > 0
     f = np.asarray(_values(cast(action_set, theta.dtype), theta, masks), np.float64)
+    if not np.all(np.isfinite(f)):
+        return float("nan")
     sizes = masks.sum(1)
     tiny = 100.0 * float(jnp.finfo(theta.dtype).eps) * max(f.max(), 1e-300)
     least = np.inf
@@ -204,5 +201,5 @@ def benchmark_value(
     if benchmark == "greedy":
         return action_set.greedy(theta, sparsity, mask).value
     offered = action_set if mask is None else Masked(action_set, mask)
-    best = best_support(offered, theta, sparsity).value
+    best = _best(cast(offered, theta.dtype), theta, sparsity).value
     return alpha * best if benchmark == "alpha" else best

@@ -7,7 +7,21 @@ import jax
 import jax.numpy as jnp
 
 from jaxsac import _checks
-from jaxsac.bandits.estimate.radii import check_numbers
+from jaxsac._arguments import anything, arguments, key, real, size
+from jaxsac.bandits.estimate.radii import BELOW_ONE
+from jaxsac.bandits.sets.action_set import known
+
+NUMBERS: dict[str, Any] = {
+    "sigma": real(low=0, below=float("inf")),
+    "delta": BELOW_ONE,
+    "ridge": real(above=0, below=float("inf")),
+    "bound": real(low=0, below=float("inf")),
+}
+INIT = {
+    "key": key(),
+    "dimension": size(1),
+    "dtype": anything("a floating dtype; None: the default of JAX"),
+}
 
 
 class Ridge(NamedTuple):
@@ -25,6 +39,11 @@ def product(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.matmul(a, b, precision="highest")
 
 
+def like_theta(name: str, value: Any, theta: jax.Array, *shape: Any) -> jax.Array:
+    """An argument of `act` or `update` in the dtype and the dimension of the estimate."""
+    return real(*shape).convert(name, value, {"d": theta.shape[0]}, theta.dtype)
+
+
 def ridge_start(dimension: int, ridge: jax.Array, dtype) -> Ridge:
     ridge = jnp.asarray(ridge).astype(dtype)
     return Ridge(
@@ -38,12 +57,12 @@ def ridge_update(state: Ridge, x: jax.Array, reward: jax.Array) -> Ridge:
     """One observation in O(d²): (V + x x')⁻¹ = R (I − w w' / (1 + w'w)) R' with w = R'x, and
     I − g w w' a root of the middle.
     """
+    x = like_theta("action", x, state.theta, "d")
+    reward = like_theta("reward", reward, state.theta)
     w = product(x, state.root)
-    size = jnp.sum(w**2)
-    back = jnp.sum(state.root * w[None, :], axis=1)
-    theta = state.theta + back * (
-        (jnp.asarray(reward).astype(x.dtype) - jnp.sum(x * state.theta)) / (1.0 + size)
-    )
+    size = product(w, w)
+    back = product(state.root, w)
+    theta = state.theta + back * ((reward - product(x, state.theta)) / (1.0 + size))
     small = size < 1e-6  # where the difference below would cancel; its limit is 1/2
     shrink = jnp.where(small, 0.5, (1.0 - 1.0 / jnp.sqrt(1.0 + size)) / jnp.where(small, 1.0, size))
     return Ridge(
@@ -70,8 +89,11 @@ class Stepwise(eqx.Module):
     ridge: jax.Array | float
     bound: jax.Array | float
 
+    offers = real("K", "d")  # what `offer` must be, beside a function of a key
+
     __hash__ = object.__hash__  # its bound methods go through `jax.jit`, which hashes them
 
+    @arguments(**INIT)
     def init(self, key: jax.Array | None = None, *, dimension: int, dtype=None) -> Any:
         return ridge_start(
             dimension, jnp.asarray(self.ridge), jnp.result_type(float) if dtype is None else dtype
@@ -92,10 +114,11 @@ class LinUCB(Stepwise):
     """Built by `lin_ucb`."""
 
     def act(self, state: Ridge, offer: jax.Array) -> jax.Array:
-        index = product(offer, state.theta) + self.width(state) * jnp.sqrt(
-            jnp.sum(product(offer, state.root) ** 2, axis=1)
+        arms = like_theta("offer", offer, state.theta, "K", "d")
+        index = product(arms, state.theta) + self.width(state) * jnp.sqrt(
+            jnp.sum(product(arms, state.root) ** 2, axis=1)
         )
-        return offer[jnp.argmax(index)]
+        return known(arms[jnp.argmax(index)], index)
 
     def benchmark(self, theta, offer, benchmark: str, alpha) -> jax.Array:
         return _best_arm(theta, offer, benchmark, alpha)
@@ -115,19 +138,22 @@ class ThompsonState(NamedTuple):
 class LinTS(Stepwise):
     """Built by `lin_ts`."""
 
+    @arguments(**INIT)
     def init(self, key: jax.Array | None = None, *, dimension: int, dtype=None) -> ThompsonState:
         _checks.require(key is not None, "lin_ts draws at random: pass a key to init.")
         return ThompsonState(super().init(dimension=dimension, dtype=dtype), key, jnp.int32(0))  # pyright: ignore[reportArgumentType]
 
     def act(self, state: ThompsonState, offer: jax.Array) -> jax.Array:
         fit = state.ridge
+        arms = like_theta("offer", offer, fit.theta, "K", "d")
         normal = jax.random.normal(
             jax.random.fold_in(state.key, state.step), fit.theta.shape, fit.theta.dtype
         )
-        drawn = fit.theta + jnp.asarray(self.sigma).astype(fit.theta.dtype) * jnp.sum(
-            fit.root * normal[None, :], axis=1
+        drawn = fit.theta + jnp.asarray(self.sigma).astype(fit.theta.dtype) * product(
+            fit.root, normal
         )
-        return offer[jnp.argmax(product(offer, drawn))]
+        index = product(arms, drawn)
+        return known(arms[jnp.argmax(index)], index)
 
     def update(
         self, state: ThompsonState, action: jax.Array, reward: jax.Array, offer: Any = None
@@ -142,18 +168,11 @@ class LinTS(Stepwise):
 
 
 def _best_arm(theta, offer, benchmark, alpha):
-    best = jnp.max(product(offer, theta))
+    best = jnp.max(product(like_theta("offer", offer, theta, "K", "d"), theta))
     return alpha * best if benchmark == "alpha" else best
 
 
-def checked_numbers(sigma, delta, ridge, bound) -> dict[str, Any]:
-    dtype = jnp.result_type(float)
-    check_numbers(dtype, sigma=sigma, delta=delta)
-    _checks.real_scalar("ridge", ridge, dtype, 0, strict=True)
-    _checks.real_scalar("bound", bound, dtype, 0)
-    return {"sigma": sigma, "delta": delta, "ridge": ridge, "bound": bound}
-
-
+@arguments(**NUMBERS)
 def lin_ucb(*, sigma, delta=0.05, ridge=1.0, bound=1.0) -> LinUCB:
     """LinUCB with one shared parameter: play the arm of largest ⟨a, theta_t⟩ + width_t ‖a‖_{V⁻¹}
     among the offered arms [K, d]. O(K d²) a step, no factorisation.
@@ -163,14 +182,15 @@ def lin_ucb(*, sigma, delta=0.05, ridge=1.0, bound=1.0) -> LinUCB:
 
     Source: Abbasi-Yadkori, Pal and Szepesvari (2011).
     """
-    return LinUCB(**checked_numbers(sigma, delta, ridge, bound))
+    return LinUCB(sigma=sigma, delta=delta, ridge=ridge, bound=bound)
 
 
+@arguments(sigma=NUMBERS["sigma"], ridge=NUMBERS["ridge"])
 def lin_ts(*, sigma, ridge=1.0) -> LinTS:
     """Thompson sampling: draw theta ~ N(theta_t, sigma² V⁻¹) and play its best arm among the
     offered arms [K, d]. The posterior of a Gaussian prior of variance sigma² / ridge; O(K d + d²) a
-    step.
+    step. The draw of a state is the same until a reward comes.
 
     Source: Agrawal and Goyal (2013).
     """
-    return LinTS(**checked_numbers(sigma, 0.05, ridge, 1.0))
+    return LinTS(sigma=sigma, delta=0.05, ridge=ridge, bound=1.0)

@@ -8,10 +8,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from jaxsac import _checks, _loops
-from jaxsac.bandits.sets.action_set import ActionSet, put, take
+from jaxsac import _loops
+from jaxsac._arguments import arguments, real, size
+from jaxsac.bandits.phased.schedule import as_named
+from jaxsac.bandits.sets.action_set import ActionSet, a_set, check_dimension, known, put, take
+from jaxsac.bandits.sets.composed import A_MASK
 from jaxsac.bandits.sets.supports import benchmark_value
-from jaxsac.bandits.stepwise.arms import Ridge, Stepwise, checked_numbers, product
+from jaxsac.bandits.stepwise.arms import INIT, NUMBERS, Ridge, Stepwise, like_theta, product
 
 
 class OnSet(eqx.Module):
@@ -22,17 +25,28 @@ class OnSet(eqx.Module):
     action_set: ActionSet
     sparsity: int = eqx.field(static=True)
 
+    offers = A_MASK
+
     __hash__ = object.__hash__  # its bound methods go through `jax.jit`, which hashes them
 
     def choose(self, theta: jax.Array, offer: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """The greedy support [s] for theta and the best action [d] on it."""
+        check_dimension(self.action_set, theta.shape[0])
         indices = self.action_set.greedy(theta, self.sparsity, offer).indices
         part = self.action_set.restrict(indices, theta.shape[0])
-        return indices, put(part.argmax(take(theta, indices)), indices, theta.shape[0])
+        action = put(part.argmax(take(theta, indices)), indices, theta.shape[0])
+        return indices, known(action, theta)
 
     def benchmark(self, theta, offer, benchmark: str, alpha) -> jax.Array:
         """The reward of a step that regret is measured against."""
+        offer = mask_of(offer, theta)
         return benchmark_value(self.action_set, theta, self.sparsity, benchmark, alpha, offer)
+
+
+def mask_of(offer: jax.Array | None, theta: jax.Array) -> jax.Array | None:
+    if offer is None:
+        return None
+    return A_MASK.convert("offer", offer, {"d": theta.shape[0]}, theta.dtype) > 0
 
 
 class OptimisticGreedy(OnSet, Stepwise):
@@ -42,16 +56,15 @@ class OptimisticGreedy(OnSet, Stepwise):
 
     def act(self, state: Ridge, offer: jax.Array | None = None) -> jax.Array:
         width, axes = self.width(state), jnp.eye(state.theta.shape[0], dtype=state.theta.dtype)
+        offer = mask_of(offer, state.theta)
 
         def index(x):
-            return jnp.sum(state.theta * x) + width * jnp.sqrt(jnp.sum(product(x, state.root) ** 2))
+            return product(state.theta, x) + width * jnp.sqrt(jnp.sum(product(x, state.root) ** 2))
 
         def climb(_, x):
             back = product(x, state.root)
             size = jnp.sqrt(jnp.sum(back**2))
-            slope = state.theta + width * jnp.sum(state.root * back[None, :], axis=1) / jnp.where(
-                size > 0, size, 1.0
-            )
+            slope = state.theta + width * product(state.root, back) / jnp.where(size > 0, size, 1.0)
             return self.choose(slope, offer)[1]
 
         ends = jax.vmap(lambda start: _loops.fori_loop(0, self.num_rounds, climb, start))(
@@ -79,7 +92,9 @@ class AdaptiveGreedy(OnSet):
     schedule_scale: jax.Array | float
     power: float = eqx.field(static=True)
 
+    @arguments(**INIT)
     def init(self, key: jax.Array | None = None, *, dimension: int, dtype=None) -> AdaptiveState:
+        check_dimension(self.action_set, dimension)
         dtype = jnp.result_type(float) if dtype is None else dtype
         zeros, none = jnp.zeros(dimension, dtype), jnp.zeros(dimension, jnp.int32)
         return AdaptiveState(zeros, none, none + 1, jnp.int32(1), self._length(jnp.int32(1), dtype))
@@ -106,13 +121,14 @@ class AdaptiveGreedy(OnSet):
         return jnp.argmax(owed), jnp.any(owed > 0)
 
     def act(self, state: AdaptiveState, offer: jax.Array | None = None) -> jax.Array:
+        offer = mask_of(offer, state.sums)
         estimate, reach = self._estimate(state)
         coordinate, explore = self._due(state, offer)
-        return jnp.where(
-            explore,
-            jnp.zeros_like(reach).at[coordinate].set(reach[coordinate]),
-            self.choose(estimate, offer)[1],
-        )
+        named = self._axis(coordinate, reach)
+        return jnp.where(explore, named, self.choose(estimate, offer)[1])
+
+    def _axis(self, coordinate: jax.Array, reach: jax.Array) -> jax.Array:
+        return jnp.zeros_like(reach).at[coordinate].set(reach[coordinate])
 
     def update(
         self,
@@ -121,15 +137,22 @@ class AdaptiveGreedy(OnSet):
         reward: jax.Array,
         offer: jax.Array | None = None,
     ) -> AdaptiveState:
+        """The state after `reward` for the `action` that `act` named for the same offer (None: the
+        same). Another exploration is refused; where it is traced it makes the state NaN.
+        """
+        offer = mask_of(offer, state.sums)
         coordinate, explore = self._due(state, offer)
+        named = self._axis(coordinate, self._estimate(state)[1])
+        reward = like_theta("reward", reward, state.sums)
+        if action is not None:
+            action = like_theta("action", action, state.sums, "d")
+            reward = reward * as_named(jnp.where(explore, action, named), named)
         seen = jnp.where(explore, 1, 0).astype(jnp.int32)
         left = state.left - (1 - seen)
         ended = left <= 0
         cycle = jnp.where(ended, state.cycle + 1, state.cycle)
         return AdaptiveState(
-            state.sums.at[coordinate].add(
-                jnp.where(explore, jnp.asarray(reward).astype(state.sums.dtype), 0.0)
-            ),
+            state.sums.at[coordinate].add(jnp.where(explore, reward, 0.0)),
             state.counts.at[coordinate].add(seen),
             state.owed.at[coordinate].add(-seen) + jnp.where(ended, 1, 0).astype(jnp.int32),
             cycle,
@@ -140,6 +163,7 @@ class AdaptiveGreedy(OnSet):
         return self.choose(self._estimate(state)[0], None)[0]
 
 
+@arguments(action_set=a_set, sparsity=size(1, "d"), **NUMBERS, num_rounds=size(1))
 def optimistic_greedy(
     action_set: ActionSet,
     *,
@@ -162,16 +186,23 @@ def optimistic_greedy(
 
     Its `offer` is the mask [d] of available coordinates, or None.
     """
-    sparsity, num_rounds = (
-        _checks.static_integer("sparsity", sparsity, 1),
-        _checks.static_integer("num_rounds", num_rounds, 1),
-    )
-    numbers = checked_numbers(sigma, delta, ridge, bound)
     return OptimisticGreedy(
-        action_set=action_set, sparsity=sparsity, num_rounds=num_rounds, **numbers
+        action_set=action_set,
+        sparsity=sparsity,
+        num_rounds=num_rounds,
+        sigma=sigma,
+        delta=delta,
+        ridge=ridge,
+        bound=bound,
     )
 
 
+@arguments(
+    action_set=a_set,
+    sparsity=size(1, "d"),
+    schedule_scale=real(low=0, below=float("inf")),
+    schedule_power=real(low=0, below=float("inf")),
+)
 def adaptive_greedy(
     action_set: ActionSet, *, sparsity: int, schedule_scale=1.0, schedule_power: float | None = None
 ) -> AdaptiveGreedy:
@@ -193,8 +224,5 @@ def adaptive_greedy(
         else float(schedule_power)
     )
     return AdaptiveGreedy(
-        action_set=action_set,
-        sparsity=_checks.static_integer("sparsity", sparsity, 1),
-        schedule_scale=schedule_scale,
-        power=power,
+        action_set=action_set, sparsity=sparsity, schedule_scale=schedule_scale, power=power
     )

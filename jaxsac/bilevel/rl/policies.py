@@ -16,16 +16,31 @@ from jax import lax
 from jaxsac import _checks, _loops
 from jaxsac.bilevel.paired import PairedOptimizer
 from jaxsac.bilevel.problem import Problem, Tree
-from jaxsac.bilevel.rl.tabular import MDP, expected_return, soft_solve
+from jaxsac.bilevel.rl.tabular import MDP, SoftValues, expected_return, soft_solve
 from jaxsac.solution import register
 
 Model = Callable[[Tree], tuple[MDP, jax.Array]]
 LogPolicy = Callable[[Tree], jax.Array]
 
 
+class _PolicyProblem(Problem):
+    """A problem whose lower minimiser is known by other means.
+
+    `distance`: (x, y, temperature) -> how far the policy is from the best one, as a share.
+    """
+
+    distance: Callable[..., jax.Array] | None = eqx.field(static=True, default=None)
+
+
 def softmax_policy(logits: jax.Array) -> jax.Array:
     """log π [..., S, A] of a table of logits [..., S, A]."""
     return jax.nn.log_softmax(logits, axis=-1)
+
+
+def _best(mdp: MDP, reward: jax.Array, temperature: Any) -> SoftValues:
+    """The best policy's values, as good as the dtype allows."""
+    reachable = 4 * jnp.finfo(reward.dtype).eps / (1 - mdp.discount)
+    return soft_solve(mdp, reward, temperature, tol=reachable).value
 
 
 def policy_problem(
@@ -60,8 +75,7 @@ def policy_problem(
         return -expected_return(mdp, reward, log_probs, temperature)
 
     def bellman_lower(mdp, reward, log_probs, temperature):
-        reachable = 4 * jnp.finfo(reward.dtype).eps / (1 - mdp.discount)
-        q = soft_solve(mdp, reward, temperature, tol=reachable).value.q
+        q = _best(mdp, reward, temperature).q
         return jnp.mean(jnp.sum(jnp.exp(log_probs) * (temperature * log_probs - q), axis=1))
 
     of_process = value_lower if penalty == "value" else bellman_lower
@@ -77,7 +91,27 @@ def policy_problem(
         del temperature
         return upper(x, log_policy(y))
 
-    return Problem(upper=upper_of_policy, lower=lower)
+    def shares(mdp, reward, log_probs, temperature):
+        """The wrong and the right probability of all actions but the best policy's favourite, over
+        the states, by their visits where these weigh in `lower`.
+        """
+        best = _best(mdp, reward, temperature).log_probs
+        visits = jax.grad(expected_return, 1)(mdp, reward, best)
+        weights = jnp.sum(visits, axis=1, keepdims=True) if penalty == "value" else 1.0
+        favourite = jax.nn.one_hot(jnp.argmax(best, axis=1), best.shape[1], dtype=best.dtype)
+        weights, chance = (1 - favourite) * weights, jnp.exp(best)
+        return jnp.stack(
+            [jnp.sum(weights * abs(jnp.exp(log_probs) - chance)), jnp.sum(weights * chance)]
+        )
+
+    def distance(x, y, temperature):
+        mdp, reward = model(x)
+        each = shares if reward.ndim == 2 else jax.vmap(shares, (0, 0, 0, None))
+        wrong, right = jnp.sum(each(mdp, reward, log_policy(y), temperature).reshape(-1, 2), axis=0)
+        return wrong / jnp.maximum(right, jnp.finfo(right.dtype).tiny)
+
+    of_table = log_policy is softmax_policy  # other classes may not hold the best policy
+    return _PolicyProblem(upper_of_policy, lower, distance=distance if of_table else None)
 
 
 def natural_gradient(rate: Any) -> PairedOptimizer:

@@ -95,9 +95,8 @@ def update_learner(
     With growth > 1 the number of fits is logarithmic in the number of records, each warm: the
     amortised cost of a record is O(1) of a fit.
 
-    * `growth` > 1 and finite.
-    * `window` ≥ 1: keep the last so many records only (a world that drifts), and fit every
-      (growth − 1) window new ones.
+    * `growth` > 1 and finite. `window` ≥ 1: keep the last so many records only (a world that
+      drifts), and fit every (growth − 1) window new ones.
     * `force`: fit now.
     * `lam` > 0 of that fit; None is that of the last one times √(its records / records): the noise
       in a gradient shrinks so.

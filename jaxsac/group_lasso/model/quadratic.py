@@ -14,6 +14,7 @@ import numpy as np
 from jaxsac.group_lasso.problem.objective import Objective
 
 LENGTHS = (1.0, 0.5, 0.25, 0.1, 0.03, 0.0)  # of a step; 0 takes it back
+_MOST = 1e30  # a threshold that holds any group at zero, and is finite in float32
 _NOISE = 16.0  # multiples of eps that objectives may differ by
 
 
@@ -69,7 +70,7 @@ def model_target(intercept: bool, root: Any, residual: Any, thresholds: Any, uni
     return Target(
         (scaled / size).astype(xp.float32),
         size / unit,
-        (thresholds / (unit * size)).astype(xp.float32),
+        xp.minimum(thresholds / (unit * size), _MOST).astype(xp.float32),
     )
 
 

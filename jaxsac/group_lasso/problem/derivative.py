@@ -14,7 +14,7 @@ from jaxsac.group_lasso.problem.support import (
     polished,
     restrict,
 )
-from jaxsac.solution import Solution
+from jaxsac.solution import Solution, Status
 
 
 def with_derivatives(
@@ -48,6 +48,14 @@ def _attached_jvp(primals, tangents):
 
     # Attached again, so that higher derivatives are right.
     return _attached(problem, support, point), jax.jvp(solution, (problem,), (tangents[0],))[1]
+
+
+def carrying(point: Coefficients, status: jax.Array) -> Coefficients:
+    """The point, or NaN where a run was NONFINITE: no kink pins that, so that its derivatives are
+    NaN as well.
+    """
+    unit = jnp.where(status == Status.NONFINITE, jnp.nan, 1.0).astype(point.coef.dtype)
+    return jax.tree.map(lambda leaf: leaf * unit, point)
 
 
 def differentiable(problem: Objective, solution: Solution) -> Solution:

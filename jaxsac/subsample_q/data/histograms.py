@@ -8,8 +8,10 @@ identity is "add an agent in the last state"), tables are shared, and a table fo
 tables for every smaller k.
 """
 
+import bisect
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac import _checks
+from jaxsac._arguments import arguments, integer, size
 
 _INT32_MAX = 2**31 - 1
 
@@ -116,10 +119,10 @@ class HistogramSpace:
     of j ≤ k agents. Raises ValueError where N does not fit in int32.
     """
 
+    @arguments(k=size(1), num_states=size(1))
     def __init__(self, k: int, num_states: int):
-        self.k = _checks.static_integer("k", k, 1)
-        self.num_states = _checks.static_integer("num_states", num_states, 1)
-        check_size(self.k, self.num_states, 4 * self.num_states)
+        self.k, self.num_states = k, num_states
+        check_size(k, num_states, 4 * num_states)
 
     def __repr__(self) -> str:
         return f"HistogramSpace(k={self.k}, num_states={self.num_states})"
@@ -134,38 +137,49 @@ class HistogramSpace:
     def size_of(self, k: int) -> int:
         return num_histograms(k, self.num_states)
 
-    def index(self, counts: Any) -> Any:
-        """Position int32 [...] of `counts` [..., L], integers that sum to k along the last axis
-        (other input: a meaningless index).
+    @arguments(counts=integer(...))
+    def index(self, counts: Any) -> jax.Array:
+        """Position int32 [...] of `counts` [..., L], integers ≥ 0 that sum to k along the last axis
+        (ValueError for others, -1 where they are traced).
         """
         _checks.require(
-            counts.shape[-1] == self.num_states,
+            counts.ndim > 0 and counts.shape[-1] == self.num_states,
             f"counts must have {self.num_states} columns, got shape {list(counts.shape)}.",
         )
-        return graded_rank(counts[..., :-1], self.k)
+        total = jnp.sum(counts, axis=-1, dtype=jnp.int32)
+        known = jnp.all(counts >= 0, axis=-1) & (total == self.k)
+        _checks.require(
+            not _checks.is_concrete(counts) or bool(np.all(known)),
+            f"counts must be ≥ 0 and sum to k={self.k}.",
+        )
+        return jnp.where(known, graded_rank(jnp.clip(counts[..., :-1], 0, self.k), self.k), -1)
 
 
 def num_histograms(k: int, num_states: int) -> int:
-    return math.comb(k + num_states - 1, num_states - 1)
+    """C(k+L−1, L−1), or 2^62 where that is less."""
+    return min(math.comb(k + num_states - 1, min(k, num_states - 1, 62)), 2**62)
+
+
+def largest_k(k: int, fits: Callable[[int], bool]) -> int:
+    """The largest number of agents below k that fits, 1 if none does; more agents take more."""
+    return max(1, bisect.bisect_left(range(1, k), True, key=lambda k: not fits(k)))
 
 
 MEMORY_LIMIT = 16 * 2**30
 
 
-def check_size(k: int, num_states: int, bytes_per_histogram: int) -> int:
+def check_size(k: int, num_states: int, bytes_per_histogram: int, name: str = "k") -> int:
     """N, or a ValueError that says how large the tables would be and which k fits (int32 indices,
-    16 GiB).
+    16 GiB); the number of agents is the argument `name`.
     """
     size = num_histograms(k, num_states)
     most = min(_INT32_MAX, MEMORY_LIMIT // max(1, bytes_per_histogram))
     if size > most:
-        fits = k
-        while fits > 1 and num_histograms(fits, num_states) > most:
-            fits -= 1
+        fits = largest_k(k, lambda k: num_histograms(k, num_states) <= most)
         raise ValueError(
-            f"k={k} sampled agents over {num_states} local states are {size:,} histograms, "
+            f"{name}={k} sampled agents over {num_states} local states are {size:,} histograms, "
             f"about {size * bytes_per_histogram / 2**30:,.1f} GiB: "
-            f"more than int32 indices or {MEMORY_LIMIT // 2**30} GiB allow. k={fits} fits; so do"
-            " fewer local states."
+            f"more than int32 indices or {MEMORY_LIMIT // 2**30} GiB allow. {name}={fits} fits; so"
+            " do fewer local states."
         )
     return size

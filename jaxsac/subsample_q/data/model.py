@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac import _checks
+from jaxsac._arguments import arguments, either, function, real, record
 
 
 class Model(eqx.Module):
@@ -36,6 +37,13 @@ class Model(eqx.Module):
     local_reward: jax.Array  # [G, L]; may then be [G, A, L]
     discount: jax.Array  # [], in [0, 1]; 1 for the average criterion alone
 
+    @arguments(
+        global_transition=real("G", "A", "G", low=0),
+        local_transition=either(real("G", "L", "L", low=0), real("G", "A", "L", "L", low=0)),
+        global_reward=real("G", "A"),
+        local_reward=either(real("G", "L"), real("G", "A", "L")),
+        discount=real(low=0, high=1),
+    )
     def __init__(
         self,
         global_transition: Any,
@@ -44,41 +52,16 @@ class Model(eqx.Module):
         local_reward: Any,
         discount: Any,
     ):
-        self.global_transition = _stochastic(
-            "global_transition",
-            _checks.real_array("global_transition", global_transition, ("G", "A", "G")),
-        )
-        dtype = self.global_transition.dtype
-        G, A, targets = self.global_transition.shape
-        _checks.require(
-            targets == G, f"global_transition must have shape [G, A, G], got {[G, A, targets]}."
-        )
-        local = jnp.asarray(local_transition)
-        L = local.shape[-1] if local.ndim else 0
-        kernel_shape = (G, A, L, L) if local.ndim == 4 else (G, L, L)
-        self.local_transition = _stochastic(
-            "local_transition",
-            _checks.real_array("local_transition", local_transition, kernel_shape, dtype),
-        )
-        self.global_reward = _finite(
-            "global_reward", _checks.real_array("global_reward", global_reward, (G, A), dtype)
-        )
-        reward_shape = (G, A, L) if np.ndim(local_reward) == 3 else (G, L)
-        self.local_reward = _finite(
-            "local_reward", _checks.real_array("local_reward", local_reward, reward_shape, dtype)
-        )
+        self.global_transition = _stochastic("global_transition", global_transition)
+        self.local_transition = _stochastic("local_transition", local_transition)
+        self.global_reward = _finite("global_reward", global_reward)
+        self.local_reward = _finite("local_reward", local_reward)
         _checks.require(
             self.local_reward.ndim == 2 or self.local_transition.ndim == 4,
             "local_reward [G, A, L] needs local_transition [G, A, L, L]: repeat it over the"
             " actions.",
         )
-        self.discount = _checks.real_scalar("discount", discount, dtype, 0.0)
-        if _checks.is_concrete(discount):
-            _checks.require(
-                float(discount) <= 1.0,
-                "discount must lie in [0, 1), or be 1 with criterion='average'; got"
-                f" {float(discount):g}.",
-            )
+        self.discount = jnp.asarray(discount)
 
     @property
     def num_global_states(self) -> int:
@@ -106,7 +89,7 @@ class Model(eqx.Module):
         return jnp.max(jnp.abs(self.global_reward) + jnp.max(jnp.abs(local), axis=-1))
 
 
-def check_discount(model: Model) -> None:
+def check_discount(model: Any) -> None:
     """Refuse a discount that is known and is 1."""
     known = _checks.is_concrete(model.discount) and jnp.ndim(model.discount) == 0
     _checks.require(
@@ -158,6 +141,14 @@ class TypedModel(eqx.Module):
     shares: jax.Array  # [E], n_e / n of each type, non-negative with sum one
     discount: jax.Array  # []
 
+    @arguments(
+        global_transition=real("G", "A", "G", low=0),
+        local_transition=real("E", "G", "L", "L", low=0),
+        global_reward=real("G", "A"),
+        local_reward=real("E", "G", "L"),
+        shares=real("E", low=0),
+        discount=real(low=0, high=1),
+    )
     def __init__(
         self,
         global_transition: Any,
@@ -167,16 +158,6 @@ class TypedModel(eqx.Module):
         shares: Any,
         discount: Any,
     ):
-        _checks.require(
-            np.ndim(local_transition) == 4,
-            "local_transition must have shape [E, G, L, L], got"
-            f" {list(np.shape(local_transition))}.",
-        )
-        _checks.require(
-            np.shape(local_reward) == np.shape(local_transition)[:3],
-            f"local_reward must have shape [E, G, L] = {list(np.shape(local_transition)[:3])}, got"
-            f" {list(np.shape(local_reward))}.",
-        )
         models = [
             Model(global_transition, transition, global_reward, reward, discount)
             for transition, reward in zip(local_transition, local_reward, strict=True)
@@ -189,15 +170,10 @@ class TypedModel(eqx.Module):
         self.discount = first.discount
         self.local_transition = jnp.stack([model.local_transition for model in models])
         self.local_reward = jnp.stack([model.local_reward for model in models])
-        self.shares = _checks.real_array(
-            "shares", shares, (len(models),), self.global_transition.dtype
-        )
+        self.shares = shares
         if _checks.is_concrete(self.shares):
             given = np.asarray(self.shares)
-            _checks.require(
-                bool(np.all(given >= 0)) and abs(given.sum() - 1) <= 1e-6,
-                f"shares must be non-negative and sum to one, got {given}.",
-            )
+            _checks.require(abs(given.sum() - 1) <= 1e-6, f"shares must sum to one, got {given}.")
 
     @property
     def num_types(self) -> int:
@@ -207,8 +183,14 @@ class TypedModel(eqx.Module):
     def num_local_states(self) -> int:
         return self.local_transition.shape[-1]
 
+    @property
+    def dtype(self) -> Any:
+        return self.global_transition.dtype
+
     def of_type(self, index: int) -> Model:
-        """The model in which all agents are of one type."""
+        """The model in which all agents are of one type, 0 ≤ index < E."""
+        index = _checks.static_integer("index", index, 0)
+        _checks.require(index < self.num_types, f"index must be < {self.num_types}, got {index}.")
         return Model(
             self.global_transition,
             self.local_transition[index],
@@ -245,6 +227,15 @@ class LocalActionModel(eqx.Module):
     share_reward: Callable[..., Any] | None = eqx.field(static=True)
     allowed: Callable[..., Any] | None = eqx.field(static=True)
 
+    @arguments(
+        global_transition=real("G", "A", "G", low=0),
+        local_transition=real("G", "B", "L", "L", low=0),
+        global_reward=real("G", "A"),
+        local_reward=real("G", "B", "L"),
+        discount=real(low=0, high=1),
+        share_reward=function("(s_g, shares [L, B]) -> []"),
+        allowed=function("(s_g, counts [L, B]) -> bool"),
+    )
     def __init__(
         self,
         global_transition: Any,
@@ -255,22 +246,10 @@ class LocalActionModel(eqx.Module):
         share_reward: Callable[..., Any] | None = None,
         allowed: Callable[..., Any] | None = None,
     ):
-        _checks.require(
-            np.ndim(local_transition) == 4,
-            "local_transition must have shape [G, B, L, L], got"
-            f" {list(np.shape(local_transition))}.",
-        )
-        G, B, L, _ = np.shape(local_transition)
-        _checks.require(
-            np.shape(local_reward) == (G, B, L),
-            f"local_reward must have shape [G, B, L] = {[G, B, L]}, got"
-            f" {list(np.shape(local_reward))}.",
-        )
+        G, B, _ = np.shape(local_reward)
         # The checks and the normalisation of a plain model whose action drives the agents, for the
         # agents' part ...
-        stay = jnp.broadcast_to(
-            jnp.eye(G, dtype=jnp.asarray(global_transition).dtype)[:, None], (G, B, G)
-        )
+        stay = jnp.broadcast_to(jnp.eye(G, dtype=global_transition.dtype)[:, None], (G, B, G))
         local = Model(stay, local_transition, jnp.zeros((G, B), stay.dtype), local_reward, discount)
         # ... and of a plain one for the global part.
         plain = Model(
@@ -295,7 +274,24 @@ class LocalActionModel(eqx.Module):
     def num_local_states(self) -> int:
         return self.base.local_transition.shape[-1]
 
+    @property
+    def dtype(self) -> Any:
+        return self.base.dtype
+
     def pair_kernels(self) -> jax.Array:
         """P(s' | s_g, (s, b)): [G, L B, L], pairs numbered s B + b."""
         G, B, L, _ = self.base.local_transition.shape
         return self.base.local_transition.transpose(0, 2, 1, 3).reshape(G, L * B, L)
+
+
+def _sizes(model: Any) -> dict[str, int]:
+    base = model.base if isinstance(model, LocalActionModel) else model
+    _checks.require(base.global_reward.ndim == 2, "model holds several models: use jax.vmap.")
+    (G, A), L = base.global_reward.shape, base.local_transition.shape[-1]
+    types = {"E": model.num_types} if isinstance(model, TypedModel) else {}
+    return {"G": G, "A": A, "L": L, **types}
+
+
+MODEL, TYPED_MODEL, LOCAL_ACTION_MODEL = (
+    record(cls, sizes=_sizes) for cls in (Model, TypedModel, LocalActionModel)
+)

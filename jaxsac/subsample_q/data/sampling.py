@@ -2,6 +2,7 @@
 n-agent histograms; moves of all of them, at a cost that does not grow with their number.
 """
 
+import bisect
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac import _checks, _loops
+from jaxsac._arguments import anything, arguments, either, integer, parts, real, record, size
 from jaxsac.solution import Solution
 from jaxsac.subsample_q.data.histograms import (
     check_size,
@@ -23,14 +25,59 @@ def agents_of(num_rows: int, num_states: int) -> int:
     """The k of a table with `num_rows` histograms over `num_states` states (1 where every k gives
     one histogram).
     """
-    k = 1
-    while num_histograms(k, num_states) < num_rows:
-        k += 1
+    every = range(1, num_rows if num_states > 1 else 1)
+    k = 1 + bisect.bisect_left(every, num_rows, key=lambda k: num_histograms(k, num_states))
     _checks.require(
         num_histograms(k, num_states) == num_rows,
-        f"{num_rows} rows are no set of histograms over {num_states} states.",
+        f"values have {num_rows} columns, which are no set of histograms over num_states ="
+        f" {num_states} states.",
     )
     return k
+
+
+_GLOBAL = integer(low=0, below="G")
+STATE = parts(global_state=_GLOBAL, counts=integer("L", low=0))  # (s_g, counts)
+TYPED_STATE = parts(global_state=_GLOBAL, counts=integer("E", "L", low=0))
+
+
+def check_state(
+    initial: Any, num_global_states: int, ks: Any, num_agents: Any = None, dtype: Any = None
+) -> Any:
+    """Whether `initial`, converted as `STATE` or `TYPED_STATE`, has at least ks agents (of each
+    type), as many as `num_agents`, and a global state that exists: bool []. What is known to be
+    wrong is refused.
+    """
+    global_state, counts = initial
+    given = _checks.is_concrete(counts)
+    total = np.asarray(counts).sum(axis=-1, dtype=np.int64) if given else None
+    if num_agents is not None and _checks.is_concrete(num_agents):
+        _checks.require(
+            bool(np.all(np.asarray(num_agents) >= ks)),
+            f"the table samples k={ks} agents, more than num_agents={num_agents}: solve for a"
+            " smaller k.",
+        )
+        _checks.require(
+            total is None or bool(np.all(total == np.asarray(num_agents))),
+            f"initial counts sum to {total}, not to num_agents={num_agents}.",
+        )
+    limit = 2**24 if dtype == np.float32 else 2**31 - 1
+    _checks.require(
+        total is None or bool(np.all(total >= ks)),
+        f"the table samples k={ks} agents, more than the {total} of initial.",
+    )
+    _checks.require(
+        total is None or bool(np.all(total < limit)),
+        f"initial counts sum to {total}, beyond what {dtype} counts exactly ({limit}): use"
+        " float64.",
+    )
+    if _checks.is_concrete(initial, num_agents):
+        return np.bool_(True)
+    total = jnp.sum(counts, axis=-1, dtype=jnp.int32)
+    fits = (total >= np.asarray(ks, np.int32)) & (
+        True if num_agents is None else total == num_agents
+    )
+    exists = (global_state >= 0) & (global_state < num_global_states)
+    return exists & jnp.all(counts >= 0) & jnp.all(fits)
 
 
 def hypergeometric_weights(counts: jax.Array, k: int, dtype: Any) -> jax.Array:
@@ -53,6 +100,7 @@ def hypergeometric_weights(counts: jax.Array, k: int, dtype: Any) -> jax.Array:
     return weights / jnp.sum(weights)
 
 
+@arguments(values=either(real("G", "N"), record(Solution)), num_states=size(1), num_agents=size(1))
 def lift(values: Any, num_states: int, num_agents: int) -> jax.Array:
     """Mean of a k-agent table over the samples of every n-agent histogram.
 
@@ -66,13 +114,26 @@ def lift(values: Any, num_states: int, num_agents: int) -> jax.Array:
     * `num_agents`: n ≥ k, static.
 
     Returns: [G, N_n].
+
+    Raises: ValueError for a number of columns that no k has, n < k, and tables that take more than
+    16 GiB, for all numbers of agents up to n together.
     """
-    values = jnp.asarray(values.value.value if isinstance(values, Solution) else values)
+    return lifted(
+        values.value.value if isinstance(values, Solution) else values, num_states, num_agents
+    )
+
+
+def lifted(values: jax.Array, num_states: int, num_agents: int) -> jax.Array:
+    """`lift` of an array."""
     k = agents_of(values.shape[-1], num_states)
-    num_agents = _checks.static_integer("num_agents", num_agents, k)
-    check_size(num_agents, num_states, 8 * values.shape[0])
+    _checks.require(
+        num_agents >= k, f"num_agents must be ≥ {k}, which values have, got {num_agents}."
+    )
+    check_size(num_agents, num_states, 8 * values.shape[0], "num_agents")
     if num_states == 1:
         return values
+    # N_n over one state more is the sum of N_m over m ≤ n
+    check_size(num_agents, num_states + 1, 8, "num_agents")
     for m in range(k + 1, num_agents + 1):
         counts = enumerate_counts(m, num_states)
         share = jnp.asarray(counts / m, values.dtype)
@@ -83,11 +144,24 @@ def lift(values: Any, num_states: int, num_agents: int) -> jax.Array:
     return values
 
 
+@arguments(
+    global_state=integer(low=0), shares=anything("shares [L] ≥ 0 of the agents"), num_agents=size(1)
+)
 def population_state(global_state: int, shares: Any, num_agents: int) -> tuple[int, np.ndarray]:
     """An initial state (s_g, counts int32 [L]) whose counts are num_agents · shares, rounded to the
-    largest remainders.
+    largest remainders; on the host.
+
+    * `shares`: [L], ≥ 0, divided by their sum.
     """
-    shares = np.asarray(shares, float) / np.sum(shares)
+    try:
+        shares = np.asarray(shares, np.float64)
+    except (TypeError, ValueError):
+        shares = np.zeros(0)
+    _checks.require(
+        shares.ndim == 1 and bool(np.all(shares >= 0)) and 0 < np.sum(shares) < np.inf,
+        "shares must be one number ≥ 0 for each local state, with a sum that is > 0 and finite.",
+    )
+    shares = shares / np.sum(shares)
     counts = np.floor(shares * num_agents).astype(np.int32)
     order = np.argsort(counts - shares * num_agents, kind="stable")
     counts[order[: num_agents - counts.sum()]] += 1

@@ -13,10 +13,12 @@ import numpy as np
 from jax import lax
 
 from jaxsac import _checks
+from jaxsac._arguments import anything, arguments, integer, real, record
 from jaxsac.solution import Solution, register
 from jaxsac.subsample_q.data.histograms import MEMORY_LIMIT, enumerate_counts, num_histograms
-from jaxsac.subsample_q.data.model import TypedModel, check_discount
+from jaxsac.subsample_q.data.model import TYPED_MODEL, TypedModel, check_discount
 from jaxsac.subsample_q.exact.iteration.fixed_point import (
+    INITIAL,
     Settings,
     Surrogate,
     differentiable,
@@ -31,7 +33,7 @@ from jaxsac.subsample_q.exact.operator.expectation import (
     probe_points,
 )
 from jaxsac.subsample_q.exact.operator.plan import Plan, plan
-from jaxsac.subsample_q.exact.table import Bounds, greedy
+from jaxsac.subsample_q.exact.table import Bounds, Meaning, best_of, greedy, table_sizes
 
 
 @register
@@ -45,8 +47,22 @@ class TypedTable(NamedTuple):
     policy: jax.Array  # int32 [G, N]
     bounds: Bounds  # on the value, [G, N]
     histograms: jax.Array  # int32 [N, E, L]
+    meaning: Meaning  # how many agents were sampled of each type; no array
 
 
+TYPED_TABLE = record(
+    TypedTable, sizes=lambda table: {**table_sizes(table), "E": table.histograms.shape[-2]}
+)
+
+
+@arguments(
+    model=TYPED_MODEL,
+    ks=anything("E integers ≥ 1: agents sampled of each type"),
+    plans=anything("E of `subsample_q.plan`"),
+    tol=real(low=0),
+    max_steps=integer(low=0),
+    initial=INITIAL,
+)
 def solve_types(
     model: TypedModel,
     ks: Sequence[int],
@@ -80,13 +96,9 @@ def solve_types(
 
     Source: stratified sampling for the heterogeneous case of arXiv 2403.00222.
     """
-    _checks.require(
-        len(ks) == model.num_types,
-        f"ks must have one number for each of the {model.num_types} types, got {list(ks)}.",
-    )
-    sizes = tuple(_checks.static_integer("ks", k, 1) for k in ks)
-    (G, A), dtype = model.global_reward.shape, model.shares.dtype
-    check_discount(model.of_type(0))
+    sizes = numbers_of_agents(ks, model.num_types)
+    (G, A), dtype = model.global_reward.shape, model.dtype
+    check_discount(model)
     number = math.prod(num_histograms(k, model.num_local_states) for k in sizes)
     _checks.require(
         number * G * (2 * A + 12) * dtype.itemsize <= MEMORY_LIMIT,
@@ -95,12 +107,29 @@ def solve_types(
     )
     if plans is None:
         plans = [plan(model.of_type(e), k) for e, k in enumerate(sizes)]
-    _checks.require(
-        tuple(one.k for one in plans) == sizes,
-        f"plans were made for k={[one.k for one in plans]}, not {list(sizes)}.",
-    )
+    made = [one.k for one in plans] if all(isinstance(one, Plan) for one in plans) else "no plans"
+    _checks.require(made == list(sizes), f"plans were made for k={made}, not {list(sizes)}.")
     settings = Settings.of((G, number), dtype, tol, max_steps, initial)
     return _solve(model, tuple(plans), settings)
+
+
+def table_ks(table: TypedTable, ks: Any) -> tuple[int, ...]:
+    """`ks` as numbers, which must be those of the table."""
+    given, solved = numbers_of_agents(ks, table.histograms.shape[-2]), table.meaning.ks
+    _checks.require(
+        given == solved, f"the table was solved for ks={list(solved)}, not {list(given)}."
+    )
+    return given
+
+
+def numbers_of_agents(ks: Any, num_types: int) -> tuple[int, ...]:
+    """`ks` as a tuple of integers ≥ 1, one for each type."""
+    given = tuple(ks) if isinstance(ks, Sequence | np.ndarray) else ()
+    _checks.require(
+        len(given) == num_types,
+        f"ks must have one number for each of the {num_types} types, got {ks}.",
+    )
+    return tuple(_checks.static_integer("ks", k, 1) for k in given)
 
 
 @jax.jit
@@ -129,7 +158,8 @@ def _solve(model, plans, settings):
     found = differentiable(found, surrogate_of, (model, plans))
     policy = greedy(found.q, found.stats["scale"])
     histograms = jnp.asarray(_products(ks, L))
-    table = TypedTable(found.q, found.value, policy, found.bounds, histograms)
+    meaning = Meaning(ks, "optimum")
+    table = TypedTable(found.q, found.value, policy, found.bounds, histograms, meaning)
     return Solution(table, found.status, found.stats, found.value)
 
 
@@ -141,7 +171,6 @@ def _surrogate(model: TypedModel, ks: tuple[int, ...], move: Callable) -> Surrog
     counts = jnp.asarray(_products(ks, L), weights.dtype)
     own = jnp.einsum("e,egl,nel->gn", weights, model.local_reward, counts, precision="highest")
     rewards = model.global_reward[:, None, :] + own[..., None]
-    largest_local = jnp.sum(model.shares * jnp.max(jnp.abs(model.local_reward), axis=(1, 2)))
 
     def expect(values):
         transition = model.global_transition
@@ -153,13 +182,7 @@ def _surrogate(model: TypedModel, ks: tuple[int, ...], move: Callable) -> Surrog
             mixed = jnp.moveaxis(moved.reshape(last.shape), -1, e + 2).reshape(G, A, N)
         return mixed.transpose(0, 2, 1)
 
-    return Surrogate(
-        rewards,
-        expect,
-        lambda q: jnp.max(q, axis=-1),
-        model.discount,
-        jnp.max(jnp.abs(model.global_reward)) + largest_local,
-    )
+    return Surrogate(rewards, expect, best_of, model.discount)
 
 
 @functools.lru_cache(maxsize=8)

@@ -3,7 +3,7 @@ of its agents take each local action.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,22 +11,25 @@ import numpy as np
 from jax import lax
 
 from jaxsac import _checks
+from jaxsac._arguments import arguments, integer, real, record, size
 from jaxsac.solution import Solution, register
 from jaxsac.subsample_q.data.histograms import (
     check_size,
     enumerate_counts,
     graded_rank,
+    largest_k,
     num_histograms,
 )
-from jaxsac.subsample_q.data.model import LocalActionModel, check_discount
+from jaxsac.subsample_q.data.model import LOCAL_ACTION_MODEL, LocalActionModel, check_discount
 from jaxsac.subsample_q.exact.iteration.fixed_point import (
+    INITIAL,
     Settings,
     Surrogate,
     differentiable,
     fixed_point,
 )
 from jaxsac.subsample_q.exact.operator.forms.dense import dense_kernel
-from jaxsac.subsample_q.exact.table import Bounds, greedy, tie_of
+from jaxsac.subsample_q.exact.table import Bounds, Meaning, best_of, greedy, table_sizes, tie_of
 
 _TABLE_LIMIT = 2**31  # bytes of kernels from assignments to histograms
 
@@ -44,10 +47,22 @@ class AssignmentTable(NamedTuple):
     bounds: Bounds  # on the value, [G, N]
     histograms: jax.Array  # int32 [N, L]
     assignments: jax.Array  # int32 [M, L, B]
+    meaning: Meaning  # how many agents were sampled, and what the bounds are on; no array
 
 
+ASSIGNMENT_TABLE = record(AssignmentTable, sizes=table_sizes)
+
+
+@arguments(
+    model=LOCAL_ACTION_MODEL, k=size(1), tol=real(low=0), max_steps=integer(low=0), initial=INITIAL
+)
 def solve_local_actions(
-    model: LocalActionModel, k: int, *, tol=None, max_steps=100_000, initial=None
+    model: LocalActionModel,
+    k: int,
+    *,
+    tol: Any = None,
+    max_steps: Any = 100_000,
+    initial: Any = None,
 ) -> Solution:
     """Solve the k-agent problem with local actions exactly.
 
@@ -68,22 +83,20 @@ def solve_local_actions(
 
     Source: arXiv 2412.00661, algorithm 1 (m → ∞).
     """
-    k = _checks.static_integer("k", k, 1)
     base, B, L = model.base, model.num_local_actions, model.num_local_states
     G, itemsize = base.num_global_states, base.dtype.itemsize
     check_discount(base)
     M = check_size(k, L * B, itemsize * G * 4 * base.num_actions)
 
-    def size(k):
+    def bytes_of(k):
         return G * num_histograms(k, L * B) * num_histograms(k, L) * itemsize
 
-    fits = k
-    while fits > 1 and size(fits) > _TABLE_LIMIT:
-        fits -= 1
+    fits = largest_k(k, lambda k: bytes_of(k) <= _TABLE_LIMIT)
     _checks.require(
-        size(k) <= _TABLE_LIMIT,
+        bytes_of(k) <= _TABLE_LIMIT,
         f"k={k} agents with {L} states and {B} actions each have {M:,} assignments:"
-        f" {size(k) / 2**30:,.1f} GiB of kernels. k={fits} fits; so do fewer states or actions.",
+        f" {bytes_of(k) / 2**30:,.1f} GiB of kernels. k={fits} fits; so do fewer states or"
+        " actions.",
     )
     settings = Settings.of((G, num_histograms(k, L)), base.dtype, tol, max_steps, initial)
     return _solve(model, settings, k=k)
@@ -95,22 +108,30 @@ def _solve(model, settings, *, k):
     settings = settings._replace(initial=lax.stop_gradient(settings.initial))
     found = fixed_point(_surrogate(frozen, k), None, settings)
     found = differentiable(found, lambda model: _surrogate(model, k), model)
-    q, value, scale = found.q, found.value, found.stats["scale"]
-
+    q, value = found.q, found.value
     assignments, belongs = _assignments(k, model.num_local_states, model.num_local_actions)
-    order = jnp.arange(len(assignments), dtype=jnp.int32)
-    good = _possible(model, assignments) & (
-        jnp.max(q, axis=-1) >= value[:, belongs] - tie_of(q.dtype, scale)
-    )  # [G, M]
-    ranked = jnp.where(good, order, order.size - 1)
-    first = jax.vmap(lambda row: jax.ops.segment_min(row, belongs, num_segments=value.shape[1]))(
-        ranked
-    )
-    policy = greedy(jnp.take_along_axis(q, first[..., None], axis=1), scale)
+    first = _first(jnp.max(q, axis=-1), value, _possible(model, assignments), belongs)
+    policy = greedy(jnp.take_along_axis(q, first[..., None], axis=1), found.stats["scale"])
     listed = jnp.asarray(assignments)
     histograms = jnp.asarray(enumerate_counts(k, model.num_local_states))
-    table = AssignmentTable(q, value, policy, listed[first], found.bounds, histograms, listed)
+    alone = model.share_reward is None and model.allowed is None
+    meaning = Meaning((k,), "optimum" if alone else "coupled")
+    table = AssignmentTable(
+        q, value, policy, listed[first], found.bounds, histograms, listed, meaning
+    )
     return Solution(table, found.status, found.stats, value)
+
+
+def _first(best: jax.Array, value: jax.Array, possible: jax.Array, belongs: np.ndarray):
+    """The lowest possible assignment of each histogram whose `best` [G, M] is, within rounding, the
+    value [G, N]: int32 [G, N].
+    """
+    good = possible & (best >= value[:, belongs] - tie_of(value))
+    order = jnp.arange(belongs.size, dtype=jnp.int32)
+    ranked = jnp.where(good, order, order.size - 1)
+    return jax.vmap(lambda row: jax.ops.segment_min(row, belongs, num_segments=value.shape[1]))(
+        ranked
+    )
 
 
 def _assignments(k: int, L: int, B: int) -> tuple[np.ndarray, np.ndarray]:
@@ -121,7 +142,7 @@ def _assignments(k: int, L: int, B: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _surrogate(model: LocalActionModel, k: int) -> Surrogate:
     base, L = model.base, model.num_local_states
-    assignments, belongs = _assignments(k, L, model.num_local_actions)
+    assignments, _ = _assignments(k, L, model.num_local_actions)
     possible = _possible(model, assignments)
     kernels = jax.vmap(lambda kernel: dense_kernel(kernel, k))(model.pair_kernels())  # [G, M, N]
     rewards = _rewards(model, k, assignments)
@@ -131,12 +152,27 @@ def _surrogate(model: LocalActionModel, k: int) -> Surrogate:
         return jnp.einsum("gmn,gan->gma", kernels, mixed, precision="highest")
 
     def value_of(q):
-        best = jnp.where(possible, jnp.max(q, axis=-1), -jnp.inf)
-        number = num_histograms(k, L)
-        return jax.vmap(lambda row: jax.ops.segment_max(row, belongs, num_segments=number))(best)
+        return _best_assignment(best_of(q), possible, k, L, model.num_local_actions)
 
-    largest = jnp.max(jnp.abs(jnp.where(possible[..., None], rewards, 0)))
-    return Surrogate(rewards, expect, value_of, base.discount, largest)
+    return Surrogate(rewards, expect, value_of, base.discount)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
+def _best_assignment(best: jax.Array, possible: jax.Array, k: int, L: int, B: int) -> jax.Array:
+    """The maximum of `best` [G, M] over the possible assignments of each histogram, [G, N]; its
+    derivative is that of one of them, as in `best_of`.
+    """
+    best, number = jnp.where(possible, best, -jnp.inf), num_histograms(k, L)
+    belongs = _assignments(k, L, B)[1]
+    return jax.vmap(lambda row: jax.ops.segment_max(row, belongs, num_segments=number))(best)
+
+
+@_best_assignment.defjvp
+def _best_assignment_jvp(k, L, B, primals, tangents):
+    best, possible = primals
+    value = _best_assignment(best, possible, k, L, B)
+    first = _first(best, value, possible, _assignments(k, L, B)[1])
+    return value, jnp.take_along_axis(tangents[0], first, axis=1)
 
 
 def _possible(model: LocalActionModel, assignments: np.ndarray) -> jax.Array:

@@ -8,11 +8,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxsac import _checks
+from jaxsac._arguments import arguments, choice, integer, real, record, size
 from jaxsac.solution import Solution
-from jaxsac.subsample_q.data.histograms import enumerate_counts, num_histograms
-from jaxsac.subsample_q.data.model import Model, check_discount
-from jaxsac.subsample_q.data.sampling import agents_of, lift
+from jaxsac.subsample_q.data.histograms import check_size, enumerate_counts, num_histograms
+from jaxsac.subsample_q.data.model import MODEL, Model, check_discount
+from jaxsac.subsample_q.data.sampling import lifted
 from jaxsac.subsample_q.exact.iteration.fixed_point import (
+    INITIAL,
     METHODS,
     FixedPoint,
     Settings,
@@ -27,10 +29,29 @@ from jaxsac.subsample_q.exact.operator.expectation import (
     model_probe,
     prepare,
 )
-from jaxsac.subsample_q.exact.operator.plan import BACKENDS, Plan, candidates, plan
-from jaxsac.subsample_q.exact.table import QTable, greedy, stage_rewards, value_of
+from jaxsac.subsample_q.exact.operator.plan import (
+    BACKENDS,
+    CHOICE_OF_BACKEND,
+    Plan,
+    candidates,
+    plan,
+)
+from jaxsac.subsample_q.exact.table import TABLE, Meaning, QTable, best_of, greedy, stage_rewards
 
 
+@arguments(
+    model=MODEL,
+    k=size(1),
+    plan=record(Plan),
+    backend=CHOICE_OF_BACKEND,
+    criterion=choice("discounted", "average"),
+    method=choice(*METHODS),
+    stopping=choice("span", "sup"),
+    tol=real(low=0),
+    max_steps=integer(low=0),
+    evaluation_sweeps=integer(low=0),
+    initial=INITIAL,
+)
 def solve(
     model: Model,
     k: int,
@@ -61,8 +82,12 @@ def solve(
     * `stopping`: "span" or "sup" of T V − V.
     * `tol`: relative to the scale, 1e-6 in float64 and 1e-4 in float32. CONVERGED: the half-width
       of the MacQueen bounds (span) or discount / (1 − discount) · sup|T V − V| (sup), plus
-      rounding, is ≤ tol · scale, with scale = max|r| / (1 − discount) (average: max|r|).
-    * `max_steps`: sweeps at most.
+      rounding, is ≤ tol · scale, with scale = half the range of max_a r / (1 − discount) (average:
+      without the division; where max_a r is everywhere the same, its size). An action that pays
+      −10^9 so that nobody takes it changes nothing, and states that pay so count at most 100 times
+      the distance from the best one that nine in ten of the others have.
+    * `max_steps`: sweeps at most. Without one the bounds are those of the stage rewards, min and
+      max of max_a r / (1 − discount).
     * `initial`: a first value [G, N], that of a smaller k through `subsample_q.lift`, or a
       Solution.
 
@@ -75,8 +100,8 @@ def solve(
 
     Map over models with `jax.vmap` (with a plan, or few histograms). q, value and bounds (average:
     gain and relative values) are differentiable in every array of the model, implicitly: the policy
-    is kept fixed, ties are averaged. In directions that change the sum of a row it is the
-    derivative of the polynomial E[W(h')] = Σ over the agents' moves of Π_agents P W; second
+    is kept fixed, one best action where several tie. In directions that change the sum of a row it
+    is the derivative of the polynomial E[W(h')] = Σ over the agents' moves of Π_agents P W; second
     derivatives in them need the dense form.
 
     Raises: ValueError for k < 1, a discount of 1 without "average", tables beyond memory, and
@@ -86,10 +111,6 @@ def solve(
     Source: arXiv 2403.00222, algorithm 1 (m → ∞); bounds: MacQueen 1966; Puterman 1994, sections
     6.6 and 8.5.
     """
-    k = _checks.static_integer("k", k, 1)
-    _checks.choice("criterion", criterion, ("discounted", "average"))
-    _checks.choice("method", method, METHODS)
-    _checks.choice("stopping", stopping, ("span", "sup"))
     if criterion == "discounted":
         check_discount(model)
     if plan is not None:
@@ -123,12 +144,13 @@ def _solve(model, plan, operator, settings, *, criterion, method, stopping):
         model, plan, operator, settings, None, criterion=criterion, method=method, stopping=stopping
     )
     found.stats["method"] = jnp.int32(METHODS.index(method))
-    return _solution(model, plan, found)
+    return _solution(model, plan, found, "gain" if criterion == "average" else "optimum")
 
 
 def value_of_policy(model: Model, plan: Plan, weights: jax.Array, settings: Settings) -> Solution:
     """The QTable of the policy that takes actions with the chances `weights` [G, N, A]."""
-    return _solution(model, plan, _solve_for(model, plan, None, settings, weights))
+    found = _solve_for(model, plan, None, settings, weights)
+    return _solution(model, plan, found, "policy")
 
 
 def _solve_for(model, plan, operator, settings, weights, **options) -> FixedPoint:
@@ -159,21 +181,30 @@ def _surrogate(model: Model, k: int, expect: Any, weights: jax.Array | None = No
     """Of a plain model, whose agents take the best action, or those of a policy [G, N, A]."""
 
     def value_of(q):
-        return jnp.max(q, axis=-1) if weights is None else jnp.sum(weights * q, axis=-1)
+        return best_of(q) if weights is None else jnp.sum(weights * q, axis=-1)
 
-    return Surrogate(stage_rewards(model, k), expect, value_of, model.discount, model.max_reward())
+    return Surrogate(stage_rewards(model, k), expect, value_of, model.discount)
 
 
-def _solution(model: Model, plan: Plan, found: FixedPoint) -> Solution:
+def _solution(model: Model, plan: Plan, found: FixedPoint, bounds: str) -> Solution:
+    """`bounds`: what the bounds are on, of MEANINGS."""
     counts = jnp.asarray(enumerate_counts(plan.k, model.num_local_states))
-    policy = greedy(found.q, found.stats["scale"])
-    table = QTable(found.q, found.value, policy, found.bounds, counts)
+    policy, meaning = greedy(found.q, found.stats["scale"]), Meaning((plan.k,), bounds)
+    table = QTable(found.q, found.value, policy, found.bounds, counts, meaning)
     return Solution(table, found.status, found.stats, found.value)
 
 
 _value_of_policy = jax.jit(value_of_policy)
 
 
+@arguments(
+    model=MODEL,
+    table=TABLE,
+    num_agents=size(1),
+    plan_n=record(Plan),
+    tol=real(low=0),
+    max_steps=integer(low=0),
+)
 def evaluate(
     model: Model,
     table: Any,
@@ -201,14 +232,17 @@ def evaluate(
 
     Source: arXiv 2403.00222, algorithm 2.
     """
-    table, n = value_of(table), _checks.static_integer("num_agents", num_agents, 1)
-    k = agents_of(table.policy.shape[1], model.num_local_states)
+    check_discount(model)
+    k, n = table.meaning.ks[0], num_agents
     _checks.require(
         k <= n, f"the table samples k={k} agents, more than num_agents={n}: solve for a smaller k."
     )
+    L = model.num_local_states
+    check_size(n, L, model.num_global_states * (2 * model.num_actions + 12) * 8, "num_agents")
     plan_n = plan(model, n) if plan_n is None else plan_n
+    _checks.require(plan_n.k == n, f"plan_n was made for k={plan_n.k}, not num_agents={n}.")
     weights = _execution_weights(table, model.num_actions, n)
-    shape = (model.num_global_states, num_histograms(n, model.num_local_states))
+    shape = (model.num_global_states, num_histograms(n, L))
     settings = Settings.of(shape, model.dtype, tol, max_steps, None)
     return _value_of_policy(model, plan_n, weights, settings)
 
@@ -217,5 +251,5 @@ def _execution_weights(table: QTable, num_actions: int, num_agents: int) -> jax.
     """π(a | s_g, h_n), the chance of each action when k agents are sampled afresh: [G, N_n, A]."""
     one_hot = jax.nn.one_hot(table.policy, num_actions, axis=1, dtype=table.q.dtype)  # [G, A, N_k]
     G, A, _ = one_hot.shape
-    lifted = lift(one_hot.reshape(G * A, -1), table.histograms.shape[-1], num_agents)
-    return jnp.moveaxis(lifted.reshape(G, A, -1), 1, 2)
+    weights = lifted(one_hot.reshape(G * A, -1), table.histograms.shape[-1], num_agents)
+    return jnp.moveaxis(weights.reshape(G, A, -1), 1, 2)

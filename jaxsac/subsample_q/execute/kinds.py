@@ -1,7 +1,6 @@
 """Execution on agents of several types, and on agents who act too."""
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,31 +9,42 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac import _checks
+from jaxsac._arguments import anything, arguments, integer, key, size
 from jaxsac.subsample_q.data.histograms import (
     additions,
     enumerate_counts,
     graded_rank,
     num_histograms,
 )
-from jaxsac.subsample_q.data.model import LocalActionModel, TypedModel
+from jaxsac.subsample_q.data.model import (
+    LOCAL_ACTION_MODEL,
+    TYPED_MODEL,
+    LocalActionModel,
+    TypedModel,
+)
 from jaxsac.subsample_q.data.sampling import (
+    STATE,
+    TYPED_STATE,
     draw_counts,
     draw_state,
     hypergeometric_weights,
     move_counts,
     split,
 )
-from jaxsac.subsample_q.exact.table import value_of
-from jaxsac.subsample_q.execute.simulation import (
-    Run,
-    Stage,
-    checked_start,
-    rollout,
-    shares_of,
-    start_state,
+from jaxsac.subsample_q.exact.agent_types import TYPED_TABLE, table_ks
+from jaxsac.subsample_q.exact.local_actions import ASSIGNMENT_TABLE
+from jaxsac.subsample_q.execute.simulation import Run, Stage, rollout, shares_of, started
+
+
+@arguments(
+    key=key(),
+    model=TYPED_MODEL,
+    table=TYPED_TABLE,
+    ks=anything("E integers ≥ 1: agents sampled of each type"),
+    num_agents=integer("E", low=1),
+    horizon=size(1),
+    initial=TYPED_STATE,
 )
-
-
 def simulate_types(
     key: jax.Array,
     model: TypedModel,
@@ -55,31 +65,14 @@ def simulate_types(
 
     Raises: ValueError for k_e > num_agents[e] and counts that do not sum to num_agents.
     """
-    table = value_of(table)
-    sizes = tuple(_checks.static_integer("ks", k, 1) for k in ks)
-    shape = (model.num_types, model.num_local_states)
-    counts = _checks.integer_array("initial counts", initial[1], shape)
-    _checks.require(
-        table.value.shape[1] == math.prod(num_histograms(k, model.num_local_states) for k in sizes),
-        f"the table was not solved for {ks=}.",
-    )
-    if _checks.is_concrete(num_agents, initial[1]):
-        given = np.asarray(initial[1]).sum(axis=1)
-        _checks.require(
-            bool(np.all(given == np.asarray(num_agents))),
-            f"initial counts sum to {given}, not to num_agents={num_agents}.",
-        )
-        _checks.require(
-            bool(np.all(given >= np.asarray(sizes))),
-            f"ks={list(sizes)} samples more agents of a type than num_agents={num_agents}.",
-        )
-    horizon = _checks.static_integer("horizon", horizon, 1)
-    return _simulate_types(key, model, table.policy, start_state(initial), counts, horizon, sizes)
+    sizes = table_ks(table, ks)
+    start = started(table, model.dtype, num_agents, initial)
+    return _simulate_types(key, model, table.policy, start, horizon, sizes)
 
 
 @functools.partial(jax.jit, static_argnames=("horizon", "ks"))
-def _simulate_types(key, model, policy, global_state, counts, horizon, ks):
-    E, L = counts.shape
+def _simulate_types(key, model, policy, start, horizon, ks):
+    E, L = start.population.shape
 
     def step(key, global_state, counts):
         global_key, *keys = jax.random.split(key, 1 + 2 * E)
@@ -98,9 +91,17 @@ def _simulate_types(key, model, policy, global_state, counts, horizon, ks):
         moved = [move_counts(keys[E + e], counts[e], kernels[e]) for e in range(E)]
         return Stage(action, reward, counts, after, jnp.stack(moved))
 
-    return rollout(key, step, global_state, counts, model.discount, horizon)
+    return rollout(key, step, start, model.discount, horizon)
 
 
+@arguments(
+    key=key(),
+    model=LOCAL_ACTION_MODEL,
+    table=ASSIGNMENT_TABLE,
+    num_agents=integer(low=1),
+    horizon=size(1),
+    initial=STATE,
+)
 def simulate_local_actions(
     key: jax.Array,
     model: LocalActionModel,
@@ -128,22 +129,23 @@ def simulate_local_actions(
 
     Source: arXiv 2412.00661, algorithm 2.
     """
-    table = value_of(table)
     _checks.require(
         model.allowed is None,
         "allowed restricts joint assignments, which agents who choose independently do not keep.",
     )
-    start, counts, k = checked_start(
-        model.base.dtype, model.num_local_states, table, num_agents, initial
+    B = model.num_local_actions
+    _checks.require(
+        table.assignment.shape[-1] == B,
+        f"table must have B = {B} local actions, got {table.assignment.shape[-1]}.",
     )
-    horizon = _checks.static_integer("horizon", horizon, 1)
+    start = started(table, model.dtype, num_agents, initial)
     return _simulate_local_actions(
-        key, model, table.policy, table.assignment, start, counts, horizon, k
+        key, model, table.policy, table.assignment, start, horizon, table.meaning.ks[0]
     )
 
 
 @functools.partial(jax.jit, static_argnames=("horizon", "k"))
-def _simulate_local_actions(key, model, policy, assignment, global_state, counts, horizon, k):
+def _simulate_local_actions(key, model, policy, assignment, start, horizon, k):
     base, L, dtype = model.base, model.num_local_states, model.base.dtype
     kernels, states = model.pair_kernels(), jnp.arange(L, dtype=jnp.int32)
     others = jnp.asarray(enumerate_counts(k - 1, L))
@@ -171,4 +173,4 @@ def _simulate_local_actions(key, model, policy, assignment, global_state, counts
         moved = move_counts(local_key, taken.reshape(-1), kernels[global_state])
         return Stage(action, reward, counts, after, moved)
 
-    return rollout(key, step, global_state, counts, base.discount, horizon)
+    return rollout(key, step, start, base.discount, horizon)

@@ -10,12 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsac import _checks, _loops
+from jaxsac import _loops
+from jaxsac._arguments import arguments, integer, key, size
 from jaxsac.solution import register
 from jaxsac.subsample_q.data.histograms import graded_rank
-from jaxsac.subsample_q.data.model import Model
-from jaxsac.subsample_q.data.sampling import agents_of, draw_counts, draw_state, move_counts
-from jaxsac.subsample_q.exact.table import value_of
+from jaxsac.subsample_q.data.model import MODEL, Model
+from jaxsac.subsample_q.data.sampling import (
+    STATE,
+    check_state,
+    draw_counts,
+    draw_state,
+    move_counts,
+)
+from jaxsac.subsample_q.exact.table import TABLE
 
 
 @register
@@ -39,61 +46,48 @@ class Stage(NamedTuple):
     population: jax.Array  # counts or states of the agents, after it
 
 
+class Start(NamedTuple):
+    """Where a run begins."""
+
+    global_state: jax.Array  # int32 []
+    population: jax.Array  # int32, counts or states of the agents
+    valid: jax.Array  # bool [], whether there is such a state
+
+
 def rollout(
     key: jax.Array,
     step: Callable[[jax.Array, jax.Array, jax.Array], Stage],
-    global_state: jax.Array,
-    population: jax.Array,
+    start: Start,
     discount: jax.Array,
     horizon: int,
 ) -> Run:
-    """`horizon` times step(key, global state, population); a discounted sum of what they pay."""
+    """`horizon` times step(key, global state, population); a discounted sum of what they pay, NaN
+    from a start that does not exist.
+    """
+    unknown = jnp.where(start.valid, 0, jnp.nan).astype(discount.dtype)
 
     def advance(carried, key):
         global_state, population, factor, total = carried
         stage = step(key, global_state, population)
         after = stage.global_state, stage.population
-        record = stage.reward, global_state, stage.counts, stage.action
-        return (*after, factor * discount, total + factor * stage.reward), record
+        reward = stage.reward + unknown
+        record = reward, global_state, stage.counts, stage.action
+        return (*after, factor * discount, total + factor * reward), record
 
     one = jnp.ones_like(discount)
-    start = (global_state, population, one, 0 * one)
-    carried, record = _loops.scan(advance, start, jax.random.split(key, horizon))
+    carry = (jnp.asarray(start.global_state), start.population, one, 0 * one)
+    carried, record = _loops.scan(advance, carry, jax.random.split(key, horizon))
     rewards, states, counts, actions = record
     return Run(rewards, states, counts, actions, carried[-1])
 
 
-def checked_start(
-    dtype: Any, num_local_states: int, table: Any, num_agents: Any, initial: tuple[Any, Any]
-) -> tuple[jax.Array, jax.Array, int]:
-    """`initial` as arrays, and the k of the table, checked against the number of agents."""
-    k = agents_of(table.value.shape[1], num_local_states)
-    counts = _checks.integer_array("initial counts", initial[1], (num_local_states,))
-    if _checks.is_concrete(num_agents):
-        _checks.require(
-            k <= num_agents,
-            f"the table samples k={k} agents, more than num_agents={num_agents}: solve for a"
-            " smaller k.",
-        )
-        limit = 2**24 if dtype == jnp.float32 else 2**31 - 1
-        _checks.require(
-            num_agents < limit,
-            f"num_agents={num_agents} is beyond what {dtype} counts exactly ({limit}): use"
-            " float64.",
-        )
-        if _checks.is_concrete(initial[1]):
-            given = np.asarray(initial[1])
-            _checks.require(
-                int(given.sum()) == num_agents,
-                f"initial counts sum to {int(given.sum())}, not to num_agents={num_agents}.",
-            )
-            _checks.require(bool((given >= 0).all()), "initial counts must not be negative.")
-    return start_state(initial), counts, k
-
-
-def start_state(initial: tuple[Any, Any]) -> jax.Array:
-    """The global state of `initial`, int32 []."""
-    return _checks.integer_array("initial global state", jnp.asarray(initial[0], jnp.int32), ())
+def started(table: Any, dtype: Any, num_agents: Any, initial: Any) -> Start:
+    """The start of a run of `table`'s policy on num_agents, or a ValueError."""
+    ks = table.meaning.ks
+    ks = ks if np.ndim(initial[1]) == 2 else ks[0]
+    valid = check_state(initial, table.policy.shape[0], ks, num_agents, dtype)
+    state, counts = initial
+    return Start(state, counts, valid)
 
 
 def shares_of(counts: jax.Array, dtype: Any) -> jax.Array:
@@ -102,6 +96,9 @@ def shares_of(counts: jax.Array, dtype: Any) -> jax.Array:
     return counts.astype(dtype) / total.astype(dtype)
 
 
+@arguments(
+    key=key(), model=MODEL, table=TABLE, num_agents=integer(low=1), horizon=size(1), initial=STATE
+)
 def simulate(
     key: jax.Array,
     model: Model,
@@ -123,23 +120,20 @@ def simulate(
     * `horizon`: steps, static.
     * `initial`: (global state, counts int32 [L] that sum to num_agents).
 
-    Returns: a `Run`.
+    Returns: a `Run`. Its derivatives are those of the rewards alone: the draws jump with the
+    transitions.
 
     Raises: ValueError for k > num_agents, counts that do not sum to it, and more agents than the
-    dtype counts exactly (2^24 in float32).
+    dtype counts exactly (2^24 in float32). From a traced state that does not exist rewards are NaN.
 
     Source: arXiv 2403.00222, algorithm 2.
     """
-    table = value_of(table)
-    start, counts, k = checked_start(
-        model.dtype, model.num_local_states, table, num_agents, initial
-    )
-    horizon = _checks.static_integer("horizon", horizon, 1)
-    return _simulate(key, model, table.policy, start, counts, horizon, k)
+    start = started(table, model.dtype, num_agents, initial)
+    return _simulate(key, model, table.policy, start, horizon, table.meaning.ks[0])
 
 
 @functools.partial(jax.jit, static_argnames=("horizon", "k"))
-def _simulate(key, model, policy, global_state, counts, horizon, k):
+def _simulate(key, model, policy, start, horizon, k):
     def step(key, global_state, counts):
         sample_key, move_key = jax.random.split(key)
         sampled = draw_counts(sample_key, counts, k)
@@ -148,7 +142,7 @@ def _simulate(key, model, policy, global_state, counts, horizon, k):
         moved = move(move_key, model, global_state, counts, action)
         return Stage(action, reward, counts, *moved)
 
-    return rollout(key, step, global_state, counts, model.discount, horizon)
+    return rollout(key, step, start, model.discount, horizon)
 
 
 def stage_reward(
@@ -176,6 +170,7 @@ def _kernel(model: Model, global_state: jax.Array, action: jax.Array) -> jax.Arr
     return kernel[action] if model.action_drives_agents else kernel
 
 
+@arguments(key=key(), model=MODEL, table=TABLE, num_agents=size(1), horizon=size(1), initial=STATE)
 def simulate_agents(
     key: jax.Array,
     model: Model,
@@ -187,17 +182,15 @@ def simulate_agents(
     """What `simulate` does, agent by agent: n states instead of counts. Slow; an independent check
     of the draws. The key is consumed.
     """
-    table = value_of(table)
-    L = model.num_local_states
-    start, counts, k = checked_start(model.dtype, L, table, num_agents, initial)
-    n = _checks.static_integer("num_agents", num_agents, 1)
-    agents = jnp.repeat(jnp.arange(L, dtype=jnp.int32), counts, total_repeat_length=n)
-    horizon = _checks.static_integer("horizon", horizon, 1)
-    return _simulate_agents(key, model, table.policy, start, agents, horizon, k)
+    start = started(table, model.dtype, num_agents, initial)
+    states = jnp.arange(model.num_local_states, dtype=jnp.int32)
+    agents = jnp.repeat(states, start.population, total_repeat_length=num_agents)
+    start = start._replace(population=agents)
+    return _simulate_agents(key, model, table.policy, start, horizon, table.meaning.ks[0])
 
 
 @functools.partial(jax.jit, static_argnames=("horizon", "k"))
-def _simulate_agents(key, model, policy, global_state, agents, horizon, k):
+def _simulate_agents(key, model, policy, start, horizon, k):
     states = jnp.arange(model.num_local_states, dtype=jnp.int32)
 
     def histogram(agents):
@@ -215,4 +208,4 @@ def _simulate_agents(key, model, policy, global_state, agents, horizon, k):
         moved = jax.random.categorical(local_key, kernel[agents], shape=agents.shape)
         return Stage(action, reward, counts, after, moved.astype(jnp.int32))
 
-    return rollout(key, step, global_state, agents, model.discount, horizon)
+    return rollout(key, step, start, model.discount, horizon)

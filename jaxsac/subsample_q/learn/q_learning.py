@@ -8,14 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac import _checks, _loops
+from jaxsac._arguments import arguments, either, integer, key, real, record, size
 from jaxsac.solution import Solution
 from jaxsac.subsample_q.data.histograms import check_size, enumerate_counts
-from jaxsac.subsample_q.data.model import Model, check_discount
+from jaxsac.subsample_q.data.model import MODEL, Model, check_discount
 from jaxsac.subsample_q.data.sampling import agent_states, by_inversion, histogram_index
 from jaxsac.subsample_q.exact.table import (
     Bounds,
+    Meaning,
     QTable,
-    greedy,
+    best_of,
     largest_value,
     stage_rewards,
     trivial_table,
@@ -23,6 +25,13 @@ from jaxsac.subsample_q.exact.table import (
 )
 
 
+@arguments(
+    key=key(),
+    model=MODEL,
+    k=size(1),
+    num_updates=integer(low=0),
+    initial=either(real("G", "N", "A"), record(Solution)),
+)
 def q_learning(
     key: jax.Array, model: Model, k: int, num_updates: int, *, initial: Any = None
 ) -> Solution:
@@ -41,15 +50,16 @@ def q_learning(
 
     Source: the surrogate of arXiv 2403.00222, and the rescaled linear step of Qu and Wierman 2020.
     """
-    k = _checks.static_integer("k", k, 1)
     check_discount(model)
     G, A = model.num_global_states, model.num_actions
     shape = (G, check_size(k, model.num_local_states, 16 * G * A), A)
     initial = initial.state if isinstance(initial, Solution) else initial
-    start = jnp.zeros(shape, model.dtype)
-    if initial is not None:
-        start = _checks.real_array("initial", initial, shape, model.dtype)
-    return _q_learning(key, model, start, jnp.asarray(num_updates, jnp.int32), k=k)
+    start = jnp.zeros(shape, model.dtype) if initial is None else initial
+    _checks.require(
+        getattr(start, "shape", None) == shape and start.dtype == model.dtype,
+        f"initial must be the q of another call, {model.dtype} {list(shape)}.",
+    )
+    return _q_learning(key, model, start, jnp.asarray(num_updates), k=k)
 
 
 @functools.partial(jax.jit, static_argnames="k")
@@ -87,7 +97,9 @@ def td_update(q, visits, where, target, horizon):
 
 
 class Trajectory(NamedTuple):
-    """T recorded steps of n agents; the stage reward is global_rewards + mean of local_rewards."""
+    """T ≥ 1 recorded steps of n agents; the stage reward is global_rewards + mean of
+    local_rewards.
+    """
 
     global_states: Any  # int32 [T+1]
     local_states: Any  # int32 [T+1, n]
@@ -96,6 +108,36 @@ class Trajectory(NamedTuple):
     local_rewards: Any  # [T, n]
 
 
+@arguments(
+    global_rewards=real("T"),
+    local_rewards=real("T", "n"),
+    global_states=integer("T+1", low=0),
+    local_states=integer("T+1", "n", low=0),
+    actions=integer("T", low=0),
+)
+def _recorded(
+    global_states: Any, local_states: Any, actions: Any, global_rewards: Any, local_rewards: Any
+) -> Trajectory:
+    """A trajectory whose arrays are converted and fit one another."""
+    T = global_rewards.shape[0]
+    _checks.require(
+        T > 0 and global_states.shape[0] == T + 1,
+        f"global_states must have shape [T+1] for T = {T} ≥ 1 steps, got"
+        f" {list(global_states.shape)}.",
+    )
+    return Trajectory(global_states, local_states, actions, global_rewards, local_rewards)
+
+
+@arguments(
+    key=key(),
+    trajectory=record(Trajectory),
+    k=size(1),
+    num_global_states=size(1),
+    num_local_states=size(1),
+    num_actions=size(1),
+    discount=real(low=0, below=1),
+    num_passes=size(1),
+)
 def learn_from_trajectory(
     key: jax.Array,
     trajectory: Trajectory,
@@ -111,47 +153,36 @@ def learn_from_trajectory(
     step, drawn afresh in every pass.
 
     A sample Δ is counted at t and again, the same agents, at t+1, with reward r_g + mean over Δ of
-    r_l; the update is that of `q_learning`. The behaviour policy must try every action.
+    r_l; the update is that of `q_learning`, from the worst that was recorded, lasting for ever, so
+    that nothing is preferred because it was never tried. The behaviour policy must try every
+    action.
 
     * `key`: consumed.
     * `k`, `num_global_states`, `num_local_states`, `num_actions`, `num_passes`: static.
     * `discount`: in [0, 1).
 
     Returns: a Solution of a `QTable` that ends MAX_STEPS, with infinite bounds (nothing is known of
-    what was never recorded; stats["error"] is the largest number); stats["visits"] int32 [G, N, A]
-    tells where the table is empty; the state is q.
+    what was never recorded; stats["error"] is the largest number). Its q is −inf where nothing was
+    recorded, and so is the value of a state without any record, whose policy, 0, is no advice:
+    stats["visits"] int32 [G, N, A] counts the records. The state is q.
 
     Raises: ValueError for more than n agents, and for concrete states or actions out of range.
 
     Source: the off-policy extension of arXiv 2412.00661, appendix I.
     """
-    k = _checks.static_integer("k", k, 1)
-    passes = _checks.static_integer("num_passes", num_passes, 1)
-    names = {
-        "num_global_states": num_global_states,
-        "num_local_states": num_local_states,
-        "num_actions": num_actions,
-    }
-    sizes = tuple(_checks.static_integer(name, size, 1) for name, size in names.items())
-    rewards = _checks.real_array("global_rewards", trajectory.global_rewards, ("T",))
-    T, n, dtype = rewards.shape[0], jnp.shape(trajectory.local_states)[-1], rewards.dtype
+    data = _recorded(*trajectory)
+    sizes, n = (num_global_states, num_local_states, num_actions), data.local_states.shape[1]
     _checks.require(k <= n, f"k={k} exceeds the {n} recorded agents.")
     check_size(k, sizes[1], 16 * sizes[0] * sizes[2])
-    data = Trajectory(
-        _checks.integer_array("global_states", trajectory.global_states, (T + 1,)),
-        _checks.integer_array("local_states", trajectory.local_states, (T + 1, n)),
-        _checks.integer_array("actions", trajectory.actions, (T,)),
-        rewards,
-        _checks.real_array("local_rewards", trajectory.local_rewards, (T, n), dtype),
-    )
-    for name, size in zip(("global_states", "local_states", "actions"), sizes, strict=True):
-        recorded = getattr(trajectory, name)
+    for name, number in zip(("global_states", "local_states", "actions"), sizes, strict=True):
+        recorded = getattr(data, name)
         known = np.asarray(recorded) if _checks.is_concrete(recorded) else np.zeros(1)
         _checks.require(
-            bool(np.all((known >= 0) & (known < size))), f"{name} must lie in 0..{size - 1}."
+            bool(np.all((known >= 0) & (known < number))),
+            f"trajectory: {name} must lie in 0..{number - 1}.",
         )
-    discount = _checks.real_scalar("discount", discount, dtype, 0.0)
-    return _learn(key, data, discount, k=k, sizes=sizes, passes=passes)
+    discount = jnp.asarray(discount, data.global_rewards.dtype)
+    return _learn(key, data, discount, k=k, sizes=sizes, passes=num_passes)
 
 
 @functools.partial(jax.jit, static_argnames=("k", "sizes", "passes"))
@@ -177,13 +208,16 @@ def _learn(key, data, discount, *, k, sizes, passes):
 
         return _loops.fori_loop(0, groups, update, carried), None
 
-    start = jnp.zeros((G, len(counts), A), discount.dtype)
+    worst = jnp.min(data.global_rewards + jnp.min(data.local_rewards, axis=1)) * horizon
+    start = jnp.broadcast_to(worst, (G, len(counts), A))
     start = (start, jnp.zeros(start.shape, jnp.int32))
     (q, visits), _ = _loops.scan(step, start, jnp.arange(passes * T, dtype=jnp.int32))
-    value = jnp.max(q, axis=-1)
-    infinite = jnp.full_like(value, jnp.inf)
-    table = QTable(q, value, greedy(q, 0.0), Bounds(-infinite, infinite), counts)
     unknown = jnp.where(jnp.all(jnp.isfinite(q)), jnp.finfo(q.dtype).max, jnp.nan)
+    q = jnp.where(visits > 0, q, jnp.where(jnp.isnan(q), q, -jnp.inf))
+    value = best_of(q)
+    infinite, policy = jnp.full_like(value, jnp.inf), jnp.argmax(q, axis=-1).astype(jnp.int32)
+    meaning = Meaning((k,), "nothing")
+    table = QTable(q, value, policy, Bounds(-infinite, infinite), counts, meaning)
     local = jnp.mean(jnp.abs(data.local_rewards), axis=1)
     scale = jnp.max(jnp.abs(data.global_rewards) + local) * horizon
     steps = passes * T * groups

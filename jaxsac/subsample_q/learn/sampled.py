@@ -7,16 +7,33 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxsac import _checks, _loops
+from jaxsac import _loops
+from jaxsac._arguments import arguments, choice, flag, integer, key, real, size
 from jaxsac.solution import Solution
 from jaxsac.subsample_q.data.histograms import check_size, num_histograms
-from jaxsac.subsample_q.data.model import Model, check_discount
+from jaxsac.subsample_q.data.model import MODEL, Model, check_discount
 from jaxsac.subsample_q.data.sampling import agent_states, by_inversion, histogram_index
 from jaxsac.subsample_q.exact.iteration.fixed_point import METHODS, Settings, Surrogate, fixed_point
 from jaxsac.subsample_q.exact.operator.plan import BACKENDS
-from jaxsac.subsample_q.exact.table import largest_value, stage_rewards, trivial_table, uncertified
+from jaxsac.subsample_q.exact.table import (
+    best_of,
+    largest_value,
+    stage_rewards,
+    trivial_table,
+    uncertified,
+)
 
 
+@arguments(
+    key=key(),
+    model=MODEL,
+    k=size(1),
+    num_samples=size(1),
+    resample=choice("once", "per_sweep"),
+    share_local=flag(),
+    tol=real(low=0),
+    max_steps=integer(low=0),
+)
 def learn(
     key: jax.Array,
     model: Model,
@@ -34,7 +51,7 @@ def learn(
         (T_{k,m} Q)(s_g, h, a) = r(s_g, h, a) + (discount / m) Σ_{l ≤ m} max_a' Q(s_g^l, h^l, a')
 
     * `key`: consumed.
-    * `num_samples`: m, static; int32 draws take 4 G N A m bytes.
+    * `num_samples`: m, static; draws take 4 G N A m bytes, and 16 N m k while they are made.
     * `resample`: "once": the draws are made once and used in every sweep, so that T_{k,m} is a
       contraction and its fixed point is returned (CONVERGED as in `solve`, for that fixed point).
       "per_sweep": fresh draws for each of `max_steps` sweeps (200 by default), averaged with step
@@ -43,17 +60,15 @@ def learn(
     * `tol`, `max_steps`: as in `solve`.
 
     Returns: a Solution of a `QTable` with the trivial bounds ±max|r| / (1−discount). Its distance
-    from the exact table falls as m^(−1/2). Not differentiable: the draws jump with the transitions;
-    use `solve`.
+    from the exact table falls as m^(−1/2). Not differentiable (all derivatives are 0): the draws
+    jump with the transitions; use `solve`.
 
     Source: arXiv 2403.00222, algorithm 1.
     """
-    k = _checks.static_integer("k", k, 1)
-    m = _checks.static_integer("num_samples", num_samples, 1)
-    _checks.choice("resample", resample, ("once", "per_sweep"))
     check_discount(model)
-    G, L = model.num_global_states, model.num_local_states
-    check_size(k, L, 4 * G * model.num_actions * m)
+    m, G, L = num_samples, model.num_global_states, model.num_local_states
+    # of one (s_g, a) there are uniforms and the states that they draw, of all the positions
+    check_size(k, L, m * (4 * G * model.num_actions + k * (model.dtype.itemsize + 8)))
     max_steps = (100_000 if resample == "once" else 200) if max_steps is None else max_steps
     settings = Settings.of((G, num_histograms(k, L)), model.dtype, tol, max_steps, None)
     return _learn(key, model, settings, k=k, m=m, resample=resample, share_local=share_local)
@@ -69,9 +84,8 @@ def _learn(key, model, settings, *, k, m, resample, share_local):
         return Surrogate(
             rewards,
             lambda values: jnp.mean(values.reshape(-1)[draws], axis=-1),
-            lambda q: jnp.max(q, axis=-1),
+            best_of,
             model.discount,
-            model.max_reward(),
         )
 
     if resample == "once":

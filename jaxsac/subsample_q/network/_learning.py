@@ -11,10 +11,11 @@ import optax
 from jax import lax
 
 from jaxsac import _checks, _loops
+from jaxsac._arguments import anything, arguments, key, real, record, size
 from jaxsac.solution import Solution, register
-from jaxsac.subsample_q.data.histograms import enumerate_counts
-from jaxsac.subsample_q.data.model import Model
-from jaxsac.subsample_q.exact.table import QTable, trivial_table, uncertified, value_of
+from jaxsac.subsample_q.data.histograms import check_size, enumerate_counts
+from jaxsac.subsample_q.data.model import MODEL, Model
+from jaxsac.subsample_q.exact.table import QTable, trivial_table, uncertified
 
 
 class Environment(NamedTuple):
@@ -60,6 +61,7 @@ class Environment(NamedTuple):
         return jnp.arange(self.num_actions, dtype=jnp.int32)
 
 
+@arguments(model=MODEL)
 def from_model(model: Model) -> Environment:
     """The environment of a `Model`: states are indices, described one-hot; draws are uniform in s_g
     and over the simplex of histograms.
@@ -148,6 +150,7 @@ def make_layers(key: jax.Array, widths: tuple[int, ...], dtype: Any) -> tuple[La
     return tuple(layers)
 
 
+@arguments(network=record(QNetwork), model=MODEL, k=size(1))
 def network_table(network: Any, model: Model, k: int) -> QTable:
     """The network's values for every state of `model` with k agents, as the table that `simulate`,
     `evaluate` and `certify` take; its bounds are the trivial ones.
@@ -155,8 +158,17 @@ def network_table(network: Any, model: Model, k: int) -> QTable:
     * `network`: a `QNetwork` or its Solution, that was fitted on `from_model(model)` or describes
       its states alike.
     """
-    network, environment = value_of(network), from_model(model)
+    environment = from_model(model)
     L, G = model.num_local_states, model.num_global_states
+    check_size(k, L, 8 * G * (model.num_actions + 4))
+    inputs, outputs = network.head[0].weight.shape[-1], network.head[-1].bias.shape[-1]
+    width = network.embed[-1].bias.shape[-1]
+    _checks.require(
+        (network.embed[0].weight.shape[-1], inputs - width - 1, outputs)
+        == (L, G, model.num_actions),
+        f"network must take L = {L} local states, G = {G} global states and A ="
+        f" {model.num_actions} actions: fit it on `from_model(model)`.",
+    )
     features = jax.vmap(environment.describe_local)(jnp.arange(L, dtype=jnp.int32))
     shares = jnp.asarray(enumerate_counts(k, L)).astype(model.dtype) / k
 
@@ -178,10 +190,15 @@ class Training(eqx.Module):
     optimizer: optax.GradientTransformation | None = eqx.field(static=True, default=None)
     target_rate: Any = 0.01  # [], ≥ 0: by how much of the way the slow copy follows in a step
 
-    def __check_init__(self):
-        for name in ("batch_size", "num_samples", "width"):
-            _checks.static_integer(name, getattr(self, name), 1)
-        _checks.static_integer("depth", self.depth, 0)
+
+Training.__init__ = arguments(
+    batch_size=size(1),
+    num_samples=size(1),
+    width=size(1),
+    depth=size(),
+    optimizer=anything("of optax, or None"),
+    target_rate=real(low=0, high=1),
+)(Training.__init__)
 
 
 @register
@@ -193,6 +210,14 @@ class TrainingState(NamedTuple):
     optimizer: tuple[jax.Array, ...]  # the leaves of the optimiser's state
 
 
+@arguments(
+    key=key(),
+    environment=record(Environment),
+    ks=anything("integers ≥ 1: numbers of agents to learn for"),
+    num_steps=size(1),
+    training=record(Training),
+    state=anything("the state of another call, or its Solution"),
+)
 def learn_network(
     key: jax.Array,
     environment: Environment,
@@ -229,14 +254,18 @@ def learn_network(
     Sources: the learning variant of arXiv 2403.00222 with function approximation; van Hasselt et
     al. 2016.
     """
+    _checks.require(isinstance(ks, Sequence), f"ks must be numbers of agents, got {type(ks)}.")
     _checks.require(
         len(ks) > 0, "ks is empty: give the numbers of agents to learn for, such as (2, 4, 8)."
     )
     ks = tuple(_checks.static_integer("ks", k, 1) for k in ks)
-    num_steps = _checks.static_integer("num_steps", num_steps, 1)
     _checks.require(
         not _checks.is_concrete(environment.discount) or 0 <= float(environment.discount) < 1,
         f"discount must lie in [0, 1), got {environment.discount}.",
+    )
+    state = state.state if isinstance(state, Solution) else state
+    _checks.require(
+        state is None or isinstance(state, TrainingState), "state must be that of another call."
     )
     training = Training() if training is None else training
 
@@ -244,12 +273,12 @@ def learn_network(
         return environment.describe(*environment.draw(key, 1))[1]
 
     dtype = jax.eval_shape(features, key).dtype
-    rate = _checks.real_scalar("target_rate", training.target_rate, dtype, 0.0)
+    rate = jnp.asarray(training.target_rate, dtype)
     return _learn_network(
         key,
         jnp.asarray(environment.discount, dtype),
         eqx.tree_at(lambda training: training.target_rate, training, rate),
-        state.state if isinstance(state, Solution) else state,
+        state,
         functions=environment._replace(discount=None),
         ks=ks,
         num_steps=num_steps,

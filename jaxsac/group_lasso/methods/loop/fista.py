@@ -167,6 +167,7 @@ def _curvature_met(problem, curvature, residual, start, end, point):
         sizes = problem.weighted_norm(end) ** 2 + curvature.norm**2 * jnp.sum(point.coef**2)
         return share * problem.weighted_norm(end - start) ** 2, share * (16.0 * eps) ** 2 * sizes
     before, after = problem.smooth_value(start), problem.smooth_value(end)
-    return 2.0 * (after - before + jnp.sum(residual * (end - start))), 32.0 * eps * (
-        jnp.abs(before) + jnp.abs(after)
-    )
+    noise = 32.0 * eps * (jnp.abs(before) + jnp.abs(after))
+    met = 2.0 * (after - before + jnp.sum(residual * (end - start)))
+    # no step to an infinite objective is good
+    return met, jnp.where(jnp.isfinite(noise), noise, 0.0)

@@ -46,7 +46,7 @@ _SWEEPS = 2  # over the model in a round
 _CYCLES = (
     3  # of extrapolated descent in a sweep, at most; none in the first round, one more in each
 )
-_FLOOR = 1e-3  # of a record's curvature, relative to its bound
+_FLOOR = 1e-6  # of a record's curvature, relative to its bound
 _WORTHWHILE = 1 << 15  # numbers in X below which the plain loop compiles sooner and runs as fast
 _GATHERED = 1 << 24  # numbers in the support's columns, at most
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxsac.subsample_q.exact.table import Bounds
 
 _DAMPING = 0.9  # of a sweep under the average criterion: 1 would not settle on periodic chains
+_OUTLIERS = 100  # times the distance of ordinary stages from the best one, what counts at most
 
 
 class Criterion(NamedTuple):
@@ -20,12 +21,14 @@ class Criterion(NamedTuple):
     scale: jax.Array  # [], the size that makes `tol` relative
 
     @classmethod
-    def of(cls, discount: jax.Array, largest_reward: jax.Array, *, average: bool, stopping: str):
+    def of(cls, discount: jax.Array, best: jax.Array, *, average: bool, stopping: str):
+        """`best` [G, N] is what the best action pays at once in each state."""
         one = jnp.ones_like(discount)
+        known = (discount >= 0) & (discount < 1)
+        discount = one if average else jnp.where(known, discount, jnp.nan)
         left = one if average else 1 - discount
-        discount = one if average else discount
         span = average or stopping == "span"
-        return cls(average, span, discount, discount / left, largest_reward * (1 / left))
+        return cls(average, span, discount, discount / left, typical_range(best) * (1 / left))
 
     def half_width(self, low: jax.Array, high: jax.Array) -> jax.Array:
         """Bound on the error, for a residual between `low` and `high`."""
@@ -48,3 +51,16 @@ class Criterion(NamedTuple):
         shift = self.reach * (low + high) / 2
         width = self.reach * (high - low) / 2
         return shift, Bounds(value + shift - width, value + shift + width)
+
+
+def typical_range(best: jax.Array) -> jax.Array:
+    """Half the range of `best`, the stage rewards of the best actions, [] — or their size where all
+    are equal. What no good choice meets has no say in it: an action that pays −10^9 is not in
+    `best`, and few states, or many, that pay so are cut to 100 times the distance from the top that
+    nine of ten lower ones exceed.
+    """
+    size, below = jnp.max(jnp.abs(best)), jnp.ravel(jnp.max(best) - best)
+    differ = below > 64 * jnp.finfo(best.dtype).eps * size
+    order = jnp.sort(jnp.where(differ, below, jnp.inf))
+    tenth = order[jnp.sum(differ, dtype=jnp.int32) // 10]
+    return jnp.where(jnp.any(differ), jnp.minimum(jnp.max(below) / 2, _OUTLIERS * tenth), size)

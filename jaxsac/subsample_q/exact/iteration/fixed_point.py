@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxsac import _checks, _loops
+from jaxsac._arguments import either, real, record
 from jaxsac._implicit import implicit
 from jaxsac._iterate import Certificate, iterate
 from jaxsac.solution import Solution, Status
@@ -16,6 +17,7 @@ from jaxsac.subsample_q.exact.iteration.criterion import Criterion
 from jaxsac.subsample_q.exact.operator.expectation import Probe
 from jaxsac.subsample_q.exact.table import Bounds
 
+INITIAL = either(real("G", "N"), record(Solution))  # a first value, or the Solution that has it
 METHODS = ("anderson", "value_iteration", "modified_policy_iteration", "policy_iteration")
 
 
@@ -26,7 +28,6 @@ class Surrogate(NamedTuple):
     expect: Callable[[jax.Array], jax.Array]  # V [G, N] to its expectation after a move [G, N, A]
     value_of: Callable[[jax.Array], jax.Array]  # q [G, N, A] to V [G, N]
     discount: jax.Array  # []
-    largest_reward: jax.Array | None = None  # [], max|r|; None where only q is asked for
 
     def q_of(self, value: jax.Array) -> jax.Array:
         return self.rewards + self.discount * self.expect(value)
@@ -43,14 +44,13 @@ class Settings(NamedTuple):
     @classmethod
     def of(cls, shape: tuple[int, int], dtype: Any, tol, max_steps, initial, sweeps=0):
         initial = initial.state if isinstance(initial, Solution) else initial
-        return cls(
-            _checks.tolerance(tol, dtype),
-            jnp.asarray(max_steps, jnp.int32),
-            jnp.asarray(sweeps, jnp.int32),
-            jnp.zeros(shape, dtype)
-            if initial is None
-            else _checks.real_array("initial", initial, shape, dtype),
+        initial = jnp.zeros(shape, dtype) if initial is None else initial
+        _checks.require(
+            getattr(initial, "shape", None) == shape and initial.dtype == dtype,
+            f"initial must be the value of another solve, {jnp.dtype(dtype)} {list(shape)}.",
         )
+        most, sweeps = jnp.asarray(max_steps, jnp.int32), jnp.asarray(sweeps, jnp.int32)
+        return cls(_checks.tolerance(tol, dtype), most, sweeps, initial)
 
 
 class FixedPoint(NamedTuple):
@@ -87,9 +87,8 @@ def fixed_point(
     operator on `probe`, if there is one.
     """
     tol, max_steps, evaluation_sweeps, initial = settings
-    average, largest_reward = criterion == "average", surrogate.largest_reward
-    assert largest_reward is not None
-    judge = Criterion.of(surrogate.discount, largest_reward, average=average, stopping=stopping)
+    average, best = criterion == "average", surrogate.value_of(surrogate.rewards)
+    judge = Criterion.of(surrogate.discount, best, average=average, stopping=stopping)
     surrogate = surrogate._replace(discount=judge.discount)
     scheme = {
         "anderson": lambda: schemes.anderson(judge, surrogate.value_of),
@@ -99,7 +98,7 @@ def fixed_point(
         ),
         "policy_iteration": lambda: schemes.policy_iteration(judge, tol),
     }[method]()
-    info = jnp.finfo(initial.dtype)
+    eps = jnp.finfo(initial.dtype).eps
 
     def measured(expected, values):
         """The error of the operator on the probe."""
@@ -128,23 +127,19 @@ def fixed_point(
         )
 
     def certify(state: _State) -> Certificate:
-        largest = jnp.max(jnp.abs(state.evaluated)) + largest_reward
-        rounding = (2 * info.eps + state.operator_error) * largest * judge.reach
-        started = state.sweep > (0 if probe is None else 1)
-        return Certificate(
-            jnp.where(started, judge.half_width(state.low, state.high), info.max / 4),
-            jnp.where(started, rounding, 0),
-            judge.scale,
-        )
+        largest = jnp.max(jnp.abs(state.evaluated)) + jnp.max(jnp.abs(best))
+        rounding = (2 * eps + state.operator_error) * largest * judge.reach
+        return Certificate(judge.half_width(state.low, state.high), rounding, judge.scale)
 
-    zero = jnp.zeros((), initial.dtype)
+    # Before a sweep, what is known is what follows from a value of zero, whose image is `best`.
+    none = jnp.zeros_like(initial)
     start = _State(
         initial if probe is None else probe.values,
-        initial,
-        jnp.zeros(jax.eval_shape(surrogate.expect, initial).shape, initial.dtype),
-        zero,
-        zero,
-        zero,
+        none,
+        jnp.zeros_like(surrogate.rewards),
+        jnp.min(best),
+        jnp.max(best),
+        jnp.zeros((), initial.dtype),
         jnp.int32(0),
         scheme.init(initial),
     )
@@ -153,9 +148,10 @@ def fixed_point(
     state: _State = end.state
     q = surrogate.rewards + surrogate.discount * state.expected
     value = surrogate.value_of(q)
-    shift, bounds = judge.centre(value, state.low, state.high)
-    good = jnp.all(jnp.isfinite(q)) | (end.status == Status.MAX_STEPS)
-    status = jnp.where(good, end.status, jnp.int32(Status.NONFINITE))
+    status = jnp.where(jnp.all(jnp.isfinite(q)), end.status, jnp.int32(Status.NONFINITE))
+    failed = jnp.where(status == Status.NONFINITE, jnp.nan, 0).astype(value.dtype)
+    shift, bounds = judge.centre(value + failed, state.low, state.high)
+    shift = shift + failed
     stats = end._replace(status=status).stats | {"operator_error": state.operator_error}
     if average:
         stats["gain"] = (state.low + state.high) / 2

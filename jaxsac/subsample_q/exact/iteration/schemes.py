@@ -8,7 +8,6 @@ import jax.numpy as jnp
 
 from jaxsac import _linear
 from jaxsac.subsample_q.exact.iteration.criterion import Criterion
-from jaxsac.subsample_q.exact.table import greedy
 
 _MEMORY = 5  # past sweeps that Anderson acceleration combines
 
@@ -139,7 +138,7 @@ def _by_policies(criterion: Criterion, again: Callable, patience: int) -> Scheme
 
     def next_sweep(policy, before, q, learns):
         improves = policy.remaining <= 0
-        actions = jnp.where(improves, greedy(q, 0.0), policy.actions)
+        actions = jnp.where(improves, jnp.argmax(q, axis=-1).astype(jnp.int32), policy.actions)
         after = jnp.take_along_axis(q, actions[..., None], axis=-1)[..., 0]
         difference = after - before
         low, high = jnp.min(difference), jnp.max(difference)

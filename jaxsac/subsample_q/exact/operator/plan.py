@@ -6,13 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac import _checks
-from jaxsac.subsample_q.data.histograms import check_size, num_histograms
+from jaxsac._arguments import anything, arguments, choice, flag, integer, record, size
+from jaxsac.subsample_q.data.histograms import check_size, largest_k, num_histograms
 from jaxsac.subsample_q.data.model import Model
 from jaxsac.subsample_q.exact.operator.forms.lumping import find_lumping
 from jaxsac.subsample_q.exact.operator.forms.pivots import Order, exchange_order, thinning_order
 from jaxsac.subsample_q.exact.operator.forms.thinning import gathers_of
 
 BACKENDS = ("dense", "exchange", "thinning", "sampled", "lumped")  # positions: stats["backend"]
+CHOICE_OF_BACKEND = choice("auto", "dense", "exchange", "thinning", "lumped")
 _SMALL = 300  # up to this many histograms a dense product is the fastest form
 _DENSE_LIMIT = 2**31  # bytes of dense kernels that may be built
 
@@ -39,6 +41,18 @@ class Plan(eqx.Module):
     by_rows: bool = eqx.field(static=True, default=False)  # what the states of a class share
 
 
+_integers = integer(...)
+Plan.__init__ = arguments(
+    backend=choice(*BACKENDS),
+    k=size(1),
+    reason=anything("why this form, in words"),
+    **dict.fromkeys(("rows", "columns", "replacements", "entry", "leave", "classes"), _integers),
+    num_classes=size(),
+    by_rows=flag(),
+)(Plan.__init__)
+
+
+@arguments(model=record(Model), k=size(1), backend=CHOICE_OF_BACKEND)
 def plan(model: Model, k: int, *, backend: str = "auto") -> Plan:
     """Choose the form of the exact operator for k agents, and its pivots; on the host, from
     concrete local transitions.
@@ -53,12 +67,11 @@ def plan(model: Model, k: int, *, backend: str = "auto") -> Plan:
     Raises: ValueError for traced transitions (unless dense), for tables beyond memory, and where no
     such form exists.
     """
-    return candidates(model, _checks.static_integer("k", k, 1), backend)[0]
+    return candidates(model, k, backend)[0]
 
 
 def candidates(model: Model, k: int, backend: str) -> list[Plan]:
     """Plans to try in this order; the solve's own test says whether one is accurate enough."""
-    _checks.choice("backend", backend, ("auto", "dense", "exchange", "thinning", "lumped"))
     L, G, A = model.num_local_states, model.num_global_states, model.num_actions
     itemsize = model.dtype.itemsize
     size = check_size(k, L, itemsize * G * (2 * A + 12) + 16 * L)
@@ -90,9 +103,7 @@ def candidates(model: Model, k: int, backend: str) -> list[Plan]:
     found = [one for one in tried if one is not None]
     if backend == "auto" and dense_fits and size <= 4000:
         found.append(Plan("dense", k, "the structured forms failed their test"))
-    fits = k
-    while fits > 1 and kernel_bytes * num_histograms(fits, L) ** 2 > _DENSE_LIMIT:
-        fits -= 1
+    fits = largest_k(k + 1, lambda k: kernel_bytes * num_histograms(k, L) ** 2 <= _DENSE_LIMIT)
     _checks.require(
         bool(found),
         f"no pivot order exists for backend={backend!r} on this local_transition: use"
