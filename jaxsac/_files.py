@@ -111,10 +111,14 @@ def from_bytes(
     content, digest = memoryview(data)[:-_DIGEST_LENGTH], data[-_DIGEST_LENGTH:]
     if hashlib.sha256(content).hexdigest().encode() != digest:
         raise FileError(
-            "damaged, cut short, or not a jaxsac file: restore it from a copy, or make it again."
+            "damaged, cut short, or not a jaxsac file: restore it from a copy, or delete it and"
+            " call again what made it."
         )
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            for member in archive.infolist():  # the writer only stores: what is packed is a bomb
+                if member.compress_type != zipfile.ZIP_STORED or member.file_size > len(data):
+                    raise FileError(f"{member.filename!r} is compressed: make the file again.")
             header = json.loads(archive.read(_HEADER))
             found = header["format"], header["version"], header["kind"]
             if found[:2] != (_FORMAT, VERSION):
@@ -128,6 +132,8 @@ def from_bytes(
             for name in header["arrays"]:
                 with archive.open(name + ".npy") as member:
                     arrays[name] = np.lib.format.read_array(member, allow_pickle=False)
+                if arrays[name].dtype.kind == "f" and arrays[name].dtype.itemsize > 8:
+                    raise FileError(f"array {name!r} is wider than float64: save it as float64.")
             metadata = header["metadata"]
     except FileError:
         raise

@@ -213,3 +213,16 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch)
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["artifact"]
     _files.save(path, "policy", {}, {})
     assert _files.load(path, "policy") == ({}, {})
+
+
+def test_what_is_packed_or_wider_than_float64_is_our_error():
+    header = {"format": "jaxsac", "version": 1, "kind": "k", "arrays": [], "metadata": {}}
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("header.json", json.dumps(header) + " " * (1 << 20))
+        archive.comment = b"0" * 64
+    with pytest.raises(FileError, match="compressed"):
+        _files.from_bytes(reseal(buffer.getvalue()), "k")
+    wide = _files.to_bytes("k", {"a": np.zeros(2, np.longdouble)}, {})
+    with pytest.raises(FileError, match="wider than float64"):
+        _files.from_bytes(wide, "k")

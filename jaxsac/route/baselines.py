@@ -11,12 +11,17 @@ from jaxsac.route.ridge import RidgeFit, fit_ridge
 
 
 def fit_popularity(
-    features: np.ndarray, actions: np.ndarray, num_tools: int, budget: int
+    features: np.ndarray,
+    actions: np.ndarray,
+    num_tools: int,
+    budget: int,
+    weights: np.ndarray | None = None,
 ) -> RidgeFit:
     """The Gibbs policy that ignores the context: the intercepts of largest likelihood, which
-    reproduce each tool's frequency.
+    reproduce each tool's (weighted) frequency.
     """
-    return fit_ridge(features, actions, num_tools, budget, ridge=1.0, support=np.zeros(0, int))
+    none = np.zeros(0, int)
+    return fit_ridge(features, actions, num_tools, budget, 1.0, none, weights=weights)
 
 
 RETRIEVAL_CHOICES = [

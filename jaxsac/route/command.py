@@ -23,8 +23,9 @@ _DESCRIPTION = """\
 Learn a sparse tool router from a log, and keep only the tools that matter.
 
 With LOG: JSON lines, {"context": "text" or [numbers], "tools": ["name", ...],
-"utility": 1.0, "group": "session"}; the last two are optional; a tools.json beside it may say
-more: {"name": {"description": "text", "cost": 1.0, "family": "name"}}.
+"utility": 1.0, "group": "session"}; the last two are optional, and where utilities differ,
+records of higher utility count more; a tools.json beside it may say more:
+{"name": {"description": "text", "cost": 1.0, "family": "name"}}.
 Without LOG: a real log is mined from the installed Python sources; each documented function is a
 task, the library calls in its body are the tools that it used.
 With --policy: no learning; the saved router chooses tools for each TEXT."""
@@ -228,6 +229,8 @@ def _route(given: argparse.Namespace) -> int:
     for text in given.inputs:
         lines = (line.strip() for line in sys.stdin) if text == "-" else [text]
         texts += [line for line in lines if line]
+    if not texts:
+        raise LogError("--policy got empty texts only: there is nothing to route.")
     contexts: list[str] | np.ndarray = texts
     if not isinstance(router.features, TextFeatures):
         contexts = np.asarray([_numbers(text) for text in texts])

@@ -53,7 +53,10 @@ def fit_text(texts: list[str], size: int) -> TextFeatures:
     try:
         vectorizer.fit(texts)
     except ValueError:  # no word occurs twice: a tiny log
-        vectorizer = text_vectorizer(min_df=1).fit(texts)
+        vectorizer = text_vectorizer(min_df=1)
+        if not any(map(words_of, texts)):
+            raise LogError("no training text holds a word of two letters: give words.") from None
+        vectorizer.fit(texts)
     matrix: Any = vectorizer.transform(texts)
     size = min(size, *(side - 1 for side in matrix.shape))
     if size < 1:

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxsac import control
+from jaxsac.control.data.sample_weight import sample_weight
 from jaxsac.route import split
 from jaxsac.route.features import Features, transform
 from jaxsac.route.log_file import LogError, RouteLog, Tool
@@ -19,12 +21,14 @@ class Judged(NamedTuple):
     * `actions`: sets, int32 [n, B] (M and above: tools unseen here).
     * `groups`: names [n].
     * `contexts`: texts [n], or numbers [n, d], for retrieval.
+    * `weights`: how much each counts by its utility, of mean 1, [n].
     """
 
     features: np.ndarray
     actions: np.ndarray
     groups: list[str]
     contexts: list[str] | np.ndarray
+    weights: np.ndarray
 
 
 class Fold(NamedTuple):
@@ -37,6 +41,7 @@ class Fold(NamedTuple):
     * `contexts`: texts [T], or numbers [T, d].
     * `validation`, `test`: the records to judge on.
     * `families`: of the tools, int [M] (-1: none), or None where no tool has one.
+    * `utilities`: of the training records [T].
     """
 
     names: list[str]
@@ -47,6 +52,7 @@ class Fold(NamedTuple):
     validation: Judged
     test: Judged
     families: np.ndarray | None
+    utilities: np.ndarray
 
     @property
     def uses(self) -> np.ndarray:
@@ -71,7 +77,8 @@ def make_fold(
         split.action_table(training, names, budget),
     )
     families = _families(names, training)
-    return Fold(names, features, rows, actions, training.contexts, validation, test, families)
+    contexts, utilities = training.contexts, training.utilities
+    return Fold(names, features, rows, actions, contexts, validation, test, families, utilities)
 
 
 def _judged(
@@ -86,7 +93,9 @@ def _judged(
             " coarser tools."
         )
     part = part.take(np.flatnonzero(used))
-    return Judged(transform(features, part.contexts), actions[used], part.groups, part.contexts)
+    weights = sample_weight(control.Log((), (), part.utilities), "advantage", None, 10.0)
+    features_of = transform(features, part.contexts)
+    return Judged(features_of, actions[used], part.groups, part.contexts, weights)
 
 
 def _families(names: list[str], log: RouteLog) -> np.ndarray | None:

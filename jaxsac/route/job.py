@@ -124,6 +124,7 @@ def run(log: RouteLog, options: Options | None = None, *, progress: bool = False
             "tools_used_once": int((uses == 1).sum()),
             "budget": budget,
             "longer_records_dropped": len(log.sets) - len(within.sets),
+            "objective": sparse.task.objective,
             "described": sum(bool(tool.description) for tool in log.tools.values()),
         },
         "split": {name: len(part.sets) for name, part in parts._asdict().items()}
@@ -267,20 +268,32 @@ def _learn(
 
     def quality(scores: Scores) -> float:
         values = evaluate.log_likelihood(scores(judged.features), judged.actions, budget)
-        return float(np.nanmean(values))
+        known = ~np.isnan(values)
+        return float(np.average(values[known], weights=judged.weights[known]))
 
     def dense_fit(ridge: float, start: RidgeFit | None) -> RidgeFit:
-        return fit_ridge(fold.rows, fold.actions, size, budget, ridge, start=start or popularity)
+        return fit_ridge(*data, ridge, start=start or popularity, weights=task.sample_weight)
 
+    log = control.Log(fold.rows, fold.actions, fold.utilities)
+    task = control.Task(
+        log,
+        size,
+        budget,
+        "weighted" if np.ptp(fold.utilities) > 0 else "imitation",
+        families=fold.families,
+        family_share=options.family_share,
+    )
+    if not control.lam_max(task) > 1e-12:
+        raise LogError(
+            "the contexts of the training records teach nothing: they are alike, or every record"
+            " uses the same tools."
+        )
+    data = fold.rows, fold.actions, size, budget
     with clock(times, "popularity"):
-        popularity = baselines.fit_popularity(fold.rows, fold.actions, size, budget)
+        popularity = baselines.fit_popularity(*data, task.sample_weight)
     with clock(times, "dense policy"):
         dense, tried = tune_ridge(dense_fit, quality, first=_RIDGE)
     with clock(times, "sparse policy"):
-        log = control.Log(fold.rows, fold.actions, np.ones(len(fold.rows)))
-        task = control.Task(
-            log, size, budget, families=fold.families, family_share=options.family_share
-        )
         lam, start, earlier = options.lam, None, options.earlier
         if earlier is not None:
             lam = earlier.lam * float(np.sqrt(earlier.records / len(fold.rows)))

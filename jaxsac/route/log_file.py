@@ -2,6 +2,7 @@
 tool does, costs and belongs to.
 """
 
+import difflib
 import hashlib
 import json
 import math
@@ -17,6 +18,9 @@ class LogError(ValueError):
     """A log or a tools file that cannot be used; the message names the file, the line and what is
     wrong.
     """
+
+
+_FIELDS = ("context", "tools", "utility", "group")
 
 
 class Tool(NamedTuple):
@@ -60,8 +64,8 @@ def read_log(path: str | os.PathLike[str], tools: str | os.PathLike[str] | None 
     "utility": 1.0, "group": "name"}` a line.
 
     `utility` defaults to 1, and `group` (records that must not be split between training and test:
-    a session, a file) to one group per distinct context. Other fields are ignored; blank lines are
-    skipped; a tool named twice in a record counts once.
+    a session, a file) to one group per distinct context. Other fields are ignored, but for what
+    looks like a misspelt one; blank lines are skipped; a tool named twice in a record counts once.
 
     * `tools`: the path of a tools file, by default `tools.json` in the log's folder where there is
       one: `{"name": {"description": "text", "cost": 1.0, "family": "name"}}`, each field optional.
@@ -155,9 +159,12 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
 
 def _record(line: bytes) -> tuple[str | list[float], tuple[str, ...], float, str]:
     try:
-        data = json.loads(line.decode("utf-8").rstrip())
+        data = json.loads(line.decode("utf-8").rstrip(), object_pairs_hook=_object)
+        json.dumps(data, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
         raise LogError(f"not UTF-8 at byte {error.start + 1}") from None
+    except UnicodeEncodeError:
+        raise LogError("holds half of a character (a lone surrogate)") from None
     except json.JSONDecodeError as error:
         raise LogError(f"not JSON at column {error.colno}: {error.msg}") from None
     except RecursionError:
@@ -167,6 +174,10 @@ def _record(line: bytes) -> tuple[str | list[float], tuple[str, ...], float, str
     for field in ("context", "tools"):
         if field not in data:
             raise LogError(f'"{field}" is missing')
+    for field in data:
+        meant = difflib.get_close_matches(field, _FIELDS, 1, 0.8)
+        if field not in _FIELDS and meant:
+            raise LogError(f'"{field}" is no field: did you mean "{meant[0]}"?')
     context, tools, utility = data["context"], data["tools"], data.get("utility", 1.0)
     if isinstance(context, list):
         if not context or not all(_is_number(number) for number in context):
@@ -198,11 +209,16 @@ def _read_tools(path: pathlib.Path, needed: bool) -> dict[str, Tool]:
     if not needed and not path.is_file():
         return {}
     try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
+        data = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_object)
+        json.dumps(data, ensure_ascii=False).encode()
     except OSError as error:
         raise LogError(f"{path}: cannot be read ({error.strerror}).") from None
     except UnicodeDecodeError as error:
         raise LogError(f"{path}: not UTF-8 at byte {error.start + 1}.") from None
+    except UnicodeEncodeError:
+        raise LogError(f"{path}: holds half of a character (a lone surrogate).") from None
+    except LogError as error:
+        raise LogError(f"{path}: {error}.") from None
     except (json.JSONDecodeError, RecursionError) as error:
         where = (
             f" at line {error.lineno}, column {error.colno}: {error.msg}"
@@ -230,6 +246,16 @@ def _read_tools(path: pathlib.Path, needed: bool) -> dict[str, Tool]:
             raise LogError(f'{about} "cost" must be a finite number >= 0, got {tool.cost!r}.')
         tools[name] = tool._replace(cost=float(tool.cost))
     return tools
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON that names nothing twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise LogError(f'"{twice}" is there twice: keep one')
+    return found
 
 
 def _is_number(value: Any) -> bool:

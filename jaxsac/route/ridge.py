@@ -47,9 +47,10 @@ def fit_ridge(
     support: np.ndarray | None = None,
     start: RidgeFit | None = None,
     max_steps: int = 60,
+    weights: np.ndarray | None = None,
 ) -> RidgeFit:
-    """Minimise mean_t [log Z_t − Σ_{j in a_t} z_tj] + ridge/2 Σ_j ‖θ_j‖², with z_tj = ⟨θ_j, ψ_t⟩
-    [j in support] + b_j.
+    """Minimise mean_t c_t [log Z_t − Σ_{j in a_t} z_tj] + ridge/2 Σ_j ‖θ_j‖², with z_tj =
+    ⟨θ_j, ψ_t⟩ [j in support] + b_j.
 
     L-BFGS, each coordinate scaled by the square root of its curvature at the frequencies (mean uses
     times the feature's mean square, plus the ridge). Computed in float32: the objective is good to
@@ -60,12 +61,16 @@ def fit_ridge(
     * `num_tools`: M tools, each used at least once.
     * `support`: the tools with θ, int [k]; None: all.
     * `start`: a fit to start from.
+    * `weights`: c of mean 1, [T]; None is 1.
     """
     import scipy.optimize
 
     support = np.arange(num_tools) if support is None else np.asarray(support)
     records, size = features.shape
-    rate = np.maximum(np.bincount(actions[actions >= 0], minlength=num_tools), 0.5) / records
+    weights = np.ones(records) if weights is None else np.asarray(weights)
+    row, column = np.nonzero(actions >= 0)
+    uses = np.bincount(actions[row, column], weights[row], num_tools)
+    rate = np.maximum(uses, 0.5) / records
     coef, intercept = np.zeros((support.size, size)), np.log(rate)
     if start is not None:
         intercept = start.intercept
@@ -74,12 +79,12 @@ def fit_ridge(
     curvature = rate[support, None] * np.mean(features**2, axis=0) + ridge
     scale = 1 / np.sqrt(np.concatenate([curvature.ravel(), rate]))
     chosen = np.zeros((num_tools, records), bool)
-    row, column = np.nonzero(actions >= 0)
     chosen[actions[row, column], row] = True
     rest = np.setdiff1d(np.arange(num_tools), support)
     single = functools.partial(jnp.asarray, dtype=jnp.float32)
     sets = jnp.asarray(chosen[support]), jnp.asarray(support), jnp.asarray(rest)
-    data = single(features), *sets, single(rate), single(ridge)
+    shares = single(uses / records), single(weights / records)
+    data = single(features), *sets, *shares, single(ridge)
 
     def parts(point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return point[: coef.size].reshape(coef.shape), point[coef.size :]
@@ -139,16 +144,16 @@ def tune_ridge(
 
 @functools.partial(jax.jit, static_argnames="budget")
 @functools.partial(jax.value_and_grad, argnums=(0, 1))
-def _objective(theta, bias, features, chosen, support, rest, rate, ridge, budget):
-    """Mean negative log-likelihood plus ridge. Tools outside the support enter once, as size
-    weights of a record-free background.
+def _objective(theta, bias, features, chosen, support, rest, rate, share, ridge, budget):
+    """Weighted mean negative log-likelihood plus ridge. Tools outside the support enter once, as
+    size weights of a record-free background.
     """
     scores = jnp.matmul(theta, features.T) + bias[support][:, None]
     background = rows.log_size_weights(bias[rest][:, None], budget)[:, 0]
     at_most = jax.lax.cumlogsumexp(background)  # sets of at most r of the other tools
     log_rest = jnp.broadcast_to(at_most[::-1, None], (budget + 1, features.shape[0]))
     log_partition = jnp.asarray(rows.log_partition(scores, log_rest, budget))
-    linear = jnp.sum(jnp.where(chosen, scores, 0)) / features.shape[0] + jnp.sum(
+    linear = jnp.sum(jnp.where(chosen, scores * share[None, :], 0)) + jnp.sum(
         bias[rest] * rate[rest]
     )
-    return jnp.mean(log_partition) - linear + 0.5 * ridge * jnp.sum(theta**2)
+    return jnp.sum(share * log_partition) - linear + 0.5 * ridge * jnp.sum(theta**2)

@@ -109,7 +109,7 @@ def load_router(path: str | os.PathLike[str]) -> Router:
         ) from None
     try:
         return _checked(policy, arrays, metadata)
-    except (_files.FileError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise _files.FileError(
             f"{folder / FEATURES}: does not fit the policy ({error}): take both files from one run."
         ) from None
@@ -123,6 +123,8 @@ def _checked(policy: control.SparsePolicy, arrays: dict[str, np.ndarray], metada
     if kind not in _SHAPES or not all(isinstance(name, str) for name in [*names, *words]):
         raise _files.FileError("unknown kind of contexts, or names that are no texts")
     _files.check(arrays, _SHAPES[kind])
+    if not all(np.isfinite(array).all() for array in arrays.values()):
+        raise _files.FileError("features that are not finite")
     found = len(names), arrays["centre"].size
     needed = policy.num_actions, policy.coef.shape[-1]
     if found != needed:

@@ -78,7 +78,8 @@ def fit_sparse(
 
     def refit(ridge: float, start: RidgeFit | None) -> RidgeFit:
         sizes = task.num_actions, task.budget, ridge
-        return fit_ridge(task.log.contexts, task.log.actions, *sizes, plain.support, start or plain)
+        given = *sizes, plain.support, start or plain
+        return fit_ridge(task.log.contexts, task.log.actions, *given, weights=task.sample_weight)
 
     result, refits = tune_ridge(refit, quality, ridge)
     refits = [row | {"ridge": each["ridge"], "validation": each["validation"]} for each in refits]

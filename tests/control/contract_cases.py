@@ -44,7 +44,7 @@ def on_task(function, objective, keyed=True):
 BAD = [
     ({"contexts": np.zeros((T, 0))}, "log is empty"),
     ({"actions": np.full((T, 1), M)}, "log.actions must lie in 0..5"),
-    ({"budget": 0}, "budget must be at least 1"),
+    ({"budget": 0}, "budget must be ≥ 1"),
     ({"lam": 0.0}, "lam must be > 0"),
 ]
 

@@ -86,6 +86,10 @@ def test_numbers(tmp_path):
         ),
         ('{"context": "x", "tools": [], "group": 3}', '"group" must be a text, got a number'),
         ("[" * 100_000, "line 2"),
+        ('{"context": "x", "tools": [], "utilty": 0}', '"utilty" is no field: did you mean'),
+        ('{"context": "x", "tools": [], "tools": ["a"]}', '"tools" is there twice'),
+        ('{"context": "x\\ud800", "tools": []}', "lone surrogate"),
+        ('{"context": "x", "tools": ["\\ud800"]}', "lone surrogate"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, line, message):
@@ -145,6 +149,8 @@ def test_tools_beside_the_log(tmp_path):
         ('{"a": {"cost": -1}}', 'tool "a": "cost" must be a finite number >= 0, got -1'),
         ('{"a": {"cost": "x"}}', '"cost" must be a finite number'),
         ('{"a": {"family": null}}', '"family" must be a text, got null'),
+        ('{"a": {"cost": 1}, "a": {"cost": 2}}', '"a" is there twice'),
+        ('{"\\ud800": {}}', "lone surrogate"),
     ],
 )
 def test_bad_tools_are_named(tmp_path, content, message):

@@ -113,7 +113,7 @@ def update_learner(
         lam = learner.lam * float(np.sqrt(learner.records / kept))
     unused = jax.random.key(0)  # nothing is drawn: lam is a number
     solution = fit(unused, task, lam=lam, state=learner.solution, **learner.options)
-    due = seen + int(np.ceil((growth - 1) * kept))
+    due = min(seen + int(np.ceil((growth - 1) * kept)), 2**31 - 1)
     return Learner(task, solution, kept, seen, due, learner.num_fits + 1, learner.options)
 
 
@@ -176,6 +176,10 @@ class DualAverage(eqx.Module):
     intercept: jax.Array  # b [M]
     count: jax.Array  # int32 []: records taken in
     budget: int = eqx.field(static=True)  # B
+
+    @property
+    def dtype(self) -> Any:
+        return self.coef.dtype
 
 
 @arguments(

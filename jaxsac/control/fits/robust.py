@@ -139,6 +139,8 @@ def leverage_weights(contexts: Any, quantile: float = 0.95) -> jax.Array:
     out in `contexts` [T, q] count less. NaN where a context is NaN, or so many are infinite that τ
     is.
     """
+    if not contexts.shape[0]:
+        raise ValueError("contexts must have at least one record.")
     distance = jnp.linalg.norm(contexts - jnp.median(contexts, axis=0)[None, :], axis=1)
     tau = jnp.quantile(distance, quantile)
     weight = jnp.where(distance > tau, tau / jnp.where(distance > tau, distance, 1), 1)

@@ -50,6 +50,7 @@ class ToolModel(eqx.Module):
 
 
 @arguments(
+    on_host=True,
     task=record(Task, sizes=sizes),
     tool_features=_FEATURES,
     ridge=real(above=0, below=jnp.inf),

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxsac import _checks, _files, gibbs
 from jaxsac._arguments import anything, arguments, choice, either, integer, real, size
+from jaxsac._arguments.numbers import computed
 from jaxsac.solution import register
 
 _KIND = "jaxsac.control.SparsePolicy"
@@ -258,8 +259,8 @@ def _require_consistent(arrays: dict[str, np.ndarray], metadata: dict[str, Any])
     tools = {"tools": ("i", ("M",))} if "tools" in arrays else {}
     _files.check(arrays, _ARRAYS | tools)
     budget = metadata.get("budget")
-    if isinstance(budget, bool) or not isinstance(budget, int) or budget < 0:
-        raise _files.FileError(f"the budget {budget!r} is not a whole number >= 0.")
+    if isinstance(budget, bool) or not isinstance(budget, int) or not 0 <= budget < 2**31:
+        raise _files.FileError("the budget is not a whole number >= 0 and below 2^31.")
     meaning = metadata.get("meaning")
     if meaning is not None and not (isinstance(meaning, list) and len(meaning) == 2):
         raise _files.FileError(f"the meaning {meaning!r} is not a pair of names.")
@@ -272,5 +273,6 @@ def _require_consistent(arrays: dict[str, np.ndarray], metadata: dict[str, Any])
     if np.isin(arrays["positions"], arrays["background"]).any():
         raise _files.FileError("a tool is in the support and in the background.")
     intercept = arrays["intercept"]
-    if not np.isfinite(arrays["coef"]).all() or not (intercept < np.inf).all():
+    most = np.finfo(computed(float)).max  # float64 becomes float32 where x64 is off
+    if not (np.abs(arrays["coef"]) <= most).all() or not (intercept < np.inf).all():
         raise _files.FileError("coefficients or intercepts are not finite.")

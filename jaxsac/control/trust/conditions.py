@@ -145,7 +145,7 @@ def _operator_norms(blocks: jax.Array) -> jax.Array:
 def _irrepresentability(hessian, support, coef, weights) -> Irrepresentability:
     n, q = hessian.shape[:2]
     squares = jnp.sum(coef**2, axis=1)
-    live = support & (squares > 0)
+    live = support & (squares != 0)  # NaN too
     direction = jnp.where(
         live[:, None], weights[:, None] * coef / jnp.sqrt(jnp.where(live, squares, 1))[:, None], 0
     )
