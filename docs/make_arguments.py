@@ -58,10 +58,15 @@ def table(name: str, function: Any) -> list[str]:
     ]
     for argument, kind in declared(function).items():
         known = parameters.get(argument)
-        default = "" if known is None or known.default is known.empty else f"`{known.default!r}`"
+        default = "" if known is None or known.default is known.empty else shown(known.default)
         what = str(kind).replace("|", "\\|")
         lines.append(f"| `{argument}` | {what} | {default} |")
     return [*lines, ""]
+
+
+def shown(default: Any) -> str:
+    """A default in a table: functions by their name, since their repr holds an address."""
+    return f"`{getattr(default, '__name__', None) or repr(default)}`"
 
 
 if __name__ == "__main__":
