@@ -5,6 +5,7 @@ import sys
 
 import jax
 
+from jaxsac import _canary
 from jaxsac.route import command
 
 
@@ -26,11 +27,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def list_devices(given: argparse.Namespace) -> int:
-    """Print one line for each device, and which backend is the default."""
+    """Print one line for each device, which backend is the default, and sums that it gets
+    wrong.
+    """
     for device in jax.devices():
         print(f"{device.id}  {device.platform}  {device.device_kind}")
     print(f"default: {jax.default_backend()}, JAX {jax.__version__}")
-    return 0
+    wrong = list(_canary.wrong_sums())
+    for name in wrong:
+        print(f"WRONG: {name}. Install another jaxlib (0.10.2 is known to be wrong on CPUs).")
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":
