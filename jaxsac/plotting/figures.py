@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from jaxsac._arguments import anything, arguments, integer, real, size
+
+_AXES, _LABEL = anything("axes of matplotlib"), anything("a text")
 COLORS = {
     "sparse": "#c1272d",
     "dense": "#1f5fa8",
@@ -17,11 +20,18 @@ COLORS = {
 _OTHERS = ("#7a4fa0", "#008080", "#a0522d", "#333333")
 
 
+@arguments(name=anything("a text"), number=size())
 def color_of(name: str, number: int = 0) -> str:
     """The colour of a method in every plot; `number` picks one for a name that has none."""
     return COLORS.get(name, _OTHERS[number % len(_OTHERS)])
 
 
+@arguments(
+    axes=_AXES,
+    sizes=integer("S", low=1),
+    curves=anything("{name: (means [S], errors [S])}"),
+    label=_LABEL,
+)
 def learning_curves(
     axes: Any,
     sizes: Sequence[int],
@@ -36,6 +46,7 @@ def learning_curves(
     """
     from matplotlib.ticker import NullFormatter, ScalarFormatter
 
+    sizes = np.asarray(sizes).tolist()
     for number, (name, (means, errors)) in enumerate(curves.items()):
         shift = 1 + 0.012 * (
             number - (len(curves) - 1) / 2
@@ -56,7 +67,7 @@ def learning_curves(
             color=color_of(name, number),
         )
     axes.set_xscale("log")
-    axes.set_xticks(list(sizes), [f"{size:,}" for size in sizes])
+    axes.set_xticks(sizes, [f"{number:,}" for number in sizes])
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_tick_params(which="minor", length=0)
     axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
@@ -69,6 +80,13 @@ def learning_curves(
     return axes
 
 
+@arguments(
+    axes=_AXES,
+    names=anything("texts [n]"),
+    values=real("n", low=-np.inf),
+    limit=size(1),
+    label=_LABEL,
+)
 def strengths(
     axes: Any,
     names: Sequence[str],
@@ -80,7 +98,10 @@ def strengths(
     """Horizontal bars of the `limit` largest values, largest on top, named. Draws on matplotlib
     `axes` and returns them.
     """
-    order = np.argsort(-np.asarray(values, float), kind="stable")[:limit]
+    values = np.asarray(values, float)
+    if len(names) != values.size:
+        raise ValueError(f"names must be one for each of the {values.size} values.")
+    order = np.argsort(-values, kind="stable")[:limit]
     shown = [names[index] for index in order]
     positions = np.arange(len(shown))
     axes.barh(positions, [values[index] for index in order], color=COLORS["sparse"], height=0.7)
@@ -97,6 +118,7 @@ def strengths(
     return axes
 
 
+@arguments(axes=_AXES, scores=anything("{name: (mean, error)}"), label=_LABEL)
 def methods(axes: Any, scores: Mapping[str, tuple[float, float]], label: str) -> Any:
     """A point with its standard error per method, best on top: `scores[name] = (mean, error)`.
     Draws on `axes` and returns them.

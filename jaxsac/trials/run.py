@@ -13,11 +13,21 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec as P
 
 from jaxsac import _checks, _files
+from jaxsac._arguments import anything, arguments, flag, function, key, size
 from jaxsac.trials.store import is_key, is_shared, open_store
 
 _AXIS = "trials"
 
 
+@arguments(
+    fn=function("(key) -> arrays"),
+    key=key(),
+    num_trials=size(1),
+    batch_size=size(1),
+    mesh=anything("None, or a jax.sharding.Mesh"),
+    progress=flag(),
+    checkpoint=anything("None, or the path of a folder"),
+)
 def run_trials(
     fn: Callable[[jax.Array], Any],
     key: jax.Array,
@@ -61,14 +71,14 @@ def run_trials(
     `batch_size` or with traced values; its subclass `jaxsac.FileError` for a damaged checkpoint, or
     one of another key, chunk size, function or data.
     """
-    num_trials = _checks.static_integer("num_trials", num_trials, 1)
+    _checks.require(mesh is None or isinstance(mesh, Mesh), "mesh must be a jax.sharding.Mesh.")
     by_chunk = progress or checkpoint is not None
     if batch_size is None:
         _checks.require(
             not by_chunk, "progress and checkpoint go chunk by chunk: pass batch_size as well."
         )
         batch_size = num_trials
-    plan = _plan(num_trials, _checks.static_integer("batch_size", batch_size, 1), mesh)
+    plan = _plan(num_trials, batch_size, mesh)
     raw, implementation = _raw_key(key)
     if _checks.is_concrete(raw):
         program = _program(fn, plan.lanes, mesh, implementation)
@@ -115,17 +125,8 @@ def _raw_key(key: jax.Array) -> tuple[jax.Array, Any]:
     """The key's numbers, which any process can feed to a program over all devices, and how to make
     a key of them again.
     """
-    _checks.require(hasattr(key, "dtype"), "key must be a random key: jax.random.key(seed).")
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        _checks.require(
-            key.ndim == 0,
-            f"key must be one random key, got shape {list(key.shape)}: run_trials makes the others"
-            " itself.",
-        )
         return jax.random.key_data(key), jax.random.key_impl(key)
-    _checks.require(
-        key.ndim == 1 and key.dtype == np.uint32, "key must be a random key: jax.random.key(seed)."
-    )
     return key, None
 
 

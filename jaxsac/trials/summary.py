@@ -7,13 +7,16 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxsac import _checks
+from jaxsac._arguments import anything, arguments, real
 from jaxsac.solution import register
+
+_TREE = anything("a tree of the results")
 
 
 @register
+@arguments(mean=_TREE, standard_error=_TREE, quantiles=_TREE, num_nonfinite=_TREE)
 class Summary(eqx.Module):
     """Statistics over trials; each field has the tree of the results."""
 
@@ -27,11 +30,12 @@ class Summary(eqx.Module):
 
     __hash__ = object.__hash__  # its bound methods go through `jax.jit`, which hashes them
 
+    @arguments(confidence=real(above=0, below=1))
     def band(self, confidence: float = 0.95) -> tuple[Any, Any]:
         """(lower, upper): the normal confidence band of the mean, mean ± z standard_error with
         P(|N(0, 1)| ≤ z) = `confidence`.
         """
-        z = statistics.NormalDist().inv_cdf((1 + confidence) / 2)
+        z = statistics.NormalDist().inv_cdf((1 + float(confidence)) / 2)
         ends = [
             jax.tree.map(lambda m, e, sign=sign: m + sign * z * e, self.mean, self.standard_error)
             for sign in (-1, 1)
@@ -39,6 +43,9 @@ class Summary(eqx.Module):
         return ends[0], ends[1]
 
 
+@arguments(
+    results=anything("a tree of arrays [num_trials, ...]"), quantiles=real("k", low=0, high=1)
+)
 def summarise(
     results: Any, *, quantiles: Sequence[float] = (0.05, 0.25, 0.5, 0.75, 0.95)
 ) -> Summary:
@@ -65,11 +72,6 @@ def summarise(
         len(sizes) <= 1 and 0 not in sizes,
         f"results must have one common number of trials >= 1 in all leaves, got {sorted(sizes)}.",
     )
-    levels = np.asarray(quantiles, np.float64)
-    _checks.require(
-        levels.ndim == 1 and bool(np.all((levels >= 0) & (levels <= 1))),
-        f"quantiles must be a list within [0, 1], got {quantiles}.",
-    )
     for leaf in leaves:
         dtype = jnp.result_type(leaf)
         _checks.require(
@@ -80,7 +82,7 @@ def summarise(
             f"results must hold real numbers, got a leaf of {dtype}: select the numbers before"
             " summarising.",
         )
-    return _summarise(results, levels.astype(jnp.result_type(float)))
+    return _summarise(results, quantiles)
 
 
 @jax.jit

@@ -4,6 +4,7 @@ routed; bad input told what to do.
 
 import json
 import random
+import re
 
 import numpy as np
 import pytest
@@ -332,3 +333,42 @@ def test_a_run_that_fails_while_writing_leaves_the_earlier_one(finished, monkeyp
     assert (out / results.NUMBERS).read_text() == "{}" and [
         path.name for path in tmp_path.iterdir()
     ] == ["out"]
+
+
+def test_utilities_change_the_router(tmp_path, capsys):
+    """Half of the records fail: what they did is imitated less."""
+    path = make_log(tmp_path)
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    for number, record in enumerate(records):
+        record["utility"] = number % 2
+        if not number % 2:
+            record["tools"] = ["broken"]
+    path.write_text("\n".join(map(json.dumps, records)))
+    assert main(["route", str(path), "--out", str(tmp_path / "a"), "--no-curve", "--quiet"]) == 0
+    assert "higher utility count more" in capsys.readouterr().out
+    even = [json.dumps(record | {"utility": 1}) for record in records]
+    path.write_text("\n".join(even))
+    assert main(["route", str(path), "--out", str(tmp_path / "b"), "--no-curve", "--quiet"]) == 0
+    capsys.readouterr()
+    shown = [choose(load_router(tmp_path / folder), ["a chart now"])[0] for folder in ("a", "b")]
+    broken = [
+        next(each.probability for each in choices if each.tool == "broken") for choices in shown
+    ]
+    assert broken[0] < 0.5 * broken[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda n: {"context": "do it now", "group": str(n)}, "teach nothing|too few different"),
+        (lambda n: {"context": "🙂" * (1 + n % 7), "group": str(n)}, "no training text"),
+        (lambda n: {"context": [1.0, 2.0], "group": str(n)}, "teach nothing"),
+        (lambda n: {"tools": ["log"]}, "teach nothing"),
+    ],
+)
+def test_logs_that_teach_nothing_are_told_so(tmp_path, capsys, change, message):
+    path = make_log(tmp_path)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("\n".join(json.dumps(one | change(n)) for n, one in enumerate(lines)))
+    assert main(["route", str(path), "--out", str(tmp_path / "o"), "--no-curve", "--quiet"]) == 2
+    assert re.search(message, capsys.readouterr().err)

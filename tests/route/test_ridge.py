@@ -29,16 +29,15 @@ def data():
     return features, actions, MEMBERS[drawn]
 
 
-def brute(features, members, support, ridge):
+def brute(features, members, support, ridge, share):
     """The same objective by enumeration, minimised in float64."""
 
     def objective(point):
         weights = np.zeros((M, Q))
         weights[support] = point[: len(support) * Q].reshape(-1, Q)
         scores = features @ weights.T + point[len(support) * Q :]
-        return np.mean(
-            logsumexp(scores @ MEMBERS.T, axis=1) - (scores * members).sum(axis=1)
-        ) + ridge / 2 * np.sum(weights**2)
+        likelihood = logsumexp(scores @ MEMBERS.T, axis=1) - (scores * members).sum(axis=1)
+        return np.mean(share * likelihood) + ridge / 2 * np.sum(weights**2)
 
     found = scipy.optimize.minimize(objective, np.zeros(len(support) * Q + M), tol=1e-10)
     return found.fun, found.x[: len(support) * Q].reshape(-1, Q), found.x[len(support) * Q :]
@@ -47,10 +46,14 @@ def brute(features, members, support, ridge):
 @pytest.mark.parametrize(
     "support", [list(range(M)), [1, 3], []], ids=["dense", "two tools", "popularity"]
 )
-def test_against_enumeration(data, support):
+@pytest.mark.parametrize("weighted", [False, True])
+def test_against_enumeration(data, support, weighted):
     features, actions, members = data
-    found = fit_ridge(features, actions, M, B, 0.1, support=np.array(support, int))
-    value, weights, intercept = brute(features, members, support, 0.1)
+    share = np.random.default_rng(5).uniform(0.2, 3, T) if weighted else np.ones(T)
+    share = share / share.mean()
+    words = {"weights": share} if weighted else {}
+    found = fit_ridge(features, actions, M, B, 0.1, support=np.array(support, int), **words)
+    value, weights, intercept = brute(features, members, support, 0.1, share)
     assert found.objective == pytest.approx(value, rel=1e-5)
     np.testing.assert_allclose(found.coef, weights, atol=5e-3)
     np.testing.assert_allclose(found.intercept, intercept, atol=5e-3)

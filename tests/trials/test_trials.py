@@ -276,14 +276,14 @@ def test_mistakes_are_named(tmp_path):
     file = tmp_path / "file"
     file.touch()
     mistakes = [
-        ("num_trials must be at least 1", {"num_trials": 0}),
-        ("batch_size must be at least 1", {"batch_size": 0}),
+        ("num_trials must be ≥ 1", {"num_trials": 0}),
+        ("batch_size must be ≥ 1", {"batch_size": 0}),
         ("pass batch_size as well", {"progress": True}),
         ("pass batch_size as well", {"checkpoint": tmp_path}),
         ("checkpoint must name a folder", {"checkpoint": file, "batch_size": 1}),
-        ("key must be a random key", {"key": 0}),
-        ("key must be a random key", {"key": jnp.zeros(2)}),
-        (r"key must be one random key, got shape \[3\]", {"key": jax.random.split(KEY, 3)}),
+        ("key must be one key", {"key": 0}),
+        ("key must be one key", {"key": jnp.zeros(2)}),
+        ("key must be one key", {"key": jax.random.split(KEY, 3)}),
     ]
     for message, change in mistakes:
         with pytest.raises(ValueError, match=message):

@@ -82,6 +82,48 @@ def test_a_learner_keeps_its_task():
     )
 
 
+def test_dual_averaging_two_steps_by_hand():
+    """The mean gradient, its level lam (log M / t)^½ and the pace step √t, in NumPy; impossible
+    records leave NaN.
+    """
+    at, gradients = control.online.dual_average(M, Q, B), []
+    for t, (context, members) in enumerate([([1.0, -2.0], [3, -1]), ([0.5, 1.0], [0, 3])], 1):
+        scores = np.asarray(at.coef) @ context + np.asarray(at.intercept)
+        pull = np.array(gibbs.marginals(scores, budget=B))
+        pull[[j for j in members if j >= 0]] -= 1
+        gradients.append(pull[:, None] * np.array([*context, 1.0]))
+        at, _ = control.online.dual_average_step(at, context, members, lam=0.1, step=0.7)
+        mean = np.mean(gradients, axis=0)
+        norms = np.linalg.norm(mean[:, :Q], axis=1)
+        shrink = np.maximum(1 - 0.1 * np.sqrt(np.log(M) / t) / norms, 0)
+        pace = 0.7 * np.sqrt(t)
+        np.testing.assert_allclose(at.coef, -pace * shrink[:, None] * mean[:, :Q], atol=1e-12)
+        np.testing.assert_allclose(at.intercept, -pace * mean[:, Q], atol=1e-12)
+    for unknown in (M, -7):
+        with pytest.raises(ValueError, match="actions"):
+            control.online.dual_average_step(at, context, [unknown], lam=0.1, step=0.7)
+    step = jax.jit(lambda a, lam: control.online.dual_average_step(at, context, a, lam=lam, step=1))
+    for actions, lam in (([M, 0, 1, 2], 0.1), ([0, 1, 2, 3], 0.1), ([0, 1, 2, -1], jnp.nan)):
+        after, loss = step(jnp.asarray(actions), lam)
+        assert np.isnan(loss) and np.isnan(after.coef).all()
+
+
+def test_exploring_a_full_set_replaces_its_last_tool():
+    """At rate 1 every set has one fresh tool, at the first free place or the last of B."""
+    intercept = jnp.where(jnp.arange(M) < B, 40.0, -40.0)
+    none = jnp.zeros(0, jnp.int32)
+    policy = control.SparsePolicy(none, jnp.zeros((0, Q)), intercept, none, None, B)
+    explore = jax.vmap(lambda key, rate: control.online.explore(key, policy, jnp.zeros(Q), rate))
+    keys, rates = jax.random.split(KEY, 30), jnp.ones(30)
+    sets, explored = explore(keys, rates)
+    kept = np.asarray([policy.sample(jax.random.split(key, 3)[0], jnp.zeros(Q)) for key in keys])
+    assert explored.all() and (np.asarray(sets)[:, B - 1] >= B).all()
+    np.testing.assert_array_equal(np.asarray(sets)[:, : B - 1], kept[:, : B - 1])
+    assert (np.asarray(explore(keys, jnp.nan * rates)[0]) == -1).all()
+    with pytest.raises(ValueError, match="rate must be ≤ 1"):
+        control.online.explore(KEY, policy, jnp.zeros(Q), 2.0)
+
+
 @pytest.mark.slow
 def test_exploration_tries_every_tool_outside_the_set():
     policy = control.SparsePolicy(

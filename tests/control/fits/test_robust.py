@@ -96,6 +96,36 @@ def test_robust_fit_of_a_log_flags_the_wild_records():
     assert abs(float(found.stats["constant"]) - 2) < 0.2
 
 
+@pytest.mark.parametrize("quantile", [0.0, 0.5, 0.9, 1.0])
+def test_leverage_weights_are_their_formula(quantile):
+    contexts = np.random.default_rng(3).standard_cauchy(size=(60, 2))
+    distance = np.linalg.norm(contexts - np.median(contexts, axis=0), axis=1)
+    expected = np.minimum(1, np.quantile(distance, quantile) / distance)
+    np.testing.assert_allclose(
+        control.robust.leverage_weights(contexts, quantile), expected, rtol=1e-12
+    )
+    for wrong in (np.nan, np.inf):
+        contexts[:30, 0] = wrong
+        found = control.robust.leverage_weights(contexts, max(quantile, 0.6))
+        assert np.isnan(found).all()
+    with pytest.raises(ValueError, match="quantile must be ≤ 1"):
+        control.robust.leverage_weights(contexts, 95.0)
+
+
+@pytest.mark.parametrize("threshold", [np.nan, -1.0, 0.0])
+def test_a_threshold_out_of_range_is_refused_or_not_converged(threshold):
+    X = np.random.default_rng(0).normal(size=(30, 8))
+    problem = group_lasso.Problem(X, X[:, 0], jaxsac.Groups.equal(4, 2))
+    with pytest.raises(ValueError, match="threshold must be > 0"):
+        control.robust.robust_regression(problem, 0.05, threshold=threshold)
+    traced = jax.jit(
+        lambda t: control.robust.robust_regression(
+            problem, 0.05, threshold=t, num_rounds=1, num_reweights=1
+        )
+    )(threshold)
+    assert int(traced.status) == jaxsac.Status.NONFINITE
+
+
 def test_median_of_means_and_leverage():
     random = np.random.default_rng(0)
     rows = random.normal(size=(90, 3))

@@ -3,6 +3,7 @@ model that helps; budgets of tokens.
 """
 
 import itertools
+import statistics
 
 import jax
 import jax.numpy as jnp
@@ -94,6 +95,32 @@ def test_intervals_cover_the_enumerated_value():
         assert abs(np.mean(value.mean_weight) - 1) < 0.02
         errors.append(spread)
     assert errors[2] < errors[1] < errors[0]
+
+
+@pytest.mark.parametrize("self_normalised", [True, False])
+@pytest.mark.parametrize("confidence", [0.5, 0.95])
+def test_the_interval_is_its_formula(self_normalised, confidence):
+    """Value, standard error and ends in NumPy, the centre of the influence included."""
+    random = np.random.default_rng(4)
+    ratio, u, m, e = random.normal(size=(4, 50)) + np.array([[0], [5], [3], [4]])
+    found = control.importance_value(
+        ratio,
+        u,
+        predicted=m,
+        expected=e,
+        self_normalised=self_normalised,
+        max_weight=3.0,
+        confidence=confidence,
+    )
+    w = np.minimum(np.exp(ratio), 3.0)
+    total = w.sum() if self_normalised else 50
+    c = (w * (u - m)).sum() / total
+    influence = 50 * w * (u - m - c * self_normalised) / total + e
+    error = influence.std(ddof=1) / np.sqrt(50)
+    half = statistics.NormalDist().inv_cdf((1 + confidence) / 2) * error
+    value = c + e.mean()
+    expected = value, error, value - half, value + half, w.sum() ** 2 / (w**2).sum(), w.mean(), 3.0
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
 
 
 @pytest.mark.slow
