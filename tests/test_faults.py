@@ -32,10 +32,8 @@ UNDECLARED = {
     "group_lasso",
     "losses",
     "numpyro",
-    "plotting",
     "problems.bilevel",
     "problems.bilevel_rl",
-    "trials",
 }
 UNDECLARED_FUNCTIONS = {"run_trials", "summarise"}
 SAMPLE = 2  # of the cells whose answers must be computed, in the default run
