@@ -61,6 +61,7 @@ class Argmin(eqx.Module):
         """y*(x) with its status: CONVERGED when y is near. Not differentiable."""
         x, y0, _, tol, max_steps = undifferentiated(self._arguments(x))
         solution = _lower_solution(self.problem, self.inner, x, y0, tol, max_steps)
+        solution = undifferentiated(solution)  # in what `lower` closes over neither
         return solution._replace(value=original(solution.value))
 
     def _arguments(self, x):

@@ -93,6 +93,7 @@ def hypergradient(
         jnp.asarray(max_steps, jnp.int32),
         undifferentiated(data),
     )
+    solution = undifferentiated(solution)  # in what the functions close over neither
     return solution._replace(value=original(solution.value))
 
 

@@ -126,6 +126,7 @@ def solve(
         _checks.tolerance(tol, dtype),
         jnp.asarray(max_steps, jnp.int32),
     )
+    solution = undifferentiated(solution)  # in what the functions close over neither
     return solution._replace(value=Bilevel(*map(original, solution.value)))
 
 

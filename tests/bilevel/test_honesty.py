@@ -167,6 +167,13 @@ def test_loops_refuse_derivatives():
         with pytest.raises(ValueError, match="differentiate through argmin"):
             jax.jvp(function, (x,), (x,))
 
+    def closed_over(t):
+        lower = lambda x, y: jnp.sum((y - t * jnp.tanh(x)) ** 2)  # noqa: E731
+        return bilevel.hypergradient(bilevel.Problem(problem.upper, lower), x, jnp.zeros(2)).value
+
+    with pytest.raises(ValueError, match="differentiate through argmin"):
+        jax.jvp(closed_over, (2.0,), (1.0,))
+
 
 def test_python_numbers_beside_arrays_are_no_variables():
     problem = bilevel.Problem(
