@@ -59,7 +59,8 @@ def fit_text(texts: list[str], size: int) -> TextFeatures:
         vectorizer.fit(texts)
     matrix: Any = vectorizer.transform(texts)
     size = min(size, *(side - 1 for side in matrix.shape))
-    if size < 1:
+    alike = not (matrix.max(axis=0) - matrix.min(axis=0)).nnz
+    if size < 1 or alike:
         raise LogError(
             "the training texts hold too few different words for features: give more records, or"
             " numeric contexts."

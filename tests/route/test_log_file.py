@@ -195,23 +195,45 @@ def test_the_hash_sees_every_field(tmp_path):
     assert len({log_hash(read_log(written(tmp_path, line))) for line in lines}) == 5
 
 
+TEXT = st.text(st.characters(), max_size=5)  # halves of characters too
 JSON = st.recursive(
-    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5),
+    st.none() | st.booleans() | st.floats() | st.integers() | TEXT,
     lambda children: (
         st.lists(children, max_size=3)
         | st.dictionaries(st.sampled_from(["context", "tools", "utility", "group"]), children)
     ),
     max_leaves=8,
 )
+RECORD = st.fixed_dictionaries(
+    {"context": TEXT | JSON, "tools": st.lists(TEXT, max_size=3) | JSON},
+    optional={"utility": st.floats() | JSON, "group": TEXT | JSON, "utilty": JSON, "note": JSON},
+)
+LINES = st.lists((JSON | RECORD).map(json.dumps) | st.text(max_size=20), max_size=4)
 
 
-@settings(max_examples=200, deadline=None)
-@given(lines=st.lists(JSON.map(json.dumps) | st.text(max_size=20), max_size=4))
-def test_any_file_is_a_log_or_our_error(tmp_path_factory, lines):
-    path = tmp_path_factory.mktemp("fuzz") / "log.jsonl"
+def check_any(folder, lines):
+    path = folder / "log.jsonl"
     path.write_text("\n".join(lines), encoding="utf-8", errors="surrogatepass")
     try:
         log = read_log(path)
     except LogError:
         return
     assert len(log.sets) == len(log.contexts) == len(log.groups) == len(log.utilities) > 0
+    assert np.isfinite(log.utilities).all() and log_hash(log)
+    # what is read is what the lines say, in order
+    said = [json.loads(line) for line in "\n".join(lines).split("\n") if line.strip()]
+    assert log.sets == [tuple(sorted(set(one["tools"]))) for one in said]
+    assert log.utilities.tolist() == [one.get("utility", 1.0) for one in said]
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@given(lines=LINES)
+def test_any_file_is_a_log_or_our_error(tmp_path_factory, lines):
+    check_any(tmp_path_factory.mktemp("fuzz"), lines)
+
+
+@pytest.mark.slow
+@settings(max_examples=100_000, deadline=None, derandomize=True, database=None)
+@given(lines=LINES)
+def test_any_of_many_files_is_a_log_or_our_error(tmp_path_factory, lines):
+    check_any(tmp_path_factory.getbasetemp(), lines)

@@ -238,21 +238,16 @@ def load_policy(path: Any) -> SparsePolicy:
     Raises: `jaxsac.FileError` for a file that is damaged, foreign or inconsistent.
     """
     arrays, metadata = _files.load(path, _KIND)
+    meaning = metadata.get("meaning")
     try:
         _require_consistent(arrays, metadata)
-    except _files.FileError as error:
+        return SparsePolicy(
+            **({"tools": None} | arrays),
+            budget=metadata["budget"],
+            meaning=None if meaning is None else (str(meaning[0]), str(meaning[1])),
+        )
+    except ValueError as error:
         raise _files.FileError(f"{path}: {error}") from None
-    integers = ("positions", "background", "tools")
-    values: Any = {"tools": None} | {
-        name: jnp.asarray(value, jnp.int32 if name in integers else value.dtype)
-        for name, value in arrays.items()
-    }
-    meaning = metadata.get("meaning")
-    return SparsePolicy(
-        **values,
-        budget=metadata["budget"],
-        meaning=None if meaning is None else (str(meaning[0]), str(meaning[1])),
-    )
 
 
 def _require_consistent(arrays: dict[str, np.ndarray], metadata: dict[str, Any]) -> None:
