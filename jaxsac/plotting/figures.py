@@ -98,10 +98,9 @@ def strengths(
     """Horizontal bars of the `limit` largest values, largest on top, named. Draws on matplotlib
     `axes` and returns them.
     """
-    values = np.asarray(values, float)
-    if len(names) != values.size:
-        raise ValueError(f"names must be one for each of the {values.size} values.")
-    order = np.argsort(-values, kind="stable")[:limit]
+    if len(names) != len(values):
+        raise ValueError(f"names must be one for each of the {len(values)} values.")
+    order = np.argsort(-np.asarray(values, float), kind="stable")[:limit]
     shown = [names[index] for index in order]
     positions = np.arange(len(shown))
     axes.barh(positions, [values[index] for index in order], color=COLORS["sparse"], height=0.7)

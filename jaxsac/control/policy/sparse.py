@@ -241,8 +241,9 @@ def load_policy(path: Any) -> SparsePolicy:
     meaning = metadata.get("meaning")
     try:
         _require_consistent(arrays, metadata)
+        fields: Any = {"tools": None} | arrays
         return SparsePolicy(
-            **({"tools": None} | arrays),
+            **fields,
             budget=metadata["budget"],
             meaning=None if meaning is None else (str(meaning[0]), str(meaning[1])),
         )
