@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from contract import Case
 from jax.sharding import PartitionSpec
-from test_architecture import PUBLIC, namespace
+from public_names import PUBLIC, namespace
 
 from jaxsac import Solution, Status
 from jaxsac.solution import Reason

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from faults import Cell, cells
-from test_architecture import PUBLIC, namespace
+from public_names import PUBLIC, namespace
 
 from jaxsac import Solution, Status
 from jaxsac._arguments import declared

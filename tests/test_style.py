@@ -6,7 +6,8 @@ import itertools
 import re
 
 import pytest
-from test_architecture import FILES, PACKAGE, PUBLIC, namespace
+from public_names import PUBLIC, namespace
+from test_architecture import FILES, PACKAGE
 
 LINES = 400
 PARAMETERS = 10

@@ -19,7 +19,7 @@ them.
 """
 
 from jaxsac._arguments.declaration import arguments, declared, passes_on
-from jaxsac._arguments.numbers import integer, real, size
+from jaxsac._arguments.numbers import integer, real, size, tolerance
 from jaxsac._arguments.objects import anything, choice, either, flag, function, key, parts, record
 
 __all__ = [
@@ -37,4 +37,5 @@ __all__ = [
     "real",
     "record",
     "size",
+    "tolerance",
 ]

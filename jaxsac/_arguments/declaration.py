@@ -9,8 +9,7 @@ import jax
 import jax.core
 import numpy as np
 
-from jaxsac._arguments.kind import Kind, Sizes
-from jaxsac._arguments.numbers import computed
+from jaxsac._arguments.kind import Kind, Sizes, computed
 
 _DECLARED = "__arguments__"
 Function = TypeVar("Function", bound=Callable[..., Any])

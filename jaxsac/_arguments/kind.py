@@ -1,23 +1,39 @@
 """What all kinds of arguments share: the sizes of a call, and how a value is shown."""
 
+import abc
 import dataclasses
 from typing import Any
+
+import jax
+import numpy as np
 
 Sizes = dict[str, int]  # the sizes that the letters of a call stand for so far
 
 
 @dataclasses.dataclass(frozen=True)
-class Kind:
-    """What an argument may be. `convert(name, value, sizes, dtype)` returns what the function
-    gets, or raises ValueError.
-    """
+class Kind(abc.ABC):
+    """What an argument may be."""
 
+    @abc.abstractmethod
     def convert(self, name: str, value: Any, sizes: Sizes, dtype: Any) -> Any:
-        raise NotImplementedError
+        """What the function gets, or ValueError; real numbers in `dtype`. Notes new sizes."""
+
+    def take(self, name: str, value: Any, dtype: Any = None, **sizes: int) -> Any:
+        """The same for a value that no declaration sees, such as a field of a record."""
+        dtype = self.dtype(value) if dtype is None else dtype
+        return self.convert(name, value, sizes, np.dtype(dtype or computed(np.float64)))
 
     def dtype(self, value: Any) -> Any:
         """The floating dtype that `value` gives to its call, or None."""
         return None
+
+
+_SINGLE, _DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
+
+
+def computed(dtype: Any) -> np.dtype:
+    """Half precision is computed in float32; float64 where the configuration of JAX allows it."""
+    return _DOUBLE if dtype == _DOUBLE and jax.config.read("jax_enable_x64") else _SINGLE
 
 
 def bind(

@@ -11,7 +11,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsac._arguments.kind import Kind, Sizes, bind, shown
+from jaxsac._arguments.kind import Kind, Sizes, bind, computed, shown
 
 LOOKED_AT = 100_000  # numbers; a larger array is not searched for values out of range
 _INT32 = np.iinfo(np.int32)
@@ -185,17 +185,9 @@ def size(low: Limit = 0, high: Limit = None) -> Size:
     return Size(Range(low, high))
 
 
-_SINGLE, _DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
-
-
 def _floating(dtype: Any) -> bool:
     """Half precisions that NumPy does not know are asked of JAX, which takes longer."""
     return dtype.kind == "f" or (dtype.kind == "V" and jnp.issubdtype(dtype, jnp.floating))
-
-
-def computed(dtype: Any) -> np.dtype:
-    """Half precision is computed in float32; float64 where the configuration of JAX allows it."""
-    return _DOUBLE if dtype == _DOUBLE and jax.config.read("jax_enable_x64") else _SINGLE
 
 
 def _numbers(name: str, value: Any, what: str) -> Any:
@@ -242,3 +234,9 @@ def _shape(shape: tuple[Any, ...]) -> tuple[int | str, ...] | None:
 def _described(what: str, shape: Any, range: Range) -> str:
     dims = " of any shape" if shape is None else f" [{', '.join(map(str, shape))}]" * bool(shape)
     return what + dims + (f", {range}" if range.ends else "")
+
+
+def tolerance(tol: Any, dtype: Any) -> Any:
+    """`tol` as a number ≥ 0; None is 1e-6 in float64 and 1e-4 in float32."""
+    default = 1e-6 if jnp.finfo(dtype).bits == 64 else 1e-4
+    return real(low=0).take("tol", default if tol is None else tol, dtype)

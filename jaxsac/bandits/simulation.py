@@ -129,7 +129,7 @@ def simulate(
     if callable(offer):
         draw, offer = offer, None
     elif offer is not None and (kind := getattr(algorithm, "offers", None)) is not None:
-        offer = kind.convert("offer", offer, {"d": theta.shape[0]}, theta.dtype)
+        offer = kind.take("offer", offer, theta.dtype, d=theta.shape[0])
     numbers: Any = jax.tree.map(jnp.asarray, (sigma, horizon, alpha))  # one trace for all kinds
     trial = Trial(key, theta, numbers[0], numbers[1], times, numbers[2], offer)
     setting = Setting(benchmark, noise, draws, engine, draw)

@@ -9,7 +9,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from jaxsac import _checks, _loops
+from jaxsac import _loops
+from jaxsac._arguments import tolerance
 from jaxsac._iterate import Outcome
 from jaxsac.bilevel.certificate import certify_lower, measure
 from jaxsac.bilevel.lower import solve_alone, solve_lower, solve_perturbed, solve_together
@@ -68,7 +69,7 @@ class Argmin(eqx.Module):
         x, y0 = _loops.own(Oracle(self.problem).whole_lower, *arrays_only(x, self.y0))
         dtype = dtype_of(x)
         sigma = positive_sigma(default_sigma(dtype) if self.sigma is None else self.sigma, dtype)
-        tol = _checks.tolerance(self.tol, dtype)
+        tol = tolerance(self.tol, dtype)
         return x, y0, sigma, tol, jnp.asarray(self.max_steps, jnp.int32)
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from jaxsac import _checks
+from jaxsac._arguments import choice, tolerance
 from jaxsac._iterate import Outcome
 from jaxsac.bilevel.certificate import measure, stats_of
 from jaxsac.bilevel.lower import solve_lower, solve_perturbed, solve_together
@@ -73,7 +74,7 @@ def hypergradient(
     Source: Gaur et al., arXiv 2503.17644; Kwon et al. 2023 (F2SA); the family of differences:
     F2SA-p, arXiv 2509.02937.
     """
-    _checks.choice("difference", difference, DIFFERENCES)
+    choice(*DIFFERENCES).take("difference", difference)
     x, y = arrays_only(x, y0)
     dtype = dtype_of(x)
     require_inner(problem, inner)
@@ -89,7 +90,7 @@ def hypergradient(
         undifferentiated(x),
         undifferentiated(start),
         positive_sigma(default_sigma(dtype) if sigma is None else sigma, dtype),
-        _checks.tolerance(tol, dtype),
+        tolerance(tol, dtype),
         jnp.asarray(max_steps, jnp.int32),
         undifferentiated(data),
     )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxsac import _checks, _loops
+from jaxsac._arguments import choice
 from jaxsac.bilevel.certificate import Diagnostics, measure
 from jaxsac.bilevel.paired import PairedOptimizer, as_paired, paired_step
 from jaxsac.bilevel.problem import (
@@ -81,7 +82,7 @@ class Sigma(eqx.Module):
         if isinstance(sigma, Sigma):
             return sigma
         if isinstance(sigma, str):
-            _checks.choice("sigma", sigma, ("relative",))
+            choice("relative").take("sigma", sigma)
         if callable(sigma) or isinstance(sigma, str):
             return Sigma(jnp.zeros((), dtype), sigma)
         return Sigma(positive_sigma(sigma, dtype), None)
@@ -364,7 +365,7 @@ def diagnose(
 
 
 def scheme_of(method: Method) -> Scheme:
-    _checks.choice("difference", method.difference, DIFFERENCES + COMPARATORS)
+    choice(*DIFFERENCES + COMPARATORS).take("difference", method.difference)
     _checks.require(
         not (method.variance_reduction and method.difference in ("central_linear", "unrolled")),
         f'variance_reduction does not go with difference="{method.difference}": use "forward",'

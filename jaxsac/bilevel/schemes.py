@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxsac import _checks
+from jaxsac._arguments import real
 from jaxsac._linear import conjugate_gradient
 from jaxsac.bilevel.problem import Oracle, Tree, add, norm, scale, subtract, zeros
 
@@ -218,7 +218,7 @@ def relative_sigma(factor: Any, z: Tree, d: Tree) -> jax.Array:
 
 def positive_sigma(sigma: Any, dtype: Any) -> jax.Array:
     """σ as a scalar of `dtype`: an error if it is a number ≤ 0, NaN if it is traced and ≤ 0."""
-    sigma = _checks.real_scalar("sigma", sigma, dtype, 0.0, strict=True)
+    sigma = real(above=0).take("sigma", sigma, dtype)
     return jnp.where(sigma > 0, sigma, jnp.nan)
 
 

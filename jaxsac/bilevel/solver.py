@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxsac import _checks
+from jaxsac._arguments import real, size, tolerance
 from jaxsac._iterate import Certificate
 from jaxsac.bilevel.certificate import Measurement, measure, run_checked
 from jaxsac.bilevel.method import DEFAULT, Method, Sigma, State, init, scheme_of, step
@@ -97,8 +98,8 @@ def solve(
 
     Source: Gaur et al., arXiv 2503.17644; Kwon et al. 2023 (F2SA); F2BA, arXiv 2306.14853.
     """
-    inner_steps = _checks.static_integer("inner_steps", inner_steps, 1)
-    check_every = _checks.static_integer("check_every", check_every, 1)
+    inner_steps = size(1).take("inner_steps", inner_steps)
+    check_every = size(1).take("check_every", check_every)
     method = Method(difference, inner, outer, inner_steps, variance_reduction, linear_steps)
     _checks.require(
         sample is None or data is not None,
@@ -121,9 +122,9 @@ def solve(
         check_every,
         undifferentiated(state),
         Sigma.of(sigma, dtype),
-        _checks.real_scalar("momentum", momentum, dtype, 0.0, strict=True),
+        real(above=0).take("momentum", momentum, dtype),
         undifferentiated(data),
-        _checks.tolerance(tol, dtype),
+        tolerance(tol, dtype),
         jnp.asarray(max_steps, jnp.int32),
     )
     solution = undifferentiated(solution)  # in what the functions close over neither

@@ -213,7 +213,7 @@ class Centred(eqx.Module):
 
 def dense(matrix: Any) -> Dense:
     """The design of a matrix X [T, p]; ValueError unless it is two-dimensional and not empty."""
-    matrix = real("T", "p", own=True).convert("X", matrix, {}, np.dtype(jnp.result_type(float)))
+    matrix = real("T", "p", own=True).take("X", matrix, jnp.result_type(float))
     _checks.require(
         matrix.size > 0,
         f"X must have at least one row and one column, got shape {list(matrix.shape)}.",

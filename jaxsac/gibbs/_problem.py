@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac import _checks
-from jaxsac._arguments import integer
+from jaxsac._arguments import integer, real, size
 from jaxsac.solution import register
 
 NO_ACTION = -1  # pads sets to a common width, and is ignored wherever it stands
@@ -152,16 +152,16 @@ def _concrete(name: str, value: Any, shape: tuple[int | str, ...]) -> Any:
     """int32, and of NumPy where it is concrete."""
     kind = integer(*shape)
     if not _checks.is_concrete(value):
-        return kind.convert(name, value, {}, None)
+        return kind.take(name, value)
     with jax.ensure_compile_time_eval():
-        return np.asarray(kind.convert(name, value, {}, None))
+        return np.asarray(kind.take(name, value))
 
 
 def _budget(budget: Any, max_budget: Any) -> tuple[Any, int]:
     if max_budget is None:
-        degree = _checks.static_integer("budget", budget, 0)
+        degree = size().take("budget", budget)
         return np.asarray(degree, np.int32), degree
-    degree = _checks.static_integer("max_budget", max_budget, 0)
+    degree = size().take("max_budget", max_budget)
     budget = _integer("budget", budget)
     if _checks.is_concrete(budget):
         _checks.require(
@@ -181,7 +181,7 @@ def _costs(costs: Any, shape: tuple[int, ...], degree: int) -> Any:
             "costs must be >= 0: leave out tools of negative cost, or shift all costs.",
         )
         return _concrete("costs", costs, shape)
-    return jnp.minimum(_checks.integer_array("costs", costs, shape), degree + 1)
+    return jnp.minimum(integer(*shape).take("costs", costs), degree + 1)
 
 
 def _background(background: Any, dtype: Any) -> Groups:
@@ -189,8 +189,8 @@ def _background(background: Any, dtype: Any) -> Groups:
         isinstance(background, tuple | list) and len(background) == 2,
         "background must be a pair (scores [C], counts [C]).",
     )
-    scores = _checks.real_array("background scores", background[0], ("C",), dtype)
-    counts = _checks.integer_array("background counts", background[1], scores.shape)
+    scores = real("C").take("background scores", background[0], dtype)
+    counts = integer(*scores.shape).take("background counts", background[1])
     if _checks.is_concrete(counts):
         _checks.require(bool(np.all(np.asarray(counts) >= 0)), "background counts must be >= 0.")
     return Groups(scores, counts)

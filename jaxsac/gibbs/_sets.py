@@ -21,7 +21,7 @@ def checked(sets: Any, p: Problem) -> jax.Array:
         f"sets must have shape [..., W], got {list(np.shape(sets))}: one row of tool indices per"
         " set.",
     )
-    sets = integer(...).convert("sets", sets, {}, None)
+    sets = integer(...).take("sets", sets)
     if _checks.is_concrete(sets, p.costs, p.background, p.budget):
         _check(np.asarray(sets), p)
     return sets

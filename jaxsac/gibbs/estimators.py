@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxsac import _arguments, _checks
-from jaxsac._arguments import function, passes_on, size
+from jaxsac import _arguments
+from jaxsac._arguments import function, passes_on, real, size
 from jaxsac.gibbs._problem import NO_ACTION
 from jaxsac.gibbs.functions import Options
 from jaxsac.gibbs.policy import Policy
@@ -48,7 +48,7 @@ def straight_through(
     3, for exactly k items; at most B and bounded costs are this library's.
     """
     policy = Policy(z, budget=budget, **options)
-    return _straight_through(key, policy, _checks.static_integer("num_samples", num_samples, 0))
+    return _straight_through(key, policy, num_samples)
 
 
 @passes_on(
@@ -87,17 +87,13 @@ def expected(
     workshop; the form for all orders is of Foerster et al., DiCE, ICML 2018 (arXiv 1802.05098).
     """
     policy = Policy(z, budget=budget, **options)
-    num_samples = _checks.static_integer("num_samples", num_samples, 2)
-    _checks.require(
-        callable(f), f"f must be a function of one set as a vector [M], got {type(f).__name__}."
-    )
     draws, factor, usable = _scored(key, policy, num_samples)
     return jax.tree.map(partial(_averaged, factor, usable), jax.vmap(f)(draws))
 
 
 def _averaged(factor: jax.Array, usable: jax.Array, values: Any) -> jax.Array:
     """The mean of values [n, ...]. `factor` [n] is 0, with the derivative of log π."""
-    values = _checks.real_array("what f returns", values, (None,) * jnp.ndim(values))
+    values = real(...).take("what f returns", values)
     mean = jnp.mean(values, axis=0, keepdims=True)
     num_samples = values.shape[0]
     # f_i less the mean of the others.

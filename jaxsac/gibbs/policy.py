@@ -154,7 +154,7 @@ class Policy(eqx.Module):
         where no set is feasible. O(M B) work once (M log B memory), O(B² log M) a set; with `costs`
         O(M · budget + M · num_samples · W). Not differentiable: see `straight_through`, `expected`.
         """
-        count = _checks.static_integer("num_samples", num_samples, 0)
+        count = size().take("num_samples", num_samples)
         return sample(key, self.problem, self.expansion, count)
 
     def mode(self) -> jax.Array:
@@ -171,7 +171,7 @@ class Policy(eqx.Module):
 
         O((B + count) B count) beside one pass over the scores; with `costs` O(M · budget · count).
         """
-        count = _checks.static_integer("count", count, 1)
+        count = size(1).take("count", count)
         sets, found = _sets.best(self.problem, self.expansion, count)
         return sets, jnp.where(found, self.log_prob(lax.stop_gradient(sets)), -jnp.inf)
 
@@ -180,7 +180,7 @@ class Policy(eqx.Module):
         the Fisher matrix, times u. O(M B).
         """
         p = self.problem
-        u = _checks.real_array("u", u, p.z.shape, p.z.dtype)
+        u = real(*p.z.shape).take("u", u, p.z.dtype)
         return _covariance(self, u)
 
     def pair_marginals(self, items: Any) -> jax.Array:
@@ -188,7 +188,7 @@ class Policy(eqx.Module):
         of i times those given it. n times the work of `marginals`.
         """
         p = self.problem
-        items = _checks.integer_array("items", items, ("n",))
+        items = integer("n").take("items", items)
         if _checks.is_concrete(items):
             inside = (np.asarray(items) >= 0) & (np.asarray(items) < p.z.shape[0])
             _checks.require(
@@ -235,7 +235,7 @@ class Policy(eqx.Module):
         NaN where no such number exists, as where the size is exact.
         """
         p = self.problem
-        target = _checks.real_scalar("target", target, p.z.dtype, 0, strict=True)
+        target = real(above=0).take("target", target, p.z.dtype)
 
         def excess(shift, inputs):
             policy, target = inputs

@@ -171,10 +171,10 @@ def path(
     problem = Problem.of(X, y, groups, words | {"intercept": intercept, "penalty": penalty})
     limits = Limits.of(tol, max_steps, problem.dtype)
     dtype = np.dtype(problem.dtype)
-    min_ratio = real(above=0, high=1).convert("min_ratio", min_ratio, {}, dtype)
-    num_lams = size(1).convert("num_lams", num_lams, {}, None)
+    min_ratio = real(above=0, high=1).take("min_ratio", min_ratio, dtype)
+    num_lams = size(1).take("num_lams", num_lams)
     if lams is not None:
-        lams = real("L", low=0).convert("lams", lams, {}, dtype)
+        lams = real("L", low=0).take("lams", lams, dtype)
         _checks.require(lams.shape[0] > 0, "lams must hold at least one value.")
         lams = jnp.where(lams >= 0, lams, jnp.nan)
     # A path from lam_max has lam = 0 only where the null model is a solution for every lam.
@@ -189,7 +189,7 @@ def _start(problem: Problem, state: State | Solution | None) -> State | None:
     """What is started from, without an intercept where there is none."""
     if state is None:
         return None
-    record(State, Solution).convert("state", state, {}, None)
+    record(State, Solution).take("state", state)
     at: State = state.state if isinstance(state, Solution) else state
     _checks.check_shape("state.coef", at.coef, (problem.groups.num_coefficients,))
     _checks.check_shape("state.intercept", at.intercept, problem.offset.shape[1:])

@@ -9,7 +9,7 @@ import numpy as np
 from jax.scipy.special import entr
 
 from jaxsac import _checks, gibbs
-from jaxsac._arguments import anything, arguments, flag, size
+from jaxsac._arguments import anything, arguments, flag, integer, real, size
 from jaxsac.losses.protocol import Loss, inner
 from jaxsac.solution import register
 
@@ -23,7 +23,7 @@ class Logistic(Loss):
         return 0.25
 
     def target(self, y, prediction_shape, dtype):
-        y = _checks.real_array("y", y, prediction_shape, dtype)
+        y = real(*prediction_shape).take("y", y, dtype)
         if _checks.is_concrete(y):
             known = np.asarray(y)
             signs = bool(np.all((np.abs(known) == 1) | np.isnan(known)))
@@ -60,7 +60,7 @@ class Multinomial(Loss):
             "the multinomial loss needs predictions [T, M]: pass X as"
             " designs.multi_output(features, M).",
         )
-        y = _checks.integer_array("y", y, prediction_shape[:1])
+        y = integer(*prediction_shape[:1]).take("y", y)
         if _checks.is_concrete(y):
             inside = bool(np.all((np.asarray(y) >= 0) & (np.asarray(y) < prediction_shape[1])))
             _checks.require(inside, f"y must hold classes in [0, {prediction_shape[1]}).")
@@ -119,7 +119,7 @@ class BudgetedGibbs(Loss):
             "the budgeted Gibbs loss needs predictions [T, M]: pass X as"
             " designs.multi_output(features, M).",
         )
-        y = _checks.integer_array("y", y, (prediction_shape[0], "W"))
+        y = integer(prediction_shape[0], "W").take("y", y)
         if _checks.is_concrete(y):
             known = np.asarray(y)
             _checks.require(

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsac import _checks
+from jaxsac._arguments import real
 
 
 class Loss(eqx.Module):
@@ -56,7 +57,7 @@ class Loss(eqx.Module):
 
     def target(self, y: Any, prediction_shape: tuple[int, ...], dtype: Any) -> jax.Array:
         """`y` as the array that the other methods take; ValueError if it does not fit."""
-        return _checks.real_array("y", y, prediction_shape, dtype)
+        return real(*prediction_shape).take("y", y, dtype)
 
     def per_sample(self, z: jax.Array, y: jax.Array) -> jax.Array:
         """ℓ(z_t; y_t), [T]."""

@@ -176,7 +176,7 @@ class Poisson(Loss):
     """
 
     def target(self, y, prediction_shape, dtype):
-        y = _checks.real_array("y", y, prediction_shape, dtype)
+        y = real(*prediction_shape).take("y", y, dtype)
         if _checks.is_concrete(y):
             _checks.require(
                 not bool(np.any(np.asarray(y) < 0)), "y must be >= 0 for the Poisson loss."

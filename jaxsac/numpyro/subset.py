@@ -11,6 +11,7 @@ from numpyro.distributions import Distribution, constraints
 from numpyro.distributions.util import validate_sample
 
 from jaxsac import _checks, gibbs
+from jaxsac._arguments import integer, real, size
 
 
 class Subset(Distribution):
@@ -64,7 +65,7 @@ class Subset(Distribution):
         _checks.require(
             jnp.ndim(z) >= 1, f"z must have shape [..., M], got {list(jnp.shape(z))}: scores."
         )
-        z = _checks.real_array("z", z, (None,) * jnp.ndim(z))
+        z = real(...).take("z", z)
         temperature = jnp.asarray(temperature).astype(z.dtype)
         batch_shape = np.broadcast_shapes(z.shape[:-1], temperature.shape)
         self.z = jnp.broadcast_to(z, (*batch_shape, z.shape[-1]))
@@ -73,8 +74,8 @@ class Subset(Distribution):
             _checks.is_concrete(costs),
             "costs decide the width of the sets and must be concrete: close over an array.",
         )
-        self.costs = None if costs is None else _checks.integer_array("costs", costs, z.shape[-1:])
-        self.budget = _checks.static_integer("budget", budget, 0)
+        self.costs = None if costs is None else integer(*z.shape[-1:]).take("costs", costs)
+        self.budget = size().take("budget", budget)
         self.exactly, self.indicators = exactly, indicators
         _checks.require(
             costs is not None or not exactly or self.budget <= z.shape[-1],

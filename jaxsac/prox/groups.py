@@ -96,7 +96,7 @@ class Groups(eqx.Module):
         largest = int(array.max())
         if num_groups is None:
             num_groups = largest + 1
-        num_groups = int(_arguments.size(1).convert("num_groups", num_groups, {}, None))
+        num_groups = int(_arguments.size(1).take("num_groups", num_groups))
         _checks.require(
             int(array.min()) >= 0 and largest < num_groups,
             f"labels must lie in [0, {num_groups}): {advice}",

@@ -229,7 +229,7 @@ class Penalty(eqx.Module):
         if l1 is not None:
             l1 = _non_negative(OF_COEFFICIENTS.convert("penalty.l1", l1, sizes, dtype))
         if ridge is not None:
-            ridge = _non_negative(real(low=0).convert("penalty.ridge", ridge, {}, dtype))
+            ridge = _non_negative(real(low=0).take("penalty.ridge", ridge, dtype))
         return Penalty(levels, l1, ridge, self.nonnegative)
 
     def _thresholds(self, lam, dtype):

@@ -162,7 +162,7 @@ class Phased(eqx.Module):
     ):
         self.action_set, self.rule = action_set, rule
         self.sparsity, self.radius = sparsity, radius
-        choice(*rule.radii).convert("radius", radius, {}, None)
+        choice(*rule.radii).take("radius", radius)
         _checks.require(
             radius != "local" or action_set.quadratic,
             "radius='local' needs a set whose f(S)^2 is quadratic (Ball, Ellipsoid): use 'hkz'.",
@@ -205,7 +205,7 @@ class Phased(eqx.Module):
         """
         number, dtype = state.plan.basis.shape[0], state.sums.dtype
         exploring = state.left == 0
-        reward = jnp.where(exploring, real().convert("reward", reward, {}, dtype), 0.0)
+        reward = jnp.where(exploring, real().take("reward", reward, dtype), 0.0)
         reward = reward * as_named(action, self.act(state))
         arm = jnp.where(exploring, state.position, 0)
         complete = exploring & (state.position == number - 1)
@@ -252,7 +252,7 @@ def as_named(action: Any, named: jax.Array) -> jax.Array:
     """1, or NaN where `action` is another one than `named`; a ValueError where both are known."""
     if action is None:
         return jnp.ones((), named.dtype)
-    action = real("d").convert("action", action, {"d": named.shape[0]}, named.dtype)
+    action = real("d").take("action", action, named.dtype, d=named.shape[0])
     slack = float(jnp.finfo(named.dtype).eps) ** 0.5 * jnp.max(jnp.abs(named))
     same = jnp.all(jnp.abs(action - named) <= slack)
     if _checks.is_concrete(same) and bool(jnp.all(jnp.isfinite(named))):

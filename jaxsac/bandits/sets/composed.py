@@ -38,8 +38,8 @@ class Product(ActionSet):
             listed and len(parts) == len(sizes) > 0,
             "parts and sizes must be lists of one size for each part.",
         )
-        self.parts = tuple(a_set.convert("parts", part, {}, None) for part in parts)
-        self.sizes = tuple(size(1).convert("sizes", each, {}, None) for each in sizes)
+        self.parts = tuple(a_set.take("parts", part) for part in parts)
+        self.sizes = tuple(size(1).take("sizes", each) for each in sizes)
         for part, each in zip(self.parts, self.sizes, strict=True):
             check_dimension(part, each)
 

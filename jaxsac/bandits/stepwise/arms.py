@@ -41,7 +41,7 @@ def product(a: jax.Array, b: jax.Array) -> jax.Array:
 
 def like_theta(name: str, value: Any, theta: jax.Array, *shape: Any) -> jax.Array:
     """An argument of `act` or `update` in the dtype and the dimension of the estimate."""
-    return real(*shape).convert(name, value, {"d": theta.shape[0]}, theta.dtype)
+    return real(*shape).take(name, value, theta.dtype, d=theta.shape[0])
 
 
 def ridge_start(dimension: int, ridge: jax.Array, dtype) -> Ridge:

@@ -46,7 +46,7 @@ class OnSet(eqx.Module):
 def mask_of(offer: jax.Array | None, theta: jax.Array) -> jax.Array | None:
     if offer is None:
         return None
-    return A_MASK.convert("offer", offer, {"d": theta.shape[0]}, theta.dtype) > 0
+    return A_MASK.take("offer", offer, theta.dtype, d=theta.shape[0]) > 0
 
 
 class OptimisticGreedy(OnSet, Stepwise):

@@ -11,7 +11,7 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 
 from jaxsac import _checks, _loops
-from jaxsac._arguments import arguments, integer, real, record
+from jaxsac._arguments import arguments, integer, real, record, tolerance
 from jaxsac._arguments.numbers import LOOKED_AT
 from jaxsac._implicit import implicit
 from jaxsac._iterate import Certificate, iterate
@@ -121,7 +121,7 @@ def soft_solve(
     """
     mdp = checked(mdp, reward)
     temperature = jnp.where(temperature > 0, temperature, jnp.nan)
-    return _soft_solve(mdp, reward, temperature, _checks.tolerance(tol, reward.dtype), max_steps)
+    return _soft_solve(mdp, reward, temperature, tolerance(tol, reward.dtype), max_steps)
 
 
 @jax.jit

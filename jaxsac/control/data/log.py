@@ -63,7 +63,7 @@ def checked(log: Log, num_actions: int, budget: int) -> Log:
 
 def logged_sets(log: Log) -> np.ndarray:
     """Its actions as int32 [T, W], or a ValueError."""
-    return np.asarray(_SETS.convert("log.actions", log.actions, {}, None))
+    return np.asarray(_SETS.take("log.actions", log.actions))
 
 
 def take(log: Log, rows: Any) -> Log:
@@ -112,7 +112,7 @@ def offered(log: Log, num_actions: int) -> np.ndarray:
 def _available_lists(available: Any, actions: np.ndarray, num_actions: int) -> np.ndarray:
     """Availability as sorted int32 lists [T, V] padded with -1."""
     records = actions.shape[0]
-    _CONTEXTS.convert("log.available", available, {"T": records}, computed(float))
+    _CONTEXTS.take("log.available", available, computed(float), T=records)
     available = np.asarray(available)
     if available.dtype == bool:
         _checks.require(
@@ -124,7 +124,7 @@ def _available_lists(available: Any, actions: np.ndarray, num_actions: int) -> n
         lists = np.where(available, np.arange(num_actions, dtype=np.int32), np.int32(num_actions))
         lists = np.sort(lists, axis=1)[:, :width]
     else:
-        lists = np.asarray(_SETS.convert("log.available", available, {}, None))
+        lists = np.asarray(_SETS.take("log.available", available))
         available = _within("available", lists, records, num_actions)
         lists = np.sort(np.where(available < 0, num_actions, available), axis=1)
         lists[:, 1:] = np.where(lists[:, 1:] == lists[:, :-1], num_actions, lists[:, 1:])
@@ -160,7 +160,7 @@ def _within(name: str, array: np.ndarray, records: int, num_actions: int) -> np.
 def _vector(name: str, value: Array | None, records: int) -> np.ndarray | None:
     if value is None:
         return None
-    _NUMBERS.convert(f"log.{name}", value, {"T": records}, computed(float))
+    _NUMBERS.take(f"log.{name}", value, computed(float), T=records)
     array = np.asarray(value)  # float64 stays so on the host: a propensity may be tiny
     if not np.issubdtype(array.dtype, np.floating):
         array = array.astype(np.float64)

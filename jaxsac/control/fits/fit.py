@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac import _checks
-from jaxsac._arguments import arguments, choice, either, flag, key, real, record, size
+from jaxsac._arguments import arguments, choice, either, flag, key, real, record, size, tolerance
 from jaxsac.control.data.digest import Digest, digest
 from jaxsac.control.data.log import Log
 from jaxsac.control.data.sample_weight import effective_sample_size
@@ -87,7 +87,7 @@ def fit(
     found: Result = objective.fit(
         data,
         chosen,
-        tol=float(_checks.tolerance(tol, dtype)),
+        tol=float(tolerance(tol, dtype)),
         max_steps=objective.MAX_STEPS if max_steps is None else max_steps,
         state=start,
         refit=refit,
@@ -154,6 +154,6 @@ def _chosen_lam(key: jax.Array, data: Digest, lam: Any) -> float:
     if not isinstance(lam, str):
         return float(lam)
     ways = _objective(data.task).LAMS
-    _checks.choice("lam", lam, tuple(ways))
+    choice(*tuple(ways)).take("lam", lam)
     # A log of zero contexts has no noise to measure.
     return max(ways[lam](key, data), float(np.finfo(np.float32).tiny))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac import _checks, group_lasso
-from jaxsac._arguments import arguments, integer, real, record, size
+from jaxsac._arguments import arguments, integer, real, record, size, tolerance
 from jaxsac._iterate import Certificate
 from jaxsac._rounds import Progress, rounds
 from jaxsac._sizes import padded
@@ -90,7 +90,7 @@ def fit_interactions(
     require_objective(task, "utility", "fit_interactions")
     lam = float(lam)
     paired = _Paired.of(task, lam, float(pair_weight))
-    tol = float(_checks.tolerance(tol, paired.utilities.dtype))
+    tol = float(tolerance(tol, paired.utilities.dtype))
 
     def advance(at: _At, _: Progress) -> _At:
         violators = np.flatnonzero(at.norms > 1 + _SLACK)
@@ -251,7 +251,7 @@ class PairwisePolicy(eqx.Module):
 
     def log_probs(self, context: Any) -> jax.Array:
         """log π of every set, [N], for a context [q]."""
-        context = _CONTEXT.convert("context", context, {"q": self.coef.shape[1]}, self.coef.dtype)
+        context = _CONTEXT.take("context", context, self.coef.dtype, q=self.coef.shape[1])
         multiply = functools.partial(jnp.matmul, precision="highest")
         scores = multiply(self.features, multiply(self.coef, context))
         return jax.nn.log_softmax(scores / self.temperature)

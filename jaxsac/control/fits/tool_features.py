@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsac import _checks, _loops, gibbs
-from jaxsac._arguments import arguments, integer, real, record, size
+from jaxsac._arguments import arguments, integer, real, record, size, tolerance
 from jaxsac._iterate import Certificate, iterate
 from jaxsac._linear import add, conjugate_gradient, dot, square
 from jaxsac.control.data.log import offered
@@ -34,8 +34,8 @@ class ToolModel(eqx.Module):
         """The policy over the tools with these features [M', d], known or new: θ_j = A' φ_j, b_j =
         ⟨φ_j, c⟩ + constant.
         """
-        features = _FEATURES.convert(
-            "tool_features", tool_features, {"d": self.tool_effect.shape[0]}, self.interaction.dtype
+        features = _FEATURES.take(
+            "tool_features", tool_features, self.interaction.dtype, d=self.tool_effect.shape[0]
         )
         return SparsePolicy(
             positions=jnp.arange(features.shape[0], dtype=jnp.int32),
@@ -107,7 +107,7 @@ def fit_tool_model(
         jnp.asarray(offered(task.log, task.num_actions)),
         tool_features,
         jnp.asarray(ridge, dtype),
-        _checks.tolerance(tol, dtype),
+        tolerance(tol, dtype),
         jnp.asarray(max_steps, jnp.int32),
         state,
     )

@@ -103,7 +103,7 @@ class SparsePolicy(eqx.Module):
 
     def scores(self, context: Any, available: Any = None) -> jax.Array:
         """z [M] for a context [q]; −∞ where `available` (booleans [M]) is False."""
-        context = _CONTEXT.convert("context", context, {"q": self.coef.shape[-1]}, self.dtype)
+        context = _CONTEXT.take("context", context, self.dtype, q=self.coef.shape[-1])
         own = jnp.matmul(self.coef, context, precision="highest")
         scores = self.intercept.at[self.positions].add(own)
         if available is None:
@@ -135,7 +135,7 @@ class SparsePolicy(eqx.Module):
         Returns: int32 [most that fit], most probable first, padded with -1.
         """
         scores = self.scores(context, available)
-        limit = _checks.static_integer("limit", limit, 0)
+        limit = size().take("limit", limit)
         index = gibbs.mode(gibbs.marginals(scores, budget=self.budget), budget=limit, costs=costs)
         return self._names(index)
 
@@ -156,7 +156,7 @@ class SparsePolicy(eqx.Module):
         ValueError where it is concrete.
         """
         scores = self.scores(context, available)
-        actions = _SET.convert("actions", actions, {}, None)
+        actions = _SET.take("actions", actions)
         if self.tools is None:
             return gibbs.log_prob(actions, scores, budget=self.budget)
         local = jnp.searchsorted(self.tools, actions).astype(jnp.int32)
@@ -170,7 +170,7 @@ class SparsePolicy(eqx.Module):
         """The same policy on the kept tools alone (or on `tools`, int [any]): what is deployed.
         Actions keep their original names. On the host.
         """
-        chosen = self.kept if tools is None else _SET.convert("tools", tools, {}, None)
+        chosen = self.kept if tools is None else _SET.take("tools", tools)
         chosen = np.unique(np.asarray(chosen))
         names = np.arange(self.num_actions) if self.tools is None else np.asarray(self.tools)
         _checks.require(bool(np.isin(chosen, names).all()), "tools must be tools of this policy.")

@@ -5,10 +5,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxsac import _checks
-from jaxsac._arguments import integer, real
+from jaxsac._arguments import integer, real, tolerance
 from jaxsac.group_lasso.problem.null import geometric, lam_max_of
 from jaxsac.group_lasso.problem.objective import Coefficients, Objective, recentre, with_lam
 from jaxsac.solution import Solution
@@ -25,10 +23,10 @@ class Limits(NamedTuple):
 
     @staticmethod
     def of(tol: Any, max_steps: Any, dtype: Any) -> "Limits":
-        max_steps = integer(low=0).convert("max_steps", max_steps, {}, None)
+        max_steps = integer(low=0).take("max_steps", max_steps)
         if tol is not None:
-            tol = real(low=0).convert("tol", tol, {}, np.dtype(dtype))
-        return Limits(_checks.tolerance(tol, dtype), jnp.asarray(max_steps))
+            tol = real(low=0).take("tol", tol, dtype)
+        return Limits(tolerance(tol, dtype), jnp.asarray(max_steps))
 
 
 class Lams(NamedTuple):

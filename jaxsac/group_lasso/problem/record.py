@@ -141,7 +141,7 @@ class Problem(eqx.Module):
         if offset is None:
             offset = filled(shape, 0.0, dtype)
         else:
-            offset = _checks.real_array("offset", offset, shape, dtype)
+            offset = real(*shape).take("offset", offset, dtype)
         _checks.require(
             penalty is None or isinstance(penalty, Penalty),
             f"penalty must be a jaxsac.prox.Penalty, got {type(penalty).__name__}.",
@@ -155,7 +155,7 @@ class Problem(eqx.Module):
             )
         self.X, self.y, self.groups, self.loss = design, y, groups, loss
         self.weights, self.sample_weight, self.offset = weights, sample_weight, offset
-        self.intercept, self.most_free = flag().convert("intercept", intercept, {}, None), most_free
+        self.intercept, self.most_free = flag().take("intercept", intercept), most_free
         self.penalty = None if penalty is None else penalty.checked(groups, dtype)
 
     @staticmethod
@@ -192,7 +192,7 @@ class Problem(eqx.Module):
         have a lam of 0, None: whether this one may.
         """
         design, y, offset, sample_weight = self.X, self.y, self.offset, self.sample_weight
-        lam = real(low=0).convert("lam", lam, {}, np.dtype(design.dtype))
+        lam = real(low=0).take("lam", lam, design.dtype)
         if free_lam is None:
             free_lam = not _checks.is_concrete(lam) or float(lam) == 0
         intercept = self.intercept
@@ -255,7 +255,7 @@ def _filled_on_host(shape: tuple[int, ...], value: float, dtype: Any) -> jax.Arr
 
 
 def _non_negative(name: str, value: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    array = real(*shape, low=0).convert(name, value, {}, np.dtype(dtype))
+    array = real(*shape, low=0).take(name, value, dtype)
     return jnp.where(array >= 0, array, jnp.nan)
 
 

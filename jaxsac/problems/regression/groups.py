@@ -1,12 +1,21 @@
 """Group-sparse regression and classification with correlated columns."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jaxsac._arguments import anything, arguments, key, real, size
+
+_DRAWN: dict[str, Any] = {
+    "key": key(),
+    "num_samples": size(1),
+    "num_groups": size(1),
+    "group_size": size(1),
+    "num_active": size(high="num_groups"),
+    "correlation": real(low=-1, high=1),
+}
 
 
 class GroupRegression(NamedTuple):
@@ -48,12 +57,7 @@ def ar1_design(
 
 
 @arguments(
-    key=key(),
-    num_samples=size(1),
-    num_groups=size(1),
-    group_size=size(1),
-    num_active=size(),
-    correlation=real(low=-1, high=1),
+    **_DRAWN,
     signal_to_noise=real(above=0),
     dtype=anything("a floating dtype; None: the default of JAX"),
 )
@@ -84,14 +88,7 @@ def group_regression(
 
 
 @arguments(
-    key=key(),
-    num_samples=size(1),
-    num_groups=size(1),
-    group_size=size(1),
-    num_active=size(),
-    correlation=real(low=-1, high=1),
-    score_spread=real(low=0),
-    dtype=anything("a floating dtype; None: the default of JAX"),
+    **_DRAWN, score_spread=real(low=0), dtype=anything("a floating dtype; None: the default of JAX")
 )
 def group_classification(
     key: jax.Array,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac import _checks
-from jaxsac._arguments import arguments, either, function, real, record
+from jaxsac._arguments import arguments, either, function, real, record, size
 
 
 class Model(eqx.Module):
@@ -189,7 +189,7 @@ class TypedModel(eqx.Module):
 
     def of_type(self, index: int) -> Model:
         """The model in which all agents are of one type, 0 ≤ index < E."""
-        index = _checks.static_integer("index", index, 0)
+        index = size().take("index", index)
         _checks.require(index < self.num_types, f"index must be < {self.num_types}, got {index}.")
         return Model(
             self.global_transition,

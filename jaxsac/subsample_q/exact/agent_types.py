@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 
 from jaxsac import _checks
-from jaxsac._arguments import anything, arguments, integer, real, record
+from jaxsac._arguments import anything, arguments, integer, real, record, size
 from jaxsac.solution import Solution, register
 from jaxsac.subsample_q.data.histograms import MEMORY_LIMIT, enumerate_counts, num_histograms
 from jaxsac.subsample_q.data.model import TYPED_MODEL, TypedModel, check_discount
@@ -129,7 +129,7 @@ def numbers_of_agents(ks: Any, num_types: int) -> tuple[int, ...]:
         len(given) == num_types,
         f"ks must have one number for each of the {num_types} types, got {ks}.",
     )
-    return tuple(_checks.static_integer("ks", k, 1) for k in given)
+    return tuple(size(1).take("ks", k) for k in given)
 
 
 @jax.jit
@@ -176,9 +176,9 @@ def _surrogate(model: TypedModel, ks: tuple[int, ...], move: Callable) -> Surrog
         transition = model.global_transition
         mixed = jnp.einsum("gac,cn->gan", transition, values, precision="highest")
         G, A, N = mixed.shape
-        for e, size in enumerate(sizes):
+        for e, number in enumerate(sizes):
             last = jnp.moveaxis(mixed.reshape(G, A, *sizes), e + 2, -1)
-            moved = move(e, last.reshape(G, -1, size))
+            moved = move(e, last.reshape(G, -1, number))
             mixed = jnp.moveaxis(moved.reshape(last.shape), -1, e + 2).reshape(G, A, N)
         return mixed.transpose(0, 2, 1)
 

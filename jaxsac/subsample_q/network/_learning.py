@@ -258,7 +258,7 @@ def learn_network(
     _checks.require(
         len(ks) > 0, "ks is empty: give the numbers of agents to learn for, such as (2, 4, 8)."
     )
-    ks = tuple(_checks.static_integer("ks", k, 1) for k in ks)
+    ks = tuple(size(1).take("ks", k) for k in ks)
     _checks.require(
         not _checks.is_concrete(environment.discount) or 0 <= float(environment.discount) < 1,
         f"discount must lie in [0, 1), got {environment.discount}.",

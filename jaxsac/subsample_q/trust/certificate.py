@@ -151,7 +151,7 @@ def certify(
     check_discount(model)
     upper = upper_bound(table, initial)
     if exact:
-        n = _checks.static_integer("num_agents", num_agents, 1)
+        n = size(1).take("num_agents", num_agents)
         valid = check_state(initial, model.num_global_states, table.meaning.ks[0], n)
         bounds = evaluate(model, table, n).value.bounds
         weights = hypergeometric_weights(initial[1], n, model.dtype)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxsac import _checks, _loops
-from jaxsac._arguments import either, real, record
+from jaxsac._arguments import either, real, record, tolerance
 from jaxsac._implicit import implicit
 from jaxsac._iterate import Certificate, iterate
 from jaxsac.solution import Solution, Status
@@ -50,7 +50,7 @@ class Settings(NamedTuple):
             f"initial must be the value of another solve, {jnp.dtype(dtype)} {list(shape)}.",
         )
         most, sweeps = jnp.asarray(max_steps, jnp.int32), jnp.asarray(sweeps, jnp.int32)
-        return cls(_checks.tolerance(tol, dtype), most, sweeps, initial)
+        return cls(tolerance(tol, dtype), most, sweeps, initial)
 
 
 class FixedPoint(NamedTuple):
