@@ -183,3 +183,13 @@ def test_the_page_of_arguments_is_up_to_date():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.PAGE.read_text() == module.page(), "run python docs/make_arguments.py"
+
+
+def test_a_small_number_that_becomes_zero_is_out_of_range():
+    @arguments(v=real("d"), radius=real(above=0))
+    def scaled(v, radius):
+        return v * radius
+
+    scaled(np.ones(2), 1e-50)
+    with pytest.raises(ValueError, match="radius must be > 0"):
+        scaled(np.ones(2, np.float32), 1e-50)

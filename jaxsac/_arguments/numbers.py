@@ -89,11 +89,15 @@ class Real(Kind):
                     " .astype."
                 )
         _match(name, array, self.shape, sizes)
+        if not array.ndim and not isinstance(array, jax.Array):
+            array = dtype.type(array)  # before the range, since a small number may become 0
+            self.range.check(name, array, sizes)
+            return array
         self.range.check(name, array, sizes)
         if isinstance(array, jax.Array):
             # what is weakly typed would be traced again
             return array if got == dtype and not array.weak_type else array.astype(dtype)
-        return jnp.asarray(array, dtype) if array.ndim else dtype.type(array)
+        return jnp.asarray(array, dtype)
 
     def __str__(self) -> str:
         what = "real" if self.shape != () else "number"

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsac._arguments.kind import Kind, Sizes, bind, shown
+from jaxsac._arguments.kind import Kind, Sizes, bind, computed, shown
 from jaxsac.solution import Solution
 
 
@@ -47,7 +47,7 @@ class Key(Kind):
     """One key of jax.random, typed or raw."""
 
     def convert(self, name: str, value: Any, sizes: Sizes, dtype: Any) -> Any:
-        got, shape = getattr(value, "dtype", None), np.shape(value)
+        got, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
         typed = got is not None and jnp.issubdtype(got, jax.dtypes.prng_key) and shape == ()
         if not typed and not (got == np.uint32 and shape in ((2,), (4,))):
             raise ValueError(
@@ -68,7 +68,7 @@ class Record(Kind):
 
     def dtype(self, value: Any) -> Any:
         got = getattr(self._opened(value), "dtype", None)
-        return np.dtype(got) if got is not None and jnp.issubdtype(got, jnp.floating) else None
+        return computed(got) if got is not None and jnp.issubdtype(got, jnp.floating) else None
 
     def _opened(self, value: Any) -> Any:
         held = isinstance(value, Solution) and Solution not in self.types

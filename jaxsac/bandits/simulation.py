@@ -81,8 +81,8 @@ def simulate(
       `algorithm.act` (the arms [K, d] of `lin_ucb` and `lin_ts`, the mask [d] of
       `adaptive_greedy`), or a function of a key, defined once, that draws it anew.
 
-    Returns: a `Run`; a NaN or an infinity in theta, sigma, the algorithm, the offer or the noise
-    gives NaN regret, no lock and the status NONFINITE. Batch with `jax.vmap` or `run_trials`, which
+    Returns: a `Run`; a NaN or an infinity in theta, the offer or the noise, or a traced one in
+    sigma or the algorithm, gives NaN regret, no lock and the status NONFINITE. Batch with `jax.vmap` or `run_trials`, which
     the cycle engine turns into one hand-written loop over all lanes. Not differentiable: decisions
     are discrete.
 

@@ -52,8 +52,13 @@ class Argmin(eqx.Module):
         )
         if closed_over:  # what is differentiated, or may be, comes in beside x
             x = (x, closed_over)
+            others = {
+                name: lambda x, *rest, function=function: function(x[0], *rest)
+                for name in ("prox_y", "nonsmooth")
+                if (function := getattr(problem, name)) is not None
+            }
             problem = dataclasses.replace(
-                problem, lower=lambda x, y: lower(*arrays_only(x[0], y), *x[1])
+                problem, lower=lambda x, y: lower(*arrays_only(x[0], y), *x[1]), **others
             )
         static = (problem, self.inner, self.sigma is None)
         return original(_argmin(static, x, y0, *numbers))
@@ -69,7 +74,10 @@ class Argmin(eqx.Module):
         x, y0 = _loops.own(Oracle(self.problem).whole_lower, *arrays_only(x, self.y0))
         dtype = dtype_of(x)
         sigma = positive_sigma(default_sigma(dtype) if self.sigma is None else self.sigma, dtype)
-        tol = tolerance(self.tol, dtype)
+        tol = self.tol
+        if tol is None and self.problem.prox_y is not None:  # σ is not chosen by ‖d‖ there
+            tol = max(1e-6, float(jnp.finfo(dtype).eps) ** 0.5 * 3)
+        tol = tolerance(tol, dtype)
         return x, y0, sigma, tol, jnp.asarray(self.max_steps, jnp.int32)
 
 
@@ -93,10 +101,11 @@ def argmin(
     which costs one perturbed inner solve and has error O(σ²). The minimiser must be unique near
     y*(x). Works under `jit`, `vmap`, and inside any larger `jax.grad` or `jax.vjp`, also for what
     `lower` closes over; y0 gets no gradient: the minimiser does not depend on it. Build it once:
-    each `lower` object is compiled anew.
+    each `lower` object is compiled anew. Integers that `vmap` maps are picked before, as in `row =
+    table[i]`, and `prox_y` and `nonsmooth` close over nothing that is differentiated.
 
     * `tol`: of the estimated error of y* relative to ‖y*‖, and of that of the pull-back relative to
-      it; 1e-6 in float64 and 1e-4 in float32.
+      it; 1e-6 in float64 and 1e-4 in float32 (1e-3 with `prox_y`).
     * `prox_y`, `nonsmooth`: see `Problem`.
     * `y0`, `sigma`, `inner`, `max_steps`: see `hypergradient`.
 
@@ -123,7 +132,8 @@ def _lower_solution(problem, inner, x, y0, tol, max_steps) -> Solution:
     if inner is None:
         outcome = solve_lower(oracle, x, y0, tol, max_steps)
         certificate = certify(outcome.state)
-        status = verdict(certificate, tol, progress=False, more=outcome.num_steps < max_steps)
+        more = outcome.num_steps < max_steps
+        status = verdict(certificate, tol, progress=~more, more=more)
         outcome = Outcome(outcome.state, certificate, status, outcome.num_steps)
     else:
         outcome = solve_alone(oracle, as_paired(inner, y0), x, y0, certify, tol, max_steps)

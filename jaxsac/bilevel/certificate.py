@@ -185,7 +185,9 @@ def newton_step(
     eps = float(jnp.finfo(dtype_of(z)).eps)
     size = jnp.maximum(norm(residual), rounding)
     flat, unravel = ravel_pytree(z)
-    signs = unravel(_signs(flat) / flat.size**0.5)
+    signs = _signs(flat) / flat.size**0.5
+    along = jnp.vdot(signs, ravel_pytree(residual)[0])
+    signs = unravel(jnp.where(along > 0, -signs, signs))  # or they might cancel it
     right_side = add(signs, residual, -1 / jnp.where(size > 0, size, 1.0))
 
     def product(v):

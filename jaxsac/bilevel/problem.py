@@ -20,7 +20,7 @@ class Problem(eqx.Module):
 
     * `upper`, `lower`: scalar functions (x, y), or (x, y, batch) when data are given to the solver.
       x and y are pytrees of floating arrays; equinox modules may carry functions beside their
-      arrays. When the lower level has several minimisers, the penalty methods choose the one with
+      arrays, and a Python number beside arrays is a constant: `jnp.asarray(0.0)` is a variable. When the lower level has several minimisers, the penalty methods choose the one with
       the least upper value (optimistic selection).
     * `project_x`: Euclidean projection of x on a closed convex set, applied after every outer step.
     * `prox_y`: (x, y, rate) -> arg min_u nonsmooth(x, u) + ‖u − y‖² / (2 rate), the proximal
@@ -62,10 +62,6 @@ class Constant:
     value: Any
 
 
-def arrays_of(tree: Tree) -> list[Any]:
-    return [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype")]
-
-
 @jax.custom_jvp
 def undifferentiated(tree: Tree) -> Tree:
     """`tree`; an error where it is differentiated."""
@@ -87,7 +83,12 @@ def arrays_only(x: Tree, y: Tree) -> tuple[Tree, Tree]:
     """
 
     holds_arrays = [
-        any(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in arrays_of(tree)) for tree in (x, y)
+        any(
+            jnp.issubdtype(leaf.dtype, jnp.inexact)
+            for leaf in jax.tree.leaves(tree)
+            if hasattr(leaf, "dtype")
+        )
+        for tree in (x, y)
     ]
 
     def is_variable(leaf: Any, beside_arrays: bool) -> bool:

@@ -365,3 +365,30 @@ def test_greedy_far_below_the_best_on_an_ill_conditioned_ellipsoid():
 def test_mistakes_are_named(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_what_is_made_inside_jit_from_constants_is_not_looked_at():
+    """Constants are known, what is computed of them is not."""
+    theta, key = jnp.asarray([0.9, 0.1, -0.5]), jax.random.key(0)
+    rows, limits = jnp.concatenate([jnp.eye(3), -jnp.eye(3)]), jnp.ones(6)
+
+    @jax.jit
+    def play(theta):
+        algorithm = bandits.apsee(bandits.Ball(), sparsity=1, sigma=0.1, basis=jnp.eye(3))
+        box = bandits.Polytope(inequalities=(rows, limits))
+        return bandits.simulate(key, algorithm, theta, sigma=0.1, horizon=20).regret, box.support(
+            theta
+        )
+
+    np.testing.assert_allclose(play(theta)[1], 1.5)
+    for call in (
+        lambda theta: bandits.submodularity_ratio(bandits.Ball(), theta, 2),
+        lambda theta: bandits.branch_and_bound(bandits.Ball(), theta, 2),
+    ):
+        with pytest.raises(ValueError, match="theta must be concrete"):
+            jax.jit(call)(theta)
+
+
+def test_a_gauge_of_nan_is_nan():
+    for one in (bandits.Ball(), bandits.Box(0.0, 1.0), bandits.Box(-1.0, 1.0), bandits.Simplex()):
+        assert np.isnan(one.gauge(jnp.asarray([jnp.nan, 0.2])))

@@ -7,7 +7,7 @@ import optax
 import pytest
 from bilevel.rl.beds import BED, MDP, leader, model
 
-from jaxsac import Status, bilevel
+from jaxsac import Reason, Status, bilevel
 from jaxsac._implicit import implicit
 from jaxsac._linear import conjugate_gradient
 from jaxsac.problems import bilevel_rl
@@ -183,3 +183,43 @@ def test_python_numbers_beside_arrays_are_no_variables():
     np.testing.assert_allclose(solution.value, 0.5, rtol=1e-6)
     with pytest.raises(ValueError, match="close over integers"):
         bilevel.hypergradient(problem, jnp.ones(2), {"w": jnp.zeros(2), "n": jnp.int32(2)})
+
+
+@pytest.mark.parametrize("x", [3.0, -3.0])
+@pytest.mark.parametrize("steps", [0, 1, 2])
+def test_one_variable_that_is_not_there_yet_is_not_certified(x, steps):
+    """Whatever the sign of its residual."""
+    function = bilevel.argmin(
+        lambda x, y: jnp.sum(jnp.cosh(y - 2 * x)), jnp.ones(1), max_steps=steps
+    )
+    solution = function.solution(jnp.asarray([x]))
+    assert solution.status == Status.MAX_STEPS and solution.stats["reason"] == Reason.NONE
+    assert np.isnan(function(jnp.asarray([x]))).all()
+    done = bilevel.argmin(lambda x, y: jnp.sum(jnp.cosh(y - 2 * x)), jnp.ones(1))
+    np.testing.assert_allclose(done(jnp.asarray([x])), 2 * x, rtol=1e-6)
+
+
+def test_beside_a_constraint_the_default_tolerance_of_float32_is_met():
+    function = bilevel.argmin(
+        lambda x, y: 0.5 * jnp.sum((y - x) ** 2),
+        jnp.zeros(3, jnp.float32),
+        prox_y=lambda x, y, rate: jnp.minimum(y, 10.0),
+        inner=optax.sgd(0.5),
+    )
+    x = jnp.asarray([1.0, 2.0, 3.0], jnp.float32)
+    np.testing.assert_allclose(jax.grad(lambda x: function(x).sum())(x), 1.0, atol=1e-3)
+
+
+def test_terms_beside_a_lower_level_that_closes_over_a_tracer_get_x_alone():
+    def total(w, x):
+        function = bilevel.argmin(
+            lambda x, y: 0.5 * jnp.sum((y - w * x) ** 2),
+            jnp.zeros(3),
+            prox_y=lambda x, y, rate: jnp.minimum(y, x + 10.0),
+            inner=optax.sgd(0.5),
+        )
+        return function(x).sum()
+
+    x = jnp.asarray([1.0, 2.0, 3.0])
+    np.testing.assert_allclose(jax.jit(total)(1.0, x), 6.0, rtol=1e-4)
+    np.testing.assert_allclose(jax.grad(total)(1.0, x), 6.0, rtol=1e-3)

@@ -204,7 +204,7 @@ _MARGIN = Rule(_verify, scheduled, _slope, _margin)
 _GREEDY = Rule(_verify, scheduled, _norm, _lead, (*KINDS, "local"))
 
 
-@arguments(algorithm=record(Phased, sizes=sized), theta=real("d"))
+@arguments(on_host=True, algorithm=record(Phased, sizes=sized), theta=real("d"))
 def stopping_time(algorithm: Phased, theta: jax.Array) -> float:
     """Steps after which `algorithm` has locked its support for sure, on the event that its error
     radius holds; on the host.

@@ -241,6 +241,8 @@ def _check_basis(basis: jax.Array | None, action_set: ActionSet) -> None:
         longest = jax.vmap(cast(action_set, basis.dtype).gauge)(basis).max()
     except ValueError:  # a set without a gauge
         return
+    if not _checks.is_concrete(longest):  # inside jax.jit
+        return
     _checks.require(
         bool(longest <= 1.0 + 100.0 * float(jnp.finfo(basis.dtype).eps) ** 0.75),
         f"basis holds rows that are {float(longest):g} times too long for the action set: divide"

@@ -221,7 +221,7 @@ class Box(Modular):
     def gauge(self, x):
         side = jnp.where(x > 0, like(self.high, x), -like(self.low, x))
         ratio = jnp.where(side > 0, jnp.abs(x) / jnp.where(side > 0, side, 1.0), jnp.inf)
-        ratio = jnp.where(x == 0, 0.0 * x, ratio)
+        ratio = jnp.where(x == 0, 0.0, jnp.where(jnp.isnan(x), x, ratio))
         return ratio[jnp.argmax(ratio)]
 
     def norm_bound(self, sparsity, dimension):

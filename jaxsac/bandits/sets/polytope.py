@@ -51,7 +51,8 @@ class Polytope(ActionSet):
             zero = jnp.zeros(vertices.shape[1], vertices.dtype)
             found = self.support(zero, zero > 0)  # with no coordinate allowed, only x = 0 is left
             advice = "the convex hull of vertices must contain the origin: add it, or shift them."
-        _checks.require(bool(jnp.all(jnp.isfinite(found))), advice)
+        if _checks.is_concrete(found):  # inside jax.jit it is traced
+            _checks.require(bool(jnp.all(jnp.isfinite(found))), advice)
 
     @property
     def dimension(self):

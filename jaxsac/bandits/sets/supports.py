@@ -94,7 +94,7 @@ def _best(action_set, theta, sparsity):
     )
 
 
-@arguments(**_PROBLEM, max_nodes=size(1))
+@arguments(on_host=True, **_PROBLEM, max_nodes=size(1))
 def branch_and_bound(
     action_set: ActionSet, theta: jax.Array, sparsity: int, *, max_nodes: int = 100_000
 ) -> tuple[Selection, int]:
@@ -155,7 +155,7 @@ def _values(action_set, theta, masks):
     return jax.vmap(lambda mask: action_set.support(theta, mask))(masks)
 
 
-@arguments(**_PROBLEM)
+@arguments(on_host=True, **_PROBLEM)
 def submodularity_ratio(action_set: ActionSet, theta: jax.Array, sparsity: int) -> float:
     """min of Σ_{i∈S} (f(L + i) − f(L)) / (f(L + S) − f(L)) over disjoint L, S with |L|, |S| ≤ s, by
     brute force on the host.

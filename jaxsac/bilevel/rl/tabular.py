@@ -131,7 +131,7 @@ def _soft_solve(mdp, reward, temperature, tol, max_steps) -> Solution:
 
     def step(v):
         _, q = _backup(fixed_mdp, fixed_reward, fixed_temperature, v)
-        return policy_value(
+        return _policy_value(
             fixed_mdp,
             fixed_reward,
             jax.nn.log_softmax(q / fixed_temperature, axis=1),
@@ -209,7 +209,10 @@ def policy_value(
     Raises: ValueError for a discount outside [0, 1) (traced: NaN), and for rows, of the process or
     the policy, that are no probabilities.
     """
-    mdp = checked(mdp, reward, log_probs)
+    return _policy_value(checked(mdp, reward, log_probs), reward, log_probs, temperature)
+
+
+def _policy_value(mdp, reward, log_probs, temperature):
     probs = jnp.exp(log_probs)
     bonus = jnp.where(
         probs > 0,
@@ -238,8 +241,6 @@ def expected_return(
     """initial · V, the discounted return (with entropy bonus) of a policy, exactly; arguments as in
     `policy_value`.
     """
-    return jnp.vdot(
-        checked(mdp, reward).initial,
-        policy_value(mdp, reward, log_probs, temperature),
-        precision="highest",
-    )
+    mdp = checked(mdp, reward, log_probs)
+    value = _policy_value(mdp, reward, log_probs, temperature)
+    return jnp.vdot(mdp.initial, value, precision="highest")
