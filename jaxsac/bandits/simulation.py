@@ -29,7 +29,7 @@ _POLICY = ("init", "act", "update", "benchmark", "support")
 
 @arguments(
     key=key(),
-    algorithm=anything("an algorithm of this room, or one's own with the same methods"),
+    algorithm=anything("an algorithm of `jaxsac.bandits`, or one's own with the same methods"),
     theta=real("d"),
     sigma=real(low=0, below=float("inf")),
     horizon=integer(low=1, below=FOREVER),
@@ -82,9 +82,9 @@ def simulate(
       `adaptive_greedy`), or a function of a key, defined once, that draws it anew.
 
     Returns: a `Run`; a NaN or an infinity in theta, the offer or the noise, or a traced one in
-    sigma or the algorithm, gives NaN regret, no lock and the status NONFINITE. Batch with `jax.vmap` or `run_trials`, which
-    the cycle engine turns into one hand-written loop over all lanes. Not differentiable: decisions
-    are discrete.
+    sigma or the algorithm, gives NaN regret, no lock and the status NONFINITE. Batch with
+    `jax.vmap` or `run_trials`, which the cycle engine turns into one hand-written loop over all
+    lanes. Not differentiable: decisions are discrete.
 
     Raises: ValueError for numbers out of range, and for what an engine cannot do.
 

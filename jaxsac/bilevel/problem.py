@@ -20,8 +20,9 @@ class Problem(eqx.Module):
 
     * `upper`, `lower`: scalar functions (x, y), or (x, y, batch) when data are given to the solver.
       x and y are pytrees of floating arrays; equinox modules may carry functions beside their
-      arrays, and a Python number beside arrays is a constant: `jnp.asarray(0.0)` is a variable. When the lower level has several minimisers, the penalty methods choose the one with
-      the least upper value (optimistic selection).
+      arrays, and a Python number beside arrays is a constant: `jnp.asarray(0.0)` is a variable.
+      When the lower level has several minimisers, the penalty methods choose the one with the least
+      upper value (optimistic selection).
     * `project_x`: Euclidean projection of x on a closed convex set, applied after every outer step.
     * `prox_y`: (x, y, rate) -> arg min_u nonsmooth(x, u) + ‖u − y‖² / (2 rate), the proximal
       operator of what the lower level has beside the smooth `lower`; for a constraint on y the

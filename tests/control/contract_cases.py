@@ -78,7 +78,7 @@ CASES = [
         name="control.fit imitation",
         solve=on_task(control.fit, "imitation"),
         hyper={"lam": 0.05},
-        bad=[*BAD, ({"tol": -1.0}, "tol must be >= 0")],
+        bad=[*BAD, ({"tol": -1.0}, "tol must be ≥ 0")],
     ),
     HOST(
         name="control.fit utility",
@@ -129,7 +129,7 @@ CASES = [
         scalar=lambda found: found.value + jnp.sin(found.standard_error),
         bad=[
             ({"utilities": jnp.zeros(19)}, "utilities must have shape"),
-            ({"max_weight": -1.0}, "max_weight must be >= 0"),
+            ({"max_weight": -1.0}, "max_weight must be ≥ 0"),
         ],
         certified=False,
     ),
