@@ -43,9 +43,10 @@ class Box:
     exact=flag(),
     key=key(),
     own=real(..., own=True),
+    several=either(real(low=0), real("d", low=0)),
 )
 def take(v, radius=1, *, index=None, k=2, kind="a", lam=None, pair=None, box=None, call=None,
-         exact=False, key=None, own=None):  # fmt: skip
+         exact=False, key=None, own=None, several=None):  # fmt: skip
     return locals()
 
 
@@ -110,6 +111,9 @@ def test_defaults_are_converted_and_none_passes_where_it_is_the_default():
         ({"kind": np.ones(2)}, "kind must be one of 'a', 'b'"),
         ({"lam": 0}, "lam must be > 0, got 0"),
         ({"lam": "atuo"}, "lam must be one of 'auto', got 'atuo'"),
+        ({"several": -1.0}, "several must be ≥ 0, got -1"),
+        ({"several": [0.5, 2.0, -1.0]}, "several must be ≥ 0 everywhere, got -1"),
+        ({"several": V[None]}, r"several must have shape \[d\]|several must be one number"),
         ({"pair": (0,)}, "pair must be "),
         ({"pair": (-1, [0.5])}, "pair: state must be ≥ 0"),
         ({"box": 3}, "box must be a Box, got 3"),
@@ -140,14 +144,33 @@ def test_traced_values_are_converted_and_not_looked_at():
         given = take(v, radius, index=index)
         return given["v"], given["radius"], given["index"]
 
-    v, radius, index = traced(np.arange(3), -1.0, np.array([2**33, -(2**40)]))
-    assert v.dtype == np.float64 and radius == -1 and index.dtype == np.int32
+    v, radius, index = traced(np.arange(3), 2.5, np.array([2**33, -(2**40)]))
+    assert v.dtype == np.float64 and radius == 2.5 and index.dtype == np.int32
     assert index.tolist() == [2**31 - 1, -(2**31)]
     with pytest.raises(ValueError, match="k decides array shapes"):
         jax.jit(lambda k: take(V, k=k))(2)
     np.testing.assert_array_equal(
         jax.vmap(lambda radius: take(V, radius)["radius"])(jnp.arange(3)), [0.0, 1.0, 2.0]
     )
+
+
+def test_a_traced_number_out_of_range_is_nan():
+    radii = jnp.array([-1.0, 0.0, 2.5, 3.0, jnp.nan])
+    given = jax.jit(jax.vmap(lambda radius: take(V, radius)["radius"]))(radii)
+    np.testing.assert_array_equal(given, [np.nan, 0.0, 2.5, np.nan, np.nan])
+    assert jax.grad(lambda radius: take(V, radius)["radius"] ** 2)(2.0) == 4
+
+
+@pytest.mark.parametrize("index", [[0, 2], np.array([0, 2]), jnp.array([0, 2], jnp.int8)])
+def test_what_is_concrete_stays_so_in_what_is_traced(index):
+    @jax.jit
+    def traced(x):
+        given = take(V.tolist(), index=index)
+        assert np.asarray(given["index"]).tolist() == [0, 2]
+        assert np.asarray(given["v"]).tolist() == V.tolist()
+        return x
+
+    traced(1.0)
 
 
 def test_large_arrays_are_not_searched():
@@ -174,6 +197,7 @@ def test_a_declaration_reads_as_a_row_of_a_table():
         "exact": "True or False",
         "key": "a key of jax.random",
         "own": "real of any shape",
+        "several": "number, ≥ 0, or real [d], ≥ 0",
     }
 
 

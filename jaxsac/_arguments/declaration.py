@@ -50,7 +50,7 @@ def arguments(*, on_host: bool = False, **kinds: Kind) -> Callable[[Function], F
             if len(args) > len(names) or len(given) < len(args) + len(kwargs):
                 return function(*args, **kwargs)  # Python says what is wrong
             if on_host:
-                _refuse_traced(function.__name__, given)
+                _refuse_traced(function.__qualname__.removesuffix(".__init__"), given)
             given = defaults | given
             dtype = None
             for name in floats:

@@ -56,6 +56,18 @@ class Range:
                 where = "" if scalar else " everywhere"
                 raise ValueError(f"{name} must be {sign} {said}{where}, got {wrong:g}.")
 
+    def or_nan(self, number: Any, sizes: Sizes) -> Any:
+        """A traced `number`, NaN where it is out of range: nobody can be told, but no plausible
+        answer comes of it.
+        """
+        ends = [(sizes.get(end) if isinstance(end, str) else end, by) for end, by, _ in self.ends]
+        holds = [by(number, end) for end, by in ends if end is not None]
+        return (
+            jnp.where(functools.reduce(jnp.logical_and, holds), number, jnp.nan)
+            if holds
+            else number
+        )
+
     def __str__(self) -> str:
         return ", ".join(f"{sign} {limit}" for limit, _, sign in self.ends)
 
@@ -94,10 +106,9 @@ class Real(Kind):
             self.range.check(name, array, sizes)
             return array
         self.range.check(name, array, sizes)
-        if isinstance(array, jax.Array):
-            # what is weakly typed would be traced again
-            return array if got == dtype and not array.weak_type else array.astype(dtype)
-        return jnp.asarray(array, dtype)
+        array = _as_array(array, dtype)
+        parameter = self.shape == () and isinstance(array, jax.core.Tracer)
+        return self.range.or_nan(array, sizes) if parameter else array
 
     def __str__(self) -> str:
         what = "real" if self.shape != () else "number"
@@ -130,10 +141,8 @@ class Integer(Kind):
         if wide and traced:
             array = jnp.clip(array, max(_INT32.min, jnp.iinfo(array.dtype).min), _INT32.max)
         self.range.check(name, array, sizes)
-        if isinstance(array, jax.Array):
-            exact = array.dtype == np.int32 and not array.weak_type
-            return array if exact else array.astype(np.int32)
-        return jnp.asarray(array, np.int32) if array.ndim else np.int32(array)
+        scalar = not array.ndim and not isinstance(array, jax.Array)
+        return np.int32(array) if scalar else _as_array(array, np.dtype(np.int32))
 
     def __str__(self) -> str:
         return _described("int32" if self.shape != () else "integer", self.shape, self.range)
@@ -190,8 +199,11 @@ def size(low: Limit = 0, high: Limit = None) -> Size:
 
 
 def _floating(dtype: Any) -> bool:
-    """Half precisions that NumPy does not know are asked of JAX, which takes longer."""
-    return dtype.kind == "f" or (dtype.kind == "V" and jnp.issubdtype(dtype, jnp.floating))
+    """Half precisions that NumPy does not know are asked of JAX, which takes longer; other
+    libraries' dtypes and those of keys have no kind.
+    """
+    kind = getattr(dtype, "kind", "O")
+    return kind == "f" or (kind == "V" and jnp.issubdtype(dtype, jnp.floating))
 
 
 def _numbers(name: str, value: Any, what: str) -> Any:
@@ -210,6 +222,16 @@ def _numbers(name: str, value: Any, what: str) -> Any:
     if getattr(dtype, "kind", "O") not in "biufcV" or (dtype.kind == "V" and not _floating(dtype)):
         raise ValueError(f"{name} must hold {what}, got {shown(value)}.")
     return array
+
+
+def _as_array(array: Any, dtype: np.dtype) -> jax.Array:
+    """`array` in `dtype`; what is concrete stays so within a function that is being traced."""
+    if isinstance(array, jax.Array) and array.dtype == dtype and not array.weak_type:
+        return array  # what is weakly typed would be traced again
+    if isinstance(array, jax.core.Tracer):
+        return array.astype(dtype)
+    with jax.ensure_compile_time_eval():
+        return jnp.asarray(array, dtype)
 
 
 def _match(name: str, array: Any, shape: tuple[int | str, ...] | None, sizes: Sizes) -> None:

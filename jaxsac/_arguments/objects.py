@@ -143,9 +143,15 @@ class Either(Kind):
                 return kind.convert(name, value, sizes, dtype)
             except ValueError as refusal:
                 refusals.append(str(refusal))
-        # a word is refused by the words that may stand there, a number by its range
-        chosen = [isinstance(kind, Choice) == isinstance(value, str) for kind in self.kinds]
-        raise ValueError(refusals[chosen.index(True) if True in chosen else 0])
+        rank = getattr(value, "ndim", int(isinstance(value, list | tuple)))
+
+        def likely(at: int) -> tuple[bool, bool]:
+            """A word is refused by the words that may stand there, numbers by their shape."""
+            shape = getattr(self.kinds[at], "shape", None)
+            fits = shape is not None and len(shape) == rank
+            return isinstance(self.kinds[at], Choice) == isinstance(value, str), fits
+
+        raise ValueError(refusals[max(range(len(refusals)), key=likely)])
 
     def __str__(self) -> str:
         return ", or ".join(map(str, self.kinds))

@@ -16,7 +16,7 @@ Z = jnp.asarray(np.random.default_rng(0).normal(size=9))
 MISTAKES = [
     (lambda: gibbs.log_partition(Z[None], 3), "z must have shape .*jax.vmap"),
     (lambda: gibbs.log_partition(Z.astype(complex), 3), "z must be real"),
-    (lambda: gibbs.log_partition(Z, -1), "budget must be at least 0"),
+    (lambda: gibbs.log_partition(Z, -1), "budget must be ≥ 0"),
     (lambda: gibbs.log_partition(Z, 2.5), "budget must be an integer"),
     (lambda: jax.jit(gibbs.log_partition)(Z, 3), "budget decides array shapes"),
     (lambda: gibbs.log_partition(Z, 10, exactly=True), "exactly=True needs budget <= M"),
@@ -63,7 +63,7 @@ MISTAKES = [
     (lambda: gibbs.Policy(Z, budget=3, given=[2, 2]), "given must name different tools"),
     (lambda: gibbs.Policy(Z, budget=3, given=[9]), "given must name different tools"),
     (lambda: gibbs.Policy(Z, budget=1, given=[2, 3]), "given takes 2 of a budget of 1"),
-    (lambda: gibbs.Policy(Z, budget=3).modes(0), "count must be at least 1"),
+    (lambda: gibbs.Policy(Z, budget=3).modes(0), "count must be ≥ 1"),
     (lambda: gibbs.Policy(Z, budget=3).pair_marginals([9]), "items must be tools"),
     (lambda: gibbs.Policy(Z, budget=3).covariance(Z[:2]), "u must have shape"),
     (

@@ -63,9 +63,8 @@ def test_restricted_curvature_brackets_the_exact_value(count):
     assert (np.asarray(found.lower) <= exact + rounding).all()
     assert (np.asarray(found.upper) >= exact - rounding).all()
     assert (np.asarray(found.upper_support) >= np.asarray(found.upper) - rounding).all()
-    assert (
-        np.median(np.asarray(found.upper) / np.maximum(exact, 1e-12)) < 1.01
-    )  # the descent finds it, mostly
+    # the descent finds it, mostly
+    assert np.quantile(np.asarray(found.upper) / np.maximum(exact, 1e-12), 0.9) < 1.02
     assert (np.asarray(found.lower) > 0).mean() > 0.3
 
 

@@ -123,7 +123,6 @@ def test_the_interval_is_its_formula(self_normalised, confidence):
     np.testing.assert_allclose(found, expected, rtol=1e-10)
 
 
-@pytest.mark.slow
 def test_logs_through_the_policies_own_probabilities():
     log = draw(0)
     for method in ("self_normalised", "inverse_propensity"):
