@@ -296,3 +296,17 @@ def test_the_lower_bound_has_a_derivative_where_all_returns_are_equal():
         )
     )(one.global_reward)
     np.testing.assert_allclose(slope, 2, rtol=1e-10)
+
+
+def test_without_a_future_the_first_reward_is_all():
+    model = dataclasses.replace(MODEL, discount=jnp.zeros(()))
+    table = sq.solve(model, 6).check().value
+    bounds = sq.certify(KEY, model, table, 6, STATE, num_rollouts=2)
+    np.testing.assert_allclose([bounds.lower, bounds.gap], [bounds.upper, 0], atol=1e-12)
+
+
+def test_a_first_value_of_another_problem_is_refused():
+    single = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), MODEL)
+    for wrong in (sq.solve(single, 2), sq.solve(MODEL, 1), np.zeros((3, 7))):
+        with pytest.raises(ValueError, match="initial must be the value of another solve"):
+            sq.solve(MODEL, 2, initial=wrong)
