@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxsac import bandits
+from jaxsac.bandits.estimate.radii import design_numbers, diagonal_design_numbers
 from jaxsac.bandits.phased.apsee import greedy_is_proved
 
 D, S, SIGMA, DELTA, CYCLES, RUNS = 6, 2, 0.3, 0.05, 100, 2000
@@ -151,3 +152,9 @@ def test_the_local_proof_is_sound_and_reaches_further():
     assert np.all(sound) and np.mean(beyond) < 0.5  # the sphere test can fail
     assert np.all(proved[:, :-1] >= proved[:, 1:])  # monotone in the error
     assert np.median(ratio) > 2 and ratio.min() > 0.85
+
+
+def test_a_diagonal_design_has_the_numbers_of_its_basis():
+    reach = jnp.asarray([0.5, 2.0, 3.0, 0.25])
+    found = diagonal_design_numbers(jnp.append(reach, 0.0))  # nothing is learned of that axis
+    np.testing.assert_allclose(found, design_numbers(jnp.diag(reach)), rtol=1e-12)
