@@ -18,8 +18,8 @@ HEAD = """# Arguments
 Every call is converted and checked by this table; what it does not fit raises a ValueError that
 names the argument. Integers and booleans are taken as real numbers, half precision is computed in
 float32, and all real arrays of a call have one dtype. A letter is a size: the same one wherever a
-call has it. Ranges are looked at where a value is concrete; NaN is in no range. `None` may stand
-where it is the default. Written by `python docs/make_arguments.py`.
+call has it. Ranges are looked at where a value is concrete; a traced number out of its range is NaN
+from then on, and NaN is in no range. `None` may stand where it is the default. Written by `python docs/make_arguments.py`.
 """
 
 
