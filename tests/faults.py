@@ -10,7 +10,18 @@ import numpy as np
 
 from jaxsac._arguments.kind import Kind
 from jaxsac._arguments.numbers import LOOKED_AT, Integer, Range, Real, Size
-from jaxsac._arguments.objects import Anything, Callback, Choice, Either, Flag, Key, Parts, Record
+from jaxsac._arguments.objects import (
+    MATRIX,
+    Anything,
+    Callback,
+    Choice,
+    Design,
+    Either,
+    Flag,
+    Key,
+    Parts,
+    Record,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,9 +160,17 @@ def _key(kind: Key, value: Any) -> Iterator[Cell]:
     yield Cell("two keys", jax.random.split(jax.random.key(0)), "refused")
 
 
-def _record(kind: Record, value: Any) -> Iterator[Cell]:
+def _record(kind: Kind, value: Any) -> Iterator[Cell]:
     yield Cell("a number", 3, "refused")
     yield Cell("an array", jnp.ones(3), "refused")
+
+
+def _design(kind: Design, value: Any) -> Iterator[Cell]:
+    if hasattr(value, "predict"):
+        yield from _record(kind, value)
+    else:
+        yield from _real(MATRIX, value)
+        yield Cell("empty", np.zeros((0, 0)), "refused")
 
 
 def _callback(kind: Callback, value: Any) -> Iterator[Cell]:
@@ -178,6 +197,7 @@ _BY_KIND = {
     Flag: _flag,
     Key: _key,
     Record: _record,
+    Design: _design,
     Callback: _callback,
     Parts: _parts,
 }

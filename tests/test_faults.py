@@ -25,16 +25,7 @@ SECONDS = 120  # a call that takes longer hangs
 # Answers of an enumeration, or what only holds fields that were computed.
 NO_ARGUMENTS = (int, tuple, Exception)
 # Namespaces with functions that check their arguments themselves, without declarations so far.
-UNDECLARED = {
-    "bilevel",
-    "bilevel.rl",
-    "designs",
-    "group_lasso",
-    "losses",
-    "numpyro",
-    "problems.bilevel",
-    "problems.bilevel_rl",
-}
+UNDECLARED = {"bilevel", "bilevel.rl", "problems.bilevel", "problems.bilevel_rl"}
 UNDECLARED_FUNCTIONS = {"run_trials", "summarise"}
 SAMPLE = 2  # of the cells whose answers must be computed, in the default run
 
@@ -64,7 +55,9 @@ def functions() -> list[str]:
         for member in sorted(members):
             name = f"{room}.{member}" if room else member
             value = public_function(name)
-            made = isinstance(value, type) and issubclass(value, NO_ARGUMENTS)
+            made = isinstance(value, type) and (
+                issubclass(value, NO_ARGUMENTS) or getattr(value, "_is_protocol", False)
+            )
             if callable(value) and not made:
                 names.append(name)
     return names

@@ -20,13 +20,24 @@ them.
 
 from jaxsac._arguments.declaration import arguments, declared, passes_on
 from jaxsac._arguments.numbers import integer, real, size, tolerance
-from jaxsac._arguments.objects import anything, choice, either, flag, function, key, parts, record
+from jaxsac._arguments.objects import (
+    anything,
+    choice,
+    design,
+    either,
+    flag,
+    function,
+    key,
+    parts,
+    record,
+)
 
 __all__ = [
     "anything",
     "arguments",
     "choice",
     "declared",
+    "design",
     "either",
     "flag",
     "function",

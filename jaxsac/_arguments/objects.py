@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac._arguments.kind import Kind, Sizes, bind, computed, shown
+from jaxsac._arguments.numbers import real
 from jaxsac.solution import Solution
 
 
@@ -86,6 +87,45 @@ class Record(Kind):
     def __str__(self) -> str:
         names = [cls.__name__ for cls in self.types]
         return " or ".join(("an " if name[0] in "AEIOU" else "a ") + name for name in names)
+
+
+MATRIX = real("T", "p")
+
+
+@dataclasses.dataclass(frozen=True)
+class Design(Kind):
+    """A matrix, or a linear map with `predict` and `adjoint`, which has its sizes and dtype; or a
+    record that holds one.
+    """
+
+    types: tuple[type, ...]
+
+    def dtype(self, value: Any) -> Any:
+        got = getattr(value, "dtype", None)
+        return computed(got) if got is not None and jnp.issubdtype(got, jnp.floating) else None
+
+    def convert(self, name: str, value: Any, sizes: Sizes, dtype: Any) -> Any:
+        if isinstance(value, self.types):
+            return value
+        if hasattr(value, "todense"):
+            raise ValueError(
+                f"{name} is sparse: pass {name}.toarray(), or a design with predict and adjoint of"
+                " your own."
+            )
+        if not (hasattr(value, "predict") and hasattr(value, "adjoint")):
+            matrix = MATRIX.convert(name, value, sizes, dtype)
+            if not matrix.size:
+                raise ValueError(
+                    f"{name} must have at least one row and one column, got shape"
+                    f" {list(matrix.shape)}."
+                )
+            return matrix
+        bind(name, "T", value.prediction_shape[0], sizes)
+        bind(name, "p", value.num_coefficients, sizes)
+        return value
+
+    def __str__(self) -> str:
+        return ", or a ".join([str(MATRIX), "design", *(cls.__name__ for cls in self.types)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,6 +231,11 @@ def parts(**kinds: Kind) -> Parts:
 def either(*kinds: Kind) -> Either:
     """The first of `kinds` that takes the value."""
     return Either(kinds)
+
+
+def design(*types: type) -> Design:
+    """A matrix [T, p] or a design; or an object of one of `types`, which holds one."""
+    return Design(types)
 
 
 flag, key, function, anything = Flag, Key, Callback, Anything

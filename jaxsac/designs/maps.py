@@ -9,10 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxsac import _checks, _loops
-from jaxsac._arguments import arguments, choice, integer, real, size
+from jaxsac import _arguments, _checks, _loops
+from jaxsac._arguments import anything, arguments, choice, function, integer, real, size
 from jaxsac.prox import vector_norm
 from jaxsac.solution import register
+
+_CHOICE = {
+    "actions": integer("T", "W"),
+    "features": real("T", "q", own=True),
+    "num_actions": size(1),
+}
+_OUTPUTS = {
+    "features": real("T", "q", own=True),
+    "num_outputs": size(1),
+    "by": choice("output", "feature"),
+}
 
 
 class Design(Protocol):
@@ -45,6 +56,7 @@ class Design(Protocol):
 
 
 @register
+@arguments(matrix=real("T", "p"))
 class Dense(eqx.Module):
     """The design of a matrix, predict(b) = X b with X [T, p]."""
 
@@ -76,6 +88,7 @@ class Dense(eqx.Module):
 
 
 @register
+@arguments(**_CHOICE)
 class BudgetedChoice(eqx.Module):
     """predict(b)_t = Σ_{j ∈ a_t} <θ_j, ψ_t>: the score of the set chosen in each record, by gather
     and scatter, O(T W q).
@@ -128,6 +141,7 @@ class BudgetedChoice(eqx.Module):
 
 
 @register
+@arguments(**_OUTPUTS)
 class MultiOutput(eqx.Module):
     """predict(b) = Ψ Θ' [T, M]: M outputs that share the features Ψ [T, q]; the matrix Ψ ⊗ I is
     never built.
@@ -175,6 +189,7 @@ class MultiOutput(eqx.Module):
 
 
 @register
+@arguments(design=_arguments.design(), shares=real("T"))
 class Centred(eqx.Module):
     """Another design minus its weighted mean over samples: what remains of it beside a free
     intercept, predict(b) = X b − Σ_s shares_s (X b)_s, for each output.
@@ -211,17 +226,14 @@ class Centred(eqx.Module):
         return self.design.column_squares(sample_weight)
 
 
+@arguments(matrix=real("T", "p"))
 def dense(matrix: Any) -> Dense:
     """The design of a matrix X [T, p]; ValueError unless it is two-dimensional and not empty."""
-    matrix = real("T", "p", own=True).take("X", matrix, jnp.result_type(float))
-    _checks.require(
-        matrix.size > 0,
-        f"X must have at least one row and one column, got shape {list(matrix.shape)}.",
-    )
+    _checks.require(matrix.size > 0, "matrix must have at least one row and one column.")
     return Dense(matrix)
 
 
-@arguments(actions=integer("T", "W"), features=real("T", "q", own=True), num_actions=size(1))
+@arguments(**_CHOICE)
 def budgeted_choice(actions: Any, features: Any, num_actions: int) -> BudgetedChoice:
     """The design of chosen sets: actions [T, W] in [0, M) padded with −1, features [T, q];
     ValueError for an action out of range.
@@ -239,7 +251,7 @@ def budgeted_choice(actions: Any, features: Any, num_actions: int) -> BudgetedCh
     return BudgetedChoice(actions, features, num_actions)
 
 
-@arguments(features=real("T", "q", own=True), num_outputs=size(1), by=choice("output", "feature"))
+@arguments(**_OUTPUTS)
 def multi_output(features: Any, num_outputs: int, by: str = "output") -> MultiOutput:
     """The design of M outputs over shared features [T, q]; coefficients are consecutive by "output"
     or by "feature".
@@ -251,13 +263,18 @@ def multi_output(features: Any, num_outputs: int, by: str = "output") -> MultiOu
     return MultiOutput(features, num_outputs, by)
 
 
+@arguments(X=_arguments.design())
 def as_design(X: Any) -> Design:
     """`X` itself if it is a design, else the design of the matrix X [T, p]."""
-    advice = "X is sparse: pass X.toarray(), or a design with predict and adjoint of your own."
-    _checks.require(not hasattr(X, "todense"), advice)
-    return X if hasattr(X, "predict") and hasattr(X, "adjoint") else dense(X)
+    return X if hasattr(X, "adjoint") else Dense(X)
 
 
+@arguments(
+    matvec=function("(vector [size]) -> [size]"),
+    size=size(1),
+    dtype=anything("a floating dtype"),
+    num_steps=size(1),
+)
 def largest_eigenvalue(
     matvec: Callable[[jax.Array], jax.Array], size: int, dtype: Any, num_steps: int = 15
 ) -> jax.Array:
@@ -279,12 +296,12 @@ def largest_eigenvalue(
     return _loops.fori_loop(0, num_steps, step, (start, jnp.zeros((), dtype)))[1]
 
 
+@arguments(design=_arguments.design(), sample_weight=real("T", low=0), num_steps=size(1))
 def squared_norm(design: Design, sample_weight: jax.Array, num_steps: int = 15) -> jax.Array:
     """‖diag(c)^½ X‖₂² of a design, c = `sample_weight` [T] ≥ 0, as a lower bound by power
     iteration; see `largest_eigenvalue`.
     """
-    _checks.check_shape("sample_weight", sample_weight, design.prediction_shape[:1])
-    design = _of_one_output(design)
+    design = _of_one_output(as_design(design))
 
     def matvec(vector):
         predictions = design.predict(vector)

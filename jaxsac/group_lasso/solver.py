@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac import _checks
-from jaxsac._arguments import real, record, size
+from jaxsac._arguments import design, integer, passes_on, real, record, size
 from jaxsac.group_lasso.methods import choose, values_of
 from jaxsac.group_lasso.methods.limits import Lams, Limits
 from jaxsac.group_lasso.methods.loop.fista import State
@@ -21,6 +21,14 @@ from jaxsac.prox import Groups, Penalty
 from jaxsac.solution import Reason, Solution, Status
 
 
+@passes_on(
+    Problem,
+    X=design(Problem),
+    lam=real(low=0),
+    tol=real(low=0),
+    max_steps=integer(low=0),
+    state=record(State, Solution),
+)
 def solve(
     X: Any,
     y: Any = None,
@@ -68,7 +76,9 @@ def solve(
       not counted. On CPUs up to ten rounds of working sets precede it where X is dense and not
       tiny; such a step reads X, or its float32 copy, up to five times.
 
-    Where another method stalls, the loop goes on from there, and `method` says so.
+    Where another method stalls, the loop goes on from there, and `method` says so. Outside `jit` a
+    small problem on which the loop alone stalls is solved once more, by rounds first; `num_steps`
+    counts both.
 
     Under `vmap`, also under several, lanes that share X take their steps together, as products of
     matrices, and of many lanes those that have ended are left out. On CPUs lanes that have an X
@@ -102,6 +112,7 @@ def solve(
     return _answer(problem, solution, at_lam.lam)
 
 
+@passes_on(Problem, X=design(Problem))
 def lam_max(
     X: Any,
     y: Any = None,
@@ -131,6 +142,15 @@ def lam_max(
     return lam_max_of(problem.at(0.0))
 
 
+@passes_on(
+    Problem,
+    X=design(Problem),
+    lams=real("L", low=0),
+    num_lams=size(1),
+    min_ratio=real(above=0, high=1),
+    tol=real(low=0),
+    max_steps=integer(low=0),
+)
 def path(
     X: Any,
     y: Any = None,
@@ -170,11 +190,7 @@ def path(
     words = {"loss": loss, "weights": weights, "sample_weight": sample_weight, "offset": offset}
     problem = Problem.of(X, y, groups, words | {"intercept": intercept, "penalty": penalty})
     limits = Limits.of(tol, max_steps, problem.dtype)
-    dtype = np.dtype(problem.dtype)
-    min_ratio = real(above=0, high=1).take("min_ratio", min_ratio, dtype)
-    num_lams = size(1).take("num_lams", num_lams)
     if lams is not None:
-        lams = real("L", low=0).take("lams", lams, dtype)
         _checks.require(lams.shape[0] > 0, "lams must hold at least one value.")
         lams = jnp.where(lams >= 0, lams, jnp.nan)
     # A path from lam_max has lam = 0 only where the null model is a solution for every lam.
@@ -189,7 +205,6 @@ def _start(problem: Problem, state: State | Solution | None) -> State | None:
     """What is started from, without an intercept where there is none."""
     if state is None:
         return None
-    record(State, Solution).take("state", state)
     at: State = state.state if isinstance(state, Solution) else state
     _checks.check_shape("state.coef", at.coef, (problem.groups.num_coefficients,))
     _checks.check_shape("state.intercept", at.intercept, problem.offset.shape[1:])

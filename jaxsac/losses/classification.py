@@ -9,7 +9,7 @@ import numpy as np
 from jax.scipy.special import entr
 
 from jaxsac import _checks, gibbs
-from jaxsac._arguments import anything, arguments, flag, integer, real, size
+from jaxsac._arguments import arguments, flag, integer, passes_on, real, size
 from jaxsac.losses.protocol import Loss, inner
 from jaxsac.solution import register
 
@@ -99,6 +99,15 @@ class BudgetedGibbs(Loss):
     exactly: bool = eqx.field(static=True, default=False)  # |a| = B
     costs: tuple[int, ...] | None = eqx.field(static=True, default=None)  # [M] ≥ 0
 
+    @arguments(budget=size(), exactly=flag(), costs=integer("M", low=0))
+    def __init__(self, budget: int, exactly: bool = False, costs: Any = None):
+        _checks.require(
+            _checks.is_concrete(costs), "costs bound the curvature and must be concrete integers."
+        )
+        _checks.require(costs is None or not exactly, "exactly=True is for budgets without costs.")
+        self.budget, self.exactly = budget, exactly
+        self.costs = None if costs is None else tuple(np.asarray(costs).tolist())
+
     @property
     def curvature(self) -> float | None:
         if self.costs is None:
@@ -165,21 +174,9 @@ class BudgetedGibbs(Loss):
         )
 
 
-@arguments(budget=size(), exactly=flag(), costs=anything("integers [M] ≥ 0, or None"))
+@passes_on(BudgetedGibbs)
 def budgeted_gibbs(budget: int, *, exactly: bool = False, costs: Any = None) -> BudgetedGibbs:
     """The likelihood of sets |a| ≤ budget (`exactly`: = budget; `costs`: integer costs [M], total ≤
     budget).
     """
-    fixed = None
-    if costs is not None:
-        _checks.require(
-            _checks.is_concrete(costs), "costs bound the curvature and must be concrete integers."
-        )
-        _checks.require(not exactly, "exactly=True is for budgets without costs.")
-        array = np.asarray(costs)
-        _checks.require(
-            array.ndim == 1 and bool(np.issubdtype(array.dtype, np.integer)),
-            "costs must be integers of shape [M].",
-        )
-        fixed = tuple(array.tolist())
-    return BudgetedGibbs(budget, exactly, fixed)
+    return BudgetedGibbs(budget, exactly, costs)

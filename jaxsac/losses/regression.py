@@ -41,17 +41,18 @@ class Squared(Loss):
 
 
 @register
+@arguments(delta=real(low=0, own=True))
 class Huber(Loss):
     """ℓ = ½ r² for |r| ≤ delta, delta (|r| − ½ delta) beyond, r = y − z."""
 
-    delta: jax.Array | float = 1.345  # [] > 0, in the units of y
+    delta: jax.Array | float = 1.345  # [] ≥ 0, in the units of y
 
     @property
     def curvature(self) -> float | None:
         return 1.0
 
     def _clipped(self, z, y):
-        delta = jnp.asarray(self.delta).astype(z.dtype)
+        delta = jnp.where(self.delta >= 0, self.delta, jnp.nan).astype(z.dtype)
         return y - z, jnp.clip(y - z, -delta, delta)
 
     def per_sample(self, z, y):
@@ -78,10 +79,11 @@ def huber(delta: float | jax.Array = 1.345) -> Huber:
     """The Huber loss with threshold delta > 0, in the units of y; traced, so that a sweep compiles
     once.
     """
-    return Huber(jnp.asarray(delta))
+    return Huber(delta)
 
 
 @register
+@arguments(floor=real(above=0, own=True), least=real(low=0, own=True))
 class SquareRoot(Loss):
     """F = min_{σ ≥ σ₀} Σ_t c_t r_t² / (2 T σ) + σ/2, r = y − z: (Σ c r² / T)^½ wherever that is at
     least σ₀, and smooth below.
@@ -112,7 +114,8 @@ class SquareRoot(Loss):
         )
         # A constant target leaves rounding for a spread.
         spread = jnp.where(spread > 100.0 * jnp.finfo(spread.dtype).eps * size, spread, size)
-        least = jnp.asarray(self.floor).astype(spread.dtype) * jnp.where(spread == 0, 1.0, spread)
+        floor = jnp.where(self.floor > 0, self.floor, jnp.nan).astype(spread.dtype)
+        least = floor * jnp.where(spread == 0, 1.0, spread)
         return SquareRoot(self.floor, least)
 
     def scale(
@@ -166,7 +169,7 @@ def square_root(floor: float | jax.Array = 0.01) -> SquareRoot:
     """The square-root loss whose σ does not fall below `floor` > 0 times the standard deviation of
     the targets; traced.
     """
-    return SquareRoot(jnp.asarray(floor))
+    return SquareRoot(floor)
 
 
 @register

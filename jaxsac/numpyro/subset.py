@@ -11,7 +11,7 @@ from numpyro.distributions import Distribution, constraints
 from numpyro.distributions.util import validate_sample
 
 from jaxsac import _checks, gibbs
-from jaxsac._arguments import integer, real, size
+from jaxsac._arguments import anything, arguments, flag, integer, real, size
 
 
 class Subset(Distribution):
@@ -51,6 +51,15 @@ class Subset(Distribution):
     pytree_data_fields = ("z", "temperature", "costs")
     pytree_aux_fields = ("budget", "exactly", "indicators")
 
+    @arguments(
+        z=real(...),
+        budget=size(),
+        exactly=flag(),
+        costs=integer("M", low=0),
+        temperature=real(..., above=0),
+        indicators=flag(),
+        validate_args=anything("True, False or None"),
+    )
     def __init__(
         self,
         z: Any,
@@ -62,11 +71,7 @@ class Subset(Distribution):
         indicators: bool = False,
         validate_args: bool | None = None,
     ):
-        _checks.require(
-            jnp.ndim(z) >= 1, f"z must have shape [..., M], got {list(jnp.shape(z))}: scores."
-        )
-        z = real(...).take("z", z)
-        temperature = jnp.asarray(temperature).astype(z.dtype)
+        _checks.require(z.ndim >= 1, f"z must have shape [..., M], got {list(z.shape)}: scores.")
         batch_shape = np.broadcast_shapes(z.shape[:-1], temperature.shape)
         self.z = jnp.broadcast_to(z, (*batch_shape, z.shape[-1]))
         self.temperature = jnp.broadcast_to(temperature, batch_shape)
@@ -74,9 +79,9 @@ class Subset(Distribution):
             _checks.is_concrete(costs),
             "costs decide the width of the sets and must be concrete: close over an array.",
         )
-        self.costs = None if costs is None else integer(*z.shape[-1:]).take("costs", costs)
-        self.budget = size().take("budget", budget)
-        self.exactly, self.indicators = exactly, indicators
+        if costs is not None:
+            _checks.check_shape("costs", costs, z.shape[-1:])
+        self.budget, self.exactly, self.costs, self.indicators = budget, exactly, costs, indicators
         _checks.require(
             costs is not None or not exactly or self.budget <= z.shape[-1],
             f"exactly=True needs budget <= M, got budget={budget} and M={z.shape[-1]}.",

@@ -227,6 +227,7 @@ class Penalty(eqx.Module):
         levels = [level._replace(weights=_non_negative(level.weights)) for level in levels]
         l1, ridge, sizes = self.l1, self.ridge, {"p": groups.num_coefficients}
         if l1 is not None:
+            l1 = jnp.asarray(l1).astype(dtype)  # numbers follow what they are applied to
             l1 = _non_negative(OF_COEFFICIENTS.convert("penalty.l1", l1, sizes, dtype))
         if ridge is not None:
             ridge = _non_negative(real(low=0).take("penalty.ridge", ridge, dtype))

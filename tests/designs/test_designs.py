@@ -129,9 +129,9 @@ def test_memory_of_the_choice_design_does_not_grow_with_its_matrix():
 @pytest.mark.parametrize(
     "build, message",
     [
-        (lambda: designs.dense(np.ones(3)), "X must have shape"),
+        (lambda: designs.dense(np.ones(3)), "matrix must have shape"),
         (lambda: designs.dense(np.ones((0, 3))), "at least one row"),
-        (lambda: designs.dense(np.ones((2, 2)) * 1j), "X must be real"),
+        (lambda: designs.dense(np.ones((2, 2)) * 1j), "matrix must be real"),
         (
             lambda: designs.budgeted_choice(np.asarray([[7]]), np.ones((1, 2)), 5),
             "actions must be below num_actions = 5",

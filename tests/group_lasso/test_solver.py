@@ -298,8 +298,8 @@ def test_multinomial_and_budgeted_gibbs_with_budget_one_agree():
     [
         (dict(y=Y[1:]), r"y must have shape \[30\]"),
         (dict(X=X[0]), "X must have shape"),
-        (dict(groups=Groups.equal(3, 3)), "groups partition 9 coefficients but X has 20"),
-        (dict(groups=3), "groups must be a jaxsac.Groups"),
+        (dict(groups=Groups.equal(3, 3)), "groups must have p = 20, got 9"),
+        (dict(groups=3), "groups must be a Groups"),
         (dict(lam=-0.1), "lam must be ≥ 0"),
         (dict(lam=jnp.ones(2)), "lam must be one number.*vmap"),
         (dict(loss="hinge"), "loss must be one of 'squared', 'logistic'"),

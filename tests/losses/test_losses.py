@@ -274,7 +274,7 @@ def test_impossible_targets_have_no_loss():
         (lambda: losses.huber(0.0), "delta must be > 0"),
         (lambda: losses.square_root(0.0), "floor must be > 0"),
         (lambda: losses.budgeted_gibbs(-1), "budget must be ≥ 0"),
-        (lambda: losses.budgeted_gibbs(2, costs=[0.5]), "costs must be integers"),
+        (lambda: losses.budgeted_gibbs(2, costs=[0.5]), "costs must hold integers"),
         (lambda: losses.budgeted_gibbs(1).target(SETS, (T, M), float), "rows outside the budget 1"),
         (
             lambda: losses.budgeted_gibbs(2).target(SETS + 3, (T, M), float),

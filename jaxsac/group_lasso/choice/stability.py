@@ -79,7 +79,10 @@ def stability_selection(
     dtype, groups = problem.dtype, problem.groups
     _checks.require(problem.offset.shape[0] >= 2, "stability_selection needs at least 2 records.")
     threshold = jnp.where((threshold > 0.5) & (threshold <= 1), threshold, jnp.nan)
-    lams, limits = jnp.atleast_1d(lam), Limits.of(tol, max_steps, dtype)
+    lams, limits = (
+        jnp.atleast_1d(jnp.where(lam >= 0, lam, jnp.nan)),
+        Limits.of(tol, max_steps, dtype),
+    )
     halves = _halves(key, problem.sample_weight, num_pairs=num_pairs)
     if choose(problem.at(1.0), lams, *limits).name == METHODS[LOOP]:
         chosen, status = _fits(problem, lams, limits, halves)

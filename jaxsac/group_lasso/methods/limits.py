@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxsac._arguments import integer, real, tolerance
+from jaxsac._arguments import tolerance
 from jaxsac.group_lasso.problem.null import geometric, lam_max_of
 from jaxsac.group_lasso.problem.objective import Coefficients, Objective, recentre, with_lam
 from jaxsac.solution import Solution
@@ -23,9 +23,6 @@ class Limits(NamedTuple):
 
     @staticmethod
     def of(tol: Any, max_steps: Any, dtype: Any) -> "Limits":
-        max_steps = integer(low=0).take("max_steps", max_steps)
-        if tol is not None:
-            tol = real(low=0).take("tol", tol, dtype)
         return Limits(tolerance(tol, dtype), jnp.asarray(max_steps))
 
 

@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac import _checks
-from jaxsac._arguments import flag, real, record
+from jaxsac._arguments import anything, arguments, choice, design, either, flag, real, record
 from jaxsac.designs import as_design
 from jaxsac.group_lasso.problem.objective import Coefficients, Objective, centre
 from jaxsac.losses import Loss, resolve
+from jaxsac.losses.names import LOSS
 from jaxsac.prox import Groups, Penalty
+from jaxsac.prox.groups import GROUPS
 from jaxsac.solution import Solution, register
 
 FEW_FREE = 256  # unpenalised coefficients that a method may refit at every check
@@ -25,6 +27,9 @@ _NAMES = {
 
 
 @register
+@arguments(
+    coef=real(...), intercept=real(...), loss=anything("the name of a loss"), has_intercept=flag()
+)
 class LinearModel(eqx.Module):
     """What a solution of the group lasso holds: z = X coef + intercept; [L, ...] each, of a path.
 
@@ -96,6 +101,17 @@ class Problem(eqx.Module):
     penalty: Penalty | None
     most_free: int = eqx.field(static=True, init=False)
 
+    @arguments(
+        X=design(),
+        y=anything("targets [T], or [T, M]", like=real("T")),
+        groups=GROUPS,
+        loss=LOSS,
+        weights=either(choice("sqrt_size"), real("G", low=0)),
+        sample_weight=real("T", low=0),
+        offset=anything("as y", like=real("T")),
+        intercept=flag(),
+        penalty=record(Penalty),
+    )
     def __init__(
         self,
         X: Any,
@@ -109,43 +125,24 @@ class Problem(eqx.Module):
         penalty: Penalty | None = None,
     ):
         design, loss = as_design(X), resolve(loss)
-        num_coefficients = design.num_coefficients
-        _checks.require(
-            isinstance(groups, Groups),
-            f"groups must be a jaxsac.Groups, got {type(groups).__name__}: use Groups.equal or"
-            " from_labels.",
-        )
-        _checks.require(
-            num_coefficients == groups.num_coefficients,
-            f"groups partition {groups.num_coefficients} coefficients but X has {num_coefficients}:"
-            " build them for X.",
-        )
         shape, dtype = design.prediction_shape, design.dtype
         y = loss.target(y, shape, dtype)
         filled = _filled_on_host if _checks.is_concrete(design, y) else jnp.full
         if isinstance(weights, str):
-            _checks.require(
-                weights == "sqrt_size",
-                f"weights must be None, 'sqrt_size' or an array [G], got {weights!r}.",
-            )
             weights = jnp.sqrt(groups.sizes.astype(dtype))
         if weights is None:
             weights, most_free = filled((groups.num_groups,), 1.0, dtype), 0
         else:
-            weights = _non_negative("weights", weights, (groups.num_groups,), dtype)
+            weights = _non_negative(weights)
             most_free = _most_free(weights, groups)
         if sample_weight is None:
             sample_weight = filled(shape[:1], 1.0, dtype)
         else:
-            sample_weight = _non_negative("sample_weight", sample_weight, shape[:1], dtype)
+            sample_weight = _non_negative(sample_weight)
         if offset is None:
             offset = filled(shape, 0.0, dtype)
         else:
             offset = real(*shape).take("offset", offset, dtype)
-        _checks.require(
-            penalty is None or isinstance(penalty, Penalty),
-            f"penalty must be a jaxsac.prox.Penalty, got {type(penalty).__name__}.",
-        )
         if penalty is not None and penalty.nonnegative and _checks.is_concrete(weights):
             held = penalty.l1 is not None or bool(penalty.levels)
             _checks.require(
@@ -155,7 +152,7 @@ class Problem(eqx.Module):
             )
         self.X, self.y, self.groups, self.loss = design, y, groups, loss
         self.weights, self.sample_weight, self.offset = weights, sample_weight, offset
-        self.intercept, self.most_free = flag().take("intercept", intercept), most_free
+        self.intercept, self.most_free = intercept, most_free
         self.penalty = None if penalty is None else penalty.checked(groups, dtype)
 
     @staticmethod
@@ -254,8 +251,7 @@ def _filled_on_host(shape: tuple[int, ...], value: float, dtype: Any) -> jax.Arr
     return jnp.asarray(np.full(shape, value, dtype))
 
 
-def _non_negative(name: str, value: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    array = real(*shape, low=0).take(name, value, dtype)
+def _non_negative(array: jax.Array) -> jax.Array:
     return jnp.where(array >= 0, array, jnp.nan)
 
 

@@ -98,7 +98,7 @@ def test_a_problem_is_not_said_twice():
         (lambda: group_lasso.path(PROBLEM, intercept=False), "already says intercept"),
         (lambda: group_lasso.lam_max(PROBLEM, Y, GROUPS), "already says y, groups"),
         (lambda: group_lasso.solve(PROBLEM), "lam is missing"),
-        (lambda: group_lasso.solve(X, Y), "groups must be a jaxsac.Groups"),
+        (lambda: group_lasso.solve(X, Y), "groups must be a Groups"),
     ):
         with pytest.raises(ValueError, match=message):
             call()

@@ -51,10 +51,15 @@ def solve_or_again(problem: Objective, limits: Limits, state: State | None) -> S
     solution = solve(problem, limits, state)
     if not _stalled(problem, solution):
         return solution
-    done = solution.stats["num_steps"]
-    left = limits._replace(max_steps=limits.max_steps - done)
+    left = limits._replace(max_steps=limits.max_steps - solution.stats["num_steps"])
     again = solve(dataclasses.replace(problem, hard=True), left, solution.state)
-    return again._replace(stats={**again.stats, "num_steps": again.stats["num_steps"] + done})
+    return _after(solution, again)
+
+
+def _after(first: Solution, again: Solution) -> Solution:
+    """The second attempt, which counts the steps of both."""
+    steps = first.stats["num_steps"] + again.stats["num_steps"]
+    return again._replace(stats={**again.stats, "num_steps": steps})
 
 
 def path_or_again(problem: Objective, lams: Lams, limits: Limits) -> Solution:
@@ -62,7 +67,8 @@ def path_or_again(problem: Objective, lams: Lams, limits: Limits) -> Solution:
     solution = path(problem, lams, limits)
     if not _stalled(problem, solution):
         return solution
-    return path(dataclasses.replace(problem, hard=True), lams, limits)
+    again = path(dataclasses.replace(problem, hard=True), lams, limits)
+    return _after(solution, again)
 
 
 def _stalled(problem: Objective, solution: Solution) -> bool:
@@ -109,5 +115,5 @@ def finished(problem: Objective, limits: Limits, solution: Solution) -> Solution
         return solution
     done = solution.stats["num_steps"]
     at = solution.state if int(solution.status) == Status.STALLED else None
-    ended = solve(problem, limits._replace(max_steps=limits.max_steps - done), at)
-    return ended._replace(stats={**ended.stats, "num_steps": ended.stats["num_steps"] + done})
+    left = limits._replace(max_steps=limits.max_steps - done)
+    return _after(solution, solve(problem, left, at))
