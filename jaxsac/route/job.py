@@ -269,6 +269,10 @@ def _learn(
     def quality(scores: Scores) -> float:
         values = evaluate.log_likelihood(scores(judged.features), judged.actions, budget)
         known = ~np.isnan(values)
+        if not known.any():
+            raise LogError(
+                "no validation record uses a tool that the training records use: give more records."
+            )
         return float(np.average(values[known], weights=judged.weights[known]))
 
     def dense_fit(ridge: float, start: RidgeFit | None) -> RidgeFit:

@@ -3,6 +3,7 @@ tool does, costs and belongs to.
 """
 
 import difflib
+import functools
 import hashlib
 import json
 import math
@@ -65,7 +66,8 @@ def read_log(path: str | os.PathLike[str], tools: str | os.PathLike[str] | None 
 
     `utility` defaults to 1, and `group` (records that must not be split between training and test:
     a session, a file) to one group per distinct context. Other fields are ignored, but for what
-    looks like a misspelt one; blank lines are skipped; a tool named twice in a record counts once.
+    looks like a misspelling of one that is not there; blank lines are skipped; a tool named twice
+    in a record counts once.
 
     * `tools`: the path of a tools file, by default `tools.json` in the log's folder where there is
       one: `{"name": {"description": "text", "cost": 1.0, "family": "name"}}`, each field optional.
@@ -160,7 +162,8 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
 def _record(line: bytes) -> tuple[str | list[float], tuple[str, ...], float, str]:
     try:
         data = json.loads(line.decode("utf-8").rstrip(), object_pairs_hook=_object)
-        json.dumps(data, ensure_ascii=False).encode()
+        if b"\\ud" in line.lower():
+            json.dumps(data, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
         raise LogError(f"not UTF-8 at byte {error.start + 1}") from None
     except UnicodeEncodeError:
@@ -171,13 +174,13 @@ def _record(line: bytes) -> tuple[str | list[float], tuple[str, ...], float, str
         raise LogError("not a record: too deeply nested") from None
     if not isinstance(data, dict):
         raise LogError(f"must be an object with context and tools, got {_type(data)}")
+    for field in data:
+        meant = _meant(field)
+        if meant and meant not in data:
+            raise LogError(f'"{field}" is no field: did you mean "{meant}"?')
     for field in ("context", "tools"):
         if field not in data:
             raise LogError(f'"{field}" is missing')
-    for field in data:
-        meant = difflib.get_close_matches(field, _FIELDS, 1, 0.8)
-        if field not in _FIELDS and meant:
-            raise LogError(f'"{field}" is no field: did you mean "{meant[0]}"?')
     context, tools, utility = data["context"], data["tools"], data.get("utility", 1.0)
     if isinstance(context, list):
         if not context or not all(_is_number(number) for number in context):
@@ -203,6 +206,13 @@ def _record(line: bytes) -> tuple[str | list[float], tuple[str, ...], float, str
     elif not isinstance(group, str):
         raise LogError(f'"group" must be a text, got {_type(group)}')
     return context, tuple(sorted(set(tools))), float(utility), group
+
+
+@functools.lru_cache
+def _meant(field: str) -> str:
+    """The field that one which is none may be a misspelling of, or ""."""
+    near = difflib.get_close_matches(field, _FIELDS, 1, 0.8) if field not in _FIELDS else []
+    return near[0] if near else ""
 
 
 def _read_tools(path: pathlib.Path, needed: bool) -> dict[str, Tool]:

@@ -12,7 +12,7 @@ from contract import Case
 from jaxsac import Groups, control, group_lasso
 
 T, M, Q, B = 60, 6, 2, 2
-FEATURES = np.random.default_rng(7).normal(size=(M, 2))
+CHANNELS = np.random.default_rng(7).normal(size=(2, T, M))
 GROUPS = Groups.equal(num_groups=3, size=2)
 
 
@@ -93,15 +93,16 @@ CASES = [
         bad=[*BAD, ({"pair_weight": 1.0}, "pair_weight must be")],
     ),
     HOST(
-        name="control.fit_tool_model",
+        name="control.fit_joint",
         solve=on_task(
-            lambda task, tool_features=FEATURES, **more: control.fit_tool_model(
-                task, jnp.asarray(tool_features, task.log.contexts.dtype), **more
+            lambda task, values=CHANNELS, **more: control.fit_joint(
+                task, control.Channels(np.asarray(values, task.dtype)), **more
             ),
             "imitation",
             keyed=False,
         ),
-        bad=[*BAD[:3], ({"tool_features": FEATURES[1:]}, "tool_features must have shape")],
+        hyper={"lam": 0.05},
+        bad=[*BAD, ({"values": CHANNELS[:, 1:]}, "channels are of")],
     ),
     HOST(
         name="control.robust.fit_robust",

@@ -41,7 +41,16 @@ HESSIAN[np.arange(3), :, np.arange(3), :] = np.eye(Q)
 SUPPORT = np.array([True, True, False])
 X = RANDOM.normal(size=(20, 4))
 PROBLEM = group_lasso.Problem(X, X[:, 0] + 0.1 * RANDOM.normal(size=20), Groups.equal(2, 2))
-TOOL_FEATURES = RANDOM.normal(size=(M, 2))
+CHANNELS = RANDOM.normal(size=(2, T, M))
+JOINT = control.JointPolicy(
+    positions=jnp.asarray([0], jnp.int32),
+    coef=jnp.ones((1, Q)),
+    weights=jnp.zeros(2),
+    intercept=jnp.zeros(M),
+    cold=jnp.zeros(M, jnp.int32),
+    learnt=jnp.asarray([0, 1], jnp.int32),
+    budget=B,
+)
 FAST = {"tol": 1e-3, "max_steps": 50}
 
 
@@ -90,10 +99,19 @@ CALLS = {
         "budget": B,
         "meaning": ("imitation", "per_tool"),
     },
-    "control.ToolModel": lambda: {
-        "interaction": np.ones((2, Q)),
-        "tool_effect": np.ones(2),
-        "constant": 0.5,
+    "control.Channels": lambda: {
+        "values": CHANNELS,
+        "learnt": np.array([0, 1]),
+        "fold": np.arange(T) % 3,
+        "cold_weight": 0.2,
+    },
+    "control.JointPolicy": lambda: {
+        "positions": np.array([0, 3]),
+        "coef": np.ones((2, Q)),
+        "weights": np.ones(2),
+        "intercept": np.zeros(M),
+        "cold": np.array([0, 0, 0, 0, 1]),
+        "learnt": np.array([0, 1]),
         "budget": B,
     },
     "control.PairwisePolicy": lambda: {
@@ -112,13 +130,17 @@ CALLS = {
         "tol": 1e-3,
         "max_steps": 5,
     },
-    "control.fit_tool_model": lambda: {
+    "control.fit_joint": lambda: {
         "task": IMITATION,
-        "tool_features": TOOL_FEATURES,
-        "ridge": 0.1,
+        "channels": control.Channels(CHANNELS, learnt=np.array([0, 1]), fold=np.arange(T) % 3),
+        "lam": 0.05,
+        "ridge": 0.01,
+        "weight_ridge": 0.01,
+        "intercept_ridge": 0.01,
+        "exactly": True,
         "tol": 1e-3,
         "max_steps": 20,
-        "state": control.ToolModel(jnp.zeros((2, Q)), jnp.zeros(2), jnp.zeros(()), B),
+        "state": JOINT,
     },
     "control.pairwise_policy": lambda: {"model": MODEL, "budget": B, "temperature": 0.5},
     "control.load_policy": lambda: {"path": saved()},

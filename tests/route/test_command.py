@@ -11,7 +11,8 @@ import pytest
 
 import jaxsac
 from jaxsac.__main__ import main
-from jaxsac.route import results
+from jaxsac.route import job, results
+from jaxsac.route.log_file import LogError, read_log
 from jaxsac.route.router import choose, load_router
 
 TOPICS = {
@@ -372,3 +373,22 @@ def test_logs_that_teach_nothing_are_told_so(tmp_path, capsys, change, message):
     path.write_text("\n".join(json.dumps(one | change(n)) for n, one in enumerate(lines)))
     assert main(["route", str(path), "--out", str(tmp_path / "o"), "--no-curve", "--quiet"]) == 2
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_small_training_set_that_shares_no_tool_with_validation_is_told_so(tmp_path):
+    """Sixty records of thirty tools: a quarter of them misses those of the validation records."""
+    words = ["chart", "table", "mail", "sum", "photo", "list", "note", "page"]
+    lines = [
+        json.dumps(
+            {
+                "context": f"{words[n % 8]} {words[n // 8]} now",
+                "tools": [f"t{n % 30}"],
+                "group": str(n),
+            }
+        )
+        for n in range(60)
+    ]
+    path = tmp_path / "calls.jsonl"
+    path.write_text("\n".join(lines))
+    with pytest.raises(LogError, match="no validation record uses a tool that the training"):
+        job.run(read_log(path), job.Options(seed=0))

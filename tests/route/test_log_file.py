@@ -87,15 +87,25 @@ def test_numbers(tmp_path):
         ('{"context": "x", "tools": [], "group": 3}', '"group" must be a text, got a number'),
         ("[" * 100_000, "line 2"),
         ('{"context": "x", "tools": [], "utilty": 0}', '"utilty" is no field: did you mean'),
+        ('{"contxt": "x", "tools": []}', '"contxt" is no field: did you mean "context"?'),
+        ('{"context": "x", "tools": [], "groups": "a"}', 'did you mean "group"?'),
         ('{"context": "x", "tools": [], "tools": ["a"]}', '"tools" is there twice'),
         ('{"context": "x\\ud800", "tools": []}', "lone surrogate"),
         ('{"context": "x", "tools": ["\\ud800"]}', "lone surrogate"),
+        ('{"context": "x", "tools": ["\\uDBff"]}', "lone surrogate"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, line, message):
     with pytest.raises(LogError) as caught:
         read_log(written(tmp_path, GOOD, line, GOOD))
     assert message in str(caught.value) and "log.jsonl, line 2" in str(caught.value)
+
+
+def test_fields_beside_the_ones_they_resemble_are_ignored(tmp_path):
+    extra = '"content": 1, "tool": "x", "groups": [2], "group": "g", "utilities": 3, "utility": 1'
+    line = f'{{"context": "\\ud83d\\ude00", "tools": ["a"], {extra}}}'
+    log = read_log(written(tmp_path, line))
+    assert log.groups == ["g"] and log.contexts == ["😀"] and log.sets == [("a",)]
 
 
 def test_all_bad_lines_are_named_up_to_five(tmp_path):

@@ -1,0 +1,96 @@
+"""Minimise a smooth function plus weights on the norms of blocks: quasi-Newton steps on the
+residual of the proximal gradient step, on the host.
+
+The forward-backward envelope of F + h at x, φ(x) = F(x) + ⟨∇F, x̄ − x⟩ + ‖x̄ − x‖²/(2γ) + h(x̄) with x̄
+= prox_γh(x − γ ∇F), has the same minimisers; a step is accepted where it lowers φ, and x̄ itself
+always does. So products with the data are all that is asked for, and blocks that are zero are
+exactly zero in x̄.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+_MEMORY = 12
+_LENGTHS = (1.0, 0.5, 0.25, 0.0)  # of a quasi-Newton step; 0 is the proximal gradient step
+_LEAST = 1e-12  # step size γ below which nothing is halved any more
+
+
+class Step(NamedTuple):
+    """Where the iteration is: x, its proximal gradient point, the residual and the envelope."""
+
+    x: np.ndarray
+    value: float
+    gradient: np.ndarray
+    target: np.ndarray  # x̄
+    residual: np.ndarray  # x − x̄
+    envelope: float
+
+
+class ForwardBackward:
+    """The iteration; `x̄` is read by `.step.target`.
+
+    * `smooth`: x → F(x) and its gradient.
+    * `penalty`: (x, γ) → the proximal point of h at x, and h there.
+    """
+
+    def __init__(self, smooth: Callable, penalty: Callable, x: np.ndarray) -> None:
+        self.smooth, self.penalty, self.size, self.evaluations = smooth, penalty, 1.0, 0
+        self.pairs: deque = deque(maxlen=_MEMORY)
+        self.step = self._at(x)
+
+    def _at(self, x: np.ndarray) -> Step:
+        value, gradient = self.smooth(x)
+        self.evaluations += 1
+        return self._towards(x, value, gradient)
+
+    def _towards(self, x: np.ndarray, value: float, gradient: np.ndarray) -> Step:
+        target, beyond = self.penalty(x - self.size * gradient, self.size)
+        residual = x - target
+        envelope = value - gradient @ residual + residual @ residual / (2 * self.size) + beyond
+        return Step(x, value, gradient, target, residual, envelope)
+
+    def advance(self) -> None:
+        """One step."""
+        here = self.step
+        direction = self._direction(here.residual)
+        enough = 1e-6 * float(here.residual @ here.residual) / self.size
+        rounding = 8 * np.finfo(here.x.dtype).eps * abs(here.envelope)
+        there = here
+        for length in _LENGTHS:
+            there = self._at(here.target + length * (here.residual + direction))
+            if there.envelope <= here.envelope - enough + rounding:
+                break
+        move, change = there.x - here.x, there.residual - here.residual
+        if float(move @ change) > 1e-10 * float(np.linalg.norm(move) * np.linalg.norm(change)):
+            self.pairs.append((move, change, 1 / float(move @ change)))
+        self.step = there
+
+    def shorten(self, value: float) -> bool:
+        """Halve γ where F at x̄, whose `value` this is, lies above its quadratic model: the envelope
+        is then no lower bound. Says whether it did.
+        """
+        here = self.step
+        model = here.value - here.gradient @ here.residual
+        bound = model + float(here.residual @ here.residual) / (2 * self.size)
+        if value <= bound + 1e-6 * abs(bound) or self.size < _LEAST:
+            return False
+        self.size /= 2
+        self.pairs.clear()
+        self.step = self._towards(here.x, here.value, here.gradient)
+        return True
+
+    def _direction(self, residual: np.ndarray) -> np.ndarray:
+        """−H residual by the two loops of L-BFGS (Nocedal 1980)."""
+        direction, shares = -residual, []
+        for move, change, scale in reversed(self.pairs):
+            shares.append(scale * float(move @ direction))
+            direction = direction - shares[-1] * change
+        if self.pairs:
+            move, change, scale = self.pairs[-1]
+            direction = direction / (scale * float(change @ change))
+        for (move, change, scale), share in zip(self.pairs, reversed(shares), strict=True):
+            direction = direction + (share - scale * float(change @ direction)) * move
+        return direction

@@ -1,0 +1,166 @@
+"""The joint fit at one lam: forward-backward steps on scaled parameters, a gap over all of them."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsac._iterate import Certificate, Outcome
+from jaxsac._rounds import rounds
+from jaxsac.control.imitation.forward_backward import ForwardBackward
+from jaxsac.control.imitation.joint import (
+    Data,
+    Evaluation,
+    Penalties,
+    Point,
+    dual_value,
+    evaluate,
+    objective,
+    passing_share,
+)
+
+_STEPS = 5  # between two looks at the gap
+_PATIENCE = 20  # looks without a smaller one
+
+
+class Fitted(NamedTuple):
+    """Where a fit ended."""
+
+    point: Point
+    objective: float
+    lam_max: float
+    outcome: Outcome
+    num_evaluations: int
+
+
+class _At(NamedTuple):
+    point: Point
+    found: Evaluation
+
+
+class _Scaled:
+    """The problem in parameters of about equal curvature, as one vector: θ, w, b, the offset."""
+
+    def __init__(self, data: Data, penalties: Penalties, budget: int, exactly: bool) -> None:
+        self.data, self.penalties, self.given = data, penalties, (budget, exactly)
+        used, q = penalties.label.size, data.contexts.shape[1]
+        self.shapes = [(used, q), (data.channels.shape[0],), (used,), ()]
+        self.cuts = np.cumsum([int(np.prod(shape)) for shape in self.shapes])[:-1]
+        ridges = penalties.coef, penalties.weights, penalties.intercept, penalties.intercept
+        centres = 0.0, 0.0, penalties.centre, penalties.centre
+        self.ridge, self.centre = self._spread(ridges), self._spread(centres)
+        self.tool_scale, *rest = _scales(data, penalties)
+        self.scale = self._spread([self.tool_scale[:, None], *rest])
+
+    def _spread(self, parts) -> np.ndarray:
+        pairs = zip(parts, self.shapes, strict=True)
+        return np.concatenate([np.broadcast_to(part, shape).ravel() for part, shape in pairs])
+
+    def flat(self, point: Point) -> np.ndarray:
+        """The vector of a point."""
+        return self._spread([np.asarray(part, float) for part in point]) / self.scale
+
+    def point(self, x: np.ndarray) -> Point:
+        """The point of a vector."""
+        pairs = zip(np.split(x * self.scale, self.cuts), self.shapes, strict=True)
+        return Point(
+            *(jnp.asarray(p.reshape(shape), self.data.contexts.dtype) for p, shape in pairs)
+        )
+
+    def evaluate(self, point: Point) -> Evaluation:
+        budget, exactly = self.given
+        return evaluate(point, self.data, budget=budget, exactly=exactly)
+
+    def smooth(self, x: np.ndarray) -> tuple[float, np.ndarray]:
+        """L and the ridges, with their gradient."""
+        found, away = self.evaluate(self.point(x)), x * self.scale - self.centre
+        gradient = self._spread([np.asarray(part, float) for part in found.gradient])
+        value = float(found.value) + 0.5 * float((self.ridge * away) @ away)
+        return value, (gradient + self.ridge * away) * self.scale
+
+    def proximal(self, x: np.ndarray, size: float) -> tuple[np.ndarray, float]:
+        """The proximal point of size lam Ω, and lam Ω there. A family has one scale, so that the
+        points of its tools' norms and of its own follow each other (Yuan, Liu & Ye 2011).
+        """
+        moved, penalties = x.copy(), self.penalties
+        coef = x[: self.cuts[0]].reshape(self.shapes[0])
+        reach = size * penalties.lam * self.tool_scale
+        norms = np.sqrt(np.einsum("uq,uq->u", coef, coef))
+        kept = np.maximum(norms - reach * (1 - penalties.share), 0)
+        if penalties.share > 0:
+            together = np.sqrt(np.bincount(penalties.label, kept**2))[penalties.label]
+            kept *= np.maximum(1 - reach * penalties.share / np.where(together > 0, together, 1), 0)
+        shrunk = coef * (kept / np.where(norms > 0, norms, 1))[:, None]
+        moved[: self.cuts[0]] = shrunk.ravel()
+        return moved, penalties.lam * penalties.norm(kept * self.tool_scale)
+
+
+def solve(
+    data: Data,
+    penalties: Penalties,
+    start: Point | None,
+    *,
+    budget: int,
+    exactly: bool,
+    tol: float,
+    max_steps: int,
+) -> Fitted:
+    """Minimise L + lam Ω + ridges from `start`, or from the null model of equal scores."""
+    problem = _Scaled(data, penalties, budget, exactly)
+    null = problem.point(problem.centre / problem.scale)
+    null_found = problem.evaluate(null)
+    null_value = objective(null, null_found, penalties)
+    first = problem.flat(null if start is None else start)
+    iteration = ForwardBackward(problem.smooth, problem.proximal, first)
+
+    def look() -> _At:
+        point = problem.point(iteration.step.target)
+        return _At(point, problem.evaluate(point))
+
+    def certify(at: _At) -> Certificate:
+        primal, dual = objective(at.point, at.found, penalties), dual_value(at.found, penalties)
+        rounding = 16 * float(jnp.finfo(data.contexts.dtype).eps) * (abs(primal) + abs(dual))
+        return Certificate(np.maximum(primal - dual, 0), rounding, null_value)  # pyright: ignore
+
+    def advance(at: _At, _) -> _At:
+        beyond = penalties.lam * penalties.norm(np.linalg.norm(np.asarray(at.point.coef), axis=1))
+        if iteration.shorten(objective(at.point, at.found, penalties) - beyond):
+            return look()
+        for _ in range(_STEPS):
+            iteration.advance()
+        return look()
+
+    outcome = rounds(advance, certify, look(), tol=tol, max_steps=max_steps, patience=_PATIENCE)
+    end: _At = outcome.state
+    norms = np.linalg.norm(np.asarray(null_found.gradient.coef, float), axis=1)
+    value = objective(end.point, end.found, penalties)
+    return Fitted(end.point, value, _least_lam(norms, penalties), outcome, iteration.evaluations)
+
+
+def _scales(data: Data, penalties: Penalties) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """One over the roots of the curvatures at the recorded frequencies."""
+    used, contexts = penalties.label.size, np.asarray(data.contexts, float)
+    weights, chosen = np.asarray(data.row_weights, float), np.asarray(data.chosen[:used])
+    rate = np.maximum(chosen @ weights, 0.5 / weights.size)
+    vector = np.ones(contexts.shape[1])
+    for _ in range(8):  # the largest eigenvalue of the contexts' second moment, nearly
+        vector = (weights * (contexts @ vector)) @ contexts
+        vector /= max(float(np.linalg.norm(vector)), np.finfo(float).tiny)
+    largest = float(weights @ (contexts @ vector) ** 2)
+    together = np.zeros(used)
+    np.maximum.at(together, penalties.label, rate)
+    channels = [rate @ (np.asarray(one[:used], float) ** 2 @ weights) for one in data.channels]
+    curvatures = (
+        together[penalties.label] * largest + penalties.coef,
+        np.asarray(channels) + penalties.weights,
+        rate + penalties.intercept,
+        float(rate.mean()) * data.chosen.shape[0] * float(data.cold_weight) + penalties.intercept,
+    )
+    return tuple(1 / np.sqrt(np.maximum(one, 1e-12)) for one in curvatures)  # pyright: ignore
+
+
+def _least_lam(norms: np.ndarray, penalties: Penalties) -> float:
+    """The least lam at which no tool looks at the context, for gradient norms of the null model."""
+    if norms.max(initial=0.0) == 0:
+        return 0.0
+    return penalties.lam / passing_share(norms, penalties, 1e6)
