@@ -131,6 +131,7 @@ PUBLIC = {
         "simulate",
         "stopping_time",
         "submodularity_ratio",
+        "thompson",
     },
     "bilevel": {
         "Argmin",

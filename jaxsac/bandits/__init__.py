@@ -46,3 +46,4 @@ from jaxsac.bandits.stepwise.sparse import (
     adaptive_greedy as adaptive_greedy,
     optimistic_greedy as optimistic_greedy,
 )
+from jaxsac.bandits.stepwise.thompson import thompson as thompson

@@ -81,7 +81,7 @@ def noise_block(noise: Any, key: jax.Array, block: jax.Array, width: int, dtype:
     return draw_noise(noise, jax.random.fold_in(key, block), (BLOCK, width), dtype)
 
 
-_STEP_STREAM = 2**31 - 2  # folded into the key of what a step-wise environment draws
+STEP_STREAM = 2**31 - 2  # folded into the key of what a step-wise environment draws
 
 
 def _record_steps(
@@ -144,7 +144,7 @@ def status_of(finite: jax.Array) -> jax.Array:
 def simulate_steps(algorithm: Any, trial: Trial, setting: Setting) -> Run:
     """Of an algorithm that decides at every step."""
     theta, dtype = trial.theta, trial.theta.dtype
-    init_key, key = jax.random.split(jax.random.fold_in(trial.key, _STEP_STREAM))
+    init_key, key = jax.random.split(jax.random.fold_in(trial.key, STEP_STREAM))
 
     def best_of(offered):
         return algorithm.benchmark(theta, offered, setting.benchmark, trial.alpha)

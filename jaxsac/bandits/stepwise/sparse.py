@@ -11,13 +11,14 @@ import jax.numpy as jnp
 from jaxsac import _loops
 from jaxsac._arguments import arguments, real, size
 from jaxsac.bandits.phased.schedule import as_named
+from jaxsac.bandits.protocol import INIT, Policy, like_theta, product
 from jaxsac.bandits.sets.action_set import ActionSet, a_set, check_dimension, known, put, take
 from jaxsac.bandits.sets.composed import A_MASK
 from jaxsac.bandits.sets.supports import benchmark_value
-from jaxsac.bandits.stepwise.arms import INIT, NUMBERS, Ridge, Stepwise, like_theta, product
+from jaxsac.bandits.stepwise.ridge import NUMBERS, Ridge, Stepwise
 
 
-class OnSet(eqx.Module):
+class OnSet(Policy):
     """What the algorithms on a sparse set share; `offer` is the mask [d] of available coordinates,
     or None for all.
     """
@@ -26,8 +27,6 @@ class OnSet(eqx.Module):
     sparsity: int = eqx.field(static=True)
 
     offers = A_MASK
-
-    __hash__ = object.__hash__  # its bound methods go through `jax.jit`, which hashes them
 
     def choose(self, theta: jax.Array, offer: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """The greedy support [s] for theta and the best action [d] on it."""
