@@ -51,7 +51,7 @@ class Policy(eqx.Module):
         return state, self.act(state, offer)
 
     @arguments(actions=real("n", "d"), rewards=real("n"), key=key())
-    def fit(self, actions: jax.Array, rewards: jax.Array, key: jax.Array | None = None) -> Any:
+    def fit(self, actions: Any, rewards: Any, key: jax.Array | None = None) -> Any:
         """The state after a log of n actions and rewards, whoever chose them."""
         state = self.init(key, dimension=actions.shape[1], dtype=actions.dtype)
         return _loops.scan(

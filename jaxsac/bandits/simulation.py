@@ -125,7 +125,7 @@ def simulate(
     )
     if draws == "support":
         _checks.require(
-            phased and engine == "cycle" and noise == "gaussian",
+            isinstance(algorithm, Phased) and engine == "cycle" and noise == "gaussian",
             "draws='support' needs the cycle engine and Gaussian noise: use draws='all'.",
         )
         _checks.require(

@@ -91,6 +91,7 @@ CALLS = {
     "bandits.stopping_time": lambda: {"algorithm": bandits.apsee(**SET, **NOISE), "theta": THETA},
     "bandits.lin_ucb": lambda: {"ridge": 1.0, "bound": 1.0, **NOISE},
     "bandits.lin_ts": lambda: {"sigma": 0.1, "ridge": 1.0},
+    "bandits.thompson": lambda: {"sigma": 0.1, "prior_scale": 2.0, "hold": 0.02, **SET},
     "bandits.optimistic_greedy": lambda: {
         "ridge": 1.0,
         "bound": 1.0,

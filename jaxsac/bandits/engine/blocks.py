@@ -33,9 +33,7 @@ def simulate_blocks(algorithm: Any, trial: Trial, benchmark: str) -> Run:
             return jnp.where(here, total + gap * (times - time).astype(dtype), recorded)
 
         reached = jnp.any((times > time) & (times <= time + length))
-        recorded = _loops.cond(
-            reached, record, lambda old, *_: old, recorded, total, best - mean
-        )
+        recorded = _loops.cond(reached, record, lambda old, *_: old, recorded, total, best - mean)
         gain = (best - mean) * count - lost
         after = total + gain
         return time + length, state, after, (after - total) - gain, recorded

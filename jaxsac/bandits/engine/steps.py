@@ -158,7 +158,9 @@ def simulate_steps(algorithm: Any, trial: Trial, setting: Setting) -> Run:
         action = algorithm.act(state, offered)
         mean = jnp.sum(theta * action)
         error = draw_noise(setting.noise, noise_key, (), dtype)
-        return algorithm.update(state, action, mean + trial.sigma * error, offered), best - mean
+        # A stream drops a reward that is no number; in a simulation the noise is at fault.
+        gap = jnp.where(jnp.isfinite(error), best - mean, jnp.nan)
+        return algorithm.update(state, action, mean + trial.sigma * error, offered), gap
 
     state = algorithm.init(init_key, dimension=theta.shape[0], dtype=dtype)
     zero = jnp.zeros((), dtype)

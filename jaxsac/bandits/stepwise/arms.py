@@ -23,7 +23,7 @@ from jaxsac.bandits.stepwise.ridge import (
 class LinUCB(Stepwise):
     """Built by `lin_ucb`."""
 
-    def act(self, state: Ridge, offer: jax.Array) -> jax.Array:
+    def act(self, state: Ridge, offer: Any = None) -> jax.Array:
         arms = like_theta("offer", offer, state.theta, "K", "d")
         index = product(arms, state.theta) + self.width(state) * jnp.sqrt(
             jnp.sum(product(arms, state.root) ** 2, axis=1)
@@ -45,7 +45,7 @@ class LinTS(Stepwise):
         return posterior_start(key, super().init(dimension=dimension, dtype=dtype), self.sigma)
 
     def act(
-        self, state: ThompsonState, offer: jax.Array, key: jax.Array | None = None
+        self, state: ThompsonState, offer: Any = None, key: jax.Array | None = None
     ) -> jax.Array:
         drawn = state.drawn if key is None else posterior_draw(state.ridge, self.sigma, key)
         arms = like_theta("offer", offer, drawn, "K", "d")

@@ -4,7 +4,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxsac._arguments import arguments, real
 from jaxsac.bandits.estimate.radii import BELOW_ONE

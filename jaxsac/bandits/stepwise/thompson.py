@@ -41,10 +41,7 @@ class Thompson(OnSet):
         return posterior_start(key, ridge_start(dimension, ridge, dtype), self.sigma)
 
     def act(
-        self,
-        state: ThompsonState,
-        offer: jax.Array | None = None,
-        key: jax.Array | None = None,
+        self, state: ThompsonState, offer: jax.Array | None = None, key: jax.Array | None = None
     ) -> jax.Array:
         """The greedy action [d] of the state's draw, or of a fresh one with `key`: for several
         actions before their rewards come. With the flat prior every axis is played once first.
@@ -127,9 +124,5 @@ def thompson(
         "sigma must be > 0 with a prior_scale: without noise the flat prior is enough.",
     )
     return Thompson(
-        action_set=action_set,
-        sparsity=sparsity,
-        sigma=sigma,
-        prior_scale=prior_scale,
-        hold=hold,
+        action_set=action_set, sparsity=sparsity, sigma=sigma, prior_scale=prior_scale, hold=hold
     )
