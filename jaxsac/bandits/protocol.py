@@ -1,4 +1,4 @@
-"""What every algorithm of a stream can do: from `init`, `act` and `update` follow `step` and `fit`."""
+"""What every algorithm can do on a stream: `step` and `fit` follow from three methods."""
 
 from typing import Any
 

@@ -20,10 +20,10 @@ from jaxsac.bandits.engine.steps import (
     simulate_steps,
     status_of,
 )
-from jaxsac.bandits.phased.schedule import FOREVER, Phased, cast_algorithm, make_plan
+from jaxsac.bandits.phased.rule import FOREVER
+from jaxsac.bandits.phased.schedule import Phased, cast_algorithm, make_plan
 from jaxsac.bandits.sets.action_set import all_finite, sized
 from jaxsac.bandits.sets.supports import benchmark_value
-from jaxsac.bandits.stepwise.thompson import Thompson
 
 _NUM_TIMES = 64
 _POLICY = ("init", "act", "update", "benchmark", "support")
@@ -114,7 +114,7 @@ def simulate(
         "phased algorithms play a fixed set: leave offer out, or use adaptive_greedy.",
     )
     by_cycles = phased or (
-        isinstance(algorithm, Thompson) and noise == "gaussian" and not callable(offer)
+        hasattr(algorithm, "observe") and noise == "gaussian" and not callable(offer)
     )
     if engine == "auto":
         engine = "cycle" if by_cycles else "step"
@@ -125,7 +125,7 @@ def simulate(
     )
     if draws == "support":
         _checks.require(
-            isinstance(algorithm, Phased) and engine == "cycle" and noise == "gaussian",
+            phased and engine == "cycle" and noise == "gaussian",
             "draws='support' needs the cycle engine and Gaussian noise: use draws='all'.",
         )
         _checks.require(

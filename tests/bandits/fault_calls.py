@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac import bandits
-from jaxsac.bandits.phased.schedule import Rule, scheduled
+from jaxsac.bandits.phased.rule import Rule, scheduled
 
 KEY = jax.random.key(0)
 THETA = np.array([0.9, -0.1, 0.7, 0.2])

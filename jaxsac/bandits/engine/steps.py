@@ -113,7 +113,8 @@ def simulate_phased(noise: Any, problem: Problem) -> Run:
         state, block_noise = carry
         in_block = (state.cycle - 1) % BLOCK
         exploring = state.left == 0
-        stale = exploring & (in_block == 0) & (state.position == 0)
+        position = jnp.argmax(state.counts < state.cycle)
+        stale = exploring & (in_block == 0) & (position == 0)
         block_noise = _loops.cond(
             stale,
             lambda _, key, cycle: noise_block(noise, key, (cycle - 1) // BLOCK, number, dtype),
@@ -125,9 +126,10 @@ def simulate_phased(noise: Any, problem: Problem) -> Run:
         action = algorithm.act(state)
         mean = jnp.sum(problem.theta * action)
         # The rewards of the exploitation are never looked at, so their noise is not drawn.
-        error = jnp.where(exploring, block_noise[in_block, state.position], 0.0)
-        state = algorithm.update(state, action, mean + problem.sigma * error)
-        return (state, block_noise), problem.optimum - mean
+        error = jnp.where(exploring, block_noise[in_block, position], 0.0)
+        state = algorithm.update(state, None, mean + problem.sigma * error)
+        gap = jnp.where(jnp.isfinite(error), problem.optimum - mean, jnp.nan)
+        return (state, block_noise), gap
 
     start = algorithm.init(dimension=dimension, dtype=dtype), jnp.zeros((BLOCK, number), dtype)
     zero = jnp.zeros((), dtype)
@@ -158,7 +160,7 @@ def simulate_steps(algorithm: Any, trial: Trial, setting: Setting) -> Run:
         action = algorithm.act(state, offered)
         mean = jnp.sum(theta * action)
         error = draw_noise(setting.noise, noise_key, (), dtype)
-        # A stream drops a reward that is no number; in a simulation the noise is at fault.
+        # A stream drops a reward that is no number; in a simulation it is a failure.
         gap = jnp.where(jnp.isfinite(error), best - mean, jnp.nan)
         return algorithm.update(state, action, mean + trial.sigma * error, offered), gap
 
