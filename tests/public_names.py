@@ -128,6 +128,7 @@ PUBLIC = {
         "lin_ucb",
         "optimistic_greedy",
         "phased_greedy",
+        "prove_support",
         "simulate",
         "stopping_time",
         "submodularity_ratio",

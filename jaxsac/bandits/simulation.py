@@ -74,9 +74,9 @@ def simulate(
     * `noise`: "gaussian", "rademacher", "uniform" (variance 1), or a function (key, shape) ->
       draws, defined once: a new function is a new compilation.
     * `engine`: "cycle" for phased algorithms on a fixed set (one iteration per cycle, exact at
-      every time) and for `thompson` with Gaussian noise (one iteration per draw), "step" for all;
-      "auto" takes "cycle" where it can. For phased algorithms both make the same decisions from the
-      same key; for `thompson` they are equal in law.
+      every time) and, with Gaussian noise, for `thompson` and `prove_support` (one per action that
+      is kept), "step" for all; "auto" takes "cycle" where it can. For phased algorithms both make
+      the same decisions from the same key; for the others they are equal in law.
     * `draws`: "all"; "support" draws, after the lock, only the noise of the locked coordinates:
       equal in law, not draw by draw, faster, Gaussian noise only; under `vmap` it starts when all
       lanes are locked or done.
@@ -120,7 +120,8 @@ def simulate(
         engine = "cycle" if by_cycles else "step"
     _checks.require(
         engine == "step" or by_cycles,
-        "the cycle engine runs phased algorithms, and thompson with Gaussian noise: use"
+        "the cycle engine runs phased algorithms, and with Gaussian noise thompson and"
+        " prove_support: use"
         " engine='step'.",
     )
     if draws == "support":

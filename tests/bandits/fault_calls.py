@@ -92,6 +92,7 @@ CALLS = {
     "bandits.lin_ucb": lambda: {"ridge": 1.0, "bound": 1.0, **NOISE},
     "bandits.lin_ts": lambda: {"sigma": 0.1, "ridge": 1.0},
     "bandits.thompson": lambda: {"sigma": 0.1, "prior_scale": 2.0, "hold": 0.02, **SET},
+    "bandits.prove_support": lambda: {"tolerance": 0.1, "schedule_scale": 0.5, **SET, **NOISE},
     "bandits.optimistic_greedy": lambda: {
         "ridge": 1.0,
         "bound": 1.0,

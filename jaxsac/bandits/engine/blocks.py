@@ -1,5 +1,5 @@
-"""Simulation of Thompson sampling a draw at a time: while a draw is kept, the rewards of its one
-action are seen through their mean alone, whose noise has the scale sigma / √steps.
+"""Simulation of algorithms that keep an action for several steps, an action at a time: its rewards
+are seen through their mean alone, whose noise has the scale sigma / √steps.
 """
 
 from typing import Any
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsac import _loops
-from jaxsac.bandits.engine.steps import STEP_STREAM, Run, Trial, status_of
+from jaxsac.bandits.engine.steps import STEP_STREAM, Run, Trial, run_of
 
 
 def simulate_blocks(algorithm: Any, trial: Trial, benchmark: str) -> Run:
@@ -42,6 +42,4 @@ def simulate_blocks(algorithm: Any, trial: Trial, benchmark: str) -> Run:
     state = algorithm.init(init_key, dimension=theta.shape[0], dtype=dtype)
     carry = jnp.int32(0), state, zero, zero, jnp.zeros(times.shape, dtype)
     _, state, _, _, regret = _loops.while_loop(lambda c: c[0] < trial.horizon, block, carry)
-    support, never = jnp.sort(algorithm.support(state)), jnp.int32(-1)
-    finite = ~jnp.any(jnp.isnan(regret))
-    return Run(regret, times, jnp.asarray(False), never, support, status_of(finite))
+    return run_of(algorithm, state, regret, times)

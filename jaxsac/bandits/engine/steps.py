@@ -167,6 +167,13 @@ def simulate_steps(algorithm: Any, trial: Trial, setting: Setting) -> Run:
     state = algorithm.init(init_key, dimension=theta.shape[0], dtype=dtype)
     zero = jnp.zeros((), dtype)
     state, regret = _record_steps(trial.times, trial.horizon, state, step, zero)
+    return run_of(algorithm, state, regret, trial.times)
+
+
+def run_of(algorithm: Any, state: Any, regret: jax.Array, times: jax.Array) -> Run:
+    """Of an algorithm that proves a support, or of one that does not."""
     support = jnp.sort(algorithm.support(state))
-    finite, never = ~jnp.any(jnp.isnan(regret)), jnp.int32(-1)
-    return Run(regret, trial.times, jnp.asarray(False), never, support, status_of(finite))
+    locked = getattr(state, "locked", jnp.asarray(False))
+    lock_time = getattr(state, "lock_time", jnp.int32(-1))
+    finite = ~jnp.any(jnp.isnan(regret))
+    return Run(regret, times, locked, lock_time, support, status_of(finite))
