@@ -129,9 +129,11 @@ PUBLIC = {
         "lin_ucb",
         "optimistic_greedy",
         "phased_greedy",
+        "prove_support",
         "simulate",
         "stopping_time",
         "submodularity_ratio",
+        "thompson",
     },
     "bilevel": {
         "Argmin",

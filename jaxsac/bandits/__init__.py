@@ -42,7 +42,9 @@ from jaxsac.bandits.sets.supports import (
 )
 from jaxsac.bandits.simulation import simulate as simulate
 from jaxsac.bandits.stepwise.arms import lin_ts as lin_ts, lin_ucb as lin_ucb
+from jaxsac.bandits.stepwise.proof import prove_support as prove_support
 from jaxsac.bandits.stepwise.sparse import (
     adaptive_greedy as adaptive_greedy,
     optimistic_greedy as optimistic_greedy,
 )
+from jaxsac.bandits.stepwise.thompson import thompson as thompson

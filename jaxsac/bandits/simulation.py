@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxsac import _checks
 from jaxsac._arguments import anything, arguments, choice, either, function, integer, key, real
+from jaxsac.bandits.engine.blocks import simulate_blocks
 from jaxsac.bandits.engine.cycles import simulate_cycles
 from jaxsac.bandits.engine.steps import (
     Problem,
@@ -19,7 +20,8 @@ from jaxsac.bandits.engine.steps import (
     simulate_steps,
     status_of,
 )
-from jaxsac.bandits.phased.schedule import FOREVER, Phased, cast_algorithm, make_plan
+from jaxsac.bandits.phased.rule import FOREVER
+from jaxsac.bandits.phased.schedule import Phased, cast_algorithm, make_plan
 from jaxsac.bandits.sets.action_set import all_finite, sized
 from jaxsac.bandits.sets.supports import benchmark_value
 
@@ -72,8 +74,9 @@ def simulate(
     * `noise`: "gaussian", "rademacher", "uniform" (variance 1), or a function (key, shape) ->
       draws, defined once: a new function is a new compilation.
     * `engine`: "cycle" for phased algorithms on a fixed set (one iteration per cycle, exact at
-      every time), "step" for all; "auto" takes "cycle" where it can. Both make the same decisions
-      from the same key.
+      every time) and, with Gaussian noise, for `thompson` and `prove_support` (one per action that
+      is kept), "step" for all; "auto" takes "cycle" where it can. For phased algorithms both make
+      the same decisions from the same key; for the others they are equal in law.
     * `draws`: "all"; "support" draws, after the lock, only the noise of the locked coordinates:
       equal in law, not draw by draw, faster, Gaussian noise only; under `vmap` it starts when all
       lanes are locked or done.
@@ -110,14 +113,20 @@ def simulate(
         not phased or offer is None,
         "phased algorithms play a fixed set: leave offer out, or use adaptive_greedy.",
     )
+    by_cycles = phased or (
+        hasattr(algorithm, "observe") and noise == "gaussian" and not callable(offer)
+    )
     if engine == "auto":
-        engine = "cycle" if phased else "step"
+        engine = "cycle" if by_cycles else "step"
     _checks.require(
-        engine == "step" or phased, "the cycle engine runs phased algorithms: use engine='step'."
+        engine == "step" or by_cycles,
+        "the cycle engine runs phased algorithms, and with Gaussian noise thompson and"
+        " prove_support: use"
+        " engine='step'.",
     )
     if draws == "support":
         _checks.require(
-            engine == "cycle" and noise == "gaussian",
+            phased and engine == "cycle" and noise == "gaussian",
             "draws='support' needs the cycle engine and Gaussian noise: use draws='all'.",
         )
         _checks.require(
@@ -160,6 +169,8 @@ def _simulate(algorithm: Any, trial: Trial, setting: Setting) -> Run:
 
 
 def _run(algorithm: Any, trial: Trial, setting: Setting) -> Run:
+    if setting.engine == "cycle" and not isinstance(algorithm, Phased):
+        return simulate_blocks(algorithm, trial, setting.benchmark)
     if not isinstance(algorithm, Phased):
         return simulate_steps(algorithm, trial, setting)
     key, theta, sigma, horizon, times, alpha, _ = trial

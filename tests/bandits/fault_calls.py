@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac import bandits
-from jaxsac.bandits.phased.schedule import Rule, scheduled
+from jaxsac.bandits.phased.rule import Rule, scheduled
 
 KEY = jax.random.key(0)
 THETA = np.array([0.9, -0.1, 0.7, 0.2])
@@ -91,6 +91,8 @@ CALLS = {
     "bandits.stopping_time": lambda: {"algorithm": bandits.apsee(**SET, **NOISE), "theta": THETA},
     "bandits.lin_ucb": lambda: {"ridge": 1.0, "bound": 1.0, **NOISE},
     "bandits.lin_ts": lambda: {"sigma": 0.1, "ridge": 1.0},
+    "bandits.thompson": lambda: {"sigma": 0.1, "prior_scale": 2.0, "hold": 0.02, **SET},
+    "bandits.prove_support": lambda: {"tolerance": 0.1, "schedule_scale": 0.5, **SET, **NOISE},
     "bandits.optimistic_greedy": lambda: {
         "ridge": 1.0,
         "bound": 1.0,

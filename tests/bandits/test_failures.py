@@ -97,17 +97,45 @@ def test_the_spread_of_an_online_run_does_not_cancel(size):
     np.testing.assert_allclose(state.squares, expected, rtol=3e-3)
 
 
-def test_rewards_of_other_actions_are_refused():
-    state = APSEE.init(dimension=D)
-    other = jnp.eye(D)[3]
-    with pytest.raises(ValueError, match="action is not the one"):
-        APSEE.update(state, other, 1.0)
-    traced = jax.jit(lambda state, action: APSEE.update(state, action, 1.0))
-    assert np.isnan(traced(state, other).sums[0])
-    assert traced(state, APSEE.act(state)).sums[0] == 1.0
+def test_rewards_of_a_log_count_by_their_action_in_any_order():
+    """For phased algorithms only rows of the basis do; what is dropped is counted."""
+    rng = np.random.default_rng(0)
+    arms = rng.integers(D, size=600)
+    actions, rewards = np.eye(D)[arms], THETA[arms] + 0.05 * rng.normal(size=600)
+    means = np.array([rewards[arms == arm].mean() for arm in range(D)])
+    mixed = np.where(np.arange(600)[:, None] % 3 == 0, 0.5, actions)
+    kept = np.arange(600) % 3 != 0
+    proof = bandits.apsee(bandits.Ball(), sparsity=2, sigma=0.05, radius="coord")
+    state = jax.jit(proof.fit)(actions, rewards)
+    estimate, half_width = proof.estimate(state)
+    np.testing.assert_allclose(estimate, means, atol=1e-12)
+    np.testing.assert_array_equal(state.counts, np.bincount(arms))
+    assert state.locked and state.dropped == 0
+    np.testing.assert_array_equal(np.sort(state.indices), np.sort(np.argsort(-np.abs(THETA))[:2]))
+    expected = bandits.error_radius(
+        np.bincount(arms).min(), np.eye(D), sigma=0.05, delta=0.05, kind="coord"
+    )
+    np.testing.assert_allclose(half_width, expected, rtol=1e-12)
+    state = jax.jit(proof.fit)(mixed, rewards)
+    assert state.dropped == 200
+    np.testing.assert_array_equal(state.counts, np.bincount(arms[kept]))
+    mean = np.bincount(arms[kept], rewards[kept]) / np.bincount(arms[kept])
+    np.testing.assert_allclose(proof.estimate(state)[0], mean, atol=1e-12)
     adaptive = bandits.adaptive_greedy(bandits.Ball(), sparsity=2)
-    with pytest.raises(ValueError, match="action is not the one"):
-        adaptive.update(adaptive.init(dimension=D), other, 1.0)
+    state = jax.jit(adaptive.fit)(actions, rewards)
+    assert np.all(state.counts + state.owed == state.cycle)
+    np.testing.assert_allclose(adaptive.estimate(state)[0], THETA, atol=0.25)
+
+
+def test_a_reward_that_is_no_number_is_asked_for_again():
+    for algorithm in (APSEE, bandits.adaptive_greedy(bandits.Ball(), sparsity=2)):
+        state = algorithm.init(dimension=D)
+        first = algorithm.act(state)
+        state, action = algorithm.step(state, jnp.nan)
+        np.testing.assert_array_equal(action, first)
+        assert state.dropped == 1
+        state, action = algorithm.step(state, 0.9)
+        assert np.any(np.asarray(action) != np.asarray(first)) and state.sums[0] == 0.9
 
 
 def test_bases_reach_the_boundary_or_are_refused():

@@ -52,9 +52,7 @@ def test_lin_ts_plays_each_arm_as_often_as_the_posterior_says():
     for arm in ARMS[:3]:
         state = algorithm.update(state, jnp.asarray(arm), arm @ THETA)
     keys = jax.random.split(jax.random.key(1), 20_000)
-    played = jax.jit(
-        jax.vmap(lambda key: algorithm.act(state._replace(key=key), jnp.asarray(ARMS)))
-    )(keys)
+    played = jax.jit(jax.vmap(lambda key: algorithm.act(state, jnp.asarray(ARMS), key=key)))(keys)
     shares = np.array([np.all(np.asarray(played) == arm, axis=1).mean() for arm in ARMS])
     gram = np.eye(D) + ARMS[:3].T @ ARMS[:3]
     mean = np.linalg.solve(gram, ARMS[:3].T @ (ARMS[:3] @ THETA))

@@ -81,7 +81,7 @@ def noise_block(noise: Any, key: jax.Array, block: jax.Array, width: int, dtype:
     return draw_noise(noise, jax.random.fold_in(key, block), (BLOCK, width), dtype)
 
 
-_STEP_STREAM = 2**31 - 2  # folded into the key of what a step-wise environment draws
+STEP_STREAM = 2**31 - 2  # folded into the key of what a step-wise environment draws
 
 
 def _record_steps(
@@ -113,7 +113,8 @@ def simulate_phased(noise: Any, problem: Problem) -> Run:
         state, block_noise = carry
         in_block = (state.cycle - 1) % BLOCK
         exploring = state.left == 0
-        stale = exploring & (in_block == 0) & (state.position == 0)
+        position = jnp.argmax(state.counts < state.cycle)
+        stale = exploring & (in_block == 0) & (position == 0)
         block_noise = _loops.cond(
             stale,
             lambda _, key, cycle: noise_block(noise, key, (cycle - 1) // BLOCK, number, dtype),
@@ -125,9 +126,10 @@ def simulate_phased(noise: Any, problem: Problem) -> Run:
         action = algorithm.act(state)
         mean = jnp.sum(problem.theta * action)
         # The rewards of the exploitation are never looked at, so their noise is not drawn.
-        error = jnp.where(exploring, block_noise[in_block, state.position], 0.0)
-        state = algorithm.update(state, action, mean + problem.sigma * error)
-        return (state, block_noise), problem.optimum - mean
+        error = jnp.where(exploring, block_noise[in_block, position], 0.0)
+        state = algorithm.update(state, None, mean + problem.sigma * error)
+        gap = jnp.where(jnp.isfinite(error), problem.optimum - mean, jnp.nan)
+        return (state, block_noise), gap
 
     start = algorithm.init(dimension=dimension, dtype=dtype), jnp.zeros((BLOCK, number), dtype)
     zero = jnp.zeros((), dtype)
@@ -144,7 +146,7 @@ def status_of(finite: jax.Array) -> jax.Array:
 def simulate_steps(algorithm: Any, trial: Trial, setting: Setting) -> Run:
     """Of an algorithm that decides at every step."""
     theta, dtype = trial.theta, trial.theta.dtype
-    init_key, key = jax.random.split(jax.random.fold_in(trial.key, _STEP_STREAM))
+    init_key, key = jax.random.split(jax.random.fold_in(trial.key, STEP_STREAM))
 
     def best_of(offered):
         return algorithm.benchmark(theta, offered, setting.benchmark, trial.alpha)
@@ -158,11 +160,20 @@ def simulate_steps(algorithm: Any, trial: Trial, setting: Setting) -> Run:
         action = algorithm.act(state, offered)
         mean = jnp.sum(theta * action)
         error = draw_noise(setting.noise, noise_key, (), dtype)
-        return algorithm.update(state, action, mean + trial.sigma * error, offered), best - mean
+        # A stream drops a reward that is no number; in a simulation it is a failure.
+        gap = jnp.where(jnp.isfinite(error), best - mean, jnp.nan)
+        return algorithm.update(state, action, mean + trial.sigma * error, offered), gap
 
     state = algorithm.init(init_key, dimension=theta.shape[0], dtype=dtype)
     zero = jnp.zeros((), dtype)
     state, regret = _record_steps(trial.times, trial.horizon, state, step, zero)
+    return run_of(algorithm, state, regret, trial.times)
+
+
+def run_of(algorithm: Any, state: Any, regret: jax.Array, times: jax.Array) -> Run:
+    """Of an algorithm that proves a support, or of one that does not."""
     support = jnp.sort(algorithm.support(state))
-    finite, never = ~jnp.any(jnp.isnan(regret)), jnp.int32(-1)
-    return Run(regret, trial.times, jnp.asarray(False), never, support, status_of(finite))
+    locked = getattr(state, "locked", jnp.asarray(False))
+    lock_time = getattr(state, "lock_time", jnp.int32(-1))
+    finite = ~jnp.any(jnp.isnan(regret))
+    return Run(regret, times, locked, lock_time, support, status_of(finite))

@@ -2,7 +2,7 @@
 cycles at once.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -70,10 +70,16 @@ def radius_at(
             + 2.0 * numbers.inverse_largest * level
         )
         return sigma * jnp.sqrt(spread / cycle)
-    level = 2.0 * jnp.log(jnp.pi**2 * dimension * cycle**2 / (3.0 * delta))
     if kind == "coord":
-        return sigma * jnp.sqrt(numbers.inverse_entry * level / cycle)
+        return coordinate_radius(numbers.inverse_entry, dimension, cycle, sigma, delta)
+    level = 2.0 * jnp.log(jnp.pi**2 * dimension * cycle**2 / (3.0 * delta))
     return sigma / numbers.least * jnp.sqrt(numbers.trace * level / cycle)
+
+
+def coordinate_radius(entry: Any, dimension: int, cycle: Any, sigma: Any, delta: Any) -> Any:
+    """That of coordinates with these diagonal entries of Σ."""
+    level = 2.0 * jnp.log(jnp.pi**2 * dimension * cycle**2 / (3.0 * delta))
+    return sigma * jnp.sqrt(entry * level / cycle)
 
 
 @arguments(

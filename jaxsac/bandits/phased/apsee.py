@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jaxsac import _checks, _loops
 from jaxsac._arguments import arguments, real, record
 from jaxsac.bandits.estimate.radii import KINDS, radius_at
-from jaxsac.bandits.phased.schedule import Number, Phased, Plan, Rule, make_plan, phased, scheduled
+from jaxsac.bandits.phased.rule import Number, Rule, scheduled
+from jaxsac.bandits.phased.schedule import Phased, Plan, make_plan, noise_level, phased
 from jaxsac.bandits.sets.action_set import ActionSet, no_choice, put, sized, take
 from jaxsac.bandits.sets.modular import CrossPolytope, Modular, Simplex
 
@@ -146,7 +147,7 @@ def _verify(
         return ~jnp.any(jnp.isnan(estimate)), None
     number, count = plan.basis.shape[0], cycle.astype(estimate.dtype)
     commit = cycle * number >= algorithm.commit_at
-    sigma, delta = _noise_level(algorithm, count, within, number)
+    sigma, delta = noise_level(algorithm, count, within, number)
     error = radius_at(algorithm.radius, plan.numbers, dimension, count, sigma, delta)
     threshold = plan.lead * error
     if algorithm.radius == "local":
@@ -156,26 +157,6 @@ def _verify(
         return proved | commit, None
     gap, support = algorithm.rule.gap(plan.action_set, estimate, algorithm.sparsity)
     return (gap > threshold) | commit, support
-
-
-def _noise_level(
-    algorithm: Phased, cycle: jax.Array, within: jax.Array, num_arms: int
-) -> tuple[jax.Array, jax.Array]:
-    """The bound on sigma and the delta that is left for the estimate.
-
-    From the tail of χ² with ν = m (c − 1) degrees of freedom: σ² ≤ within / (ν − 2 √(ν x)) for all
-    cycles with probability 1 − delta/2, where x = log(π² c² / (3 delta)); infinite while the bound
-    says nothing.
-
-    Source: Laurent and Massart, 2000.
-    """
-    sigma, delta = jnp.asarray(algorithm.sigma), jnp.asarray(algorithm.delta)
-    if not algorithm.estimate_sigma:
-        return sigma, delta
-    freedom = num_arms * (cycle - 1.0)
-    least = freedom - 2.0 * jnp.sqrt(freedom * jnp.log(jnp.pi**2 * cycle**2 / (3.0 * delta)))
-    bound = jnp.sqrt(within / jnp.where(least > 0, least, 1.0))
-    return jnp.where(least > 0, bound, jnp.inf), delta / 2.0
 
 
 def _margin(action_set: Modular, theta: jax.Array, sparsity: int) -> tuple[jax.Array, None]:

@@ -5,7 +5,8 @@ from typing import Any
 import jax
 
 from jaxsac._arguments import real
-from jaxsac.bandits.phased.schedule import Number, Phased, Plan, Rule, forever, phased, scheduled
+from jaxsac.bandits.phased.rule import Number, Rule, forever, scheduled
+from jaxsac.bandits.phased.schedule import Phased, Plan, phased
 from jaxsac.bandits.sets.action_set import ActionSet
 
 

@@ -1,6 +1,5 @@
 """The record of a phased algorithm, its schedule, its estimate, and its online form."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -9,25 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac import _checks, _loops
-from jaxsac._arguments import (
-    anything,
-    arguments,
-    choice,
-    either,
-    flag,
-    integer,
-    key,
-    real,
-    record,
-    size,
-)
+from jaxsac._arguments import arguments, choice, either, flag, integer, real, record, size
 from jaxsac.bandits.estimate.radii import (
     BELOW_ONE,
     KINDS,
     DesignNumbers,
+    coordinate_radius,
     design_numbers,
     diagonal_design_numbers,
 )
+from jaxsac.bandits.phased.rule import FOREVER, Number, Rule
+from jaxsac.bandits.protocol import INIT, Policy
 from jaxsac.bandits.sets.action_set import (
     ActionSet,
     a_set,
@@ -38,52 +29,6 @@ from jaxsac.bandits.sets.action_set import (
     take,
 )
 from jaxsac.bandits.sets.supports import cast
-
-FOREVER = 2**30  # longer than any horizon
-
-Number = jax.Array | float
-
-
-def scheduled(algorithm: "Phased", cycle: jax.Array) -> jax.Array:
-    """⌈schedule_scale cycle^schedule_power⌉ steps, an int32; guarded against a power that rounding
-    lifts above a whole number.
-    """
-    scale = jnp.asarray(algorithm.schedule_scale)
-    length = scale * cycle.astype(scale.dtype) ** algorithm.schedule_power
-    length = jnp.ceil(length * (1.0 - 4.0 * float(jnp.finfo(scale.dtype).eps)))
-    return jnp.minimum(length, float(FOREVER)).astype(jnp.int32)
-
-
-def forever(algorithm: "Phased", cycle: jax.Array) -> jax.Array:
-    """All the steps that are left."""
-    return jnp.int32(FOREVER)
-
-
-def unscaled(algorithm: "Phased", dimension: int, dtype: Any) -> jax.Array:
-    """Of what is not compared with a radius."""
-    return jnp.ones((), dtype)
-
-
-class Rule(NamedTuple):
-    """When a phased algorithm locks its support, and how long it then exploits.
-
-    * `verify(plan, estimate, cycle, within)`: whether the estimate [d] at the end of
-      `cycle` (int32) may be locked, and its support [s] where finding that out has found it (else
-      None). None: nothing is ever locked, and every cycle exploits.
-    * `length(algorithm, cycle)`: steps of exploitation.
-    * `sensitivity(algorithm, dimension, dtype)`: by how much a score or a value f(S)
-      moves at most when the estimate moves by one unit of the radius.
-    * `gap(action_set, theta, sparsity)`: the lead of the best support, and that support or None;
-      None where nothing is proved.
-    * `radii`: what `radius` may be.
-    """
-
-    verify: Any
-    length: Callable[["Phased", jax.Array], jax.Array]
-    sensitivity: Callable[..., jax.Array] = unscaled
-    gap: Any = None
-    radii: tuple[str, ...] = KINDS
-
 
 _NOT_NEGATIVE = real(low=0, below=float("inf"))
 ARGUMENTS = {  # of the algorithms here
@@ -108,7 +53,7 @@ def phased(*names: str, **others: Any):
     return arguments(**{name: ARGUMENTS[name] for name in names}, **others)
 
 
-class Phased(eqx.Module):
+class Phased(Policy):
     """A phased algorithm: every cycle c plays the basis once, estimates theta by least squares from
     all completed cycles, and then plays one action ⌈schedule_scale c^schedule_power⌉ times.
 
@@ -132,8 +77,6 @@ class Phased(eqx.Module):
     schedule_power: float = eqx.field(static=True)  # of the cycle
     estimate_sigma: bool = eqx.field(static=True)  # from the data
     lasso: bool = eqx.field(static=True)  # exploits its estimate
-
-    __hash__ = object.__hash__  # its bound methods go through `jax.jit`, which hashes them
 
     @phased(
         *(name for name in ARGUMENTS if name != "num_cycles"),
@@ -180,7 +123,7 @@ class Phased(eqx.Module):
         self.commit_at = FOREVER if commit_at is None else commit_at
         self.schedule_power, self.lasso = float(schedule_power), lasso
 
-    @arguments(key=key(), dimension=size(1), dtype=anything("a floating dtype, or None"))
+    @arguments(**INIT)
     def init(self, key: jax.Array | None = None, *, dimension: int, dtype=None) -> "PhasedState":
         """The state before the first step, for theta in R^dimension; `key` is not needed and
         ignored.
@@ -188,43 +131,101 @@ class Phased(eqx.Module):
         plan = make_plan(self, dimension, jnp.result_type(float) if dtype is None else dtype)
         none, (support, _) = jnp.int32(0), no_choice(self.sparsity, dimension)
         zeros = jnp.zeros(plan.basis.shape[0], plan.basis.dtype)
+        counts = jnp.zeros(zeros.shape, jnp.int32)
         action, unlocked = jnp.zeros(dimension, plan.basis.dtype), jnp.asarray(False)
         return PhasedState(
-            none + 1, none, none, zeros, zeros, unlocked, none - 1, support, action, plan
+            none + 1, none, zeros, zeros, counts, none, unlocked, none - 1, support, action, plan
         )
 
     def act(self, state: "PhasedState", offer: None = None) -> jax.Array:
         """The action [d] to play now."""
-        return jnp.where(state.left > 0, state.action, state.plan.basis[state.position])
+        return jnp.where(state.left > 0, state.action, state.plan.basis[_due(state)])
 
     def update(
         self, state: "PhasedState", action: Any, reward: jax.Array, offer: None = None
     ) -> "PhasedState":
-        """The state after `reward` for the `action` that `act` named (None: the same). Another one
-        is refused; where it is traced it makes the state NaN.
+        """The state after `reward` for `action` [d], None for the one that `act` named.
+
+        Only the exploration teaches: a reward of another action counts where that is a row of the
+        basis, as of a log or one that is late, and is dropped otherwise.
         """
-        number, dtype = state.plan.basis.shape[0], state.sums.dtype
-        exploring = state.left == 0
-        reward = jnp.where(exploring, real().take("reward", reward, dtype), 0.0)
-        reward = reward * as_named(action, self.act(state))
-        arm = jnp.where(exploring, state.position, 0)
-        complete = exploring & (state.position == number - 1)
+        basis, dtype = state.plan.basis, state.sums.dtype
+        exploring, named = state.left == 0, _due(state)
+        reward = real().take("reward", reward, dtype)
+        own, arm, known = jnp.asarray(True), named, jnp.isfinite(reward)
+        if action is not None:
+            action = real("d").take("action", action, dtype, d=basis.shape[1])
+            own, arm = (
+                same(action, self.act(state)),
+                jnp.argmin(jnp.sum(jnp.abs(basis - action[None]), 1)),
+            )
+            known &= own | same(action, basis[arm])
+            arm = jnp.where(own, named, arm)
+        used = known & (exploring | ~own)
+        reward, weight = jnp.where(used, reward, 0.0), jnp.where(used, 1, 0).astype(jnp.int32)
         # Of the deviations, by Welford: a sum of squares would cancel against the square of a sum.
-        before = (state.cycle - 1).astype(dtype)
+        before = state.counts[arm].astype(dtype)
         away = reward - state.sums[arm] / jnp.maximum(before, 1.0)
-        away = jnp.where(exploring, away**2 * before / (before + 1.0), 0.0)
+        away = jnp.where(used, away**2 * before / (before + 1.0), 0.0)
+        counts = state.counts.at[arm].add(weight)
+        least, left = jnp.min(counts), state.left - jnp.where(own & ~exploring, 1, 0)
+        complete = exploring & (least >= state.cycle)
         state = state._replace(
             sums=state.sums.at[arm].add(reward),
             squares=state.squares.at[arm].add(away),
-            position=jnp.where(exploring, state.position + 1, 0),
-            left=jnp.maximum(state.left - 1, 0),
+            counts=counts,
+            cycle=jnp.where(complete, least, state.cycle),
+            left=left.astype(jnp.int32),
+            dropped=state.dropped + jnp.where(known, 0, 1).astype(jnp.int32),
         )
         state = _loops.cond(complete, lambda s: _decide(self, s), lambda s: s, state)
         over = (complete | ~exploring) & (state.left == 0)
-        return state._replace(
-            cycle=jnp.where(over, state.cycle + 1, state.cycle),
-            position=jnp.where(complete | over, 0, state.position),
-        )
+        return state._replace(cycle=jnp.where(over, state.cycle + 1, state.cycle))
+
+    def estimate(self, state: "PhasedState") -> tuple[jax.Array, jax.Array]:
+        """The least squares estimate [d] from the exploration, and the radius of each coordinate
+        that holds at all cycles with probability 1 − delta; infinite for algorithms that verify
+        nothing, and before the first cycle.
+        """
+        solve, number = state.plan.solve, state.plan.basis.shape[0]
+        spread = solve**2 if solve.ndim == 1 else jnp.sum(solve**2, axis=1)
+        count = jnp.min(state.counts).astype(spread.dtype)
+        algorithm, cycle = state.plan.algorithm, jnp.maximum(count, 1.0)
+        sigma, delta = noise_level(algorithm, cycle, jnp.sum(state.squares), number)
+        width = coordinate_radius(spread, spread.shape[0], cycle, sigma, delta)
+        known = (count > 0) & (self.rule.gap is not None)
+        return least_squares(state), jnp.where(known, width, jnp.inf)
+
+
+def _due(state: "PhasedState") -> jax.Array:
+    """The first arm that this cycle has not seen yet."""
+    return jnp.argmax(state.counts < state.cycle)
+
+
+def same(action: jax.Array, other: jax.Array) -> jax.Array:
+    """Whether two actions are equal up to rounding."""
+    slack = float(jnp.finfo(other.dtype).eps) ** 0.5 * jnp.max(jnp.abs(other))
+    return jnp.all(jnp.abs(action - other) <= slack)
+
+
+def noise_level(
+    algorithm: Phased, cycle: jax.Array, within: jax.Array, num_arms: int
+) -> tuple[jax.Array, jax.Array]:
+    """The bound on sigma and the delta that is left for the estimate.
+
+    From the tail of χ² with ν = m (c − 1) degrees of freedom: σ² ≤ within / (ν − 2 √(ν x)) for all
+    cycles with probability 1 − delta/2, where x = log(π² c² / (3 delta)); infinite while the bound
+    says nothing.
+
+    Source: Laurent and Massart, 2000.
+    """
+    sigma, delta = jnp.asarray(algorithm.sigma), jnp.asarray(algorithm.delta)
+    if not algorithm.estimate_sigma:
+        return sigma, delta
+    freedom = num_arms * (cycle - 1.0)
+    least = freedom - 2.0 * jnp.sqrt(freedom * jnp.log(jnp.pi**2 * cycle**2 / (3.0 * delta)))
+    bound = jnp.sqrt(within / jnp.where(least > 0, least, 1.0))
+    return jnp.where(least > 0, bound, jnp.inf), delta / 2.0
 
 
 def _check_basis(basis: jax.Array | None, action_set: ActionSet) -> None:
@@ -248,22 +249,6 @@ def _check_basis(basis: jax.Array | None, action_set: ActionSet) -> None:
         f"basis holds rows that are {float(longest):g} times too long for the action set: divide"
         " each by its gauge.",
     )
-
-
-def as_named(action: Any, named: jax.Array) -> jax.Array:
-    """1, or NaN where `action` is another one than `named`; a ValueError where both are known."""
-    if action is None:
-        return jnp.ones((), named.dtype)
-    action = real("d").take("action", action, named.dtype, d=named.shape[0])
-    slack = float(jnp.finfo(named.dtype).eps) ** 0.5 * jnp.max(jnp.abs(named))
-    same = jnp.all(jnp.abs(action - named) <= slack)
-    if _checks.is_concrete(same) and bool(jnp.all(jnp.isfinite(named))):
-        _checks.require(
-            bool(same),
-            "action is not the one that act named for this state: rewards of other actions, as in a"
-            " log, are for lin_ucb, lin_ts and optimistic_greedy.",
-        )
-    return jnp.where(same, 1.0, jnp.nan).astype(named.dtype)
 
 
 class Plan(NamedTuple):
@@ -359,10 +344,11 @@ class PhasedState(NamedTuple):
     """Where an online run is."""
 
     cycle: jax.Array  # int32 [], from 1
-    position: jax.Array  # int32 [], in the basis
     left: jax.Array  # int32 [], steps of the exploitation
     sums: jax.Array  # [m], of rewards by arm
     squares: jax.Array  # [m], of the deviations from each arm's mean
+    counts: jax.Array  # int32 [m], of rewards by arm
+    dropped: jax.Array  # int32 [], rewards that were no numbers, or of no row of the basis
     locked: jax.Array  # bool []
     lock_cycle: jax.Array  # int32 [], −1: not yet
     indices: jax.Array  # int32 [s], the support; −1: none yet
@@ -370,10 +356,15 @@ class PhasedState(NamedTuple):
     plan: Plan
 
 
+def least_squares(state: PhasedState) -> jax.Array:
+    """The estimate [d] from the mean reward of each arm."""
+    counts = jnp.maximum(state.counts, 1).astype(state.sums.dtype)
+    return apply_solve(state.plan.solve, state.sums / counts)
+
+
 def _decide(algorithm: Phased, state: PhasedState) -> PhasedState:
     plan, rule = state.plan, algorithm.rule
-    cycles, dimension = state.cycle.astype(state.sums.dtype), state.action.shape[0]
-    estimate = apply_solve(plan.solve, state.sums / cycles)
+    dimension, estimate = state.action.shape[0], least_squares(state)
     newly = exploiting = fresh = jnp.asarray(True)
     support = None
     if rule.verify is None:

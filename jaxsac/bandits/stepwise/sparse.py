@@ -10,14 +10,15 @@ import jax.numpy as jnp
 
 from jaxsac import _loops
 from jaxsac._arguments import arguments, real, size
-from jaxsac.bandits.phased.schedule import as_named
+from jaxsac.bandits.phased.schedule import same
+from jaxsac.bandits.protocol import INIT, Policy, like_theta, product
 from jaxsac.bandits.sets.action_set import ActionSet, a_set, check_dimension, known, put, take
 from jaxsac.bandits.sets.composed import A_MASK
 from jaxsac.bandits.sets.supports import benchmark_value
-from jaxsac.bandits.stepwise.arms import INIT, NUMBERS, Ridge, Stepwise, like_theta, product
+from jaxsac.bandits.stepwise.ridge import NUMBERS, Ridge, Stepwise
 
 
-class OnSet(eqx.Module):
+class OnSet(Policy):
     """What the algorithms on a sparse set share; `offer` is the mask [d] of available coordinates,
     or None for all.
     """
@@ -26,8 +27,6 @@ class OnSet(eqx.Module):
     sparsity: int = eqx.field(static=True)
 
     offers = A_MASK
-
-    __hash__ = object.__hash__  # its bound methods go through `jax.jit`, which hashes them
 
     def choose(self, theta: jax.Array, offer: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """The greedy support [s] for theta and the best action [d] on it."""
@@ -84,6 +83,7 @@ class AdaptiveState(NamedTuple):
     owed: jax.Array  # int32 [d], visits that each coordinate waits for
     cycle: jax.Array  # int32 [], from 1
     left: jax.Array  # int32 [], steps of the exploitation
+    dropped: jax.Array  # int32 [], rewards that were no numbers, or of no axis where one was due
 
 
 class AdaptiveGreedy(OnSet):
@@ -97,7 +97,8 @@ class AdaptiveGreedy(OnSet):
         check_dimension(self.action_set, dimension)
         dtype = jnp.result_type(float) if dtype is None else dtype
         zeros, none = jnp.zeros(dimension, dtype), jnp.zeros(dimension, jnp.int32)
-        return AdaptiveState(zeros, none, none + 1, jnp.int32(1), self._length(jnp.int32(1), dtype))
+        length = self._length(jnp.int32(1), dtype)
+        return AdaptiveState(zeros, none, none + 1, jnp.int32(1), length, jnp.int32(0))
 
     def _length(self, cycle, dtype):
         return jnp.ceil(
@@ -137,27 +138,37 @@ class AdaptiveGreedy(OnSet):
         reward: jax.Array,
         offer: jax.Array | None = None,
     ) -> AdaptiveState:
-        """The state after `reward` for the `action` that `act` named for the same offer (None: the
-        same). Another exploration is refused; where it is traced it makes the state NaN.
+        """The state after `reward` for `action` [d], None for the one that `act` named for the same
+        offer. While something is due, the reward of any axis at full length counts, and others are
+        dropped; the rewards of the exploitation teach nothing.
         """
         offer = mask_of(offer, state.sums)
         coordinate, explore = self._due(state, offer)
-        named = self._axis(coordinate, self._estimate(state)[1])
         reward = like_theta("reward", reward, state.sums)
+        known = jnp.isfinite(reward)
         if action is not None:
             action = like_theta("action", action, state.sums, "d")
-            reward = reward * as_named(jnp.where(explore, action, named), named)
-        seen = jnp.where(explore, 1, 0).astype(jnp.int32)
-        left = state.left - (1 - seen)
+            coordinate = jnp.argmax(jnp.abs(action))
+            known &= same(action, self._axis(coordinate, self._estimate(state)[1]))
+        seen = jnp.where(explore & known, 1, 0).astype(jnp.int32)
+        left = state.left - jnp.where(explore, 0, 1).astype(jnp.int32)
         ended = left <= 0
         cycle = jnp.where(ended, state.cycle + 1, state.cycle)
         return AdaptiveState(
-            state.sums.at[coordinate].add(jnp.where(explore, reward, 0.0)),
+            state.sums.at[coordinate].add(jnp.where(seen > 0, reward, 0.0)),
             state.counts.at[coordinate].add(seen),
             state.owed.at[coordinate].add(-seen) + jnp.where(ended, 1, 0).astype(jnp.int32),
             cycle,
             jnp.where(ended, self._length(cycle, state.sums.dtype), left),
+            state.dropped + jnp.where(explore & ~known, 1, 0).astype(jnp.int32),
         )
+
+    def estimate(self, state: AdaptiveState) -> tuple[jax.Array, jax.Array]:
+        """The estimate [d] from the exploration; the half widths are infinite, since the algorithm
+        does not know the noise.
+        """
+        estimate = self._estimate(state)[0]
+        return estimate, jnp.full_like(estimate, jnp.inf)
 
     def support(self, state: AdaptiveState) -> jax.Array:
         return self.choose(self._estimate(state)[0], None)[0]

@@ -1,0 +1,45 @@
+"""Simulation of algorithms that keep an action for several steps, an action at a time: its rewards
+are seen through their mean alone, whose noise has the scale sigma / √steps.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxsac import _loops
+from jaxsac.bandits.engine.steps import STEP_STREAM, Run, Trial, run_of
+
+
+def simulate_blocks(algorithm: Any, trial: Trial, benchmark: str) -> Run:
+    """Equal in law to a run step by step, for Gaussian noise."""
+    theta, times, dtype = trial.theta, trial.times, trial.theta.dtype
+    init_key, key = jax.random.split(jax.random.fold_in(trial.key, STEP_STREAM))
+    best = algorithm.benchmark(theta, trial.offer, benchmark, trial.alpha)
+
+    def block(carry):
+        time, state, total, lost, recorded = carry
+        length = jnp.minimum(state.left, trial.horizon - time)
+        count = length.astype(dtype)
+        action = algorithm.act(state, trial.offer)
+        mean = jnp.sum(theta * action)
+        error = jax.random.normal(jax.random.fold_in(key, time), (), dtype)
+        state = algorithm.observe(
+            state, action, mean + trial.sigma * error / jnp.sqrt(count), length
+        )
+
+        def record(recorded, total, gap):
+            here = (times > time) & (times <= time + length)
+            return jnp.where(here, total + gap * (times - time).astype(dtype), recorded)
+
+        reached = jnp.any((times > time) & (times <= time + length))
+        recorded = _loops.cond(reached, record, lambda old, *_: old, recorded, total, best - mean)
+        gain = (best - mean) * count - lost
+        after = total + gain
+        return time + length, state, after, (after - total) - gain, recorded
+
+    zero = jnp.zeros((), dtype)
+    state = algorithm.init(init_key, dimension=theta.shape[0], dtype=dtype)
+    carry = jnp.int32(0), state, zero, zero, jnp.zeros(times.shape, dtype)
+    _, state, _, _, regret = _loops.while_loop(lambda c: c[0] < trial.horizon, block, carry)
+    return run_of(algorithm, state, regret, times)

@@ -1,0 +1,161 @@
+"""The regression that is never factored, and draws from its posterior."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxsac._arguments import arguments, real
+from jaxsac.bandits.estimate.radii import BELOW_ONE
+from jaxsac.bandits.protocol import INIT, Policy, like_theta, product, raw
+
+NUMBERS: dict[str, Any] = {
+    "sigma": real(low=0, below=float("inf")),
+    "delta": BELOW_ONE,
+    "ridge": real(above=0, below=float("inf")),
+    "bound": real(low=0, below=float("inf")),
+}
+_QUANTILE = 1.959964  # of the normal law at 97.5 %
+
+
+class Ridge(NamedTuple):
+    """Ridge regression that is never factored, with V = ridge I + Σ x x'."""
+
+    root: jax.Array  # [d, d], root root' = V⁻¹
+    theta: jax.Array  # [d], the estimate
+    log_det: jax.Array  # [], log det(V) − log det(ridge I)
+    dropped: jax.Array  # int32 [], rewards that were no numbers
+
+
+def ridge_start(dimension: int, ridge: jax.Array, dtype: Any) -> Ridge:
+    """`ridge` is [], or [d] for one of each coordinate; infinite where theta is known to be 0."""
+    ridge = jnp.broadcast_to(jnp.asarray(ridge).astype(dtype), (dimension,))
+    zeros = jnp.zeros(dimension, dtype)
+    return Ridge(jnp.diag(1.0 / jnp.sqrt(ridge)), zeros, jnp.zeros((), dtype), jnp.int32(0))
+
+
+def ridge_update(state: Ridge, x: jax.Array, reward: jax.Array, count: Any = 1.0) -> Ridge:
+    """One observation in O(d²), or the mean `reward` of `count` ones of the same action: (V + x
+    x')⁻¹ = R (I − w w' / (1 + w'w)) R' with w = R'x, and I − g w w' a root of the middle.
+    """
+    x = like_theta("action", x, state.theta, "d")
+    reward = like_theta("reward", reward, state.theta)
+    known = jnp.isfinite(reward) & jnp.all(jnp.isfinite(x))
+    # With x = 0 nothing below changes.
+    x, reward = jnp.where(known, x, 0.0), jnp.where(known, reward, 0.0)
+    w = product(x, state.root)
+    size = jnp.asarray(count).astype(x.dtype) * product(w, w)
+    back = product(state.root, w)
+    step = jnp.asarray(count).astype(x.dtype) / (1.0 + size)
+    theta = state.theta + back * ((reward - product(x, state.theta)) * step)
+    small = size < 1e-6  # where the difference below would cancel; its limit is 1/2
+    shrink = jnp.where(small, 0.5, (1.0 - 1.0 / jnp.sqrt(1.0 + size)) / jnp.where(small, 1.0, size))
+    shrink = shrink * jnp.asarray(count).astype(x.dtype)
+    return Ridge(
+        state.root - shrink * back[:, None] * w[None, :],
+        theta,
+        state.log_det + jnp.log1p(size),
+        state.dropped + jnp.where(known, 0, 1).astype(jnp.int32),
+    )
+
+
+def deviations(state: Ridge) -> jax.Array:
+    """√(V⁻¹)_ii, [d]."""
+    return jnp.sqrt(jnp.sum(state.root**2, axis=1))
+
+
+def confidence_width(state: Ridge, sigma, delta, ridge, bound) -> jax.Array:
+    """sigma √(2 log(1/delta) + log det(V) − log det(ridge I)) + √ridge bound: all times at once,
+    with probability 1 − delta.
+
+    Source: Abbasi-Yadkori, Pal and Szepesvari (2011), theorem 2, for ‖theta‖₂ ≤ bound.
+    """
+    return sigma * jnp.sqrt(2.0 * jnp.log(1.0 / delta) + state.log_det) + jnp.sqrt(ridge) * bound
+
+
+class Stepwise(Policy):
+    """What follows from ridge regression with a confidence width."""
+
+    sigma: jax.Array | float
+    delta: jax.Array | float
+    ridge: jax.Array | float
+    bound: jax.Array | float
+
+    offers = real("K", "d")  # what `offer` must be, beside a function of a key
+
+    @arguments(**INIT)
+    def init(self, key: jax.Array | None = None, *, dimension: int, dtype=None) -> Any:
+        return ridge_start(
+            dimension, jnp.asarray(self.ridge), jnp.result_type(float) if dtype is None else dtype
+        )
+
+    def update(self, state: Any, action: jax.Array, reward: jax.Array, offer: Any = None) -> Any:
+        return ridge_update(state, action, reward)
+
+    def width(self, state: Ridge) -> jax.Array:
+        cast = [
+            jnp.asarray(value).astype(state.theta.dtype)
+            for value in (self.sigma, self.delta, self.ridge, self.bound)
+        ]
+        return confidence_width(state, *cast)
+
+    def estimate(self, state: Any) -> tuple[jax.Array, jax.Array]:
+        """The ridge estimate [d], and how far each coordinate may be from it: all times and
+        coordinates at once, with probability 1 − delta.
+        """
+        return state.theta, self.width(state) * deviations(state)
+
+
+class ThompsonState(NamedTuple):
+    """The posterior, and the draw that is played."""
+
+    ridge: Ridge
+    seen: jax.Array  # [d], Σ x_i²
+    drawn: jax.Array  # [d], from the posterior of its time
+    key: jax.Array  # uint32, the numbers of a key
+    step: jax.Array  # int32 [], updates so far
+    left: jax.Array  # int32 [], updates until the next draw
+
+
+def posterior_draw(ridge: Ridge, sigma: Any, key: jax.Array) -> jax.Array:
+    """A draw [d] of theta ~ N(theta_t, sigma² V⁻¹)."""
+    normal = jax.random.normal(key, ridge.theta.shape, ridge.theta.dtype)
+    scale = jnp.asarray(sigma).astype(normal.dtype)
+    return ridge.theta + scale * product(ridge.root, normal)
+
+
+def posterior_start(key: jax.Array | None, ridge: Ridge, sigma: Any) -> ThompsonState:
+    zero, numbers = jnp.int32(0), raw(key, "Thompson sampling")
+    drawn = posterior_draw(ridge, sigma, jax.random.fold_in(numbers, zero))
+    return ThompsonState(ridge, jnp.zeros_like(drawn), drawn, numbers, zero, zero + 1)
+
+
+def posterior_interval(state: ThompsonState, sigma: Any) -> tuple[jax.Array, jax.Array]:
+    scale = jnp.asarray(sigma).astype(state.drawn.dtype) * _QUANTILE
+    return state.ridge.theta, scale * deviations(state.ridge)
+
+
+def posterior_update(
+    state: ThompsonState, sigma: Any, hold: Any, observed: tuple[Any, Any], count: Any = 1
+) -> ThompsonState:
+    """After `count` rewards of one action, observed = (action, their mean); a draw of step t is
+    kept for ⌈hold t⌉ steps.
+    """
+    ridge = ridge_update(state.ridge, *observed, count)
+    action, reward = (jnp.asarray(value, ridge.theta.dtype) for value in observed)
+    number = jnp.asarray(count).astype(action.dtype)
+    fresh = jnp.where(jnp.isfinite(reward), number * action**2, 0.0)
+    step, left = state.step + count, state.left - count
+    due = left <= 0
+    drawn = jnp.where(
+        due, posterior_draw(ridge, sigma, jax.random.fold_in(state.key, step)), state.drawn
+    )
+    left = jnp.where(due, held(step, hold, action.shape[0]), left)
+    return ThompsonState(ridge, state.seen + fresh, drawn, state.key, step, left)
+
+
+def held(step: jax.Array, hold: Any, dimension: int) -> jax.Array:
+    """How many steps the draw of a step is kept: one while the first d explore."""
+    hold = jnp.asarray(hold)
+    length = jnp.ceil(hold * step.astype(hold.dtype) * (1.0 - 4.0 * jnp.finfo(hold.dtype).eps))
+    return jnp.where(step < dimension, 1, jnp.clip(length, 1, 2**30)).astype(jnp.int32)
