@@ -65,8 +65,11 @@ def table(name: str, function: Any) -> list[str]:
 
 
 def shown(default: Any) -> str:
-    """A default in a table: functions by their name, since their repr holds an address."""
-    return f"`{getattr(default, '__name__', None) or repr(default)}`"
+    """A default in a table: functions, and what holds them, by their name, since their repr has an
+    address.
+    """
+    text = getattr(default, "__name__", None) or repr(default)
+    return f"`{type(default).__name__ if ' at 0x' in text else text}`"
 
 
 if __name__ == "__main__":

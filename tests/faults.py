@@ -10,7 +10,17 @@ import numpy as np
 
 from jaxsac._arguments.kind import Kind
 from jaxsac._arguments.numbers import LOOKED_AT, Integer, Range, Real, Size
-from jaxsac._arguments.objects import Anything, Callback, Choice, Either, Flag, Key, Parts, Record
+from jaxsac._arguments.objects import (
+    Anything,
+    Callback,
+    Choice,
+    Either,
+    Flag,
+    Key,
+    Parts,
+    Record,
+    Variables,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,6 +180,17 @@ def _parts(kind: Parts, value: Any) -> Iterator[Cell]:
             yield Cell(f"{name}: {cell.label}", within(cell.value), cell.outcome, like)
 
 
+def _variables(kind: Variables, value: Any) -> Iterator[Cell]:
+    """A good one is an array alone."""
+    array = np.asarray(value)
+    yield Cell("nothing", (), "refused")
+    yield Cell("a function", abs, "refused")
+    yield Cell("two dtypes", [array.astype(np.float32), array.astype(np.float64)], "refused")
+    yield Cell("beside integers", [array, np.arange(3)], "refused")
+    yield Cell("beside a key", [array, jax.random.key(0)], "refused")
+    yield from (cell for cell in _real(Real(None, Range(), False), value) if cell.label != "a list")
+
+
 _BY_KIND = {
     Real: _real,
     Integer: _integer,
@@ -180,4 +201,5 @@ _BY_KIND = {
     Record: _record,
     Callback: _callback,
     Parts: _parts,
+    Variables: _variables,
 }

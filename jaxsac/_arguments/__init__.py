@@ -20,7 +20,17 @@ them.
 
 from jaxsac._arguments.declaration import arguments, declared, passes_on
 from jaxsac._arguments.numbers import integer, real, size, tolerance
-from jaxsac._arguments.objects import anything, choice, either, flag, function, key, parts, record
+from jaxsac._arguments.objects import (
+    anything,
+    choice,
+    either,
+    flag,
+    function,
+    key,
+    parts,
+    record,
+    variables,
+)
 
 __all__ = [
     "anything",
@@ -38,4 +48,5 @@ __all__ = [
     "record",
     "size",
     "tolerance",
+    "variables",
 ]
