@@ -19,7 +19,8 @@ Every call is converted and checked by this table; what it does not fit raises a
 names the argument. Integers and booleans are taken as real numbers, half precision is computed in
 float32, and all real arrays of a call have one dtype. A letter is a size: the same one wherever a
 call has it. Ranges are looked at where a value is concrete; a traced number out of its range is NaN
-from then on, and NaN is in no range. `None` may stand where it is the default. Written by `python docs/make_arguments.py`.
+from then on, and NaN is in no range. `None` may stand where it is the default. Written by `python
+docs/make_arguments.py`.
 """
 
 
@@ -65,8 +66,11 @@ def table(name: str, function: Any) -> list[str]:
 
 
 def shown(default: Any) -> str:
-    """A default in a table: functions by their name, since their repr holds an address."""
-    return f"`{getattr(default, '__name__', None) or repr(default)}`"
+    """A default in a table: functions, and what holds them, by their name, since their repr has an
+    address.
+    """
+    text = getattr(default, "__name__", None) or repr(default)
+    return f"`{type(default).__name__ if ' at 0x' in text else text}`"
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from jaxsac._arguments.objects import (
     Key,
     Parts,
     Record,
+    Variables,
 )
 
 
@@ -189,6 +190,17 @@ def _parts(kind: Parts, value: Any) -> Iterator[Cell]:
             yield Cell(f"{name}: {cell.label}", within(cell.value), cell.outcome, like)
 
 
+def _variables(kind: Variables, value: Any) -> Iterator[Cell]:
+    """A good one is an array alone."""
+    array = np.asarray(value)
+    yield Cell("nothing", (), "refused")
+    yield Cell("a function", abs, "refused")
+    yield Cell("two dtypes", [array.astype(np.float32), array.astype(np.float64)], "refused")
+    yield Cell("beside integers", [array, np.arange(3)], "refused")
+    yield Cell("beside a key", [array, jax.random.key(0)], "refused")
+    yield from (cell for cell in _real(Real(None, Range(), False), value) if cell.label != "a list")
+
+
 _BY_KIND = {
     Real: _real,
     Integer: _integer,
@@ -200,4 +212,5 @@ _BY_KIND = {
     Design: _design,
     Callback: _callback,
     Parts: _parts,
+    Variables: _variables,
 }

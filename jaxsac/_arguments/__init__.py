@@ -11,7 +11,7 @@ before the function runs, and a refusal names the argument and says what to do:
 * A letter in a shape is a size: the same one wherever a call, or a record in it, has that letter;
   "budget + 1" counts from the Python integer `budget` of the same call.
 * Ranges are looked at where a value is concrete and holds at most `LOOKED_AT` numbers; NaN fails a
-  range. Traced values are converted, and left to the function's status.
+  range. Traced values are converted; a traced number out of its range becomes NaN.
 * None passes where it is the default.
 
 `declared` gives the declarations back: the documentation's tables and the fault test are made from
@@ -30,6 +30,7 @@ from jaxsac._arguments.objects import (
     key,
     parts,
     record,
+    variables,
 )
 
 __all__ = [
@@ -49,4 +50,5 @@ __all__ = [
     "record",
     "size",
     "tolerance",
+    "variables",
 ]

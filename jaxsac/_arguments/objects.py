@@ -213,6 +213,46 @@ class Anything(Kind):
         return self.meaning
 
 
+@dataclasses.dataclass(frozen=True)
+class Variables(Kind):
+    """A pytree whose real arrays, of one dtype, are variables. Beside them all else is constant, as
+    in equinox; without any, numbers are variables.
+    """
+
+    def dtype(self, value: Any) -> Any:
+        dtypes = (getattr(leaf, "dtype", None) for leaf in jax.tree.leaves(value))
+        return next((computed(got) for got in dtypes if self._floats(got)), None)
+
+    def _floats(self, dtype: Any) -> bool:
+        return dtype is not None and jnp.issubdtype(dtype, jnp.floating)
+
+    def convert(self, name: str, value: Any, sizes: Sizes, dtype: Any) -> Any:
+        alone = self.dtype(value) is None
+
+        def variable(leaf: Any) -> Any:
+            got = getattr(leaf, "dtype", None)
+            if got is None and not (alone and isinstance(leaf, int | float)):
+                return leaf
+            if got is not None and not alone and not jnp.issubdtype(got, jnp.inexact):
+                raise ValueError(
+                    f"{name} holds {got} beside the floating arrays that are variables: let the"
+                    " functions close over integers and keys, or pass them as data."
+                )
+            if self._floats(got) and computed(got) != dtype:
+                raise ValueError(
+                    f"{name} holds {got} where the other variables are {dtype}: cast with .astype."
+                )
+            return jnp.asarray(real(...).convert(name, leaf, sizes, dtype))
+
+        value = jax.tree.map(variable, value)
+        if self.dtype(value) is None:
+            raise ValueError(f"{name} has no arrays: there is nothing to optimise in it.")
+        return value
+
+    def __str__(self) -> str:
+        return "a tree of real arrays"
+
+
 def choice(*options: Any) -> Choice:
     """One of `options`."""
     return Choice(options)
@@ -238,4 +278,4 @@ def design(*types: type) -> Design:
     return Design(types)
 
 
-flag, key, function, anything = Flag, Key, Callback, Anything
+flag, key, function, anything, variables = Flag, Key, Callback, Anything, Variables

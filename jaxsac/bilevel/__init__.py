@@ -17,13 +17,8 @@ from jaxsac.bilevel.hypergradient import (
     check_hypergradient as check_hypergradient,
     hypergradient as hypergradient,
 )
-from jaxsac.bilevel.method import (
-    Method as Method,
-    State as State,
-    diagnose as diagnose,
-    init as init,
-    step as step,
-)
+from jaxsac.bilevel.method import Method as Method, State as State
+from jaxsac.bilevel.outer_step import diagnose as diagnose, init as init, step as step
 from jaxsac.bilevel.paired import PairedOptimizer as PairedOptimizer, paired_adam as paired_adam
 from jaxsac.bilevel.problem import Problem as Problem
 from jaxsac.bilevel.solver import Bilevel as Bilevel, solve as solve

@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxsac import _loops
-from jaxsac._arguments import tolerance
+from jaxsac._arguments import arguments, function, integer, real, record, tolerance
 from jaxsac._iterate import Outcome
 from jaxsac.bilevel.certificate import certify_lower, measure
 from jaxsac.bilevel.lower import solve_alone, solve_lower, solve_perturbed, solve_together
-from jaxsac.bilevel.paired import Inner, as_paired, require_inner
+from jaxsac.bilevel.paired import INNER, Inner, as_paired, require_inner
 from jaxsac.bilevel.problem import (
+    VARIABLES,
     Oracle,
     Problem,
     Tree,
@@ -27,19 +28,28 @@ from jaxsac.bilevel.problem import (
     undifferentiated,
     zeros,
 )
-from jaxsac.bilevel.schemes import SCHEMES, default_sigma, positive_sigma
+from jaxsac.bilevel.schemes import SCHEMES, default_sigma, positive
 from jaxsac.solution import Solution, Status, verdict
 
+_NUMBERS = {
+    "y0": VARIABLES,
+    "sigma": real(above=0),
+    "inner": INNER,
+    "tol": real(low=0),
+    "max_steps": integer(low=0),
+}
 
+
+@arguments(problem=record(Problem), **_NUMBERS)
 class Argmin(eqx.Module):
     """x -> arg min_y lower(x, y) as a differentiable function; see `argmin`."""
 
     problem: Problem  # whose lower level is `lower`
     y0: Tree  # where the search for a minimiser starts
-    sigma: Any  # [] > 0, the size of the perturbation; None: the default of the dtype
-    tol: Any  # [] ≥ 0; None: the default of the dtype
-    max_steps: Any  # [] int32
-    inner: Inner = eqx.field(static=True)  # the inner optimiser; None is L-BFGS
+    sigma: Any = None  # [] > 0, the size of the perturbation; None: the default of the dtype
+    tol: Any = None  # [] ≥ 0; None: the default of the dtype
+    max_steps: Any = 1000  # [] int32
+    inner: Inner = eqx.field(static=True, default=None)  # the inner optimiser; None is L-BFGS
 
     __hash__ = object.__hash__  # its bound methods go through `jax.jit`, which hashes them
 
@@ -73,7 +83,7 @@ class Argmin(eqx.Module):
     def _arguments(self, x):
         x, y0 = _loops.own(Oracle(self.problem).whole_lower, *arrays_only(x, self.y0))
         dtype = dtype_of(x)
-        sigma = positive_sigma(default_sigma(dtype) if self.sigma is None else self.sigma, dtype)
+        sigma = positive(default_sigma(dtype) if self.sigma is None else self.sigma, dtype)
         tol = self.tol
         if tol is None and self.problem.prox_y is not None:  # σ is not chosen by ‖d‖ there
             tol = max(1e-6, float(jnp.finfo(dtype).eps) ** 0.5 * 3)
@@ -81,6 +91,12 @@ class Argmin(eqx.Module):
         return x, y0, sigma, tol, jnp.asarray(self.max_steps, jnp.int32)
 
 
+@arguments(
+    lower=function("(x, y) -> scalar"),
+    prox_y=function("(x, y, rate) -> y"),
+    nonsmooth=function("(x, y) -> scalar"),
+    **_NUMBERS,
+)
 def argmin(
     lower: Callable[..., Any],
     y0: Tree,

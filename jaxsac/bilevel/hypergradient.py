@@ -8,12 +8,13 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from jaxsac import _checks
-from jaxsac._arguments import choice, tolerance
+from jaxsac._arguments import anything, arguments, choice, integer, real, record, tolerance
 from jaxsac._iterate import Outcome
 from jaxsac.bilevel.certificate import measure, stats_of
 from jaxsac.bilevel.lower import solve_lower, solve_perturbed, solve_together
-from jaxsac.bilevel.paired import Inner, as_paired, require_inner
+from jaxsac.bilevel.paired import INNER, Inner, as_paired, require_inner
 from jaxsac.bilevel.problem import (
+    VARIABLES,
     Oracle,
     Problem,
     Tree,
@@ -25,10 +26,24 @@ from jaxsac.bilevel.problem import (
     require_like,
     undifferentiated,
 )
-from jaxsac.bilevel.schemes import DIFFERENCES, SCHEMES, default_sigma, positive_sigma
+from jaxsac.bilevel.schemes import DIFFERENCES, SCHEMES, default_sigma, positive
 from jaxsac.solution import Solution, Status, register, verdict
 
+_DATA = anything("the third argument of upper and lower")
 
+
+@arguments(
+    problem=record(Problem),
+    x=VARIABLES,
+    y0=VARIABLES,
+    sigma=real(above=0),
+    difference=choice(*DIFFERENCES),
+    inner=INNER,
+    tol=real(low=0),
+    max_steps=integer(low=0),
+    data=_DATA,
+    state=anything("(z, d) of an earlier solution, or that solution"),
+)
 def hypergradient(
     problem: Problem,
     x: Tree,
@@ -40,7 +55,7 @@ def hypergradient(
     tol: Any = None,
     max_steps: Any = 1000,
     data: Any = None,
-    state: tuple[Tree, Tree] | None = None,
+    state: tuple[Tree, Tree] | Solution | None = None,
 ) -> Solution:
     """The gradient of x -> upper(x, y*(x)), y*(x) = arg min_y lower(x, y), from gradients of upper
     and lower alone.
@@ -60,7 +75,7 @@ def hypergradient(
       copies have most of their error in common. With `prox_y` an `inner` is needed.
     * `tol`: relative; 1e-6 in float64 and 1e-4 in float32.
     * `data`: the third argument of upper and lower.
-    * `state`: (z, d) of an earlier solution, to start from.
+    * `state`: an earlier solution, or its (z, d), to start from.
 
     Returns: a `Solution`, whose value has the structure of x; stats has the `Diagnostics` by name
     and `sigma` beside error, rounding, scale, num_steps (of z and d together) and reason.
@@ -74,11 +89,11 @@ def hypergradient(
     Source: Gaur et al., arXiv 2503.17644; Kwon et al. 2023 (F2SA); the family of differences:
     F2SA-p, arXiv 2509.02937.
     """
-    choice(*DIFFERENCES).take("difference", difference)
     x, y = arrays_only(x, y0)
     dtype = dtype_of(x)
     require_inner(problem, inner)
     start = (y, SCHEMES[difference].start(y))
+    state = state.state if isinstance(state, Solution) else state
     if state is not None:
         require_like("state", tuple(state), start)
         start = tuple(state)
@@ -89,7 +104,7 @@ def hypergradient(
         sigma is None,
         undifferentiated(x),
         undifferentiated(start),
-        positive_sigma(default_sigma(dtype) if sigma is None else sigma, dtype),
+        positive(default_sigma(dtype) if sigma is None else sigma, dtype),
         tolerance(tol, dtype),
         jnp.asarray(max_steps, jnp.int32),
         undifferentiated(data),
@@ -141,6 +156,7 @@ class HypergradientCheck(NamedTuple):
     status: jax.Array  # [] int32 `Status` of the hypergradient
 
 
+@arguments(problem=record(Problem), x=VARIABLES, y0=VARIABLES, data=_DATA)
 def check_hypergradient(
     problem: Problem, x: Tree, y0: Tree, *, data: Any = None, **options: Any
 ) -> HypergradientCheck:

@@ -1,6 +1,5 @@
-"""One outer step: paired inner steps, a hypergradient, and a step of the outer optimiser."""
+"""How a bilevel problem is solved, and what a run continues from."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -8,41 +7,36 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxsac import _checks, _loops
-from jaxsac._arguments import choice
-from jaxsac.bilevel.certificate import Diagnostics, measure
-from jaxsac.bilevel.paired import PairedOptimizer, as_paired, paired_step
-from jaxsac.bilevel.problem import (
-    Oracle,
-    Problem,
-    Tree,
-    add,
-    arrays_only,
-    dtype_of,
-    norm,
-    on_arrays,
-    prox_at,
-    require_like,
-    subtract,
-    zeros,
-)
+from jaxsac import _checks
+from jaxsac._arguments import arguments, choice, either, flag, function, real, record, size
+from jaxsac.bilevel.paired import INNER, PairedOptimizer
+from jaxsac.bilevel.problem import Tree, dtype_of
 from jaxsac.bilevel.schemes import (
     COMPARATORS,
     DIFFERENCES,
     SCHEMES,
     Scheme,
     balanced_factor,
-    cross_term,
-    hold_direction,
-    positive_sigma,
+    positive,
     relative_sigma,
-    solve_direction,
 )
 from jaxsac.solution import register
 
-_UNROLL = 5  # inner loops up to this length are unrolled: a loop costs more than a small gradient
+METHOD = {
+    "difference": choice(*DIFFERENCES, *COMPARATORS),
+    "inner": INNER,
+    "outer": record(optax.GradientTransformation),
+    "inner_steps": size(1),
+    "variance_reduction": flag(),
+    "linear_steps": size(1),
+}
+SIGMA = either(
+    real(above=0), choice("relative"), function("step number -> σ")
+)  # the size of the perturbation, or a rule for it
+MOMENTUM = real(above=0, high=1)
 
 
+@arguments(**METHOD)
 class Method(eqx.Module):
     """How a bilevel problem is solved; static, so build it once and reuse it.
 
@@ -79,25 +73,21 @@ class Sigma(eqx.Module):
 
     @staticmethod
     def of(sigma: Any, dtype: Any) -> "Sigma":
-        if isinstance(sigma, Sigma):
-            return sigma
-        if isinstance(sigma, str):
-            choice("relative").take("sigma", sigma)
         if callable(sigma) or isinstance(sigma, str):
             return Sigma(jnp.zeros((), dtype), sigma)
-        return Sigma(positive_sigma(sigma, dtype), None)
+        return Sigma(positive(sigma, dtype), None)
 
     def at(self, scheme: Scheme, state: "State") -> jax.Array:
         dtype = dtype_of(state.x)
         if self.rule is None:
             return self.number
         if callable(self.rule):
-            return positive_sigma(self.rule(state.num_steps), dtype)
+            return positive(self.rule(state.num_steps), dtype)
         return relative_sigma(balanced_factor(scheme, dtype), state.z, scheme.first(state.d))
 
 
 @register
-class _Recursion(NamedTuple):
+class Recursion(NamedTuple):
     """Where the variance-reduced estimates stand: their values, and the points at which the last
     batch was seen.
     """
@@ -121,259 +111,17 @@ class State(NamedTuple):
     num_steps: jax.Array  # [] int32: outer steps so far
     scale: jax.Array  # [] the norm of the first hypergradient that `solve` trusted; 0: none yet
     key: jax.Array | None = None  # a random key, where `solve` draws batches
-    recursion: _Recursion | None = None  # estimates, where variance is reduced
+    recursion: Recursion | None = None  # estimates, where variance is reduced
 
-
-class _Inner(NamedTuple):
-    """The K inner steps of one outer step."""
-
-    method: Method
-    scheme: Scheme
-    optimizer: PairedOptimizer
-    batches: Any  # None, or one for each step on a leading axis
-    momentum: jax.Array
-
-    def repeat(self, oracle: Oracle, body: Callable[..., Any], carry: Any) -> Any:
-        """`body(carry, k, oracle of the k-th batch)` for k = 0, …, K − 1."""
-
-        def one(carry, row):
-            own = oracle if self.batches is None else Oracle(oracle.problem, row[1])
-            return body(carry, row[0], own), None
-
-        count = self.method.inner_steps
-        if count > _UNROLL:
-            rows = (jnp.arange(count, dtype=jnp.int32), self.batches)
-            return _loops.scan(one, carry, rows)[0]
-        for k in range(count):
-            batch = jax.tree.map(lambda leaf, k=k: leaf[k], self.batches)
-            carry, _ = one(carry, (jnp.int32(k), batch))
-        return carry
-
-
-class _Moved(NamedTuple):
-    """z and d after the inner steps, and the norms of the last directions."""
-
-    z: Tree
-    d: Tree
-    optimizer: Any
-    recursion: _Recursion | None
-    residuals: tuple[jax.Array, jax.Array]
-
-
-def init(
-    problem: Problem, x0: Tree, y0: Tree, method: Method = DEFAULT, *, key: jax.Array | None = None
-) -> State:
-    """The state before the first `step`: x = x0, all lower-level copies at y0 (d = 0). `key` is
-    kept for `solve` to draw batches.
-    """
-    scheme = scheme_of(method)
-    x, y = arrays_only(x0, y0)
-    zero = jnp.zeros((), dtype_of(x))
-    _checks.require(
-        problem.prox_y is None or method.difference not in COMPARATORS,
-        f'difference="{method.difference}" differentiates the lower level twice, which a prox_y'
-        f" does not allow: use one of {DIFFERENCES}.",
-    )
-    # a projection of another shape is an error here, and not deep in a loop
-    if problem.project_x is not None:
-        jax.eval_shape(on_arrays(problem.project_x), x)
-    if problem.prox_y is not None:
-        jax.eval_shape(lambda rate: prox_at(problem, x, rate)(y), zero + 1)
-    d = scheme.start(y)
-    inner, outer = as_paired(method.inner, y).init(y, d), method.outer.init(x)
-    recursion = None
-    if method.variance_reduction:
-        recursion = _Recursion((zeros(y), zeros(d)), (x, y, d), zeros(x), (x, y, d))
-    return State(x, y, d, _packed(inner), _packed(outer), zero, jnp.int32(0), zero, key, recursion)
-
-
-def _packed(state: Any) -> tuple[jax.Array, ...]:
-    """The arrays of an optimiser's state, whose types `jax.export` does not know."""
-    return tuple(jax.tree.leaves(state))
-
-
-def _unpacked(leaves: tuple[jax.Array, ...], init: Callable[..., Any], *variables: Tree) -> Any:
-    return jax.tree.structure(jax.eval_shape(init, *variables)).unflatten(leaves)
-
-
-def step(
-    problem: Problem,
-    state: State,
-    method: Method = DEFAULT,
-    *,
-    sigma: Any = 1e-2,
-    batch: Any = None,
-    inner_batches: Any = None,
-    momentum: Any = 0.1,
-) -> tuple[State, dict[str, jax.Array]]:
-    """One outer step: K paired inner steps, the hypergradient, and an outer optimiser step. Pure;
-    for use inside `jit`, `scan` and `vmap`.
-
-    With forward differences, rate a, and one batch for all copies:
-
-        K times:  u_z = g_y(x, z),  u_y = g_y(x, y) + σ f_y(x, y)  with  y = z + σ d
-                  z ← z − a u_z,   d ← d − a (u_y − u_z) / σ
-        h = f_x(x, y) + [g_x(x, y) − g_x(x, z)] / σ,   x ← project_x(outer(x, h))
-
-    With central_linear the K steps of z come first, then c = f_y(x, z), then K steps of d: the
-    order that allows the largest outer rates. Cost in gradients: forward 2K + 3, central 2K + 4,
-    central_linear 3K + 3.
-
-    * `sigma`: σ > 0, a number, a schedule (step number -> number) or "relative" (where rounding and
-      bias balance in the dtype, from ‖z‖ / ‖d‖); d is kept when it changes, so that the copies move
-      along.
-    * `batch`: what upper and lower get as their third argument; `inner_batches`, with a leading
-      axis of K, gives each inner step its own.
-    * `momentum`: in (0, 1], the weight of fresh information when variance is reduced.
-
-    Returns: the state, and by-products of the step: `hypergradient_norm`, `residual_z`,
-    `residual_d`, `sigma`.
-
-    Source: Gaur et al., arXiv 2503.17644, in the form of Kwon et al. 2023.
-    """
-    scheme = scheme_of(method)
-    require_like("state.d", state.d, jax.eval_shape(scheme.start, state.z))
-    _checks.require(
-        all(
-            jnp.shape(leaf)[:1] == (method.inner_steps,) for leaf in jax.tree.leaves(inner_batches)
-        ),
-        f"inner_batches needs a leading axis of inner_steps = {method.inner_steps} in every array:"
-        " one batch for each inner step.",
-    )
-    sigma = Sigma.of(sigma, dtype_of(state.x)).at(scheme, state)
-    momentum = jnp.asarray(momentum).astype(sigma.dtype)
-    oracle = Oracle(problem, batch)
-    inner = _Inner(method, scheme, as_paired(method.inner, state.z), inner_batches, momentum)
-    x = state.x
-    if scheme.linear and problem.prox_y is None:
-        h, moved = one_after_the_other(oracle, inner, state, sigma)
-    else:
-        moved = together(oracle, inner, state, sigma)
-        if method.difference == "implicit":
-            d = solve_direction(oracle, x, moved.z, moved.d, method.linear_steps)
-            moved = moved._replace(d=d)
-        h = scheme.hypergradient(oracle, x, moved.z, moved.d, sigma)
-    if method.difference == "unrolled":
-        h = jax.grad(
-            lambda x: oracle.upper(x, together(oracle, inner, state._replace(x=x), sigma).z)
-        )(x)
-    z, d, optimizer, recursion, residuals = moved
-    if recursion is not None:
-        weight = jnp.maximum(momentum, 1 / (state.num_steps + 1).astype(momentum.dtype))
-        at_last = scheme.hypergradient(oracle, *recursion.outer_point, sigma)
-        h = _corrected(h, at_last, recursion.outer, weight)
-        recursion = recursion._replace(outer=h, outer_point=(x, z, d))
-    with jax.numpy_dtype_promotion("standard"):  # optax does not pass the strict setting
-        update, outer = method.outer.update(h, _unpacked(state.outer, method.outer.init, x), x)
-    new_x = add(x, update)
-    if problem.project_x is not None:
-        new_x = on_arrays(problem.project_x)(new_x)
-    size = norm(h)
-    report = {
-        "hypergradient_norm": size,
-        "residual_z": residuals[0],
-        "residual_d": residuals[1],
-        "sigma": sigma,
-    }
-    return State(
-        new_x,
-        z,
-        d,
-        _packed(optimizer),
-        _packed(outer),
-        sigma,
-        state.num_steps + 1,
-        state.scale,
-        state.key,
-        recursion,
-    ), report
-
-
-def together(oracle: Oracle, inner: _Inner, state: State, sigma: jax.Array) -> _Moved:
-    """K steps of z and d side by side."""
-    x, scheme, count = state.x, inner.scheme, inner.method.inner_steps
-    held = inner.method.difference in ("implicit", "unrolled")
-    field = hold_direction if held else scheme.field
-
-    def body(carry: _Moved, k, oracle):
-        z, d, optimizer, recursion, _ = carry
-        c = oracle.upper_y(x, z) if scheme.linear else None
-        directions = field(oracle, x, z, d, sigma, c)
-        if recursion is not None:
-            at_last = field(oracle, *recursion.inner_point, sigma, None)
-            fresh = 1 / (state.num_steps * count + k + 1).astype(sigma.dtype)
-            weight = jnp.maximum(inner.momentum, fresh)
-            directions = _corrected(directions, at_last, recursion.inner, weight)
-            recursion = recursion._replace(inner=directions, inner_point=(x, z, d))
-        z, d, optimizer = paired_step(
-            oracle.problem, scheme, inner.optimizer, directions, optimizer, x, z, d, sigma
-        )
-        return _Moved(z, d, optimizer, recursion, (norm(directions[0]), norm(directions[1])))
-
-    zero = jnp.zeros((), sigma.dtype)
-    optimizer = _unpacked(state.inner, inner.optimizer.init, state.z, state.d)
-    start = _Moved(state.z, state.d, optimizer, state.recursion, (zero, zero))
-    return inner.repeat(oracle, body, start)
-
-
-def one_after_the_other(
-    oracle: Oracle, inner: _Inner, state: State, sigma: jax.Array
-) -> tuple[Tree, _Moved]:
-    """K steps of z, then K of d at the new z: the upper level is linearised once, where the
-    hypergradient, which is returned too, is taken.
-    """
-    x, optimizer = state.x, inner.optimizer
-
-    def move_z(carry, k, oracle):
-        z, of_z, _ = carry
-        u_z = oracle.lower_y(x, z)
-        change, of_z = optimizer.update_z(u_z, of_z, z)
-        return add(z, change), of_z, norm(u_z)
-
-    def move_d(carry, k, oracle):
-        d, of_d, _ = carry
-        u_d = add(c, cross_term(oracle, x, z, d, sigma, of_y=True))
-        change, of_d = optimizer.update_d(u_d, of_d, d, z)
-        return add(d, change), of_d, norm(u_d)
-
-    zero = jnp.zeros((), sigma.dtype)
-    start = _unpacked(state.inner, optimizer.init, state.z, state.d)
-    z, middle, residual_z = inner.repeat(oracle, move_z, (state.z, start, zero))
-    upper_x, c = oracle.upper_gradients(x, z)
-    d, end, residual_d = inner.repeat(oracle, move_d, (state.d, middle, zero))
-    h = add(upper_x, cross_term(oracle, x, z, d, sigma))
-    return h, _Moved(z, d, end, None, (residual_z, residual_d))
-
-
-def diagnose(
-    problem: Problem,
-    state: State,
-    method: Method = DEFAULT,
-    *,
-    sigma: Any = 1e-2,
-    batch: Any = None,
-) -> Diagnostics:
-    """How far a state can be trusted, from scratch; see `Diagnostics`. Costs about four gradients
-    more than a step.
-
-    * `sigma`, `batch`: as in `step`.
-    """
-    scheme = scheme_of(method)
-    sigma = Sigma.of(sigma, dtype_of(state.x)).at(scheme, state)
-    oracle = Oracle(problem, batch)
-    return measure(oracle, scheme, state.x, state.z, state.d, sigma).diagnostics
+    @property
+    def dtype(self) -> Any:
+        return dtype_of(self.x)
 
 
 def scheme_of(method: Method) -> Scheme:
-    choice(*DIFFERENCES + COMPARATORS).take("difference", method.difference)
     _checks.require(
         not (method.variance_reduction and method.difference in ("central_linear", "unrolled")),
         f'variance_reduction does not go with difference="{method.difference}": use "forward",'
         ' "central" or "one_sided".',
     )
     return SCHEMES[method.difference]
-
-
-def _corrected(fresh: Tree, at_last: Tree, estimate: Tree, weight: jax.Array) -> Tree:
-    """fresh + (1 − weight) (estimate − at_last), where fresh and at_last saw the same batch."""
-    return add(fresh, subtract(estimate, at_last), 1 - weight)

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from jaxsac import _checks
+from jaxsac._arguments import arguments, real, record
 from jaxsac.bilevel.problem import Problem, Tree, add, prox_at, scale, subtract, zeros
 from jaxsac.bilevel.schemes import Scheme
 
@@ -27,6 +28,7 @@ class PairedOptimizer(NamedTuple):
 
 
 Inner = PairedOptimizer | optax.GradientTransformation | None
+INNER = record(optax.GradientTransformation, PairedOptimizer)
 
 
 def linear(optimizer: optax.GradientTransformation) -> PairedOptimizer:
@@ -64,8 +66,11 @@ class _AdamState(NamedTuple):
     largest: Tree
 
 
+@arguments(
+    learning_rate=real(low=0), b1=real(low=0, below=1), b2=real(low=0, below=1), eps=real(low=0)
+)
 def paired_adam(
-    learning_rate: float, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
+    learning_rate: Any, b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-8
 ) -> PairedOptimizer:
     """Adam whose preconditioner, taken from z's gradients, is shared by all copies, so that
     adaptive inner steps keep the pairing.
@@ -77,10 +82,14 @@ def paired_adam(
     comes from optax would give each copy its own preconditioner, and their difference, divided by
     σ, would be noise.
 
-    * `learning_rate`, `b1`, `b2`, `eps`: numbers, as in `optax.adam`.
+    * `learning_rate`, `eps`: ≥ 0; `b1`, `b2`: in [0, 1); as in `optax.adam`.
 
     Source: Kingma and Ba 2015; Reddi et al. 2018.
     """
+
+    def mixed(decay, old, new):
+        decay = jnp.asarray(decay, new.dtype)
+        return decay * old + (1 - decay) * new
 
     def corrected(leaf, decay, num_steps):
         return leaf / (1 - jnp.asarray(decay, leaf.dtype) ** num_steps.astype(leaf.dtype))
@@ -92,20 +101,18 @@ def paired_adam(
         )
 
     def advance(u, moments, largest):
-        mean = jax.tree.map(lambda old, new: b1 * old + (1 - b1) * new, moments.mean, u)
+        mean = jax.tree.map(lambda old, new: mixed(b1, old, new), moments.mean, u)
         num_steps = moments.num_steps + 1
 
         def step(m, v):
-            return (
-                -learning_rate
-                * corrected(m, b1, num_steps)
-                / (jnp.sqrt(jnp.broadcast_to(v, m.shape)) + eps)
-            )
+            rate, least = (jnp.asarray(number, m.dtype) for number in (learning_rate, eps))
+            size = jnp.sqrt(jnp.broadcast_to(v, m.shape)) + least
+            return -rate * corrected(m, b1, num_steps) / size
 
         return jax.tree.map(step, mean, largest), _Moments(num_steps, mean)
 
     def update_z(u, state, z):
-        square = jax.tree.map(lambda old, new: b2 * old + (1 - b2) * new**2, state.square, u)
+        square = jax.tree.map(lambda old, new: mixed(b2, old, new**2), state.square, u)
         num_steps = state.of_z.num_steps + 1
         largest = jax.tree.map(
             lambda old, new: jnp.maximum(old, corrected(new, b2, num_steps)), state.largest, square
@@ -183,10 +190,6 @@ def as_paired(inner: PairedOptimizer | optax.GradientTransformation, y: Tree) ->
     """
     if isinstance(inner, PairedOptimizer):
         return inner
-    _checks.require(
-        isinstance(inner, optax.GradientTransformation),
-        f"inner must be an optax optimiser or a PairedOptimizer, got {type(inner).__name__}.",
-    )
     _checks.require(
         _is_linear(inner, y),
         "inner is not linear in the gradients, so the lower-level copies would take different steps"

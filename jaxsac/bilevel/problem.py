@@ -3,18 +3,32 @@ else.
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxsac import _checks, _loops
+from jaxsac._arguments import arguments, flag, function, variables
+from jaxsac._arguments.kind import computed
 
 Tree = Any
 
 
+@arguments(
+    upper=function("(x, y) or (x, y, data) -> scalar"),
+    lower=function("(x, y) or (x, y, data) -> scalar"),
+    project_x=function("x -> x"),
+    prox_y=function("(x, y, rate) -> y"),
+    nonsmooth=function("(x, y) or (x, y, data) -> scalar"),
+    lower_difference=function("(x, y, step) or (x, y, step, data) -> changes of (x, y)"),
+    allow_jvp=flag(),
+    batch_copies=flag(),
+)
 class Problem(eqx.Module):
     """A bilevel problem: minimise upper(x, y*(x)) over x, where y*(x) minimises lower(x, y) over y.
 
@@ -77,61 +91,17 @@ def _refuse(primals, tangents):
     )
 
 
+VARIABLES = variables()
+
+
 def arrays_only(x: Tree, y: Tree) -> tuple[Tree, Tree]:
-    """x and y with every variable an array of one floating dtype, and everything else hidden in
-    the structure: beside floating arrays Python numbers too, as in equinox; without them they are
-    variables, and so are integers.
-    """
-
-    holds_arrays = [
-        any(
-            jnp.issubdtype(leaf.dtype, jnp.inexact)
-            for leaf in jax.tree.leaves(tree)
-            if hasattr(leaf, "dtype")
-        )
-        for tree in (x, y)
-    ]
-
-    def is_variable(leaf: Any, beside_arrays: bool) -> bool:
-        if not hasattr(leaf, "dtype"):
-            return isinstance(leaf, (int, float)) and not beside_arrays
-        _checks.require(
-            not beside_arrays or jnp.issubdtype(leaf.dtype, jnp.inexact),
-            f"x0 and y0 hold variables, got {leaf.dtype} beside floating arrays: let the functions"
-            " close over integers and keys, or pass them as data.",
-        )
-        return True
-
-    dtypes = {jnp.asarray(leaf).dtype for leaf in jax.tree.leaves((x, y)) if hasattr(leaf, "dtype")}
-    floating = {dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)}
-    _checks.require(
-        len(floating) <= 1,
-        f"x0 and y0 mix dtypes {sorted(map(str, floating))}: cast them to one with .astype.",
+    """x and y as `VARIABLES` of one dtype, with everything else hidden in the structure."""
+    sizes: dict[str, int] = {}
+    dtype = VARIABLES.dtype(x) or VARIABLES.dtype(y) or computed(np.float64)
+    pair = tuple(
+        VARIABLES.convert(name, tree, sizes, dtype) for name, tree in (("x", x), ("y0", y))
     )
-    dtype = floating.pop() if floating else jnp.result_type(float)
-
-    def convert(leaf: Any, beside_arrays: bool) -> Any:
-        if not is_variable(leaf, beside_arrays):
-            return Constant(leaf)
-        _checks.require(
-            not jnp.iscomplexobj(leaf),
-            "x0 and y0 must be real: pass real and imaginary parts as two arrays.",
-        )
-        return jnp.asarray(leaf).astype(dtype)
-
-    x, y = (
-        jax.tree.map(lambda leaf, beside=beside: convert(leaf, beside), tree)
-        for tree, beside in zip((x, y), holds_arrays, strict=True)
-    )
-    _checks.require(
-        bool(jax.tree.leaves(x)),
-        "x0 has no arrays: there is nothing to optimise at the upper level.",
-    )
-    _checks.require(
-        bool(jax.tree.leaves(y)),
-        "y0 has no arrays: there is nothing to optimise at the lower level.",
-    )
-    return x, y
+    return jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else Constant(leaf), pair)
 
 
 def original(tree: Tree) -> Tree:
@@ -186,6 +156,21 @@ def dtype_of(tree: Tree) -> Any:
     return jax.tree.leaves(tree)[0].dtype
 
 
+def _require_takes(name: str, function: Callable[..., Any], number: int) -> None:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # what is built in tells nothing
+        return
+    given = "(x, y)" if number == 2 else "(x, y, data)"
+    try:
+        signature.bind(*range(number))
+    except TypeError:
+        raise ValueError(
+            f"{name} takes {signature} and is called with {given}: data go to it where, and only"
+            " where, data= is passed."
+        ) from None
+
+
 class Oracle:
     """Values and gradients of a problem on one batch, with products in full precision. `batch=None`
     means functions of (x, y) alone.
@@ -196,8 +181,10 @@ class Oracle:
         self.rest = () if batch is None else (batch,)
 
     def _call(self, name: str, function: Callable[..., Any], x: Tree, y: Tree) -> jax.Array:
+        arguments = (original(x), original(y), *self.rest)
+        _require_takes(name, function, len(arguments))
         with jax.default_matmul_precision("highest"):
-            value = jnp.asarray(function(original(x), original(y), *self.rest))
+            value = jnp.asarray(function(*arguments))
         _checks.require(
             value.shape == (),
             f"{name} must return a scalar, got shape {list(value.shape)}: take a sum or a mean.",

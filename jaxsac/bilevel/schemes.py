@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxsac._arguments import real
 from jaxsac._linear import conjugate_gradient
 from jaxsac.bilevel.problem import Oracle, Tree, add, norm, scale, subtract, zeros
 
@@ -216,10 +215,9 @@ def relative_sigma(factor: Any, z: Tree, d: Tree) -> jax.Array:
     return (factor * ratio).astype(size.dtype)
 
 
-def positive_sigma(sigma: Any, dtype: Any) -> jax.Array:
-    """σ as a scalar of `dtype`: an error if it is a number ≤ 0, NaN if it is traced and ≤ 0."""
-    sigma = real(above=0).take("sigma", sigma, dtype)
-    return jnp.where(sigma > 0, sigma, jnp.nan)
+def positive(sigma: Any, dtype: Any) -> jax.Array:
+    """σ as a scalar of `dtype`, NaN where it is not positive."""
+    return jnp.where(sigma > 0, sigma, jnp.nan).astype(dtype)
 
 
 def default_sigma(dtype: Any) -> float:

@@ -9,12 +9,24 @@ import jax.numpy as jnp
 import optax
 
 from jaxsac import _checks
-from jaxsac._arguments import real, size, tolerance
+from jaxsac._arguments import (
+    anything,
+    arguments,
+    function,
+    integer,
+    key,
+    real,
+    record,
+    size,
+    tolerance,
+)
 from jaxsac._iterate import Certificate
 from jaxsac.bilevel.certificate import Measurement, measure, run_checked
-from jaxsac.bilevel.method import DEFAULT, Method, Sigma, State, init, scheme_of, step
+from jaxsac.bilevel.method import DEFAULT, METHOD, MOMENTUM, SIGMA, Method, Sigma, State, scheme_of
+from jaxsac.bilevel.outer_step import advance as take_step, init
 from jaxsac.bilevel.paired import PairedOptimizer
 from jaxsac.bilevel.problem import (
+    VARIABLES,
     Oracle,
     Problem,
     Tree,
@@ -41,6 +53,21 @@ class Bilevel(NamedTuple):
     optimistic_y: Tree  # the copy z + σ d that the upper level pulls at, shaped like y0
 
 
+@arguments(
+    problem=record(Problem),
+    x0=VARIABLES,
+    y0=VARIABLES,
+    sigma=SIGMA,
+    **METHOD,
+    momentum=MOMENTUM,
+    data=anything("the third argument of upper and lower"),
+    sample=function("(key, data) -> batch"),
+    key=key(),
+    tol=real(low=0),
+    max_steps=integer(low=0),
+    check_every=size(1),
+    state=record(State, Solution),
+)
 def solve(
     problem: Problem,
     x0: Tree,
@@ -60,7 +87,7 @@ def solve(
     tol: Any = None,
     max_steps: Any = 500,
     check_every: int = 10,
-    state: State | None = None,
+    state: State | Solution | None = None,
 ) -> Solution:
     """Minimise upper(x, y*(x)) over x, where y*(x) minimises lower(x, y), with gradients of the two
     functions only.
@@ -81,7 +108,7 @@ def solve(
       `key` is consumed. The certificate always uses all of `data`.
     * `tol`: of the certificate, relative; 1e-6 in float64 and 1e-4 in float32. It is looked at
       after every `check_every` steps.
-    * `state`: of an earlier solution, to continue from.
+    * `state`: an earlier solution, or the state of one, to continue from.
 
     Returns: a `Solution`, whose value is `Bilevel(x, y, optimistic_y)`; stats has the `Diagnostics`
     by name, `upper` (the upper level's value) and `sigma` beside error, rounding, scale, num_steps
@@ -98,8 +125,6 @@ def solve(
 
     Source: Gaur et al., arXiv 2503.17644; Kwon et al. 2023 (F2SA); F2BA, arXiv 2306.14853.
     """
-    inner_steps = size(1).take("inner_steps", inner_steps)
-    check_every = size(1).take("check_every", check_every)
     method = Method(difference, inner, outer, inner_steps, variance_reduction, linear_steps)
     _checks.require(
         sample is None or data is not None,
@@ -109,20 +134,21 @@ def solve(
         sample is None or key is not None or state is not None,
         "sample needs a key: pass key=jax.random.key(seed).",
     )
-    if state is None:
-        state = init(problem, x0, y0, method, key=key)
+    at: State | None = state.state if isinstance(state, Solution) else state
+    if at is None:
+        at = init(problem, x0, y0, method, key=key)
     else:
-        require_like("state", (state.x, state.z), arrays_only(x0, y0))
-        state = state if key is None else state._replace(key=key)
-    dtype = dtype_of(state.x)
+        require_like("state", (at.x, at.z), arrays_only(x0, y0))
+        at = at if key is None else at._replace(key=key)
+    dtype = dtype_of(at.x)
     solution = _solve(
         problem,
         method,
         sample,
         check_every,
-        undifferentiated(state),
+        undifferentiated(at),
         Sigma.of(sigma, dtype),
-        real(above=0).take("momentum", momentum, dtype),
+        jnp.asarray(momentum, dtype),
         undifferentiated(data),
         tolerance(tol, dtype),
         jnp.asarray(max_steps, jnp.int32),
@@ -146,15 +172,8 @@ def _solve(
             keys = jax.random.split(inner_key, method.inner_steps)
             inner_batches = jax.vmap(sample, in_axes=(0, None))(keys, data)
             batch = sample(outer_key, data)
-        state, _ = step(
-            problem,
-            state,
-            method,
-            sigma=sigma,
-            batch=batch,
-            inner_batches=inner_batches,
-            momentum=momentum,
-        )
+        now = sigma.at(scheme, state)
+        state, _ = take_step(problem, state, method, now, batch, inner_batches, momentum)
         return state._replace(key=key)
 
     def judge(state: State) -> tuple[State, Measurement]:

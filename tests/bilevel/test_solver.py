@@ -379,7 +379,7 @@ def test_failures_have_a_status_and_bad_arguments_a_name():
     assert run(data=q, max_steps=20).status == Status.MAX_STEPS
     with pytest.raises(ValueError, match="sigma must be > 0"):
         run(data=q, sigma=-1.0)
-    with pytest.raises(ValueError, match="inner_steps must be at least 1"):
+    with pytest.raises(ValueError, match="inner_steps must be ≥ 1"):
         run(data=q, inner_steps=0)
     with pytest.raises(ValueError, match="sample needs data"):
         run(sample=lambda key, data: data)

@@ -167,6 +167,8 @@ def rollout(uniforms: jax.Array, mdp: MDP, log_probs: jax.Array) -> Trajectories
     policies go alike.
 
     * `uniforms`: [n, 2 H] in [0, 1); `mdp`: an `MDP`; `log_probs`: [S, A] of the policy.
+
+    No trajectory begins (all is −1) where one of them holds a NaN.
     """
     _checks.require(
         uniforms.shape[1] % 2 == 0,
@@ -193,7 +195,8 @@ def rollout(uniforms: jax.Array, mdp: MDP, log_probs: jax.Array) -> Trajectories
     initial = jnp.broadcast_to(
         jnp.cumsum(mdp.initial)[None, :], (uniforms.shape[0], mdp.initial.shape[0])
     )
-    first = draw(initial, uniforms[:, 0])
+    unknown = jnp.isnan(sum(map(jnp.sum, (uniforms, policy, transition, mdp.initial))))
+    first = jnp.where(unknown, -1, draw(initial, uniforms[:, 0]))
     # the state drawn after the last action is never used, and neither is the number wrapped round
     # for it
     pairs = (
@@ -205,8 +208,9 @@ def rollout(uniforms: jax.Array, mdp: MDP, log_probs: jax.Array) -> Trajectories
 
 
 def _along(table: jax.Array, path: Trajectories) -> jax.Array:
-    """table[state, action] [n, H]; 0 where the episode has ended."""
-    return jnp.where(path.states >= 0, table[path.states, path.actions], 0.0)
+    """table[state, action] [n, H]; 0 where the episode has ended, NaN where it never began."""
+    ended = jnp.where(path.states[:, :1] >= 0, 0.0, jnp.nan).astype(table.dtype)
+    return jnp.where(path.states >= 0, table[path.states, path.actions], ended)
 
 
 def _discounts(mdp: MDP, horizon: int, dtype: Any) -> jax.Array:

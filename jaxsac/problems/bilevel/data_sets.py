@@ -10,7 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsac import prox
+from jaxsac import _checks, prox
+from jaxsac._arguments import anything, arguments, integer, real, record, size
+
+_DTYPE, _UNREAD = anything("a floating dtype"), anything("not read")
+_LOG_WEIGHTS = real("G", below=np.inf)
 
 
 class Split(NamedTuple):
@@ -20,6 +24,10 @@ class Split(NamedTuple):
     train_targets: Any  # [T]; classes are int32
     valid: Any  # features [V, p]
     valid_targets: Any  # [V]
+
+    @property
+    def dtype(self) -> Any:
+        return self.train.dtype
 
 
 class Cleaning(NamedTuple):
@@ -33,6 +41,10 @@ class Cleaning(NamedTuple):
     test_targets: Any  # int32 [U]
     corrupted: Any  # bool [T] which are wrong, to judge the learned weights; no function reads it
 
+    @property
+    def dtype(self) -> Any:
+        return self.train.dtype
+
 
 class Smooth(NamedTuple):
     """The smooth problem, and the x at which it is looked at."""
@@ -42,7 +54,16 @@ class Smooth(NamedTuple):
     target: Any  # [50]
     x: Any  # [20]
 
+    @property
+    def dtype(self) -> Any:
+        return self.x.dtype
 
+
+_SPLIT = record(Split, sizes=lambda data: dict(zip("Tp", jnp.shape(data.train), strict=True)))
+_CLEANING = record(Cleaning, sizes=lambda data: dict(zip("Tp", jnp.shape(data.train), strict=True)))
+
+
+@arguments(dtype=_DTYPE)
 def smooth(dtype: Any = jnp.float32) -> Smooth:
     """A 50-dimensional lower level that is not quadratic, for measuring the error of
     hypergradients.
@@ -56,6 +77,7 @@ def smooth(dtype: Any = jnp.float32) -> Smooth:
     return Smooth(curvature, linear_map / 20**0.5, target, x)
 
 
+@arguments(data=record(Smooth), x=real(20), y=real(50))
 def smooth_lower(x: jax.Array, y: jax.Array, data: Smooth) -> jax.Array:
     """½ (y − B x)' Q (y − B x) + Σ_i log cosh(y_i)."""
     gap = y - data.linear_map @ x
@@ -64,11 +86,13 @@ def smooth_lower(x: jax.Array, y: jax.Array, data: Smooth) -> jax.Array:
     )
 
 
+@arguments(data=record(Smooth), x=real(20), y=real(50))
 def smooth_upper(x: jax.Array, y: jax.Array, data: Smooth) -> jax.Array:
     """½ ‖y − target‖² + 0.05 ‖x‖² + Σ_i sin(y_i) / 10."""
     return 0.5 * jnp.sum((y - data.target) ** 2) + 0.05 * jnp.sum(x**2) + jnp.sum(jnp.sin(y)) / 10
 
 
+@arguments(on_host=True, data=record(Smooth))
 def smooth_hypergradient(data: Smooth) -> np.ndarray:
     """The implicit gradient of the smooth problem at its x, by Newton's method and a linear solve
     in float64 numpy.
@@ -84,6 +108,7 @@ def smooth_hypergradient(data: Smooth) -> np.ndarray:
     )
 
 
+@arguments(num_rows=size(1), dimension=size(1), dtype=_DTYPE)
 def logistic(num_rows: int = 1000, dimension: int = 20, dtype: Any = jnp.float32) -> Split:
     """Normal features, and signs drawn by a logistic model with a normal parameter; as many rows to
     judge by as to fit on.
@@ -96,6 +121,7 @@ def logistic(num_rows: int = 1000, dimension: int = 20, dtype: Any = jnp.float32
     return Split(features[:num_rows], signs[:num_rows], features[num_rows:], signs[num_rows:])
 
 
+@arguments(data=_SPLIT, x=real(), y=real("p"))
 def ridge_logistic_lower(x: jax.Array, y: jax.Array, data: Split) -> jax.Array:
     """mean log(1 + exp(−t X y)) + ½ (0.01 + x) ‖y‖² on the training rows; x is a scalar.
     `feature_weights_upper` judges it.
@@ -113,6 +139,7 @@ def _data_set(name: str) -> tuple[np.ndarray, np.ndarray]:
     return getattr(datasets, f"load_{name}")(return_X_y=True)
 
 
+@arguments(dtype=_DTYPE, seed=size())
 def breast_cancer(dtype: Any = jnp.float32, seed: int = 0) -> Split:
     """569 tumours, 30 standardised features, targets ±1, split 284 / 285: for a regularisation
     weight per feature.
@@ -130,6 +157,7 @@ def _logistic_loss(features: jax.Array, signs: jax.Array, coef: jax.Array) -> ja
     return jnp.mean(jax.nn.softplus(-signs * (features @ coef)))
 
 
+@arguments(data=_SPLIT, x=real("p"), y=real("p"))
 def feature_weights_lower(x: jax.Array, y: jax.Array, data: Split) -> jax.Array:
     """mean log(1 + exp(−t X y)) + ½ Σ_j exp(x_j) y_j² on the training rows; x [p] log-weights, y
     [p] coefficients.
@@ -137,11 +165,13 @@ def feature_weights_lower(x: jax.Array, y: jax.Array, data: Split) -> jax.Array:
     return _logistic_loss(data.train, data.train_targets, y) + 0.5 * jnp.sum(jnp.exp(x) * y**2)
 
 
+@arguments(data=_SPLIT, x=_UNREAD, y=real("p"))
 def feature_weights_upper(x: jax.Array, y: jax.Array, data: Split) -> jax.Array:
     """mean log(1 + exp(−t X y)) on the validation rows."""
     return _logistic_loss(data.valid, data.valid_targets, y)
 
 
+@arguments(on_host=True, dtype=_DTYPE, seed=size(), corruption=real(low=0, high=1))
 def digits_cleaning(dtype: Any = jnp.float32, seed: int = 0, corruption: float = 0.5) -> Cleaning:
     """1,797 digits of 64 pixels in 10 classes, split 1000 / 300 / 497; `corruption` of the training
     labels are redrawn uniformly.
@@ -168,6 +198,7 @@ def digits_cleaning(dtype: Any = jnp.float32, seed: int = 0, corruption: float =
     )
 
 
+@arguments(features=real("T", "p"), classes=integer("T"), coef=real("p", "C"))
 def cross_entropy(features: jax.Array, classes: jax.Array, coef: jax.Array) -> jax.Array:
     """−log softmax(X coef)[class] of each row; coef [p, number of classes]."""
     scores = features @ coef
@@ -180,6 +211,7 @@ def cross_entropy(features: jax.Array, classes: jax.Array, coef: jax.Array) -> j
     return jax.nn.logsumexp(scores, axis=1) - chosen
 
 
+@arguments(data=_CLEANING, x=real("T"), y=real("p", "C"), ridge=real(low=0))
 def cleaning_lower(x: jax.Array, y: jax.Array, data: Cleaning, ridge: float = 1e-3) -> jax.Array:
     """mean_i sigmoid(x_i) loss_i(y) + ridge ‖y‖² on the training rows; x [T] weight logits, y [p,
     number of classes] coefficients.
@@ -189,11 +221,13 @@ def cleaning_lower(x: jax.Array, y: jax.Array, data: Cleaning, ridge: float = 1e
     ) + ridge * jnp.sum(y**2)
 
 
+@arguments(data=_CLEANING, x=_UNREAD, y=real("p", "C"))
 def cleaning_upper(x: jax.Array, y: jax.Array, data: Cleaning) -> jax.Array:
     """mean loss on the validation rows, whose labels are right."""
     return jnp.mean(cross_entropy(data.valid, data.valid_targets, y))
 
 
+@arguments(dtype=_DTYPE, seed=size(), degree=size(1, 9))
 def diabetes(dtype: Any = jnp.float32, seed: int = 0, degree: int = 3) -> Split:
     """442 patients; each of 10 features is a group of `degree` standardised powers (columns g ·
     degree …); targets standardised; halved.
@@ -210,6 +244,7 @@ def diabetes(dtype: Any = jnp.float32, seed: int = 0, degree: int = 3) -> Split:
     return Split(*(jnp.asarray(part, dtype) for part in parts))
 
 
+@arguments(data=_SPLIT, x=_UNREAD, y=real("p"))
 def group_weights_lower(x: jax.Array, y: jax.Array, data: Split) -> jax.Array:
     """½ mean (t − X y)² on the training rows: the smooth part of a group lasso with coefficients y
     [G · size].
@@ -217,20 +252,27 @@ def group_weights_lower(x: jax.Array, y: jax.Array, data: Split) -> jax.Array:
     return 0.5 * jnp.mean((data.train_targets - data.train @ y) ** 2)
 
 
+@arguments(data=_SPLIT, x=_LOG_WEIGHTS, y=real("p"))
 def group_weights_penalty(x: jax.Array, y: jax.Array, data: Split) -> jax.Array:
     """Σ_g exp(x_g) ‖y_g‖₂, the rest of it; x [G] log-weights."""
     return prox.group_norm(y, _equal_groups(x, y), jnp.exp(x))
 
 
+@arguments(x=_LOG_WEIGHTS, y=real("p"), rate=real(low=0))
 def group_weights_prox(x: jax.Array, y: jax.Array, rate: jax.Array) -> jax.Array:
     """arg min_u rate Σ_g exp(x_g) ‖u_g‖₂ + ½ ‖u − y‖²."""
     return prox.prox_group(y, _equal_groups(x, y), rate * jnp.exp(x))
 
 
 def _equal_groups(x: jax.Array, y: jax.Array) -> prox.Groups:
+    _checks.require(
+        0 < x.shape[0] <= y.shape[0] and y.shape[0] % x.shape[0] == 0,
+        f"x has {x.shape[0]} groups and y {y.shape[0]} coefficients: they must divide them evenly.",
+    )
     return prox.Groups.equal(num_groups=x.shape[0], size=y.shape[0] // x.shape[0])
 
 
+@arguments(data=_SPLIT, x=_UNREAD, y=real("p"))
 def group_weights_upper(x: jax.Array, y: jax.Array, data: Split) -> jax.Array:
     """½ mean (t − X y)² on the validation rows."""
     return 0.5 * jnp.mean((data.valid_targets - data.valid @ y) ** 2)

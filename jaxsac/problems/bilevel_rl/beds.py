@@ -8,6 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsac import _checks
+from jaxsac._arguments import anything, arguments, integer, real, record, size
+
+_DTYPE = anything("a floating dtype")
+_DISCOUNT, _TEMPERATURE = real(low=0, below=1), real(above=0)
+_TRANSITION = real("S", "A", "S", low=0)
+_TABLE = real("S", "A")
+_MOST = 10_000_000  # sequences that are listed
+
 
 class RewardBed(NamedTuple):
     """A tabular process whose follower's reward is `base_reward` + `features` · x, seen by a leader
@@ -27,6 +36,15 @@ class RewardBed(NamedTuple):
         return self.base_reward + self.features @ x
 
 
+@arguments(
+    num_states=size(1),
+    num_actions=size(1),
+    num_features=size(1),
+    discount=_DISCOUNT,
+    temperature=_TEMPERATURE,
+    seed=size(),
+    dtype=_DTYPE,
+)
 def random_reward_bed(
     num_states: int = 8,
     num_actions: int = 4,
@@ -51,6 +69,7 @@ def random_reward_bed(
     return RewardBed(transition, initial, gamma, base_reward, features, leader_reward, x, tau)
 
 
+@arguments(num_actions=size(1), temperature=_TEMPERATURE, seed=size(), dtype=_DTYPE)
 def bandit_bed(
     num_actions: int = 2, temperature: float = 0.5, seed: int = 0, dtype: Any = jnp.float32
 ) -> RewardBed:
@@ -61,6 +80,7 @@ def bandit_bed(
     return bed._replace(features=jnp.eye(num_actions, dtype=dtype)[None])
 
 
+@arguments(transition=_TRANSITION, discount=real(low=0, high=1), potentials=real("S", "p"))
 def shaping_features(
     transition: jax.Array, discount: jax.Array, potentials: jax.Array
 ) -> jax.Array:
@@ -81,9 +101,15 @@ class Segments(NamedTuple):
     log_dynamics: jax.Array  # [N] log-chance of each one's start and moves
 
 
+@arguments(transition=_TRANSITION, initial=real("S", low=0), horizon=size(1, 100))
 def enumerate_segments(transition: jax.Array, initial: jax.Array, horizon: int) -> Segments:
     """Every sequence of `horizon` states and actions; N = (S A)^horizon, so keep them small."""
     S, A, _ = transition.shape
+    _checks.require(
+        (S * A) ** horizon <= _MOST,
+        f"horizon = {horizon} makes {(S * A) ** horizon} sequences of {S} states and {A} actions:"
+        f" {_MOST} at most are listed.",
+    )
     grid = np.indices((S, A) * horizon).reshape(2 * horizon, -1).T.astype(np.int32)
     states, actions = jnp.asarray(grid[:, 0::2]), jnp.asarray(grid[:, 1::2])
     moves = jnp.log(transition[states[:, :-1], actions[:, :-1], states[:, 1:]])
@@ -102,6 +128,13 @@ def _bradley_terry(margin: jax.Array, label: jax.Array) -> jax.Array:
     return label * jax.nn.softplus(-margin) + (1 - label) * jax.nn.softplus(margin)
 
 
+@arguments(
+    segments=record(Segments),
+    reward=_TABLE,
+    true_reward=_TABLE,
+    log_probs=_TABLE,
+    discount=real(low=0, high=1),
+)
 def preference_loss(
     segments: Segments,
     reward: jax.Array,
@@ -127,6 +160,15 @@ def preference_loss(
     return jnp.einsum("i,ij,j->", chances, loss, chances, precision="highest")
 
 
+@arguments(
+    states=integer("n", 2, "H"),
+    actions=integer("n", 2, "H"),
+    uniforms=real("n", low=0, high=1),
+    reward=_TABLE,
+    true_reward=_TABLE,
+    log_probs=_TABLE,
+    discount=real(low=0, high=1),
+)
 def sampled_preference_loss(
     states: jax.Array,
     actions: jax.Array,
@@ -149,7 +191,8 @@ def sampled_preference_loss(
     guess, truth = (
         _segment_returns(table, states, actions, discount) for table in (reward, true_reward)
     )
-    label = (uniforms < jax.nn.sigmoid(truth[:, 0] - truth[:, 1])).astype(reward.dtype)
+    chance = jax.nn.sigmoid(truth[:, 0] - truth[:, 1])
+    label = jnp.where(uniforms < chance, 1.0, jnp.where(uniforms >= chance, 0.0, jnp.nan))
     loss = _bradley_terry(guess[:, 0] - guess[:, 1], label)
     taken = jnp.sum(log_probs[states, actions], axis=(1, 2))
     # zero, with the score as its gradient
@@ -207,6 +250,7 @@ xxxxxxxxxxxxx
 """
 
 
+@arguments(on_host=True, discount=_DISCOUNT, fail=real(low=0, high=1), dtype=_DTYPE)
 def four_rooms(discount: float = 0.99, fail: float = 0.33, dtype: Any = jnp.float32) -> FourRooms:
     """The four-rooms grid of 104 cells and 4 moves; a move fails, and goes in one of the other
     directions, with chance `fail`.
@@ -258,6 +302,7 @@ class Stackelberg(NamedTuple):
         return jnp.einsum("l,lsat->sat", jax.nn.softmax(x), self.transitions, precision="highest")
 
 
+@arguments(num_moves=size(1), num_states=size(1), num_actions=size(1), seed=size(), dtype=_DTYPE)
 def stackelberg(
     num_moves: int = 3,
     num_states: int = 8,

@@ -1,6 +1,4 @@
-"""Certificates, criteria and bounds as numbers: each is its formula, written out in NumPy, on random
-input.
-"""
+"""Certificates, criteria and bounds as numbers: each is its formula in NumPy, on random input."""
 
 import jax
 import jax.numpy as jnp
