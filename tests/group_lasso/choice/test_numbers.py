@@ -1,5 +1,5 @@
-"""Certificates, criteria and bounds as numbers: each is its formula, written out in NumPy, on random
-input.
+"""Certificates, criteria and bounds as numbers: each is its formula, written out in NumPy, on
+random input.
 """
 
 import jax
