@@ -66,7 +66,8 @@ def support_margin(problem: Problem, solution: Solution) -> jax.Array:
 
     * `solution`: of this problem, at one lam.
 
-    Returns: [], without a unit, and its derivative is zero; +inf where nothing is penalised, NaN for what is not finite.
+    Returns: [], without a unit, and its derivative is zero; +inf where nothing is penalised, NaN
+    for what is not finite.
 
     Raises: ValueError for the solution of a problem with another loss or intercept.
     """
