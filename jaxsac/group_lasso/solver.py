@@ -190,9 +190,11 @@ def path(
     words = {"loss": loss, "weights": weights, "sample_weight": sample_weight, "offset": offset}
     problem = Problem.of(X, y, groups, words | {"intercept": intercept, "penalty": penalty})
     limits = Limits.of(tol, max_steps, problem.dtype)
+    fits = (min_ratio > 0) & (min_ratio <= 1)
+    min_ratio = jnp.where(fits, min_ratio, jnp.nan)
     if lams is not None:
         _checks.require(lams.shape[0] > 0, "lams must hold at least one value.")
-        lams = jnp.where(lams >= 0, lams, jnp.nan)
+        lams = jnp.where((lams >= 0) & fits, lams, jnp.nan)
     # A path from lam_max has lam = 0 only where the null model is a solution for every lam.
     penalised = lams is None or (_checks.is_concrete(lams) and bool(np.all(np.asarray(lams) > 0)))
     every_lam = problem.at(1.0, free_lam=not penalised)

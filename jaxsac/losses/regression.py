@@ -136,8 +136,10 @@ class SquareRoot(Loss):
         return y - z
 
     def value(self, z, y, sample_weight):
-        root, sigma = self.scale(z, y, sample_weight)
-        return 0.5 * (root * (root / sigma) + sigma)
+        # not the root times itself, which has no curvature at r = 0
+        scale, square = _mean_square(y - z, sample_weight, self.least)
+        sigma = self.scale(z, y, sample_weight)[1]
+        return 0.5 * ((scale * square) * (scale / sigma) + sigma)
 
     def negative_gradient(self, z, y, sample_weight):
         return rows(sample_weight, z) * (y - z) / (z.shape[0] * self.scale(z, y, sample_weight)[1])
@@ -219,8 +221,18 @@ def _best_scale(
     )
 
 
-def _mean_square_root(residual: jax.Array, sample_weight: jax.Array) -> jax.Array:
-    """(Σ_t c_t ‖r_t‖² / T)^½ at any scale of the dtype, with the gradient 0 at r = 0."""
-    scale, inverse = power_of_two(jnp.max(jnp.abs(jax.lax.stop_gradient(residual)), initial=0.0))
+def _mean_square(
+    residual: jax.Array, sample_weight: jax.Array, least: jax.Array | float = 0.0
+) -> tuple[jax.Array, jax.Array]:
+    """A power of two s near the largest |r| or `least`, and Σ_t c_t ‖r_t / s‖² / T."""
+    size = jnp.max(jnp.abs(jax.lax.stop_gradient(residual)), initial=0.0)
+    least = jax.lax.stop_gradient(jnp.asarray(least)).astype(size.dtype)
+    scale, inverse = power_of_two(jnp.maximum(size, least))
     small = residual * inverse
-    return scale * safe_sqrt(jnp.sum(sample_weight * inner(small, small)) / residual.shape[0])
+    return scale, jnp.sum(sample_weight * inner(small, small)) / residual.shape[0]
+
+
+def _mean_square_root(residual: jax.Array, sample_weight: jax.Array) -> jax.Array:
+    """(Σ_t c_t ‖r_t‖² / T)^½, with the gradient 0 at r = 0."""
+    scale, square = _mean_square(residual, sample_weight)
+    return scale * safe_sqrt(square)

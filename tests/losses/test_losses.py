@@ -38,6 +38,8 @@ CASES = {
         SETS.at[1].set(jnp.asarray([2, 3], jnp.int32)),
     ),
 }
+_, Z, Y = CASES["squared"]
+SQRT = {"sqrt": (losses.SquareRoot().for_data(Y, jnp.zeros(T), C), Z, Y)}
 every_loss = pytest.mark.parametrize("name", CASES)
 
 
@@ -88,6 +90,27 @@ def test_curvature_bounds_the_hessian(name):
     else:
         assert largest <= loss.curvature * (1 + 1e-12)
         assert largest >= 0.2 * loss.curvature
+
+
+@pytest.mark.parametrize("name", [each for each in CASES | SQRT if "gibbs" not in each])
+def test_derivatives_hold_at_zeros_ties_and_targets(name):
+    """First and second, by records and by weights, against differences."""
+    loss, z, y = (CASES | SQRT)[name]
+    like = np.asarray(z)
+    points = [np.zeros_like(like), np.full_like(like, 0.7), np.round(like)]
+    points += [np.asarray(y, float)] if y.dtype == z.dtype and name != "huber" else []
+
+    @jax.jit
+    def along(t, at, direction):
+        return loss.value(at + t * direction, y, C)
+
+    slope, bend = jax.grad(along), jax.grad(jax.grad(along))
+    direction, h = np.random.default_rng(5).normal(size=like.shape), 1e-3
+    for at in points:
+        down, middle, up = (float(along(t, at, direction)) for t in (-h, 0.0, h))
+        np.testing.assert_allclose(slope(0.0, at, direction), (up - down) / (2 * h), atol=1e-5)
+        second = (up - 2 * middle + down) / h**2
+        np.testing.assert_allclose(bend(0.0, at, direction), second, atol=1e-5)
 
 
 def test_curvature_with_costs_uses_the_largest_affordable_set():

@@ -66,7 +66,8 @@ def support_margin(problem: Problem, solution: Solution) -> jax.Array:
 
     * `solution`: of this problem, at one lam.
 
-    Returns: [], without a unit; +inf where nothing is penalised, NaN for what is not finite.
+    Returns: [], without a unit, and its derivative is zero; +inf where nothing is penalised, NaN
+    for what is not finite.
 
     Raises: ValueError for the solution of a problem with another loss or intercept.
     """
@@ -94,6 +95,7 @@ def _margin_of(problem: Objective, value: Coefficients) -> jax.Array:
 
 
 @arguments(
+    on_host=True,
     problem=PROBLEM,
     gamma=real(low=0),
     lams=real("L", low=0),
@@ -132,9 +134,6 @@ def ebic(
     """
     found = path(
         problem, lams=lams, num_lams=num_lams, min_ratio=min_ratio, tol=tol, max_steps=max_steps
-    )
-    _checks.require(
-        _checks.is_concrete(found.value), "ebic counts supports on the host: call it outside jit."
     )
     every_lam = problem.at(0.0)
     points = Coefficients(found.value.coef, found.value.intercept)
