@@ -13,6 +13,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from jaxsac import _loops
+from jaxsac._implicit import implicit
 from jaxsac._linear import conjugate_gradient
 from jaxsac._sizes import padded
 from jaxsac.designs import Centred, Dense, MultiOutput
@@ -174,9 +175,9 @@ def degrees(problem: Objective, point: Coefficients) -> jax.Array:
     """tr(K^-1 X' H X) over the support, H = ∇²F and K the Hessian of the objective: the trace of
     the derivative of X b by its targets.
     """
-    point = jax.tree.map(lax.stop_gradient, point)
-    moving = ~problem.whole_penalty.pinned(point.coef, problem.lam)
-    at = polished(problem, point, moving)
+    still, point = lax.stop_gradient((problem, point))
+    moving = ~still.whole_penalty.pinned(point.coef, still.lam)
+    at = implicit(equation, newton_solve, polished(still, point, moving), (problem, moving))
     mask = jnp.concatenate([moving, jnp.full(point.intercept.size, problem.intercept)])
 
     def of_objective(vector):

@@ -71,6 +71,24 @@ def test_degrees_of_freedom_are_the_trace_of_the_derivative(keywords, lam):
     assert abs(difference.mean()) <= 4 * difference.std() / np.sqrt(LANES)
 
 
+def test_degrees_of_freedom_have_the_derivative_of_differences():
+    """In the targets and in lam, with that of the solution."""
+    keywords, lam = SETTINGS[0].values
+    run, step = batch_of(**keywords), 1e-4
+    way = jnp.asarray(np.random.default_rng(1).normal(size=T))
+
+    def freedom(y, lam):
+        problem = group_lasso.Problem(X, y, GROUPS, **keywords)
+        return group_lasso.degrees_of_freedom(problem, group_lasso.solve(problem, lam, tol=1e-14))
+
+    by_y, by_lam = jax.jit(jax.grad(freedom, (0, 1)))(Y, lam)
+    moved = jnp.tile(Y, (LANES, 1)).at[0].add(step * way).at[1].add(-step * way)
+    lams = jnp.full(LANES, lam).at[2].add(step).at[3].add(-step)
+    around = run(moved, lams, jnp.full(LANES, 1e-14))[1]
+    expected = (around[0] - around[1]) / (2 * step), (around[2] - around[3]) / (2 * step)
+    np.testing.assert_allclose((by_y @ way, by_lam), expected, rtol=1e-5)
+
+
 @pytest.mark.slow
 def test_degrees_of_freedom_at_the_ends():
     narrow = group_lasso.Problem(X[:, :8], Y, Groups.equal(4, 2), intercept=True)

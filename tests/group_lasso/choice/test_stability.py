@@ -60,3 +60,13 @@ def test_noise_is_selected_no_more_often_than_the_bounds_say():
     error = 4 * np.std(chosen) / np.sqrt(len(chosen))
     assert np.mean(chosen) > 0 and np.all(np.mean(bounds, axis=0) >= np.mean(chosen) - error)
     assert np.all(np.asarray(bounds)[:, 1] < np.asarray(bounds)[:, 0])
+
+
+def test_halves_are_complementary_and_weigh_as_much_as_all():
+    counts = jnp.asarray([1.0, 2.0, 0.5, 0.0, 3.0, 1.5, 1.0])
+    halves = np.asarray(_halves(jax.random.key(0), counts, num_pairs=20)).reshape(20, 2, 7)
+    np.testing.assert_allclose(halves.sum(axis=2), counts.sum())
+    kept = (halves > 0) | (np.asarray(counts) == 0)
+    assert not ((halves[:, 0] > 0) & (halves[:, 1] > 0)).any()
+    assert set(kept.sum(axis=2).ravel()) <= {3, 4}  # the record without weight shows in both
+    assert len({tuple(half) for half in kept[:, 0]}) > 10
