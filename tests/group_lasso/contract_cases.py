@@ -74,7 +74,7 @@ BAD = [
     ({"lam": -1.0}, r"lam must be ≥ 0"),
     ({"sample_weight": -jnp.ones(24)}, r"sample_weight must be ≥ 0"),
     ({"groups": Groups.equal(4, 3)}, r"groups must have p = 11, got 12"),
-    ({"weights": "size"}, r"weights must be None, 'sqrt_size'"),
+    ({"weights": "size"}, r"weights must be one of 'sqrt_size'"),
     ({"max_steps": -1}, r"max_steps must be ≥ 0"),
 ]
 

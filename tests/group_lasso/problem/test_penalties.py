@@ -249,7 +249,7 @@ def test_non_negative_least_squares_has_no_certificate():
 @pytest.mark.parametrize(
     "changed, message",
     [
-        (lambda: 3, "penalty must be a jaxsac.prox.Penalty, got int"),
+        (lambda: 3, "penalty must be a Penalty, got 3"),
         (lambda: Penalty(l1=-1.0), "l1 must be ≥ 0"),
         (lambda: Penalty(l1=np.ones(3)), "penalty.l1 must"),
         (lambda: Penalty(ridge=-1.0), "ridge must be ≥ 0"),
