@@ -36,7 +36,16 @@ INNER = {
     "group_lasso": ["problem", "model", "methods", "solver", "choice"],
     "control": ["data", "policy", "imitation", "fits", "trust", "online", "robust", "conditions"],
     "subsample_q": ["data", "exact", "execute", "learn", "network", "trust"],
-    "bandits": ["protocol", "sets", "estimate", "phased", "stepwise", "engine", "simulation"],
+    "bandits": [
+        "protocol",
+        "sets",
+        "estimate",
+        "phased",
+        "stepwise",
+        "engine",
+        "simulation",
+        "comparison",
+    ],
 }
 
 EXTRAS_ONLY = {"numpyro", "sklearn", "matplotlib", "tqdm", "pandas", "IPython"}

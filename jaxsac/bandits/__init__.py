@@ -2,6 +2,7 @@
 rewards.
 """
 
+from jaxsac.bandits.comparison import Comparison as Comparison, compare as compare
 from jaxsac.bandits.engine.steps import Run as Run
 from jaxsac.bandits.estimate.exploration import exploration_basis as exploration_basis
 from jaxsac.bandits.estimate.radii import error_radius as error_radius

@@ -41,4 +41,12 @@ CASES = [
     case("bandits.simulate", play(APSEE)),
     case("bandits.simulate a step at a time", play(APSEE, engine="step")),
     case("bandits.simulate of a step-wise algorithm", play_arms),
+    case(
+        "bandits.simulate an action at a time",
+        play(bandits.thompson(bandits.Ball(), sparsity=2, sigma=0.1, hold=0.1)),
+    ),
+    case(
+        "bandits.simulate of a proof",
+        play(bandits.prove_support(bandits.Ball(), sparsity=2, sigma=0.1)),
+    ),
 ]

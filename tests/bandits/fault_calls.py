@@ -101,6 +101,15 @@ CALLS = {
         **NOISE,
     },
     "bandits.adaptive_greedy": lambda: {"schedule_scale": 1.0, "schedule_power": 0.5, **SET},
+    "bandits.compare": lambda: {
+        "key": KEY,
+        "algorithms": {"e2tc": bandits.e2tc(BALL, sparsity=2, sigma=0.1, horizon=20)},
+        "theta": THETA,
+        "sigma": 0.1,
+        "horizon": 20,
+        "num_trials": 2,
+        "benchmark": "optimal",
+    },
     "bandits.simulate": lambda: {
         "key": KEY,
         "algorithm": bandits.apsee(**SET, **NOISE),

@@ -154,3 +154,22 @@ def test_a_proper_prior_is_the_gaussian_one():
         bandits.thompson(bandits.Ball(), sparsity=S, sigma=0.0, prior_scale=1.0)
     with pytest.raises(ValueError, match="pass a key"):
         policy.init(dimension=D)
+
+
+def test_a_wrong_draw_is_not_kept_for_a_share_of_all_steps():
+    """On a box a draw that is kept for a share of the time so far has linear regret in the mean,
+    and the origin teaches nothing: neither may be kept for long.
+    """
+    policy = bandits.thompson(bandits.Box(), sparsity=S, sigma=1.0, hold=0.05)
+    times = jnp.asarray([2_000, 20_000])
+
+    @jax.jit
+    @jax.vmap
+    def regret(key, theta):
+        return bandits.simulate(key, policy, theta, sigma=1.0, horizon=20_000, record=times).regret
+
+    generator = np.random.default_rng(5)
+    thetas = generator.choice([-0.6, -0.3, 0.3, 0.6], (60, D))
+    early, late = np.asarray(regret(jax.random.split(KEY, 60), thetas)).T
+    assert late.mean() < 3 * early.mean()  # linear regret would be ten times as large
+    assert late.max() < 1_500

@@ -19,21 +19,26 @@ def simulate_blocks(algorithm: Any, trial: Trial, benchmark: str) -> Run:
 
     def block(carry):
         time, state, total, lost, recorded = carry
-        length = jnp.minimum(state.left, trial.horizon - time)
-        count = length.astype(dtype)
         action = algorithm.act(state, trial.offer)
+        length = jnp.minimum(algorithm.length(state, action), trial.horizon - time)
+        count = length.astype(dtype)
         mean = jnp.sum(theta * action)
         error = jax.random.normal(jax.random.fold_in(key, time), (), dtype)
         state = algorithm.observe(
             state, action, mean + trial.sigma * error / jnp.sqrt(count), length
         )
 
-        def record(recorded, total, gap):
-            here = (times > time) & (times <= time + length)
-            return jnp.where(here, total + gap * (times - time).astype(dtype), recorded)
-
-        reached = jnp.any((times > time) & (times <= time + length))
-        recorded = _loops.cond(reached, record, lambda old, *_: old, recorded, total, best - mean)
+        here = (times > time) & (times <= time + length)
+        recorded = _loops.cond(
+            jnp.any(here),
+            _record,
+            lambda old, *_: old,
+            recorded,
+            here,
+            times - time,
+            total,
+            best - mean,
+        )
         gain = (best - mean) * count - lost
         after = total + gain
         return time + length, state, after, (after - total) - gain, recorded
@@ -43,3 +48,8 @@ def simulate_blocks(algorithm: Any, trial: Trial, benchmark: str) -> Run:
     carry = jnp.int32(0), state, zero, zero, jnp.zeros(times.shape, dtype)
     _, state, _, _, regret = _loops.while_loop(lambda c: c[0] < trial.horizon, block, carry)
     return run_of(algorithm, state, regret, times)
+
+
+def _record(old: jax.Array, here: jax.Array, steps: jax.Array, total: Any, gap: Any) -> jax.Array:
+    """The regret at the times within the present action, `steps` after its first."""
+    return jnp.where(here, total + gap * steps.astype(old.dtype), old)

@@ -80,12 +80,16 @@ class Proof(OnSet):
             dropped=state.dropped + jnp.where(lost, count, 0),
         )
         decide = exploring & ~jnp.any(state.waiting)
-        state = _loops.cond(decide, self._decide, lambda state: state, state)
+        state = _loops.cond(decide, Proof._decide, lambda _, state: state, self, state)
         again = ~jnp.any(state.waiting) & (state.left <= 0)
         return state._replace(
             waiting=jnp.where(again, self._alive(state), state.waiting),
             left=jnp.where(again, 1, state.left).astype(jnp.int32),
         )
+
+    def length(self, state: ProofState, action: jax.Array) -> jax.Array:
+        """For how many steps the state's action is played."""
+        return state.left
 
     def estimate(self, state: ProofState) -> tuple[jax.Array, jax.Array]:
         """The estimate [d] from the exploration, and the radius of each coordinate: all times and
@@ -130,6 +134,7 @@ class Proof(OnSet):
 
     def _decide(self, state: ProofState) -> ProofState:
         """At the end of a round: the support, whether it is proved, and how long to exploit it."""
+        assert isinstance(self.action_set, Modular)
         dimension, dtype = state.sums.shape[0], state.sums.dtype
         theta, width = self.estimate(state)
         scores, low, high = self._bounds(state)

@@ -16,6 +16,7 @@ NUMBERS: dict[str, Any] = {
     "bound": real(low=0, below=float("inf")),
 }
 _QUANTILE = 1.959964  # of the normal law at 97.5 %
+_SLACK = 1e-4  # for the rounding of a determinant that has grown by just enough
 
 
 class Ridge(NamedTuple):
@@ -109,12 +110,11 @@ class Stepwise(Policy):
 class ThompsonState(NamedTuple):
     """The posterior, and the draw that is played."""
 
-    ridge: Ridge
+    ridge: Ridge  # its log_det counts from the draw
     seen: jax.Array  # [d], Σ x_i²
     drawn: jax.Array  # [d], from the posterior of its time
     key: jax.Array  # uint32, the numbers of a key
     step: jax.Array  # int32 [], updates so far
-    left: jax.Array  # int32 [], updates until the next draw
 
 
 def posterior_draw(ridge: Ridge, sigma: Any, key: jax.Array) -> jax.Array:
@@ -127,7 +127,7 @@ def posterior_draw(ridge: Ridge, sigma: Any, key: jax.Array) -> jax.Array:
 def posterior_start(key: jax.Array | None, ridge: Ridge, sigma: Any) -> ThompsonState:
     zero, numbers = jnp.int32(0), raw(key, "Thompson sampling")
     drawn = posterior_draw(ridge, sigma, jax.random.fold_in(numbers, zero))
-    return ThompsonState(ridge, jnp.zeros_like(drawn), drawn, numbers, zero, zero + 1)
+    return ThompsonState(ridge, jnp.zeros_like(drawn), drawn, numbers, zero)
 
 
 def posterior_interval(state: ThompsonState, sigma: Any) -> tuple[jax.Array, jax.Array]:
@@ -138,24 +138,26 @@ def posterior_interval(state: ThompsonState, sigma: Any) -> tuple[jax.Array, jax
 def posterior_update(
     state: ThompsonState, sigma: Any, hold: Any, observed: tuple[Any, Any], count: Any = 1
 ) -> ThompsonState:
-    """After `count` rewards of one action, observed = (action, their mean); a draw of step t is
-    kept for ⌈hold t⌉ steps.
+    """After `count` rewards of one action, observed = (action, their mean); a draw is kept until
+    det(V) has grown by the factor 1 + hold since.
     """
     ridge = ridge_update(state.ridge, *observed, count)
     action, reward = (jnp.asarray(value, ridge.theta.dtype) for value in observed)
-    number = jnp.asarray(count).astype(action.dtype)
-    fresh = jnp.where(jnp.isfinite(reward), number * action**2, 0.0)
-    step, left = state.step + count, state.left - count
-    due = left <= 0
-    drawn = jnp.where(
-        due, posterior_draw(ridge, sigma, jax.random.fold_in(state.key, step)), state.drawn
+    number, step = jnp.asarray(count).astype(action.dtype), state.step + count
+    seen = state.seen + jnp.where(jnp.isfinite(reward), number * action**2, 0.0)
+    # What adds no information, as the origin does, would be kept for ever.
+    idle = ridge.log_det == state.ridge.log_det
+    due = idle | (
+        ridge.log_det >= (1.0 - _SLACK) * jnp.log1p(jnp.asarray(hold).astype(action.dtype))
     )
-    left = jnp.where(due, held(step, hold, action.shape[0]), left)
-    return ThompsonState(ridge, state.seen + fresh, drawn, state.key, step, left)
+    fresh = posterior_draw(ridge, sigma, jax.random.fold_in(state.key, step))
+    ridge = ridge._replace(log_det=jnp.where(due, 0.0, ridge.log_det))
+    return ThompsonState(ridge, seen, jnp.where(due, fresh, state.drawn), state.key, step)
 
 
-def held(step: jax.Array, hold: Any, dimension: int) -> jax.Array:
-    """How many steps the draw of a step is kept: one while the first d explore."""
-    hold = jnp.asarray(hold)
-    length = jnp.ceil(hold * step.astype(hold.dtype) * (1.0 - 4.0 * jnp.finfo(hold.dtype).eps))
-    return jnp.where(step < dimension, 1, jnp.clip(length, 1, 2**30)).astype(jnp.int32)
+def kept(state: ThompsonState, hold: Any, action: jax.Array) -> jax.Array:
+    """For how many more steps of `action` the draw is kept: det(V) grows by 1 + n x'V⁻¹x."""
+    spread = jnp.sum(product(action, state.ridge.root) ** 2)
+    grown = jnp.exp(-state.ridge.log_det) * (1.0 + jnp.asarray(hold).astype(spread.dtype)) - 1.0
+    number = jnp.where(spread > 0, grown / jnp.where(spread > 0, spread, 1.0), 1.0)
+    return jnp.clip(jnp.ceil(number * (1.0 - _SLACK)), 1, 2**24).astype(jnp.int32)

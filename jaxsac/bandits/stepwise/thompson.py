@@ -11,6 +11,7 @@ from jaxsac.bandits.protocol import INIT
 from jaxsac.bandits.sets.action_set import ActionSet, a_set, check_dimension
 from jaxsac.bandits.stepwise.ridge import (
     ThompsonState,
+    kept,
     posterior_draw,
     posterior_interval,
     posterior_start,
@@ -73,6 +74,10 @@ class Thompson(OnSet):
         """The state after `count` rewards of one action, given by their mean."""
         return posterior_update(state, self.sigma, self.hold, (action, mean), count)
 
+    def length(self, state: ThompsonState, action: jax.Array) -> jax.Array:
+        """For how many steps the state's draw is kept, if they all play `action`."""
+        return kept(state, self.hold, action)
+
     def estimate(self, state: ThompsonState) -> tuple[jax.Array, jax.Array]:
         """The mean [d] of the posterior, and 1.96 of its standard deviations; infinite for a
         coordinate that the flat prior has not seen.
@@ -105,8 +110,9 @@ def thompson(
       every axis once and then knows a proper posterior. Or the standard deviation > 0 of the prior
       N(0, prior_scale² I); one that is much too small locks the algorithm in, and then sigma must
       be > 0.
-    * `hold`: ≥ 0; the draw of step t is kept for ⌈hold t⌉ steps, at least one. With 0.02 the regret
-      grows by some percent, and `simulate` needs 50 log(T) draws for T steps instead of T.
+    * `hold`: ≥ 0; a draw is kept until det(V) has grown by the factor 1 + hold: for ⌈hold n⌉ steps
+      of an action that was played n times before, at least one. With 0.02 the regret grows by some
+      percent, and `simulate` needs of the order of 50 d log(T) draws for T steps at most.
 
     For draws from the true prior the Bayesian regret on any set whose best action is found is of
     order d sigma √T up to logarithms. For the flat prior the theorems are frequentist, of order
@@ -116,8 +122,8 @@ def thompson(
 
     Its `offer` is the mask [d] of available coordinates, or None.
 
-    Source: Thompson (1933); Russo and Van Roy (2014) and Agrawal and Goyal (2013), Abeille and
-    Lazaric (2017) for the theorems.
+    Source: Thompson (1933); Abbasi-Yadkori, Pal and Szepesvari (2011) for rare switching; Russo and
+    Van Roy (2014), Agrawal and Goyal (2013), Abeille and Lazaric (2017) for the theorems.
     """
     _checks.require(
         prior_scale is None or not _checks.is_concrete(sigma) or bool(sigma > 0),
