@@ -71,8 +71,12 @@ def _implicit_jvp(residual, linear_solve, symmetric, primals, tangents):
     def matvec(vector):
         return jax.jvp(lambda s: residual(s, params), (solution,), (vector,))[1]
 
+    # custom_linear_solve cannot pass on the symbolic zero that is the derivative of a matvec free
+    # of params; that of this 0 is an array.
+    nothing = jnp.where(False, jnp.sum(ravel_pytree(solution)[0][:1]), 0).astype(right_side.dtype)
+
     def flat_matvec(vector):
-        return ravel_pytree(matvec(unravel(vector)))[0]
+        return ravel_pytree(matvec(unravel(vector)))[0] + nothing * vector
 
     def flat_solve(product, vector):
         found = linear_solve(lambda v: unravel(product(ravel_pytree(v)[0])), unravel(vector))

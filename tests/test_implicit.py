@@ -47,6 +47,14 @@ def test_jacobians_match_the_closed_form(problem):
         chex.assert_trees_all_close(actual, expected, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize("outer", [jax.jacfwd, jax.jacrev])
+def test_the_second_derivative_of_an_affine_solution_is_zero(problem, outer):
+    """A matrix that does not depend on what is differentiated has a symbolic zero for its own."""
+    matrix, _, penalty = problem
+    total = jax.grad(lambda target: jnp.sum(implicit_ridge(matrix, target, penalty)))
+    np.testing.assert_array_equal(jax.jit(outer(total))(problem[1]), np.zeros((12, 12)))
+
+
 def test_second_derivative_matches_the_closed_form(problem):
     matrix, target, penalty = problem
 

@@ -31,6 +31,7 @@ from jaxsac.subsample_q.execute.simulation import (
     simulate as simulate,
     simulate_agents as simulate_agents,
 )
+from jaxsac.subsample_q.learn.estimation import Estimate as Estimate, estimate as estimate
 from jaxsac.subsample_q.learn.q_learning import (
     Trajectory as Trajectory,
     learn_from_trajectory as learn_from_trajectory,

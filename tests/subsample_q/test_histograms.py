@@ -16,9 +16,19 @@ def test_the_table_lists_every_histogram_once_and_index_inverts_it(k, L):
     assert len(space) == math.comb(k + L - 1, L - 1) == len(expected)
     assert {tuple(map(int, row)) for row in space.table} == expected
     np.testing.assert_array_equal(space.index(space.table), np.arange(len(space)))
-    np.testing.assert_array_equal(
-        jax.jit(space.index)(jnp.asarray(space.table)), np.arange(len(space))
-    )
+    held = jnp.asarray(space.table)
+    np.testing.assert_array_equal(jax.jit(space.index)(held), np.arange(len(space)))
+    np.testing.assert_array_equal(jax.jit(lambda: space.index(held))(), np.arange(len(space)))
+
+
+def test_counts_that_are_no_histogram_have_no_index():
+    """Also where their sum wraps to k."""
+    space = sq.HistogramSpace(3, 3)
+    wrong = np.array([[2, 2, 0], [4, -1, 0], [2**31 - 1, 2**31 - 1, 5]])
+    np.testing.assert_array_equal(jax.jit(space.index)(jnp.asarray(wrong)), [-1, -1, -1])
+    for row in wrong:
+        with pytest.raises(ValueError, match="counts must be ≥ 0 and sum to k=3"):
+            space.index(row)
 
 
 def test_smaller_k_is_a_prefix():

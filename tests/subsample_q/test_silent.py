@@ -12,7 +12,7 @@ from subsample_q.models import brute_force_q, random_arrays, random_model
 from jaxsac import Status, subsample_q as sq
 from jaxsac.problems import subsample_q as problems
 from jaxsac.subsample_q.exact.iteration.criterion import typical_range
-from jaxsac.subsample_q.trust.certificate import student_quantile
+from jaxsac.subsample_q.trust.gap import student_quantile
 
 MODEL = random_model(5)
 KEY = jax.random.key(0)
@@ -76,10 +76,30 @@ def test_a_level_that_hides_the_differences_is_not_converged():
     np.testing.assert_allclose(sq.solve(nothing, 2).check().value.value, 5)
 
 
+@pytest.mark.parametrize("level", [100, -100])
+def test_a_common_level_does_not_stall_float32(level):
+    """Nor hides a penalty; the level of a state that nobody enters is no level."""
+    model = random_model(0, discount=0.9, dtype=np.float32)
+    lifted = dataclasses.replace(model, global_reward=model.global_reward + np.float32(level))
+    solution, plain = sq.solve(lifted, 2), sq.solve(model, 2).check()
+    assert solution.status == Status.CONVERGED
+    exact = brute_force_q(lifted, 2).max(-1)
+    error = np.max(np.abs(np.asarray(solution.value.value) - exact))
+    assert error <= 1e-4 * abs(level) / 0.1
+    np.testing.assert_array_equal(solution.value.policy, plain.value.policy)
+    best = np.full((3, 20), float(level)) + np.random.default_rng(0).normal(size=(3, 20))
+    punished = np.concatenate([best, np.full((1, 20), -1e9)])
+    sizes = [float(typical_range(jnp.asarray(rows))) for rows in (best, punished)]
+    assert sizes[1] <= 100 * sizes[0]
+
+
 def test_the_scale_is_its_formula():
     generator = np.random.default_rng(0)
     best = generator.normal(size=(3, 20))
-    np.testing.assert_allclose(typical_range(jnp.asarray(best)), np.ptp(best) / 2)
+    half = np.ptp(best) / 2
+    for level in (0, 20, -20, 1e4, -1e4):
+        expected = max(half, min(abs(best.max() + level), 100 * half))
+        np.testing.assert_allclose(typical_range(jnp.asarray(best + level)), expected)
     best[0, :5] -= 1e9
     below = np.sort((best.max() - best).reshape(-1))[1:]
     np.testing.assert_allclose(typical_range(jnp.asarray(best)), 100 * below[5], rtol=1e-12)
@@ -93,35 +113,58 @@ def test_a_traced_discount_out_of_range_is_no_answer(discount):
     assert all(np.all(np.isnan(leaf)) for leaf in (*solution.value[:2], *solution.value.bounds))
 
 
-def lower_bound(returns, model, policy, confidence, horizon):
-    """As `certify` documents it, in numpy."""
-    stages = np.asarray(model.global_reward) + np.asarray(model.local_reward).min(-1)[:, None]
-    least = min(stages[g, a] for g, row in enumerate(np.asarray(policy)) for a in row)
-    discount, count = float(model.discount), len(returns)
-    error = math.sqrt(sum((returns - returns.mean()) ** 2) / (count - 1) / count)
-    tail = discount**horizon * least / (1 - discount)
-    return (
-        returns.mean() - float(student_quantile(jnp.asarray(confidence), count - 1)) * error + tail
-    )
+def betting_limit(shares, confidence):
+    """As it is documented, in numpy, on a grid of means."""
+    smallest = min(math.sqrt(-8 * math.log(1 - confidence) / len(shares)), 0.5)
+    bets = smallest ** np.linspace(0, 1, 16)
+    means = np.linspace(0, 1, 20_001)[1:]
+    won = np.stack([np.prod(1 - bet * (shares[:, None] - means), axis=0) for bet in bets])
+    return means[won[0] / 2 + won[1:].mean(axis=0) / 2 < 1 / (1 - confidence)].max()
 
 
+@pytest.mark.parametrize("other", [None, 3])
 @pytest.mark.parametrize("confidence,horizon,rollouts", [(0.9, 2, 12), (0.99, 7, 30)])
-def test_the_lower_bound_is_its_formula(table, confidence, horizon, rollouts):
+def test_the_certified_gap_is_its_formula(other, confidence, horizon, rollouts):
+    model = sq.Model(*problems.mode_tracking(3, discount=0.8))
+    table = sq.solve(model, 2).value
+    reference = table if other is None else sq.solve(model, other).value
+    k = other or 2
     options = {"num_rollouts": rollouts, "confidence": confidence, "horizon": horizon}
-    bounds = sq.certify(KEY, MODEL, table, 6, STATE, **options)
-    returns = [
-        float(sq.simulate(key, MODEL, table, 6, horizon, STATE).discounted_return)
-        for key in jax.random.split(KEY, rollouts)
-    ]
-    expected = lower_bound(np.array(returns), MODEL, table.policy, confidence, horizon)
-    np.testing.assert_allclose(bounds.lower, expected, rtol=1e-10)
-    np.testing.assert_allclose(bounds.gap, bounds.upper - bounds.lower, rtol=1e-12)
-    space = sq.HistogramSpace(2, 3)
-    weights = [
-        math.prod(map(math.comb, map(int, STATE[1]), map(int, row))) / math.comb(6, 2)
-        for row in space.table
-    ]
-    np.testing.assert_allclose(bounds.upper, table.bounds.upper[1] @ np.array(weights), rtol=1e-12)
+    q, policy = np.asarray(reference.q), np.asarray(table.policy)
+    space = sq.HistogramSpace(k, 3)
+
+    def mean_over_samples(counts, values):
+        chances = [math.prod(map(math.comb, map(int, counts), map(int, h))) for h in space.table]
+        return np.array(chances) @ values / math.comb(6, k)
+
+    losses = []
+    for key in jax.random.split(KEY, rollouts):
+        run = sq.simulate(key, model, table, 6, horizon, STATE)
+        stages = zip(run.global_states, np.asarray(run.counts), run.actions, strict=True)
+        losses.append(
+            sum(
+                0.8**t * mean_over_samples(counts, q[g].max(-1) - q[g, :, a])
+                for t, (g, counts, a) in enumerate(stages)
+            )
+        )
+    losses, taken = np.array(losses), [set(row) for row in policy]
+    worst = max((q[g].max(-1) - q[g, :, a]).max() for g in range(3) for a in taken[g])
+    t = float(student_quantile(jnp.asarray(confidence), rollouts - 1))
+    most = worst * (1 - 0.8**horizon) / 0.2
+    limits = {
+        "normal": losses.mean() + t * losses.std(ddof=1) / math.sqrt(rollouts),
+        "bounded": most * betting_limit(losses / most, confidence),
+    }
+    upper = mean_over_samples(STATE[1], np.asarray(reference.bounds.upper)[1])
+    width = np.max(np.asarray(reference.bounds.upper) - np.asarray(reference.bounds.lower))
+    for interval, limit in limits.items():
+        found = sq.certify(
+            KEY, model, table, 6, STATE, upper=reference, interval=interval, **options
+        )
+        np.testing.assert_allclose(found.upper, upper, rtol=1e-12)
+        gap = limit + 0.8**horizon * worst / 0.2 + width
+        np.testing.assert_allclose(found.gap, gap, rtol=1e-10, atol=most * 5e-5)
+        np.testing.assert_allclose(found.lower, found.upper - found.gap, rtol=1e-12)
 
 
 def test_an_action_that_the_policy_never_takes_is_not_in_the_tail(table):
@@ -188,6 +231,33 @@ def test_traced_states_that_do_not_exist_give_nan(table):
     assert np.all(np.isnan(run(0, STATE[1] + 1).rewards)) and np.isnan(run(9, STATE[1])[-1])
 
 
+def test_more_agents_than_the_dtype_counts(table):
+    model = random_model(5, dtype=np.float32)
+    small, many = sq.solve(model, 2).value, 2**24
+    run = jax.jit(
+        lambda counts, n: sq.simulate(KEY, model, small, n, 1, (0, counts)), static_argnums=1
+    )
+    with pytest.raises(ValueError, match=r"beyond what float32 counts exactly \(16777216\)"):
+        run(np.array([many, 0, 0]), many)
+    traced = jax.jit(lambda counts, n: sq.simulate(KEY, model, small, n, 1, (0, counts)))
+    assert np.isfinite(traced(np.array([many - 1, 0, 0]), many - 1)[-1])
+    assert np.isnan(traced(np.array([many, 0, 0]), many)[-1])
+    bound = jax.jit(lambda counts: sq.upper_bound(table, (0, counts)))
+    for wraps in ([2**31 - 1, 2**31 - 1, 12], [2**30, 2**30, 0], [2**31 - 1, 1, 0]):
+        assert np.isnan(bound(np.array(wraps)))
+    assert np.isfinite(bound(np.array([2**30, 2**30 - 2, 0])))
+
+
+def test_lists_given_to_problems_within_a_compiled_function_are_numbers():
+    jax.jit(lambda: problems.admission(gate=[0.1, 0.2]).global_reward * jnp.ones(()))()
+    share = jax.jit(
+        lambda: problems.gaussian_squeeze(targets=[1.0, 2.0]).share_reward(
+            0, jnp.array([[0.0], [1.0], [0.0]])
+        )
+    )()
+    assert share == 1
+
+
 def test_only_bounds_on_the_best_value_bound_it(table):
     squeeze = sq.LocalActionModel(*problems.gaussian_squeeze())
     coupled = sq.solve_local_actions(squeeze, 1)
@@ -228,7 +298,8 @@ def test_sizes_are_refused_before_a_loop_starts(table):
         sq.HistogramSpace(2**31 - 1, 2**31 - 1)
     with pytest.raises(ValueError, match="k=2 sampled agents"):  # the uniforms of one pair
         sq.learn(KEY, MODEL, 2, 10**8)
-    with pytest.raises(ValueError, match="num_agents="):
+    refusal = "num_agents=1000000 .* over 2 local states, with those of fewer agents, are 500,0"
+    with pytest.raises(ValueError, match=refusal):
         sq.lift(np.ones((1, 3)), 2, 10**6)
     with pytest.raises(ValueError, match="values have 3 columns"):
         sq.lift(np.ones((1, 3)), 1, 4)
@@ -280,21 +351,14 @@ def test_derivatives_where_actions_tie(kind):
     assert (here - below) / 1e-5 - 1e-4 <= along <= (above - here) / 1e-5 + 1e-4
 
 
-def test_the_lower_bound_has_a_derivative_where_all_returns_are_equal():
+def test_the_lower_bound_has_a_derivative_where_all_losses_are_equal():
     one = sq.Model(np.ones((1, 1, 1)), np.ones((1, 1, 1)), np.ones((1, 1)), np.ones((1, 1)), 0.5)
-    solution = sq.solve(one, 1)
-    slope = jax.grad(
-        lambda reward: (
-            sq.certify(
-                KEY,
-                dataclasses.replace(one, global_reward=reward),
-                solution,
-                5,
-                (0, [5]),
-                num_rollouts=4,
-            ).lower
-        )
-    )(one.global_reward)
+
+    def lower(reward):
+        model = dataclasses.replace(one, global_reward=reward)
+        return sq.certify(KEY, model, sq.solve(model, 1), 5, (0, [5]), num_rollouts=4).lower
+
+    slope = jax.grad(lower)(one.global_reward)
     np.testing.assert_allclose(slope, 2, rtol=1e-10)
 
 

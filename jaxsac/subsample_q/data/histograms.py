@@ -146,13 +146,16 @@ class HistogramSpace:
             counts.ndim > 0 and counts.shape[-1] == self.num_states,
             f"counts must have {self.num_states} columns, got shape {list(counts.shape)}.",
         )
-        total = jnp.sum(counts, axis=-1, dtype=jnp.int32)
-        known = jnp.all(counts >= 0, axis=-1) & (total == self.k)
-        _checks.require(
-            not _checks.is_concrete(counts) or bool(np.all(known)),
-            f"counts must be ≥ 0 and sum to k={self.k}.",
-        )
-        return jnp.where(known, graded_rank(jnp.clip(counts[..., :-1], 0, self.k), self.k), -1)
+        if _checks.is_concrete(counts):
+            held = np.asarray(counts)
+            known = np.all(held >= 0, axis=-1) & (held.sum(axis=-1, dtype=np.int64) == self.k)
+            _checks.require(bool(np.all(known)), f"counts must be ≥ 0 and sum to k={self.k}.")
+            with jax.ensure_compile_time_eval():
+                return jnp.asarray(graded_rank(held[..., :-1], self.k))
+        known = jnp.all((counts >= 0) & (counts <= self.k), axis=-1)
+        clipped = jnp.clip(counts, 0, self.k)
+        known &= jnp.sum(clipped, axis=-1, dtype=jnp.int32) == self.k
+        return jnp.where(known, graded_rank(clipped[..., :-1], self.k), -1)
 
 
 def num_histograms(k: int, num_states: int) -> int:
@@ -168,17 +171,31 @@ def largest_k(k: int, fits: Callable[[int], bool]) -> int:
 MEMORY_LIMIT = 16 * 2**30
 
 
-def check_size(k: int, num_states: int, bytes_per_histogram: int, name: str = "k") -> int:
+def check_size(
+    k: int,
+    num_states: int,
+    bytes_per_histogram: int,
+    name: str = "k",
+    *,
+    with_smaller: bool = False,
+) -> int:
     """N, or a ValueError that says how large the tables would be and which k fits (int32 indices,
-    16 GiB); the number of agents is the argument `name`.
+    16 GiB); the number of agents is the argument `name`, and `with_smaller` counts the histograms
+    of 0 to k of them.
     """
-    size = num_histograms(k, num_states)
+
+    def number(k: int) -> int:
+        # the sum of N_m over m ≤ k is N_k over one state more
+        return num_histograms(k, num_states + with_smaller)
+
+    size = number(k)
     most = min(_INT32_MAX, MEMORY_LIMIT // max(1, bytes_per_histogram))
     if size > most:
-        fits = largest_k(k, lambda k: num_histograms(k, num_states) <= most)
+        fits = largest_k(k, lambda k: number(k) <= most)
+        smaller = ", with those of fewer agents," if with_smaller else ""
         raise ValueError(
-            f"{name}={k} sampled agents over {num_states} local states are {size:,} histograms, "
-            f"about {size * bytes_per_histogram / 2**30:,.1f} GiB: "
+            f"{name}={k} sampled agents over {num_states} local states{smaller} are {size:,}"
+            f" histograms, about {size * bytes_per_histogram / 2**30:,.1f} GiB: "
             f"more than int32 indices or {MEMORY_LIMIT // 2**30} GiB allow. {name}={fits} fits; so"
             " do fewer local states."
         )

@@ -50,7 +50,13 @@ def check_state(
     global_state, counts = initial
     given = _checks.is_concrete(counts)
     total = np.asarray(counts).sum(axis=-1, dtype=np.int64) if given else None
+    limit = 2**24 if dtype == np.float32 else 2**31 - 1
     if num_agents is not None and _checks.is_concrete(num_agents):
+        _checks.require(
+            bool(np.all(np.asarray(num_agents) < limit)),
+            f"num_agents={num_agents} is beyond what {dtype} counts exactly ({limit}): use"
+            " float64.",
+        )
         _checks.require(
             bool(np.all(np.asarray(num_agents) >= ks)),
             f"the table samples k={ks} agents, more than num_agents={num_agents}: solve for a"
@@ -60,7 +66,6 @@ def check_state(
             total is None or bool(np.all(total == np.asarray(num_agents))),
             f"initial counts sum to {total}, not to num_agents={num_agents}.",
         )
-    limit = 2**24 if dtype == np.float32 else 2**31 - 1
     _checks.require(
         total is None or bool(np.all(total >= ks)),
         f"the table samples k={ks} agents, more than the {total} of initial.",
@@ -72,12 +77,12 @@ def check_state(
     )
     if _checks.is_concrete(initial, num_agents):
         return np.bool_(True)
-    total = jnp.sum(counts, axis=-1, dtype=jnp.int32)
-    fits = (total >= np.asarray(ks, np.int32)) & (
-        True if num_agents is None else total == num_agents
-    )
+    sums = jnp.cumsum(counts, axis=-1, dtype=jnp.int32)  # the first that wraps is negative
+    total = sums[..., -1]
+    fits = (total >= np.asarray(ks, np.int32)) & (total < limit)
+    fits &= True if num_agents is None else total == num_agents
     exists = (global_state >= 0) & (global_state < num_global_states)
-    return exists & jnp.all(counts >= 0) & jnp.all(fits)
+    return exists & jnp.all(counts >= 0) & jnp.all(sums >= 0) & jnp.all(fits)
 
 
 def hypergeometric_weights(counts: jax.Array, k: int, dtype: Any) -> jax.Array:
@@ -132,8 +137,7 @@ def lifted(values: jax.Array, num_states: int, num_agents: int) -> jax.Array:
     check_size(num_agents, num_states, 8 * values.shape[0], "num_agents")
     if num_states == 1:
         return values
-    # N_n over one state more is the sum of N_m over m ≤ n
-    check_size(num_agents, num_states + 1, 8, "num_agents")
+    check_size(num_agents, num_states, 8, "num_agents", with_smaller=True)
     for m in range(k + 1, num_agents + 1):
         counts = enumerate_counts(m, num_states)
         share = jnp.asarray(counts / m, values.dtype)

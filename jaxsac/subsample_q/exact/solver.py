@@ -82,8 +82,9 @@ def solve(
     * `stopping`: "span" or "sup" of T V − V.
     * `tol`: relative to the scale, 1e-6 in float64 and 1e-4 in float32. CONVERGED: the half-width
       of the MacQueen bounds (span) or discount / (1 − discount) · sup|T V − V| (sup), plus
-      rounding, is ≤ tol · scale, with scale = half the range of max_a r / (1 − discount) (average:
-      without the division; where max_a r is everywhere the same, its size). An action that pays
+      rounding, is ≤ tol · scale, with scale = half the range of max_a r / (1 − discount), or
+      the size of the largest where that is more, up to 100 times the range (average: without the
+      division; where max_a r is everywhere the same, its size). An action that pays
       −10^9 so that nobody takes it changes nothing, and states that pay so count at most 100 times
       the distance from the best one that nine in ten of the others have.
     * `max_steps`: sweeps at most. Without one the bounds are those of the stage rewards, min and

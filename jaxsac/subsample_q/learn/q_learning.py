@@ -128,6 +128,19 @@ def _recorded(
     return Trajectory(global_states, local_states, actions, global_rewards, local_rewards)
 
 
+def recorded(trajectory: Trajectory, sizes: tuple[int, int, int]) -> Trajectory:
+    """`trajectory` with arrays that fit one another and, where known, sizes = (G, L, A)."""
+    data = _recorded(*trajectory)
+    for name, number in zip(("global_states", "local_states", "actions"), sizes, strict=True):
+        held = getattr(data, name)
+        known = np.asarray(held) if _checks.is_concrete(held) else np.zeros(1)
+        _checks.require(
+            bool(np.all((known >= 0) & (known < number))),
+            f"trajectory: {name} must lie in 0..{number - 1}.",
+        )
+    return data
+
+
 @arguments(
     key=key(),
     trajectory=record(Trajectory),
@@ -170,17 +183,11 @@ def learn_from_trajectory(
 
     Source: the off-policy extension of arXiv 2412.00661, appendix I.
     """
-    data = _recorded(*trajectory)
-    sizes, n = (num_global_states, num_local_states, num_actions), data.local_states.shape[1]
-    _checks.require(k <= n, f"k={k} exceeds the {n} recorded agents.")
+    sizes = (num_global_states, num_local_states, num_actions)
     check_size(k, sizes[1], 16 * sizes[0] * sizes[2])
-    for name, number in zip(("global_states", "local_states", "actions"), sizes, strict=True):
-        recorded = getattr(data, name)
-        known = np.asarray(recorded) if _checks.is_concrete(recorded) else np.zeros(1)
-        _checks.require(
-            bool(np.all((known >= 0) & (known < number))),
-            f"trajectory: {name} must lie in 0..{number - 1}.",
-        )
+    data = recorded(trajectory, sizes)
+    n = data.local_states.shape[1]
+    _checks.require(k <= n, f"k={k} exceeds the {n} recorded agents.")
     discount = jnp.asarray(discount, data.global_rewards.dtype)
     return _learn(key, data, discount, k=k, sizes=sizes, passes=num_passes)
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsac import _checks
-from jaxsac._arguments import anything, arguments, flag, integer, key, real, record, size
+from jaxsac._arguments import anything, arguments, choice, flag, integer, key, real, record, size
 from jaxsac.solution import register
 from jaxsac.subsample_q.data.histograms import largest_k, num_histograms
 from jaxsac.subsample_q.data.model import MODEL, Model, check_discount
@@ -25,8 +25,8 @@ from jaxsac.subsample_q.data.sampling import (
 from jaxsac.subsample_q.exact.agent_types import TYPED_TABLE, table_ks
 from jaxsac.subsample_q.exact.local_actions import AssignmentTable
 from jaxsac.subsample_q.exact.solver import evaluate, solve
-from jaxsac.subsample_q.exact.table import TABLE, QTable, best_of, table_sizes
-from jaxsac.subsample_q.execute.simulation import simulate
+from jaxsac.subsample_q.exact.table import TABLE, QTable, table_sizes
+from jaxsac.subsample_q.trust.gap import rollout_losses, upper_limit
 
 
 @arguments(table=record(QTable, AssignmentTable, sizes=table_sizes), initial=STATE)
@@ -88,8 +88,8 @@ def _mean_at(weights: jax.Array, values: jax.Array, initial: Any) -> jax.Array:
 
 @register
 class GapBounds(NamedTuple):
-    """lower ≤ value of the executed policy ≤ V_n* ≤ upper at one state; a `lower` that comes from
-    rollouts is approximate.
+    """lower ≤ value of the executed policy ≤ V_n* ≤ upper at one state; a `lower` from the normal
+    interval is approximate.
     """
 
     lower: jax.Array  # []
@@ -103,8 +103,10 @@ class GapBounds(NamedTuple):
     table=TABLE,
     num_agents=integer(low=1),
     initial=STATE,
+    upper=TABLE,
     num_rollouts=size(2),
     confidence=real(above=0, below=1),
+    interval=choice("normal", "bounded"),
     horizon=size(1),
     exact=flag(),
 )
@@ -115,31 +117,42 @@ def certify(
     num_agents: Any,
     initial: tuple[Any, Any],
     *,
+    upper: Any = None,
     num_rollouts: int = 256,
     confidence: Any = 0.95,
+    interval: str = "normal",
     horizon: int | None = None,
     exact: bool = False,
 ) -> GapBounds:
     """Bounds on the best value on n agents and on what the executed policy of k attains, at one
     initial state.
 
-        upper = U_k (see `upper_bound`, no confidence involved)
-        lower = mean of the discounted returns − t · standard error
-                + discount^H min(r) / (1 − discount)
+        U_k' − V^π = E Σ_t discount^t D(s_t, a_t),
+        D(s_g, h_n, a) = Σ_h Hyp(h; h_n) [V_k'*(s_g, h) − Q_k'*(s_g, h, a)] ≥ 0
 
-    with t the one-sided Student quantile of `confidence` at num_rollouts − 1 degrees of freedom,
-    and the last term a bound on the reward after the horizon H, over the actions that the policy
-    takes. `lower` is approximate: it trusts that the mean of the returns is normal, which losses
-    that are rarer than one in some num_rollouts betray (a loss of 100 with a chance of 10^−3 a step
-    is missed in 18 of 100 runs of 256 rollouts, in 64 of 100 of 16); `exact` has no such fault. Not
-    valid where local agents interact or differ. Proof of U_k: see `upper_bound`.
+    for the table of any k' (performance difference lemma; the agents are exchangeable), so rollouts
+    estimate the gap itself: without the noise of the rewards, and 0 where all samples agree.
+
+        gap = upper confidence limit of the mean of Σ_{t < H} discount^t D
+              + discount^H max D / (1 − discount) + 2 ε
+
+    with ε the half-width of the bounds of the table of k' (its Bellman residual / (1 − discount)),
+    once for V_k' and once for what its differences miss, and max D over the actions of the policy.
+    `upper` = U_k' (see `upper_bound`, no confidence involved), `lower` = upper − gap.
+    Not valid where local agents interact or differ.
 
     * `key`: consumed.
-    * `table`: a `QTable` of `solve` with the discounted criterion, or its Solution: a sampled table
-      has no upper bound.
+    * `table`: a `QTable` whose policy is executed, or its Solution.
+    * `num_agents`: n, at least k and k'.
     * `initial`: (s_g, counts int32 [L] that sum to num_agents).
-    * `num_rollouts`: ≥ 2, static.
+    * `upper`: the table of k' that gives V_k' and Q_k', of `solve` with the discounted criterion on
+      the same model; by default `table`. U does not increase in k': give the largest that you can
+      afford, and always for a policy that was learnt, whose own bounds are trivial.
+    * `num_rollouts`: R ≥ 2, static.
     * `confidence`: in (0, 1).
+    * `interval`: "normal": Student's, approximate, for it trusts that means are normal, which
+      losses rarer than one in some R betray. "bounded": holds for every law, by betting; wider, by
+      about 4 max D / ((1 − discount) R) at a confidence of 95 %.
     * `horizon`: H, static; by default discount^H ≤ 1e-4. A traced discount needs it.
     * `exact`: the exact value of the policy instead of rollouts and confidence, for small n
       (num_agents static then).
@@ -147,58 +160,30 @@ def certify(
     Returns: `GapBounds`.
 
     Raises: ValueError for a discount of 1, and as `upper_bound` and `simulate` do.
+
+    Source: Kakade and Langford 2002 (the lemma); Waudby-Smith and Ramdas 2024 (betting).
     """
     check_discount(model)
-    upper = upper_bound(table, initial)
+    reference = table if upper is None else upper
+    top = upper_bound(reference, initial)
     if exact:
         n = size(1).take("num_agents", num_agents)
         valid = check_state(initial, model.num_global_states, table.meaning.ks[0], n)
         bounds = evaluate(model, table, n).value.bounds
         weights = hypergeometric_weights(initial[1], n, model.dtype)
         lower = jnp.where(valid, _mean_at(weights, bounds.lower, initial), jnp.nan)
-        return GapBounds(lower, upper, upper - lower)
+        return GapBounds(lower, top, top - lower)
     if horizon is None:
         _checks.require(_checks.is_concrete(model.discount), "discount is traced: pass horizon=.")
         discount = float(model.discount)
         horizon = 1 if discount == 0 else max(1, math.ceil(math.log(1e-4) / math.log(discount)))
-    returns = jax.vmap(
-        lambda key: simulate(key, model, table, num_agents, horizon, initial).discounted_return
-    )(jax.random.split(key, num_rollouts))
-    lower = _lower_bound(returns, model, table.policy, jnp.asarray(confidence), horizon)
-    return GapBounds(lower, upper, upper - lower)
-
-
-@functools.partial(jax.jit, static_argnames="horizon")
-def _lower_bound(
-    returns: jax.Array, model: Model, policy: jax.Array, confidence: jax.Array, horizon: int
-) -> jax.Array:
-    count = returns.shape[0]
-    variance = jnp.var(returns, ddof=1)
-    # the root has no derivative where all returns are equal: that of zero then
-    varies = variance > 0
-    error = jnp.where(varies, jnp.sqrt(jnp.where(varies, variance, 1)), 0) / math.sqrt(count)
-    local = model.local_reward if model.local_reward.ndim == 3 else model.local_reward[:, None]
-    stages = model.global_reward + jnp.min(local, axis=-1)
-    least = -best_of(-jnp.take_along_axis(stages, policy, axis=1).reshape(-1))
-    tail = model.discount**horizon * least / (1 - model.discount)
-    return jnp.mean(returns) - student_quantile(confidence, count - 1) * error + tail
-
-
-def student_quantile(confidence: jax.Array, degrees: int) -> jax.Array:
-    """Quantile of Student's t by the Cornish-Fisher series (Abramowitz and Stegun 26.7.5); 1e-3 off
-    at 10 degrees, less beyond.
-    """
-    z = jax.scipy.special.ndtri(confidence)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    losses = rollout_losses(
+        key, model, table, reference, num_agents, initial, num_rollouts, horizon
     )
-    return z + sum(
-        (term / degrees ** (power + 1) for power, term in enumerate(terms[1:], 1)),
-        terms[0] / degrees,
-    )
+    limit = upper_limit(losses, jnp.asarray(confidence), interval=interval)
+    width = jnp.max(reference.bounds.upper - reference.bounds.lower)
+    gap = limit + losses.tail + width
+    return GapBounds(top - gap, top, gap)
 
 
 @arguments(

@@ -54,13 +54,17 @@ class Criterion(NamedTuple):
 
 
 def typical_range(best: jax.Array) -> jax.Array:
-    """Half the range of `best`, the stage rewards of the best actions, [] — or their size where all
-    are equal. What no good choice meets has no say in it: an action that pays −10^9 is not in
+    """Half the range of `best`, the stage rewards of the best actions, [] — or the size of the
+    largest of them where that is more, up to 100 times the range, for no iteration beats its
+    rounding. What no good choice meets has no say in it: an action that pays −10^9 is not in
     `best`, and few states, or many, that pay so are cut to 100 times the distance from the top that
     nine of ten lower ones exceed.
     """
-    size, below = jnp.max(jnp.abs(best)), jnp.ravel(jnp.max(best) - best)
+    top = jnp.max(best)
+    size, below = jnp.max(jnp.abs(best)), jnp.ravel(top - best)
     differ = below > 64 * jnp.finfo(best.dtype).eps * size
     order = jnp.sort(jnp.where(differ, below, jnp.inf))
     tenth = order[jnp.sum(differ, dtype=jnp.int32) // 10]
-    return jnp.where(jnp.any(differ), jnp.minimum(jnp.max(below) / 2, _OUTLIERS * tenth), size)
+    spread = jnp.minimum(jnp.max(below) / 2, _OUTLIERS * tenth)
+    level = jnp.minimum(jnp.abs(top), _OUTLIERS * spread)
+    return jnp.where(jnp.any(differ), jnp.maximum(spread, level), size)

@@ -1,0 +1,177 @@
+"""A model from what was recorded."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxsac import _checks
+from jaxsac._arguments import anything, arguments, choice, flag, real, size
+from jaxsac.solution import register
+from jaxsac.subsample_q.data.histograms import MEMORY_LIMIT
+from jaxsac.subsample_q.data.model import Model
+from jaxsac.subsample_q.learn.q_learning import Trajectory, recorded
+
+
+@register
+class Estimate(NamedTuple):
+    """A model, and how often each of its cells was recorded: 0 where it says what `unseen` does."""
+
+    model: Model  # with the arrays [G, A, G], [G, L, L], [G, A], [G, L], the discount [] of a Model
+    global_visits: jax.Array  # int64 or int32 [G, A], steps in s_g with the action
+    local_visits: jax.Array  # [G, L], or [G, A, L]: moves of agents in s_i under s_g
+
+
+@arguments(
+    trajectories=anything("a `Trajectory`, or a list of them"),
+    num_global_states=size(1),
+    num_local_states=size(1),
+    num_actions=size(1),
+    discount=real(low=0, high=1),
+    unseen=choice("pessimistic", "prior", "refuse"),
+    action_drives_agents=flag(),
+)
+def estimate(
+    trajectories: Any,
+    num_global_states: int,
+    num_local_states: int,
+    num_actions: int,
+    discount: Any,
+    *,
+    unseen: str = "pessimistic",
+    action_drives_agents: bool = False,
+) -> Estimate:
+    """The model of recorded agents: relative frequencies of the moves, means of the rewards; on the
+    host.
+
+        P(s' | s_g, a) = n(s_g, a, s') / n(s_g, a),   r_g(s_g, a) = mean of the recorded ones
+
+    and the same for local agents, over all of them. `solve` on it makes more of a recording than
+    `learn_from_trajectory` does, for every move of every agent counts, whatever the others do.
+
+    * `trajectories`: a `Trajectory` for each run or episode, of any lengths and numbers of agents:
+      nothing leads from the end of one to the beginning of the next.
+    * `num_global_states`, `num_local_states`, `num_actions`: G, L, A.
+    * `discount`: in [0, 1], that of the model; < 1 where something is "pessimistic".
+    * `unseen`: what a cell without any record does. "pessimistic": an action that was never tried
+      is worth no more than the worst recorded stage for ever, so that it is never preferred; a
+      global state without any stays and pays that stage; an agent stays, and what it earns from
+      there is worth at most the worst recorded local reward for ever. V is then at most that of the
+      known cells with any others. "prior": one more record in every cell, spread evenly over
+      the next states, that pays the mean of all (Dirichlet with 1 / G and 1 / L). "refuse": an
+      error that counts them.
+    * `action_drives_agents`: a local transition for every action too, [G, A, L, L].
+
+    Returns: an `Estimate`; `visits == 0` is what was never recorded. The dtype is that of the
+    recorded rewards.
+
+    Raises: ValueError for no step at all, states or actions out of range, traced arrays, and more
+    than 16 GiB of counts.
+
+    Example: `solve(estimate(recording, 3, 4, 2, 0.9).model, k=8)`.
+
+    Source: certainty equivalence (Kumar and Varaiya 1986); pessimism: Kidambi et al. 2020.
+    """
+    data = [trajectories] if isinstance(trajectories, Trajectory) else trajectories
+    fits = isinstance(data, Sequence) and all(isinstance(each, Trajectory) for each in data)
+    _checks.require(
+        fits and len(data) > 0, "trajectories must be a Trajectory, or a list of at least one."
+    )
+    G, L, A = num_global_states, num_local_states, num_actions
+    _checks.require(
+        8 * G * A * (G + L * L) <= MEMORY_LIMIT,
+        f"counts of {G} global states, {A} actions and {L} local states take more than 16 GiB.",
+    )
+    runs = [recorded(each, (G, L, A)) for each in data]
+    _checks.require(_checks.is_concrete(runs), "trajectories must be known, not traced.")
+    dtype = np.dtype(runs[0].global_rewards.dtype)
+    _checks.require(
+        all(run.global_rewards.dtype == dtype for run in runs),
+        "trajectories have rewards of several dtypes: cast them to one.",
+    )
+    moves, agent_moves = np.zeros((G, A, G), np.int64), np.zeros((G, A, L, L), np.int64)
+    paid, earned = np.zeros((G, A)), np.zeros((G, A, L))
+    for run in runs:
+        states, agents, actions, global_rewards, local_rewards = map(np.asarray, run)
+        cell = states[:-1].astype(np.int64) * A + actions
+        moves += _counted(cell * G + states[1:], moves.shape)
+        paid += _counted(cell, paid.shape, global_rewards)
+        place = cell[:, None] * L + agents[:-1]
+        agent_moves += _counted(place * L + agents[1:], agent_moves.shape)
+        earned += _counted(place, earned.shape, local_rewards)
+    if not action_drives_agents:
+        agent_moves, earned = agent_moves.sum(axis=1), earned.sum(axis=1)
+    cells = _Cells(moves, paid), _Cells(agent_moves, earned)
+    missing = [int(np.sum(each.visits == 0)) for each in cells]
+    _checks.require(
+        unseen != "refuse" or not any(missing),
+        f"trajectories never show {missing[0]} of {G * A} pairs of global state and action, and"
+        f" {missing[1]} of {cells[1].visits.size} cells of local states: record them, or choose"
+        " what unseen= is to mean.",
+    )
+    if unseen == "prior":
+        arrays = [each.with_prior() for each in cells]
+    else:
+        _checks.require(
+            not any(missing) or float(discount) < 1,
+            'unseen="pessimistic" needs a discount < 1 where there are cells without a record.',
+        )
+        arrays = _pessimistic(*cells, float(discount))
+    (transition, reward), (local_transition, local_reward) = arrays
+    model = Model(
+        transition.astype(dtype),
+        local_transition.astype(dtype),
+        reward.astype(dtype),
+        local_reward.astype(dtype),
+        discount,
+    )
+    return Estimate(model, *(jax.numpy.asarray(each.visits) for each in cells))
+
+
+class _Cells(NamedTuple):
+    """What was recorded of each cell."""
+
+    moves: np.ndarray  # int64 [..., S], to each next state
+    paid: np.ndarray  # [...], the sum of the rewards
+
+    @property
+    def visits(self) -> np.ndarray:
+        return self.moves.sum(axis=-1)
+
+    def means(self) -> tuple[np.ndarray, np.ndarray]:
+        """Transitions and rewards; 0 where nothing was recorded."""
+        visits = np.maximum(self.visits, 1)
+        return self.moves / visits[..., None], self.paid / visits
+
+    def with_prior(self) -> tuple[np.ndarray, np.ndarray]:
+        visits = self.visits + 1
+        mean = self.paid.sum() / self.visits.sum()
+        prior = 1 / self.moves.shape[-1]
+        return (self.moves + prior) / visits[..., None], (self.paid + mean) / visits
+
+
+def _pessimistic(globals_: _Cells, locals_: _Cells, discount: float) -> Any:
+    """Means, and where nothing was recorded no more than the worst of all for ever."""
+    (moves, reward), (agent_moves, local) = globals_.means(), locals_.means()
+    seen, known = globals_.visits > 0, locals_.visits > 0
+    low, high = reward[seen].min(), reward[seen].max()
+    least, most = local[known].min(), local[known].max()
+    ahead = discount / (1 - discount)
+    entered = np.any(seen, axis=1, keepdims=True)  # global states of which something is known
+    # below the worst stage for ever, whatever the next state and the agents pay
+    bound = low + ahead * (low - high) - (1 + ahead) * (most - least)
+    reward = np.where(seen, reward, np.where(entered, bound, low))
+    stay = np.eye(moves.shape[0])[:, None]
+    moves = np.where(seen[..., None], moves, stay)
+    entered = entered.reshape(-1, *[1] * (local.ndim - 1))
+    local = np.where(known, local, np.where(entered, least + ahead * (least - most), least))
+    agent_moves = np.where(known[..., None], agent_moves, np.eye(agent_moves.shape[-1]))
+    return (moves, reward), (agent_moves, local)
+
+
+def _counted(places: np.ndarray, shape: tuple[int, ...], weights: Any = None) -> np.ndarray:
+    """How often, or with what sum of `weights`, each flat index of an array of `shape` occurs."""
+    weights = None if weights is None else weights.reshape(-1).astype(np.float64)
+    found = np.bincount(places.reshape(-1), weights, minlength=int(np.prod(shape)))
+    return found.reshape(shape)
