@@ -14,6 +14,7 @@ from jaxsac import (
 )
 from jaxsac._files import FileError as FileError
 from jaxsac.prox import Groups as Groups
+from jaxsac.route.deployed import Router as Router
 from jaxsac.solution import (
     Reason as Reason,
     Solution as Solution,

@@ -7,6 +7,7 @@ PUBLIC = {
         "FileError",
         "Groups",
         "Reason",
+        "Router",
         "Solution",
         "SolverError",
         "Status",

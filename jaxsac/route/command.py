@@ -13,7 +13,8 @@ import jax
 import numpy as np
 
 from jaxsac import _files
-from jaxsac.route import job, mine, report, results
+from jaxsac.route import deployed, job, mine, report, results
+from jaxsac.route.deployed import Choice
 from jaxsac.route.features import TextFeatures
 from jaxsac.route.log_file import LogError, RouteLog, read_log
 from jaxsac.route.progress import clock
@@ -128,6 +129,23 @@ def add_parser(commands: Any) -> None:
         help="with --policy: as many tools as fit this total cost, not the B best",
     )
     parser.add_argument(
+        "--top", type=_WHOLE, metavar="K", help="with --policy: so many tools (default: the budget)"
+    )
+    parser.add_argument(
+        "--at-least",
+        type=_SHARE,
+        default=0.0,
+        metavar="P",
+        help="with --policy: only tools of at least this probability",
+    )
+    parser.add_argument(
+        "--always",
+        action="append",
+        default=[],
+        metavar="TOOL",
+        help="with --policy: a tool that is in every answer (may be repeated)",
+    )
+    parser.add_argument(
         "--report",
         action="store_true",
         help="also write diagnosis.html: can the kept tools be trusted? (learns 10 halves of the"
@@ -175,7 +193,6 @@ def _learn(given: argparse.Namespace) -> int:
         f"one log at a time, got {len(given.inputs)}: join them, or use --policy PATH to route"
         " texts.": len(given.inputs) > 1,
         "--json goes with --policy.": given.json,
-        "--cost-limit goes with --policy.": given.cost_limit is not None,
         "--update learns from a log: give the file that holds the old and the new lines.": (
             given.update is not None and not given.inputs
         ),
@@ -183,6 +200,8 @@ def _learn(given: argparse.Namespace) -> int:
             given.tools is not None and not given.inputs
         ),
     }
+    for name in ("cost_limit", "top", "at_least", "always"):
+        refusals[f"--{name.replace('_', '-')} goes with --policy."] = bool(getattr(given, name))
     for message, refused in refusals.items():
         if refused:
             raise LogError(message)
@@ -224,17 +243,13 @@ def _route(given: argparse.Namespace) -> int:
         raise LogError(
             '--policy needs texts to route: jaxsac route --policy PATH "what you want done".'
         )
-    router = load_router(given.policy)
     texts = []
     for text in given.inputs:
         lines = (line.strip() for line in sys.stdin) if text == "-" else [text]
-        texts += [line for line in lines if line]
+        texts += [line for line in lines if line.strip()]
     if not texts:
         raise LogError("--policy got empty texts only: there is nothing to route.")
-    contexts: list[str] | np.ndarray = texts
-    if not isinstance(router.features, TextFeatures):
-        contexts = np.asarray([_numbers(text) for text in texts])
-    for text, choices in zip(texts, choose(router, contexts, given.cost_limit), strict=True):
+    for text, choices in zip(texts, _choices(given, texts), strict=True):
         if given.json:
             found = {"context": text, "tools": [choice._asdict() for choice in choices]}
             print(json.dumps(found, ensure_ascii=False))
@@ -244,6 +259,27 @@ def _route(given: argparse.Namespace) -> int:
         for choice in choices:
             print(f"  {choice.tool:{width}}  {choice.probability:6.1%}")
     return 0
+
+
+def _choices(given: argparse.Namespace, texts: list[str]) -> list[list[Choice]]:
+    """Of the router in a folder; of a policy file, and of logs of numbers, by the policy alone."""
+    if (given.policy / deployed.FILE).is_file():
+        agent = deployed.Router.load(given.policy)
+        options = {"top": given.top, "at_least": given.at_least, "always": given.always}
+        try:
+            return agent(texts, **options, cost_limit=given.cost_limit)
+        except ValueError as error:
+            raise LogError(str(error)) from None
+    router = load_router(given.policy)
+    if given.top or given.at_least or given.always:
+        raise LogError(
+            "--top, --at-least and --always need the folder of a run on texts, with"
+            f" {deployed.FILE}."
+        )
+    contexts: list[str] | np.ndarray = texts
+    if not isinstance(router.features, TextFeatures):
+        contexts = np.asarray([_numbers(text) for text in texts])
+    return choose(router, contexts, given.cost_limit)
 
 
 def _numbers(text: str) -> list[float]:

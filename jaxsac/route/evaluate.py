@@ -3,6 +3,7 @@ errors that respect the groups.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -127,3 +128,26 @@ def _summary(values: np.ndarray, groups: list[str]) -> dict[str, float]:
         "error": cluster_errors(values[judged], groups),
         "records": int(judged.sum()),
     }
+
+
+def recalls(
+    ranked: Sequence[Sequence[str]], sets: Sequence[Sequence[str]], depths: Sequence[int]
+) -> dict[str, float]:
+    """Mean recall among the first k tools of each ranking, by k, over the records with tools."""
+    pairs = [(best, set(used)) for best, used in zip(ranked, sets, strict=True) if used]
+    return {
+        str(k): float(
+            np.mean([len(used.intersection(best[:k])) / len(used) for best, used in pairs])
+        )
+        for k in depths
+        if pairs
+    }
+
+
+def calibration_error(shown: np.ndarray, used: np.ndarray, bins: int = 10) -> float:
+    """Expected calibration error: mean |share used − mean probability shown| over bins of equal
+    count.
+    """
+    parts = np.array_split(np.argsort(shown, kind="stable"), bins)
+    gaps = [(part.size, abs(shown[part].mean() - used[part].mean())) for part in parts if part.size]
+    return float(sum(size * gap for size, gap in gaps) / shown.size)

@@ -4,6 +4,7 @@ report, plot and router are made of.
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import multiprocessing
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import jax
 import numpy as np
 
 from jaxsac import control
-from jaxsac.route import baselines, evaluate, split
+from jaxsac.route import baselines, deployed as agents, evaluate, joint, split
 from jaxsac.route.features import fit_features
 from jaxsac.route.fold import Fold, Judged, make_fold
 from jaxsac.route.log_file import LogError, RouteLog, Tool, log_hash
@@ -43,7 +44,7 @@ class Options(NamedTuple):
     * `budget`: tools in a set; None: the 95th percentile of the set sizes.
     * `lam`: "validation", "simulated" or a number > 0.
     * `keep`: at most so many kept tools (with `lam="validation"`).
-    * `size`: number of text features.
+    * `size`: number of text features; the deployed router has twice as many.
     * `curve`: numbers of training records for the learning curve, () for none.
     * `seed`: of the learning curve's subsets and of the simulation.
     * `processes`: above 1, the smaller training sets go to a process of their own (spawned, so a
@@ -71,13 +72,15 @@ class Result(NamedTuple):
     """What a run finds.
 
     * `summary`: plain numbers and texts (JSON).
-    * `router`: what is deployed.
+    * `router`: the sparse policy over its features, pruned.
+    * `deployed`: what an agent calls, for logs of texts.
     * `diagnosis`: of the sparse policy, where it was asked for.
     * `names`: of the tools in the diagnosis.
     """
 
     summary: dict[str, Any]
     router: Router
+    deployed: agents.Router | None = None
     diagnosis: control.Diagnosis | None = None
     names: tuple[str, ...] = ()
 
@@ -113,7 +116,7 @@ def run(log: RouteLog, options: Options | None = None, *, progress: bool = False
     parts = split.split(within)
     job = _Job(log, parts, split.catalogue(parts.training), budget, options)
     times: dict[str, float] = {}
-    curve, fold, sparse = _train_all(job, times, progress)
+    curve, fold, sparse, found = _train_all(job, times, progress)
     seen, test_uses = set(job.catalogue), [name for tools in parts.test.sets for name in tools]
     summary = {
         "log": log.notes
@@ -141,6 +144,11 @@ def run(log: RouteLog, options: Options | None = None, *, progress: bool = False
         "learning_curve": curve,
         "seconds": times,
     }
+    agent = None
+    if found is not None:
+        with clock(times, "router"):
+            agent = joint.deployed(found, parts.validation, log.tools)
+            summary["router"] = joint.judge(found, agent, parts.test)
     pruned = sparse.policy.pruned()
     kept = [fold.names[tool] for tool in np.asarray(pruned.tools)]
     costs = [log.tools.get(name, Tool()).cost for name in kept]
@@ -154,7 +162,9 @@ def run(log: RouteLog, options: Options | None = None, *, progress: bool = False
                 lam=sparse.certificate["lam"],
                 num_resamples=_RESAMPLES,
             )
-    return Result(summary, Router(kept, fold.features, pruned, costs), diagnosis, tuple(fold.names))
+    pruned = dataclasses.replace(pruned, budget=budget)
+    router = Router(kept, fold.features, pruned, costs)
+    return Result(summary, router, agent, diagnosis, tuple(fold.names))
 
 
 def kept_tools(sparse: SparseFit, fold: Fold, log: RouteLog) -> list[dict[str, Any]]:
@@ -183,7 +193,7 @@ def kept_tools(sparse: SparseFit, fold: Fold, log: RouteLog) -> list[dict[str, A
 
 def _train_all(
     job: _Job, times: dict[str, float], progress: bool
-) -> tuple[list[dict[str, Any]], Fold, SparseFit]:
+) -> tuple[list[dict[str, Any]], Fold, SparseFit, joint.JointFit | None]:
     """The learning curve's points, and what the router is made of, which is learned on all training
     records.
 
@@ -203,14 +213,14 @@ def _train_all(
         shown = stack.enter_context(bar(len(smaller) + 1, "training sets", shown=progress))
         pool = stack.enter_context(_second_process()) if beside else None
         waiting = [pool.submit(_train_smaller, job, subset) for subset in smaller] if pool else []
-        point, fold, sparse = _train(job, whole, times)
+        point, fold, sparse, found = _train(job, whole, times)
         shown.update()
         points = []
         for number, subset in enumerate(smaller):
             with clock(times, "smaller training sets"):
                 points.append(waiting[number].result() if pool else _train_smaller(job, subset))
             shown.update()
-    return [*points, point], fold, sparse
+    return [*points, point], fold, sparse, found
 
 
 def _second_process() -> concurrent.futures.ProcessPoolExecutor:
@@ -232,7 +242,7 @@ def _train_smaller(job: _Job, subset: np.ndarray) -> dict[str, Any]:
 
 def _train(
     job: _Job, subset: np.ndarray, times: dict[str, float]
-) -> tuple[dict[str, Any], Fold, SparseFit]:
+) -> tuple[dict[str, Any], Fold, SparseFit, joint.JointFit | None]:
     """All methods on the training records `subset`, judged: a point of the learning curve, and what
     the router is made of.
     """
@@ -245,6 +255,7 @@ def _train(
             features = options.earlier.router.features
         fold = make_fold(parts, training, catalogue, features, budget)
     methods, tuning, sparse = _learn(fold, budget, options, times)
+    policy = None
     if len(subset) == len(parts.training.sets) and isinstance(fold.contexts, list):
         with clock(times, "retrieval"):
             descriptions = [log.tools.get(name, Tool()).description for name in fold.names]
@@ -252,10 +263,18 @@ def _train(
                 fold, descriptions, methods["popularity"], budget
             )
         methods |= found
+        with clock(times, "router"):
+            seen = set(catalogue)
+            known = set(log.tools) | {name for used in log.sets for name in used}
+            names = [*catalogue, *sorted(known - seen)]
+            given = training, parts.validation, names, budget, 2 * options.size
+            policy = joint.fit_policy(*given)
+            scores = joint.scores(policy, fold.test.contexts)[:, : len(fold.names)]
+            methods = {"router": scores} | methods
     with clock(times, "evaluation"):
         judged = _judge(fold, methods, budget)
     point = {"records": len(subset), "tools": len(fold.names)} | judged | {"tuning": tuning}
-    return point, fold, sparse
+    return point, fold, sparse, policy
 
 
 def _learn(
@@ -265,6 +284,8 @@ def _learn(
     validation records' log-likelihood.
     """
     size, judged = len(fold.names), fold.validation
+    # Where every record is full the likelihood of sets within the budget has no finite optimum.
+    budget += int((fold.actions >= 0).all())
 
     def quality(scores: Scores) -> float:
         values = evaluate.log_likelihood(scores(judged.features), judged.actions, budget)

@@ -6,7 +6,6 @@ import difflib
 import functools
 import hashlib
 import json
-import math
 import os
 import pathlib
 from collections.abc import Iterator
@@ -14,22 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-
-class LogError(ValueError):
-    """A log or a tools file that cannot be used; the message names the file, the line and what is
-    wrong.
-    """
-
+from jaxsac.route.tool_file import LogError, Tool, is_number, named_once, read_tool_file, type_name
 
 _FIELDS = ("context", "tools", "utility", "group")
-
-
-class Tool(NamedTuple):
-    """What is known about a tool beside its name; all optional."""
-
-    description: str = ""  # a sentence or two
-    cost: float = 0.0  # tokens, seconds: the user's unit; >= 0
-    family: str = ""  # the tools of one family have one name here
 
 
 class RouteLog(NamedTuple):
@@ -102,7 +88,7 @@ def read_log(path: str | os.PathLike[str], tools: str | os.PathLike[str] | None 
         sets=[record[1] for record in records],
         utilities=np.asarray([record[2] for record in records]),
         groups=[record[3] for record in records],
-        tools=_read_tools(
+        tools=read_tool_file(
             path.parent / "tools.json" if tools is None else pathlib.Path(tools),
             needed=tools is not None,
         ),
@@ -161,7 +147,7 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
 
 def _record(line: bytes) -> tuple[str | list[float], tuple[str, ...], float, str]:
     try:
-        data = json.loads(line.decode("utf-8").rstrip(), object_pairs_hook=_object)
+        data = json.loads(line.decode("utf-8").rstrip(), object_pairs_hook=named_once)
         if b"\\ud" in line.lower():
             json.dumps(data, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
@@ -173,7 +159,7 @@ def _record(line: bytes) -> tuple[str | list[float], tuple[str, ...], float, str
     except RecursionError:
         raise LogError("not a record: too deeply nested") from None
     if not isinstance(data, dict):
-        raise LogError(f"must be an object with context and tools, got {_type(data)}")
+        raise LogError(f"must be an object with context and tools, got {type_name(data)}")
     for field in data:
         meant = _meant(field)
         if meant and meant not in data:
@@ -183,18 +169,18 @@ def _record(line: bytes) -> tuple[str | list[float], tuple[str, ...], float, str
             raise LogError(f'"{field}" is missing')
     context, tools, utility = data["context"], data["tools"], data.get("utility", 1.0)
     if isinstance(context, list):
-        if not context or not all(_is_number(number) for number in context):
+        if not context or not all(is_number(number) for number in context):
             raise LogError('"context" must be a text or a non-empty list of finite numbers')
         context = [float(number) for number in context]
     elif not isinstance(context, str) or not context.strip():
         raise LogError(
-            f'"context" must be a non-empty text or a list of numbers, got {_type(context)}'
+            f'"context" must be a non-empty text or a list of numbers, got {type_name(context)}'
         )
     if not isinstance(tools, list) or not all(
         isinstance(name, str) and name.strip() for name in tools
     ):
         raise LogError('"tools" must be a list of names (non-empty texts)')
-    if not _is_number(utility):
+    if not is_number(utility):
         raise LogError(f'"utility" must be a finite number, got {utility!r}')
     group = data.get("group", None)
     if group is None:
@@ -204,7 +190,7 @@ def _record(line: bytes) -> tuple[str | list[float], tuple[str, ...], float, str
             else json.dumps(context)
         )
     elif not isinstance(group, str):
-        raise LogError(f'"group" must be a text, got {_type(group)}')
+        raise LogError(f'"group" must be a text, got {type_name(group)}')
     return context, tuple(sorted(set(tools))), float(utility), group
 
 
@@ -215,79 +201,5 @@ def _meant(field: str) -> str:
     return near[0] if near else ""
 
 
-def _read_tools(path: pathlib.Path, needed: bool) -> dict[str, Tool]:
-    if not needed and not path.is_file():
-        return {}
-    try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_object)
-        json.dumps(data, ensure_ascii=False).encode()
-    except OSError as error:
-        raise LogError(f"{path}: cannot be read ({error.strerror}).") from None
-    except UnicodeDecodeError as error:
-        raise LogError(f"{path}: not UTF-8 at byte {error.start + 1}.") from None
-    except UnicodeEncodeError:
-        raise LogError(f"{path}: holds half of a character (a lone surrogate).") from None
-    except LogError as error:
-        raise LogError(f"{path}: {error}.") from None
-    except (json.JSONDecodeError, RecursionError) as error:
-        where = (
-            f" at line {error.lineno}, column {error.colno}: {error.msg}"
-            if isinstance(error, json.JSONDecodeError)
-            else ": too deeply nested"
-        )
-        raise LogError(f"{path}: not JSON{where}.") from None
-    if not isinstance(data, dict):
-        raise LogError(
-            f'{path}: must be an object {{"tool name": {{"description": "text", "cost": 1.0,'
-            f' "family": "name"}}}}, got {_type(data)}.'
-        )
-    tools = {}
-    for name, fields in data.items():
-        about = f'{path}, tool "{name}":'
-        if not isinstance(fields, dict):
-            raise LogError(
-                f"{about} must be an object with description, cost or family, got {_type(fields)}."
-            )
-        tool = Tool(**{field: fields[field] for field in Tool._fields if field in fields})
-        for field in ("description", "family"):
-            if not isinstance(value := getattr(tool, field), str):
-                raise LogError(f'{about} "{field}" must be a text, got {_type(value)}.')
-        if not _is_number(tool.cost) or tool.cost < 0:
-            raise LogError(f'{about} "cost" must be a finite number >= 0, got {tool.cost!r}.')
-        tools[name] = tool._replace(cost=float(tool.cost))
-    return tools
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON that names nothing twice."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise LogError(f'"{twice}" is there twice: keep one')
-    return found
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        return (
-            isinstance(value, int | float)
-            and not isinstance(value, bool)
-            and math.isfinite(float(value))
-        )
-    except OverflowError:
-        return False
-
-
 def _kind(context: str | list[float]) -> str:
     return "a text" if isinstance(context, str) else f"a list of {len(context)} numbers"
-
-
-def _type(value: Any) -> str:
-    return {
-        dict: "an object",
-        list: "a list",
-        str: "a text",
-        bool: "a boolean",
-        type(None): "null",
-    }.get(type(value), "a number")

@@ -14,8 +14,8 @@ _DRAWN = 40  # tools in the figure
 
 def text(result: Result) -> str:
     """The report as text."""
-    parts = _log, _kept, _quality, _curve, _certificate, _times
-    return "\n\n".join(part(result.summary) for part in parts) + "\n"
+    parts = _log, _router, _kept, _quality, _curve, _certificate, _times
+    return "\n\n".join(filter(None, (part(result.summary) for part in parts))) + "\n"
 
 
 def figure(result: Result) -> Any:
@@ -106,6 +106,24 @@ split     {parts["training"]:,} training, {parts["validation"]:,} validation, \
 {parts["tools_seen_in_training"]:,} tools in training
 unseen    {unseen:.1%} of the test's uses are of tools that training never saw: left out below \
 ({parts["test_records_judged"]:,} test records have a tool that it saw)"""
+
+
+def _router(summary: dict[str, Any]) -> str:
+    """What is deployed for a log of texts."""
+    found = summary.get("router")
+    if found is None:
+        return ""
+    recalls = ", ".join(f"@{k} {value:.3f}" for k, value in found["recall"].items())
+    weights = ", ".join(f"{name} {value:.1f}" for name, value in found["channels"].items())
+    proof = found["certificate"]
+    return f"""\
+router    {found["tools"]:,} tools, {found["tools_without_records"]:,} of them without records; \
+for {found["support"]:,} the log taught more than the texts say
+recall    {recalls} of all logged tools, those that training never saw too
+shown     calibration error of the probabilities {found["calibration_error"]:.3f}
+channels  {weights} (nats per unit)
+proof     {proof["status"]}: duality gap {proof["relative_gap"]:.1e} of the objective of equal \
+scores, lam = {proof["lam"]:g}"""
 
 
 def _kept(summary: dict[str, Any]) -> str:

@@ -46,6 +46,8 @@ def write(folder: pathlib.Path, result: Result) -> list[pathlib.Path]:
         (scratch / NUMBERS).write_text(numbers + "\n", encoding="utf-8")
         report.figure(result).savefig(scratch / PLOT, dpi=130)
         save_router(scratch, result.router)
+        if result.deployed is not None:
+            result.deployed.save(scratch)
         if result.diagnosis is not None:
             (scratch / DIAGNOSIS).write_text(report.page(result), encoding="utf-8")
         scratch.chmod(0o755)

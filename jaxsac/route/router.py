@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac import _files, control, gibbs
+from jaxsac.route.deployed import Choice
 from jaxsac.route.features import Features, NumberFeatures, TextFeatures, transform
 
 KIND = "jaxsac.route.Features"
@@ -33,14 +34,6 @@ class Router(NamedTuple):
     features: Features  # from contexts to the policy's q numbers
     policy: control.SparsePolicy  # on the K kept tools
     costs: list[float]  # of the tools [K], >= 0, in the user's unit
-
-
-class Choice(NamedTuple):
-    """A tool that the router chose."""
-
-    tool: str  # its name
-    score: float  # z, in nats
-    probability: float  # that the policy's set holds it
 
 
 def choose(

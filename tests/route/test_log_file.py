@@ -151,7 +151,10 @@ def test_tools_beside_the_log(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[]", "must be an object"),
+        ("3", "must be an object"),
+        ("[3]", "item 1 of the list must be an object with a"),
+        ('[{"name": "a"}, {"name": "a"}]', "is there twice"),
+        ('{"tools": [{"name": ""}]}', "must be a non-empty text"),
         ("{\n,", "not JSON at line 2, column 1"),
         (b"\xff", "not UTF-8"),
         ('{"a": 3}', 'tool "a": must be an object with description, cost or family, got a number'),

@@ -34,9 +34,11 @@ class ForwardBackward:
 
     * `smooth`: x → F(x) and its gradient.
     * `penalty`: (x, γ) → the proximal point of h at x, and h there.
+    * `eps`: the relative rounding error of F.
     """
 
-    def __init__(self, smooth: Callable, penalty: Callable, x: np.ndarray) -> None:
+    def __init__(self, smooth: Callable, penalty: Callable, x: np.ndarray, eps: float) -> None:
+        self.eps = 64 * eps
         self.smooth, self.penalty, self.size, self.evaluations = smooth, penalty, 1.0, 0
         self.pairs: deque = deque(maxlen=_MEMORY)
         self.step = self._at(x)
@@ -57,7 +59,7 @@ class ForwardBackward:
         here = self.step
         direction = self._direction(here.residual)
         enough = 1e-6 * float(here.residual @ here.residual) / self.size
-        rounding = 8 * np.finfo(here.x.dtype).eps * abs(here.envelope)
+        rounding = self.eps * abs(here.envelope)
         there = here
         for length in _LENGTHS:
             there = self._at(here.target + length * (here.residual + direction))
@@ -75,7 +77,7 @@ class ForwardBackward:
         here = self.step
         model = here.value - here.gradient @ here.residual
         bound = model + float(here.residual @ here.residual) / (2 * self.size)
-        if value <= bound + 1e-6 * abs(bound) or self.size < _LEAST:
+        if value <= bound + self.eps * abs(bound) or self.size < _LEAST:
             return False
         self.size /= 2
         self.pairs.clear()

@@ -111,7 +111,8 @@ def solve(
     null_found = problem.evaluate(null)
     null_value = objective(null, null_found, penalties)
     first = problem.flat(null if start is None else start)
-    iteration = ForwardBackward(problem.smooth, problem.proximal, first)
+    eps = float(jnp.finfo(data.contexts.dtype).eps)
+    iteration = ForwardBackward(problem.smooth, problem.proximal, first, eps)
 
     def look() -> _At:
         point = problem.point(iteration.step.target)
@@ -119,7 +120,7 @@ def solve(
 
     def certify(at: _At) -> Certificate:
         primal, dual = objective(at.point, at.found, penalties), dual_value(at.found, penalties)
-        rounding = 16 * float(jnp.finfo(data.contexts.dtype).eps) * (abs(primal) + abs(dual))
+        rounding = 16 * eps * (abs(primal) + abs(dual))
         return Certificate(np.maximum(primal - dual, 0), rounding, null_value)  # pyright: ignore
 
     def advance(at: _At, _) -> _At:

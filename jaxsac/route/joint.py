@@ -1,0 +1,215 @@
+"""The router's policy: text channels, nearest records and sparse coefficients in one fit, its
+penalty chosen on validation records.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxsac import control
+from jaxsac.route import evaluate
+from jaxsac.route.deployed import Content, Router, Weights
+from jaxsac.route.log_file import RouteLog, Tool
+from jaxsac.route.reading import CHANNELS, LEARNT, Reading
+from jaxsac.route.texts import Vector, fit_vocabulary, index_of
+from jaxsac.solution import Status
+
+_LAMS = (0.1, 0.03, 0.01, 5e-3, 2.5e-3, 1.2e-3, 6e-4)
+_FOLDS = 5
+_DEPTHS = 1, 3, 5, 10  # of recall
+_SHOWN = 10  # tools of a record on which probabilities are calibrated
+_TOLERANCE = 5e-3
+_SPARSE_ROWS = 3  # records that a term must occur in to have a direction
+
+
+class JointFit(NamedTuple):
+    """The chosen fit: what reads texts, the policy over the whole catalogue, its certificate."""
+
+    names: list[str]  # of the tools [M], those of the training records first
+    reading: Reading
+    policy: control.JointPolicy
+    exactly: bool
+    certificate: dict[str, Any]
+    tried: list[dict[str, Any]]
+
+
+def read_log_texts(
+    training: RouteLog, names: list[str], tools: dict[str, Tool], size: int
+) -> tuple[Reading, list[tuple[Vector, Vector]]]:
+    """The reading of training texts, with `size` latent directions, and their vectors."""
+    texts = list(training.contexts)
+    about = [tools.get(name, Tool()).text(name) for name in names]
+    vocabularies = tuple(fit_vocabulary(kind, about, texts) for kind in ("words", "pieces"))
+    vectors = [[vocabulary.vector(text) for text in texts] for vocabulary in vocabularies]
+    tool_vectors = [[vocabulary.vector(text) for text in about] for vocabulary in vocabularies]
+    counts = [len(vocabulary.number) for vocabulary in vocabularies]
+    name_vectors = [vocabularies[0].vector(name) for name in names]
+    position = {name: number for number, name in enumerate(names)}
+    used = [position[name] for tools_of in training.sets for name in tools_of]
+    reading = Reading(
+        vocabularies,  # pyright: ignore[reportArgumentType]
+        tuple(map(index_of, tool_vectors, counts)),  # pyright: ignore[reportArgumentType]
+        index_of(name_vectors, counts[0]),
+        tuple(map(index_of, vectors, counts)),  # pyright: ignore[reportArgumentType]
+        np.cumsum([0, *map(len, training.sets)]),
+        np.array(used, np.int32),
+        np.zeros((sum(counts), 0), np.float16),
+    )
+    pairs = list(zip(*vectors, strict=True))
+    return reading._replace(directions=_directions(pairs, counts, size)), pairs
+
+
+def _directions(vectors: list[tuple[Vector, Vector]], counts: list[int], size: int) -> np.ndarray:
+    """The `size` largest directions of the texts' vectors, [V, q]."""
+    import scipy.sparse
+    from sklearn.decomposition import TruncatedSVD
+
+    term = [np.concatenate([a.term, b.term + counts[0]]) for a, b in vectors]
+    value = np.concatenate([np.concatenate([a.value, b.value]) for a, b in vectors])
+    row = np.repeat(np.arange(len(vectors)), [one.size for one in term])
+    shape = len(vectors), sum(counts)
+    matrix = scipy.sparse.csr_matrix((value, (row, np.concatenate(term))), shape)
+    common = np.flatnonzero(np.diff(matrix.tocsc().indptr) >= _SPARSE_ROWS)
+    found = np.zeros((shape[1], 0), np.float16)
+    size = min(size, shape[0] - 1, common.size - 1)
+    if size > 0:
+        model: Any = TruncatedSVD(size, n_iter=3, random_state=0).fit(matrix[:, common])
+        found = np.zeros((shape[1], size), np.float16)
+        found[common] = model.components_.T
+    return found
+
+
+def fit_policy(
+    training: RouteLog, judged: RouteLog, catalogue: list[str], budget: int, size: int
+) -> JointFit:
+    """The fit on training records of texts whose penalty is best by the log-likelihood of the
+    validation records `judged`, over all tools of `catalogue` and of the tools file.
+    """
+    reading, vectors = read_log_texts(training, catalogue, training.tools, size)
+    members: dict[str, list[int]] = {}
+    for row, group in enumerate(training.groups):
+        members.setdefault(group, []).append(row)
+    apart = [np.array(members[group]) for group in training.groups]
+    pairs = zip(vectors, apart, strict=True)
+    values = [reading.channels(pair, rows).astype(np.float32) for pair, rows in pairs]
+    order = np.random.default_rng(0).permutation(len(members))
+    fold_of = {group: order[number] % _FOLDS for number, group in enumerate(members)}
+    fold = np.array([fold_of[group] for group in training.groups])
+    contexts = _features(reading, vectors)
+    position = {name: number for number, name in enumerate(catalogue)}
+    exactly = all(len(tools) == budget for tools in training.sets)
+    log = control.Log(contexts, _table(training, position, budget), training.utilities)
+    objective = "weighted" if np.ptp(training.utilities) > 0 else "imitation"
+    task = control.Task(log, len(catalogue), budget, objective)
+    channels = control.Channels(np.stack(values, axis=1), learnt=LEARNT, fold=fold)
+    held_out = _table(judged, position, budget)
+    read = [reading.vectors(text) for text in judged.contexts]
+    beside = np.stack([reading.channels(pair).astype(np.float32) for pair in read])
+    psi = _features(reading, read)
+    tried: list[dict[str, Any]] = []
+    best: Any = None
+    state: Any = None
+    for lam in _LAMS:
+        given: dict[str, Any] = {"lam": lam, "exactly": exactly, "tol": _TOLERANCE}
+        state = control.fit_joint(task, channels, **given, max_steps=60, state=state)
+        numbers = jax.vmap(state.value.scores)(psi, beside)
+        quality = evaluate.log_likelihood(np.asarray(numbers), held_out, budget)
+        quality = float(np.nanmean(quality)) if (held_out >= 0).any() else 0.0
+        row = {"lam": lam, "validation": quality, "support": int(state.value.support.size)}
+        tried.append(row | {"steps": int(state.stats["num_steps"])})
+        if best is not None and quality <= best[0]:
+            break
+        best = quality, state
+    stats = {name: float(best[1].stats[name]) for name in ("lam", "lam_max", "gap", "scale")}
+    stats |= {"relative_gap": stats["gap"] / stats["scale"]}
+    certificate = stats | {"status": Status(int(best[1].status)).name}
+    return JointFit(list(catalogue), reading, best[1].value, exactly, certificate, tried)
+
+
+def scores(found: JointFit, texts: Sequence[str] | np.ndarray) -> np.ndarray:
+    """z [n, M] of all tools for n texts."""
+    read = [found.reading.vectors(text) for text in texts]
+    channels = np.stack([found.reading.channels(pair).astype(np.float32) for pair in read])
+    policy: Any = found.policy
+    return np.asarray(jax.vmap(policy.scores)(_features(found.reading, read), channels))
+
+
+def _features(reading: Reading, vectors: list[tuple[Vector, Vector]]) -> np.ndarray:
+    """ψ [n, q], a column of zeros where there is no direction."""
+    found = np.stack([reading.features(pair) for pair in vectors]).astype(np.float32)
+    return found if found.shape[1] else np.zeros((len(vectors), 1), np.float32)
+
+
+def deployed(found: JointFit, judged: RouteLog, tools: dict[str, Tool]) -> Router:
+    """The router that is saved, its probabilities calibrated on the validation records."""
+    policy = found.policy
+    weights = Weights(
+        channels=np.asarray(policy.weights, np.float32),
+        tools=np.asarray(policy.positions),
+        coef=np.asarray(policy.coef, np.float32),
+        intercept=np.asarray(policy.intercept, np.float32),
+        cold=np.asarray(policy.cold) > 0,
+        calibration=np.array([1.0, 0.0]),
+        budget=policy.budget,
+        exactly=found.exactly,
+    )
+    costs = [tools.get(name, Tool()).cost for name in found.names]
+    content = Content(found.names, costs, found.reading, weights)
+    shown, used = shown_and_used(Router(content), judged)
+    calibration = _calibration(np.log(shown) - np.log1p(-shown), used)
+    return Router(content._replace(weights=weights._replace(calibration=calibration)))
+
+
+def shown_and_used(router: Router, log: RouteLog) -> tuple[np.ndarray, np.ndarray]:
+    """Of the ten best tools (or as many as the budget) for each record of a log: the probability
+    that is shown, and whether the record used it.
+    """
+    top = max(_SHOWN, router.weights.budget)
+    pairs = [
+        (choice.probability, choice.tool in used)
+        for text, used in zip(log.contexts, log.sets, strict=True)
+        for choice in router(text, top=top)
+    ]
+    shown, used = np.array(pairs, float).T
+    return np.clip(shown, 1e-9, 1 - 1e-9), used
+
+
+def judge(found: JointFit, router: Router, test: RouteLog) -> dict[str, Any]:
+    """What the deployed router finds among all tools in all test records, and how well it knows."""
+    depths = sorted({*_DEPTHS, found.policy.budget})
+    order = np.argsort(-scores(found, list(test.contexts)), axis=1, kind="stable")
+    ranked = [[router.names[tool] for tool in row[: depths[-1]]] for row in order]
+    weights = found.policy.weights
+    return {
+        "recall": evaluate.recalls(ranked, test.sets, depths),
+        "calibration_error": evaluate.calibration_error(*shown_and_used(router, test)),
+        "tools": len(router.names),
+        "tools_without_records": int(router.weights.cold.sum()),
+        "support": int(found.policy.support.size),
+        "channels": dict(zip(CHANNELS, np.asarray(weights, float).tolist(), strict=True)),
+        "certificate": found.certificate,
+        "tried": found.tried,
+    }
+
+
+def _calibration(odds: np.ndarray, used: np.ndarray) -> np.ndarray:
+    """Slope and constant of the logistic regression of `used` on log odds, near (1, 0): Platt 1999,
+    by Newton's steps.
+    """
+    rows, point = np.stack([odds, np.ones(odds.size)]), np.array([1.0, 0.0])
+    ridge, start = np.eye(2), point
+    for _ in range(30):
+        p = 1 / (1 + np.exp(-np.clip(point @ rows, -30, 30)))
+        gradient = rows @ (p - used) + ridge @ (point - start)
+        step = np.linalg.solve((rows * (p * (1 - p))) @ rows.T + ridge, gradient)
+        point = point - step * min(1.0, 1 / float(np.linalg.norm(step) + 1e-12))
+    return np.array([max(point[0], 1e-3), point[1]])
+
+
+def _table(log: RouteLog, position: dict[str, int], budget: int) -> np.ndarray:
+    table = np.full((len(log.sets), budget), -1, np.int32)
+    for row, tools in enumerate(log.sets):
+        table[row, : len(tools)] = [position[name] for name in tools]
+    return table

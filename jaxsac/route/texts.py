@@ -1,0 +1,109 @@
+"""Texts to sparse vectors and back to what resembles them, with numpy alone: words and characters,
+TF-IDF, and an inverted index.
+"""
+
+import collections
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+_LENGTHS = (2, 3, 4, 5)  # of pieces of words, in characters
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words and pairs of neighbours; `read_csv` and `readCSV` are `read`, `csv`."""
+    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|_", " ", text)
+    found = re.findall(r"[^\W_]+", spaced.lower())
+    return found + [f"{a} {b}" for a, b in itertools.pairwise(found)]
+
+
+def pieces(text: str) -> list[str]:
+    """Pieces of two to five characters of every word with a space on either side: also of scripts
+    that have no spaces.
+    """
+    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|_", " ", text).lower()
+    found = []
+    for word in re.findall(r"[^\W_]+", spaced):
+        padded = f" {word} "
+        for length in _LENGTHS:
+            found += [padded[i : i + length] for i in range(len(padded) - length + 1)]
+    return found
+
+
+ANALYSERS: dict[str, Callable[[str], list[str]]] = {"words": words, "pieces": pieces}
+
+
+class Vector(NamedTuple):
+    """A sparse vector of length 1, or 0 where no term is known."""
+
+    term: np.ndarray  # int [n]
+    value: np.ndarray  # [n]
+
+
+class Vocabulary(NamedTuple):
+    """The terms of an analyser that count, and their weights."""
+
+    analyser: str  # one of ANALYSERS
+    number: dict[str, int]  # of each of the V terms
+    weight: np.ndarray  # inverse document frequencies [V]
+
+    def vector(self, text: str) -> Vector:
+        """(1 + log count) · weight of the terms of a text, scaled to length 1."""
+        counts = collections.Counter(ANALYSERS[self.analyser](text))
+        known = [(self.number[term], n) for term, n in counts.items() if term in self.number]
+        if not known:
+            return Vector(np.zeros(0, np.int64), np.zeros(0))
+        term, times = np.array(known).T
+        value = (1 + np.log(times)) * self.weight[term]
+        return Vector(term, value / math.sqrt(value @ value))
+
+
+def fit_vocabulary(analyser: str, tools: Iterable[str], records: Iterable[str] = ()) -> Vocabulary:
+    """The terms of the tools' texts, and those that two texts of records hold; weights 1 + log((1 +
+    n) / (1 + texts with the term)) of all n texts.
+    """
+    documents, kept, size = collections.Counter(), set(), 0
+    for texts, once in ((tools, True), (records, False)):
+        for text in texts:
+            found, size = set(ANALYSERS[analyser](text)), size + 1
+            documents.update(found)
+            kept |= found if once else set()
+    terms = sorted(term for term, n in documents.items() if n > 1 or term in kept)
+    times = np.array([documents[term] for term in terms], float)
+    weight = 1 + np.log((1 + size) / (1 + times))
+    number = {term: n for n, term in enumerate(terms)}
+    return Vocabulary(analyser, number, weight.astype(np.float32))
+
+
+class Index(NamedTuple):
+    """The vectors of N texts, by term."""
+
+    start: np.ndarray  # int [V + 1]: where each term's entries begin
+    row: np.ndarray  # int32 [E]: the texts that hold the term
+    value: np.ndarray  # [E]
+    size: int  # N
+
+    def cosines(self, vector: Vector) -> np.ndarray:
+        """With each text, [N]."""
+        first = self.start[vector.term]
+        counts = self.start[vector.term + 1] - first
+        ends = np.cumsum(counts)
+        total = int(ends[-1]) if ends.size else 0
+        entry = np.arange(total) + np.repeat(first - ends + counts, counts)
+        weights = np.repeat(vector.value, counts) * self.value[entry]
+        return np.bincount(self.row[entry], weights, self.size)
+
+
+def index_of(vectors: Sequence[Vector], terms: int) -> Index:
+    """The inverted index of vectors over a vocabulary of so many terms."""
+    counts = [vector.term.size for vector in vectors]
+    term = np.concatenate([vector.term for vector in vectors] or [np.zeros(0, np.int64)])
+    value = np.concatenate([vector.value for vector in vectors] or [np.zeros(0)])
+    order = np.argsort(term, kind="stable")
+    start = np.searchsorted(term[order], np.arange(terms + 1))
+    row = np.repeat(np.arange(len(vectors)), counts)[order].astype(np.int32)
+    return Index(start, row, value[order].astype(np.float32), len(vectors))

@@ -1,0 +1,159 @@
+"""The router that an agent calls: its probabilities against enumeration, its options, its files,
+and what it does before there is a log.
+"""
+
+import itertools
+import json
+import warnings
+
+import numpy as np
+import pytest
+
+import jaxsac
+from jaxsac.route.deployed import FILE, inclusion
+from jaxsac.route.log_file import LogError
+
+TOOLS = {
+    "draw_chart": {"description": "Draw a chart of numbers.", "cost": 3, "family": "plots"},
+    "send_mail": {"description": "Send an e-mail to someone.", "cost": 2},
+    "查询天气": {"description": "查询城市的天气预报"},
+    "create": {
+        "description": "Make one.",
+        "inputSchema": {
+            "type": "object",
+            "properties": {
+                "invoice": {"type": "string", "description": "the number of the invoice"},
+                "lines": {"type": "array", "items": {"properties": {"quantity": {}}}},
+            },
+        },
+    },
+    "resize_photo": {"description": "Change the size of a photo.", "cost": 1},
+}
+ROUTER = jaxsac.Router.from_tools(TOOLS)
+
+
+def names(choices):
+    return [choice.tool for choice in choices]
+
+
+@pytest.mark.parametrize("exactly", [False, True])
+@pytest.mark.parametrize("shift", [0.0, 500.0, -500.0])
+def test_inclusion_against_enumeration(exactly, shift):
+    scores = np.random.default_rng(0).normal(size=7) * 2 + shift
+    scores[5] = -np.inf
+    sets = [
+        a
+        for size in range(4)
+        if size == 3 or not exactly
+        for a in itertools.combinations([0, 1, 2, 3, 4, 6], size)
+    ]
+    totals = np.array([scores[list(a)].sum() for a in sets])
+    law = np.exp(totals - totals.max()) / np.exp(totals - totals.max()).sum()
+    truth = np.array([sum(p for p, a in zip(law, sets, strict=True) if j in a) for j in range(7)])
+    found = inclusion(scores, np.arange(7), 3, exactly=exactly)
+    np.testing.assert_allclose(found, truth, rtol=1e-11, atol=1e-30)
+    some = inclusion(scores, np.array([4, 1]), 3, exactly=exactly)
+    np.testing.assert_allclose(some, truth[[4, 1]], rtol=1e-11, atol=1e-30)
+
+
+@pytest.mark.parametrize(
+    ("text", "tool"),
+    [
+        ("please draw a chart", "draw_chart"),
+        ("E-mail them", "send_mail"),
+        ("明天的天气", "查询天气"),  # a script without spaces: by pieces
+        ("which invoice was it?", "create"),  # by its parameters
+        ("the quantity", "create"),  # inside them
+        ("photos", "resize_photo"),
+    ],
+)
+def test_tools_are_found_before_there_is_a_log(text, tool):
+    assert ROUTER(text, top=1)[0].tool == tool
+
+
+def test_options_of_a_call():
+    text = "draw a chart and mail it"
+    plain = ROUTER(text, top=99)
+    assert len(plain) == len(TOOLS)  # as many as may be had, never none
+    scores = [choice.score for choice in plain]
+    assert scores == sorted(scores, reverse=True)
+    assert names(ROUTER(text, top=2)) == names(plain)[:2] and ROUTER(text, top=0) == []
+    bound = plain[1].probability
+    assert names(ROUTER(text, top=99, at_least=bound)) == names(plain)[:2]
+    assert ROUTER(text, at_least=1.0) == []
+    worst = names(plain)[-1]
+    must = ROUTER(text, top=2, always=[worst])
+    assert names(must) == [names(plain)[0], worst]
+    assert names(ROUTER(text, top=1, at_least=1.0, always=[worst, worst])) == [worst]
+    offered = ["resize_photo", "send_mail"]
+    assert set(names(ROUTER(text, top=9, available=offered))) == set(offered)
+    assert ROUTER(text, available=[]) == []
+    cheap = ROUTER(text, top=5, cost_limit=3.5)
+    assert sum(TOOLS[tool].get("cost", 0) for tool in names(cheap)) <= 3.5
+    assert "draw_chart" in names(cheap) and "send_mail" not in names(cheap)
+    assert ROUTER([text, "photo"], top=1) == [ROUTER(text, top=1), ROUTER("photo", top=1)]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ROUTER(" "), "text is empty"),
+        (lambda: ROUTER("x", top=-1), "top must be"),
+        (lambda: ROUTER("x", at_least=2), "at_least must be in"),
+        (lambda: ROUTER("x", cost_limit=-1), "cost_limit must be"),
+        (lambda: ROUTER("x", always=["none"]), "always: no tool is named none"),
+        (lambda: ROUTER("x", available=["none"]), "available: no tool is named none"),
+        (lambda: jaxsac.Router.from_tools({}), "names no tool"),
+    ],
+)
+def test_bad_calls_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_an_explanation_adds_up():
+    text = "draw a chart"
+    for found, choice in zip(ROUTER.explain(text, top=5), ROUTER(text, top=5), strict=True):
+        assert found.tool == choice.tool and found.records == []
+        total = sum(found.channels.values()) + found.learnt + found.constant
+        np.testing.assert_allclose([found.score, total], choice.score, rtol=1e-12)
+
+
+def test_definitions_of_other_systems(tmp_path):
+    """An MCP tools/list answer and OpenAI's definitions say the same as our own form."""
+    mcp = {"jsonrpc": "2.0", "id": 1, "result": {"tools": []}}
+    openai = []
+    for name, fields in TOOLS.items():
+        schema = fields.get("inputSchema", {"type": "object"})
+        about = {"name": name, "description": fields["description"]}
+        mcp["result"]["tools"].append(about | {"inputSchema": schema})
+        openai.append({"type": "function", "function": about | {"parameters": schema}})
+    own = {
+        name: {key: value for key, value in fields.items() if key not in ("cost", "family")}
+        for name, fields in TOOLS.items()
+    }
+    path = tmp_path / "tools.json"
+    path.write_text(json.dumps(mcp))
+    text = "the invoice by mail"
+    answers = [jaxsac.Router.from_tools(one)(text) for one in (own, mcp, openai, path)]
+    assert answers[0] == answers[1] == answers[2] == answers[3]
+    with pytest.warns(UserWarning, match="ignored what is said as colour"):
+        jaxsac.Router.from_tools({"a": {"colour": 3}})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        jaxsac.Router.from_tools({"a": {}})
+    with pytest.raises(LogError, match='item 1 of the list must be an object with a "name"'):
+        jaxsac.Router.from_tools([{"type": "function"}])
+
+
+def test_a_saved_router_gives_the_same_answers(tmp_path):
+    ROUTER.save(tmp_path)
+    again = jaxsac.Router.load(tmp_path)
+    for text in ("draw a chart", "天气", "nothing known: zzz"):
+        assert again(text, top=5) == ROUTER(text, top=5)
+    content = (tmp_path / FILE).read_bytes()
+    (tmp_path / FILE).write_bytes(content[:-100])
+    with pytest.raises(jaxsac.FileError, match=r"router\.npz"):
+        jaxsac.Router.load(tmp_path)
+    with pytest.raises(jaxsac.FileError, match=r"cannot be read"):
+        jaxsac.Router.load(tmp_path / "none")
