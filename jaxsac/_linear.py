@@ -15,14 +15,16 @@ from jaxsac import _loops
 
 
 class LinearSolution(NamedTuple):
-    """`x`, the norm of right_side − matvec(x), whether it is as small as was asked for, and the
-    least curvature met as a share of the largest size of one.
+    """`x`, the norm of right_side − matvec(x), whether it is as small as was asked for, the least
+    curvature met as a share of the largest size of one, in the preconditioner's metric, and the
+    number of products.
     """
 
     x: Any
     residual: jax.Array
     converged: jax.Array
     least: jax.Array
+    num_steps: jax.Array
 
 
 def conjugate_gradient(
@@ -55,13 +57,12 @@ def conjugate_gradient(
     bound = jnp.maximum(wanted, jnp.asarray(floor, dtype) ** 2)
 
     def running(carry):
-        _, residual, _, _, steps, _, _ = carry
-        return (square(residual) > bound) & (steps < max_steps)
+        return (square(carry[1]) > bound) & (carry[5] < max_steps) & carry[-1]
 
     def advance(carry):
-        x, residual, direction, pull, steps, least, most = carry
+        x, residual, direction, dual, pull, steps, least, most, _ = carry
         image = matvec(direction)
-        curvature, length = dot(direction, image), square(direction)
+        curvature, length = dot(direction, image), dot(direction, dual)
         share = curvature / jnp.where(length > 0, length, 1.0)
         least, most = jnp.minimum(least, share), jnp.maximum(most, jnp.abs(share))
         curved = curvature > jnp.asarray(flat, dtype) * most * length
@@ -69,20 +70,20 @@ def conjugate_gradient(
         x, residual = add(x, size, direction), add(residual, -size, image)
         steered = precondition(residual)
         new = dot(residual, steered)
-        direction = add(steered, new / pull, direction)
-        steps = jnp.where(curved, steps + 1, max_steps)
-        return x, residual, direction, new, steps, least, most
+        direction, dual = add(steered, new / pull, direction), add(residual, new / pull, dual)
+        return x, residual, direction, dual, new, steps + 1, least, most, curved
 
     x, residual = jax.tree.map(jnp.zeros_like, right_side), right_side
     if start is not None:
         x, residual = start, add(right_side, -1.0, matvec(start))
     first = precondition(residual)
     none, unseen = jnp.zeros((), dtype), jnp.full((), jnp.inf, dtype)
-    carry = (x, residual, first, dot(residual, first), jnp.int32(0), unseen, none)
-    x, residual, _, _, _, least, most = _loops.while_loop(running, advance, carry)
+    pull, steps, curved = dot(residual, first), jnp.int32(0), jnp.asarray(True)
+    carry = (x, residual, first, residual, pull, steps, unseen, none, curved)
+    x, residual, _, _, _, steps, least, most, _ = _loops.while_loop(running, advance, carry)
     left = square(residual)
     share = least / jnp.where(most > 0, most, 1.0)
-    return LinearSolution(x, jnp.sqrt(left), left <= bound, share)
+    return LinearSolution(x, jnp.sqrt(left), left <= bound, share, steps)
 
 
 def add(x: Any, size: Any, direction: Any) -> Any:

@@ -2,6 +2,7 @@
 Everything from scratch.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,11 +24,13 @@ from jaxsac.bilevel.problem import (
     prox_at,
     scale,
     subtract,
+    zeros,
 )
-from jaxsac.bilevel.schemes import Scheme
+from jaxsac.bilevel.schemes import Scheme, hessian_product
 from jaxsac.solution import register
 
 _INCONSISTENT = 0.5
+_SAFETY = 2.0  # an estimate is no bound
 _DEPTH = 20  # steps of conjugate gradients behind a certificate
 
 
@@ -106,7 +109,7 @@ def measure(
     reach = jnp.where(reach > 0, reach, eps ** (1 / 3))
     inverse = jnp.where((pull > 0) & (size > 0), size / jnp.where(pull > 0, pull, 1.0), 1.0)
     if oracle.problem.prox_y is None:
-        to_z, curved = newton_step(oracle, x, z, unsolved[0], rounding, reach, depth)
+        to_z, curved = newton_step(oracle, x, z, unsolved[0], rounding, depth)
     else:  # no Hessian there: the curvature that d has met
         to_z, curved = scale(unsolved[0], -inverse), jnp.asarray(True)
     better = add(z, to_z)
@@ -116,7 +119,7 @@ def measure(
         return scheme.field(oracle, x, better, d, sigma, new_c)[1]
 
     if oracle.problem.prox_y is None:
-        wrong = field_of_d(d)
+        wrong, stacked = field_of_d(d), first is not d
         far = norm(wrong)
         unit = jnp.where(far > 0, far, 1.0)
 
@@ -125,22 +128,28 @@ def measure(
             return scale(subtract(field_of_d(add(d, v, length)), wrong), 1 / length)
 
         found = conjugate_gradient(
-            curvature_of_d, scale(wrong, -1 / unit), max_steps=depth, flat=eps ** (2 / 3)
+            curvature_of_d,
+            scale(wrong, -1 / unit),
+            max_steps=depth,
+            flat=eps ** (2 / 3),
+            precondition=lambda v: v if stacked else oracle.steer(x, better, v),
         )
-        to_d, curved = scale(found.x, unit), curved & ~(found.least < -(eps**0.5))
+        to_d = scale(found.x, unit)
+        curved = curved & (oracle.knows | ~(found.least < -(eps**0.5)))
     else:
         to_d = scale(unsolved[1], -inverse)
     changed = scheme.hypergradient(oracle, x, better, add(d, to_d), sigma)
     direct = oracle.upper_x(x, z)
     cross = norm(subtract(h, direct))
     whole = norm(direct) + cross
-    error = jnp.maximum(norm(subtract(changed, h)), oracle.distance(x, z) * whole)
-    below = (
-        jnp.asarray(False) if scheme.moves_z else lower_gap * sigma < -100 * eps * jnp.abs(lower)
-    )
+    error = jnp.maximum(_SAFETY * norm(subtract(changed, h)), oracle.distance(x, z) * whole)
+    known = scheme.moves_z or oracle.knows
+    below = jnp.asarray(False) if known else lower_gap * sigma < -100 * eps * jnp.abs(lower)
     trusted = (consistency <= _INCONSISTENT) & ~below & curved & jnp.isfinite(error)
     error = jnp.where(trusted, error, whole + jnp.finfo(dtype).tiny)
     hidden = cross * rounding / (sigma * jnp.where(pull > 0, pull, 1.0))
+    if oracle.subtracts_nothing:
+        hidden = 10 * eps * whole
     return Measurement(diagnostics, Certificate(error, hidden, whole), h)
 
 
@@ -155,10 +164,8 @@ def certify_lower(oracle: Oracle, x: Tree, z: Tree, y0: Tree, tol: jax.Array) ->
         residual = subtract(
             z, prox_at(oracle.problem, x, jnp.ones((), dtype))(subtract(z, gradient))
         )
-    reach = float(jnp.finfo(dtype).eps) ** (1 / 3) * jnp.maximum(norm(z), norm(subtract(z, y0)))
-    reach = jnp.where(reach > 0, reach, 1.0)
     # beside bounds conjugate gradients do not hold: one step, for the curvature
-    step, curved = newton_step(oracle, x, z, residual, rounding, reach, _DEPTH if smooth else 1)
+    step, curved = newton_step(oracle, x, z, residual, rounding, _DEPTH if smooth else 1)
     size = jnp.maximum(norm(residual), rounding)
     inverse = norm(step) / jnp.where(size > 0, size, 1.0)
     whole = norm(z) + tol * norm(subtract(z, y0))
@@ -168,16 +175,10 @@ def certify_lower(oracle: Oracle, x: Tree, z: Tree, y0: Tree, tol: jax.Array) ->
 
 
 def newton_step(
-    oracle: Oracle,
-    x: Tree,
-    z: Tree,
-    residual: Tree,
-    rounding: jax.Array,
-    reach: jax.Array,
-    depth: Any,
+    oracle: Oracle, x: Tree, z: Tree, residual: Tree, rounding: jax.Array, depth: Any
 ) -> tuple[Tree, jax.Array]:
     """Where the lower gradient's zero may be, as a step from z, and whether z is no saddle, as far
-    as conjugate gradients on differences of gradients `reach` apart see in `depth` steps.
+    as conjugate gradients on differences of gradients see in `depth` steps.
 
     To the residual goes as much in a fixed pattern of signs, and no less than `rounding`: what is
     zero by symmetry, or hidden by rounding, is looked at too.
@@ -188,14 +189,17 @@ def newton_step(
     signs = _signs(flat) / flat.size**0.5
     along = jnp.vdot(signs, ravel_pytree(residual)[0])
     signs = unravel(jnp.where(along > 0, -signs, signs))  # or they might cancel it
+    signs = zeros(signs) if oracle.knows else signs
     right_side = add(signs, residual, -1 / jnp.where(size > 0, size, 1.0))
 
-    def product(v):
-        length = reach / norm(v)
-        return scale(oracle.difference_y(x, z, scale(v, length)), 1 / length)
-
-    found = conjugate_gradient(product, right_side, max_steps=depth, flat=eps ** (2 / 3))
-    return scale(found.x, size), ~(found.least < -(eps**0.5))
+    found = conjugate_gradient(
+        functools.partial(hessian_product, oracle, x, z),
+        right_side,
+        max_steps=depth,
+        flat=eps ** (2 / 3),
+        precondition=functools.partial(oracle.steer, x, z),
+    )
+    return scale(found.x, size), oracle.knows | ~(found.least < -(eps**0.5))
 
 
 def _signs(flat: jax.Array) -> jax.Array:

@@ -9,46 +9,37 @@ import jax.numpy as jnp
 
 from jaxsac import _loops
 from jaxsac._iterate import Certificate, Outcome, iterate
-from jaxsac._linear import dot
+from jaxsac._linear import conjugate_gradient
 from jaxsac.bilevel.certificate import Measurement, gradient_rounding, measure, run_checked
-from jaxsac.bilevel.descent import minimise
+from jaxsac.bilevel.newton import minimise
 from jaxsac.bilevel.paired import PairedOptimizer, paired_step
-from jaxsac.bilevel.problem import Oracle, Tree, dtype_of, norm, scale, zeros
-from jaxsac.bilevel.schemes import SCHEMES, Scheme, relative_sigma
+from jaxsac.bilevel.problem import Oracle, Tree, add, dtype_of, norm, scale, subtract, zeros
+from jaxsac.bilevel.schemes import SCHEMES, Scheme, cross_term, hessian_product, relative_sigma
 from jaxsac.solution import Status
 
 
 def solve_lower(oracle: Oracle, x: Tree, y: Tree, tol: jax.Array, max_steps: jax.Array) -> Outcome:
-    """z with ‖g_y(x, z)‖ ≤ tol / 4 of what changes of z by its own size do to that gradient.
-
-    In units of the gradient at the start; and once more from where that ends, since there the
-    right size of z is known.
+    """z with ‖g_y(x, z)‖ ≤ tol / 10 of what changes of z by its own size do to that gradient; in
+    units of the gradient at the start.
     """
-    dtype = dtype_of(y)
+    eps = float(jnp.finfo(dtype_of(y)).eps)
+    y = oracle.guess(x, y)
+    unit = _positive(norm(oracle.lower_y(x, y)))
 
-    def once(k, last: Outcome) -> Outcome:
-        gradient = oracle.lower_y(x, last.state)
-        size = norm(gradient)
-        unit = _positive(size)
-        rounding = gradient_rounding(oracle, x, last.state, gradient)
-        response = rounding / float(jnp.finfo(dtype).eps)
-        whole = jnp.where(k == 0, jnp.maximum(response, size), response) / unit
+    def certify(z, gradient):
+        rounding = gradient_rounding(oracle, x, z, scale(gradient, unit)) / unit
+        return Certificate(norm(gradient), rounding, rounding / eps)
 
-        def certify(error):
-            return Certificate(error, rounding / unit, whole)
-
-        outcome = minimise(
-            lambda y: scale(oracle.lower_y(x, y), 1 / unit),
-            last.state,
-            tol=0.25 * tol,
-            max_steps=max_steps - last.num_steps,
-            certify=certify,
-        )
-        return outcome._replace(num_steps=last.num_steps + outcome.num_steps)
-
-    none = jnp.zeros((), dtype)
-    start = Outcome(y, Certificate(none, none, none), jnp.int32(0), jnp.int32(0))
-    return _loops.fori_loop(0, 2, once, start)
+    return minimise(
+        lambda z: scale(oracle.lower_y(x, z), 1 / unit),
+        lambda z, v: scale(hessian_product(oracle, x, z, v), 1 / unit),
+        y,
+        tol=0.1 * tol,
+        max_steps=max_steps,
+        certify=certify,
+        forcing=lambda size: jnp.clip(jnp.sqrt(size), eps ** (2 / 3), 0.1),
+        precondition=functools.partial(oracle.steer, x),
+    )
 
 
 class Perturbed(NamedTuple):
@@ -66,7 +57,7 @@ def solve_perturbed(
     scheme: Scheme,
     x: Tree,
     z: Tree,
-    d: Tree,
+    start: Tree,
     sigma: jax.Array,
     tol: jax.Array,
     max_steps: jax.Array,
@@ -74,62 +65,75 @@ def solve_perturbed(
     relative: bool,
     c: Tree | None = None,
 ) -> Perturbed:
-    """The direction d that goes with z (central: both move). `relative`: solve twice, then with σ
-    in units of the first ‖z‖ / ‖d‖.
+    """The direction d that goes with z (central: both move), by conjugate gradients. `relative`:
+    σ is in units of ‖z‖ / ‖d‖.
+
+    The linear scheme has no more to do then; the others, and any at a σ of the user's, solve the
+    equation of their copies from there.
     """
     c = oracle.upper_y(x, z) if c is None else c
-    pull = _positive(norm(c))
+    pull, eps = _positive(norm(c)), float(jnp.finfo(dtype_of(z)).eps)
 
-    def certify(error):
-        return Certificate(error, jnp.zeros_like(error), jnp.ones_like(error))
+    def correct(_, last: Perturbed) -> Perturbed:
+        """Once for d, and once for what the equation at σ itself still lacks."""
+        missing = add(c, cross_term(oracle, x, z, last.d, last.sigma, of_y=True))
+        found = conjugate_gradient(
+            functools.partial(hessian_product, oracle, x, z),
+            scale(missing, -1 / pull),
+            tol=0.0,
+            floor=0.05 * tol,
+            max_steps=max_steps - last.num_steps,
+            flat=eps ** (2 / 3),
+            precondition=functools.partial(oracle.steer, x, z),
+        )
+        d = add(last.d, found.x, pull)
+        now = relative_sigma(sigma, oracle.size(z), d) if relative else sigma
+        num_steps = last.num_steps + found.num_steps
+        ended = jnp.where(num_steps < max_steps, Status.STALLED, Status.MAX_STEPS)
+        status = jnp.where(found.converged, Status.CONVERGED, ended).astype(jnp.int32)
+        return Perturbed(z, d, now, status, num_steps)
 
-    solve = functools.partial(minimise, tol=0.25 * tol, max_steps=max_steps, certify=certify)
+    none = Perturbed(z, zeros(z), sigma, jnp.int32(Status.MAX_STEPS), jnp.int32(0))
+    found = _loops.fori_loop(0, 2, correct, none)
+    if relative and scheme.linear:
+        return found
+    sigma = found.sigma
+    d = jax.tree.map(lambda leaf, like: jnp.broadcast_to(leaf, like.shape), found.d, start)
 
-    def once(start: Perturbed, sigma: jax.Array) -> Perturbed:
-        size = _positive(norm(start.d))  # d and its field in units of their own
+    def certify(point, gradient):
+        size = norm(gradient)
+        return Certificate(size, jnp.zeros_like(size), jnp.ones_like(size))
+
+    # In (z, σ d) the fields of central are the gradient of one function, the mean of the two
+    # penalised ones; in d, for a fixed z, those of the others are.
+    def gradient(point):
         if scheme.moves_z:
-            # In (z, σ d) the two fields are the gradient of one function, the mean of the two
-            # penalised ones.
-            def gradient(point):
-                u_z, u_d = scheme.field(oracle, x, point[0], scale(point[1], 1 / sigma), sigma, c)
-                return scale(u_z, 1 / (sigma * pull)), scale(u_d, 1 / pull)
+            u_z, u_d = scheme.field(oracle, x, point[0], scale(point[1], 1 / sigma), sigma, c)
+            return scale(u_z, 1 / (sigma * pull)), scale(u_d, 1 / pull)
+        return scale(scheme.field(oracle, x, z, point, sigma, c)[1], 1 / pull)
 
-            outcome = solve(gradient, (start.z, scale(start.d, sigma)))
-            z, d = outcome.state[0], scale(outcome.state[1], 1 / sigma)
-        else:
+    def product(point, v):
+        step = relative_sigma(eps ** (1 / 3), oracle.size(z), v)
+        step = step if scheme.moves_z else step / sigma
+        ahead, behind = gradient(add(point, v, step)), gradient(add(point, v, -step))
+        return scale(subtract(ahead, behind), 0.5 / step)
 
-            def field_of_d(d):
-                u_d = scheme.field(oracle, x, start.z, scale(d, size), sigma, c)[1]
-                return scale(u_d, 1 / pull)
-
-            outcome = solve(field_of_d, scale(start.d, 1 / size))
-            z, d = start.z, scale(outcome.state, size)
-        return Perturbed(z, d, sigma, outcome.status, start.num_steps + outcome.num_steps)
-
-    guess = scale(c, -1 / _curvature(oracle, x, z, c))
-    cold = norm(d) == 0
-    d = jax.tree.map(lambda leaf, other: jnp.where(cold, other, leaf), d, guess)
-    start = Perturbed(z, d, sigma, jnp.int32(Status.MAX_STEPS), jnp.int32(0))
-    if not relative:
-        return once(start, sigma)
-    return _loops.fori_loop(
-        0, 2, lambda k, last: once(last, relative_sigma(sigma, last.z, scheme.first(last.d))), start
+    outcome = minimise(
+        gradient,
+        product,
+        (z, scale(d, sigma)) if scheme.moves_z else d,
+        tol=0.1 * tol,
+        max_steps=max_steps - found.num_steps,
+        certify=certify,
+        forcing=lambda size: jnp.clip(0.05 * tol / _positive(size), eps ** (2 / 3), 0.1),
     )
+    end = outcome.state
+    z, d = (end[0], scale(end[1], 1 / sigma)) if scheme.moves_z else (z, end)
+    return Perturbed(z, d, sigma, outcome.status, found.num_steps + outcome.num_steps)
 
 
 def _positive(size: jax.Array) -> jax.Array:
     return jnp.where(size > 0, size, 1.0)
-
-
-def _curvature(oracle: Oracle, x: Tree, z: Tree, c: Tree) -> jax.Array:
-    """The lower level's curvature along c, from one difference of gradients; ∞ where c = 0."""
-    dtype = dtype_of(z)
-    length = relative_sigma(float(jnp.finfo(dtype).eps) ** (1 / 3), z, c)
-    size = norm(c)
-    unit = scale(c, 1 / _positive(size))
-    image = oracle.difference_y(x, z, scale(c, length))
-    along = jnp.abs(dot(unit, image)) / (length * _positive(size))
-    return jnp.where(along > 0, along, jnp.where(size > 0, 1.0, jnp.inf))
 
 
 def solve_alone(

@@ -10,7 +10,7 @@ import optax
 from jaxsac import _checks
 from jaxsac._arguments import arguments, choice, either, flag, function, real, record, size
 from jaxsac.bilevel.paired import INNER, PairedOptimizer
-from jaxsac.bilevel.problem import Tree, dtype_of
+from jaxsac.bilevel.problem import Tree, dtype_of, size_of
 from jaxsac.bilevel.schemes import (
     COMPARATORS,
     DIFFERENCES,
@@ -83,7 +83,8 @@ class Sigma(eqx.Module):
             return self.number
         if callable(self.rule):
             return positive(self.rule(state.num_steps), dtype)
-        return relative_sigma(balanced_factor(scheme, dtype), state.z, scheme.first(state.d))
+        whole = size_of(state.z)
+        return relative_sigma(balanced_factor(scheme, dtype), whole, scheme.first(state.d))
 
 
 @register

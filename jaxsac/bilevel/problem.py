@@ -204,6 +204,35 @@ class Oracle:
             return jnp.zeros((), dtype_of(y))
         return self._call("distance", known, x, y)
 
+    def size(self, y: Tree) -> jax.Array:
+        """The length on which `lower` changes: where the problem does not know, that of y."""
+        known = getattr(self.problem, "unit", None)
+        return size_of(y) if known is None else jnp.asarray(known, dtype_of(y))
+
+    def guess(self, x: Tree, y: Tree) -> Tree:
+        """Where the minimiser is, where the problem knows; else y."""
+        known = getattr(self.problem, "guess", None)
+        return y if known is None else like(y, known(original(x), original(y), *self.rest))
+
+    @property
+    def subtracts_nothing(self) -> bool:
+        """Whether changes of the lower gradients come without cancellation."""
+        return self.problem.lower_difference is not None or self.problem.allow_jvp
+
+    @property
+    def knows(self) -> bool:
+        """Whether no saddle can pass for the minimiser."""
+        return getattr(self.problem, "distance", None) is not None
+
+    def steer(self, x: Tree, y: Tree, v: Tree) -> Tree:
+        """v times an approximate inverse of the lower level's Hessian, up to a factor, where the
+        problem knows one; else v.
+        """
+        known = getattr(self.problem, "metric", None)
+        if known is None:
+            return v
+        return jax.tree.map(jnp.divide, v, like(v, known(original(x), original(y), *self.rest)))
+
     def _nonsmooth(self, x: Tree, y: Tree) -> jax.Array:
         assert self.problem.nonsmooth is not None
         return self._call("nonsmooth", self.problem.nonsmooth, x, y)
@@ -241,7 +270,7 @@ class Oracle:
         each of `steps`.
         """
         gradient = (self.lower_x, self.lower_y)[argument]
-        if self.problem.lower_difference is not None or self.problem.allow_jvp:
+        if self.subtracts_nothing:
             return gradient(x, y), tuple(self._change(argument, x, y, step) for step in steps)
         points = (y, *(add(y, step) for step in steps))
         if self.problem.batch_copies:
@@ -296,6 +325,12 @@ def scale(tree: Tree, factor: Any) -> Tree:
 
 def zeros(tree: Tree) -> Tree:
     return jax.tree.map(jnp.zeros_like, tree)
+
+
+def size_of(y: Tree) -> jax.Array:
+    """‖y‖, at least 1e-3, and 1 where y = 0, which has no size."""
+    size = norm(y)
+    return jnp.where(size > 0, jnp.maximum(size, 1e-3), 1.0)
 
 
 def norm(tree: Tree) -> jax.Array:

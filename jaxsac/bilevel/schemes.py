@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsac._linear import conjugate_gradient
-from jaxsac.bilevel.problem import Oracle, Tree, add, norm, scale, subtract, zeros
+from jaxsac.bilevel.problem import Oracle, Tree, add, dtype_of, norm, scale, subtract, zeros
 
 
 class Scheme(NamedTuple):
@@ -208,11 +208,17 @@ def balanced_factor(scheme: Scheme, dtype: Any) -> float:
     return float(jnp.finfo(dtype).eps) ** (1 / 2 if scheme.field is _forward_field else 1 / 3)
 
 
-def relative_sigma(factor: Any, z: Tree, d: Tree) -> jax.Array:
-    """The σ for which ‖σ d‖ = factor · (‖z‖ + 1e-3); `factor` itself while d = 0."""
+def relative_sigma(factor: Any, whole: jax.Array, d: Tree) -> jax.Array:
+    """The σ for which ‖σ d‖ = factor · whole; `factor` itself while d = 0."""
     size = norm(d)
-    ratio = jnp.where(size > 0, (norm(z) + 1e-3) / jnp.where(size > 0, size, 1.0), 1.0)
+    ratio = jnp.where(size > 0, whole / jnp.where(size > 0, size, 1.0), 1.0)
     return (factor * ratio).astype(size.dtype)
+
+
+def hessian_product(oracle: Oracle, x: Tree, z: Tree, v: Tree) -> Tree:
+    """D²_yy lower(x, z) v from two gradients, as far apart as rounding and bias balance at."""
+    step = relative_sigma(float(jnp.finfo(dtype_of(z)).eps) ** (1 / 3), oracle.size(z), v)
+    return scale(oracle.difference_y(x, add(z, v, -step), scale(v, 2 * step)), 0.5 / step)
 
 
 def positive(sigma: Any, dtype: Any) -> jax.Array:

@@ -74,7 +74,7 @@ def test_where_a_run_starts_does_not_loosen_its_certificate():
 
 def test_a_saturated_policy_is_not_certified():
     """A natural rate 50 times too large: all residuals vanish at the wrong vertices."""
-    problem = bilevel.rl.policy_problem(model, leader)
+    problem = bilevel.rl.policy_problem(model, leader, penalty="value")
     solution = bilevel.hypergradient(
         problem,
         BED.x,

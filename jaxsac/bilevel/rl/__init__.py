@@ -3,12 +3,8 @@ level is a policy, exact or sampled.
 """
 
 from jaxsac.bilevel.rl.policies import (
-    Trajectories as Trajectories,
     natural_gradient as natural_gradient,
     policy_problem as policy_problem,
-    rollout as rollout,
-    sampled_policy_problem as sampled_policy_problem,
-    sampled_return as sampled_return,
     softmax_policy as softmax_policy,
 )
 from jaxsac.bilevel.rl.tabular import (
@@ -17,4 +13,10 @@ from jaxsac.bilevel.rl.tabular import (
     expected_return as expected_return,
     policy_value as policy_value,
     soft_solve as soft_solve,
+)
+from jaxsac.bilevel.rl.trajectories import (
+    Trajectories as Trajectories,
+    rollout as rollout,
+    sampled_policy_problem as sampled_policy_problem,
+    sampled_return as sampled_return,
 )

@@ -1,0 +1,149 @@
+"""Newton's method without a Hessian and without a step size to tune: its steps are found by
+conjugate gradients on differences of gradients.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxsac import _loops
+from jaxsac._iterate import Certificate, Outcome, iterate
+from jaxsac._linear import conjugate_gradient, dot
+from jaxsac.bilevel.problem import Tree, add, dtype_of, norm, scale
+from jaxsac.solution import Status
+
+_TRIALS = 20
+# A step is taken when it at least halves the slope along the direction (or overshoots it by as
+# little).
+_SLOPE = 0.5
+_PATIENCE = 5
+
+
+class _State(NamedTuple):
+    point: Tree
+    gradient: Tree
+    num_steps: jax.Array  # products so far
+
+
+class _Trial(NamedTuple):
+    length: jax.Array
+    point: Tree
+    gradient: Tree
+    low: jax.Array
+    low_slope: jax.Array
+    high: jax.Array
+    tries: jax.Array
+    accepted: jax.Array
+
+
+def minimise(
+    gradient: Callable[[Tree], Tree],
+    product: Callable[[Tree, Tree], Tree],
+    start: Tree,
+    *,
+    tol: Any,
+    max_steps: Any,
+    certify: Callable[[Tree, Tree], Certificate],
+    forcing: Callable[[jax.Array], jax.Array],
+    precondition: Callable[[Tree, Tree], Tree] | None = None,
+) -> Outcome:
+    """Find a zero of `gradient`, the gradient of a function bounded below, by Newton's method with
+    conjugate gradients (Nocedal & Wright, chapter 7).
+
+    The line search looks at slopes alone: function values divided by σ² would have no digits left.
+
+    * `product(point, v)`: the Hessian there times v.
+    * `certify(point, gradient)`: how far a point is from the answer.
+    * `forcing(gradient norm)`: how well, relative, a Newton step is to be solved for.
+    * `precondition(point, v)`: an approximate inverse of the Hessian there, times v.
+
+    `Outcome.state` is the last point; `num_steps` counts products, `max_steps` at most.
+    """
+    dtype = dtype_of(start)
+    flat = float(jnp.finfo(dtype).eps) ** (2 / 3)  # what differences of gradients resolve
+    max_steps = jnp.asarray(max_steps, jnp.int32)
+    enough = 2 * sum(leaf.size for leaf in jax.tree.leaves(start)) + 10
+
+    def step(state: _State) -> _State:
+        size = norm(state.gradient)
+        unit = jnp.where(size > 0, size, 1.0)
+        steer = (lambda v: v) if precondition is None else (lambda v: precondition(state.point, v))
+        found = conjugate_gradient(
+            lambda v: product(state.point, v),
+            scale(state.gradient, -1 / unit),
+            tol=forcing(size),
+            max_steps=jnp.clip(max_steps - state.num_steps, 0, enough),
+            flat=flat,
+            precondition=steer,
+        )
+        direction = scale(found.x, unit)
+        slope = dot(direction, state.gradient)
+        downhill = slope < 0
+        steepest = scale(steer(state.gradient), -1.0)
+        direction = jax.tree.map(lambda a, b: jnp.where(downhill, a, b), direction, steepest)
+        slope = jnp.where(downhill, slope, dot(steepest, state.gradient))
+        length = jnp.where(downhill, 1.0, jnp.minimum(1.0, 1 / unit)).astype(dtype)
+        trial = _line_search(gradient, state, direction, slope, length)
+        better = trial.accepted | (norm(trial.gradient) < size)
+        point, new = jax.tree.map(
+            lambda a, b: jnp.where(better, a, b),
+            (trial.point, trial.gradient),
+            (state.point, state.gradient),
+        )
+        return _State(point, new, state.num_steps + jnp.maximum(found.num_steps, 1))
+
+    def judge(state: _State) -> Certificate:
+        return certify(state.point, state.gradient)
+
+    first = _State(start, gradient(start), jnp.int32(0))
+    outcome = iterate(step, judge, first, tol=tol, max_steps=max_steps, patience=_PATIENCE)
+    done = outcome.state.num_steps
+    out = (outcome.status == Status.STALLED) & (done >= max_steps)
+    status = jnp.where(out, jnp.int32(Status.MAX_STEPS), outcome.status)
+    return Outcome(outcome.state.point, outcome.certificate, status, done)
+
+
+def _line_search(
+    field: Callable[[Tree], Tree],
+    state: _State,
+    direction: Tree,
+    slope: jax.Array,
+    length: jax.Array,
+) -> _Trial:
+    """A length at which the slope along `direction` is at most half as steep as at the start, by
+    bracketing and secants.
+    """
+
+    def attempt(trial: _Trial) -> _Trial:
+        point = add(state.point, direction, trial.length)
+        gradient = field(point)
+        here = dot(gradient, direction)
+        accepted = jnp.abs(here) <= -_SLOPE * slope
+        short = here < 0  # still downhill: the length is too short; NaN counts as too long
+        low = jnp.where(short, trial.length, trial.low)
+        low_slope = jnp.where(short, here, trial.low_slope)
+        high = jnp.where(short, trial.high, trial.length)
+        secant = low + (high - low) * jnp.where(
+            short, 0.5, jnp.clip(low_slope / (low_slope - here), 0.1, 0.9)
+        )
+        middle = jnp.where(jnp.isfinite(here), secant, low + 0.1 * (high - low))
+        following = jnp.where(jnp.isinf(high), 3.0 * trial.length, middle)
+        following = jnp.where(accepted, trial.length, following)
+        return _Trial(following, point, gradient, low, low_slope, high, trial.tries + 1, accepted)
+
+    zero, none = jnp.zeros((), slope.dtype), jnp.asarray(False)
+    start = _Trial(
+        length,
+        state.point,
+        state.gradient,
+        zero,
+        slope,
+        jnp.full((), jnp.inf, slope.dtype),
+        jnp.int32(0),
+        none,
+    )
+    return _loops.while_loop(
+        lambda trial: ~trial.accepted & (trial.tries < _TRIALS), attempt, start
+    )
