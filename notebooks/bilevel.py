@@ -79,7 +79,7 @@ def leader(x, log_probs):
 exact = jax.jit(
     jax.grad(lambda x: leader(x, bilevel.rl.soft_solve(*model(x), bed.temperature).value.log_probs))
 )(bed.x)
-problem = bilevel.rl.policy_problem(model, leader)
+problem = bilevel.rl.policy_problem(model, leader, penalty="value")
 sigmas = [0.3, 0.1, 0.03, 0.01]
 errors = {}
 for difference in ("forward", "central_linear"):

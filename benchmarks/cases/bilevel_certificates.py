@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from benchmarks.harness import Options
 from jaxsac import Status, bilevel
 from jaxsac.problems import bilevel as problems, bilevel_rl
 
@@ -136,7 +137,8 @@ def exact_policy(states: int, unit: float, tau: float) -> np.ndarray:
     model, leader = leader_of(bed, unit)
 
     def through(x):
-        best = bilevel.rl.soft_solve(*model(x), tau * unit, tol=1e-12).value
+        mdp, reward = model(x)
+        best = bilevel.rl.soft_solve(mdp, reward, tau * unit, tol=1e-12).value
         return leader(x, best.log_probs)
 
     return np.asarray(jax.grad(through)(bed.x))
@@ -158,27 +160,24 @@ def tumours(dtype: Any) -> Iterator[Bed]:
 TUMOURS = bilevel.Problem(problems.feature_weights_upper, problems.feature_weights_lower)
 
 
-def rows(dtype: Any) -> Iterator[tuple[str, str, float, float, int]]:
-    """(bed, status, relative error of h, its estimate, steps) of each."""
-    for make in (quadratic_levels, returns, conditions, tumours, processes):
+def table(options: Options, dtype: Any) -> list[dict[str, Any]]:
+    """One row a problem; the errors are relative to h."""
+    makers = (quadratic_levels, returns, conditions, tumours, processes)
+    rows = []
+    for make in makers[:1] if options.smoke else makers:
         for bed in make(dtype):
             found = bilevel.hypergradient(bed.problem, bed.x, bed.y0, data=bed.data)
             ours = np.asarray(ravel_pytree(found.value)[0], np.float64)
             exact = np.asarray(bed.exact, np.float64)
-            error = float(np.linalg.norm(ours - exact) / np.linalg.norm(exact))
-            estimate = float(
-                (found.stats["error"] + found.stats["rounding"]) / np.linalg.norm(ours)
+            size = np.linalg.norm(exact)
+            rows.append(
+                {
+                    "problem": bed.name,
+                    "status": Status(int(found.status)).name,
+                    "error": float(np.linalg.norm(ours - exact) / size),
+                    "estimate": float(found.stats["error"] / size),
+                    "rounding bound": float(found.stats["rounding"] / size),
+                    "products": int(found.stats["num_steps"]),
+                }
             )
-            yield (
-                bed.name,
-                Status(int(found.status)).name,
-                error,
-                estimate,
-                int(found.stats["num_steps"]),
-            )
-
-
-def report(dtype: Any) -> None:
-    print(f"{'hypergradient, default settings':48s} {'status':10s}   error  estimate  steps")
-    for name, status, error, estimate, steps in rows(dtype):
-        print(f"{name:48s} {status:10s} {error:7.0e} {estimate:9.0e} {steps:6d}", flush=True)
+    return rows

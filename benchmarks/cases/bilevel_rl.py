@@ -25,7 +25,7 @@ def trajectories(options: Options, dtype) -> list[dict[str, Any]]:
     def leader(x, log_probs):
         return -bilevel.rl.expected_return(mdp, bed.leader_reward, log_probs)
 
-    exact = bilevel.rl.policy_problem(model, leader)
+    exact = bilevel.rl.policy_problem(model, leader, penalty="value")
     best = bilevel.rl.soft_solve(mdp, bed.reward(bed.x), bed.temperature).value.log_probs
     solution = bilevel.hypergradient(exact, bed.x, best, data=bed.temperature)
     z, d = solution.state

@@ -49,7 +49,7 @@ class Argmin(eqx.Module):
     sigma: Any = None  # [] > 0, the size of the perturbation; None: the default of the dtype
     tol: Any = None  # [] ≥ 0; None: the default of the dtype
     max_steps: Any = 1000  # [] int32
-    inner: Inner = eqx.field(static=True, default=None)  # the inner optimiser; None is L-BFGS
+    inner: Inner = eqx.field(static=True, default=None)  # None is Newton's method
 
     __hash__ = object.__hash__  # its bound methods go through `jax.jit`, which hashes them
 

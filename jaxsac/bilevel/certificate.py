@@ -30,7 +30,7 @@ from jaxsac.bilevel.schemes import Scheme, hessian_product
 from jaxsac.solution import register
 
 _INCONSISTENT = 0.5
-_SAFETY = 2.0  # an estimate is no bound
+_SAFETY = 1.5  # an estimate is no bound
 _DEPTH = 20  # steps of conjugate gradients behind a certificate
 
 
@@ -145,7 +145,8 @@ def measure(
     error = jnp.maximum(_SAFETY * norm(subtract(changed, h)), oracle.distance(x, z) * whole)
     known = scheme.moves_z or oracle.knows
     below = jnp.asarray(False) if known else lower_gap * sigma < -100 * eps * jnp.abs(lower)
-    trusted = (consistency <= _INCONSISTENT) & ~below & curved & jnp.isfinite(error)
+    solved = unsolved_d <= _INCONSISTENT * pull  # else an estimate from d's equation is none
+    trusted = (consistency <= _INCONSISTENT) & solved & ~below & curved & jnp.isfinite(error)
     error = jnp.where(trusted, error, whole + jnp.finfo(dtype).tiny)
     hidden = cross * rounding / (sigma * jnp.where(pull > 0, pull, 1.0))
     if oracle.subtracts_nothing:
@@ -199,7 +200,9 @@ def newton_step(
         flat=eps ** (2 / 3),
         precondition=functools.partial(oracle.steer, x, z),
     )
-    return scale(found.x, size), oracle.knows | ~(found.least < -(eps**0.5))
+    # where changes of z by its own size change nothing, gradients have underflowed
+    seen = (rounding >= jnp.finfo(flat.dtype).tiny) | (norm(z) == 0)
+    return scale(found.x, size), seen & (oracle.knows | ~(found.least < -(eps**0.5)))
 
 
 def _signs(flat: jax.Array) -> jax.Array:

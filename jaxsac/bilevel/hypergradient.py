@@ -70,7 +70,8 @@ def hypergradient(
     * `sigma`: σ > 0; by default 5e-3 in float32 and 1e-4 in float64, without an `inner` in units of
       ‖z‖ / ‖d‖, so that it fits any scale of data.
     * `difference`: one of the four named above.
-    * `inner`: None solves for z, then for d, by L-BFGS; a linear optax optimiser or a
+    * `inner`: None is Newton's method, for z and then for d, by conjugate gradients on differences
+      of gradients, `max_steps` of these at most for each; a linear optax optimiser or a
       `PairedOptimizer` moves them together, `max_steps` steps at most, which may be few: paired
       copies have most of their error in common. With `prox_y` an `inner` is needed.
     * `tol`: relative; 1e-6 in float64 and 1e-4 in float32.

@@ -40,7 +40,8 @@ MOMENTUM = real(above=0, high=1)
 class Method(eqx.Module):
     """How a bilevel problem is solved; static, so build it once and reuse it.
 
-    * `difference`: "forward" (the paper's method), "central", "central_linear" or "one_sided"; and
+    * `difference`: "central_linear", "forward" (the paper's method, which is also for lower levels
+      of several minimisers and for `variance_reduction`), "central" or "one_sided"; and
       three comparators that use second-order products: "soba", "implicit" (conjugate gradients at
       every outer step) and "unrolled" (differentiates through the inner steps).
     * `inner`: a linear optax optimiser, or a `PairedOptimizer`.
@@ -52,7 +53,7 @@ class Method(eqx.Module):
       dimension.
     """
 
-    difference: str = eqx.field(static=True, default="forward")
+    difference: str = eqx.field(static=True, default="central_linear")
     inner: PairedOptimizer | optax.GradientTransformation = eqx.field(
         static=True, default=optax.sgd(0.1)
     )

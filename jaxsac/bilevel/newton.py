@@ -69,7 +69,10 @@ def minimise(
     def step(state: _State) -> _State:
         size = norm(state.gradient)
         unit = jnp.where(size > 0, size, 1.0)
-        steer = (lambda v: v) if precondition is None else (lambda v: precondition(state.point, v))
+
+        def steer(v: Tree) -> Tree:
+            return v if precondition is None else precondition(state.point, v)
+
         found = conjugate_gradient(
             lambda v: product(state.point, v),
             scale(state.gradient, -1 / unit),

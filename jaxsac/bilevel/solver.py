@@ -74,7 +74,7 @@ def solve(
     y0: Tree,
     *,
     sigma: Any = 1e-2,
-    difference: str = "forward",
+    difference: str = "central_linear",
     outer: optax.GradientTransformation = DEFAULT.outer,
     inner: PairedOptimizer | optax.GradientTransformation = DEFAULT.inner,
     inner_steps: int = 1,
@@ -95,7 +95,7 @@ def solve(
         minimise_x  Φ_σ(x) = min_y {upper(x, y) + [lower(x, y) − min_y' lower(x, y')] / σ}
 
     by repeating `step` (see there); Φ_σ tends to the bilevel objective as σ falls, with an error
-    O(σ).
+    O(σ) for "forward", and O(σ²) for the others.
 
     * `x0`, `y0`: pytrees of floating arrays of one dtype, which is the dtype of the whole
       computation.

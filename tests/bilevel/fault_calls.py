@@ -41,7 +41,7 @@ def changes(x, y, step, data=None):
 
 PROBLEM = bilevel.Problem(upper, lower)
 METHOD = bilevel.Method(outer=OUTER, inner=INNER)
-REDUCED = bilevel.Method(outer=OUTER, inner=INNER, variance_reduction=True)
+REDUCED = bilevel.Method("forward", INNER, OUTER, variance_reduction=True)
 STATE = bilevel.init(PROBLEM, X, Y, METHOD)
 WHOLE_METHOD = {
     "difference": "forward",

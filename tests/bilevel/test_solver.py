@@ -82,7 +82,7 @@ def test_one_step_is_the_formula():
     """Two inner steps and an outer one, by hand with the two copies kept apart."""
     q = quadratic(0, jnp.float64)
     sigma, a, b = 0.1, 0.3, 0.05
-    method = bilevel.Method(inner=optax.sgd(a), outer=optax.sgd(b), inner_steps=2)
+    method = bilevel.Method("forward", optax.sgd(a), optax.sgd(b), inner_steps=2)
     x = jnp.asarray([1.0, -1.0, 0.5])
     state, report = jax.jit(lambda s: bilevel.step(QUADRATIC, s, method, sigma=sigma, batch=q))(
         bilevel.init(QUADRATIC, x, jnp.ones(4), method)
@@ -203,7 +203,7 @@ def test_warm_starts_continue_and_a_certified_one_stops_soon():
     np.testing.assert_array_equal(whole.value.x, rest.value.x)
     done = run(max_steps=5000).check()
     # the run circles in, so that a later point may be a little worse than the certified one
-    assert run(max_steps=5000, state=done.state).stats["num_steps"] <= 50
+    assert run(max_steps=5000, state=done.state).stats["num_steps"] <= 10
 
 
 @pytest.mark.slow
