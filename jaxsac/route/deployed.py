@@ -174,6 +174,7 @@ class Router:
         Raises: ValueError for unknown names, a text without characters, numbers out of range.
         """
         if not isinstance(text, str):
+            _checks.require(np.iterable(text), f"text must be a text or several, got {text!r}.")
             given: dict[str, Any] = {"top": top, "at_least": at_least, "always": always}
             given |= {"available": available, "cost_limit": cost_limit}
             return [self(one, **given) for one in text]

@@ -98,6 +98,7 @@ def test_options_of_a_call():
     ("call", "message"),
     [
         (lambda: ROUTER(" "), "text is empty"),
+        (lambda: ROUTER(["x", 3]), "text must be a text"),
         (lambda: ROUTER("x", top=-1), "top must be"),
         (lambda: ROUTER("x", at_least=2), "at_least must be in"),
         (lambda: ROUTER("x", cost_limit=-1), "cost_limit must be"),
