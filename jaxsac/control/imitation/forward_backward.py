@@ -55,7 +55,7 @@ class ForwardBackward:
         return Step(x, value, gradient, target, residual, envelope)
 
     def advance(self) -> None:
-        """One step."""
+        """One step, or a shorter γ where the step shows that the quadratic model does not hold."""
         here = self.step
         direction = self._direction(here.residual)
         enough = 1e-6 * float(here.residual @ here.residual) / self.size
@@ -65,6 +65,8 @@ class ForwardBackward:
             there = self._at(here.target + length * (here.residual + direction))
             if there.envelope <= here.envelope - enough + rounding:
                 break
+        if self._halve(there.x, there.value):
+            return
         move, change = there.x - here.x, there.residual - here.residual
         if float(move @ change) > 1e-10 * float(np.linalg.norm(move) * np.linalg.norm(change)):
             self.pairs.append((move, change, 1 / float(move @ change)))
@@ -74,9 +76,12 @@ class ForwardBackward:
         """Halve γ where F at x̄, whose `value` this is, lies above its quadratic model: the envelope
         is then no lower bound. Says whether it did.
         """
+        return self._halve(self.step.target, value)
+
+    def _halve(self, x: np.ndarray, value: float) -> bool:
         here = self.step
-        model = here.value - here.gradient @ here.residual
-        bound = model + float(here.residual @ here.residual) / (2 * self.size)
+        move = x - here.x
+        bound = here.value + here.gradient @ move + float(move @ move) / (2 * self.size)
         if value <= bound + self.eps * abs(bound) or self.size < _LEAST:
             return False
         self.size /= 2

@@ -20,7 +20,7 @@ from jaxsac.control.imitation.joint import (
 )
 
 _STEPS = 5  # between two looks at the gap
-_PATIENCE = 20  # looks without a smaller one
+_PATIENCE = 20  # looks without a smaller one or a smaller objective
 
 
 class Fitted(NamedTuple):
@@ -131,7 +131,19 @@ def solve(
             iteration.advance()
         return look()
 
-    outcome = rounds(advance, certify, look(), tol=tol, max_steps=max_steps, patience=_PATIENCE)
+    least = [np.inf, np.inf]  # gap and objective
+
+    def useful(at: _At, certificate: Certificate) -> bool:
+        """Whether the gap or the objective fell: from a solution at another lam the gap may be
+        above its first value for many looks, while the objective falls at once.
+        """
+        gap, value = float(certificate.error), objective(at.point, at.found, penalties)
+        better = gap < 0.999 * least[0] or value < least[1] - 8 * eps * abs(value)
+        least[:] = min(least[0], gap), min(least[1], value)
+        return better
+
+    given = {"tol": tol, "max_steps": max_steps, "patience": _PATIENCE, "useful": useful}
+    outcome = rounds(advance, certify, look(), **given)
     end: _At = outcome.state
     norms = np.linalg.norm(np.asarray(null_found.gradient.coef, float), axis=1)
     value = objective(end.point, end.found, penalties)
@@ -150,7 +162,11 @@ def _scales(data: Data, penalties: Penalties) -> tuple[np.ndarray, np.ndarray, n
     largest = float(weights @ (contexts @ vector) ** 2)
     together = np.zeros(used)
     np.maximum.at(together, penalties.label, rate)
-    channels = [rate @ (np.asarray(one[:used], float) ** 2 @ weights) for one in data.channels]
+    channels = []
+    for one in data.channels:  # at equal scores, or where the used tools stand out by the channel
+        squares = np.asarray(one[:used], float) ** 2
+        apart = np.sum(squares, axis=0, where=chosen) @ weights
+        channels.append(max(rate @ (squares @ weights), apart))
     curvatures = (
         together[penalties.label] * largest + penalties.coef,
         np.asarray(channels) + penalties.weights,

@@ -11,6 +11,7 @@ import pytest
 import scipy.optimize
 
 from jaxsac import Status, control
+from jaxsac.control.imitation import joint_solve
 
 T, M, Q, C, B = 60, 6, 2, 2, 2
 LAM = 0.03
@@ -104,6 +105,14 @@ def test_warm_starts_loose_fits_and_the_penalty_that_keeps_nothing():
         assert bound <= float(solution.stats["objective"])
     none = control.fit_joint(task_of(), CHANNELS, lam=10.0, **RIDGES).check()
     assert none.value.support.size == 0
+
+
+def test_a_gap_that_rises_at_first_is_no_stall(monkeypatch):
+    """From a solution at a larger lam the objective falls at once, the gap not."""
+    more: Any = {"weight_ridge": 1e-4, "intercept_ridge": 1e-4, "tol": 1e-3}
+    first = control.fit_joint(task_of(), CHANNELS, lam=0.1, **more).check()
+    monkeypatch.setattr(joint_solve, "_PATIENCE", 1)
+    control.fit_joint(task_of(), CHANNELS, lam=0.01, **more, state=first).check()
 
 
 def test_scores_are_those_of_the_fit():
