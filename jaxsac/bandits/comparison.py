@@ -30,14 +30,17 @@ class Comparison(NamedTuple):
     runs: dict[str, Run]  # by name; every array has a leading axis [n]
 
     def plot(self, axes: Any) -> Any:
-        """Mean regret against the step, with bands of two standard errors, on matplotlib's `axes`,
-        which it returns.
+        """Mean regret against the step on matplotlib's `axes`, which it returns; with bands of two
+        standard errors where there are several trials.
         """
         for name, run in self.runs.items():
             times, regret = np.asarray(run.times[0]), np.asarray(run.regret)
-            mean, error = regret.mean(0), 2.0 * regret.std(0) / len(regret) ** 0.5
+            mean = regret.mean(0)
             (line,) = axes.plot(times, mean, label=name)
-            axes.fill_between(times, mean - error, mean + error, color=line.get_color(), alpha=0.2)
+            if len(regret) > 1:
+                error = 2.0 * regret.std(0, ddof=1) / len(regret) ** 0.5
+                band = mean - error, mean + error
+                axes.fill_between(times, *band, color=line.get_color(), alpha=0.2)
         axes.set(xscale="log", yscale="log", xlabel="step", ylabel="regret")
         axes.legend(frameon=False, fontsize="small")
         return axes

@@ -45,7 +45,8 @@ class Policy(eqx.Module):
 
     def step(self, state: Any, reward: Any, offer: Any = None) -> tuple[Any, jax.Array]:
         """The state after `reward` for the action that `act(state, offer)` names (NaN: there is
-        none, as at first), and the next action [d].
+        none, as at first), and the next action [d]. The offer is the same for both: where it
+        changes, use `act` and `update`.
         """
         state = self.update(state, self.act(state, offer), reward, offer)
         return state, self.act(state, offer)

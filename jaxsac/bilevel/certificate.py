@@ -92,7 +92,8 @@ def measure(
     eps = float(jnp.finfo(dtype).eps)
     pull, size = norm(c), norm(first)
     cancelled = jnp.where(size > 0, eps * norm(z) / (sigma * jnp.where(size > 0, size, 1.0)), 0.0)
-    consistency = norm(subtract(doubled, u_d)) / jnp.where(pull > 0, pull, 1.0)
+    against = jnp.where(pull > 0, pull, 1.0)
+    consistency = norm(subtract(doubled, u_d)) / against
     unsolved = proximal_directions(
         oracle.problem, scheme, (u_z, u_d), x, z, d, sigma, lambda: jnp.ones((), dtype)
     )
@@ -107,7 +108,7 @@ def measure(
     rounding = gradient_rounding(oracle, x, z, u_z if not scheme.moves_z else oracle.lower_y(x, z))
     reach = jnp.where(size > 0, sigma * size, eps ** (1 / 3) * norm(z))
     reach = jnp.where(reach > 0, reach, eps ** (1 / 3))
-    inverse = jnp.where((pull > 0) & (size > 0), size / jnp.where(pull > 0, pull, 1.0), 1.0)
+    inverse = jnp.where((pull > 0) & (size > 0), size / against, 1.0)
     if oracle.problem.prox_y is None:
         to_z, curved = newton_step(oracle, x, z, unsolved[0], rounding, depth)
     else:  # no Hessian there: the curvature that d has met
@@ -145,10 +146,10 @@ def measure(
     error = jnp.maximum(_SAFETY * norm(subtract(changed, h)), oracle.distance(x, z) * whole)
     known = scheme.moves_z or oracle.knows
     below = jnp.asarray(False) if known else lower_gap * sigma < -100 * eps * jnp.abs(lower)
-    solved = unsolved_d <= _INCONSISTENT * pull  # else an estimate from d's equation is none
+    solved = unsolved_d <= _INCONSISTENT * against  # else an estimate from d's equation is none
     trusted = (consistency <= _INCONSISTENT) & solved & ~below & curved & jnp.isfinite(error)
     error = jnp.where(trusted, error, whole + jnp.finfo(dtype).tiny)
-    hidden = cross * rounding / (sigma * jnp.where(pull > 0, pull, 1.0))
+    hidden = cross * rounding / (sigma * against)
     if oracle.subtracts_nothing:
         hidden = 10 * eps * whole
     return Measurement(diagnostics, Certificate(error, hidden, whole), h)

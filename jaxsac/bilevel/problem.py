@@ -3,6 +3,7 @@ else.
 """
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -283,6 +284,11 @@ class Oracle:
             )
         else:
             first, *others = (gradient(x, point) for point in points)
+        # the rows of a batch may round differently: a step of zero changes nothing
+        others = (
+            jax.tree.map(functools.partial(jnp.where, norm(step) != 0), other, first)
+            for step, other in zip(steps, others, strict=True)
+        )
         return first, tuple(subtract(other, first) for other in others)
 
     def _change(self, argument: int, x: Tree, y: Tree, step: Tree) -> Tree:

@@ -128,3 +128,20 @@ def test_both_engines_agree_without_noise_and_other_sets_are_refused():
     assert runs[0].lock_time == runs[1].lock_time
     with pytest.raises(ValueError, match="action_set must be a Modular"):
         bandits.prove_support(bandits.Ellipsoid(np.eye(3)), sparsity=2, sigma=0.1)  # pyright: ignore
+
+
+def test_long_sums_in_float32_are_within_their_radius():
+    """Three hundred thousand rewards of .3, each with noise far below the rounding of their sum."""
+    proof = bandits.prove_support(bandits.Ball(), sparsity=1, sigma=1e-3)
+    state = proof.init(dimension=2, dtype=jnp.float32)
+    noise = 1e-3 * jax.random.normal(jax.random.key(0), (300_000,), jnp.float32)
+    actions = jnp.zeros((300_000, 2), jnp.float32).at[:, 0].set(1.0)
+    state = jax.jit(
+        lambda state: jax.lax.scan(
+            lambda state, record: (proof.update(state, *record), None),
+            state,
+            (actions, 0.3 + noise),
+        )[0]
+    )(state)
+    theta, width = proof.estimate(state)
+    assert abs(theta[0] - 0.3) < width[0] < 2e-5 and np.isinf(width[1])

@@ -28,6 +28,23 @@ def test_the_units_of_the_lower_level_change_nothing(dtype):
         np.testing.assert_allclose(jax.grad(lambda x, y=y: jnp.sum(y(x)))(x), [1, 1], rtol=1e-3)
 
 
+@pytest.mark.parametrize("sigma", [None, 1e-9])
+@pytest.mark.parametrize("weight", [0.0, 1e-9, 1.0])
+def test_an_upper_level_without_y_has_its_own_gradient_whatever_the_differences_round(
+    weight, sigma
+):
+    rng = np.random.default_rng(0)
+    rows, target = jnp.asarray(rng.normal(size=(12, 4))), jnp.asarray(rng.normal(size=12))
+
+    def lower(x, y):
+        return jnp.sum((rows @ y - target) ** 2) / 2 + jnp.sum(jnp.exp(x) * y**2) / 2
+
+    problem = bilevel.Problem(lambda x, y: weight * jnp.sum(x**2) / 2, lower)
+    x = jnp.asarray([0.3, -1.0, 2.0, 0.0])
+    h = bilevel.hypergradient(problem, x, jnp.zeros(4), sigma=sigma).check()
+    np.testing.assert_allclose(h.value, weight * x, rtol=1e-15)
+
+
 def test_gradients_that_underflow_are_not_certified():
     """float32: lower = 1e-30 ‖y / 1e8 − x‖² has no gradient there."""
     x, y0 = jnp.asarray([3.0, 5.0], jnp.float32), jnp.zeros(2, jnp.float32)

@@ -129,6 +129,12 @@ def test_a_larger_table_bounds_what_was_learnt():
     assert float(helped.upper) < float(alone.upper)
 
 
+def test_student_quantiles_of_many_rollouts_in_float32():
+    for degrees in (255, 10**6):
+        found = student_quantile(jnp.float32(0.95), degrees)
+        np.testing.assert_allclose(found, stats.t.ppf(0.95, degrees), rtol=1e-6)
+
+
 def test_student_quantiles():
     """To the series' first term left out, so that no coefficient of it can be another one."""
     for degrees, rtol in ((10, 2e-5), (30, 1e-7), (255, 1e-11)):

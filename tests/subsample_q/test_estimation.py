@@ -100,3 +100,15 @@ def test_recordings_that_cannot_be_used_are_refused():
         sq.estimate(run, 1, 3, 2, 0.8)
     with pytest.raises(ValueError, match="known, not traced"):
         jax.jit(lambda t: sq.estimate(t, 3, 3, 2, 0.8).model)(run)
+
+
+def test_an_untried_action_is_never_preferred_to_agents_of_whom_nothing_is_known():
+    """One agent; action 1 was never tried, and nobody saw what agents do in some local states."""
+    runs = [
+        sq.Trajectory([0, 1], [[0], [1]], [0], [0.0], [[0.0]]),
+        sq.Trajectory([0, 1, 1, 1], [[1], [0], [0], [0]], [0, 0, 0], [0.0] * 3, [[0.0], [1], [1]]),
+    ]
+    for discount in (0.4, 0.9):
+        found = sq.estimate(runs, 2, 2, 2, discount)
+        policy = np.asarray(sq.solve(found.model, 1).check().value.policy)
+        assert (policy == 0).all()

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxsac import _loops
+from jaxsac import _checks, _loops
 from jaxsac._arguments import arguments, real, record, size
 from jaxsac.bandits.estimate.radii import BELOW_ONE, coordinate_radius
 from jaxsac.bandits.protocol import INIT, like_theta
@@ -18,6 +18,7 @@ class ProofState(NamedTuple):
     """Where a run is: it explores while a coordinate waits, then plays `action`, `left` times."""
 
     sums: jax.Array  # [d], of rewards over the coordinate that was played alone
+    rest: jax.Array  # [d], what rounding added to the sums (Kahan 1965)
     counts: jax.Array  # int32 [d], of them
     waiting: jax.Array  # bool [d], coordinates that this round has still to explore
     left: jax.Array  # int32 [], steps of the present action
@@ -40,11 +41,15 @@ class Proof(OnSet):
     @arguments(**INIT)
     def init(self, key: jax.Array | None = None, *, dimension: int, dtype=None) -> ProofState:
         check_dimension(self.action_set, dimension)
+        _checks.require(
+            self.sparsity <= dimension,
+            f"sparsity must be at most the dimension {dimension}, got {self.sparsity}.",
+        )
         zeros = jnp.zeros(dimension, jnp.result_type(float) if dtype is None else dtype)
         none, counts = jnp.int32(0), jnp.zeros(dimension, jnp.int32)
         start = no_choice(self.sparsity, dimension)[0], jnp.asarray(False), none - 1, none
         useful = self.action_set.reach(dimension, zeros.dtype) != 0
-        return ProofState(zeros, counts, useful, none + 1, none, zeros, *start)
+        return ProofState(zeros, zeros, counts, useful, none + 1, none, zeros, *start)
 
     def act(self, state: ProofState, offer: None = None) -> jax.Array:
         """The action [d] to play now."""
@@ -70,9 +75,13 @@ class Proof(OnSet):
         used, exploring = alone & jnp.isfinite(mean), jnp.any(state.waiting)
         number = count.astype(mean.dtype)
         gain = jnp.where(used, number * mean / jnp.where(alone, length, 1.0), 0.0)
+        before, gain = state.sums[coordinate], gain - jnp.where(used, state.rest[coordinate], 0.0)
+        after = before + gain
+        rest = jnp.where(used, (after - before) - gain, state.rest[coordinate])
         lost = ~jnp.isfinite(mean) | (exploring & ~used)
         state = state._replace(
-            sums=state.sums.at[coordinate].add(gain),
+            sums=state.sums.at[coordinate].set(after),
+            rest=state.rest.at[coordinate].set(rest),
             counts=state.counts.at[coordinate].add(jnp.where(used, count, 0)),
             waiting=state.waiting.at[coordinate].min(~used),
             left=jnp.where(exploring, 1, state.left - count).astype(jnp.int32),
@@ -100,8 +109,9 @@ class Proof(OnSet):
         reach = self._reach(state)
         entry = 1.0 / jnp.where(reach == 0, 1.0, reach) ** 2
         width = coordinate_radius(entry, number.shape[0], number, sigma, delta)
-        width = jnp.where(state.counts > 0, width, jnp.inf)
-        return state.sums / number, jnp.where(reach == 0, 0.0, width)
+        theta = state.sums / number
+        width = width + 4 * jnp.finfo(theta.dtype).eps * jnp.abs(theta)
+        return theta, jnp.where(state.counts > 0, width, jnp.inf)
 
     def support(self, state: ProofState) -> jax.Array:
         return state.indices
@@ -114,13 +124,15 @@ class Proof(OnSet):
         one, on the side that the estimate prefers where both sides are as long.
         """
         reach = self._reach(state)
-        back = jax.vmap(self.action_set.gauge)(-jnp.diag(reach)) <= 1.001
+        tight = 1 + 64 * float(jnp.finfo(reach.dtype).eps)
+        back = jax.vmap(self.action_set.gauge)(-jnp.diag(reach)) <= tight
         return jnp.where(back & (reach * state.sums < 0), -reach, reach)
 
     def _bounds(self, state: ProofState) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The scores [d] of the estimate, and their least and largest values within the radius."""
         assert isinstance(self.action_set, Modular)
         theta, width = self.estimate(state)
+        width = jnp.where(self._reach(state) == 0, 0.0, width)  # nobody can play it
         ends = self.action_set.scores(theta - width), self.action_set.scores(theta + width)
         low = jnp.where(jnp.abs(theta) <= width, 0.0, jnp.minimum(*ends))
         return self.action_set.scores(theta), low, jnp.maximum(*ends)
@@ -141,7 +153,8 @@ class Proof(OnSet):
         indices = jnp.where(state.locked, state.indices, self.choose(theta, None)[0])
         chosen = put(jnp.ones(self.sparsity, bool), indices, dimension)
         rival = jnp.max(jnp.where(chosen, -jnp.inf, high), initial=-jnp.inf)
-        proved = jnp.min(jnp.where(chosen, low, jnp.inf)) + self.tolerance >= rival
+        tolerance = jnp.asarray(self.tolerance).astype(low.dtype)
+        proved = jnp.min(jnp.where(chosen, low, jnp.inf)) + tolerance >= rival
         locked = state.locked | proved
         state = state._replace(indices=indices, locked=locked)
         part, known = self.action_set.restrict(indices, dimension), take(theta, indices)
@@ -163,10 +176,11 @@ class Proof(OnSet):
         ahead = jnp.sum(jnp.where(alive & ~chosen, ahead, 0.0))
         loss = jnp.maximum(loss, 0.0) + ahead * jnp.abs(action[weakest]) / slope
         longest = state.step.astype(dtype)
+        scale = jnp.asarray(self.schedule_scale).astype(dtype)
         steps = jnp.where(loss * longest > cost, cost / jnp.where(loss > 0, loss, 1.0), longest)
         return state._replace(
             action=action,
-            left=jnp.ceil(jnp.maximum(steps * self.schedule_scale, 0.0)).astype(jnp.int32),
+            left=jnp.ceil(jnp.maximum(steps * scale, 0.0)).astype(jnp.int32),
             lock_time=jnp.where(locked & (state.lock_time < 0), state.step, state.lock_time),
         )
 

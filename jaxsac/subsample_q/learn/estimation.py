@@ -55,10 +55,10 @@ def estimate(
     * `num_global_states`, `num_local_states`, `num_actions`: G, L, A.
     * `discount`: in [0, 1], that of the model; < 1 where something is "pessimistic".
     * `unseen`: what a cell without any record does. "pessimistic": an action that was never tried
-      is worth no more than the worst recorded stage for ever, so that it is never preferred; a
-      global state without any stays and pays that stage; an agent stays, and what it earns from
-      there is worth at most the worst recorded local reward for ever. V is then at most that of the
-      known cells with any others. "prior": one more record in every cell, spread evenly over
+      is worth no more than the worst mean of any other cell for ever, so that none is worse; a
+      global state without any stays and pays the worst recorded mean; an agent stays, and what it
+      earns from there is worth at most the worst mean local reward for ever. V is then at most that
+      of the known cells with any others. "prior": one more record in every cell, spread evenly over
       the next states, that pays the mean of all (Dirichlet with 1 / G and 1 / L). "refuse": an
       error that counts them.
     * `action_drives_agents`: a local transition for every action too, [G, A, L, L].
@@ -155,17 +155,19 @@ def _pessimistic(globals_: _Cells, locals_: _Cells, discount: float) -> Any:
     """Means, and where nothing was recorded no more than the worst of all for ever."""
     (moves, reward), (agent_moves, local) = globals_.means(), locals_.means()
     seen, known = globals_.visits > 0, locals_.visits > 0
+    if seen.all() and known.all():
+        return (moves, reward), (agent_moves, local)
     low, high = reward[seen].min(), reward[seen].max()
     least, most = local[known].min(), local[known].max()
     ahead = discount / (1 - discount)
     entered = np.any(seen, axis=1, keepdims=True)  # global states of which something is known
+    around = entered.reshape(-1, *[1] * (local.ndim - 1))
+    local = np.where(known, local, np.where(around, least + ahead * (least - most), least))
     # below the worst stage for ever, whatever the next state and the agents pay
-    bound = low + ahead * (low - high) - (1 + ahead) * (most - least)
+    bound = low + ahead * (low - high) - (1 + ahead) * (most - local.min())
     reward = np.where(seen, reward, np.where(entered, bound, low))
     stay = np.eye(moves.shape[0])[:, None]
     moves = np.where(seen[..., None], moves, stay)
-    entered = entered.reshape(-1, *[1] * (local.ndim - 1))
-    local = np.where(known, local, np.where(entered, least + ahead * (least - most), least))
     agent_moves = np.where(known[..., None], agent_moves, np.eye(agent_moves.shape[-1]))
     return (moves, reward), (agent_moves, local)
 

@@ -133,9 +133,10 @@ def betting_limit(shares: jax.Array, confidence: jax.Array) -> jax.Array:
 
 
 def student_quantile(confidence: jax.Array, degrees: int) -> jax.Array:
-    """Quantile of Student's t by the Cornish-Fisher series (Abramowitz and Stegun 26.7.5); 1e-3 off
-    at 10 degrees, less beyond.
+    """Quantile of Student's t by the Cornish-Fisher series (Abramowitz and Stegun 26.7.5): too
+    small by a relative 1e-4 at 10 degrees and confidences up to .999, less beyond, more below.
     """
+    number = float(degrees)  # its fourth power may be no int32
     z = jax.scipy.special.ndtri(confidence)
     terms = (
         (z**3 + z) / 4,
@@ -143,7 +144,4 @@ def student_quantile(confidence: jax.Array, degrees: int) -> jax.Array:
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
-    return z + sum(
-        (term / degrees ** (power + 1) for power, term in enumerate(terms[1:], 1)),
-        terms[0] / degrees,
-    )
+    return z + sum(term / number**power for power, term in enumerate(terms, 1))
