@@ -13,6 +13,7 @@ from jaxsac._arguments import design, integer, passes_on, real, record, size
 from jaxsac.group_lasso.methods import choose, values_of
 from jaxsac.group_lasso.methods.limits import Lams, Limits
 from jaxsac.group_lasso.methods.loop.fista import State
+from jaxsac.group_lasso.problem.basis import Basis, in_basis
 from jaxsac.group_lasso.problem.null import lam_max_of
 from jaxsac.group_lasso.problem.objective import Coefficients
 from jaxsac.group_lasso.problem.record import Problem
@@ -105,11 +106,11 @@ def solve(
     words = {"loss": loss, "weights": weights, "sample_weight": sample_weight, "offset": offset}
     problem = Problem.of(X, y, groups, words | {"intercept": intercept, "penalty": penalty})
     _checks.require(lam is not None, "lam is missing: solve(problem, lam).")
-    at_lam = problem.at(lam)
+    at_lam, basis = in_basis(problem.at(lam))
     limits = Limits.of(tol, max_steps, problem.dtype)
-    still, limits, start = values_of((at_lam, limits, _start(problem, state)))
+    still, limits, start = values_of((at_lam, limits, _start(problem, basis, state)))
     solution = choose(still, limits, start).solve(at_lam, limits, start)
-    return _answer(problem, solution, at_lam.lam)
+    return _answer(problem, basis, solution, at_lam.lam)
 
 
 @passes_on(Problem, X=design(Problem))
@@ -139,7 +140,7 @@ def lam_max(
     """
     words = {"loss": loss, "weights": weights, "sample_weight": sample_weight, "offset": offset}
     problem = Problem.of(X, y, groups, words | {"intercept": intercept, "penalty": penalty})
-    return lam_max_of(problem.at(0.0))
+    return lam_max_of(in_basis(problem.at(0.0))[0])
 
 
 @passes_on(
@@ -197,28 +198,34 @@ def path(
         lams = jnp.where((lams >= 0) & fits, lams, jnp.nan)
     # A path from lam_max has lam = 0 only where the null model is a solution for every lam.
     penalised = lams is None or (_checks.is_concrete(lams) and bool(np.all(np.asarray(lams) > 0)))
-    every_lam = problem.at(1.0, free_lam=not penalised)
+    every_lam, basis = in_basis(problem.at(1.0, free_lam=not penalised))
     method = choose(every_lam, limits, min_ratio)
     solution = method.path(every_lam, Lams(lams, min_ratio, num_lams), limits)
-    return _answer(problem, solution, solution.stats["lam"])
+    return _answer(problem, basis, solution, solution.stats["lam"])
 
 
-def _start(problem: Problem, state: State | Solution | None) -> State | None:
+def _start(problem: Problem, basis: Basis | None, state: State | Solution | None) -> State | None:
     """What is started from, without an intercept where there is none."""
     if state is None:
         return None
     at: State = state.state if isinstance(state, Solution) else state
     _checks.check_shape("state.coef", at.coef, (problem.groups.num_coefficients,))
     _checks.check_shape("state.intercept", at.intercept, problem.offset.shape[1:])
+    if basis is not None:
+        at = at._replace(coef=basis.to(at.coef), previous_coef=basis.to(at.previous_coef))
     if problem.intercept:
         return at
     zero = jnp.zeros_like(at.intercept)
     return at._replace(intercept=zero, previous_intercept=zero)
 
 
-def _answer(problem: Problem, solution: Solution, lam: jax.Array) -> Solution:
+def _answer(problem: Problem, basis: Basis | None, solution: Solution, lam: jax.Array) -> Solution:
     """With the names that give the value a meaning, and its lam; no array of the problem."""
     point: Coefficients = solution.value
+    if basis is not None:
+        end: State = solution.state
+        end = end._replace(coef=basis.back(end.coef), previous_coef=basis.back(end.previous_coef))
+        point, solution = point._replace(coef=basis.back(point.coef)), solution._replace(state=end)
     stats = {**solution.stats, "lam": lam}
     penalty = problem.penalty
     if penalty is not None and penalty.nonnegative and penalty.ridge is None:
