@@ -106,3 +106,18 @@ def test_columns_of_unlike_units_are_certified():
 def test_wrong_calls_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_counts_of_many_magnitudes_without_an_intercept_end_converged():
+    """Rounds, whose model of the loss is far off at zero, and the loop stall each alone."""
+    rng = np.random.default_rng(3)
+    X = rng.normal(size=(200, 5000)) * rng.uniform(0.2, 2, 5000)
+    y = rng.poisson(np.exp(np.clip(X[:, :2] @ [2.5, 1.5], -30, 25)))
+    problem = group_lasso.Problem(X, y.astype(float), Groups.equal(1000, 5), "poisson")
+    lam = 0.1 * group_lasso.lam_max(problem)
+    solution = group_lasso.solve(problem, lam).check()
+    rate = np.exp(X @ np.asarray(solution.value.coef))
+    pull = np.linalg.norm((X.T @ (y - rate) / 200).reshape(1000, 5), axis=1)
+    active = np.linalg.norm(np.asarray(solution.value.coef).reshape(1000, 5), axis=1) > 0
+    np.testing.assert_allclose(pull[active], lam, rtol=1e-4)
+    assert pull.max() <= lam * (1 + 1e-4)

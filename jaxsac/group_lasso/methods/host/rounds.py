@@ -20,8 +20,8 @@ from jaxsac.group_lasso.methods.host.check import Place, check, place_at, set_up
 from jaxsac.group_lasso.methods.host.slots import Setup, capacity, exchanged, full
 from jaxsac.group_lasso.methods.host.steps import FLOOR, Plan, entering, improve, polish
 from jaxsac.group_lasso.methods.limits import Limits
-from jaxsac.group_lasso.methods.loop.programs import finished
-from jaxsac.group_lasso.problem.objective import Coefficients, Objective, uncentred
+from jaxsac.group_lasso.methods.loop.programs import again_after, finished
+from jaxsac.group_lasso.problem.objective import Coefficients, Objective, recentre, uncentred
 from jaxsac.group_lasso.problem.record import FEW_FREE
 from jaxsac.solution import Solution, Status
 
@@ -74,9 +74,16 @@ def applies(problem: Objective) -> bool:
 
 
 def solve(problem: Objective, limits: Limits, at: Coefficients | None) -> Solution:
-    """The solution from a point in centred coordinates."""
-    found = solve_in(problem, float(limits.tol), int(limits.max_steps), at)
-    return finished(problem, limits, found)
+    """The solution from a point in centred coordinates. Where the loop stalls too, its point may be
+    near enough for a round's model of the loss to hold.
+    """
+    tol, max_passes = float(limits.tol), int(limits.max_steps)
+    found = finished(problem, limits, solve_in(problem, tol, max_passes, at))
+    if int(found.status) != Status.STALLED:
+        return found
+    near = recentre(problem, Coefficients(found.state.coef, found.state.intercept))
+    again = solve_in(problem, tol, max_passes, near)
+    return again_after(found, again) if int(again.status) == Status.CONVERGED else found
 
 
 @np.errstate(all="ignore")  # the status says what is not finite

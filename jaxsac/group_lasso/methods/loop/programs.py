@@ -53,10 +53,10 @@ def solve_or_again(problem: Objective, limits: Limits, state: State | None) -> S
         return solution
     left = limits._replace(max_steps=limits.max_steps - solution.stats["num_steps"])
     again = solve(dataclasses.replace(problem, hard=True), left, solution.state)
-    return _after(solution, again)
+    return again_after(solution, again)
 
 
-def _after(first: Solution, again: Solution) -> Solution:
+def again_after(first: Solution, again: Solution) -> Solution:
     """The second attempt, which counts the steps of both."""
     steps = first.stats["num_steps"] + again.stats["num_steps"]
     return again._replace(stats={**again.stats, "num_steps": steps})
@@ -68,7 +68,7 @@ def path_or_again(problem: Objective, lams: Lams, limits: Limits) -> Solution:
     if not _stalled(problem, solution):
         return solution
     again = path(dataclasses.replace(problem, hard=True), lams, limits)
-    return _after(solution, again)
+    return again_after(solution, again)
 
 
 def _stalled(problem: Objective, solution: Solution) -> bool:
@@ -116,4 +116,4 @@ def finished(problem: Objective, limits: Limits, solution: Solution) -> Solution
     done = solution.stats["num_steps"]
     at = solution.state if int(solution.status) == Status.STALLED else None
     left = limits._replace(max_steps=limits.max_steps - done)
-    return _after(solution, solve(problem, left, at))
+    return again_after(solution, solve(problem, left, at))
