@@ -110,7 +110,7 @@ def solve(
     limits = Limits.of(tol, max_steps, problem.dtype)
     still, limits, start = values_of((at_lam, limits, _start(problem, basis, state)))
     solution = choose(still, limits, start).solve(at_lam, limits, start)
-    return _answer(problem, basis, solution, at_lam.lam)
+    return _answer(problem, solution, at_lam.lam, basis)
 
 
 @passes_on(Problem, X=design(Problem))
@@ -201,7 +201,7 @@ def path(
     every_lam, basis = in_basis(problem.at(1.0, free_lam=not penalised))
     method = choose(every_lam, limits, min_ratio)
     solution = method.path(every_lam, Lams(lams, min_ratio, num_lams), limits)
-    return _answer(problem, basis, solution, solution.stats["lam"])
+    return _answer(problem, solution, solution.stats["lam"], basis)
 
 
 def _start(problem: Problem, basis: Basis | None, state: State | Solution | None) -> State | None:
@@ -219,7 +219,9 @@ def _start(problem: Problem, basis: Basis | None, state: State | Solution | None
     return at._replace(intercept=zero, previous_intercept=zero)
 
 
-def _answer(problem: Problem, basis: Basis | None, solution: Solution, lam: jax.Array) -> Solution:
+def _answer(
+    problem: Problem, solution: Solution, lam: jax.Array, basis: Basis | None = None
+) -> Solution:
     """With the names that give the value a meaning, and its lam; no array of the problem."""
     point: Coefficients = solution.value
     if basis is not None:
