@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxsac import _loops
 from jaxsac.bandits.engine.steps import BLOCK, Problem, Run, noise_block, status_of
 from jaxsac.bandits.phased.schedule import apply_solve, choose, exploit
+from jaxsac.bandits.protocol import Total
 from jaxsac.bandits.sets.action_set import ActionSet, no_choice, take
 
 _SUPPORT_STREAM = 2**31 - 1  # folded into the key of the noise of locked coordinates alone
@@ -32,8 +33,7 @@ class _State(NamedTuple):
     lock_cycle: jax.Array  # int32 [n], −1: not yet
     indices: jax.Array  # int32 [s, n], the support
     part: ActionSet  # the actions on it
-    total: jax.Array  # [n], the regret of all exploitation so far,
-    lost: jax.Array  # [n], and what rounding has added to it
+    total: Total  # [n], the regret of all exploitation so far
     recorded: jax.Array  # [K, n], the regret of exploitation at the recorded times,
     explored: jax.Array  # int32 [K, n], and the steps of exploration
     next_time: jax.Array  # int32 [n], the first time still to be recorded
@@ -153,14 +153,14 @@ def _cycle(lanes: Lanes, fresh: jax.Array, state: _State) -> _State:
     def gaps_of(state):
         return lanes.each(_shortfall, state.part, state.indices, state.sums, state.cycle)
 
-    none = jnp.zeros(lanes.size, state.total.dtype)
+    none = jnp.zeros(lanes.size, state.sums.dtype)
     gaps = _loops.cond(jnp.any(exploiting), gaps_of, lambda state: none, state)
     return _play(lanes, state, gaps, exploiting)
 
 
 def _play(lanes: Lanes, state: _State, gaps: jax.Array, exploiting: jax.Array) -> _State:
     """Move the clock over one cycle, and record the times within it."""
-    number, dtype = lanes.plan.basis.shape[0], state.total.dtype
+    number, dtype = lanes.plan.basis.shape[0], state.sums.dtype
     explored_to = state.time + number
     lengths = lanes.each(_length, state.cycle)
     steps = jnp.where(exploiting, jnp.clip(lanes.horizon - explored_to, 0, lengths), 0)
@@ -172,16 +172,14 @@ def _play(lanes: Lanes, state: _State, gaps: jax.Array, exploiting: jax.Array) -
         played = jnp.clip(times - explored_to[None], 0, steps[None]).astype(dtype)
         explored = (state.cycle - 1) * number + jnp.minimum(times - since, number)
         return state._replace(
-            recorded=jnp.where(here, state.total[None] + gaps[None] * played, state.recorded),
+            recorded=jnp.where(here, state.total.value[None] + gaps[None] * played, state.recorded),
             explored=jnp.where(here, explored, state.explored),
             next_time=_first_after(times, until),
         )
 
     state = _loops.cond(jnp.any(state.next_time <= end), record, lambda state: state, state)
-    gain = jnp.where(steps > 0, gaps * steps.astype(dtype), 0.0) - state.lost
-    total = state.total + gain
-    lost = (total - state.total) - gain
-    return state._replace(cycle=state.cycle + 1, time=end, total=total, lost=lost)
+    total = state.total.plus(jnp.where(steps > 0, gaps * steps.astype(dtype), 0.0))
+    return state._replace(cycle=state.cycle + 1, time=end, total=total)
 
 
 def _first_after(times: jax.Array, until: Any) -> jax.Array:
@@ -259,8 +257,7 @@ def simulate_lanes(noise: Any, draws: str, problem: Problem, axes: Problem, size
         lock_cycle=ints - 1,
         indices=indices,
         part=lanes.each(_restrict, indices),
-        total=floats,
-        lost=floats,
+        total=Total(floats, floats),
         recorded=jnp.zeros(times.shape, floats.dtype),
         explored=jnp.zeros(times.shape, jnp.int32),
         next_time=_first_after(times, 0),

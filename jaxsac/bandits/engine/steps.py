@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxsac import _loops
 from jaxsac.bandits.phased.schedule import Plan
+from jaxsac.bandits.protocol import Total
 from jaxsac.solution import Status, register
 
 BLOCK = 8  # cycles of noise that are drawn together
@@ -92,15 +93,14 @@ def _record_steps(
     """
 
     def advance(carry):
-        t, state, total, lost, recorded = carry
+        t, state, total, recorded = carry
         state, regret = step(t, state)
-        gain = regret - lost
-        new_total = total + gain
-        recorded = jnp.where(times == t + 1, new_total, recorded)
-        return t + 1, state, new_total, (new_total - total) - gain, recorded
+        total = total.plus(regret)
+        recorded = jnp.where(times == t + 1, total.value, recorded)
+        return t + 1, state, total, recorded
 
-    carry = jnp.int32(0), state, zero, zero, jnp.zeros(times.shape, zero.dtype)
-    _, state, _, _, recorded = _loops.while_loop(lambda carry: carry[0] < horizon, advance, carry)
+    carry = jnp.int32(0), state, Total(zero, zero), jnp.zeros(times.shape, zero.dtype)
+    _, state, _, recorded = _loops.while_loop(lambda carry: carry[0] < horizon, advance, carry)
     return state, recorded
 
 
@@ -135,7 +135,7 @@ def simulate_phased(noise: Any, problem: Problem) -> Run:
     zero = jnp.zeros((), dtype)
     (state, _), regret = _record_steps(problem.times, problem.horizon, start, step, zero)
     lock_time = jnp.where(state.locked, state.lock_cycle * number, -1)
-    status = status_of(jnp.all(jnp.isfinite(state.sums)))
+    status = status_of(jnp.all(jnp.isfinite(state.sums.value)))
     return Run(regret, problem.times, state.locked, lock_time, jnp.sort(state.indices), status)
 
 
