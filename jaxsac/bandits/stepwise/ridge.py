@@ -23,6 +23,7 @@ class Ridge(NamedTuple):
     """Ridge regression that is never factored, with V = ridge I + Σ x x'."""
 
     root: jax.Array  # [d, d], root root' = V⁻¹
+    variance: jax.Array  # [d], (V⁻¹)_ii up to rounding: the rows of root cost d² a step
     theta: jax.Array  # [d], the estimate
     log_det: jax.Array  # [], log det(V) − log det(ridge I)
     dropped: jax.Array  # int32 [], rewards that were no numbers
@@ -32,7 +33,8 @@ def ridge_start(dimension: int, ridge: jax.Array, dtype: Any) -> Ridge:
     """`ridge` is [], or [d] for one of each coordinate."""
     ridge = jnp.broadcast_to(jnp.asarray(ridge).astype(dtype), (dimension,))
     zeros = jnp.zeros(dimension, dtype)
-    return Ridge(jnp.diag(1.0 / jnp.sqrt(ridge)), zeros, jnp.zeros((), dtype), jnp.int32(0))
+    root = jnp.diag(1.0 / jnp.sqrt(ridge))
+    return Ridge(root, 1.0 / ridge, zeros, jnp.zeros((), dtype), jnp.int32(0))
 
 
 def ridge_update(state: Ridge, x: jax.Array, reward: jax.Array, count: Any = 1.0) -> Ridge:
@@ -42,9 +44,9 @@ def ridge_update(state: Ridge, x: jax.Array, reward: jax.Array, count: Any = 1.0
     x = like_theta("action", x, state.theta, "d")
     reward = like_theta("reward", reward, state.theta)
     known = jnp.isfinite(reward) & jnp.all(jnp.isfinite(x))
-    # With x = 0 nothing below changes.
+    # With w = 0 nothing below changes.
+    w = jnp.where(known, product(x, state.root), 0.0)
     x, reward = jnp.where(known, x, 0.0), jnp.where(known, reward, 0.0)
-    w = product(x, state.root)
     size = jnp.asarray(count).astype(x.dtype) * product(w, w)
     back = product(state.root, w)
     step = jnp.asarray(count).astype(x.dtype) / (1.0 + size)
@@ -54,6 +56,7 @@ def ridge_update(state: Ridge, x: jax.Array, reward: jax.Array, count: Any = 1.0
     shrink = shrink * jnp.asarray(count).astype(x.dtype)
     return Ridge(
         state.root - shrink * back[:, None] * w[None, :],
+        state.variance - step * back**2,
         theta,
         state.log_det + jnp.log1p(size),
         state.dropped + jnp.where(known, 0, count).astype(jnp.int32),
