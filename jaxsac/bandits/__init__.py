@@ -18,6 +18,7 @@ from jaxsac.bandits.phased.commit import (
     phased_greedy as phased_greedy,
 )
 from jaxsac.bandits.phased.schedule import Phased as Phased
+from jaxsac.bandits.replay import Replay as Replay, replay as replay
 from jaxsac.bandits.sets.action_set import ActionSet as ActionSet, Selection as Selection
 from jaxsac.bandits.sets.composed import (
     FromProjection as FromProjection,

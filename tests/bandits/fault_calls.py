@@ -101,6 +101,14 @@ CALLS = {
         **NOISE,
     },
     "bandits.adaptive_greedy": lambda: {"schedule_scale": 1.0, "schedule_power": 0.5, **SET},
+    "bandits.replay": lambda: {
+        "key": KEY,
+        "policy": bandits.lin_ucb(**NOISE),
+        "offers": np.eye(3)[None].repeat(4, 0),
+        "actions": np.eye(3)[[0, 1, 2, 0]],
+        "rewards": np.array([0.9, -0.1, 0.7, 0.8]),
+        "propensities": np.array([0.5, 0.3, 0.3, 0.5]),
+    },
     "bandits.compare": lambda: {
         "key": KEY,
         "algorithms": {"e2tc": bandits.e2tc(BALL, sparsity=2, sigma=0.1, horizon=20)},

@@ -351,7 +351,7 @@ class PhasedState(NamedTuple):
     dropped: jax.Array  # int32 [], rewards that were no numbers, or of no row of the basis
     locked: jax.Array  # bool []
     lock_cycle: jax.Array  # int32 [], −1: not yet
-    indices: jax.Array  # int32 [s], the support; −1: none yet
+    indices: jax.Array  # int32 [s], the support, locked or of the last cycle; −1: none yet
     action: jax.Array  # [d], that is exploited
     plan: Plan
 
@@ -365,16 +365,16 @@ def least_squares(state: PhasedState) -> jax.Array:
 def _decide(algorithm: Phased, state: PhasedState) -> PhasedState:
     plan, rule = state.plan, algorithm.rule
     dimension, estimate = state.action.shape[0], least_squares(state)
-    newly = exploiting = fresh = jnp.asarray(True)
+    newly = exploiting = jnp.asarray(True)
     support = None
     if rule.verify is None:
         newly = ~newly
     else:
         proved, support = rule.verify(plan, estimate, state.cycle, jnp.sum(state.squares.value))
-        newly = fresh = ~state.locked & proved
+        newly = ~state.locked & proved
         exploiting = state.locked | newly
     support = choose(plan, estimate) if support is None else support
-    indices = jnp.where(fresh, support, state.indices)
+    indices = jnp.where(state.locked, state.indices, support)
     action = exploit(plan, plan.action_set.restrict(indices, dimension), indices, estimate)
     action = known(action, estimate)
     length = rule.length(plan.algorithm, state.cycle)

@@ -14,7 +14,7 @@ from jaxsac.bandits.phased.schedule import same
 from jaxsac.bandits.protocol import INIT, Policy, Total, like_theta, product
 from jaxsac.bandits.sets.action_set import ActionSet, a_set, check_dimension, known, put, take
 from jaxsac.bandits.sets.composed import A_MASK
-from jaxsac.bandits.sets.supports import benchmark_value
+from jaxsac.bandits.sets.supports import benchmark_of
 from jaxsac.bandits.stepwise.ridge import NUMBERS, Ridge, Stepwise
 
 
@@ -39,7 +39,8 @@ class OnSet(Policy):
     def benchmark(self, theta, offer, benchmark: str, alpha) -> jax.Array:
         """The reward of a step that regret is measured against."""
         offer = mask_of(offer, theta)
-        return benchmark_value(self.action_set, theta, self.sparsity, benchmark, alpha, offer)
+        best = benchmark_of(self.action_set, theta, self.sparsity, benchmark, alpha, offer)
+        return best.value
 
 
 def mask_of(offer: jax.Array | None, theta: jax.Array) -> jax.Array | None:
