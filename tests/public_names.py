@@ -134,6 +134,7 @@ PUBLIC = {
         "optimistic_greedy",
         "phased_greedy",
         "prove_support",
+        "regret_bound",
         "replay",
         "simulate",
         "stopping_time",

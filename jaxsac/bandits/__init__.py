@@ -11,6 +11,7 @@ from jaxsac.bandits.phased.apsee import (
     apsee_greedy as apsee_greedy,
     stopping_time as stopping_time,
 )
+from jaxsac.bandits.phased.bound import regret_bound as regret_bound
 from jaxsac.bandits.phased.commit import (
     e2tc as e2tc,
     estc as estc,

@@ -88,6 +88,12 @@ CALLS = {
         "basis": np.eye(4),
         **SET,
     },
+    "bandits.regret_bound": lambda: {
+        "algorithm": bandits.phased_greedy(**SET),
+        "theta": THETA,
+        "horizon": 100,
+        **NOISE,
+    },
     "bandits.stopping_time": lambda: {"algorithm": bandits.apsee(**SET, **NOISE), "theta": THETA},
     "bandits.lin_ucb": lambda: {"ridge": 1.0, "bound": 1.0, **NOISE},
     "bandits.lin_ts": lambda: {"sigma": 0.1, "ridge": 1.0},
