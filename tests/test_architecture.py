@@ -43,6 +43,7 @@ INNER = {
         "phased",
         "stepwise",
         "engine",
+        "replay",
         "simulation",
         "comparison",
     ],

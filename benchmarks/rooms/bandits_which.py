@@ -43,7 +43,7 @@ def algorithms(action_set: bandits.ActionSet, sigma: float, horizon: int) -> dic
     shared: dict[str, Any] = {"sparsity": S, "sigma": sigma}
     listed: dict[str, Any] = {
         "thompson": bandits.thompson(action_set, **shared),
-        "thompson, hold = 0.02": bandits.thompson(action_set, hold=0.02, **shared),
+        "thompson, hold = 0.3": bandits.thompson(action_set, hold=0.3, **shared),
         "e2tc": bandits.e2tc(action_set, horizon=horizon, **shared),
         "phased_greedy, power 1": bandits.phased_greedy(action_set, sparsity=S, schedule_power=1.0),
         "phased_greedy, power 1/2": bandits.phased_greedy(action_set, sparsity=S),
@@ -106,10 +106,6 @@ def simulator(policy: Any, sigma: float, horizon: int):
     return jax.jit(jax.vmap(one))
 
 
-def best_value(action_set: bandits.ActionSet, theta: jax.Array) -> jax.Array:
-    return bandits.best_support(action_set, theta, S).value
-
-
 def summary(regret: np.ndarray) -> dict[str, Any]:
     return {"regret": regret.mean(), "±": regret.std() / len(regret) ** 0.5}
 
@@ -146,11 +142,9 @@ def seconds(options: Options, dtype) -> list[dict[str, Any]]:
     keys = jax.random.split(jax.random.key(0), trials)
     thetas = jax.random.uniform(jax.random.key(2), (trials, dimension), dtype, -1.0)
     shared: dict[str, Any] = {"sparsity": sparsity, "sigma": 0.1}
-    cases: dict[str, Any] = {
-        "e2tc": bandits.e2tc(bandits.Ball(), horizon=horizon, **shared),
-        "thompson, hold = 0.02": bandits.thompson(bandits.Ball(), hold=0.02, **shared),
-        "thompson, hold = 0.05": bandits.thompson(bandits.Ball(), hold=0.05, **shared),
-    }
+    cases: dict[str, Any] = {"e2tc": bandits.e2tc(bandits.Ball(), horizon=horizon, **shared)}
+    for hold in (0.1, 0.3, 0.5):
+        cases[f"thompson, hold = {hold}"] = bandits.thompson(bandits.Ball(), hold=hold, **shared)
     thunks, means = {}, {}
     for name, policy in cases.items():
         compiled = simulator(policy, 0.1, horizon).lower(keys, thetas).compile()

@@ -11,6 +11,7 @@ from jaxsac.bandits.phased.apsee import (
     apsee_greedy as apsee_greedy,
     stopping_time as stopping_time,
 )
+from jaxsac.bandits.phased.bound import regret_bound as regret_bound
 from jaxsac.bandits.phased.commit import (
     e2tc as e2tc,
     estc as estc,
@@ -18,6 +19,7 @@ from jaxsac.bandits.phased.commit import (
     phased_greedy as phased_greedy,
 )
 from jaxsac.bandits.phased.schedule import Phased as Phased
+from jaxsac.bandits.replay import Replay as Replay, replay as replay
 from jaxsac.bandits.sets.action_set import ActionSet as ActionSet, Selection as Selection
 from jaxsac.bandits.sets.composed import (
     FromProjection as FromProjection,

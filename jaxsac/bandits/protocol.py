@@ -1,6 +1,6 @@
 """What every algorithm can do on a stream: `step` and `fit` follow from three methods."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -14,6 +14,18 @@ INIT: dict[str, Any] = {
     "dimension": size(1),
     "dtype": anything("a floating dtype; None: the default of JAX"),
 }
+
+
+class Total(NamedTuple):
+    """A running sum that rounding does not spoil, however long it is (Kahan 1965)."""
+
+    value: jax.Array
+    rest: jax.Array  # what rounding has added to it
+
+    def plus(self, gain: jax.Array) -> "Total":
+        gain = gain - self.rest
+        value = self.value + gain
+        return Total(value, (value - self.value) - gain)
 
 
 class Policy(eqx.Module):
@@ -44,11 +56,13 @@ class Policy(eqx.Module):
         raise TypeError(f"{type(self).__name__} has no estimate.")
 
     def step(self, state: Any, reward: Any, offer: Any = None) -> tuple[Any, jax.Array]:
-        """The state after `reward` for the action that `act(state, offer)` names (NaN: there is
-        none, as at first), and the next action [d]. The offer is the same for both: where it
-        changes, use `act` and `update`.
+        """The state after `reward` for the action that `act(state, offer)` names, and the next
+        action [d]. With a NaN there is no reward, as at first, and the state stays as it is. The
+        offer is the same for both: where it changes, use `act` and `update`.
         """
-        state = self.update(state, self.act(state, offer), reward, offer)
+        after = self.update(state, self.act(state, offer), reward, offer)
+        none = jnp.isnan(reward)
+        state = jax.tree.map(lambda old, new: jnp.where(none, old, new), state, after)
         return state, self.act(state, offer)
 
     @arguments(actions=real("n", "d"), rewards=real("n"), key=key())

@@ -1,11 +1,13 @@
 """Regret of an algorithm on a linear bandit with a known parameter."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxsac import _checks
 from jaxsac._arguments import anything, arguments, choice, either, function, integer, key, real
@@ -23,7 +25,7 @@ from jaxsac.bandits.engine.steps import (
 from jaxsac.bandits.phased.rule import FOREVER
 from jaxsac.bandits.phased.schedule import Phased, cast_algorithm, make_plan
 from jaxsac.bandits.sets.action_set import all_finite, sized
-from jaxsac.bandits.sets.supports import benchmark_value
+from jaxsac.bandits.sets.supports import benchmark_of
 
 _NUM_TIMES = 64
 _POLICY = ("init", "act", "update", "benchmark", "support")
@@ -82,7 +84,8 @@ def simulate(
       lanes are locked or done.
     * `offer`: what each step makes available, for the step engine: an array or a pytree handed to
       `algorithm.act` (the arms [K, d] of `lin_ucb` and `lin_ts`, the mask [d] of
-      `adaptive_greedy`), or a function of a key, defined once, that draws it anew.
+      `adaptive_greedy`), the same for each of T ≥ `horizon` steps (masks [T, d], arms [T, K, d]),
+      or a function of a key, defined once, that draws it anew.
 
     Returns: a `Run`; a NaN or an infinity in theta, the offer or the noise, or a traced one in
     sigma or the algorithm, gives NaN regret, no lock and the status NONFINITE. Batch with
@@ -108,13 +111,15 @@ def simulate(
         f"theta must have shape [{dimension}], as the set of the algorithm has, got"
         f" {list(theta.shape)}.",
     )
+    kind = getattr(algorithm, "offers", None)
+    schedule = kind is not None and np.ndim(offer) == len(kind.shape) + 1
     phased = isinstance(algorithm, Phased)
     _checks.require(
         not phased or offer is None,
         "phased algorithms play a fixed set: leave offer out, or use adaptive_greedy.",
     )
     by_cycles = phased or (
-        hasattr(algorithm, "observe") and noise == "gaussian" and not callable(offer)
+        hasattr(algorithm, "observe") and noise == "gaussian" and not (callable(offer) or schedule)
     )
     if engine == "auto":
         engine = "cycle" if by_cycles else "step"
@@ -137,11 +142,16 @@ def simulate(
     draw = None
     if callable(offer):
         draw, offer = offer, None
-    elif offer is not None and (kind := getattr(algorithm, "offers", None)) is not None:
-        offer = kind.take("offer", offer, theta.dtype, d=theta.shape[0])
+    elif offer is not None and kind is not None:
+        given = replace(kind, shape=("T", *kind.shape)) if schedule else kind
+        offer = given.take("offer", offer, theta.dtype, d=theta.shape[0])
+        _checks.require(
+            not (schedule and _checks.is_concrete(horizon)) or offer.shape[0] >= horizon,
+            f"offer has {np.shape(offer)[0]} steps, fewer than the horizon: give one for each.",
+        )
     numbers: Any = jax.tree.map(jnp.asarray, (sigma, horizon, alpha))  # one trace for all kinds
     trial = Trial(key, theta, numbers[0], numbers[1], times, numbers[2], offer)
-    setting = Setting(benchmark, noise, draws, engine, draw)
+    setting = Setting(benchmark, noise, draws, engine, draw, schedule)
     return _simulate(cast_algorithm(algorithm, theta.dtype), trial, setting)
 
 
@@ -165,6 +175,7 @@ def _simulate(algorithm: Any, trial: Trial, setting: Setting) -> Run:
         jnp.where(finite, run.lock_time, -1),
         jnp.where(finite, run.support, -1),
         status_of(finite),
+        *(jnp.where(finite, values, jnp.nan) for values in (run.rewards, run.recovered)),
     )
 
 
@@ -175,8 +186,8 @@ def _run(algorithm: Any, trial: Trial, setting: Setting) -> Run:
         return simulate_steps(algorithm, trial, setting)
     key, theta, sigma, horizon, times, alpha, _ = trial
     plan = make_plan(algorithm, theta.shape[0], theta.dtype)
-    optimum = benchmark_value(plan.action_set, theta, algorithm.sparsity, setting.benchmark, alpha)
-    problem = Problem(key, theta, sigma, horizon, times, plan, optimum)
+    best = benchmark_of(plan.action_set, theta, algorithm.sparsity, setting.benchmark, alpha)
+    problem = Problem(key, theta, sigma, horizon, times, plan, best)
     if setting.engine == "cycle":
         return simulate_cycles(setting.noise, setting.draws, problem)
     return simulate_phased(setting.noise, problem)

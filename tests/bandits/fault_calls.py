@@ -88,6 +88,12 @@ CALLS = {
         "basis": np.eye(4),
         **SET,
     },
+    "bandits.regret_bound": lambda: {
+        "algorithm": bandits.phased_greedy(**SET),
+        "theta": THETA,
+        "horizon": 100,
+        **NOISE,
+    },
     "bandits.stopping_time": lambda: {"algorithm": bandits.apsee(**SET, **NOISE), "theta": THETA},
     "bandits.lin_ucb": lambda: {"ridge": 1.0, "bound": 1.0, **NOISE},
     "bandits.lin_ts": lambda: {"sigma": 0.1, "ridge": 1.0},
@@ -101,6 +107,14 @@ CALLS = {
         **NOISE,
     },
     "bandits.adaptive_greedy": lambda: {"schedule_scale": 1.0, "schedule_power": 0.5, **SET},
+    "bandits.replay": lambda: {
+        "key": KEY,
+        "policy": bandits.lin_ucb(**NOISE),
+        "offers": np.eye(3)[None].repeat(4, 0),
+        "actions": np.eye(3)[[0, 1, 2, 0]],
+        "rewards": np.array([0.9, -0.1, 0.7, 0.8]),
+        "propensities": np.array([0.5, 0.3, 0.3, 0.5]),
+    },
     "bandits.compare": lambda: {
         "key": KEY,
         "algorithms": {"e2tc": bandits.e2tc(BALL, sparsity=2, sigma=0.1, horizon=20)},

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxsac import _loops
 from jaxsac.bandits.engine.steps import STEP_STREAM, Run, Trial, run_of
+from jaxsac.bandits.protocol import Total
 
 
 def simulate_blocks(algorithm: Any, trial: Trial, benchmark: str) -> Run:
@@ -18,12 +19,14 @@ def simulate_blocks(algorithm: Any, trial: Trial, benchmark: str) -> Run:
     best = algorithm.benchmark(theta, trial.offer, benchmark, trial.alpha)
 
     def block(carry):
-        time, state, total, lost, recorded = carry
+        time, state, total, recorded, chosen = carry
         action = algorithm.act(state, trial.offer)
         length = jnp.minimum(algorithm.length(state, action), trial.horizon - time)
         count = length.astype(dtype)
         mean = jnp.sum(theta * action)
         error = jax.random.normal(jax.random.fold_in(key, time), (), dtype)
+        now = ((times >= time) & (times < time + length))[:, None]
+        chosen = jnp.where(now, algorithm.support(state), chosen)
         state = algorithm.observe(
             state, action, mean + trial.sigma * error / jnp.sqrt(count), length
         )
@@ -36,18 +39,19 @@ def simulate_blocks(algorithm: Any, trial: Trial, benchmark: str) -> Run:
             recorded,
             here,
             times - time,
-            total,
+            total.value,
             best - mean,
         )
-        gain = (best - mean) * count - lost
-        after = total + gain
-        return time + length, state, after, (after - total) - gain, recorded
+        return time + length, state, total.plus((best - mean) * count), recorded, chosen
 
     zero = jnp.zeros((), dtype)
     state = algorithm.init(init_key, dimension=theta.shape[0], dtype=dtype)
-    carry = jnp.int32(0), state, zero, zero, jnp.zeros(times.shape, dtype)
-    _, state, _, _, regret = _loops.while_loop(lambda c: c[0] < trial.horizon, block, carry)
-    return run_of(algorithm, state, regret, times)
+    chosen = jnp.full((*times.shape, algorithm.sparsity), -1, jnp.int32)
+    carry = jnp.int32(0), state, Total(zero, zero), jnp.zeros(times.shape, dtype), chosen
+    end, state, _, regret, chosen = _loops.while_loop(lambda c: c[0] < trial.horizon, block, carry)
+    chosen = jnp.where((times >= end)[:, None], algorithm.support(state), chosen)
+    rewards = best * times.astype(dtype) - regret
+    return run_of(algorithm, trial, benchmark, state, regret, rewards, chosen)
 
 
 def _record(old: jax.Array, here: jax.Array, steps: jax.Array, total: Any, gap: Any) -> jax.Array:

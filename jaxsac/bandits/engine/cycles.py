@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxsac import _loops
-from jaxsac.bandits.engine.steps import BLOCK, Problem, Run, noise_block, status_of
+from jaxsac.bandits.engine.steps import BLOCK, Problem, Run, noise_block, recovery, status_of
 from jaxsac.bandits.phased.schedule import apply_solve, choose, exploit
+from jaxsac.bandits.protocol import Total
 from jaxsac.bandits.sets.action_set import ActionSet, no_choice, take
 
 _SUPPORT_STREAM = 2**31 - 1  # folded into the key of the noise of locked coordinates alone
@@ -32,10 +33,10 @@ class _State(NamedTuple):
     lock_cycle: jax.Array  # int32 [n], −1: not yet
     indices: jax.Array  # int32 [s, n], the support
     part: ActionSet  # the actions on it
-    total: jax.Array  # [n], the regret of all exploitation so far,
-    lost: jax.Array  # [n], and what rounding has added to it
+    total: Total  # [n], the regret of all exploitation so far
     recorded: jax.Array  # [K, n], the regret of exploitation at the recorded times,
-    explored: jax.Array  # int32 [K, n], and the steps of exploration
+    explored: jax.Array  # int32 [K, n], the steps of exploration,
+    chosen: jax.Array  # int32 [s, K, n], and the support of the last complete cycle
     next_time: jax.Array  # int32 [n], the first time still to be recorded
 
 
@@ -93,7 +94,7 @@ def _length(problem: Problem, cycle: jax.Array) -> jax.Array:
 def _shortfall(problem: Problem, part, indices, sums, cycle) -> jax.Array:
     """The regret of one step of exploitation."""
     action = exploit(problem.plan, part, indices, _estimate(problem, sums, cycle))
-    return problem.optimum - jnp.sum(take(problem.theta, indices) * action)
+    return problem.best.value - jnp.sum(take(problem.theta, indices) * action)
 
 
 def _regret(problem: Problem, exploited: jax.Array, explored: jax.Array) -> jax.Array:
@@ -101,10 +102,16 @@ def _regret(problem: Problem, exploited: jax.Array, explored: jax.Array) -> jax.
     the basis.
     """
     basis = problem.plan.basis
-    cost = problem.optimum - jnp.matmul(basis, problem.theta, precision="highest")
+    cost = problem.best.value - jnp.matmul(basis, problem.theta, precision="highest")
     prefix = jnp.concatenate([jnp.zeros(1, cost.dtype), jnp.cumsum(cost)])
     whole = (explored // basis.shape[0]).astype(cost.dtype) * prefix[-1]
     return exploited + (whole + prefix[explored % basis.shape[0]])
+
+
+def _rewards(problem: Problem, regret: jax.Array, chosen: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The rewards [K], and the shares [K] of the support that is known."""
+    rewards = problem.best.value * problem.times.astype(regret.dtype) - regret
+    return rewards, recovery(chosen.T, problem.best, regret)
 
 
 def _lock(lanes: Lanes, state: _State) -> _State:
@@ -153,14 +160,24 @@ def _cycle(lanes: Lanes, fresh: jax.Array, state: _State) -> _State:
     def gaps_of(state):
         return lanes.each(_shortfall, state.part, state.indices, state.sums, state.cycle)
 
-    none = jnp.zeros(lanes.size, state.total.dtype)
+    none = jnp.zeros(lanes.size, state.sums.dtype)
     gaps = _loops.cond(jnp.any(exploiting), gaps_of, lambda state: none, state)
-    return _play(lanes, state, gaps, exploiting)
+    return _play(lanes, state, gaps, exploiting, _support)
 
 
-def _play(lanes: Lanes, state: _State, gaps: jax.Array, exploiting: jax.Array) -> _State:
+def _support(lanes: Lanes, state: _State) -> jax.Array:
+    """The support [s, n] of this cycle's estimate, unless one is locked."""
+    if lanes.algorithm.rule.verify is None:
+        return state.indices
+    chosen = lanes.each(_select, state.sums, state.cycle)
+    return jnp.where(state.locked[None], state.indices, chosen)
+
+
+def _play(
+    lanes: Lanes, state: _State, gaps: jax.Array, exploiting: jax.Array, support: Callable
+) -> _State:
     """Move the clock over one cycle, and record the times within it."""
-    number, dtype = lanes.plan.basis.shape[0], state.total.dtype
+    number, dtype = lanes.plan.basis.shape[0], state.sums.dtype
     explored_to = state.time + number
     lengths = lanes.each(_length, state.cycle)
     steps = jnp.where(exploiting, jnp.clip(lanes.horizon - explored_to, 0, lengths), 0)
@@ -171,17 +188,18 @@ def _play(lanes: Lanes, state: _State, gaps: jax.Array, exploiting: jax.Array) -
         here = (times > since) & (times <= until)
         played = jnp.clip(times - explored_to[None], 0, steps[None]).astype(dtype)
         explored = (state.cycle - 1) * number + jnp.minimum(times - since, number)
+        known = (times >= explored_to[None]) & (times < until + number) & (since < until)
         return state._replace(
-            recorded=jnp.where(here, state.total[None] + gaps[None] * played, state.recorded),
+            chosen=jnp.where(known[None], support(lanes, state)[:, None], state.chosen),
+            recorded=jnp.where(here, state.total.value[None] + gaps[None] * played, state.recorded),
             explored=jnp.where(here, explored, state.explored),
             next_time=_first_after(times, until),
         )
 
-    state = _loops.cond(jnp.any(state.next_time <= end), record, lambda state: state, state)
-    gain = jnp.where(steps > 0, gaps * steps.astype(dtype), 0.0) - state.lost
-    total = state.total + gain
-    lost = (total - state.total) - gain
-    return state._replace(cycle=state.cycle + 1, time=end, total=total, lost=lost)
+    due = jnp.any(state.next_time < end + number)  # also those before the next estimate
+    state = _loops.cond(due, record, lambda state: state, state)
+    total = state.total.plus(jnp.where(steps > 0, gaps * steps.astype(dtype), 0.0))
+    return state._replace(cycle=state.cycle + 1, time=end, total=total)
 
 
 def _first_after(times: jax.Array, until: Any) -> jax.Array:
@@ -223,13 +241,13 @@ def _finish(lanes: Lanes, state: _State) -> _State:
 
     def shortfall(problem: Problem, part, theta, image, cycle):
         action = part.argmax(theta + image * (problem.sigma / cycle.astype(image.dtype)))
-        return problem.optimum - jnp.sum(theta * action)
+        return problem.best.value - jnp.sum(theta * action)
 
     def cycle(lanes: Lanes, fresh: jax.Array, state: _State) -> _State:
         moved = root * fresh if diagonal else jnp.sum(root * fresh[None], axis=1)
         state = state._replace(sums=state.sums + moved)
         gaps = lanes.each(shortfall, state.part, theta, state.sums, state.cycle)
-        return _play(lanes, state, gaps, state.locked)
+        return _play(lanes, state, gaps, state.locked, lambda _, state: state.indices)
 
     return _loops.while_loop(
         lambda state: jnp.any(state.time < lanes.horizon),
@@ -259,10 +277,10 @@ def simulate_lanes(noise: Any, draws: str, problem: Problem, axes: Problem, size
         lock_cycle=ints - 1,
         indices=indices,
         part=lanes.each(_restrict, indices),
-        total=floats,
-        lost=floats,
+        total=Total(floats, floats),
         recorded=jnp.zeros(times.shape, floats.dtype),
         explored=jnp.zeros(times.shape, jnp.int32),
+        chosen=jnp.full((lanes.algorithm.sparsity, *times.shape), -1, jnp.int32),
         next_time=_first_after(times, 0),
     )
 
@@ -276,7 +294,9 @@ def simulate_lanes(noise: Any, draws: str, problem: Problem, axes: Problem, size
     regret = lanes.each(_regret, state.recorded, state.explored)
     lock_time = jnp.where(state.locked, state.lock_cycle * number, -1)
     status = status_of(jnp.all(jnp.isfinite(state.sums), axis=0))
-    return Run(regret, times, state.locked, lock_time, jnp.sort(state.indices, axis=0), status)
+    rewards, recovered = lanes.each(_rewards, regret, state.chosen)
+    found = state.locked, lock_time, jnp.sort(state.indices, axis=0)
+    return Run(regret, times, *found, status, rewards, recovered)
 
 
 def simulate_cycles(noise: Any, draws: str, problem: Problem) -> Run:

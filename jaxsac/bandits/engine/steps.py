@@ -10,6 +10,9 @@ import jax.numpy as jnp
 
 from jaxsac import _loops
 from jaxsac.bandits.phased.schedule import Plan
+from jaxsac.bandits.protocol import Total
+from jaxsac.bandits.sets.action_set import ActionSet, Selection
+from jaxsac.bandits.sets.supports import benchmark_of
 from jaxsac.solution import Status, register
 
 BLOCK = 8  # cycles of noise that are drawn together
@@ -27,6 +30,8 @@ class Run(NamedTuple):
     lock_time: jax.Array  # int32 [], after how many steps; −1: never
     support: jax.Array  # int32 [s] ascending, the locked one, or the last one chosen; −1: none
     status: jax.Array  # int32 [], CONVERGED: the run is to be trusted; NONFINITE: a NaN or an ∞
+    rewards: jax.Array  # [K], cumulative, without noise
+    recovered: jax.Array  # [K], share of the benchmark's support in that of the estimate, or NaN
 
 
 class Trial(NamedTuple):
@@ -49,6 +54,7 @@ class Setting(NamedTuple):
     draws: str
     engine: str
     draw: Callable[[jax.Array], Any] | None  # makes the offers, where they are not given
+    schedule: bool  # whether the offers are those of each step
 
 
 class Problem(NamedTuple):
@@ -60,7 +66,7 @@ class Problem(NamedTuple):
     horizon: jax.Array  # int32 []
     times: jax.Array  # int32 [K]
     plan: Plan
-    optimum: jax.Array  # [], the benchmark's reward of a step
+    best: Selection  # the benchmark, whose value is the reward of a step
 
 
 def draw_noise(noise: Any, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
@@ -85,23 +91,41 @@ STEP_STREAM = 2**31 - 2  # folded into the key of what a step-wise environment d
 
 
 def _record_steps(
-    times: jax.Array, horizon: jax.Array, state: Any, step: Callable, zero: jax.Array
-) -> tuple[Any, jax.Array]:
-    """Run `step(t, state) -> (state, regret)` for t = 0, ..., horizon − 1 and record the cumulative
-    regret at `times`.
+    times: jax.Array, horizon: jax.Array, state: Any, step: Callable, support: Callable, zero: Any
+) -> tuple[Any, jax.Array, jax.Array, jax.Array]:
+    """Run `step(t, state) -> (state, regret, reward)` for t = 0, ..., horizon − 1 and record the
+    cumulative regret and rewards, and `support(state)`, at `times`.
     """
 
     def advance(carry):
-        t, state, total, lost, recorded = carry
-        state, regret = step(t, state)
-        gain = regret - lost
-        new_total = total + gain
-        recorded = jnp.where(times == t + 1, new_total, recorded)
-        return t + 1, state, new_total, (new_total - total) - gain, recorded
+        t, state, total, recorded, chosen = carry
+        state, regret, reward = step(t, state)
+        total, here = total.plus(jnp.stack([regret, reward])), (times == t + 1)[:, None]
+        recorded = jnp.where(here, total.value, recorded)
+        chosen = _loops.cond(
+            jnp.any(here),
+            lambda s, c: jnp.where(here, support(s), c),
+            lambda _, c: c,
+            state,
+            chosen,
+        )
+        return t + 1, state, total, recorded, chosen
 
-    carry = jnp.int32(0), state, zero, zero, jnp.zeros(times.shape, zero.dtype)
-    _, state, _, _, recorded = _loops.while_loop(lambda carry: carry[0] < horizon, advance, carry)
-    return state, recorded
+    zeros, recorded = jnp.zeros(2, zero.dtype), jnp.zeros((*times.shape, 2), zero.dtype)
+    chosen = jnp.full((*times.shape, *support(state).shape), -1, jnp.int32)
+    carry = jnp.int32(0), state, Total(zeros, zeros), recorded, chosen
+    _, state, _, recorded, chosen = _loops.while_loop(
+        lambda carry: carry[0] < horizon, advance, carry
+    )
+    return state, recorded[:, 0], recorded[:, 1], chosen
+
+
+def recovery(chosen: jax.Array, best: Selection | None, like: jax.Array) -> jax.Array:
+    """The share [K] of the coordinates of `best` in `chosen` [K, s]."""
+    if best is None:
+        return jnp.full_like(like, jnp.nan)
+    found = jnp.sum((chosen >= 0) & best.mask[chosen], axis=1)
+    return found.astype(like.dtype) / jnp.sum(best.mask).astype(like.dtype)
 
 
 def simulate_phased(noise: Any, problem: Problem) -> Run:
@@ -128,15 +152,20 @@ def simulate_phased(noise: Any, problem: Problem) -> Run:
         # The rewards of the exploitation are never looked at, so their noise is not drawn.
         error = jnp.where(exploring, block_noise[in_block, position], 0.0)
         state = algorithm.update(state, None, mean + problem.sigma * error)
-        gap = jnp.where(jnp.isfinite(error), problem.optimum - mean, jnp.nan)
-        return (state, block_noise), gap
+        gap = jnp.where(jnp.isfinite(error), problem.best.value - mean, jnp.nan)
+        return (state, block_noise), gap, mean
 
     start = algorithm.init(dimension=dimension, dtype=dtype), jnp.zeros((BLOCK, number), dtype)
     zero = jnp.zeros((), dtype)
-    (state, _), regret = _record_steps(problem.times, problem.horizon, start, step, zero)
+    (state, _), regret, rewards, chosen = _record_steps(
+        problem.times, problem.horizon, start, step, lambda carry: carry[0].indices, zero
+    )
+    indices = jnp.where(state.locked | (algorithm.rule.verify is None), state.indices, -1)
+    recovered = recovery(chosen, problem.best, regret)
     lock_time = jnp.where(state.locked, state.lock_cycle * number, -1)
-    status = status_of(jnp.all(jnp.isfinite(state.sums)))
-    return Run(regret, problem.times, state.locked, lock_time, jnp.sort(state.indices), status)
+    status = status_of(jnp.all(jnp.isfinite(state.sums.value)))
+    found = state.locked, lock_time, jnp.sort(indices)
+    return Run(regret, problem.times, *found, status, rewards, recovered)
 
 
 def status_of(finite: jax.Array) -> jax.Array:
@@ -151,29 +180,41 @@ def simulate_steps(algorithm: Any, trial: Trial, setting: Setting) -> Run:
     def best_of(offered):
         return algorithm.benchmark(theta, offered, setting.benchmark, trial.alpha)
 
-    fixed = best_of(trial.offer) if setting.draw is None else None
+    fixed = None if setting.draw or setting.schedule else best_of(trial.offer)
 
     def step(t, state):
         noise_key, offer_key = jax.random.split(jax.random.fold_in(key, t))
         offered = trial.offer if setting.draw is None else setting.draw(offer_key)
+        if setting.schedule:
+            offered = jax.tree.map(lambda offers: offers[t], offered)
         best = best_of(offered) if fixed is None else fixed
         action = algorithm.act(state, offered)
         mean = jnp.sum(theta * action)
         error = draw_noise(setting.noise, noise_key, (), dtype)
         # A stream drops a reward that is no number; in a simulation it is a failure.
         gap = jnp.where(jnp.isfinite(error), best - mean, jnp.nan)
-        return algorithm.update(state, action, mean + trial.sigma * error, offered), gap
+        return algorithm.update(state, action, mean + trial.sigma * error, offered), gap, mean
 
     state = algorithm.init(init_key, dimension=theta.shape[0], dtype=dtype)
     zero = jnp.zeros((), dtype)
-    state, regret = _record_steps(trial.times, trial.horizon, state, step, zero)
-    return run_of(algorithm, state, regret, trial.times)
+    state, regret, rewards, chosen = _record_steps(
+        trial.times, trial.horizon, state, step, algorithm.support, zero
+    )
+    return run_of(algorithm, trial, setting.benchmark, state, regret, rewards, chosen)
 
 
-def run_of(algorithm: Any, state: Any, regret: jax.Array, times: jax.Array) -> Run:
+def run_of(
+    algorithm: Any, trial: Trial, benchmark: str, state: Any, regret: Any, rewards: Any, chosen: Any
+) -> Run:
     """Of an algorithm that proves a support, or of one that does not."""
+    action_set, best = getattr(algorithm, "action_set", None), None
+    if isinstance(action_set, ActionSet):
+        best = benchmark_of(action_set, trial.theta, algorithm.sparsity, benchmark, 1.0)
     support = jnp.sort(algorithm.support(state))
     locked = getattr(state, "locked", jnp.asarray(False))
     lock_time = getattr(state, "lock_time", jnp.int32(-1))
     finite = ~jnp.any(jnp.isnan(regret))
-    return Run(regret, times, locked, lock_time, support, status_of(finite))
+    recovered = recovery(chosen, best, regret)
+    return Run(
+        regret, trial.times, locked, lock_time, support, status_of(finite), rewards, recovered
+    )

@@ -18,7 +18,7 @@ from jaxsac.bandits.estimate.radii import (
     diagonal_design_numbers,
 )
 from jaxsac.bandits.phased.rule import FOREVER, Number, Rule
-from jaxsac.bandits.protocol import INIT, Policy
+from jaxsac.bandits.protocol import INIT, Policy, Total
 from jaxsac.bandits.sets.action_set import (
     ActionSet,
     a_set,
@@ -131,10 +131,10 @@ class Phased(Policy):
         plan = make_plan(self, dimension, jnp.result_type(float) if dtype is None else dtype)
         none, (support, _) = jnp.int32(0), no_choice(self.sparsity, dimension)
         zeros = jnp.zeros(plan.basis.shape[0], plan.basis.dtype)
-        counts = jnp.zeros(zeros.shape, jnp.int32)
+        sums, counts = Total(zeros, zeros), jnp.zeros(zeros.shape, jnp.int32)
         action, unlocked = jnp.zeros(dimension, plan.basis.dtype), jnp.asarray(False)
         return PhasedState(
-            none + 1, none, zeros, zeros, counts, none, unlocked, none - 1, support, action, plan
+            none + 1, none, sums, sums, counts, none, unlocked, none - 1, support, action, plan
         )
 
     def act(self, state: "PhasedState", offer: None = None) -> jax.Array:
@@ -149,7 +149,7 @@ class Phased(Policy):
         Only the exploration teaches: a reward of another action counts where that is a row of the
         basis, as of a log or one that is late, and is dropped otherwise.
         """
-        basis, dtype = state.plan.basis, state.sums.dtype
+        basis, dtype = state.plan.basis, state.plan.basis.dtype
         exploring, named = state.left == 0, _due(state)
         reward = real().take("reward", reward, dtype)
         own, arm, known = jnp.asarray(True), named, jnp.isfinite(reward)
@@ -165,14 +165,14 @@ class Phased(Policy):
         reward, weight = jnp.where(used, reward, 0.0), jnp.where(used, 1, 0).astype(jnp.int32)
         # Of the deviations, by Welford: a sum of squares would cancel against the square of a sum.
         before = state.counts[arm].astype(dtype)
-        away = reward - state.sums[arm] / jnp.maximum(before, 1.0)
+        away = reward - state.sums.value[arm] / jnp.maximum(before, 1.0)
         away = jnp.where(used, away**2 * before / (before + 1.0), 0.0)
-        counts = state.counts.at[arm].add(weight)
+        counts, none = state.counts.at[arm].add(weight), jnp.zeros(basis.shape[0], dtype)
         least, left = jnp.min(counts), state.left - jnp.where(own & ~exploring, 1, 0)
         complete = exploring & (least >= state.cycle)
         state = state._replace(
-            sums=state.sums.at[arm].add(reward),
-            squares=state.squares.at[arm].add(away),
+            sums=state.sums.plus(none.at[arm].set(reward)),
+            squares=state.squares.plus(none.at[arm].set(away)),
             counts=counts,
             cycle=jnp.where(complete, least, state.cycle),
             left=left.astype(jnp.int32),
@@ -191,7 +191,7 @@ class Phased(Policy):
         spread = solve**2 if solve.ndim == 1 else jnp.sum(solve**2, axis=1)
         count = jnp.min(state.counts).astype(spread.dtype)
         algorithm, cycle = state.plan.algorithm, jnp.maximum(count, 1.0)
-        sigma, delta = noise_level(algorithm, cycle, jnp.sum(state.squares), number)
+        sigma, delta = noise_level(algorithm, cycle, jnp.sum(state.squares.value), number)
         width = coordinate_radius(spread, spread.shape[0], cycle, sigma, delta)
         known = (count > 0) & (self.rule.gap is not None)
         return least_squares(state), jnp.where(known, width, jnp.inf)
@@ -345,36 +345,36 @@ class PhasedState(NamedTuple):
 
     cycle: jax.Array  # int32 [], from 1
     left: jax.Array  # int32 [], steps of the exploitation
-    sums: jax.Array  # [m], of rewards by arm
-    squares: jax.Array  # [m], of the deviations from each arm's mean
+    sums: Total  # [m], of rewards by arm
+    squares: Total  # [m], of the deviations from each arm's mean
     counts: jax.Array  # int32 [m], of rewards by arm
     dropped: jax.Array  # int32 [], rewards that were no numbers, or of no row of the basis
     locked: jax.Array  # bool []
     lock_cycle: jax.Array  # int32 [], −1: not yet
-    indices: jax.Array  # int32 [s], the support; −1: none yet
+    indices: jax.Array  # int32 [s], the support, locked or of the last cycle; −1: none yet
     action: jax.Array  # [d], that is exploited
     plan: Plan
 
 
 def least_squares(state: PhasedState) -> jax.Array:
     """The estimate [d] from the mean reward of each arm."""
-    counts = jnp.maximum(state.counts, 1).astype(state.sums.dtype)
-    return apply_solve(state.plan.solve, state.sums / counts)
+    sums = state.sums.value
+    return apply_solve(state.plan.solve, sums / jnp.maximum(state.counts, 1).astype(sums.dtype))
 
 
 def _decide(algorithm: Phased, state: PhasedState) -> PhasedState:
     plan, rule = state.plan, algorithm.rule
     dimension, estimate = state.action.shape[0], least_squares(state)
-    newly = exploiting = fresh = jnp.asarray(True)
+    newly = exploiting = jnp.asarray(True)
     support = None
     if rule.verify is None:
         newly = ~newly
     else:
-        proved, support = rule.verify(plan, estimate, state.cycle, jnp.sum(state.squares))
-        newly = fresh = ~state.locked & proved
+        proved, support = rule.verify(plan, estimate, state.cycle, jnp.sum(state.squares.value))
+        newly = ~state.locked & proved
         exploiting = state.locked | newly
     support = choose(plan, estimate) if support is None else support
-    indices = jnp.where(fresh, support, state.indices)
+    indices = jnp.where(state.locked, state.indices, support)
     action = exploit(plan, plan.action_set.restrict(indices, dimension), indices, estimate)
     action = known(action, estimate)
     length = rule.length(plan.algorithm, state.cycle)

@@ -70,6 +70,12 @@ class ActionSet(eqx.Module):
         """A bound on ‖x‖₂ over the s-sparse actions, the Lipschitz constant of f in theta."""
         raise ValueError(f"{type(self).__name__} must define norm_bound(sparsity, dimension).")
 
+    def action_slope(self, dimension: int) -> jax.Array | float:
+        """J with ‖x(u) − x(v)‖₂ ≤ J ‖u − v‖₂ for the maximisers of unit vectors u and v, supported
+        alike: the paper's equation 7; infinite where they jump.
+        """
+        return float("inf")
+
     def reach(self, dimension: int, dtype) -> jax.Array:
         """For each axis the largest multiple [d] of its unit vector in X, negative where the
         negative side reaches further.

@@ -95,6 +95,10 @@ class Ellipsoid(ActionSet):
             jnp.min(jnp.linalg.eigvalsh(self.matrix[blocks[:, :, None], blocks[:, None, :]]))
         )
 
+    def action_slope(self, dimension):
+        values = jnp.linalg.eigvalsh(self.matrix)
+        return jnp.sqrt(values[-1]) / values[0]
+
     def reach(self, dimension, dtype):
         return 1.0 / jnp.sqrt(jnp.diag(self.matrix)).astype(dtype)
 

@@ -107,6 +107,9 @@ class Ball(Modular):
     def norm_bound(self, sparsity, dimension):
         return self.radius
 
+    def action_slope(self, dimension):
+        return self.radius
+
     def reach(self, dimension, dtype):
         return jnp.full(dimension, self.radius, dtype)
 
@@ -167,6 +170,11 @@ class LpBall(Modular):
         return jnp.asarray(self.radius, p.dtype) * float(sparsity) ** jnp.maximum(
             0.5 - 1.0 / p, 0.0
         )
+
+    def action_slope(self, dimension):
+        p = jnp.asarray(self.p, jnp.result_type(float))
+        slope = jnp.asarray(self.radius, p.dtype) * float(dimension) ** (1.0 / p - 0.5) / (p - 1.0)
+        return jnp.where(p <= 2.0, slope, jnp.inf)
 
     def reach(self, dimension, dtype):
         return jnp.full(dimension, self.radius, dtype)

@@ -3,6 +3,7 @@
 import math
 from functools import partial
 from itertools import combinations
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -189,17 +190,19 @@ def submodularity_ratio(action_set: ActionSet, theta: jax.Array, sparsity: int) 
     return least if np.isfinite(least) else 1.0
 
 
-def benchmark_value(
+def benchmark_of(
     action_set: ActionSet,
     theta: jax.Array,
     sparsity: int,
     benchmark: str,
-    alpha: jax.Array,
+    alpha: Any,
     mask: jax.Array | None = None,
-) -> jax.Array:
-    """The reward of a step that regret is measured against, with the actions of the mask [d]."""
+) -> Selection:
+    """What regret is measured against, with the actions of the mask [d]; its value is the reward
+    of a step.
+    """
     if benchmark == "greedy":
-        return action_set.greedy(theta, sparsity, mask).value
+        return action_set.greedy(theta, sparsity, mask)
     offered = action_set if mask is None else Masked(action_set, mask)
-    best = _best(cast(offered, theta.dtype), theta, sparsity).value
-    return alpha * best if benchmark == "alpha" else best
+    best = _best(cast(offered, theta.dtype), theta, sparsity)
+    return best._replace(value=alpha * best.value) if benchmark == "alpha" else best

@@ -8,8 +8,16 @@ import jax.numpy as jnp
 from jaxsac import _checks, _loops
 from jaxsac._arguments import arguments, real, record, size
 from jaxsac.bandits.estimate.radii import BELOW_ONE, coordinate_radius
-from jaxsac.bandits.protocol import INIT, like_theta
-from jaxsac.bandits.sets.action_set import check_dimension, no_choice, put, sized, take
+from jaxsac.bandits.protocol import INIT, Total, like_theta
+from jaxsac.bandits.sets.action_set import (
+    ActionSet,
+    all_finite,
+    check_dimension,
+    no_choice,
+    put,
+    sized,
+    take,
+)
 from jaxsac.bandits.sets.modular import Modular
 from jaxsac.bandits.stepwise.sparse import OnSet
 
@@ -17,8 +25,7 @@ from jaxsac.bandits.stepwise.sparse import OnSet
 class ProofState(NamedTuple):
     """Where a run is: it explores while a coordinate waits, then plays `action`, `left` times."""
 
-    sums: jax.Array  # [d], of rewards over the coordinate that was played alone
-    rest: jax.Array  # [d], what rounding added to the sums (Kahan 1965)
+    sums: Total  # [d], of rewards over the coordinate that was played alone
     counts: jax.Array  # int32 [d], of them
     waiting: jax.Array  # bool [d], coordinates that this round has still to explore
     left: jax.Array  # int32 [], steps of the present action
@@ -49,7 +56,7 @@ class Proof(OnSet):
         none, counts = jnp.int32(0), jnp.zeros(dimension, jnp.int32)
         start = no_choice(self.sparsity, dimension)[0], jnp.asarray(False), none - 1, none
         useful = self.action_set.reach(dimension, zeros.dtype) != 0
-        return ProofState(zeros, zeros, counts, useful, none + 1, none, zeros, *start)
+        return ProofState(Total(zeros, zeros), counts, useful, none + 1, none, zeros, *start)
 
     def act(self, state: ProofState, offer: None = None) -> jax.Array:
         """The action [d] to play now."""
@@ -67,21 +74,19 @@ class Proof(OnSet):
         self, state: ProofState, action: jax.Array, mean: jax.Array, count: Any = 1
     ) -> ProofState:
         """The state after `count` rewards of one action, given by their mean."""
-        action = like_theta("action", action, state.sums, "d")
-        mean, count = like_theta("reward", mean, state.sums), jnp.asarray(count, jnp.int32)
+        none = jnp.zeros_like(state.sums.value)
+        action = like_theta("action", action, none, "d")
+        mean, count = like_theta("reward", mean, none), jnp.asarray(count, jnp.int32)
         coordinate = jnp.argmax(jnp.abs(action))
         length, reach = action[coordinate], self._reach(state)[coordinate]
         alone = (jnp.sum(action != 0) == 1) & (jnp.abs(length) >= 0.999 * jnp.abs(reach))
-        used, exploring = alone & jnp.isfinite(mean), jnp.any(state.waiting)
+        finite, exploring = all_finite((action, mean)), jnp.any(state.waiting)
+        used = alone & finite
         number = count.astype(mean.dtype)
         gain = jnp.where(used, number * mean / jnp.where(alone, length, 1.0), 0.0)
-        before, gain = state.sums[coordinate], gain - jnp.where(used, state.rest[coordinate], 0.0)
-        after = before + gain
-        rest = jnp.where(used, (after - before) - gain, state.rest[coordinate])
-        lost = ~jnp.isfinite(mean) | (exploring & ~used)
+        lost = ~finite | (exploring & ~used)
         state = state._replace(
-            sums=state.sums.at[coordinate].set(after),
-            rest=state.rest.at[coordinate].set(rest),
+            sums=state.sums.plus(none.at[coordinate].set(gain)),
             counts=state.counts.at[coordinate].add(jnp.where(used, count, 0)),
             waiting=state.waiting.at[coordinate].min(~used),
             left=jnp.where(exploring, 1, state.left - count).astype(jnp.int32),
@@ -104,12 +109,13 @@ class Proof(OnSet):
         """The estimate [d] from the exploration, and the radius of each coordinate: all times and
         coordinates at once, with probability 1 − delta; infinite before a coordinate is played.
         """
-        number = jnp.maximum(state.counts, 1).astype(state.sums.dtype)
+        sums = state.sums.value
+        number = jnp.maximum(state.counts, 1).astype(sums.dtype)
         sigma, delta = (jnp.asarray(x).astype(number.dtype) for x in (self.sigma, self.delta))
         reach = self._reach(state)
         entry = 1.0 / jnp.where(reach == 0, 1.0, reach) ** 2
         width = coordinate_radius(entry, number.shape[0], number, sigma, delta)
-        theta = state.sums / number
+        theta = sums / number
         width = width + 4 * jnp.finfo(theta.dtype).eps * jnp.abs(theta)
         return theta, jnp.where(state.counts > 0, width, jnp.inf)
 
@@ -117,7 +123,7 @@ class Proof(OnSet):
         return state.indices
 
     def _reach(self, state: ProofState) -> jax.Array:
-        return self.action_set.reach(state.sums.shape[0], state.sums.dtype)
+        return self.action_set.reach(state.sums.value.shape[0], state.sums.value.dtype)
 
     def _axes(self, state: ProofState) -> jax.Array:
         """For each coordinate the multiple [d] of its unit vector that is played alone: the longest
@@ -126,63 +132,81 @@ class Proof(OnSet):
         reach = self._reach(state)
         tight = 1 + 64 * float(jnp.finfo(reach.dtype).eps)
         back = jax.vmap(self.action_set.gauge)(-jnp.diag(reach)) <= tight
-        return jnp.where(back & (reach * state.sums < 0), -reach, reach)
+        return jnp.where(back & (reach * state.sums.value < 0), -reach, reach)
 
-    def _bounds(self, state: ProofState) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """The scores [d] of the estimate, and their least and largest values within the radius."""
+    def _bounds(self, state: ProofState) -> tuple[jax.Array, jax.Array]:
+        """The least and largest values [d] of the scores within the radius."""
         assert isinstance(self.action_set, Modular)
         theta, width = self.estimate(state)
         width = jnp.where(self._reach(state) == 0, 0.0, width)  # nobody can play it
         ends = self.action_set.scores(theta - width), self.action_set.scores(theta + width)
         low = jnp.where(jnp.abs(theta) <= width, 0.0, jnp.minimum(*ends))
-        return self.action_set.scores(theta), low, jnp.maximum(*ends)
+        return low, jnp.maximum(*ends)
 
     def _alive(self, state: ProofState) -> jax.Array:
         """What may be among the s best [d]; once they are proved, these."""
-        _, low, high = self._bounds(state)
+        low, high = self._bounds(state)
         least = jnp.sort(low)[-self.sparsity]
-        chosen = put(jnp.ones(self.sparsity, bool), state.indices, low.shape[0])
-        return jnp.where(state.locked, chosen, high >= least) & (self._reach(state) != 0)
+        alive = jnp.where(state.locked, self._chosen(state), high >= least)
+        return alive & (self._reach(state) != 0)
+
+    def _chosen(self, state: ProofState) -> jax.Array:
+        """Whether a coordinate [d] is of the support."""
+        return put(jnp.ones(self.sparsity, bool), state.indices, state.action.shape[0])
 
     def _decide(self, state: ProofState) -> ProofState:
         """At the end of a round: the support, whether it is proved, and how long to exploit it."""
-        assert isinstance(self.action_set, Modular)
-        dimension, dtype = state.sums.shape[0], state.sums.dtype
-        theta, width = self.estimate(state)
-        scores, low, high = self._bounds(state)
-        indices = jnp.where(state.locked, state.indices, self.choose(theta, None)[0])
-        chosen = put(jnp.ones(self.sparsity, bool), indices, dimension)
-        rival = jnp.max(jnp.where(chosen, -jnp.inf, high), initial=-jnp.inf)
-        tolerance = jnp.asarray(self.tolerance).astype(low.dtype)
-        proved = jnp.min(jnp.where(chosen, low, jnp.inf)) + tolerance >= rival
-        locked = state.locked | proved
-        state = state._replace(indices=indices, locked=locked)
-        part, known = self.action_set.restrict(indices, dimension), take(theta, indices)
-        action = put(part.argmax(known), indices, dimension)
-        # A round costs `cost`, and a step of the exploitation `loss`: by the curvature of f on the
-        # support, and by what the supports that are not excluded might be better.
-        alive = self._alive(state)
-        value = jnp.sum(theta * action)
-        cost = jnp.sum(jnp.where(alive, value - theta * self._axes(state), 0.0))
-        number = jnp.maximum(take(state.counts, indices), 1).astype(dtype)
-        reach = take(self._reach(state), indices)
-        variance = jnp.asarray(self.sigma).astype(dtype) ** 2 / (
-            number * jnp.where(reach == 0, 1.0, reach) ** 2
-        )
-        loss = 0.5 * jnp.sum(jnp.diag(jax.hessian(part.support)(known)) * variance)
-        weakest = jnp.argmin(jnp.where(chosen, scores, jnp.inf))
-        slope = self.action_set.score_slope(theta)
-        ahead = jnp.maximum(scores + slope * width / 2.0 - scores[weakest], 0.0)
-        ahead = jnp.sum(jnp.where(alive & ~chosen, ahead, 0.0))
-        loss = jnp.maximum(loss, 0.0) + ahead * jnp.abs(action[weakest]) / slope
+        state = self._lock(state)
+        theta, dtype = self.estimate(state)[0], state.action.dtype
+        part = self.action_set.restrict(state.indices, theta.shape[0])
+        known = take(theta, state.indices)
+        state = state._replace(action=put(part.argmax(known), state.indices, theta.shape[0]))
+        cost = self._cost(state)
+        loss = self._curvature(state, part, known) + self._rivals(state)
         longest = state.step.astype(dtype)
         scale = jnp.asarray(self.schedule_scale).astype(dtype)
         steps = jnp.where(loss * longest > cost, cost / jnp.where(loss > 0, loss, 1.0), longest)
+        return state._replace(left=jnp.ceil(jnp.maximum(steps * scale, 0.0)).astype(jnp.int32))
+
+    def _lock(self, state: ProofState) -> ProofState:
+        """The support, locked once each of its scores is provably at least every other one."""
+        low, high = self._bounds(state)
+        chosen = self.choose(self.estimate(state)[0], None)[0]
+        state = state._replace(indices=jnp.where(state.locked, state.indices, chosen))
+        inside = self._chosen(state)
+        rival = jnp.max(jnp.where(inside, -jnp.inf, high), initial=-jnp.inf)
+        tolerance = jnp.asarray(self.tolerance).astype(low.dtype)
+        locked = state.locked | (jnp.min(jnp.where(inside, low, jnp.inf)) + tolerance >= rival)
+        first = locked & (state.lock_time < 0)
         return state._replace(
-            action=action,
-            left=jnp.ceil(jnp.maximum(steps * scale, 0.0)).astype(jnp.int32),
-            lock_time=jnp.where(locked & (state.lock_time < 0), state.step, state.lock_time),
+            locked=locked, lock_time=jnp.where(first, state.step, state.lock_time)
         )
+
+    def _cost(self, state: ProofState) -> jax.Array:
+        """What the next round loses against the action."""
+        theta = self.estimate(state)[0]
+        lost = jnp.sum(theta * state.action) - theta * self._axes(state)
+        return jnp.sum(jnp.where(self._alive(state), lost, 0.0))
+
+    def _curvature(self, state: ProofState, part: ActionSet, known: jax.Array) -> jax.Array:
+        """What a step of the action loses on its support: to second order ½ tr(∇²f Σ)."""
+        number = jnp.maximum(take(state.counts, state.indices), 1).astype(known.dtype)
+        reach = take(self._reach(state), state.indices)
+        sigma = jnp.asarray(self.sigma).astype(known.dtype)
+        variance = sigma**2 / (number * jnp.where(reach == 0, 1.0, reach) ** 2)
+        bend = jnp.diag(jax.hessian(part.support)(known))
+        return jnp.maximum(0.5 * jnp.sum(bend * variance), 0.0)
+
+    def _rivals(self, state: ProofState) -> jax.Array:
+        """By how much the supports that are not excluded might be better in a step."""
+        assert isinstance(self.action_set, Modular)
+        theta, width = self.estimate(state)
+        scores, inside = self.action_set.scores(theta), self._chosen(state)
+        weakest = jnp.argmin(jnp.where(inside, scores, jnp.inf))
+        slope = self.action_set.score_slope(theta)
+        ahead = jnp.maximum(scores + slope * width / 2.0 - scores[weakest], 0.0)
+        ahead = jnp.sum(jnp.where(self._alive(state) & ~inside, ahead, 0.0))
+        return ahead * jnp.abs(state.action[weakest]) / slope
 
 
 @arguments(

@@ -23,16 +23,18 @@ class Ridge(NamedTuple):
     """Ridge regression that is never factored, with V = ridge I + Σ x x'."""
 
     root: jax.Array  # [d, d], root root' = V⁻¹
+    variance: jax.Array  # [d], (V⁻¹)_ii up to rounding: the rows of root cost d² a step
     theta: jax.Array  # [d], the estimate
     log_det: jax.Array  # [], log det(V) − log det(ridge I)
     dropped: jax.Array  # int32 [], rewards that were no numbers
 
 
 def ridge_start(dimension: int, ridge: jax.Array, dtype: Any) -> Ridge:
-    """`ridge` is [], or [d] for one of each coordinate; infinite where theta is known to be 0."""
+    """`ridge` is [], or [d] for one of each coordinate."""
     ridge = jnp.broadcast_to(jnp.asarray(ridge).astype(dtype), (dimension,))
     zeros = jnp.zeros(dimension, dtype)
-    return Ridge(jnp.diag(1.0 / jnp.sqrt(ridge)), zeros, jnp.zeros((), dtype), jnp.int32(0))
+    root = jnp.diag(1.0 / jnp.sqrt(ridge))
+    return Ridge(root, 1.0 / ridge, zeros, jnp.zeros((), dtype), jnp.int32(0))
 
 
 def ridge_update(state: Ridge, x: jax.Array, reward: jax.Array, count: Any = 1.0) -> Ridge:
@@ -42,9 +44,9 @@ def ridge_update(state: Ridge, x: jax.Array, reward: jax.Array, count: Any = 1.0
     x = like_theta("action", x, state.theta, "d")
     reward = like_theta("reward", reward, state.theta)
     known = jnp.isfinite(reward) & jnp.all(jnp.isfinite(x))
-    # With x = 0 nothing below changes.
+    # With w = 0 nothing below changes.
+    w = jnp.where(known, product(x, state.root), 0.0)
     x, reward = jnp.where(known, x, 0.0), jnp.where(known, reward, 0.0)
-    w = product(x, state.root)
     size = jnp.asarray(count).astype(x.dtype) * product(w, w)
     back = product(state.root, w)
     step = jnp.asarray(count).astype(x.dtype) / (1.0 + size)
@@ -54,9 +56,10 @@ def ridge_update(state: Ridge, x: jax.Array, reward: jax.Array, count: Any = 1.0
     shrink = shrink * jnp.asarray(count).astype(x.dtype)
     return Ridge(
         state.root - shrink * back[:, None] * w[None, :],
+        state.variance - step * back**2,
         theta,
         state.log_det + jnp.log1p(size),
-        state.dropped + jnp.where(known, 0, 1).astype(jnp.int32),
+        state.dropped + jnp.where(known, 0, count).astype(jnp.int32),
     )
 
 
@@ -111,7 +114,6 @@ class ThompsonState(NamedTuple):
     """The posterior, and the draw that is played."""
 
     ridge: Ridge  # its log_det counts from the draw
-    seen: jax.Array  # [d], Σ x_i²
     drawn: jax.Array  # [d], from the posterior of its time
     key: jax.Array  # uint32, the numbers of a key
     step: jax.Array  # int32 [], updates so far
@@ -127,7 +129,7 @@ def posterior_draw(ridge: Ridge, sigma: Any, key: jax.Array) -> jax.Array:
 def posterior_start(key: jax.Array | None, ridge: Ridge, sigma: Any) -> ThompsonState:
     zero, numbers = jnp.int32(0), raw(key, "Thompson sampling")
     drawn = posterior_draw(ridge, sigma, jax.random.fold_in(numbers, zero))
-    return ThompsonState(ridge, jnp.zeros_like(drawn), drawn, numbers, zero)
+    return ThompsonState(ridge, drawn, numbers, zero)
 
 
 def posterior_interval(state: ThompsonState, sigma: Any) -> tuple[jax.Array, jax.Array]:
@@ -139,20 +141,16 @@ def posterior_update(
     state: ThompsonState, sigma: Any, hold: Any, observed: tuple[Any, Any], count: Any = 1
 ) -> ThompsonState:
     """After `count` rewards of one action, observed = (action, their mean); a draw is kept until
-    det(V) has grown by the factor 1 + hold since.
+    det(V) has grown by the factor 1 + hold since, for what is dropped too.
     """
     ridge = ridge_update(state.ridge, *observed, count)
-    action, reward = (jnp.asarray(value, ridge.theta.dtype) for value in observed)
-    number, step = jnp.asarray(count).astype(action.dtype), state.step + count
-    seen = state.seen + jnp.where(jnp.isfinite(reward), number * action**2, 0.0)
+    step, hold = state.step + count, jnp.asarray(hold).astype(ridge.theta.dtype)
     # What adds no information, as the origin does, would be kept for ever.
-    idle = ridge.log_det == state.ridge.log_det
-    due = idle | (
-        ridge.log_det >= (1.0 - _SLACK) * jnp.log1p(jnp.asarray(hold).astype(action.dtype))
-    )
+    idle = (ridge.log_det == state.ridge.log_det) & (ridge.dropped == state.ridge.dropped)
+    due = idle | (ridge.log_det >= (1.0 - _SLACK) * jnp.log1p(hold))
     fresh = posterior_draw(ridge, sigma, jax.random.fold_in(state.key, step))
     ridge = ridge._replace(log_det=jnp.where(due, 0.0, ridge.log_det))
-    return ThompsonState(ridge, seen, jnp.where(due, fresh, state.drawn), state.key, step)
+    return ThompsonState(ridge, jnp.where(due, fresh, state.drawn), state.key, step)
 
 
 def kept(state: ThompsonState, hold: Any, action: jax.Array) -> jax.Array:

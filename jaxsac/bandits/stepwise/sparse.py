@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from jaxsac import _loops
 from jaxsac._arguments import arguments, real, size
 from jaxsac.bandits.phased.schedule import same
-from jaxsac.bandits.protocol import INIT, Policy, like_theta, product
+from jaxsac.bandits.protocol import INIT, Policy, Total, like_theta, product
 from jaxsac.bandits.sets.action_set import ActionSet, a_set, check_dimension, known, put, take
 from jaxsac.bandits.sets.composed import A_MASK
-from jaxsac.bandits.sets.supports import benchmark_value
+from jaxsac.bandits.sets.supports import benchmark_of
 from jaxsac.bandits.stepwise.ridge import NUMBERS, Ridge, Stepwise
 
 
@@ -39,7 +39,8 @@ class OnSet(Policy):
     def benchmark(self, theta, offer, benchmark: str, alpha) -> jax.Array:
         """The reward of a step that regret is measured against."""
         offer = mask_of(offer, theta)
-        return benchmark_value(self.action_set, theta, self.sparsity, benchmark, alpha, offer)
+        best = benchmark_of(self.action_set, theta, self.sparsity, benchmark, alpha, offer)
+        return best.value
 
 
 def mask_of(offer: jax.Array | None, theta: jax.Array) -> jax.Array | None:
@@ -78,7 +79,7 @@ class OptimisticGreedy(OnSet, Stepwise):
 class AdaptiveState(NamedTuple):
     """Where an online run is."""
 
-    sums: jax.Array  # [d], of exploration rewards by coordinate
+    sums: Total  # [d], of exploration rewards by coordinate
     counts: jax.Array  # int32 [d], of them
     owed: jax.Array  # int32 [d], visits that each coordinate waits for
     cycle: jax.Array  # int32 [], from 1
@@ -98,7 +99,9 @@ class AdaptiveGreedy(OnSet):
         dtype = jnp.result_type(float) if dtype is None else dtype
         zeros, none = jnp.zeros(dimension, dtype), jnp.zeros(dimension, jnp.int32)
         length = self._length(jnp.int32(1), dtype)
-        return AdaptiveState(zeros, none, none + 1, jnp.int32(1), length, jnp.int32(0))
+        return AdaptiveState(
+            Total(zeros, zeros), none, none + 1, jnp.int32(1), length, jnp.int32(0)
+        )
 
     def _length(self, cycle, dtype):
         return jnp.ceil(
@@ -108,11 +111,12 @@ class AdaptiveGreedy(OnSet):
         ).astype(jnp.int32)
 
     def _estimate(self, state):
-        reach = self.action_set.reach(state.sums.shape[0], state.sums.dtype)
+        sums = state.sums.value
+        reach = self.action_set.reach(sums.shape[0], sums.dtype)
         weight = jnp.maximum(state.counts, 1).astype(reach.dtype) * jnp.where(
             reach == 0, 1.0, reach
         )
-        return jnp.where(reach == 0, 0.0, state.sums / weight), reach
+        return jnp.where(reach == 0, 0.0, sums / weight), reach
 
     def _due(self, state, offer):
         """The coordinate to explore now and whether there is one: the available one that waits for
@@ -122,7 +126,7 @@ class AdaptiveGreedy(OnSet):
         return jnp.argmax(owed), jnp.any(owed > 0)
 
     def act(self, state: AdaptiveState, offer: jax.Array | None = None) -> jax.Array:
-        offer = mask_of(offer, state.sums)
+        offer = mask_of(offer, state.sums.value)
         estimate, reach = self._estimate(state)
         coordinate, explore = self._due(state, offer)
         named = self._axis(coordinate, reach)
@@ -142,12 +146,13 @@ class AdaptiveGreedy(OnSet):
         offer. While something is due, the reward of any axis at full length counts, and others are
         dropped; the rewards of the exploitation teach nothing.
         """
-        offer = mask_of(offer, state.sums)
+        none = jnp.zeros_like(state.sums.value)
+        offer = mask_of(offer, none)
         coordinate, explore = self._due(state, offer)
-        reward = like_theta("reward", reward, state.sums)
-        known = jnp.isfinite(reward)
+        reward = like_theta("reward", reward, none)
+        known = finite = jnp.isfinite(reward)
         if action is not None:
-            action = like_theta("action", action, state.sums, "d")
+            action = like_theta("action", action, none, "d")
             coordinate = jnp.argmax(jnp.abs(action))
             known &= same(action, self._axis(coordinate, self._estimate(state)[1]))
         seen = jnp.where(explore & known, 1, 0).astype(jnp.int32)
@@ -155,12 +160,12 @@ class AdaptiveGreedy(OnSet):
         ended = left <= 0
         cycle = jnp.where(ended, state.cycle + 1, state.cycle)
         return AdaptiveState(
-            state.sums.at[coordinate].add(jnp.where(seen > 0, reward, 0.0)),
+            state.sums.plus(none.at[coordinate].set(jnp.where(seen > 0, reward, 0.0))),
             state.counts.at[coordinate].add(seen),
             state.owed.at[coordinate].add(-seen) + jnp.where(ended, 1, 0).astype(jnp.int32),
             cycle,
-            jnp.where(ended, self._length(cycle, state.sums.dtype), left),
-            state.dropped + jnp.where(explore & ~known, 1, 0).astype(jnp.int32),
+            jnp.where(ended, self._length(cycle, none.dtype), left),
+            state.dropped + jnp.where(~finite | (explore & ~known), 1, 0).astype(jnp.int32),
         )
 
     def estimate(self, state: AdaptiveState) -> tuple[jax.Array, jax.Array]:

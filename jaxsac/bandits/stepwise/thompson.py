@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxsac import _checks
 from jaxsac._arguments import arguments, real, size
 from jaxsac.bandits.protocol import INIT
-from jaxsac.bandits.sets.action_set import ActionSet, a_set, check_dimension
+from jaxsac.bandits.sets.action_set import ActionSet, a_set, check_dimension, largest
 from jaxsac.bandits.stepwise.ridge import (
     ThompsonState,
     kept,
@@ -21,6 +21,7 @@ from jaxsac.bandits.stepwise.ridge import (
 from jaxsac.bandits.stepwise.sparse import OnSet, mask_of
 
 _SHRINKAGE = 1e-4  # of the flat prior's estimate after one reward: V is never singular
+_UNKNOWN = 0.01  # share of the flat prior in what is known of a coordinate, ridge_i (V⁻¹)_ii
 
 
 class Thompson(OnSet):
@@ -34,18 +35,27 @@ class Thompson(OnSet):
     def init(self, key: jax.Array | None = None, *, dimension: int, dtype=None) -> ThompsonState:
         check_dimension(self.action_set, dimension)
         dtype = jnp.result_type(float) if dtype is None else dtype
-        reach = self.action_set.reach(dimension, dtype)
-        ridge = _SHRINKAGE * reach**2
+        ridge = ridge_start(dimension, self._ridge(dimension, dtype), dtype)
+        return posterior_start(key, ridge, self.sigma)
+
+    def _ridge(self, dimension: int, dtype: Any) -> jax.Array:
         if self.prior_scale is not None:
-            ridge = (jnp.asarray(self.sigma) / self.prior_scale) ** 2
-        ridge = jnp.where(reach == 0, jnp.inf, ridge)
-        return posterior_start(key, ridge_start(dimension, ridge, dtype), self.sigma)
+            return (jnp.asarray(self.sigma) / self.prior_scale) ** 2
+        reach = self.action_set.reach(dimension, dtype)
+        return _SHRINKAGE * jnp.where(reach == 0, largest(reach), reach) ** 2
+
+    def _unknown(self, state: ThompsonState) -> jax.Array:
+        """The coordinates [d] of which the flat prior says more than the rewards do."""
+        variance = state.ridge.variance
+        share = self._ridge(variance.shape[0], variance.dtype) * variance
+        return (self.prior_scale is None) & (share > _UNKNOWN)
 
     def act(
         self, state: ThompsonState, offer: jax.Array | None = None, key: jax.Array | None = None
     ) -> jax.Array:
         """The greedy action [d] of the state's draw, or of a fresh one with `key`: for several
-        actions before their rewards come. With the flat prior every axis is played once first.
+        actions before their rewards come. With the flat prior every axis that the rewards do not
+        tell from the others is played first.
         """
         offer, drawn = mask_of(offer, state.drawn), state.drawn
         if key is not None:
@@ -54,7 +64,7 @@ class Thompson(OnSet):
         if self.prior_scale is not None:
             return action
         reach = self.action_set.reach(drawn.shape[0], drawn.dtype)
-        unseen = (state.seen == 0) & (reach != 0)
+        unseen = self._unknown(state) & (reach != 0)
         unseen = unseen if offer is None else unseen & offer
         order = jnp.arange(drawn.shape[0], 0, -1, dtype=drawn.dtype)
         if key is not None:
@@ -80,11 +90,10 @@ class Thompson(OnSet):
 
     def estimate(self, state: ThompsonState) -> tuple[jax.Array, jax.Array]:
         """The mean [d] of the posterior, and 1.96 of its standard deviations; infinite for a
-        coordinate that the flat prior has not seen.
+        coordinate of which the rewards say nothing, if the prior is flat.
         """
         theta, width = posterior_interval(state, self.sigma)
-        unseen = (self.prior_scale is None) & (state.seen == 0)
-        return theta, jnp.where(unseen, jnp.inf, width)
+        return theta, jnp.where(self._unknown(state), jnp.inf, width)
 
     def support(self, state: ThompsonState) -> jax.Array:
         return self.choose(state.ridge.theta, None)[0]
@@ -107,12 +116,14 @@ def thompson(
     * `sparsity`: s, static.
     * `sigma`: ≥ 0, the scale of the noise that it believes in, in units of the reward.
     * `prior_scale`: None for a flat prior, which is independent of the units of theta: it plays
-      every axis once and then knows a proper posterior. Or the standard deviation > 0 of the prior
-      N(0, prior_scale² I); one that is much too small locks the algorithm in, and then sigma must
-      be > 0.
+      every axis that past rewards do not tell from the others once, and then knows a proper
+      posterior. Or the standard deviation > 0 of the prior N(0, prior_scale² I); one that is much
+      too small locks the algorithm in, and then sigma must be > 0.
     * `hold`: ≥ 0; a draw is kept until det(V) has grown by the factor 1 + hold: for ⌈hold n⌉ steps
-      of an action that was played n times before, at least one. With 0.02 the regret grows by some
-      percent, and `simulate` needs of the order of 50 d log(T) draws for T steps at most.
+      of an action that was played n times before, at least one. With 0.3 the regret on balls and
+      ellipsoids grows by a fifth or less in 50,000 steps, and `simulate` needs of the order of 4 d
+      log(T) draws for T steps. Leave it at 0 on boxes: a draw that wrongly leaves a coordinate out
+      teaches nothing of it while it is kept, which has cost four times the regret there.
 
     For draws from the true prior the Bayesian regret on any set whose best action is found is of
     order d sigma √T up to logarithms. For the flat prior the theorems are frequentist, of order
