@@ -39,7 +39,7 @@ from jaxsac.subsample_q.learn.q_learning import (
 )
 from jaxsac.subsample_q.learn.sampled import learn as learn
 from jaxsac.subsample_q.trust.certificate import (
-    GapBounds as GapBounds,
+    ValueBounds as ValueBounds,
     certify as certify,
     choose_k as choose_k,
     upper_bound as upper_bound,

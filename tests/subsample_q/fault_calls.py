@@ -109,7 +109,6 @@ CALLS = {
         "method": "anderson",
         "stopping": "span",
         **STOP,
-        "evaluation_sweeps": 2,
         "initial": np.ones((3, 6)),
     },
     "subsample_q.evaluate": lambda: {
@@ -226,6 +225,7 @@ CALLS = {
         "max_k": 2,
         "num_rollouts": 4,
         "confidence": 0.9,
+        "interval": "normal",
         "tol": 1e-3,
         "exact": False,
     },

@@ -191,7 +191,7 @@ def test_choose_k_prefers_any_number_to_nan(monkeypatch):
 
     gaps = iter([np.nan, 3.0, 2.0, np.nan])
     monkeypatch.setattr(
-        certificate, "certify", lambda *_, **__: certificate.GapBounds(0.0, 0.0, next(gaps))
+        certificate, "certify", lambda *_, **__: certificate.ValueBounds(0.0, 0.0, next(gaps))
     )
     assert sq.choose_k(KEY, MODEL, 8, 1.0, (0, [8, 0, 0]))[0] == 4
 

@@ -49,7 +49,6 @@ from jaxsac.subsample_q.exact.table import TABLE, Meaning, QTable, best_of, gree
     stopping=choice("span", "sup"),
     tol=real(low=0),
     max_steps=integer(low=0),
-    evaluation_sweeps=integer(low=0),
     initial=INITIAL,
 )
 def solve(
@@ -63,7 +62,6 @@ def solve(
     stopping: str = "span",
     tol: Any = None,
     max_steps: Any = 100_000,
-    evaluation_sweeps: Any = 20,
     initial: Any = None,
 ) -> Solution:
     """Solve the k-agent surrogate exactly: the fixed point of the adapted Bellman operator, without
@@ -77,8 +75,7 @@ def solve(
       many; `backend` is that of `subsample_q.plan`.
     * `criterion`: "discounted", or "average" (relative value iteration; a unichain model).
     * `method`: "anderson" (value iteration from the best combination of the last five sweeps, kept
-      only if the span of its own residual is no larger), "value_iteration",
-      "modified_policy_iteration" (`evaluation_sweeps` between improvements) or "policy_iteration".
+      only if the span of its own residual is no larger) or "value_iteration".
     * `stopping`: "span" or "sup" of T V − V.
     * `tol`: relative to the scale, 1e-6 in float64 and 1e-4 in float32. CONVERGED: the half-width
       of the MacQueen bounds (span) or discount / (1 − discount) · sup|T V − V| (sup), plus
@@ -94,7 +91,7 @@ def solve(
 
     Returns: a Solution of a `QTable` whose state is its value [G, N]. The first sweep measures the
     operator on functions with a known expectation (stats["operator_error"]), which counts as
-    rounding; on concrete input a form that fails this test is replaced by the next. stats["method"]
+    rounding, in the bounds too; on concrete input a form that fails this test is replaced by the next. stats["method"]
     is a position in `subsample_q.METHODS` and stats["backend"] one in `subsample_q.BACKENDS`;
     num_steps counts sweeps, the test included; "average" adds stats["gain"], and the bounds are
     those of the gain.
@@ -121,7 +118,7 @@ def solve(
         )
     plans = candidates(model, k, backend) if plan is None else [plan]
     shape = (model.num_global_states, len(enumerate_counts(k, model.num_local_states)))
-    settings = Settings.of(shape, model.dtype, tol, max_steps, initial, evaluation_sweeps)
+    settings = Settings.of(shape, model.dtype, tol, max_steps, initial)
     for position, candidate in enumerate(plans):
         # On the host where it can be: that is time and compile time saved.
         ready = (

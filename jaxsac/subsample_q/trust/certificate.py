@@ -87,7 +87,7 @@ def _mean_at(weights: jax.Array, values: jax.Array, initial: Any) -> jax.Array:
 
 
 @register
-class GapBounds(NamedTuple):
+class ValueBounds(NamedTuple):
     """lower ≤ value of the executed policy ≤ V_n* ≤ upper at one state; a `lower` from the normal
     interval is approximate.
     """
@@ -123,7 +123,7 @@ def certify(
     interval: str = "normal",
     horizon: int | None = None,
     exact: bool = False,
-) -> GapBounds:
+) -> ValueBounds:
     """Bounds on the best value on n agents and on what the executed policy of k attains, at one
     initial state.
 
@@ -157,7 +157,7 @@ def certify(
     * `exact`: the exact value of the policy instead of rollouts and confidence, for small n
       (num_agents static then).
 
-    Returns: `GapBounds`.
+    Returns: `ValueBounds`.
 
     Raises: ValueError for a discount of 1, and as `upper_bound` and `simulate` do.
 
@@ -172,7 +172,7 @@ def certify(
         bounds = evaluate(model, table, n).value.bounds
         weights = hypergeometric_weights(initial[1], n, model.dtype)
         lower = jnp.where(valid, _mean_at(weights, bounds.lower, initial), jnp.nan)
-        return GapBounds(lower, top, top - lower)
+        return ValueBounds(lower, top, top - lower)
     if horizon is None:
         _checks.require(_checks.is_concrete(model.discount), "discount is traced: pass horizon=.")
         discount = float(model.discount)
@@ -186,7 +186,7 @@ def certify(
     # of V − Q, in every term of the sum over time
     rounding = 4 * jnp.finfo(width.dtype).eps * jnp.max(jnp.abs(bounds.upper)) / (1 - discount)
     gap = limit + losses.tail + width + rounding
-    return GapBounds(top - gap, top, gap)
+    return ValueBounds(top - gap, top, gap)
 
 
 @arguments(
@@ -198,6 +198,7 @@ def certify(
     max_k=size(1),
     num_rollouts=size(2),
     confidence=real(above=0, below=1),
+    interval=choice("normal", "bounded"),
     tol=real(low=0),
     exact=flag(),
 )
@@ -211,9 +212,10 @@ def choose_k(
     max_k: int | None = None,
     num_rollouts: int = 256,
     confidence: float = 0.95,
+    interval: str = "normal",
     tol: Any = None,
     exact: bool = False,
-) -> tuple[int, GapBounds]:
+) -> tuple[int, ValueBounds]:
     """The smallest k on the ladder 1, 2, 4, 8, ..., max_k whose certified gap at `initial` is at
     most `gap`; on the host.
 
@@ -225,14 +227,14 @@ def choose_k(
     * `max_k`: by default the largest k ≤ num_agents with at most 50,000 histograms.
     * the others: as in `certify` and `solve`.
 
-    Returns: (k, its `GapBounds`); if no k meets the target, those of the least gap: check
+    Returns: (k, its `ValueBounds`); if no k meets the target, those of the least gap: check
     `bounds.gap <= gap`.
     """
     L = model.num_local_states
     check_discount(model)
     check_state(initial, model.num_global_states, 1, num_agents, model.dtype)
     ladder = _ladder(num_agents, max_k, L)
-    best: tuple[int, GapBounds] | None = None
+    best: tuple[int, ValueBounds] | None = None
     previous = None
     shared = 1 - (1 - confidence) / len(ladder)
     for position, k in enumerate(ladder):
@@ -247,6 +249,7 @@ def choose_k(
             initial,
             num_rollouts=num_rollouts,
             confidence=shared,
+            interval=interval,
             exact=exact,
         )
         least = math.nan if best is None else float(best[1].gap)

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
 from jaxsac import _loops
 from jaxsac.subsample_q.data.model import Model
@@ -16,6 +18,7 @@ from jaxsac.subsample_q.exact.table import QTable
 from jaxsac.subsample_q.execute.simulation import simulate
 
 _NUM_BETS = 16  # of different sizes, which `betting_limit` makes at once
+_NUM_NODES = 64  # of the quadrature in `student_quantile`
 
 
 class Losses(NamedTuple):
@@ -133,15 +136,29 @@ def betting_limit(shares: jax.Array, confidence: jax.Array) -> jax.Array:
 
 
 def student_quantile(confidence: jax.Array, degrees: int) -> jax.Array:
-    """Quantile of Student's t by the Cornish-Fisher series (Abramowitz and Stegun 26.7.5): too
-    small by a relative 1e-4 at 10 degrees and confidences up to .999, less beyond, more below.
+    """Quantile of Student's t, by halving φ in the law of t = √degrees tan φ:
+
+        P(0 < t < √degrees tan φ) = Γ((degrees + 1) / 2) / (Γ(degrees / 2) √π) ∫₀^φ cos^(degrees−1)
+
+    The integrand is smooth, and wide where the quantile is far, so that Gauss and Legendre's rule
+    leaves rounding alone, for 1 degree and for millions. Its derivatives are zero.
     """
-    number = float(degrees)  # its fourth power may be no int32
-    z = jax.scipy.special.ndtri(confidence)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + sum(term / number**power for power, term in enumerate(terms, 1))
+    dtype = confidence.dtype
+    ratio = math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2)
+    nodes, weights = (part.astype(dtype) for part in np.polynomial.legendre.leggauss(_NUM_NODES))
+    places, weights = (1 + nodes) / 2, weights * (math.exp(ratio) / math.sqrt(4 * math.pi))
+    goal = lax.stop_gradient(confidence) - 0.5
+
+    def halve(_, ends):
+        low, high = ends
+        middle = (low + high) / 2
+        # log cos φ, where 1 − cos φ may be rounding
+        logs = jnp.log1p(-(jnp.sin(middle * places) ** 2)) / 2
+        chance = middle * jnp.sum(weights * jnp.exp((degrees - 1) * logs))
+        beyond = chance >= jnp.abs(goal)
+        return jnp.where(beyond, low, middle), jnp.where(beyond, middle, high)
+
+    zero = 0 * goal
+    ends = (zero, zero + dtype.type(math.pi / 2))
+    angle = _loops.fori_loop(0, 2 * jnp.finfo(dtype).nmant, halve, ends)[1]
+    return jnp.sign(goal) * math.sqrt(degrees) * jnp.tan(angle)

@@ -44,12 +44,14 @@ class Criterion(NamedTuple):
         moved = (1 - _DAMPING) * before + _DAMPING * after
         return moved - moved[0, 0]
 
-    def centre(self, value: jax.Array, low: jax.Array, high: jax.Array) -> tuple[jax.Array, Bounds]:
+    def centre(
+        self, value: jax.Array, low: jax.Array, high: jax.Array, rounding: jax.Array
+    ) -> tuple[jax.Array, Bounds]:
         """What to add to the value of the last sweep, and the bounds (average: on the gain)."""
         if self.average:
-            return -value[0, 0], Bounds(low, high)
+            return -value[0, 0], Bounds(low - rounding, high + rounding)
         shift = self.reach * (low + high) / 2
-        width = self.reach * (high - low) / 2
+        width = self.reach * (high - low) / 2 + rounding
         return shift, Bounds(value + shift - width, value + shift + width)
 
 
