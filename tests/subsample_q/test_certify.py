@@ -73,7 +73,9 @@ def test_monte_carlo_bounds_cover_at_their_confidence(interval):
     model, n, k = sq.Model(*problems.mode_tracking(3, discount=0.8)), 6, 2
     table, larger = (sq.solve(model, size, tol=1e-9).value for size in (k, 4))
     counts = np.array([3, 1, 2], np.int32)
-    truth = float(sq.certify(jax.random.key(0), model, table, n, (1, counts), exact=True).lower)
+    truth = float(
+        sq.certify(jax.random.key(0), model, table, n, (1, counts), interval="exact").lower
+    )
 
     def lower(key):
         options = {"num_rollouts": 32, "confidence": 0.9, "horizon": 60, "interval": interval}
@@ -151,8 +153,8 @@ def test_choose_k_meets_the_target_or_says_how_near_it_came():
         0.8,
     )
     state = (0, np.array([2, 1, 1]))
-    k, bounds = sq.choose_k(jax.random.key(0), tracking, 4, 0.6, state, exact=True)
+    k, bounds = sq.choose_k(jax.random.key(0), tracking, 4, 0.6, state, interval="exact")
     assert 1 < k < 4 or k == 4
     assert float(bounds.gap) <= 0.6
-    k, bounds = sq.choose_k(jax.random.key(0), tracking, 4, 1e-12, state, exact=True)
+    k, bounds = sq.choose_k(jax.random.key(0), tracking, 4, 1e-12, state, interval="exact")
     assert k == 4 and float(bounds.gap) < 1e-4

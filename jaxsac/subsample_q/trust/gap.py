@@ -12,10 +12,10 @@ import numpy as np
 from jax import lax
 
 from jaxsac import _loops
-from jaxsac.subsample_q.data.model import Model
-from jaxsac.subsample_q.data.sampling import hypergeometric_weights
-from jaxsac.subsample_q.exact.table import QTable
-from jaxsac.subsample_q.execute.simulation import simulate
+from jaxsac.subsample_q.data.sampling import sample_weights
+from jaxsac.subsample_q.exact.iteration.criterion import expected_time
+from jaxsac.subsample_q.exact.local_actions import AssignmentTable, assignments_of, possible
+from jaxsac.subsample_q.execute.simulation import check_kind, simulate
 
 _NUM_BETS = 16  # of different sizes, which `betting_limit` makes at once
 _NUM_NODES = 64  # of the quadrature in `student_quantile`
@@ -29,52 +29,71 @@ class Losses(NamedTuple):
     tail: jax.Array  # [], the most that is lost after the horizon
 
 
+def longest_time(model: Any) -> jax.Array:
+    """1 / (1 − discount), [1], or the longest expected time to the end, [G]."""
+    if model.terminal is None:
+        return 1 / (1 - jnp.atleast_1d(jnp.asarray(model.discount)))
+    return expected_time(getattr(model, "base", model))
+
+
 def rollout_losses(
     key: jax.Array,
-    model: Model,
-    policy: QTable,
-    reference: QTable,
+    model: Any,
+    policy: Any,
+    reference: Any,
     num_agents: Any,
     initial: Any,
     num_rollouts: int,
     horizon: int,
 ) -> Losses:
     """What each of `num_rollouts` runs of `policy` loses, D(g, h_n, a) = Σ_h Hyp(h; h_n) [V(g, h) −
-    Q(g, h, a)] a step, for V and Q = those of `reference`.
+    Q(g, h, a)] a step, for V and Q = those of `reference`; where agents act, over the samples of
+    what all of them do.
     """
+    check_kind(model, reference)
+    missed = _advantages(model, reference)
 
     def one(key):
         run = simulate(key, model, policy, num_agents, horizon, initial)
-        return _lost(run, reference, model.discount)
+        return _lost(run, missed, reference.meaning.ks, model.discount)
 
     sums = jax.vmap(one)(jax.random.split(key, num_rollouts))
-    num_actions = reference.q.shape[-1]
-    taken = jnp.any(jax.nn.one_hot(policy.policy, num_actions, dtype=bool), axis=1)  # [G, A]
-    worst = jnp.max(jnp.where(taken[:, None], _advantages(reference), 0))
-    later = model.discount**horizon
-    most = worst * (1 - later) / (1 - model.discount)
-    return Losses(sums, most, worst * later / (1 - model.discount))
+    if not callable(policy):  # of the actions that it takes
+        A = reference.q.shape[-1]
+        taken = jnp.any(jax.nn.one_hot(policy.policy, A, dtype=bool), axis=1)  # [G, A]
+        missed = jnp.where(taken[:, None], missed, 0)
+    worst, discount, time = jnp.max(missed), model.discount, jnp.max(longest_time(model))
+    later = (1 - 1 / time) ** horizon
+    ends = discount == 1
+    terms = jnp.where(ends, horizon, (1 - discount**horizon) / jnp.where(ends, 1, 1 - discount))
+    return Losses(sums, worst * terms, worst * later * time)
 
 
-def _advantages(table: QTable) -> jax.Array:
-    """V − Q ≥ 0: [G, N, A]."""
-    return jnp.max(table.q, axis=-1, keepdims=True) - table.q
+def _advantages(model: Any, table: Any) -> jax.Array:
+    """V − Q ≥ 0 where it may be chosen, else 0: [G, N, A], of assignments [G, M, A]."""
+    if not isinstance(table, AssignmentTable):
+        allowed = True if model.allowed is None else model.allowed[:, None, :]
+        return jnp.where(allowed, jnp.max(table.q, axis=-1, keepdims=True) - table.q, 0)
+    (k,), (L, B) = table.meaning.ks, table.assignments.shape[1:]
+    assignments, belongs = assignments_of(k, L, B)
+    may = possible(model, assignments)[..., None]
+    return jnp.where(may, table.value[:, belongs, None] - table.q, 0)
 
 
-@jax.jit
-def _lost(run, reference, discount):
-    (k,) = reference.meaning.ks
-    advantages = _advantages(reference)
-
+@functools.partial(jax.jit, static_argnames="ks")
+def _lost(run, missed, ks, discount):
     def step(carried, stage):
         factor, total = carried
-        global_state, counts, action, reward = stage
-        weights = hypergeometric_weights(counts, k, advantages.dtype)
-        lost = jnp.vdot(weights, advantages[global_state, :, action], precision="highest")
+        global_state, agents, action, reward = stage
+        weights = sample_weights(agents, ks, missed.dtype)
+        lost = jnp.vdot(weights, missed[global_state, :, action], precision="highest")
         # a run from a state that does not exist has NaN rewards
         return (factor * discount, total + factor * (lost + 0 * reward)), None
 
-    stages = run.global_states, run.counts, run.actions, run.rewards
+    agents = run.counts
+    if run.local_actions is not None:
+        agents = run.local_actions.reshape(len(run.actions), -1)
+    stages = run.global_states, agents, run.actions, run.rewards
     start = jnp.ones_like(discount), jnp.zeros_like(discount)
     return _loops.scan(step, start, stages)[0][1]
 

@@ -77,17 +77,18 @@ def fixed_point(
     surrogate: Surrogate,
     probe: Probe | None,
     settings: Settings,
+    time: jax.Array | None = None,
     *,
     criterion: str = "discounted",
     method: str = "anderson",
     stopping: str = "span",
 ) -> FixedPoint:
     """Iterate the surrogate's operator to its certified fixed point; the first sweep measures the
-    operator on `probe`, if there is one.
+    operator on `probe`, if there is one. `time` is `expected_time` of a model that ends.
     """
     tol, max_steps, initial = settings
     average, best = criterion == "average", surrogate.value_of(surrogate.rewards)
-    judge = Criterion.of(surrogate.discount, best, average=average, stopping=stopping)
+    judge = Criterion.of(surrogate.discount, best, time, average=average, stopping=stopping)
     surrogate = surrogate._replace(discount=judge.discount)
     scheme = getattr(schemes, method)(judge, surrogate.value_of)
     eps = jnp.finfo(initial.dtype).eps

@@ -69,7 +69,7 @@ def anderson(criterion: Criterion, value_of: Callable[[jax.Array], jax.Array]) -
         difference = after - before
         low, high = jnp.min(difference), jnp.max(difference)
         image = criterion.damp(before, after)
-        if not criterion.average:
+        if not (criterion.average or criterion.ends):
             # the constant that a sweep would take 1 / (1 − discount) sweeps to find
             image = image + criterion.reach * (low + high) / 2
         history = _remember(history, image, difference, high - low, learns)
