@@ -34,11 +34,9 @@ def local_actions(options: Options) -> list[dict[str, Any]]:
         arrays = {key: np.asarray(fields.pop(key), options.dtype) for key in list(fields)[:4]}
         model = subsample_q.LocalActionModel(**arrays, **fields)
         timing = options.time(
-            {"solve": lambda m=model, k=k: subsample_q.solve_local_actions(m, k)},
-            min_seconds=0.2,
-            min_repeats=3,
+            {"solve": lambda m=model, k=k: subsample_q.solve(m, k)}, min_seconds=0.2, min_repeats=3
         )["solve"]
-        table = subsample_q.solve_local_actions(model, k).check().value
+        table = subsample_q.solve(model, k).check().value
         L, n = model.num_local_states, 100 if options.smoke else 1_000
         row = {
             "problem": name,
@@ -48,7 +46,7 @@ def local_actions(options: Options) -> list[dict[str, Any]]:
             "value": float(table.value[0, 0]),
         }
         row |= {"return on 1,000 agents": "", "± error": ""}
-        if model.allowed is None:
+        if model.joint is None:
             state = (
                 0,
                 n * np.eye(L, dtype=np.int32)[L - 1],
@@ -56,7 +54,7 @@ def local_actions(options: Options) -> list[dict[str, Any]]:
             keys = jax.random.split(jax.random.key(0), 4 if options.smoke else 64)
             one = jax.jit(
                 lambda key, m=model, t=table, n=n, s=state: (
-                    subsample_q.simulate_local_actions(key, m, t, n, 90, s).discounted_return
+                    subsample_q.simulate(key, m, t, n, 90, s).discounted_return
                 )
             )
             returns = np.asarray(jax.vmap(one)(keys))

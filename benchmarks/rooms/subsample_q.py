@@ -140,7 +140,9 @@ def gap_against_k(options: Options, curves: dict[str, Any]) -> list[dict[str, An
             began = time.perf_counter()
             jax.block_until_ready(subsample_q.solve(model, k, plan=plan).value)
             seconds = time.perf_counter() - began
-            bounds = subsample_q.certify(jax.random.key(0), model, table, n, state, exact=True)
+            bounds = subsample_q.certify(
+                jax.random.key(0), model, table, n, state, interval="exact"
+            )
             numbers = {
                 "value": float(bounds.lower),
                 "upper": float(bounds.upper),

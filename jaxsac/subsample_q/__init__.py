@@ -4,28 +4,17 @@
 
 from jaxsac.subsample_q import network as network
 from jaxsac.subsample_q.data.histograms import HistogramSpace as HistogramSpace
-from jaxsac.subsample_q.data.model import (
+from jaxsac.subsample_q.data.kinds import (
     LocalActionModel as LocalActionModel,
-    Model as Model,
     TypedModel as TypedModel,
 )
+from jaxsac.subsample_q.data.model import Model as Model
 from jaxsac.subsample_q.data.sampling import lift as lift, population_state as population_state
-from jaxsac.subsample_q.exact.agent_types import (
-    TypedTable as TypedTable,
-    solve_types as solve_types,
-)
 from jaxsac.subsample_q.exact.iteration.fixed_point import METHODS as METHODS
-from jaxsac.subsample_q.exact.local_actions import (
-    AssignmentTable as AssignmentTable,
-    solve_local_actions as solve_local_actions,
-)
+from jaxsac.subsample_q.exact.local_actions import AssignmentTable as AssignmentTable
 from jaxsac.subsample_q.exact.operator.plan import BACKENDS as BACKENDS, Plan as Plan, plan as plan
 from jaxsac.subsample_q.exact.solver import evaluate as evaluate, solve as solve
 from jaxsac.subsample_q.exact.table import Bounds as Bounds, QTable as QTable
-from jaxsac.subsample_q.execute.kinds import (
-    simulate_local_actions as simulate_local_actions,
-    simulate_types as simulate_types,
-)
 from jaxsac.subsample_q.execute.simulation import (
     Run as Run,
     simulate as simulate,
@@ -39,9 +28,12 @@ from jaxsac.subsample_q.learn.q_learning import (
 )
 from jaxsac.subsample_q.learn.sampled import learn as learn
 from jaxsac.subsample_q.trust.certificate import (
-    GapBounds as GapBounds,
+    ValueBounds as ValueBounds,
     certify as certify,
     choose_k as choose_k,
     upper_bound as upper_bound,
-    upper_bound_types as upper_bound_types,
+)
+from jaxsac.subsample_q.trust.sample_sizes import (
+    SampleSizes as SampleSizes,
+    sample_sizes as sample_sizes,
 )

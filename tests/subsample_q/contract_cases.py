@@ -75,12 +75,12 @@ def solve_types(discount, tol=None, **arrays):
     reward = arrays["global_reward"]
     shares = jnp.asarray([2 / 3, 1 / 3], reward.dtype)
     model = subsample_q.TypedModel(shares=shares, discount=discount, **arrays)
-    return subsample_q.solve_types(model, (2, 1), tol=precise(tol, reward))
+    return subsample_q.solve(model, (2, 1), tol=precise(tol, reward))
 
 
 def solve_local_actions(discount, tol=None, **arrays):
     model = subsample_q.LocalActionModel(discount=discount, **arrays)
-    return subsample_q.solve_local_actions(model, 2, tol=precise(tol, arrays["global_reward"]))
+    return subsample_q.solve(model, 2, tol=precise(tol, arrays["global_reward"]))
 
 
 def q_learning(discount, **arrays):
@@ -167,7 +167,7 @@ CASES = [
         bad=[({"tol": -1.0}, "tol must be ≥ 0")],
     ),
     Case(
-        name="subsample_q.solve_types",
+        name="subsample_q.solve of types",
         problem=kinds_problem,
         solve=solve_types,
         **DISCOUNT,
@@ -177,7 +177,7 @@ CASES = [
         bad=[WRONG_DISCOUNT, ({"local_reward": jnp.ones((2, 2))}, "local_reward must")],
     ),
     Case(
-        name="subsample_q.solve_local_actions",
+        name="subsample_q.solve of agents who act",
         problem=kinds_problem,
         solve=solve_local_actions,
         **DISCOUNT,

@@ -39,16 +39,6 @@ def table():
 
 
 @functools.cache
-def typed_table():
-    return sq.solve_types(typed_model(), (2, 1)).value
-
-
-@functools.cache
-def assignment_table():
-    return sq.solve_local_actions(local_action_model(), 2).value
-
-
-@functools.cache
 def environment():
     return network.from_model(model())
 
@@ -65,21 +55,26 @@ def trajectory():
 
 
 ARRAYS = ("global_transition", "local_transition", "global_reward", "local_reward")
+MARKS = {
+    "allowed": np.array([[True, False], [True, True], [False, True]]),
+    "terminal": np.array([False, False, True]),
+}
 STOP = {"tol": 1e-3, "max_steps": 50}
 RUN = {"horizon": 3, "initial": STATE}
 
 CALLS = {
     "subsample_q.HistogramSpace": lambda: {"k": 3, "num_states": 3},
     "subsample_q.Model": lambda: (
-        dict(zip(ARRAYS, random_arrays(0), strict=True)) | {"discount": 0.5}
+        dict(zip(ARRAYS, random_arrays(0), strict=True)) | {"discount": 0.5} | MARKS
     ),
     "subsample_q.TypedModel": lambda: (
         dict(zip(ARRAYS, (*TYPES, *KINDS), strict=True))
-        | {"shares": np.array([0.6, 0.4]), "discount": 0.5}
+        | {"shares": np.array([0.6, 0.4]), "discount": 0.5, "allowed": None, "terminal": None}
     ),
     "subsample_q.LocalActionModel": lambda: (
         dict(zip(ARRAYS, (*TYPES, *KINDS), strict=True))
         | {"discount": 0.5, "share_reward": lambda g, shares: jnp.sum(shares), "allowed": None}
+        | {"terminal": np.array([False, True])}
     ),
     "subsample_q.Plan": lambda: {
         "backend": "lumped",
@@ -109,28 +104,14 @@ CALLS = {
         "method": "anderson",
         "stopping": "span",
         **STOP,
-        "evaluation_sweeps": 2,
         "initial": np.ones((3, 6)),
     },
     "subsample_q.evaluate": lambda: {
         "model": model(),
-        "table": table(),
+        "policy": table(),
         "num_agents": 3,
         "plan_n": sq.plan(model(), 3),
         **STOP,
-    },
-    "subsample_q.solve_types": lambda: {
-        "model": typed_model(),
-        "ks": (2, 1),
-        "plans": None,
-        **STOP,
-        "initial": np.ones((2, 6)),
-    },
-    "subsample_q.solve_local_actions": lambda: {
-        "model": local_action_model(),
-        "k": 2,
-        **STOP,
-        "initial": np.ones((2, 3)),
     },
     "subsample_q.learn": lambda: {
         "key": KEY,
@@ -170,7 +151,7 @@ CALLS = {
     "subsample_q.simulate": lambda: {
         "key": KEY,
         "model": model(),
-        "table": table(),
+        "policy": table(),
         "num_agents": 4,
         **RUN,
     },
@@ -181,33 +162,11 @@ CALLS = {
         "num_agents": 4,
         **RUN,
     },
-    "subsample_q.simulate_types": lambda: {
-        "key": KEY,
-        "model": typed_model(),
-        "table": typed_table(),
-        "ks": (2, 1),
-        "num_agents": np.array([3, 2]),
-        "horizon": 3,
-        "initial": TYPED_STATE,
-    },
-    "subsample_q.simulate_local_actions": lambda: {
-        "key": KEY,
-        "model": local_action_model(),
-        "table": assignment_table(),
-        "num_agents": 4,
-        "horizon": 3,
-        "initial": (1, np.array([3, 1], np.int32)),
-    },
     "subsample_q.upper_bound": lambda: {"table": table(), "initial": STATE},
-    "subsample_q.upper_bound_types": lambda: {
-        "table": typed_table(),
-        "ks": (2, 1),
-        "initial": TYPED_STATE,
-    },
     "subsample_q.certify": lambda: {
         "key": KEY,
         "model": model(),
-        "table": table(),
+        "policy": table(),
         "num_agents": 4,
         "initial": STATE,
         "num_rollouts": 4,
@@ -215,7 +174,6 @@ CALLS = {
         "confidence": 0.9,
         "interval": "bounded",
         "horizon": 3,
-        "exact": False,
     },
     "subsample_q.choose_k": lambda: {
         "key": KEY,
@@ -226,8 +184,8 @@ CALLS = {
         "max_k": 2,
         "num_rollouts": 4,
         "confidence": 0.9,
+        "interval": "normal",
         "tol": 1e-3,
-        "exact": False,
     },
     "subsample_q.network.Training": lambda: {
         "batch_size": 4,
@@ -247,6 +205,28 @@ CALLS = {
         "state": None,
     },
     "subsample_q.network.network_table": lambda: {"network": fitted(), "model": model(), "k": 2},
+    "subsample_q.network.act": lambda: {
+        "key": KEY,
+        "network": fitted(),
+        "environment": environment(),
+        "global_state": np.int32(1),
+        "local_states": np.array([0, 1, 2, 2], np.int32),
+        "k": 2,
+    },
+    "subsample_q.network.simulate": lambda: {
+        "key": KEY,
+        "environment": environment(),
+        "policy": fitted(),
+        "horizon": 3,
+        "initial": (np.int32(1), np.array([0, 1, 2, 2], np.int32)),
+        "k": 2,
+    },
+    "subsample_q.sample_sizes": lambda: {
+        "model": model(),
+        "num_agents": 100,
+        "epsilon": 1.0,
+        "delta": 0.1,
+    },
     "problems.subsample_q.random": lambda: {
         "seed": 0,
         "num_global": 2,

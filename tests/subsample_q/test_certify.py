@@ -73,7 +73,9 @@ def test_monte_carlo_bounds_cover_at_their_confidence(interval):
     model, n, k = sq.Model(*problems.mode_tracking(3, discount=0.8)), 6, 2
     table, larger = (sq.solve(model, size, tol=1e-9).value for size in (k, 4))
     counts = np.array([3, 1, 2], np.int32)
-    truth = float(sq.certify(jax.random.key(0), model, table, n, (1, counts), exact=True).lower)
+    truth = float(
+        sq.certify(jax.random.key(0), model, table, n, (1, counts), interval="exact").lower
+    )
 
     def lower(key):
         options = {"num_rollouts": 32, "confidence": 0.9, "horizon": 60, "interval": interval}
@@ -129,18 +131,16 @@ def test_a_larger_table_bounds_what_was_learnt():
     assert float(helped.upper) < float(alone.upper)
 
 
-def test_student_quantiles_of_many_rollouts_in_float32():
-    for degrees in (255, 10**6):
-        found = student_quantile(jnp.float32(0.95), degrees)
-        np.testing.assert_allclose(found, stats.t.ppf(0.95, degrees), rtol=1e-6)
-
-
-def test_student_quantiles():
-    """To the series' first term left out, so that no coefficient of it can be another one."""
-    for degrees, rtol in ((10, 2e-5), (30, 1e-7), (255, 1e-11)):
-        for confidence in (0.6, 0.9, 0.95, 0.99):
-            found = student_quantile(jnp.float64(confidence), degrees)
-            np.testing.assert_allclose(found, stats.t.ppf(confidence, degrees), rtol=rtol)
+@pytest.mark.parametrize("dtype,rtol", [(np.float64, 1e-11), (np.float32, 3e-5)])
+def test_student_quantiles(dtype, rtol):
+    """From a single degree, whose tail is Cauchy's, to millions."""
+    for degrees in (1, 2, 3, 7, 30, 255, 10**6):
+        for confidence in (0.05, 0.6, 0.95, 0.999):
+            found = student_quantile(jnp.asarray(confidence, dtype), degrees)
+            exact = stats.t.ppf(dtype(confidence).astype(float), degrees)
+            many = degrees == 10**6  # the logarithm of a Γ of 5e5 has rounding
+            np.testing.assert_allclose(found, exact, rtol=max(rtol, 5e-8 * many))
+    assert student_quantile(jnp.asarray(0.5, dtype), 5) == 0
 
 
 def test_choose_k_meets_the_target_or_says_how_near_it_came():
@@ -153,8 +153,8 @@ def test_choose_k_meets_the_target_or_says_how_near_it_came():
         0.8,
     )
     state = (0, np.array([2, 1, 1]))
-    k, bounds = sq.choose_k(jax.random.key(0), tracking, 4, 0.6, state, exact=True)
+    k, bounds = sq.choose_k(jax.random.key(0), tracking, 4, 0.6, state, interval="exact")
     assert 1 < k < 4 or k == 4
     assert float(bounds.gap) <= 0.6
-    k, bounds = sq.choose_k(jax.random.key(0), tracking, 4, 1e-12, state, exact=True)
+    k, bounds = sq.choose_k(jax.random.key(0), tracking, 4, 1e-12, state, interval="exact")
     assert k == 4 and float(bounds.gap) < 1e-4

@@ -69,7 +69,7 @@ def test_local_actions_solve_the_joint_problem(coupled):
         else None
     )
     model = sq.LocalActionModel(*arrays, share_reward=coupling)
-    solution = sq.solve_local_actions(model, n, tol=1e-10).check()
+    solution = sq.solve(model, n, tol=1e-10).check()
     table, space = solution.value, sq.HistogramSpace(n, 2)
     truth = joint_value(*arrays, n, *([coupling] if coupled else []))
     for (g, states), value in truth.items():
@@ -83,31 +83,25 @@ def test_local_actions_solve_the_joint_problem(coupled):
 def test_local_actions_in_float32_in_batches_and_without_a_choice():
     arrays = local_action_arrays(0)
     nothing = sq.LocalActionModel(*arrays, allowed=lambda g, z: False)
-    assert sq.solve_local_actions(nothing, 2).status == Status.NONFINITE
+    assert sq.solve(nothing, 2).status == Status.NONFINITE
     single = sq.LocalActionModel(*(np.float32(array) for array in arrays))
-    exact = sq.solve_local_actions(sq.LocalActionModel(*arrays), 3).check().value
-    rough = sq.solve_local_actions(single, 3).check().value
+    exact = sq.solve(sq.LocalActionModel(*arrays), 3).check().value
+    rough = sq.solve(single, 3).check().value
     assert rough.q.dtype == np.float32
     np.testing.assert_allclose(rough.q, exact.q, atol=1e-3)
     batch = jax.vmap(
-        lambda discount: (
-            sq.solve_local_actions(sq.LocalActionModel(*arrays[:4], discount), 3).value.q
-        )
+        lambda discount: sq.solve(sq.LocalActionModel(*arrays[:4], discount), 3).value.q
     )(jnp.array([0.5, 0.8]))
     np.testing.assert_allclose(batch[1], exact.q, atol=1e-5)
     types = [np.float32(array) for array in typed_arrays(3)]
     shares = np.float32([0.5, 0.5])
     one = jax.jit(
         jax.vmap(
-            lambda discount: (
-                sq.solve_types(sq.TypedModel(*types, shares, discount), (2, 2)).value.value
-            )
+            lambda discount: sq.solve(sq.TypedModel(*types, shares, discount), (2, 2)).value.value
         )
     )(jnp.float32([0.5, 0.8]))
     np.testing.assert_allclose(
-        one[1],
-        sq.solve_types(sq.TypedModel(*types, shares, 0.8), (2, 2)).check().value.value,
-        atol=1e-3,
+        one[1], sq.solve(sq.TypedModel(*types, shares, 0.8), (2, 2)).check().value.value, atol=1e-3
     )
 
 
@@ -116,9 +110,9 @@ def test_local_actions_bound_execute_and_differentiate():
     n = 4
     for seed in range(20):
         model = sq.LocalActionModel(*local_action_arrays(seed))
-        best = sq.solve_local_actions(model, n, tol=1e-9).check().value
+        best = sq.solve(model, n, tol=1e-9).check().value
         uppers = [
-            sq.lift(sq.solve_local_actions(model, k, tol=1e-9).check().value.bounds.upper, 2, n)
+            sq.lift(sq.solve(model, k, tol=1e-9).check().value.bounds.upper, 2, n)
             for k in (1, 2, 3)
         ]
         for upper, lower in zip(uppers, [*uppers[1:], best.value], strict=True):
@@ -128,25 +122,19 @@ def test_local_actions_bound_execute_and_differentiate():
 
     def returns(table):
         return jax.jit(
-            jax.vmap(
-                lambda key: (
-                    sq.simulate_local_actions(key, model, table, n, 40, start).discounted_return
-                )
-            )
+            jax.vmap(lambda key: sq.simulate(key, model, table, n, 40, start).discounted_return)
         )(keys)
 
     h = int(sq.HistogramSpace(n, 2).index(start[1]))
     paid = np.asarray(
-        returns(sq.solve_local_actions(model, 1).check().value)
+        returns(sq.solve(model, 1).check().value)
     )  # with k = 1 every agent follows its own table
     assert paid.mean() <= best.value[0, h] + 4 * paid.std() / np.sqrt(len(paid)) + 0.8**40 * 20
     assert (
-        np.asarray(sq.simulate_local_actions(keys[0], model, table, n, 9, start).counts)
-        .sum(-1)
-        .tolist()
+        np.asarray(sq.simulate(keys[0], model, table, n, 9, start).counts).sum(-1).tolist()
         == [n] * 9
     )
-    slopes = jax.grad(lambda m: jnp.sum(sq.solve_local_actions(m, 3, tol=1e-11).value.value))(model)
+    slopes = jax.grad(lambda m: jnp.sum(sq.solve(m, 3, tol=1e-11).value.value))(model)
     generator = np.random.default_rng(0)
     for name in ("local_transition", "local_reward", "global_transition", "global_reward"):
         old = getattr(model.base, name)
@@ -155,7 +143,7 @@ def test_local_actions_bound_execute_and_differentiate():
 
         def value(step, name=name, old=old, move=move):
             shifted = eqx.tree_at(lambda m: getattr(m.base, name), model, old + step * move)
-            return jnp.sum(sq.solve_local_actions(shifted, 3, tol=1e-11).value.value)
+            return jnp.sum(sq.solve(shifted, 3, tol=1e-11).value.value)
 
         central = (value(1e-6) - value(-1e-6)) / 2e-6
         np.testing.assert_allclose(
@@ -176,16 +164,14 @@ def test_allowed_restricts_the_choice_to_a_known_schedule():
         0.5,
         allowed=lambda g, z: z[0, 1] == 1,
     )
-    solution = sq.solve_local_actions(model, 4).check()
+    solution = sq.solve(model, 4).check()
     np.testing.assert_allclose(solution.value.value, 5 / 4 / 0.5, rtol=1e-5)
     with pytest.raises(ValueError, match="allowed restricts joint assignments"):
-        sq.simulate_local_actions(
-            jax.random.key(0), model, solution.value, 4, 2, (0, np.array([4]))
-        )
+        sq.simulate(jax.random.key(0), model, solution.value, 4, 2, (0, np.array([4])))
     with pytest.raises(ValueError, match=r"local_reward must have shape \[2, 2, 2\], got \[2, 2\]"):
         sq.LocalActionModel(*local_action_arrays(0)[:3], np.zeros((2, 2)), 0.8)
     with pytest.raises(ValueError, match=r"k=12 agents .* k=\d+ fits"):
-        sq.solve_local_actions(sq.LocalActionModel(*local_action_arrays(0, 2, 2, 3, 4)), 12)
+        sq.solve(sq.LocalActionModel(*local_action_arrays(0, 2, 2, 3, 4)), 12)
 
 
 def typed_arrays(seed, E=2, G=2, A=2, L=2):
@@ -200,7 +186,7 @@ def test_types_solve_the_problem_of_one_histogram_over_type_and_state():
     """
     (Pg, Pl, rg, rl), ks = typed_arrays(3), (2, 1)
     model = sq.TypedModel(Pg, Pl, rg, rl, np.array(ks) / 3, 0.8)
-    solution = sq.solve_types(model, ks, tol=1e-9).check()
+    solution = sq.solve(model, ks, tol=1e-9).check()
     assert 0 < solution.stats["operator_error"] < 1e-14
     table = solution.value
     blocks = np.zeros((2, 4, 4))
@@ -213,16 +199,14 @@ def test_types_solve_the_problem_of_one_histogram_over_type_and_state():
     rows = [int(sq.HistogramSpace(3, 4).index(h.reshape(-1))) for h in np.asarray(table.histograms)]
     np.testing.assert_allclose(table.q, plain.q[:, np.array(rows)], atol=1e-7)
     np.testing.assert_allclose(
-        sq.upper_bound_types(table, ks, (1, table.histograms[4])), table.value[1, 4], atol=1e-6
+        sq.upper_bound(table, (1, table.histograms[4])), table.value[1, 4], atol=1e-6
     )
     with pytest.raises(ValueError, match="shares must sum to one"):
         sq.TypedModel(Pg, Pl, rg, rl, np.array([0.5, 0.6]), 0.8)
     with pytest.raises(ValueError, match="one number for each of the 2 types"):
-        sq.solve_types(model, (1,))
+        sq.solve(model, (1,))
     with pytest.raises(ValueError, match=r"samples k=\(2, 1\) agents, more than"):
-        sq.simulate_types(
-            jax.random.key(0), model, table, ks, (1, 1), 2, (0, np.array([[1, 0], [1, 0]]))
-        )
+        sq.simulate(jax.random.key(0), model, table, (1, 1), 2, (0, np.array([[1, 0], [1, 0]])))
 
 
 @pytest.mark.slow
@@ -231,11 +215,9 @@ def test_types_bound_execute_and_differentiate():
     for seed in range(10):
         Pg, Pl, rg, rl = typed_arrays(seed)
         model = sq.TypedModel(Pg, Pl, rg, rl, np.array(n) / 6, 0.8)
-        best = sq.upper_bound_types(sq.solve_types(model, n, tol=1e-9).check().value, n, start)
+        best = sq.upper_bound(sq.solve(model, n, tol=1e-9).check().value, start)
         uppers = [
-            float(
-                sq.upper_bound_types(sq.solve_types(model, ks, tol=1e-9).check().value, ks, start)
-            )
+            float(sq.upper_bound(sq.solve(model, ks, tol=1e-9).check().value, start))
             for ks in ((1, 1), (2, 1), (3, 2))
         ]
         assert (
@@ -243,13 +225,11 @@ def test_types_bound_execute_and_differentiate():
             and uppers[1] >= uppers[2] - 1e-7
             and uppers[2] >= best - 1e-7
         )
-    full = sq.solve_types(model, n, tol=1e-9).check().value
+    full = sq.solve(model, n, tol=1e-9).check().value
     keys = jax.random.split(jax.random.key(0), 4000)
     paid = np.asarray(
         jax.jit(
-            jax.vmap(
-                lambda key: sq.simulate_types(key, model, full, n, n, 60, start).discounted_return
-            )
+            jax.vmap(lambda key: sq.simulate(key, model, full, n, 60, start).discounted_return)
         )(keys)
     )  # nothing is lost where everybody is sampled
     assert abs(paid.mean() - float(best)) < 5 * paid.std() / np.sqrt(len(paid))
@@ -257,11 +237,11 @@ def test_types_bound_execute_and_differentiate():
         sq.plan(model.of_type(e), 3, backend=backend)
         for e, backend in enumerate(("thinning", "dense"))
     ]
-    assert sq.solve_types(model, (3, 3), plans=plans).check().stats["operator_error"] < 1e-14
+    assert sq.solve(model, (3, 3), plan=plans).check().stats["operator_error"] < 1e-14
     slope = jax.grad(
         lambda P: jnp.sum(
-            sq.solve_types(
-                sq.TypedModel(Pg, P, rg, rl, model.shares, 0.8), (3, 3), plans=plans, tol=1e-11
+            sq.solve(
+                sq.TypedModel(Pg, P, rg, rl, model.shares, 0.8), (3, 3), plan=plans, tol=1e-11
             ).value.value
         )
     )(model.local_transition)
@@ -269,10 +249,10 @@ def test_types_bound_execute_and_differentiate():
     move -= move.mean(-1, keepdims=True)
     ends = [
         jnp.sum(
-            sq.solve_types(
+            sq.solve(
                 sq.TypedModel(Pg, Pl + h * move, rg, rl, model.shares, 0.8),
                 (3, 3),
-                plans=plans,
+                plan=plans,
                 tol=1e-11,
             ).value.value
         )

@@ -135,3 +135,32 @@ def test_one_network_for_several_k_is_near_the_exact_tables():
 def test_the_table_of_a_network_is_executed_like_any_other(network):
     value = sq.evaluate(MODEL, networks.network_table(network, MODEL, 2), 3).check().value.value
     assert np.all(value <= sq.solve(MODEL, 3).check().value.bounds.upper + 1e-9)
+
+
+def test_a_network_acts_and_runs_on_agents_of_a_line():
+    """The continuous environment: near its best rule, which is to follow the mean; and the same
+    network on a model agrees with its table.
+    """
+    fitted = networks.learn_network(
+        jax.random.key(1), ENVIRONMENT._replace(discount=0.5), (4,), 400, SMALL
+    )
+    agents = 0.9 + 0.1 * jax.random.normal(jax.random.key(2), (30,))
+    start = (jnp.asarray(0.0), agents)
+    assert networks.act(jax.random.key(3), fitted, ENVIRONMENT, *start, 4) == 2
+
+    def rule(key, state, locals_):
+        return jnp.argmin(jnp.abs(jnp.mean(locals_) - jnp.array([-1.0, 0.0, 1.0]))).astype(
+            jnp.int32
+        )
+
+    def paid(policy, k):
+        run = jax.jit(lambda key: networks.simulate(key, ENVIRONMENT, policy, 20, start, k=k))
+        return run(jax.random.key(4))
+
+    learnt, ruled = paid(fitted, 4), paid(rule, None)
+    assert float(jnp.sum(learnt.rewards)) > float(jnp.sum(ruled.rewards)) - 0.5
+    np.testing.assert_allclose(learnt.rewards[0], -jnp.mean(agents**2) - 0.1, atol=1e-12)
+    with pytest.raises(ValueError, match="say how many agents"):
+        networks.simulate(jax.random.key(0), ENVIRONMENT, fitted, 2, start)
+    with pytest.raises(ValueError, match="k=31 exceeds the 30"):
+        networks.act(jax.random.key(3), fitted, ENVIRONMENT, *start, 31)

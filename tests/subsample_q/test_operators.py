@@ -6,17 +6,22 @@ from subsample_q.models import hard_kernels, random_model, tuple_kernel
 
 from jaxsac import subsample_q as sq
 from jaxsac.problems import subsample_q as problems
-from jaxsac.subsample_q.exact.operator.expectation import expectation, model_probe, prepare
+from jaxsac.subsample_q.exact import agents
+from jaxsac.subsample_q.exact.operator.expectation import kernel_tables
 from jaxsac.subsample_q.exact.operator.forms.dense import dense_kernel
+
+
+def expectation(model, plan, values):
+    """E[V(s_g', h') | s_g, h, a]."""
+    kernels = model.local_transition.reshape(-1, *model.local_transition.shape[-2:])
+    return agents.surrogate(model, (plan,), [kernel_tables(kernels, plan)]).expect(values)
 
 
 def operator_error(model, k, backend):
     """Largest error on functions with a known expectation, at full size."""
     plan = sq.plan(model, k, backend=backend)
-    values, weights, exact = model_probe(model, k)
-    out = jax.jit(lambda m, v, p: expectation(prepare(m, p), v, p, m.num_local_states))(
-        model, values, plan
-    )
+    values, weights, exact = agents.probe(model, (k,))
+    out = jax.jit(expectation)(model, plan, values)
     return float(jnp.max(jnp.abs(jnp.einsum("gna,a->gn", out, weights) - exact)))
 
 
@@ -37,7 +42,7 @@ def test_structured_operators_equal_the_dense_one_on_hard_kernels(backend, k, L)
 
     def apply(backend):
         plan = sq.plan(model, k, backend=backend)
-        return jax.jit(lambda m, p: expectation(prepare(m, p), values, p, L))(model, plan)
+        return jax.jit(expectation)(model, plan, values)
 
     np.testing.assert_allclose(apply(backend), apply("dense"), atol=2e-14)
 
@@ -62,10 +67,7 @@ def test_lumping_equal_rows_or_exchangeable_states_changes_nothing(by_rows):
     plan = sq.plan(model, k, backend="lumped")
     assert plan.num_classes == 2 and plan.by_rows == by_rows
     values = jnp.asarray(np.random.default_rng(0).normal(size=(2, len(sq.HistogramSpace(k, L)))))
-    lumped, dense = (
-        jax.jit(lambda m, p: expectation(prepare(m, p), values, p, L))(model, p)
-        for p in (plan, sq.plan(model, k))
-    )
+    lumped, dense = (jax.jit(expectation)(model, p, values) for p in (plan, sq.plan(model, k)))
     np.testing.assert_allclose(lumped, dense, atol=1e-14)
     with pytest.raises(ValueError, match="needs local states with equal rows"):
         sq.plan(random_model(1, L=3), k, backend="lumped")
@@ -109,11 +111,7 @@ def test_more_actions_than_states_and_actions_that_drive_the_agents_take_the_sam
     exact = np.einsum("ganm,gac,cm->gna", kernels, Pg, values)
     for backend in ("dense", "thinning"):
         plan = sq.plan(model, k, backend=backend)
-        np.testing.assert_allclose(
-            jax.jit(lambda m, p: expectation(prepare(m, p), values, p, L))(model, plan),
-            exact,
-            atol=1e-13,
-        )
+        np.testing.assert_allclose(jax.jit(expectation)(model, plan, values), exact, atol=1e-13)
     assert sq.solve(model, k, backend="thinning").check().stats["operator_error"] < 1e-13
 
 

@@ -31,7 +31,7 @@ def test_an_empty_system_opens_the_gate_wider_than_a_full_one():
 def test_the_squeeze_follows_the_forecast_of_the_target():
     """Effort set now counts next: the best mean effort solves a problem over the target alone."""
     k, problem = 4, problems.gaussian_squeeze()
-    table = sq.solve_local_actions(sq.LocalActionModel(*problem), k, tol=1e-8).check().value
+    table = sq.solve(sq.LocalActionModel(*problem), k, tol=1e-8).check().value
     means, goals, arrive = (
         np.arange(2 * k + 1) / k,
         np.array([0.5, 1.5]),
@@ -48,9 +48,7 @@ def test_the_squeeze_follows_the_forecast_of_the_target():
 def test_joining_the_shortest_queue_is_optimal_where_all_are_seen():
     k = 3
     table = (
-        sq.solve_local_actions(sq.LocalActionModel(*problems.dispatch(k, capacity=3)), k, tol=1e-9)
-        .check()
-        .value
+        sq.solve(sq.LocalActionModel(*problems.dispatch(k, capacity=3)), k, tol=1e-9).check().value
     )
     pairs = {tuple(z.reshape(-1)): m for m, z in enumerate(np.asarray(table.assignments))}
     for row, counts in enumerate(np.asarray(table.histograms)):
@@ -73,11 +71,7 @@ def test_two_choices_beat_one_by_far_and_one_is_the_known_queue():
 
 @pytest.mark.slow
 def test_explorers_who_spread_out_pay_less_for_crowding():
-    table = (
-        sq.solve_local_actions(sq.LocalActionModel(*problems.constrained_exploration()), 4)
-        .check()
-        .value
-    )
+    table = sq.solve(sq.LocalActionModel(*problems.constrained_exploration()), 4).check().value
     space = sq.HistogramSpace(4, 4)
     together, apart = (
         int(space.index(np.array(h, np.int32))) for h in ([4, 0, 0, 0], [2, 2, 0, 0])

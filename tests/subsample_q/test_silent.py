@@ -191,7 +191,7 @@ def test_choose_k_prefers_any_number_to_nan(monkeypatch):
 
     gaps = iter([np.nan, 3.0, 2.0, np.nan])
     monkeypatch.setattr(
-        certificate, "certify", lambda *_, **__: certificate.GapBounds(0.0, 0.0, next(gaps))
+        certificate, "certify", lambda *_, **__: certificate.ValueBounds(0.0, 0.0, next(gaps))
     )
     assert sq.choose_k(KEY, MODEL, 8, 1.0, (0, [8, 0, 0]))[0] == 4
 
@@ -207,18 +207,18 @@ def test_choose_k_prefers_any_number_to_nan(monkeypatch):
         ({"initial": (0, [8, -1, -1])}, "counts must be ≥ 0"),
         ({"initial": (0, [3, 1, 1])}, "sum to 5, not to num_agents=6"),
         ({"num_agents": 1}, "samples k=2 agents, more than num_agents=1"),
-        ({"model": random_model(0, G=4)}, "table must have G = 4, got 3"),
-        ({"model": random_model(0, L=2)}, "table must have L = 2, got 3"),
-        ({"model": random_model(0, A=3)}, "table must have A = 3, got 2"),
+        ({"model": random_model(0, G=4)}, "(table|policy) must have G = 4, got 3"),
+        ({"model": random_model(0, L=2)}, "(table|policy) must have L = 2, got 3"),
+        ({"model": random_model(0, A=3)}, "(table|policy) must have A = 3, got 2"),
     ],
 )
 def test_what_belongs_to_another_problem_is_refused(table, changed, message):
-    given = {"model": MODEL, "table": table, "num_agents": 6, "initial": STATE} | changed
+    given = {"model": MODEL, "policy": table, "num_agents": 6, "initial": STATE} | changed
     with pytest.raises(ValueError, match=message):
         sq.simulate(KEY, **given, horizon=2)
-    for exact in (False, True):
+    for interval in ("normal", "exact"):
         with pytest.raises(ValueError, match=message):
-            sq.certify(KEY, **given, num_rollouts=2, exact=exact)
+            sq.certify(KEY, **given, num_rollouts=2, interval=interval)
 
 
 def test_traced_states_that_do_not_exist_give_nan(table):
@@ -228,7 +228,7 @@ def test_traced_states_that_do_not_exist_give_nan(table):
         assert np.isnan(bound(*wrong))
     run = jax.jit(lambda g, counts: sq.simulate(KEY, MODEL, table, 6, 2, (g, counts)))
     assert np.all(np.isfinite(run(*STATE).rewards))
-    assert np.all(np.isnan(run(0, STATE[1] + 1).rewards)) and np.isnan(run(9, STATE[1])[-1])
+    assert np.all(np.isnan(run(0, STATE[1] + 1).rewards)) and np.isnan(run(9, STATE[1]).rewards[0])
 
 
 def test_more_agents_than_the_dtype_counts(table):
@@ -240,8 +240,8 @@ def test_more_agents_than_the_dtype_counts(table):
     with pytest.raises(ValueError, match=r"beyond what float32 counts exactly \(16777216\)"):
         run(np.array([many, 0, 0]), many)
     traced = jax.jit(lambda counts, n: sq.simulate(KEY, model, small, n, 1, (0, counts)))
-    assert np.isfinite(traced(np.array([many - 1, 0, 0]), many - 1)[-1])
-    assert np.isnan(traced(np.array([many, 0, 0]), many)[-1])
+    assert np.isfinite(traced(np.array([many - 1, 0, 0]), many - 1).rewards[0])
+    assert np.isnan(traced(np.array([many, 0, 0]), many).rewards[0])
     bound = jax.jit(lambda counts: sq.upper_bound(table, (0, counts)))
     for wraps in ([2**31 - 1, 2**31 - 1, 12], [2**30, 2**30, 0], [2**31 - 1, 1, 0]):
         assert np.isnan(bound(np.array(wraps)))
@@ -260,7 +260,7 @@ def test_lists_given_to_problems_within_a_compiled_function_are_numbers():
 
 def test_only_bounds_on_the_best_value_bound_it(table):
     squeeze = sq.LocalActionModel(*problems.gaussian_squeeze())
-    coupled = sq.solve_local_actions(squeeze, 1)
+    coupled = sq.solve(squeeze, 1)
     for wrong, on in (
         (sq.solve(MODEL, 2, criterion="average"), "gain"),
         (sq.evaluate(MODEL, table, 3), "policy"),
@@ -374,3 +374,19 @@ def test_a_first_value_of_another_problem_is_refused():
     for wrong in (sq.solve(single, 2), sq.solve(MODEL, 1), np.zeros((3, 7))):
         with pytest.raises(ValueError, match="initial must be the value of another solve"):
             sq.solve(MODEL, 2, initial=wrong)
+
+
+def test_what_theory_asks_for_is_its_formula():
+    model, n = sq.Model(*random_arrays(0), 0.5), 10**9
+    found = sq.sample_sizes(model, n, 1.0, 0.05)
+    unit = 2 * float(model.max_reward()) / 0.25
+
+    def first(k):
+        return unit * (math.sqrt((n - k + 1) / (2 * n * k) * math.log(12 * math.sqrt(k))) + k**-0.5)
+
+    assert first(found.k) <= 0.5 < first(found.k - 1)
+    states = 3 * math.comb(found.k + 2, 2) * 2
+    error = 0.5 * unit * math.sqrt(math.log(2 * states / 0.05) / (2 * found.num_samples))
+    np.testing.assert_allclose(2 * error / 0.5, 0.5, rtol=1e-3)
+    assert found.total == found.num_samples * states
+    assert sq.sample_sizes(model, 4, 1e-3, 0.05).k == 4

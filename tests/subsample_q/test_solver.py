@@ -11,9 +11,7 @@ from jaxsac import Status, subsample_q as sq
 K = 4
 
 
-@pytest.mark.parametrize(
-    "method", ["anderson", "value_iteration", "modified_policy_iteration", "policy_iteration"]
-)
+@pytest.mark.parametrize("method", sq.METHODS)
 def test_every_method_and_stopping_rule_finds_the_brute_force_solution(method):
     model = random_model(0)
     exact = brute_force_q(model, K)
@@ -27,6 +25,20 @@ def test_every_method_and_stopping_rule_finds_the_brute_force_solution(method):
         )
         np.testing.assert_array_equal(table.policy, exact.argmax(-1))
         np.testing.assert_allclose(table.value, table.q.max(-1), atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_bounds_have_the_error_of_the_operator_in_them(dtype):
+    """half the range of the residual and the rounding, each times discount / (1 − discount)."""
+    model = random_model(0, dtype=dtype, discount=0.9)
+    solution = sq.solve(model, K, backend="thinning")
+    stats, bounds = solution.stats, solution.value.bounds
+    assert stats["operator_error"] > 0 and stats["rounding"] > 9 * stats["operator_error"]
+    np.testing.assert_allclose(
+        bounds.upper - bounds.lower,
+        np.full((3, 15), 2 * (stats["error"] + stats["rounding"])),
+        rtol=0.1 if dtype == np.float32 else 1e-6,
+    )
 
 
 @pytest.mark.parametrize("backend", ["thinning", pytest.param("exchange", marks=pytest.mark.slow)])

@@ -44,6 +44,16 @@ def enumerate_counts(k: int, num_states: int) -> np.ndarray:
     return table
 
 
+@functools.lru_cache(maxsize=8)
+def enumerate_products(ks: tuple[int, ...], num_states: int) -> np.ndarray:
+    """int32 [N, E, num_states]: every product of a histogram of ks[e] agents for each e, the last
+    running fastest.
+    """
+    grids = np.meshgrid(*(np.arange(num_histograms(k, num_states)) for k in ks), indexing="ij")
+    pairs = zip(ks, grids, strict=True)
+    return np.stack([enumerate_counts(k, num_states)[g.reshape(-1)] for k, g in pairs], axis=1)
+
+
 @functools.lru_cache(maxsize=32)
 def binomials(size: int, order: int) -> np.ndarray:
     """C(n, j) for n < size, j ≤ order as int64; what does not fit in int32 is capped there (an

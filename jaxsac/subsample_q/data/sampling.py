@@ -3,6 +3,7 @@ n-agent histograms; moves of all of them, at a cost that does not grow with thei
 """
 
 import bisect
+import functools
 from typing import Any
 
 import jax
@@ -35,19 +36,29 @@ def agents_of(num_rows: int, num_states: int) -> int:
     return k
 
 
-_GLOBAL = integer(low=0, below="G")
-STATE = parts(global_state=_GLOBAL, counts=integer("L", low=0))  # (s_g, counts)
-TYPED_STATE = parts(global_state=_GLOBAL, counts=integer("E", "L", low=0))
+STATE = parts(
+    global_state=integer(low=0, below="G"),
+    counts=either(integer("L", low=0), integer("E", "L", low=0)),
+)  # (s_g, counts), of types (s_g, counts of each)
 
 
 def check_state(
-    initial: Any, num_global_states: int, ks: Any, num_agents: Any = None, dtype: Any = None
+    initial: Any,
+    shape: tuple[int, ...],
+    ks: tuple[int, ...],
+    num_agents: Any = None,
+    dtype: Any = None,
 ) -> Any:
-    """Whether `initial`, converted as `STATE` or `TYPED_STATE`, has at least ks agents (of each
-    type), as many as `num_agents`, and a global state that exists: bool []. What is known to be
-    wrong is refused.
+    """Whether `initial`, converted as `STATE`, has at least ks agents (of each type), as many as
+    `num_agents`, and a global state that exists, for shape = (G, L) or (G, E, L): bool []. What is
+    known to be wrong is refused.
     """
     global_state, counts = initial
+    _checks.require(
+        counts.shape == shape[1:],
+        f"initial: counts must have shape {list(shape[1:])}, got {list(counts.shape)}.",
+    )
+    wanted = ks if counts.ndim == 2 else ks[0]
     given = _checks.is_concrete(counts)
     total = np.asarray(counts).sum(axis=-1, dtype=np.int64) if given else None
     limit = 2**24 if dtype == np.float32 else 2**31 - 1
@@ -58,8 +69,8 @@ def check_state(
             " float64.",
         )
         _checks.require(
-            bool(np.all(np.asarray(num_agents) >= ks)),
-            f"the table samples k={ks} agents, more than num_agents={num_agents}: solve for a"
+            bool(np.all(np.asarray(num_agents) >= wanted)),
+            f"the table samples k={wanted} agents, more than num_agents={num_agents}: solve for a"
             " smaller k.",
         )
         _checks.require(
@@ -67,8 +78,8 @@ def check_state(
             f"initial counts sum to {total}, not to num_agents={num_agents}.",
         )
     _checks.require(
-        total is None or bool(np.all(total >= ks)),
-        f"the table samples k={ks} agents, more than the {total} of initial.",
+        total is None or bool(np.all(total >= wanted)),
+        f"the table samples k={wanted} agents, more than the {total} of initial.",
     )
     _checks.require(
         total is None or bool(np.all(total < limit)),
@@ -79,10 +90,29 @@ def check_state(
         return np.bool_(True)
     sums = jnp.cumsum(counts, axis=-1, dtype=jnp.int32)  # the first that wraps is negative
     total = sums[..., -1]
-    fits = (total >= np.asarray(ks, np.int32)) & (total < limit)
+    fits = (total >= np.asarray(wanted, np.int32)) & (total < limit)
     fits &= True if num_agents is None else total == num_agents
-    exists = (global_state >= 0) & (global_state < num_global_states)
+    exists = (global_state >= 0) & (global_state < shape[0])
     return exists & jnp.all(counts >= 0) & jnp.all(sums >= 0) & jnp.all(fits)
+
+
+def sample_weights(counts: jax.Array, ks: tuple[int, ...], dtype: Any) -> jax.Array:
+    """P(sample = h) of the products h of one histogram for each type, for counts [L] or [E, L]:
+    [N].
+    """
+    rows = counts.reshape(len(ks), -1)
+    each = [hypergeometric_weights(row, k, dtype) for row, k in zip(rows, ks, strict=True)]
+    return functools.reduce(lambda left, right: (left[:, None] * right[None]).reshape(-1), each)
+
+
+def draw_row(key: jax.Array, counts: jax.Array, ks: tuple[int, ...]) -> jax.Array:
+    """Position of a sample of ks agents of `counts`, [L] or [E, L], among those products: int32."""
+    rows = counts.reshape(len(ks), -1)
+    keys, position = jax.random.split(key, len(ks)), jnp.int32(0)
+    for own, row, k in zip(keys, rows, ks, strict=True):
+        drawn = draw_counts(own, row, k)
+        position = position * num_histograms(k, rows.shape[1]) + graded_rank(drawn[:-1], k)
+    return position
 
 
 def hypergeometric_weights(counts: jax.Array, k: int, dtype: Any) -> jax.Array:
@@ -202,7 +232,7 @@ def draw_counts(key: jax.Array, counts: jax.Array, k: int) -> jax.Array:
     return _loops.fori_loop(0, k, draw, (counts, jnp.zeros_like(counts)))[1]
 
 
-def split(key: jax.Array, counts: jax.Array, chances: jax.Array) -> jax.Array:
+def draw_parts(key: jax.Array, counts: jax.Array, chances: jax.Array) -> jax.Array:
     """Independent Multinomial(counts_j, chances[j]) draws of every row j: int32 [R, T], by
     conditional binomials for all j at once.
 
@@ -225,7 +255,7 @@ def split(key: jax.Array, counts: jax.Array, chances: jax.Array) -> jax.Array:
 
 def move_counts(key: jax.Array, counts: jax.Array, kernel: jax.Array) -> jax.Array:
     """Counts int32 [L] after every agent of `counts` [R] moved by its row of `kernel` [R, L]."""
-    return jnp.sum(split(key, counts, kernel), axis=0, dtype=jnp.int32)
+    return jnp.sum(draw_parts(key, counts, kernel), axis=0, dtype=jnp.int32)
 
 
 def binomial(key: jax.Array, count: jax.Array, chance: jax.Array) -> jax.Array:

@@ -8,28 +8,34 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jaxsac import _checks
-from jaxsac._arguments import arguments, integer, real, record, size
-from jaxsac.solution import Solution, register
+from jaxsac._arguments import arguments, integer, key, record
+from jaxsac.solution import register
 from jaxsac.subsample_q.data.histograms import (
+    additions,
     check_size,
     enumerate_counts,
     graded_rank,
     largest_k,
     num_histograms,
 )
-from jaxsac.subsample_q.data.model import LOCAL_ACTION_MODEL, LocalActionModel, check_discount
-from jaxsac.subsample_q.exact.iteration.fixed_point import (
-    INITIAL,
-    Settings,
-    Surrogate,
-    differentiable,
-    fixed_point,
-)
+from jaxsac.subsample_q.data.kinds import LocalActionModel
+from jaxsac.subsample_q.data.sampling import by_inversion, draw_parts, hypergeometric_weights
+from jaxsac.subsample_q.exact.iteration.fixed_point import FixedPoint, Surrogate
 from jaxsac.subsample_q.exact.operator.forms.dense import dense_kernel
-from jaxsac.subsample_q.exact.table import Bounds, Meaning, best_of, greedy, table_sizes, tie_of
+from jaxsac.subsample_q.exact.table import (
+    Bounds,
+    Meaning,
+    QTable,
+    best_of,
+    draw_action,
+    ended,
+    greedy,
+    observed,
+    table_sizes,
+    tie_of,
+)
 
 _TABLE_LIMIT = 2**31  # bytes of kernels from assignments to histograms
 
@@ -49,44 +55,71 @@ class AssignmentTable(NamedTuple):
     assignments: jax.Array  # int32 [M, L, B]
     meaning: Meaning  # how many agents were sampled, and what the bounds are on; no array
 
+    @arguments(
+        key=key(),
+        global_state=integer(low=0),
+        local_states=integer("n", low=0),
+        counts=integer("L", low=0),
+    )
+    def act(
+        self, key: jax.Array, global_state: Any, local_states: Any = None, *, counts: Any = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """The global action, int32 [], for one fresh sample of the agents, and the actions of the
+        agents, each for a sample of its own.
+
+        * `key`: consumed.
+        * `local_states`: int32 [n], the states of all agents: then their actions are int32 [n]; or
+        * `counts`: int32 [L], the agents in each state: then int32 [L, B], how many of each state
+          take each action.
+
+        Returns: −1 for traced states that do not exist.
+
+        Raises: as `QTable.act`.
+        """
+        state, held, valid = observed(self, global_state, local_states, counts)
+        key, own_key = jax.random.split(key)
+        action = draw_action(self, key, state, held, valid)
+        chances = local_chances(self, state, held)
+        if local_states is None:
+            taken = draw_parts(own_key, held, chances)
+        else:
+            cumulative = jnp.cumsum(chances, axis=1)[local_states]
+            tickets = jax.random.uniform(own_key, local_states.shape, chances.dtype)
+            taken = by_inversion(cumulative, tickets)
+        return action, jnp.where(valid, taken, -1)
+
 
 ASSIGNMENT_TABLE = record(AssignmentTable, sizes=table_sizes)
+ANY_TABLE = record(QTable, AssignmentTable, sizes=table_sizes)
 
 
-@arguments(
-    model=LOCAL_ACTION_MODEL, k=size(1), tol=real(low=0), max_steps=integer(low=0), initial=INITIAL
-)
-def solve_local_actions(
-    model: LocalActionModel,
-    k: int,
-    *,
-    tol: Any = None,
-    max_steps: Any = 100_000,
-    initial: Any = None,
-) -> Solution:
-    """Solve the k-agent problem with local actions exactly.
+def local_chances(table: AssignmentTable, global_state: Any, counts: jax.Array) -> jax.Array:
+    """The chance of each action of an agent in each state, who samples k − 1 of the others: [L, B];
+    any where nobody is.
 
-        Q(s_g, z, a) = r(s_g, z, a)
-            + discount E[ max over a' and the z' of h' of Q(s_g', z', a') | s_g, z, a ]
-
-    for all M = C(k+LB−1, LB−1) assignments z, with one dense kernel [M, N] for each s_g. k = n is
-    the full problem.
-
-    * `tol`, `max_steps`, `initial` [G, N]: as in `solve`.
-
-    Returns: a Solution of an `AssignmentTable`, status and stats as in `solve`; a state without an
-    allowed assignment ends NONFINITE. `upper_bound` and `lift` apply to the bounds, unless the
-    model has share_reward or allowed. Differentiable in the arrays of the model (implicitly, the
-    policy kept fixed), batched by `jax.vmap`.
-
-    Raises: ValueError for k < 1 and for kernels beyond 2 GiB, with the k that fits.
-
-    Source: arXiv 2412.00661, algorithm 1 (m → ∞).
+    An agent in s takes b with the chance assignment[s, b] / h_s of the histogram h of the sample
+    and itself: given the counts agents choose independently, and the chances are summed exactly
+    over all samples.
     """
-    base, B, L = model.base, model.num_local_actions, model.num_local_states
-    G, itemsize = base.num_global_states, base.dtype.itemsize
-    check_discount(base)
-    M = check_size(k, L * B, itemsize * G * 4 * base.num_actions)
+    (k,), L, dtype = table.meaning.ks, counts.shape[0], table.value.dtype
+    others = jnp.asarray(enumerate_counts(k - 1, L))
+    states = jnp.arange(L, dtype=jnp.int32)
+
+    def chances(state):
+        without = jnp.maximum(counts - (states == state).astype(jnp.int32), 0)
+        weights = hypergeometric_weights(without, k - 1, dtype)
+        taken = table.assignment[global_state, additions(k, L, state), state].astype(dtype)
+        share = taken / (others[:, state] + 1).astype(dtype)[:, None]
+        return jnp.matmul(weights, share, precision="highest")
+
+    return jnp.stack([chances(state) for state in range(L)])
+
+
+def check_kernels(model: LocalActionModel, k: int) -> None:
+    """Refuse kernels beyond 2 GiB, one dense [M, N] for each s_g."""
+    B, L, G = model.num_local_actions, model.num_local_states, model.num_global_states
+    itemsize = model.dtype.itemsize
+    M = check_size(k, L * B, itemsize * G * 4 * model.num_actions)
 
     def bytes_of(k):
         return G * num_histograms(k, L * B) * num_histograms(k, L) * itemsize
@@ -98,28 +131,21 @@ def solve_local_actions(
         f" {bytes_of(k) / 2**30:,.1f} GiB of kernels. k={fits} fits; so do fewer states or"
         " actions.",
     )
-    settings = Settings.of((G, num_histograms(k, L)), base.dtype, tol, max_steps, initial)
-    return _solve(model, settings, k=k)
 
 
-@functools.partial(jax.jit, static_argnames="k")
-def _solve(model, settings, *, k):
-    frozen = jax.tree.map(lax.stop_gradient, model)
-    settings = settings._replace(initial=lax.stop_gradient(settings.initial))
-    found = fixed_point(_surrogate(frozen, k), None, settings)
-    found = differentiable(found, lambda model: _surrogate(model, k), model)
+def assignment_table(
+    model: LocalActionModel, k: int, found: FixedPoint, meaning: Meaning
+) -> AssignmentTable:
+    """The table of what was found for k agents."""
     q, value = found.q, found.value
-    assignments, belongs = _assignments(k, model.num_local_states, model.num_local_actions)
-    first = _first(jnp.max(q, axis=-1), value, _possible(model, assignments), belongs)
+    assignments, belongs = assignments_of(k, model.num_local_states, model.num_local_actions)
+    first = _first(jnp.max(q, axis=-1), value, possible(model, assignments), belongs)
     policy = greedy(jnp.take_along_axis(q, first[..., None], axis=1), found.stats["scale"])
     listed = jnp.asarray(assignments)
     histograms = jnp.asarray(enumerate_counts(k, model.num_local_states))
-    alone = model.share_reward is None and model.allowed is None
-    meaning = Meaning((k,), "optimum" if alone else "coupled")
-    table = AssignmentTable(
+    return AssignmentTable(
         q, value, policy, listed[first], found.bounds, histograms, listed, meaning
     )
-    return Solution(table, found.status, found.stats, value)
 
 
 def _first(best: jax.Array, value: jax.Array, possible: jax.Array, belongs: np.ndarray):
@@ -134,16 +160,17 @@ def _first(best: jax.Array, value: jax.Array, possible: jax.Array, belongs: np.n
     )
 
 
-def _assignments(k: int, L: int, B: int) -> tuple[np.ndarray, np.ndarray]:
+def assignments_of(k: int, L: int, B: int) -> tuple[np.ndarray, np.ndarray]:
     """Assignments int32 [M, L, B] and the index of the histogram of each."""
     assignments = enumerate_counts(k, L * B).reshape(-1, L, B)
     return assignments, graded_rank(assignments.sum(axis=2)[:, :-1].astype(np.int32), k)
 
 
-def _surrogate(model: LocalActionModel, k: int) -> Surrogate:
+def surrogate(model: LocalActionModel, k: int) -> Surrogate:
+    """Of agents who act: Q(s_g, z, a) for all M assignments z; one dense kernel for each s_g."""
     base, L = model.base, model.num_local_states
-    assignments, _ = _assignments(k, L, model.num_local_actions)
-    possible = _possible(model, assignments)
+    assignments, _ = assignments_of(k, L, model.num_local_actions)
+    listed = possible(model, assignments)
     kernels = jax.vmap(lambda kernel: dense_kernel(kernel, k))(model.pair_kernels())  # [G, M, N]
     rewards = _rewards(model, k, assignments)
 
@@ -152,7 +179,8 @@ def _surrogate(model: LocalActionModel, k: int) -> Surrogate:
         return jnp.einsum("gmn,gan->gma", kernels, mixed, precision="highest")
 
     def value_of(q):
-        return _best_assignment(best_of(q), possible, k, L, model.num_local_actions)
+        best = _best_assignment(best_of(q), listed, k, L, model.num_local_actions)
+        return ended(best, model.terminal)
 
     return Surrogate(rewards, expect, value_of, base.discount)
 
@@ -163,7 +191,7 @@ def _best_assignment(best: jax.Array, possible: jax.Array, k: int, L: int, B: in
     derivative is that of one of them, as in `best_of`.
     """
     best, number = jnp.where(possible, best, -jnp.inf), num_histograms(k, L)
-    belongs = _assignments(k, L, B)[1]
+    belongs = assignments_of(k, L, B)[1]
     return jax.vmap(lambda row: jax.ops.segment_max(row, belongs, num_segments=number))(best)
 
 
@@ -171,24 +199,26 @@ def _best_assignment(best: jax.Array, possible: jax.Array, k: int, L: int, B: in
 def _best_assignment_jvp(k, L, B, primals, tangents):
     best, possible = primals
     value = _best_assignment(best, possible, k, L, B)
-    first = _first(best, value, possible, _assignments(k, L, B)[1])
+    first = _first(best, value, possible, assignments_of(k, L, B)[1])
     return value, jnp.take_along_axis(tangents[0], first, axis=1)
 
 
-def _possible(model: LocalActionModel, assignments: np.ndarray) -> jax.Array:
+def possible(model: LocalActionModel, assignments: np.ndarray) -> jax.Array:
     """Which assignments are allowed, [G, M]."""
-    allowed = model.allowed
-    if allowed is None:
-        return jnp.ones((model.base.num_global_states, len(assignments)), bool)
-    return _each(model, lambda g, z: jnp.asarray(allowed(g, z), bool), jnp.asarray(assignments))
+    joint, allowed = model.joint, model.allowed
+    if joint is not None:
+        return _each(model, lambda g, z: jnp.asarray(joint(g, z), bool), jnp.asarray(assignments))
+    if allowed is not None:
+        return jnp.all(jnp.asarray(assignments == 0)[None] | allowed[:, None], axis=(2, 3))
+    return jnp.ones((model.num_global_states, len(assignments)), bool)
 
 
 def _rewards(model: LocalActionModel, k: int, assignments: np.ndarray) -> jax.Array:
     """Stage rewards [G, M, A]."""
-    shares = jnp.asarray(assignments, model.base.dtype) / k
+    shares = jnp.asarray(assignments, model.dtype) / k
     own = jnp.einsum("gbl,mlb->gm", model.base.local_reward, shares, precision="highest")
     if model.share_reward is not None:
-        own = own + _each(model, model.share_reward, shares)
+        own = own + ended(_each(model, model.share_reward, shares), model.terminal)
     return model.base.global_reward[:, None, :] + own[..., None]
 
 

@@ -1,4 +1,6 @@
-"""Exact solution of the k-agent problem, and the exact value of a policy on few agents."""
+"""Exact solution of the k-agent problem, and the exact value of a policy on few agents; once for
+every kind of model.
+"""
 
 import functools
 from typing import Any
@@ -8,11 +10,25 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxsac import _checks
-from jaxsac._arguments import arguments, choice, integer, real, record, size
+from jaxsac._arguments import anything, arguments, choice, either, function, integer, real, size
 from jaxsac.solution import Solution
-from jaxsac.subsample_q.data.histograms import check_size, enumerate_counts, num_histograms
-from jaxsac.subsample_q.data.model import MODEL, Model, check_discount
+from jaxsac.subsample_q.data.histograms import (
+    check_size,
+    enumerate_counts,
+    enumerate_products,
+    num_histograms,
+)
+from jaxsac.subsample_q.data.kinds import MODEL, LocalActionModel, TypedModel
+from jaxsac.subsample_q.data.model import Model, check_discount
 from jaxsac.subsample_q.data.sampling import lifted
+from jaxsac.subsample_q.exact.agents import (
+    lifted_along_types,
+    numbers_of_agents,
+    plans_of,
+    probe,
+    surrogate,
+)
+from jaxsac.subsample_q.exact.iteration.criterion import expected_time
 from jaxsac.subsample_q.exact.iteration.fixed_point import (
     INITIAL,
     METHODS,
@@ -23,47 +39,50 @@ from jaxsac.subsample_q.exact.iteration.fixed_point import (
     differentiable_average,
     fixed_point,
 )
-from jaxsac.subsample_q.exact.operator.expectation import (
-    differentiable_expectation,
-    expectation,
-    model_probe,
-    prepare,
+from jaxsac.subsample_q.exact.local_actions import (
+    assignment_table,
+    check_kernels,
+    surrogate as surrogate_of_choices,
 )
-from jaxsac.subsample_q.exact.operator.plan import (
-    BACKENDS,
-    CHOICE_OF_BACKEND,
-    Plan,
-    candidates,
-    plan,
+from jaxsac.subsample_q.exact.operator.expectation import kernel_tables
+from jaxsac.subsample_q.exact.operator.plan import BACKENDS, CHOICE_OF_BACKEND
+from jaxsac.subsample_q.exact.table import (
+    TABLE,
+    Meaning,
+    QTable,
+    chances_of,
+    greedy,
+    local_arrays,
+    permitted,
 )
-from jaxsac.subsample_q.exact.table import TABLE, Meaning, QTable, best_of, greedy, stage_rewards
+
+_K = anything("a size ≥ 1; of types a tuple of E of them", like=size(1))
+_PLAN = anything("a `Plan`; of types a tuple of E of them")
 
 
 @arguments(
     model=MODEL,
-    k=size(1),
-    plan=record(Plan),
+    k=_K,
+    plan=_PLAN,
     backend=CHOICE_OF_BACKEND,
     criterion=choice("discounted", "average"),
     method=choice(*METHODS),
     stopping=choice("span", "sup"),
     tol=real(low=0),
     max_steps=integer(low=0),
-    evaluation_sweeps=integer(low=0),
     initial=INITIAL,
 )
 def solve(
-    model: Model,
-    k: int,
+    model: Model | TypedModel | LocalActionModel,
+    k: Any,
     *,
-    plan: Plan | None = None,
+    plan: Any = None,
     backend: str = "auto",
     criterion: str = "discounted",
     method: str = "anderson",
     stopping: str = "span",
     tol: Any = None,
     max_steps: Any = 100_000,
-    evaluation_sweeps: Any = 20,
     initial: Any = None,
 ) -> Solution:
     """Solve the k-agent surrogate exactly: the fixed point of the adapted Bellman operator, without
@@ -71,14 +90,27 @@ def solve(
 
         Q(s_g, h, a) = r_g(s_g, a) + (1/k) ⟨h, r_l(s_g)⟩ + discount E[ max_a' Q(s_g', h', a') ]
 
-    over the N = C(k+L−1, L−1) histograms h of k agents. k = n is the full problem.
+    over the N = C(k+L−1, L−1) histograms h of k agents. k = n is the full problem. Of a
+    `TypedModel`, with k_e agents of each type,
 
+        Q(s_g, h, a) = r_g(s_g, a) + Σ_e shares_e ⟨h_e, r_l(e, s_g)⟩ / k_e
+                       + discount E[ max_a' Q(s_g', h', a') ],   h = (h_1 ... h_E)
+
+    over Π_e C(k_e+L−1, L−1) products of histograms, far fewer than the C(k+EL−1, EL−1) of one
+    histogram over (type, state). Of a `LocalActionModel`
+
+        Q(s_g, z, a) = r(s_g, z, a)
+            + discount E[ max over a' and the z' of h' of Q(s_g', z', a') | s_g, z, a ]
+
+    for all M = C(k+LB−1, LB−1) assignments z, with one dense kernel [M, N] for each s_g.
+
+    * `model`: a `Model`, `TypedModel` or `LocalActionModel`.
+    * `k`: agents that are sampled; of types a tuple of E numbers.
     * `plan`: from `subsample_q.plan`, where the local transitions are traced and the histograms are
-      many; `backend` is that of `subsample_q.plan`.
+      many (of types a tuple of E plans); `backend` is that of `subsample_q.plan`.
     * `criterion`: "discounted", or "average" (relative value iteration; a unichain model).
     * `method`: "anderson" (value iteration from the best combination of the last five sweeps, kept
-      only if the span of its own residual is no larger), "value_iteration",
-      "modified_policy_iteration" (`evaluation_sweeps` between improvements) or "policy_iteration".
+      only if the span of its own residual is no larger) or "value_iteration".
     * `stopping`: "span" or "sup" of T V − V.
     * `tol`: relative to the scale, 1e-6 in float64 and 1e-4 in float32. CONVERGED: the half-width
       of the MacQueen bounds (span) or discount / (1 − discount) · sup|T V − V| (sup), plus
@@ -86,16 +118,19 @@ def solve(
       the size of the largest where that is more, up to 100 times the range (average: without the
       division; where max_a r is everywhere the same, its size). An action that pays
       −10^9 so that nobody takes it changes nothing, and states that pay so count at most 100 times
-      the distance from the best one that nine in ten of the others have.
+      the distance from the best one that nine in ten of the others have. With `terminal` states
+      sup|T V − V| is multiplied by the longest expected time to one instead, for any discount.
     * `max_steps`: sweeps at most. Without one the bounds are those of the stage rewards, min and
       max of max_a r / (1 − discount).
     * `initial`: a first value [G, N], that of a smaller k through `subsample_q.lift`, or a
       Solution.
 
-    Returns: a Solution of a `QTable` whose state is its value [G, N]. The first sweep measures the
-    operator on functions with a known expectation (stats["operator_error"]), which counts as
-    rounding; on concrete input a form that fails this test is replaced by the next. stats["method"]
-    is a position in `subsample_q.METHODS` and stats["backend"] one in `subsample_q.BACKENDS`;
+    Returns: a Solution of a `QTable`, of local actions an `AssignmentTable` (NONFINITE where a
+    state has no assignment that is allowed), whose state is its value [G, N]. The first sweep
+    measures the operator on functions with a known expectation (stats["operator_error"]), which
+    counts as rounding, in the bounds too; on concrete input a form that fails this test is replaced
+    by the next. stats["method"] is a position in `subsample_q.METHODS` and stats["backend"] one in
+    `subsample_q.BACKENDS`;
     num_steps counts sweeps, the test included; "average" adds stats["gain"], and the bounds are
     those of the gain.
 
@@ -105,113 +140,120 @@ def solve(
     is the derivative of the polynomial E[W(h')] = Σ over the agents' moves of Π_agents P W; second
     derivatives in them need the dense form.
 
-    Raises: ValueError for k < 1, a discount of 1 without "average", tables beyond memory, and
-    second derivatives that would be wrong. Traced discounts outside [0, 1) end NONFINITE or
-    MAX_STEPS.
+    Raises: ValueError for k < 1, a discount of 1 without "average" or `terminal` and the average
+    with it, tables and kernels beyond memory with the k that fits, other numbers of agents and
+    plans than there are types, and second derivatives that would be wrong. Traced discounts outside
+    [0, 1) end NONFINITE or MAX_STEPS.
 
-    Source: arXiv 2403.00222, algorithm 1 (m → ∞); bounds: MacQueen 1966; Puterman 1994, sections
-    6.6 and 8.5.
+    Source: arXiv 2403.00222, algorithm 1 (m → ∞), with stratified samples of types; local actions:
+    arXiv 2412.00661, algorithm 1. Bounds: MacQueen 1966; Puterman 1994, sections 6.6 and 8.5.
     """
-    if criterion == "discounted":
-        check_discount(model)
-    if plan is not None:
-        _checks.require(
-            plan.k == k,
-            f"plan was made for k={plan.k}, not k={k}: make one with subsample_q.plan(model, {k}).",
-        )
-    plans = candidates(model, k, backend) if plan is None else [plan]
-    shape = (model.num_global_states, len(enumerate_counts(k, model.num_local_states)))
-    settings = Settings.of(shape, model.dtype, tol, max_steps, initial, evaluation_sweeps)
-    for position, candidate in enumerate(plans):
-        # On the host where it can be: that is time and compile time saved.
-        ready = (
-            prepare(model, candidate)
-            if candidate.backend == "thinning" and _checks.is_concrete(model, candidate)
-            else None
-        )
-        solution = _solve(
-            model, candidate, ready, settings, criterion=criterion, method=method, stopping=stopping
-        )
+    average = criterion == "average"
+    if not average:
+        check_discount(model, may_end=True)
+    _checks.require(
+        not average or model.terminal is None,
+        "criterion='average' of what ends is 0: drop terminal.",
+    )
+    ks = numbers_of_agents(k, model)
+    if isinstance(model, LocalActionModel):
+        check_kernels(model, k)
+        attempts: Any = [None]
+    else:
+        attempts = plans_of(model, ks, plan, backend)
+    settings = _settings(model, ks, tol, max_steps, initial)
+    options = {"criterion": criterion, "method": method, "stopping": stopping}
+    for position, plans in enumerate(attempts):
+        solution = _solve(model, plans, _ready(model, plans), settings, None, ks=ks, **options)
         error = solution.stats["operator_error"]
-        last = position + 1 == len(plans) or not _checks.is_concrete(error)
+        last = position + 1 == len(attempts) or not _checks.is_concrete(error)
         if last or float(error) <= (1e-10 if model.dtype == jnp.float64 else 1e-3):
             return solution
-    raise AssertionError("unreachable: the last candidate is returned")
+    raise AssertionError("unreachable: the last attempt is returned")
 
 
-@functools.partial(jax.jit, static_argnames=("criterion", "method", "stopping"))
-def _solve(model, plan, operator, settings, *, criterion, method, stopping):
-    found = _solve_for(
-        model, plan, operator, settings, None, criterion=criterion, method=method, stopping=stopping
-    )
-    found.stats["method"] = jnp.int32(METHODS.index(method))
-    return _solution(model, plan, found, "gain" if criterion == "average" else "optimum")
+def _settings(model: Any, ks: Any, tol: Any, max_steps: Any, initial: Any = None) -> Settings:
+    number = 1
+    for k in ks:
+        number *= num_histograms(k, model.num_local_states)
+    return Settings.of((model.num_global_states, number), model.dtype, tol, max_steps, initial)
 
 
-def value_of_policy(model: Model, plan: Plan, weights: jax.Array, settings: Settings) -> Solution:
-    """The QTable of the policy that takes actions with the chances `weights` [G, N, A]."""
-    found = _solve_for(model, plan, None, settings, weights)
-    return _solution(model, plan, found, "policy")
+def _ready(model: Any, plans: Any) -> Any:
+    """The tables of the kernels, made on the host where they can be: that is time and compile time
+    saved.
+    """
+    if plans is None or not _checks.is_concrete(model, plans):
+        return None
+    thinning = all(plan.backend == "thinning" for plan in plans)
+    return _tables(model, plans) if thinning else None
 
 
-def _solve_for(model, plan, operator, settings, weights, **options) -> FixedPoint:
+def _tables(model: Any, plans: Any) -> Any:
+    kernels = local_arrays(model)[0]
+    return [kernel_tables(each, plan) for each, plan in zip(kernels, plans, strict=True)]
+
+
+@functools.partial(jax.jit, static_argnames=("ks", "criterion", "method", "stopping"))
+def _solve(model, plans, tables, settings, weights, *, ks, **options):
+    """`weights` [G, N, A] are the chances of a policy's actions; without them the best is taken."""
     frozen = jax.tree.map(lax.stop_gradient, model)
-    ready = prepare(frozen, plan) if operator is None else operator
-    surrogate = _surrogate(
-        frozen,
-        plan.k,
-        lambda values: expectation(ready, values, plan, model.num_local_states),
-        weights,
-    )
     settings = settings._replace(initial=lax.stop_gradient(settings.initial))
-    found = fixed_point(surrogate, model_probe(frozen, plan.k), settings, **options)
-    found.stats["backend"] = jnp.int32(BACKENDS.index(plan.backend))
+    acts = isinstance(model, LocalActionModel)
+    tables = _tables(frozen, plans) if tables is None and not acts else tables
+    found = fixed_point(
+        _surrogate(frozen, ks, plans, tables, weights),
+        None if acts else probe(frozen, ks),
+        settings,
+        None if model.terminal is None else expected_time(model.base if acts else frozen),
+        **options,
+    )
+    found.stats["method"] = jnp.int32(METHODS.index(options["method"]))
+    found.stats["backend"] = jnp.int32(BACKENDS.index("dense" if acts else plans[0].backend))
 
-    def surrogate_of(params):
-        model, plan, weights = params
-        return _surrogate(
-            model, plan.k, lambda values: differentiable_expectation(model, values, plan), weights
-        )
+    def problem(params):
+        model, plans, weights = params
+        return _surrogate(model, ks, plans, None, weights)
 
-    average = options.get("criterion") == "average"
+    average = options["criterion"] == "average"
     attach = differentiable_average if average else differentiable
-    return attach(found, surrogate_of, (model, plan, weights))
-
-
-def _surrogate(model: Model, k: int, expect: Any, weights: jax.Array | None = None) -> Surrogate:
-    """Of a plain model, whose agents take the best action, or those of a policy [G, N, A]."""
-
-    def value_of(q):
-        return best_of(q) if weights is None else jnp.sum(weights * q, axis=-1)
-
-    return Surrogate(stage_rewards(model, k), expect, value_of, model.discount)
-
-
-def _solution(model: Model, plan: Plan, found: FixedPoint, bounds: str) -> Solution:
-    """`bounds`: what the bounds are on, of MEANINGS."""
-    counts = jnp.asarray(enumerate_counts(plan.k, model.num_local_states))
-    policy, meaning = greedy(found.q, found.stats["scale"]), Meaning((plan.k,), bounds)
-    table = QTable(found.q, found.value, policy, found.bounds, counts, meaning)
+    found = attach(found, problem, (model, plans, weights))
+    coupled = acts and model.couples_agents
+    on = "gain" if average else "policy" if weights is not None else "optimum"
+    meaning = Meaning(ks, "coupled" if coupled else on)
+    make = assignment_table if acts else _table
+    table = make(model, ks[0] if acts else ks, found, meaning)
     return Solution(table, found.status, found.stats, found.value)
 
 
-_value_of_policy = jax.jit(value_of_policy)
+def _surrogate(model: Any, ks: Any, plans: Any, tables: Any, weights: Any) -> Surrogate:
+    if isinstance(model, LocalActionModel):
+        return surrogate_of_choices(model, ks[0])
+    return surrogate(model, plans, tables, weights)
+
+
+def _table(model: Any, ks: tuple[int, ...], found: FixedPoint, meaning: Meaning) -> QTable:
+    q = permitted(found.q, model.allowed)
+    policy, L = greedy(q, found.stats["scale"]), model.num_local_states
+    types = isinstance(model, TypedModel)
+    counts = enumerate_products(ks, L) if types else enumerate_counts(ks[0], L)
+    return QTable(q, found.value, policy, found.bounds, jnp.asarray(counts), meaning)
 
 
 @arguments(
     model=MODEL,
-    table=TABLE,
-    num_agents=size(1),
-    plan_n=record(Plan),
+    policy=either(TABLE, function("(s_g, counts) -> action [], or chances [A]")),
+    num_agents=_K,
+    plan_n=_PLAN,
     tol=real(low=0),
     max_steps=integer(low=0),
 )
 def evaluate(
-    model: Model,
-    table: Any,
-    num_agents: int,
+    model: Model | TypedModel,
+    policy: Any,
+    num_agents: Any,
     *,
-    plan_n: Plan | None = None,
+    plan_n: Any = None,
     tol: Any = None,
     max_steps: Any = 100_000,
 ) -> Solution:
@@ -220,37 +262,69 @@ def evaluate(
         V(s_g, h) = Σ_a π(a | s_g, h) Q(s_g, h, a),
         π(a | s_g, h) = Σ_{h_k} Hyp(h_k; h) 1{policy(s_g, h_k) = a}
 
-    * `table`: a `QTable` of k ≤ n agents, or its Solution.
-    * `num_agents`: n, static.
+    * `model`: a `Model` or `TypedModel`.
+    * `policy`: a `QTable` of k ≤ n agents, or its Solution; or a rule of your own, a function of
+      (s_g, counts int32 [L], of types [E, L]) that gives an action or the chances [A] of all.
+    * `num_agents`: n, static; of types a tuple of E numbers.
     * `plan_n`: `subsample_q.plan` for n agents, where the transitions are traced.
     * `tol`, `max_steps`: as in `solve`.
 
     Returns: a Solution of a `QTable` over the n-agent histograms: value [G, N_n], q [G, N_n, A],
     MacQueen bounds on V, and as policy the greedy improvement of V; status and stats as in `solve`.
-    Differentiable in the model as `solve` is, with the policy held fixed.
+    Differentiable in the model as `solve` is, with the policy held fixed. A rule that takes an
+    action that is not allowed ends NONFINITE.
 
-    Raises: ValueError for k > n, and where the tables over all n-agent histograms do not fit.
+    Raises: ValueError for k > n, local actions, and where the tables over all n-agent histograms do
+    not fit.
 
     Source: arXiv 2403.00222, algorithm 2.
     """
-    check_discount(model)
-    k, n = table.meaning.ks[0], num_agents
+    check_discount(model, may_end=True)
     _checks.require(
-        k <= n, f"the table samples k={k} agents, more than num_agents={n}: solve for a smaller k."
+        not isinstance(model, LocalActionModel),
+        "model: agents who act are not evaluated exactly: simulate, or certify.",
+    )
+    ns, rule = numbers_of_agents(num_agents, model, "num_agents"), not isinstance(policy, QTable)
+    ks = ns if rule else policy.meaning.ks
+    _checks.require(
+        len(ks) == len(ns) and all(k <= n for k, n in zip(ks, ns, strict=True)),
+        f"the table samples k={_said(ks)} agents, more than num_agents={_said(ns)}: solve for a"
+        " smaller k.",
     )
     L = model.num_local_states
-    check_size(n, L, model.num_global_states * (2 * model.num_actions + 12) * 8, "num_agents")
-    plan_n = plan(model, n) if plan_n is None else plan_n
-    _checks.require(plan_n.k == n, f"plan_n was made for k={plan_n.k}, not num_agents={n}.")
-    weights = _execution_weights(table, model.num_actions, n)
-    shape = (model.num_global_states, num_histograms(n, L))
-    settings = Settings.of(shape, model.dtype, tol, max_steps, None)
-    return _value_of_policy(model, plan_n, weights, settings)
+    for n in ns:
+        size_of = model.num_global_states * (2 * model.num_actions + 12) * 8
+        check_size(n, L, size_of, "num_agents")
+    (plans,) = plans_of(model, ns, plan_n, "auto")[:1]
+    weights = _chances(model, policy, ns) if rule else _execution_weights(policy, ns)
+    if model.allowed is not None:
+        wrong = (weights > 0) & ~model.allowed[:, None, :]
+        weights = jnp.where(wrong, jnp.nan, weights)
+    options = {"criterion": "discounted", "method": "anderson", "stopping": "span"}
+    settings = _settings(model, ns, tol, max_steps)
+    return _solve(model, plans, _ready(model, plans), settings, weights, ks=ns, **options)
 
 
-def _execution_weights(table: QTable, num_actions: int, num_agents: int) -> jax.Array:
-    """π(a | s_g, h_n), the chance of each action when k agents are sampled afresh: [G, N_n, A]."""
-    one_hot = jax.nn.one_hot(table.policy, num_actions, axis=1, dtype=table.q.dtype)  # [G, A, N_k]
-    G, A, _ = one_hot.shape
-    weights = lifted(one_hot.reshape(G * A, -1), table.histograms.shape[-1], num_agents)
+def _said(ks: tuple[int, ...]) -> Any:
+    return ks[0] if len(ks) == 1 else list(ks)
+
+
+def _execution_weights(table: QTable, ns: tuple[int, ...]) -> jax.Array:
+    """π(a | s_g, h_n), the chance of each action when agents are sampled afresh: [G, N_n, A]."""
+    G, A, L = table.policy.shape[0], table.q.shape[-1], table.histograms.shape[-1]
+    chosen = jax.nn.one_hot(table.policy, A, axis=1, dtype=table.q.dtype).reshape(G * A, -1)
+    shape = [num_histograms(k, L) for k in table.meaning.ks]
+    weights = lifted_along_types(chosen, lambda values, n: lifted(values, L, n), ns, shape)
     return jnp.moveaxis(weights.reshape(G, A, -1), 1, 2)
+
+
+def _chances(model: Any, rule: Any, ns: tuple[int, ...]) -> jax.Array:
+    """The same of a rule."""
+    counts = enumerate_products(ns, model.num_local_states)
+    counts = jnp.asarray(counts if isinstance(model, TypedModel) else counts[:, 0])
+    states = jnp.arange(model.num_global_states, dtype=jnp.int32)
+
+    def one(state, held):
+        return chances_of(rule(state, held), model.num_actions, model.dtype)
+
+    return jax.vmap(lambda state: jax.vmap(lambda held: one(state, held))(counts))(states)

@@ -6,11 +6,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from jaxsac._arguments import record
+from jaxsac import _checks
+from jaxsac._arguments import arguments, either, integer, key, record
 from jaxsac._iterate import Certificate, Outcome
 from jaxsac.solution import Solution, register, verdict
-from jaxsac.subsample_q.data.histograms import enumerate_counts
+from jaxsac.subsample_q.data.histograms import enumerate_counts, enumerate_products
+from jaxsac.subsample_q.data.kinds import TypedModel
 from jaxsac.subsample_q.data.model import Model
+from jaxsac.subsample_q.data.sampling import check_state, draw_row
 
 _TIE = 16  # ulp of the values within which actions are equally good
 # What `bounds` are on: the best value of the k agents (then its mean over samples is one on n),
@@ -36,18 +39,83 @@ class Bounds(NamedTuple):
 
 @register
 class QTable(NamedTuple):
-    """What k sampled agents learn, over G global states, N histograms of L local states, A actions.
+    """What k sampled agents learn, over G global states, N histograms of L local states, A actions;
+    of E types, N products of one histogram for each, the last type running fastest.
 
     Ties go to the lowest action within 16 ulp of the largest value. Under the average criterion q
     and value are relative, value[0, 0] = 0.
     """
 
-    q: jax.Array  # [G, N, A]
+    q: jax.Array  # [G, N, A]; −inf where an action is not allowed
     value: jax.Array  # [G, N], max_a q
     policy: jax.Array  # int32 [G, N]
     bounds: Bounds  # on the value, [G, N]
-    histograms: jax.Array  # int32 [N, L]
+    histograms: jax.Array  # int32 [N, L]; of types [N, E, L]
     meaning: Meaning  # how many agents were sampled, and what the bounds are on; no array
+
+    @arguments(
+        key=key(),
+        global_state=integer(low=0),
+        local_states=integer("n", low=0),
+        counts=either(integer("L", low=0), integer("E", "L", low=0)),
+    )
+    def act(
+        self, key: jax.Array, global_state: Any, local_states: Any = None, *, counts: Any = None
+    ) -> jax.Array:
+        """The action, int32 [], for one fresh sample of the agents.
+
+        * `key`: consumed.
+        * `local_states`: int32 [n], the states of all agents (of one type); or
+        * `counts`: int32 [L], of types [E, L], the agents in each state.
+
+        Returns: −1 for traced states that do not exist.
+
+        Raises: ValueError for both or none of them, and for known states that do not exist or have
+        fewer agents than are sampled.
+        """
+        return draw_action(self, key, *observed(self, global_state, local_states, counts))
+
+
+def observed(table: Any, global_state: Any, local_states: Any, counts: Any) -> tuple:
+    """The global state, the counts [L] or [E, L], and whether there is such a state."""
+    shape = (table.policy.shape[0], *table.histograms.shape[1:])
+    _checks.require(
+        (local_states is None) != (counts is None), "local_states or counts: give one of them."
+    )
+    _checks.require(
+        counts is not None or len(shape) == 2, "local_states has no types: give counts [E, L]."
+    )
+    inside: Any = True
+    if counts is None:
+        L = shape[1]
+        held = integer("n", low=0, below="L").take("local_states", local_states, L=L)
+        inside = jnp.all((held >= 0) & (held < L))
+        counts = jnp.zeros(L, jnp.int32).at[held].add(1)
+    state = integer(low=0, below="G").take("global_state", global_state, G=shape[0])
+    return state, counts, inside & check_state((state, counts), shape, table.meaning.ks)
+
+
+@jax.jit
+def draw_action(
+    table: Any, key: jax.Array, global_state: Any, counts: Any, valid: Any
+) -> jax.Array:
+    """The table's action for a sample of `counts`, int32 []; −1 where there is no such state."""
+    chosen = table.policy[global_state, draw_row(key, counts, table.meaning.ks)]
+    return jnp.where(valid, chosen, -1)
+
+
+def chances_of(answer: Any, num_actions: int, dtype: Any) -> jax.Array:
+    """What a rule says, an action or chances [A], as chances [A]; NaN for an action that there is
+    not.
+    """
+    answer = jnp.asarray(answer)
+    if jnp.issubdtype(answer.dtype, jnp.floating):
+        _checks.check_shape("policy's chances", answer, (num_actions,))
+        return answer.astype(dtype)
+    _checks.check_shape("policy's action", answer, ())
+    exists = (answer >= 0) & (answer < num_actions)
+    chosen = jax.nn.one_hot(answer, num_actions, dtype=dtype)
+    return jnp.where(exists, chosen, jnp.nan)
 
 
 def table_sizes(table: Any) -> dict[str, int]:
@@ -57,12 +125,34 @@ def table_sizes(table: Any) -> dict[str, int]:
 TABLE = record(QTable, sizes=table_sizes)
 
 
-def stage_rewards(model: Model, k: int) -> jax.Array:
-    """r_g(s_g, a) + (1/k) ⟨h, r_l(s_g)⟩: [G, N, A]."""
-    counts = jnp.asarray(enumerate_counts(k, model.num_local_states), model.dtype)
-    local = model.local_reward if model.local_reward.ndim == 3 else model.local_reward[:, None, :]
-    mean = jnp.einsum("gal,nl->gna", local, counts, precision="highest") / k
-    return model.global_reward[:, None, :] + mean
+def local_arrays(model: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Transitions [E, G or G A, L, L], rewards [E, G, A or 1, L] and shares [E] of the types."""
+    transition, reward = model.local_transition, model.local_reward
+    G, L = model.num_global_states, model.num_local_states
+    if isinstance(model, TypedModel):
+        return transition, reward[:, :, None], model.shares
+    return transition.reshape(1, -1, L, L), reward.reshape(1, G, -1, L), jnp.ones(1, model.dtype)
+
+
+def stage_rewards(model: Any, *ks: int) -> jax.Array:
+    """r_g(s_g, a) + Σ_e shares_e ⟨h_e, r_l(e, s_g)⟩ / k_e: [G, N, A]."""
+    _, reward, shares = local_arrays(model)
+    counts = jnp.asarray(enumerate_products(ks, model.num_local_states), model.dtype)
+    weights = shares / jnp.asarray(ks, model.dtype)
+    own = jnp.einsum("e,egal,nel->gna", weights, reward, counts, precision="highest")
+    return model.global_reward[:, None, :] + own
+
+
+def permitted(q: jax.Array, allowed: jax.Array | None) -> jax.Array:
+    """q [G, N, A], −inf where an action is not allowed [G, A]."""
+    return q if allowed is None else jnp.where(allowed[:, None, :], q, -jnp.inf)
+
+
+def ended(value: jax.Array, terminal: jax.Array | None) -> jax.Array:
+    """value [G, ...], 0 where it ends."""
+    if terminal is None:
+        return value
+    return jnp.where(terminal.reshape(-1, *[1] * (value.ndim - 1)), 0, value)
 
 
 def tie_of(value: jax.Array) -> jax.Array:
@@ -105,6 +195,7 @@ def trivial_bounds(model: Model, value: jax.Array) -> Bounds:
 
 def trivial_table(model: Model, k: int, q: jax.Array) -> QTable:
     """The table of q [G, N, A] with those bounds."""
+    q = permitted(q, model.allowed)
     value = best_of(q)
     counts = jnp.asarray(enumerate_counts(k, model.num_local_states))
     meaning = Meaning((k,), "optimum")

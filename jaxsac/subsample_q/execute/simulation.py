@@ -1,5 +1,5 @@
 """Execution on n agents: fresh samples of k each step, the reward of all n, in counts (cost free of
-n) or agent by agent (for checks).
+n) or agent by agent (for checks); once for every kind of model.
 """
 
 import functools
@@ -8,21 +8,23 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxsac import _loops
-from jaxsac._arguments import arguments, integer, key, size
+from jaxsac import _checks, _loops
+from jaxsac._arguments import arguments, either, function, integer, key, size
 from jaxsac.solution import register
 from jaxsac.subsample_q.data.histograms import graded_rank
-from jaxsac.subsample_q.data.model import MODEL, Model
+from jaxsac.subsample_q.data.kinds import MODEL, PLAIN_MODEL, LocalActionModel, TypedModel
+from jaxsac.subsample_q.data.model import Model
 from jaxsac.subsample_q.data.sampling import (
     STATE,
     check_state,
-    draw_counts,
+    draw_parts,
+    draw_row,
     draw_state,
     move_counts,
 )
-from jaxsac.subsample_q.exact.table import TABLE
+from jaxsac.subsample_q.exact.local_actions import ANY_TABLE, AssignmentTable, local_chances
+from jaxsac.subsample_q.exact.table import TABLE, QTable, chances_of
 
 
 @register
@@ -34,6 +36,7 @@ class Run(NamedTuple):
     counts: jax.Array  # int32 [H, L]; of E types [H, E, L]
     actions: jax.Array  # int32 [H], global ones
     discounted_return: jax.Array  # []
+    local_actions: jax.Array | None = None  # int32 [H, L, B], where agents act: how many take each
 
 
 class Stage(NamedTuple):
@@ -44,6 +47,7 @@ class Stage(NamedTuple):
     counts: jax.Array  # int32 [..., L], before the move
     global_state: jax.Array  # int32 [], after it
     population: jax.Array  # counts or states of the agents, after it
+    local_actions: jax.Array | None = None  # int32 [L, B]
 
 
 class Start(NamedTuple):
@@ -52,6 +56,114 @@ class Start(NamedTuple):
     global_state: jax.Array  # int32 []
     population: jax.Array  # int32, counts or states of the agents
     valid: jax.Array  # bool [], whether there is such a state
+
+
+POLICY = either(ANY_TABLE, function("(s_g, counts) -> action [], or chances [A]"))
+
+
+@arguments(
+    key=key(),
+    model=MODEL,
+    policy=POLICY,
+    num_agents=either(integer(low=1), integer("E", low=1)),
+    horizon=size(1),
+    initial=STATE,
+)
+def simulate(
+    key: jax.Array,
+    model: Model | TypedModel | LocalActionModel,
+    policy: Any,
+    num_agents: Any,
+    horizon: int,
+    initial: tuple[Any, Any],
+) -> Run:
+    """Execute the policy of k sampled agents on num_agents of them, in counts: the cost does not
+    grow with num_agents.
+
+    Each step draws k agents uniformly without replacement, independently of the past (exact
+    hypergeometric draw), acts by the table's policy, pays r_g + (1/n) ⟨counts, r_l⟩ on all n, and
+    moves all n (exact multinomial draws from binomials). Agents who act each sample k − 1 others
+    for themselves, and take b with the chance assignment[s, b] / h_s of the histogram h of the
+    sample and themselves. Batch with `jax.vmap` or `run_trials`; the same key gives different k
+    common random numbers.
+
+    * `key`: consumed.
+    * `model`: a `Model`, `TypedModel` (whose shares weigh types in the reward: keep num_agents in
+      proportion) or `LocalActionModel`.
+    * `policy`: a table of `solve` and the like, or the Solution that has it; where agents do not
+      act also a rule of your own, a function of (s_g, counts int32 [L], of types [E, L]) that gives
+      an action or the chances [A] of all. It is a part of the trace: make it once.
+    * `num_agents`: of types int32 [E].
+    * `horizon`: steps, static.
+    * `initial`: (global state, counts int32 [L] that sum to num_agents; of types [E, L]).
+
+    Returns: a `Run`. Its derivatives are those of the rewards alone: the draws jump with the
+    transitions. Rewards are NaN from a traced state that does not exist, and of an action that is
+    not allowed.
+
+    Raises: ValueError for k > num_agents, counts that do not sum to it, more agents than the dtype
+    counts exactly (2^24 in float32), a table of another kind than the model, and a model of agents
+    whose choices `allowed` joins, which agents who choose alone cannot keep.
+
+    Source: arXiv 2403.00222, algorithm 2; agents who act: arXiv 2412.00661, algorithm 2.
+    """
+    types = model.num_types if isinstance(model, TypedModel) else 0
+    shape = (types, model.num_local_states) if types else (model.num_local_states,)
+    rule = None if isinstance(policy, QTable | AssignmentTable) else policy
+    acts = isinstance(model, LocalActionModel)
+    if rule is None:
+        check_kind(model, policy)
+        ks = policy.meaning.ks
+    else:
+        _checks.require(not acts, "policy: agents who act need a table of `solve`.")
+        ks = (1,) * max(types, 1)
+    valid = check_state(initial, (model.num_global_states, *shape), ks, num_agents, model.dtype)
+    table, start = policy if rule is None else None, Start(initial[0], initial[1], valid)
+    return _simulate(key, model, table, start, rule=rule, horizon=horizon)
+
+
+def check_kind(model: Any, table: Any) -> None:
+    """Refuse a table of another kind than the model's."""
+    types, acts = isinstance(model, TypedModel), isinstance(model, LocalActionModel)
+    wanted = "agents who act" if acts else f"{model.num_types} types" if types else "a plain model"
+    number = model.num_types if types else 1
+    fits = isinstance(table, AssignmentTable) == acts and len(table.meaning.ks) == number
+    fits = fits and (acts or (table.histograms.ndim == 3) == types)
+    _checks.require(fits, f"table must be of {wanted}: solve that model.")
+    if isinstance(model, LocalActionModel):
+        B, held = model.num_local_actions, table.assignment.shape[-1]
+        _checks.require(held == B, f"table must have B = {B} local actions, got {held}.")
+        _checks.require(
+            model.joint is None,
+            "allowed restricts joint assignments, which agents who choose independently do not"
+            " keep: give it as bool [G, L, B].",
+        )
+
+
+@functools.partial(jax.jit, static_argnames=("rule", "horizon"))
+def _simulate(key, model, table, start, *, rule, horizon):
+    acts = isinstance(model, LocalActionModel)
+
+    def step(key, global_state, counts):
+        sample_key, choice_key, move_key = jax.random.split(key, 3)
+        if rule is None:
+            row = draw_row(sample_key, counts, table.meaning.ks)
+            action, lawful = table.policy[global_state, row], jnp.bool_(True)
+        else:
+            A = model.num_actions
+            chances = chances_of(rule(global_state, counts), A, model.dtype)
+            lawful = jnp.all(jnp.isfinite(chances))
+            action = draw_state(sample_key, jnp.where(lawful, chances, 1 / A))
+        taken = None
+        if acts:
+            taken = draw_parts(choice_key, counts, local_chances(table, global_state, counts))
+        elif model.allowed is not None:
+            lawful &= model.allowed[global_state, action]
+        reward = stage_reward(model, global_state, counts, action, taken)
+        moved = move(move_key, model, global_state, counts, action, taken)
+        return Stage(action, jnp.where(lawful, reward, jnp.nan), counts, *moved, taken)
+
+    return rollout(key, step, start, model.discount, horizon)
 
 
 def rollout(
@@ -71,23 +183,14 @@ def rollout(
         stage = step(key, global_state, population)
         after = stage.global_state, stage.population
         reward = stage.reward + unknown
-        record = reward, global_state, stage.counts, stage.action
+        record = reward, global_state, stage.counts, stage.action, stage.local_actions
         return (*after, factor * discount, total + factor * reward), record
 
     one = jnp.ones_like(discount)
     carry = (jnp.asarray(start.global_state), start.population, one, 0 * one)
     carried, record = _loops.scan(advance, carry, jax.random.split(key, horizon))
-    rewards, states, counts, actions = record
-    return Run(rewards, states, counts, actions, carried[-1])
-
-
-def started(table: Any, dtype: Any, num_agents: Any, initial: Any) -> Start:
-    """The start of a run of `table`'s policy on num_agents, or a ValueError."""
-    ks = table.meaning.ks
-    ks = ks if np.ndim(initial[1]) == 2 else ks[0]
-    valid = check_state(initial, table.policy.shape[0], ks, num_agents, dtype)
-    state, counts = initial
-    return Start(state, counts, valid)
+    rewards, states, counts, actions, taken = record
+    return Run(rewards, states, counts, actions, carried[-1], taken)
 
 
 def shares_of(counts: jax.Array, dtype: Any) -> jax.Array:
@@ -96,72 +199,50 @@ def shares_of(counts: jax.Array, dtype: Any) -> jax.Array:
     return counts.astype(dtype) / total.astype(dtype)
 
 
-@arguments(
-    key=key(), model=MODEL, table=TABLE, num_agents=integer(low=1), horizon=size(1), initial=STATE
-)
-def simulate(
-    key: jax.Array,
-    model: Model,
-    table: Any,
-    num_agents: Any,
-    horizon: int,
-    initial: tuple[Any, Any],
-) -> Run:
-    """Execute the policy of k sampled agents on num_agents of them, in counts: the cost does not
-    grow with num_agents.
-
-    Each step draws k agents uniformly without replacement, independently of the past (exact
-    hypergeometric draw), acts by the table's policy, pays r_g + (1/n) ⟨counts, r_l⟩ on all n, and
-    moves all n (exact multinomial draws from binomials). Batch with `jax.vmap` or `run_trials`; the
-    same key gives different k common random numbers.
-
-    * `key`: consumed.
-    * `table`: a `QTable`, or its Solution.
-    * `horizon`: steps, static.
-    * `initial`: (global state, counts int32 [L] that sum to num_agents).
-
-    Returns: a `Run`. Its derivatives are those of the rewards alone: the draws jump with the
-    transitions.
-
-    Raises: ValueError for k > num_agents, counts that do not sum to it, and more agents than the
-    dtype counts exactly (2^24 in float32). From a traced state that does not exist rewards are NaN.
-
-    Source: arXiv 2403.00222, algorithm 2.
-    """
-    start = started(table, model.dtype, num_agents, initial)
-    return _simulate(key, model, table.policy, start, horizon, table.meaning.ks[0])
-
-
-@functools.partial(jax.jit, static_argnames=("horizon", "k"))
-def _simulate(key, model, policy, start, horizon, k):
-    def step(key, global_state, counts):
-        sample_key, move_key = jax.random.split(key)
-        sampled = draw_counts(sample_key, counts, k)
-        action = policy[global_state, graded_rank(sampled[:-1], k)]
-        reward = stage_reward(model, global_state, counts, action)
-        moved = move(move_key, model, global_state, counts, action)
-        return Stage(action, reward, counts, *moved)
-
-    return rollout(key, step, start, model.discount, horizon)
-
-
 def stage_reward(
-    model: Model, global_state: jax.Array, counts: jax.Array, action: jax.Array
+    model: Any, global_state: jax.Array, counts: jax.Array, action: jax.Array, taken: Any = None
 ) -> jax.Array:
-    """r_g(s_g, a) + (1/n) ⟨counts, r_l(s_g)⟩ of one stage, []."""
-    local = model.local_reward[global_state]
-    local = local[action] if local.ndim == 2 else local
-    mean = jnp.vdot(shares_of(counts, model.dtype), local, precision="highest")
-    return model.global_reward[global_state, action] + mean
+    """What one stage pays, with `taken` [L, B] of agents who act: []."""
+    if isinstance(model, LocalActionModel):
+        base = model.base
+        shares = shares_of(taken.reshape(-1), model.dtype).reshape(taken.shape)
+        own = jnp.vdot(shares, base.local_reward[global_state].T, precision="highest")
+        if model.share_reward is not None:
+            pays = True if model.terminal is None else ~model.terminal[global_state]
+            own = own + jnp.where(pays, model.share_reward(global_state, shares), 0)
+        return base.global_reward[global_state, action] + own
+    shares = shares_of(counts, model.dtype)
+    if isinstance(model, TypedModel):
+        local = jnp.sum(shares * model.local_reward[:, global_state], axis=1)
+        own = jnp.vdot(model.shares, local, precision="highest")
+    else:
+        local = model.local_reward[global_state]
+        own = jnp.vdot(shares, local[action] if local.ndim == 2 else local, precision="highest")
+    return model.global_reward[global_state, action] + own
 
 
 def move(
-    key: jax.Array, model: Model, global_state: jax.Array, counts: jax.Array, action: jax.Array
+    key: jax.Array,
+    model: Any,
+    global_state: jax.Array,
+    counts: jax.Array,
+    action: jax.Array,
+    taken: Any = None,
 ) -> tuple[jax.Array, jax.Array]:
     """The next global state and counts."""
     global_key, local_key = jax.random.split(key)
-    after = draw_state(global_key, model.global_transition[global_state, action])
-    return after, move_counts(local_key, counts, _kernel(model, global_state, action))
+    if isinstance(model, LocalActionModel):
+        transition, kernel = model.base.global_transition, model.pair_kernels()[global_state]
+        moved = move_counts(local_key, taken.reshape(-1), kernel)
+    elif isinstance(model, TypedModel):
+        transition, kernels = model.global_transition, model.local_transition[:, global_state]
+        keys = jax.random.split(local_key, model.num_types)
+        each = [move_counts(*one) for one in zip(keys, counts, kernels, strict=True)]
+        moved = jnp.stack(each)
+    else:
+        transition = model.global_transition
+        moved = move_counts(local_key, counts, _kernel(model, global_state, action))
+    return draw_state(global_key, transition[global_state, action]), moved
 
 
 def _kernel(model: Model, global_state: jax.Array, action: jax.Array) -> jax.Array:
@@ -170,7 +251,9 @@ def _kernel(model: Model, global_state: jax.Array, action: jax.Array) -> jax.Arr
     return kernel[action] if model.action_drives_agents else kernel
 
 
-@arguments(key=key(), model=MODEL, table=TABLE, num_agents=size(1), horizon=size(1), initial=STATE)
+@arguments(
+    key=key(), model=PLAIN_MODEL, table=TABLE, num_agents=size(1), horizon=size(1), initial=STATE
+)
 def simulate_agents(
     key: jax.Array,
     model: Model,
@@ -179,13 +262,15 @@ def simulate_agents(
     horizon: int,
     initial: tuple[Any, Any],
 ) -> Run:
-    """What `simulate` does, agent by agent: n states instead of counts. Slow; an independent check
-    of the draws. The key is consumed.
+    """What `simulate` does for a `Model`, agent by agent: n states instead of counts. Slow; an
+    independent check of the draws. The key is consumed.
     """
-    start = started(table, model.dtype, num_agents, initial)
+    check_kind(model, table)
+    shape = (model.num_global_states, model.num_local_states)
+    valid = check_state(initial, shape, table.meaning.ks, num_agents, model.dtype)
     states = jnp.arange(model.num_local_states, dtype=jnp.int32)
-    agents = jnp.repeat(states, start.population, total_repeat_length=num_agents)
-    start = start._replace(population=agents)
+    agents = jnp.repeat(states, initial[1], total_repeat_length=num_agents)
+    start = Start(initial[0], agents, valid)
     return _simulate_agents(key, model, table.policy, start, horizon, table.meaning.ks[0])
 
 

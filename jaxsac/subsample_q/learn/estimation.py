@@ -90,34 +90,34 @@ def estimate(
         all(run.global_rewards.dtype == dtype for run in runs),
         "trajectories have rewards of several dtypes: cast them to one.",
     )
-    moves, agent_moves = np.zeros((G, A, G), np.int64), np.zeros((G, A, L, L), np.int64)
-    paid, earned = np.zeros((G, A)), np.zeros((G, A, L))
+    moves, rewards = np.zeros((G, A, G), np.int64), np.zeros((G, A))
+    agent_moves, agent_rewards = np.zeros((G, A, L, L), np.int64), np.zeros((G, A, L))
     for run in runs:
         states, agents, actions, global_rewards, local_rewards = map(np.asarray, run)
-        cell = states[:-1].astype(np.int64) * A + actions
-        moves += _counted(cell * G + states[1:], moves.shape)
-        paid += _counted(cell, paid.shape, global_rewards)
-        place = cell[:, None] * L + agents[:-1]
-        agent_moves += _counted(place * L + agents[1:], agent_moves.shape)
-        earned += _counted(place, earned.shape, local_rewards)
+        cells = states[:-1].astype(np.int64) * A + actions
+        moves += _counted(cells * G + states[1:], moves.shape)
+        rewards += _counted(cells, rewards.shape, global_rewards)
+        agent_cells = cells[:, None] * L + agents[:-1]
+        agent_moves += _counted(agent_cells * L + agents[1:], agent_moves.shape)
+        agent_rewards += _counted(agent_cells, agent_rewards.shape, local_rewards)
     if not action_drives_agents:
-        agent_moves, earned = agent_moves.sum(axis=1), earned.sum(axis=1)
-    cells = _Cells(moves, paid), _Cells(agent_moves, earned)
-    missing = [int(np.sum(each.visits == 0)) for each in cells]
+        agent_moves, agent_rewards = agent_moves.sum(axis=1), agent_rewards.sum(axis=1)
+    above, below = _Counts(moves, rewards), _Counts(agent_moves, agent_rewards)
+    missing = int(np.sum(above.visits == 0)), int(np.sum(below.visits == 0))
     _checks.require(
         unseen != "refuse" or not any(missing),
         f"trajectories never show {missing[0]} of {G * A} pairs of global state and action, and"
-        f" {missing[1]} of {cells[1].visits.size} cells of local states: record them, or choose"
+        f" {missing[1]} of {below.visits.size} cells of local states: record them, or choose"
         " what unseen= is to mean.",
     )
     if unseen == "prior":
-        arrays = [each.with_prior() for each in cells]
+        arrays = above.with_prior(), below.with_prior()
     else:
         _checks.require(
             not any(missing) or float(discount) < 1,
             'unseen="pessimistic" needs a discount < 1 where there are cells without a record.',
         )
-        arrays = _pessimistic(*cells, float(discount))
+        arrays = _pessimistic(above, below, float(discount))
     (transition, reward), (local_transition, local_reward) = arrays
     model = Model(
         transition.astype(dtype),
@@ -126,14 +126,14 @@ def estimate(
         local_reward.astype(dtype),
         discount,
     )
-    return Estimate(model, *(jax.numpy.asarray(each.visits) for each in cells))
+    return Estimate(model, jax.numpy.asarray(above.visits), jax.numpy.asarray(below.visits))
 
 
-class _Cells(NamedTuple):
-    """What was recorded of each cell."""
+class _Counts(NamedTuple):
+    """What was recorded of each cell: a state, with an action where that matters."""
 
     moves: np.ndarray  # int64 [..., S], to each next state
-    paid: np.ndarray  # [...], the sum of the rewards
+    rewards: np.ndarray  # [...], their sum
 
     @property
     def visits(self) -> np.ndarray:
@@ -142,34 +142,38 @@ class _Cells(NamedTuple):
     def means(self) -> tuple[np.ndarray, np.ndarray]:
         """Transitions and rewards; 0 where nothing was recorded."""
         visits = np.maximum(self.visits, 1)
-        return self.moves / visits[..., None], self.paid / visits
+        return self.moves / visits[..., None], self.rewards / visits
 
     def with_prior(self) -> tuple[np.ndarray, np.ndarray]:
+        """The same with one more record everywhere, of the mean of all."""
         visits = self.visits + 1
-        mean = self.paid.sum() / self.visits.sum()
+        mean = self.rewards.sum() / self.visits.sum()
         prior = 1 / self.moves.shape[-1]
-        return (self.moves + prior) / visits[..., None], (self.paid + mean) / visits
+        return (self.moves + prior) / visits[..., None], (self.rewards + mean) / visits
 
 
-def _pessimistic(globals_: _Cells, locals_: _Cells, discount: float) -> Any:
-    """Means, and where nothing was recorded no more than the worst of all for ever."""
-    (moves, reward), (agent_moves, local) = globals_.means(), locals_.means()
-    seen, known = globals_.visits > 0, locals_.visits > 0
-    if seen.all() and known.all():
-        return (moves, reward), (agent_moves, local)
-    low, high = reward[seen].min(), reward[seen].max()
-    least, most = local[known].min(), local[known].max()
-    ahead = discount / (1 - discount)
+def _pessimistic(above: _Counts, below: _Counts, discount: float) -> Any:
+    """Means of the global agent (above) and of the local ones, and where nothing was recorded no
+    more than the worst of all for ever.
+    """
+    (transition, reward), (local_transition, local_reward) = above.means(), below.means()
+    seen, local_seen = above.visits > 0, below.visits > 0
+    if seen.all() and local_seen.all():
+        return (transition, reward), (local_transition, local_reward)
+    worst, best = reward[seen].min(), reward[seen].max()
+    local_worst, local_best = local_reward[local_seen].min(), local_reward[local_seen].max()
+    future = discount / (1 - discount)
     entered = np.any(seen, axis=1, keepdims=True)  # global states of which something is known
-    around = entered.reshape(-1, *[1] * (local.ndim - 1))
-    local = np.where(known, local, np.where(around, least + ahead * (least - most), least))
+    in_entered = entered.reshape(-1, *[1] * (local_reward.ndim - 1))
+    left = np.where(in_entered, local_worst + future * (local_worst - local_best), local_worst)
+    local_reward = np.where(local_seen, local_reward, left)
     # below the worst stage for ever, whatever the next state and the agents pay
-    bound = low + ahead * (low - high) - (1 + ahead) * (most - local.min())
-    reward = np.where(seen, reward, np.where(entered, bound, low))
-    stay = np.eye(moves.shape[0])[:, None]
-    moves = np.where(seen[..., None], moves, stay)
-    agent_moves = np.where(known[..., None], agent_moves, np.eye(agent_moves.shape[-1]))
-    return (moves, reward), (agent_moves, local)
+    bound = worst + future * (worst - best) - (1 + future) * (local_best - local_reward.min())
+    reward = np.where(seen, reward, np.where(entered, bound, worst))
+    stay, local_stay = np.eye(transition.shape[0])[:, None], np.eye(local_transition.shape[-1])
+    transition = np.where(seen[..., None], transition, stay)
+    local_transition = np.where(local_seen[..., None], local_transition, local_stay)
+    return (transition, reward), (local_transition, local_reward)
 
 
 def _counted(places: np.ndarray, shape: tuple[int, ...], weights: Any = None) -> np.ndarray:

@@ -11,7 +11,8 @@ from jaxsac import _checks, _loops
 from jaxsac._arguments import arguments, either, integer, key, real, record, size
 from jaxsac.solution import Solution
 from jaxsac.subsample_q.data.histograms import check_size, enumerate_counts
-from jaxsac.subsample_q.data.model import MODEL, Model, check_discount
+from jaxsac.subsample_q.data.kinds import PLAIN_MODEL
+from jaxsac.subsample_q.data.model import Model, check_discount
 from jaxsac.subsample_q.data.sampling import agent_states, by_inversion, histogram_index
 from jaxsac.subsample_q.exact.table import (
     Bounds,
@@ -27,7 +28,7 @@ from jaxsac.subsample_q.exact.table import (
 
 @arguments(
     key=key(),
-    model=MODEL,
+    model=PLAIN_MODEL,
     k=size(1),
     num_updates=integer(low=0),
     initial=either(real("G", "N", "A"), record(Solution)),
@@ -80,7 +81,10 @@ def _q_learning(key, model, start, num_updates, *, k):
         rows = local_cumulative[g, a] if model.action_drives_agents else local_cumulative[g]
         after = by_inversion(global_cumulative[g, a], tickets[k])
         moved = histogram_index(by_inversion(rows[agents[n]], tickets[:k]), k, L)
-        target = rewards[g, n, a] + model.discount * jnp.max(q[after, moved])
+        ahead = q[after, moved]
+        if model.allowed is not None:
+            ahead = jnp.where(model.allowed[after], ahead, -jnp.inf)
+        target = rewards[g, n, a] + model.discount * jnp.max(ahead)
         return td_update(q, visits, (g, n, a), target, horizon)
 
     none = jnp.zeros(start.shape, jnp.int32)

@@ -11,13 +11,15 @@ from jaxsac import _loops
 from jaxsac._arguments import arguments, choice, flag, integer, key, real, size
 from jaxsac.solution import Solution
 from jaxsac.subsample_q.data.histograms import check_size, num_histograms
-from jaxsac.subsample_q.data.model import MODEL, Model, check_discount
+from jaxsac.subsample_q.data.kinds import PLAIN_MODEL
+from jaxsac.subsample_q.data.model import Model, check_discount
 from jaxsac.subsample_q.data.sampling import agent_states, by_inversion, histogram_index
 from jaxsac.subsample_q.exact.iteration.fixed_point import METHODS, Settings, Surrogate, fixed_point
 from jaxsac.subsample_q.exact.operator.plan import BACKENDS
 from jaxsac.subsample_q.exact.table import (
     best_of,
     largest_value,
+    permitted,
     stage_rewards,
     trivial_table,
     uncertified,
@@ -26,7 +28,7 @@ from jaxsac.subsample_q.exact.table import (
 
 @arguments(
     key=key(),
-    model=MODEL,
+    model=PLAIN_MODEL,
     k=size(1),
     num_samples=size(1),
     resample=choice("once", "per_sweep"),
@@ -84,7 +86,7 @@ def _learn(key, model, settings, *, k, m, resample, share_local):
         return Surrogate(
             rewards,
             lambda values: jnp.mean(values.reshape(-1)[draws], axis=-1),
-            best_of,
+            lambda q: best_of(permitted(q, model.allowed)),
             model.discount,
         )
 
@@ -97,7 +99,7 @@ def _learn(key, model, settings, *, k, m, resample, share_local):
 
     def sweep(t, q):
         step = 1 / (1 + (1 - model.discount) * t.astype(model.dtype))
-        fresh = surrogate(jax.random.fold_in(key, t)).q_of(jnp.max(q, axis=-1))
+        fresh = surrogate(jax.random.fold_in(key, t)).q_of(best_of(permitted(q, model.allowed)))
         return q + step * (fresh - q)
 
     q = _loops.fori_loop(0, settings.max_steps, sweep, jnp.zeros(rewards.shape, model.dtype))

@@ -2,6 +2,11 @@
 for a table, or continuous.
 """
 
+from jaxsac.subsample_q.network._acting import (
+    EnvironmentRun as EnvironmentRun,
+    act as act,
+    simulate as simulate,
+)
 from jaxsac.subsample_q.network._learning import (
     Environment as Environment,
     QNetwork as QNetwork,

@@ -14,7 +14,8 @@ from jaxsac import _checks, _loops
 from jaxsac._arguments import anything, arguments, key, real, record, size
 from jaxsac.solution import Solution, register
 from jaxsac.subsample_q.data.histograms import check_size, enumerate_counts
-from jaxsac.subsample_q.data.model import MODEL, Model
+from jaxsac.subsample_q.data.kinds import PLAIN_MODEL
+from jaxsac.subsample_q.data.model import Model
 from jaxsac.subsample_q.exact.table import QTable, trivial_table, uncertified
 
 
@@ -34,6 +35,13 @@ class Environment(NamedTuple):
     describe_local: Callable[..., Any]  # local state -> [d]
     num_actions: int  # A
     discount: Any  # [], in [0, 1)
+    allowed: Callable[..., Any] | None = None  # global state -> bool [A], at least one
+
+    def best(self, global_state: Any, values: jax.Array) -> jax.Array:
+        """The best allowed action for `values` [A], int32 []."""
+        if self.allowed is not None:
+            values = jnp.where(self.allowed(global_state), values, -jnp.inf)
+        return jnp.argmax(values).astype(jnp.int32)
 
     def describe(self, global_state: Any, local_states: Any) -> tuple[jax.Array, jax.Array]:
         """What the network sees of a state: [p] and [k, d]."""
@@ -61,13 +69,13 @@ class Environment(NamedTuple):
         return jnp.arange(self.num_actions, dtype=jnp.int32)
 
 
-@arguments(model=MODEL)
+@arguments(model=PLAIN_MODEL)
 def from_model(model: Model) -> Environment:
     """The environment of a `Model`: states are indices, described one-hot; draws are uniform in s_g
     and over the simplex of histograms.
     """
     G, A, L = model.num_global_states, model.num_actions, model.num_local_states
-    kernels, rewards = model.local_transition, model.local_reward
+    kernels, rewards, allowed = model.local_transition, model.local_reward, model.allowed
     kernels = kernels if kernels.ndim == 4 else jnp.repeat(kernels[:, None], A, axis=1)
     rewards = rewards if rewards.ndim == 3 else jnp.repeat(rewards[:, None], A, axis=1)
 
@@ -90,6 +98,7 @@ def from_model(model: Model) -> Environment:
         describe_local=lambda i: jax.nn.one_hot(i, L, dtype=model.dtype),
         num_actions=A,
         discount=model.discount,
+        allowed=None if allowed is None else lambda g: allowed[g],
     )
 
 
@@ -150,7 +159,7 @@ def make_layers(key: jax.Array, widths: tuple[int, ...], dtype: Any) -> tuple[La
     return tuple(layers)
 
 
-@arguments(network=record(QNetwork), model=MODEL, k=size(1))
+@arguments(network=record(QNetwork), model=PLAIN_MODEL, k=size(1))
 def network_table(network: Any, model: Model, k: int) -> QTable:
     """The network's values for every state of `model` with k agents, as the table that `simulate`,
     `evaluate` and `certify` take; its bounds are the trivial ones.
@@ -357,7 +366,7 @@ def _target(
     def worth(key, action):
         moved = environment.move(key, global_state, local_states, action)
         features = environment.describe(*moved)
-        best = jnp.argmax(network(*features, weights, k))
+        best = environment.best(moved[0], network(*features, weights, k))
         return target(*features, weights, k)[best]
 
     def sample(key):

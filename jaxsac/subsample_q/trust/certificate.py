@@ -2,92 +2,68 @@
 the gap.
 """
 
-import functools
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxsac import _checks
-from jaxsac._arguments import anything, arguments, choice, flag, integer, key, real, record, size
+from jaxsac._arguments import anything, arguments, choice, either, integer, key, real, size
 from jaxsac.solution import register
 from jaxsac.subsample_q.data.histograms import largest_k, num_histograms
-from jaxsac.subsample_q.data.model import MODEL, Model, check_discount
-from jaxsac.subsample_q.data.sampling import (
-    STATE,
-    TYPED_STATE,
-    check_state,
-    hypergeometric_weights,
-    lifted,
-)
-from jaxsac.subsample_q.exact.agent_types import TYPED_TABLE, table_ks
-from jaxsac.subsample_q.exact.local_actions import AssignmentTable
+from jaxsac.subsample_q.data.kinds import MODEL
+from jaxsac.subsample_q.data.model import check_discount
+from jaxsac.subsample_q.data.sampling import STATE, check_state, lifted, sample_weights
+from jaxsac.subsample_q.exact.agents import numbers_of_agents
+from jaxsac.subsample_q.exact.local_actions import ANY_TABLE
 from jaxsac.subsample_q.exact.solver import evaluate, solve
-from jaxsac.subsample_q.exact.table import TABLE, QTable, table_sizes
-from jaxsac.subsample_q.trust.gap import rollout_losses, upper_limit
+from jaxsac.subsample_q.execute.simulation import POLICY
+from jaxsac.subsample_q.trust.gap import longest_time, rollout_losses, upper_limit
 
 
-@arguments(table=record(QTable, AssignmentTable, sizes=table_sizes), initial=STATE)
+@arguments(table=ANY_TABLE, initial=STATE)
 def upper_bound(table: Any, initial: tuple[Any, Any]) -> jax.Array:
     """U_k = Σ_{h_k} Hyp(h_k; h_n) V_k*(s_g, h_k) ≥ V_n*(s_g, h_n), from the upper MacQueen bound of
-    V_k*.
+    V_k*; of types Σ over stratified samples.
 
     Any k-subset of the n agents, driven by any policy of the whole, is a controlled k-agent system,
     so its value is at most V_k*, and the full reward is the average over subsets. U_k does not
     increase in k, and U_n = V_n*.
 
-    * `table`: a `QTable` of `solve` with the discounted criterion, an `AssignmentTable` of a model
-      without share_reward and allowed, or the Solution of one.
-    * `initial`: (s_g, counts int32 [L]).
+    * `table`: of `solve` with the discounted criterion or `terminal` states, of any kind of model
+      whose agents share_reward or a joint `allowed` do not couple; or the Solution of one.
+    * `initial`: (s_g, counts int32 [L], of types [E, L]).
 
     Returns: U_k, [], with the rounding of its own sum; NaN for a traced state that does not exist.
 
     Raises: ValueError for fewer than k agents, states that do not exist, and tables whose bounds
     are on something else: the gain, the value of a policy, agents that share_reward couples.
     """
-    (k,) = table.meaning.ks
-    weights = hypergeometric_weights(initial[1], k, table.value.dtype)
-    return _upper(weights, table, initial, k)
-
-
-@arguments(
-    table=TYPED_TABLE,
-    ks=anything("E integers ≥ 1: agents sampled of each type"),
-    initial=TYPED_STATE,
-)
-def upper_bound_types(table: Any, ks: Sequence[int], initial: tuple[Any, Any]) -> jax.Array:
-    """U = Σ over stratified samples of their chance times V*(s_g, h) ≥ V_n*(s_g, counts), for
-    counts int32 [E, L]: as `upper_bound`, [].
-    """
-    ks, dtype = table_ks(table, ks), table.value.dtype
-    weights = [hypergeometric_weights(initial[1][e], k, dtype) for e, k in enumerate(ks)]
-    joint = functools.reduce(
-        lambda left, right: (left[:, None] * right[None, :]).reshape(-1), weights
-    )
-    return _upper(joint, table, initial, ks)
-
-
-def _upper(weights: jax.Array, table: Any, initial: Any, ks: Any) -> jax.Array:
-    """⟨weights [N], upper bounds [G, N] at the global state⟩, []."""
     on = table.meaning.bounds
     _checks.require(
         on == "optimum",
         f"table holds no bounds on the best value, but on {on!r}: pass that of a discounted `solve`"
-        " of a model without share_reward and allowed.",
+        " of a model without share_reward and joint choices.",
     )
-    valid = check_state(initial, table.policy.shape[0], ks)
-    return jnp.where(valid, _mean_at(weights, table.bounds.upper, initial), jnp.nan)
+    valid = _exists(table, initial)
+    return jnp.where(valid, _mean(table, table.bounds.upper, initial), jnp.nan)
 
 
-def _mean_at(weights: jax.Array, values: jax.Array, initial: Any) -> jax.Array:
-    """⟨weights [N], values [G, N] at the global state of `initial`⟩, []."""
+def _exists(table: Any, initial: Any, num_agents: Any = None) -> Any:
+    shape = (table.policy.shape[0], *table.histograms.shape[1:])
+    return check_state(initial, shape, table.meaning.ks, num_agents)
+
+
+def _mean(table: Any, values: jax.Array, initial: Any) -> jax.Array:
+    """Σ over samples of their chance times values [G, N] at the global state of `initial`, []."""
+    weights = sample_weights(initial[1], table.meaning.ks, values.dtype)
     return jnp.vdot(weights, values[initial[0]], precision="highest")
 
 
 @register
-class GapBounds(NamedTuple):
+class ValueBounds(NamedTuple):
     """lower ≤ value of the executed policy ≤ V_n* ≤ upper at one state; a `lower` from the normal
     interval is approximate.
     """
@@ -100,20 +76,19 @@ class GapBounds(NamedTuple):
 @arguments(
     key=key(),
     model=MODEL,
-    table=TABLE,
-    num_agents=integer(low=1),
+    policy=POLICY,
+    num_agents=either(integer(low=1), integer("E", low=1)),
     initial=STATE,
-    upper=TABLE,
+    upper=ANY_TABLE,
     num_rollouts=size(2),
     confidence=real(above=0, below=1),
-    interval=choice("normal", "bounded"),
+    interval=choice("normal", "bounded", "exact"),
     horizon=size(1),
-    exact=flag(),
 )
 def certify(
     key: jax.Array,
-    model: Model,
-    table: Any,
+    model: Any,
+    policy: Any,
     num_agents: Any,
     initial: tuple[Any, Any],
     *,
@@ -122,8 +97,7 @@ def certify(
     confidence: Any = 0.95,
     interval: str = "normal",
     horizon: int | None = None,
-    exact: bool = False,
-) -> GapBounds:
+) -> ValueBounds:
     """Bounds on the best value on n agents and on what the executed policy of k attains, at one
     initial state.
 
@@ -136,107 +110,124 @@ def certify(
         gap = upper confidence limit of the mean of Σ_{t < H} discount^t D
               + discount^H max D / (1 − discount) + 2 ε
 
-    with ε the half-width of the bounds of the table of k' (its Bellman residual / (1 − discount)),
-    once for V_k' and once for what its differences miss, and max D over the actions of the policy.
-    `upper` = U_k' (see `upper_bound`, no confidence involved), `lower` = upper − gap.
-    Not valid where local agents interact or differ.
+    with ε the half-width of the bounds of the table of k' (its Bellman residual, and the error of
+    its operator, / (1 − discount)), once for V_k' and once for what its differences miss, and max D
+    over the actions of the policy. Where agents act, Q_k'*(s_g, z, a) is averaged over the samples
+    z of what all of them do. With `terminal` states the longest expected time W to one stands for
+    1 / (1 − discount), and 1 − 1 / W for the discount of the rest after H. `upper` = U_k' (see
+    `upper_bound`, no confidence involved), `lower` = upper − gap. Not valid where local agents
+    interact or differ in other ways than their types.
 
     * `key`: consumed.
-    * `table`: a `QTable` whose policy is executed, or its Solution.
-    * `num_agents`: n, at least k and k'.
-    * `initial`: (s_g, counts int32 [L] that sum to num_agents).
+    * `model`: of any kind, as `simulate` takes it.
+    * `policy`: as `simulate` takes it: a table, its Solution, or a rule (which needs `upper`).
+    * `num_agents`: n, at least k and k'; of types int32 [E].
+    * `initial`: (s_g, counts int32 [L] that sum to num_agents; of types [E, L]).
     * `upper`: the table of k' that gives V_k' and Q_k', of `solve` with the discounted criterion on
-      the same model; by default `table`. U does not increase in k': give the largest that you can
+      the same model; by default `policy`. U does not increase in k': give the largest that you can
       afford, and always for a policy that was learnt, whose own bounds are trivial.
     * `num_rollouts`: R ≥ 2, static.
     * `confidence`: in (0, 1).
     * `interval`: "normal": Student's, approximate, for it trusts that means are normal, which
       losses rarer than one in some R betray. "bounded": holds for every law, by betting; wider, by
-      about 4 max D / ((1 − discount) R) at a confidence of 95 %.
-    * `horizon`: H, static; by default discount^H ≤ 1e-4. A traced discount needs it.
-    * `exact`: the exact value of the policy instead of rollouts and confidence, for small n
-      (num_agents static then).
+      about 4 max D / ((1 − discount) R) at a confidence of 95 %. "exact": the exact value of the
+      policy instead of rollouts and confidence, for small n (num_agents static then), not for
+      agents who act.
+    * `horizon`: H, static; by default the rest after it is at most 1e-4 of max D / (1 − discount).
+      A traced discount needs it.
 
-    Returns: `GapBounds`.
+    Returns: `ValueBounds`.
 
-    Raises: ValueError for a discount of 1, and as `upper_bound` and `simulate` do.
+    Raises: ValueError for a discount of 1 without `terminal`, and as `upper_bound` and `simulate`
+    do.
 
     Source: Kakade and Langford 2002 (the lemma); Waudby-Smith and Ramdas 2024 (betting).
     """
-    check_discount(model)
-    reference = table if upper is None else upper
+    check_discount(model, may_end=True)
+    reference = policy if upper is None else upper
+    _checks.require(not callable(reference), "policy is a rule: pass upper= a table of `solve`.")
     top = upper_bound(reference, initial)
-    if exact:
-        n = size(1).take("num_agents", num_agents)
-        valid = check_state(initial, model.num_global_states, table.meaning.ks[0], n)
-        bounds = evaluate(model, table, n).value.bounds
-        weights = hypergeometric_weights(initial[1], n, model.dtype)
-        lower = jnp.where(valid, _mean_at(weights, bounds.lower, initial), jnp.nan)
-        return GapBounds(lower, top, top - lower)
+    if interval == "exact":
+        _exists(reference, initial, num_agents)
+        ns = np.asarray(num_agents).tolist() if _checks.is_concrete(num_agents) else num_agents
+        value = evaluate(model, policy, ns).value
+        valid = _exists(value, initial)
+        lower = jnp.where(valid, _mean(value, value.bounds.lower, initial), jnp.nan)
+        return ValueBounds(lower, top, top - lower)
     if horizon is None:
-        _checks.require(_checks.is_concrete(model.discount), "discount is traced: pass horizon=.")
-        discount = float(model.discount)
-        horizon = 1 if discount == 0 else max(1, math.ceil(math.log(1e-4) / math.log(discount)))
+        known = _checks.is_concrete(model.discount if model.terminal is None else model)
+        _checks.require(known, "discount is traced: pass horizon=.")
+        rest = 1 - 1 / float(jnp.max(longest_time(model)))
+        horizon = 1 if rest <= 0 else max(1, math.ceil(math.log(1e-4) / math.log(rest)))
     losses = rollout_losses(
-        key, model, table, reference, num_agents, initial, num_rollouts, horizon
+        key, model, policy, reference, num_agents, initial, num_rollouts, horizon
     )
     limit = upper_limit(losses, jnp.asarray(confidence), interval=interval)
-    bounds, discount = reference.bounds, jnp.asarray(model.discount)
+    bounds = reference.bounds
     width = jnp.max(bounds.upper - bounds.lower)
     # of V − Q, in every term of the sum over time
-    rounding = 4 * jnp.finfo(width.dtype).eps * jnp.max(jnp.abs(bounds.upper)) / (1 - discount)
-    gap = limit + losses.tail + width + rounding
-    return GapBounds(top - gap, top, gap)
+    largest = jnp.max(jnp.abs(bounds.upper)) * jnp.max(longest_time(model))
+    gap = limit + losses.tail + width + 4 * jnp.finfo(width.dtype).eps * largest
+    return ValueBounds(top - gap, top, gap)
 
 
 @arguments(
     key=key(),
     model=MODEL,
-    num_agents=size(1),
+    num_agents=anything("a size ≥ 1; of types a tuple of E of them", like=size(1)),
     gap=real(low=0),
     initial=STATE,
     max_k=size(1),
     num_rollouts=size(2),
     confidence=real(above=0, below=1),
+    interval=choice("normal", "bounded", "exact"),
     tol=real(low=0),
-    exact=flag(),
 )
 def choose_k(
     key: jax.Array,
-    model: Model,
-    num_agents: int,
+    model: Any,
+    num_agents: Any,
     gap: float,
     initial: tuple[Any, Any],
     *,
     max_k: int | None = None,
     num_rollouts: int = 256,
     confidence: float = 0.95,
+    interval: str = "normal",
     tol: Any = None,
-    exact: bool = False,
-) -> tuple[int, GapBounds]:
+) -> tuple[Any, ValueBounds]:
     """The smallest k on the ladder 1, 2, 4, 8, ..., max_k whose certified gap at `initial` is at
     most `gap`; on the host.
 
-    Each k starts from the lifted value of the one before. The confidence is shared over the ladder
-    (union bound), so it holds, as approximately as that of `certify`, for the k that is returned.
+    Each k starts from the lifted value of the one before (but of types). The confidence is shared
+    over the ladder (union bound), so it holds, as approximately as that of `certify`, for the k
+    that is returned. Of types all numbers climb together, each up to its num_agents.
 
     * `key`: consumed.
+    * `model`: of any kind whose agents nothing couples.
+    * `num_agents`: n; of types a tuple of E numbers.
     * `gap`: in units of the value.
-    * `max_k`: by default the largest k ≤ num_agents with at most 50,000 histograms.
+    * `max_k`: by default the largest k ≤ num_agents with at most 50,000 histograms (assignments,
+      where agents act).
     * the others: as in `certify` and `solve`.
 
-    Returns: (k, its `GapBounds`); if no k meets the target, those of the least gap: check
+    Returns: (k, its `ValueBounds`); if no k meets the target, those of the least gap: check
     `bounds.gap <= gap`.
     """
-    L = model.num_local_states
-    check_discount(model)
-    check_state(initial, model.num_global_states, 1, num_agents, model.dtype)
-    ladder = _ladder(num_agents, max_k, L)
-    best: tuple[int, GapBounds] | None = None
+    check_discount(model, may_end=True)
+    ns, L = numbers_of_agents(num_agents, model, "num_agents"), model.num_local_states
+    types = np.ndim(initial[1]) == 2
+    check_state(
+        initial, (model.num_global_states, *np.shape(initial[1])), (1,) * len(ns),
+        np.asarray(ns) if types else ns[0], model.dtype,
+    )  # fmt: skip
+    ladder = _ladder(ns, max_k, model)
+    best: tuple[Any, ValueBounds] | None = None
     previous = None
     shared = 1 - (1 - confidence) / len(ladder)
-    for position, k in enumerate(ladder):
-        start = None if previous is None else lifted(previous, L, k)
+    for position, ks in enumerate(ladder):
+        k = ks if types else ks[0]
+        start = None if previous is None or types else lifted(previous, L, ks[0])
         solution = solve(model, k, initial=start, tol=tol).check()
         previous = solution.value.value
         bounds = certify(
@@ -247,7 +238,7 @@ def choose_k(
             initial,
             num_rollouts=num_rollouts,
             confidence=shared,
-            exact=exact,
+            interval=interval,
         )
         least = math.nan if best is None else float(best[1].gap)
         if math.isnan(least) or float(bounds.gap) < least:
@@ -258,12 +249,17 @@ def choose_k(
     return best
 
 
-def _ladder(num_agents: int, max_k: int | None, num_states: int) -> list[int]:
-    if max_k is None:
-        most = min(num_agents, 4096)
-        max_k = largest_k(most + 1, lambda k: num_histograms(k, num_states) <= 50_000)
-    top = min(num_agents, max_k)
+def _ladder(ns: tuple[int, ...], max_k: int | None, model: Any) -> list[tuple[int, ...]]:
+    """ks of growing size, each at most the numbers of agents."""
+    cells = model.num_local_states * getattr(model, "num_local_actions", 1)
+
+    def number(k: int) -> int:
+        return math.prod(num_histograms(min(k, n), cells) for n in ns)
+
+    most = min(max(ns), 4096)
+    max_k = largest_k(most + 1, lambda k: number(k) <= 50_000) if max_k is None else max_k
+    top = min(max(ns), max_k)
     steps = [1]
     while steps[-1] < top:
         steps.append(min(top, 2 * steps[-1]))
-    return steps
+    return [tuple(min(k, n) for n in ns) for k in steps]

@@ -18,7 +18,8 @@ from jaxsac.subsample_q.exact.operator.expectation import Probe
 from jaxsac.subsample_q.exact.table import Bounds
 
 INITIAL = either(real("G", "N"), record(Solution))  # a first value, or the Solution that has it
-METHODS = ("anderson", "value_iteration", "modified_policy_iteration", "policy_iteration")
+METHODS = ("anderson", "value_iteration")
+_PATIENCE = 200  # sweeps without progress
 
 
 class Surrogate(NamedTuple):
@@ -38,19 +39,17 @@ class Settings(NamedTuple):
 
     tol: jax.Array  # []
     max_steps: jax.Array  # int32 []
-    evaluation_sweeps: jax.Array  # int32 []
     initial: jax.Array  # [G, N], the first value
 
     @classmethod
-    def of(cls, shape: tuple[int, int], dtype: Any, tol, max_steps, initial, sweeps=0):
+    def of(cls, shape: tuple[int, int], dtype: Any, tol, max_steps, initial):
         initial = initial.state if isinstance(initial, Solution) else initial
         initial = jnp.zeros(shape, dtype) if initial is None else initial
         _checks.require(
             getattr(initial, "shape", None) == shape and initial.dtype == dtype,
             f"initial must be the value of another solve, {jnp.dtype(dtype)} {list(shape)}.",
         )
-        most, sweeps = jnp.asarray(max_steps, jnp.int32), jnp.asarray(sweeps, jnp.int32)
-        return cls(tolerance(tol, dtype), most, sweeps, initial)
+        return cls(tolerance(tol, dtype), jnp.asarray(max_steps, jnp.int32), initial)
 
 
 class FixedPoint(NamedTuple):
@@ -65,9 +64,9 @@ class FixedPoint(NamedTuple):
 
 class _State(NamedTuple):
     proposal: jax.Array  # [G, N], what the next sweep evaluates
-    evaluated: jax.Array  # [G, N], what the last improvement evaluated
+    evaluated: jax.Array  # [G, N], what the last sweep evaluated
     expected: jax.Array  # [G, N, A], its expectation
-    low: jax.Array  # [], range of T V − V of the last improvement
+    low: jax.Array  # [], range of T V − V of the last sweep
     high: jax.Array  # []
     operator_error: jax.Array  # []
     sweep: jax.Array  # int32 []
@@ -78,26 +77,20 @@ def fixed_point(
     surrogate: Surrogate,
     probe: Probe | None,
     settings: Settings,
+    time: jax.Array | None = None,
     *,
     criterion: str = "discounted",
     method: str = "anderson",
     stopping: str = "span",
 ) -> FixedPoint:
     """Iterate the surrogate's operator to its certified fixed point; the first sweep measures the
-    operator on `probe`, if there is one.
+    operator on `probe`, if there is one. `time` is `expected_time` of a model that ends.
     """
-    tol, max_steps, evaluation_sweeps, initial = settings
+    tol, max_steps, initial = settings
     average, best = criterion == "average", surrogate.value_of(surrogate.rewards)
-    judge = Criterion.of(surrogate.discount, best, average=average, stopping=stopping)
+    judge = Criterion.of(surrogate.discount, best, time, average=average, stopping=stopping)
     surrogate = surrogate._replace(discount=judge.discount)
-    scheme = {
-        "anderson": lambda: schemes.anderson(judge, surrogate.value_of),
-        "value_iteration": lambda: schemes.value_iteration(judge, surrogate.value_of),
-        "modified_policy_iteration": lambda: schemes.modified_policy_iteration(
-            judge, evaluation_sweeps
-        ),
-        "policy_iteration": lambda: schemes.policy_iteration(judge, tol),
-    }[method]()
+    scheme = getattr(schemes, method)(judge, surrogate.value_of)
     eps = jnp.finfo(initial.dtype).eps
 
     def measured(expected, values):
@@ -110,17 +103,17 @@ def fixed_point(
         q = surrogate.rewards + surrogate.discount * expected
         learns = jnp.bool_(True) if probe is None else state.sweep > 0
         made = scheme.next(state.memory, state.proposal, q, learns)
-        error, kept = state.operator_error, learns & made.improves
+        error = state.operator_error
         if probe is not None:
             error = _loops.cond(
                 learns, lambda old, *_: old, lambda _, *new: measured(*new), error, expected, probe
             )
         return _State(
             jnp.where(learns, made.proposal, initial),
-            jnp.where(kept, state.proposal, state.evaluated),
-            jnp.where(kept, expected, state.expected),
-            jnp.where(kept, made.low, state.low),
-            jnp.where(kept, made.high, state.high),
+            jnp.where(learns, state.proposal, state.evaluated),
+            jnp.where(learns, expected, state.expected),
+            jnp.where(learns, made.low, state.low),
+            jnp.where(learns, made.high, state.high),
             error,
             state.sweep + 1,
             made.memory,
@@ -143,14 +136,14 @@ def fixed_point(
         jnp.int32(0),
         scheme.init(initial),
     )
-    end = iterate(sweep, certify, start, tol=tol, max_steps=max_steps, patience=scheme.patience)
+    end = iterate(sweep, certify, start, tol=tol, max_steps=max_steps, patience=_PATIENCE)
 
     state: _State = end.state
     q = surrogate.rewards + surrogate.discount * state.expected
     value = surrogate.value_of(q)
     status = jnp.where(jnp.all(jnp.isfinite(q)), end.status, jnp.int32(Status.NONFINITE))
     failed = jnp.where(status == Status.NONFINITE, jnp.nan, 0).astype(value.dtype)
-    shift, bounds = judge.centre(value + failed, state.low, state.high)
+    shift, bounds = judge.centre(value + failed, state.low, state.high, certify(state).rounding)
     shift = shift + failed
     stats = end._replace(status=status).stats | {"operator_error": state.operator_error}
     if average:

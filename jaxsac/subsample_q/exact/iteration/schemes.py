@@ -1,4 +1,4 @@
-"""How the next value to sweep is made: value iteration, accelerated or not, and by policies."""
+"""How the next value to sweep is made: value iteration, accelerated or not."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,7 +19,6 @@ class Sweep(NamedTuple):
     proposal: jax.Array  # [G, N], what to evaluate next
     low: jax.Array  # [], range of T V − V
     high: jax.Array  # []
-    improves: jax.Array  # bool [], whether the range is that of the best choice of actions
 
 
 class Scheme(NamedTuple):
@@ -30,7 +29,6 @@ class Scheme(NamedTuple):
 
     init: Callable[[jax.Array], Any]
     next: Callable[[Any, jax.Array, jax.Array, jax.Array], Sweep]
-    patience: int = 200  # sweeps without progress
 
 
 class _History(NamedTuple):
@@ -41,11 +39,6 @@ class _History(NamedTuple):
     span: jax.Array  # [], of the last accepted residual
 
 
-class _Policy(NamedTuple):
-    actions: jax.Array  # int32 [G, N]
-    remaining: jax.Array  # int32 [], evaluation sweeps before the next improvement
-
-
 def value_iteration(criterion: Criterion, value_of: Callable[[jax.Array], jax.Array]) -> Scheme:
     """Evaluate T V next."""
 
@@ -53,7 +46,7 @@ def value_iteration(criterion: Criterion, value_of: Callable[[jax.Array], jax.Ar
         after = value_of(q)
         difference = after - before
         proposal = criterion.damp(before, after)
-        return Sweep(memory, proposal, jnp.min(difference), jnp.max(difference), jnp.bool_(True))
+        return Sweep(memory, proposal, jnp.min(difference), jnp.max(difference))
 
     return Scheme(lambda initial: (), next_sweep)
 
@@ -76,14 +69,14 @@ def anderson(criterion: Criterion, value_of: Callable[[jax.Array], jax.Array]) -
         difference = after - before
         low, high = jnp.min(difference), jnp.max(difference)
         image = criterion.damp(before, after)
-        if not criterion.average:
+        if not (criterion.average or criterion.ends):
             # the constant that a sweep would take 1 / (1 − discount) sweeps to find
             image = image + criterion.reach * (low + high) / 2
         history = _remember(history, image, difference, high - low, learns)
         weights = _mixing(history.products, history.ages < _MEMORY, jnp.argmin(history.ages))
         images = history.images.reshape(_MEMORY, -1)
         mixed = jnp.matmul(weights, images, precision="highest").reshape(before.shape)
-        return Sweep(history, mixed, low, high, jnp.bool_(True))
+        return Sweep(history, mixed, low, high)
 
     return Scheme(init, next_sweep)
 
@@ -128,40 +121,3 @@ def _mixing(products: jax.Array, used: jax.Array, newest: jax.Array) -> jax.Arra
     weights = solved / jnp.sum(solved)
     alone = (jnp.arange(used.shape[0]) == newest).astype(products.dtype)
     return jnp.where(jnp.all(jnp.isfinite(weights)), weights, alone)
-
-
-def _by_policies(criterion: Criterion, again: Callable, patience: int) -> Scheme:
-    """Keep to the actions of an improvement for `again(remaining, improves, low, high)` sweeps."""
-
-    def init(initial):
-        return _Policy(jnp.zeros(initial.shape, jnp.int32), jnp.int32(0))
-
-    def next_sweep(policy, before, q, learns):
-        improves = policy.remaining <= 0
-        actions = jnp.where(improves, jnp.argmax(q, axis=-1).astype(jnp.int32), policy.actions)
-        after = jnp.take_along_axis(q, actions[..., None], axis=-1)[..., 0]
-        difference = after - before
-        low, high = jnp.min(difference), jnp.max(difference)
-        remaining = again(policy.remaining, improves, low, high)
-        policy = _Policy(actions, jnp.where(learns, remaining, 0))
-        return Sweep(policy, criterion.damp(before, after), low, high, improves)
-
-    return Scheme(init, next_sweep, patience)
-
-
-def modified_policy_iteration(criterion: Criterion, evaluation_sweeps: jax.Array) -> Scheme:
-    """`evaluation_sweeps` between improvements. Source: Puterman (1994), section 6.5."""
-
-    def again(remaining, improves, low, high):
-        return jnp.where(improves, evaluation_sweeps, remaining - 1)
-
-    return _by_policies(criterion, again, 2_000)
-
-
-def policy_iteration(criterion: Criterion, tol: jax.Array) -> Scheme:
-    """Sweeps between improvements until the value of the policy is known to a tenth of `tol`."""
-
-    def again(remaining, improves, low, high):
-        return (criterion.half_width(low, high) > 0.1 * tol * criterion.scale).astype(jnp.int32)
-
-    return _by_policies(criterion, again, 1_000_000)

@@ -15,27 +15,11 @@ from jax.custom_derivatives import SymbolicZero
 
 from jaxsac import _checks
 from jaxsac.subsample_q.data.histograms import additions, enumerate_counts, removals
-from jaxsac.subsample_q.data.model import Model
 from jaxsac.subsample_q.exact.operator.forms.dense import dense_kernel
 from jaxsac.subsample_q.exact.operator.forms.exchange import apply_exchange, prepare_exchange
 from jaxsac.subsample_q.exact.operator.forms.lumping import apply_lumped, prepare_lumped
 from jaxsac.subsample_q.exact.operator.forms.thinning import apply_thinning, prepare_thinning
 from jaxsac.subsample_q.exact.operator.plan import Plan
-
-
-class Operator(NamedTuple):
-    """The expectation of one model, made ready: per-kernel tables and the global transitions."""
-
-    tables: Any
-    global_transition: jax.Array
-
-
-def prepare(model: Model, plan: Plan) -> Operator:
-    """Tables of every kernel; leading axis G (or G·A where actions drive the agents)."""
-    L = model.num_local_states
-    return Operator(
-        kernel_tables(model.local_transition.reshape(-1, L, L), plan), model.global_transition
-    )
 
 
 def kernel_tables(kernels: jax.Array, plan: Plan) -> Any:
@@ -89,38 +73,6 @@ def _each(plan: Plan, function: Callable, *arguments: Any) -> jax.Array:
     return lax.map(lambda one: function(*one), arguments)
 
 
-def expectation(
-    operator: Operator, values: jax.Array, plan: Plan, num_local_states: int
-) -> jax.Array:
-    """E[V(s_g', h') | s_g, h, a] for V = values [G, N], as [G, N, A].
-
-    Given (s_g, a), s_g' and h' are independent, so either the A mixtures of V or its G columns pass
-    through the kernel, the fewer.
-    """
-    transition = operator.global_transition
-    G, A, _ = transition.shape
-    N = values.shape[1]
-    kernels = jax.tree.leaves(operator.tables)[0].shape[0]
-
-    def move(table, columns):
-        return _apply(table, columns, plan, num_local_states)
-
-    if kernels > G:  # a kernel for each (s_g, a)
-        mixtures = jnp.einsum("gac,cn->gan", transition, values, precision="highest").reshape(
-            G * A, 1, N
-        )
-        return _each(plan, move, operator.tables, mixtures).reshape(G, A, N).transpose(0, 2, 1)
-    if A < G:
-        return _each(
-            plan,
-            lambda table, mixing: move(table, jnp.matmul(mixing, values, precision="highest")),
-            operator.tables,
-            transition,
-        )
-    moved = _each(plan, lambda table: move(table, values), operator.tables)
-    return jnp.einsum("gac,gnc->gna", transition, moved, precision="highest")
-
-
 def apply_tables(tables: Any, columns: jax.Array, plan: Plan, num_local_states: int) -> jax.Array:
     """E[W(h') | h] of each kernel by its tables, for its own W = columns [K, C, N]: [K, C, N].
 
@@ -131,9 +83,10 @@ def apply_tables(tables: Any, columns: jax.Array, plan: Plan, num_local_states: 
     )
 
 
-def differentiable_expectation(model: Model, values: jax.Array, plan: Plan) -> jax.Array:
-    """`expectation` of the model itself, with a derivative in the local transitions that is right
-    for every kernel and every form.
+@jax.custom_jvp
+def moved_columns(kernels: jax.Array, columns: jax.Array, plan: Plan) -> jax.Array:
+    """E[W(h') | h] of each kernel [K, L, L] for its own W = columns [K, C, N]: [K, C, N], with a
+    derivative in the kernels that is right for every kernel and every form.
 
         d E[W(h') | h] = E[dW(h') | h] + Σ_{i,j} h_i dP_ij E_{k−1}[W(h' + e_j) | h − e_i]
 
@@ -143,26 +96,6 @@ def differentiable_expectation(model: Model, values: jax.Array, plan: Plan) -> j
     polynomial, as of the dense kernel. Second derivatives that would pass through the pivots are
     refused.
     """
-    G, A, L = model.num_global_states, model.num_actions, model.num_local_states
-    transition = model.global_transition
-    kernels = model.local_transition.reshape(-1, L, L)
-    if model.action_drives_agents or A < G:
-        columns = jnp.einsum("gac,cn->gan", transition, values, precision="highest")
-        moved = moved_columns(kernels, columns.reshape(kernels.shape[0], -1, values.shape[1]), plan)
-        return (
-            moved.reshape(G, A, -1).transpose(0, 2, 1)
-            if model.action_drives_agents
-            else moved.transpose(0, 2, 1)
-        )
-    moved = moved_columns(
-        kernels, jnp.broadcast_to(values, (kernels.shape[0], *values.shape)), plan
-    )
-    return jnp.einsum("gac,gcn->gna", transition, moved, precision="highest")
-
-
-@jax.custom_jvp
-def moved_columns(kernels: jax.Array, columns: jax.Array, plan: Plan) -> jax.Array:
-    """E[W(h') | h] of each kernel [K, L, L] for its own W = columns [K, C, N]: [K, C, N]."""
     return apply_tables(
         kernel_tables(kernels if plan.backend == "dense" else _sealed(kernels), plan),
         columns,
@@ -237,24 +170,8 @@ class Probe(NamedTuple):
     exact: jax.Array  # [G, N]
 
 
-def model_probe(model: Model, k: int) -> Probe:
-    """The probe of a plain model with k agents."""
-    G, A, L = model.num_global_states, model.num_actions, model.num_local_states
-    points, weights = probe_points(G, A, L, k, model.dtype)
-    kernels = (
-        model.local_transition if model.action_drives_agents else model.local_transition[:, None]
-    )
-    reached = jnp.einsum("gaij,cj->gaci", kernels, points, precision="highest")
-    moved = monomials(reached, k)  # [G, A or 1, G', N]
-    mixed = model.global_transition * jnp.asarray(weights)[None, :, None]
-    if not model.action_drives_agents:
-        mixed = mixed.sum(axis=1, keepdims=True)
-    exact = jnp.einsum("gac,gacn->gn", mixed, moved, precision="highest")
-    return Probe(jnp.asarray(monomials(points, k)), jnp.asarray(weights), exact)
-
-
 def probe_points(
-    G: int, A: int, L: int, k: int, dtype: Any, seed: int = 2403
+    G: int, A: int, L: int, k: int, dtype: Any, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """x [G, L] and weights [A] of a `Probe`."""
     generator = np.random.default_rng(seed)

@@ -1,5 +1,7 @@
 """Which form of the exact expectation to use, and its pivots; on the host."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -139,6 +141,16 @@ def _lumped(kernels: np.ndarray, k: int, bytes_per_class: int, backend: str) -> 
 
 def _pivoted(kernels: np.ndarray, k: int, name: str, why: str) -> Plan | None:
     """The form `name` with the best pivots that were found, if any were for every kernel."""
+    with jax.ensure_compile_time_eval():  # what is kept must not be of a trace
+        return _pivoted_once(kernels.tobytes(), kernels.shape, str(kernels.dtype), k, name, why)
+
+
+@functools.lru_cache(maxsize=32)
+def _pivoted_once(
+    numbers: bytes, shape: tuple[int, ...], dtype: str, k: int, name: str, why: str
+) -> Plan | None:
+    """The same by content, for the search takes as long as a small solve."""
+    kernels = np.frombuffer(numbers, dtype).reshape(shape)
     order = (thinning_order if name == "thinning" else exchange_order)(kernels)
     if not np.all(np.isfinite(order.amplification)):
         return None

@@ -1,0 +1,156 @@
+"""The surrogate of agents who do not act, of one type or several: a stratified sample, k_e of the
+n_e agents of every type e, and one histogram for each.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsac import _checks
+from jaxsac._arguments import size
+from jaxsac.subsample_q.data.histograms import MEMORY_LIMIT, num_histograms
+from jaxsac.subsample_q.data.kinds import TypedModel
+from jaxsac.subsample_q.data.model import Model
+from jaxsac.subsample_q.exact.iteration.fixed_point import Surrogate
+from jaxsac.subsample_q.exact.operator.expectation import (
+    Probe,
+    apply_tables,
+    monomials,
+    moved_columns,
+    probe_points,
+)
+from jaxsac.subsample_q.exact.operator.plan import Plan, candidates
+from jaxsac.subsample_q.exact.table import best_of, ended, local_arrays, permitted, stage_rewards
+
+
+def numbers_of_agents(given: Any, model: Any, name: str = "k") -> tuple[int, ...]:
+    """`given` as one integer ≥ 1 for each type; a number for a model without types."""
+    if not isinstance(model, TypedModel):
+        return (size(1).take(name, given),)
+    numbers = tuple(given) if isinstance(given, Sequence | np.ndarray) else ()
+    _checks.require(
+        len(numbers) == model.num_types,
+        f"{name} must have one number for each of the {model.num_types} types, got {given}.",
+    )
+    return tuple(size(1).take(name, each) for each in numbers)
+
+
+def plans_of(model: Any, ks: tuple[int, ...], given: Any, backend: str) -> list[tuple[Plan, ...]]:
+    """One plan for each type: those that were given, or what to try in this order."""
+    G, A = model.num_global_states, model.num_actions
+    if given is None:
+        types = isinstance(model, TypedModel)
+        parts = [model.of_type(e) for e in range(len(ks))] if types else [model]
+        _check_products(ks, model, G * (2 * A + 12) * model.dtype.itemsize)
+        lists = [candidates(part, k, backend) for part, k in zip(parts, ks, strict=True)]
+        longest = max(map(len, lists))
+        return [tuple(each[min(at, len(each) - 1)] for each in lists) for at in range(longest)]
+    plans = (given,) if isinstance(given, Plan) else tuple(given)
+    made = [one.k for one in plans] if all(isinstance(one, Plan) for one in plans) else "no plans"
+    advice = f": make one with subsample_q.plan(model, {ks[0]})" if len(ks) == 1 else ""
+    made_for = made[0] if len(made) == 1 else made
+    wanted = ks[0] if len(ks) == 1 else list(ks)
+    _checks.require(made == list(ks), f"plan was made for k={made_for}, not k={wanted}{advice}.")
+    return [plans]
+
+
+def _check_products(ks: tuple[int, ...], model: Any, bytes_per_product: int) -> None:
+    number = math.prod(num_histograms(k, model.num_local_states) for k in ks)
+    _checks.require(
+        len(ks) == 1 or number * bytes_per_product <= MEMORY_LIMIT,
+        f"k={list(ks)} are {number:,} products of histograms: more than 16 GiB of tables."
+        " Sample fewer agents.",
+    )
+
+
+def surrogate(
+    model: Model | TypedModel, plans: tuple[Plan, ...], tables: Any, weights: Any = None
+) -> Surrogate:
+    """Of agents who take the best allowed action, or those of a policy [G, N, A]; by the `tables`
+    of the kernels, or, without, so that they can be differentiated.
+
+    Given (s_g, a) all agents and s_g' move independently, so the expectation is one exact operator
+    for each type, along its own axis, on the A mixtures of V over s_g' or on its G columns, the
+    fewer.
+    """
+    L = model.num_local_states
+    G, A = model.num_global_states, model.num_actions
+    kernels, transition = local_arrays(model)[0], model.global_transition
+    ks = tuple(plan.k for plan in plans)
+    shape = tuple(num_histograms(k, L) for k in ks)
+
+    def move(e: int, columns: jax.Array) -> jax.Array:
+        if tables is None:
+            return moved_columns(kernels[e], columns, plans[e])
+        return apply_tables(tables[e], columns, plans[e], L)
+
+    driven = kernels.shape[1] > G
+    by_action = driven or A < G
+
+    def expect(values: jax.Array) -> jax.Array:
+        if by_action:
+            columns = jnp.einsum("gac,cn->gan", transition, values, precision="highest")
+            columns = columns.reshape(kernels.shape[1], -1, values.shape[1])
+        else:
+            columns = jnp.broadcast_to(values, (G, *values.shape))
+        moved = _along_types(move, columns, shape)
+        if by_action:
+            return moved.reshape(G, A, -1).transpose(0, 2, 1)
+        return jnp.einsum("gac,gcn->gna", transition, moved, precision="highest")
+
+    def value_of(q: jax.Array) -> jax.Array:
+        chosen = permitted(q, model.allowed) if weights is None else weights * q
+        return ended(best_of(chosen) if weights is None else chosen.sum(-1), model.terminal)
+
+    return Surrogate(stage_rewards(model, *ks), expect, value_of, model.discount)
+
+
+def _along_types(
+    move: Callable[[int, jax.Array], jax.Array], columns: jax.Array, shape: tuple[int, ...]
+) -> jax.Array:
+    """move(e, ·) along the axis of every type e, of columns [K, C, N]."""
+    if len(shape) == 1:
+        return move(0, columns)
+    K, C, N = columns.shape
+    for e, number in enumerate(shape):
+        last = jnp.moveaxis(columns.reshape(K, C, *shape), e + 2, -1)
+        moved = move(e, last.reshape(K, -1, number)).reshape(last.shape)
+        columns = jnp.moveaxis(moved, -1, e + 2).reshape(K, C, N)
+    return columns
+
+
+def probe(model: Model | TypedModel, ks: tuple[int, ...]) -> Probe:
+    """The product over types of one function with a known expectation for each."""
+    G, A, L = model.num_global_states, model.num_actions, model.num_local_states
+    kernels, dtype = local_arrays(model)[0], model.dtype
+    driven = kernels.shape[1] > G
+    values, weights = jnp.ones((G, 1), dtype), np.ones(A)
+    moved = jnp.ones((G, A if driven else 1, G, 1), dtype)
+    for e, k in enumerate(ks):
+        points, weights = probe_points(G, A, L, k, dtype, seed=2403 + e)
+        each = kernels[e].reshape(G, -1, L, L)
+        reached = jnp.einsum("gaij,cj->gaci", each, points, precision="highest")
+        after = monomials(reached, k)  # [G, A or 1, G', N_e]
+        values = (values[:, :, None] * jnp.asarray(monomials(points, k))[:, None]).reshape(G, -1)
+        moved = moved[..., :, None] * after[..., None, :]
+        moved = moved.reshape(*after.shape[:3], -1)
+    mixed = model.global_transition * jnp.asarray(weights)[None, :, None]
+    mixed = mixed if driven else mixed.sum(axis=1, keepdims=True)
+    exact = jnp.einsum("gac,gacn->gn", mixed, moved, precision="highest")
+    return Probe(values, jnp.asarray(weights), exact)
+
+
+def lifted_along_types(
+    values: jax.Array, lift: Callable[[jax.Array, int], jax.Array], ns: tuple[int, ...], shape: Any
+) -> jax.Array:
+    """lift(·, n_e) along the axis of every type e, of values [R, N]: [R, N_n]."""
+    values = values.reshape(-1, *shape)
+    for e, n in enumerate(ns):
+        last = jnp.moveaxis(values, e + 1, -1)
+        more = lift(last.reshape(-1, last.shape[-1]), n)
+        values = jnp.moveaxis(more.reshape(*last.shape[:-1], -1), -1, e + 1)
+    return values.reshape(values.shape[0], -1)
