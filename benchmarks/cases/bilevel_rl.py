@@ -108,9 +108,7 @@ def four_rooms(options: Options, dtype) -> list[dict[str, Any]]:
         problem = bilevel.rl.policy_problem(
             lambda x: (mdp, rooms.follower_reward(x)), leader, penalty="bellman"
         )
-        method = bilevel.Method(
-            "central_linear", bilevel.rl.natural_gradient(2 * 104 / temperature), outer
-        )
+        method = bilevel.Method("central_linear", bilevel.rl.natural_gradient(), outer)
         start = bilevel.init(problem, x, jnp.zeros((2, 104, 4), dtype), method)
         end = lax.fori_loop(
             0,

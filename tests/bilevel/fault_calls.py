@@ -84,6 +84,19 @@ def of_draws(x, log_probs, uniforms):
     return jnp.sum(log_probs) * x
 
 
+NOISE = np.random.default_rng(2).normal(size=(5, 4, 2)), np.ones((5, 4, 1))
+PENDULUM = rl.Process(
+    lambda noise: noise,
+    lambda state, action, noise: 0.5 * state + action + noise,
+    lambda state, action: -jnp.sum(state**2) - jnp.sum(action**2),
+    0.9,
+)
+
+
+def still(state):
+    return jnp.zeros(1), jnp.zeros(1)
+
+
 CALLS = {
     "bilevel.Problem": lambda: {
         "upper": upper,
@@ -178,15 +191,29 @@ CALLS = {
         "log_policy": rl.softmax_policy,
         "pairing": "common",
     },
-    "bilevel.rl.natural_gradient": lambda: {"rate": 0.5},
+    "bilevel.rl.natural_gradient": lambda: {"rate": 0.5, "available": None},
     "bilevel.rl.rollout": lambda: {"uniforms": UNIFORMS, "mdp": PROCESS, "log_probs": LOG_PROBS},
     "bilevel.rl.sampled_return": lambda: {"uniforms": UNIFORMS, **OF_POLICY},
+    "bilevel.rl.simulated_return": lambda: {
+        "noise": NOISE,
+        "process": PENDULUM,
+        "policy": still,
+        "temperature": 0.5,
+        "gradient": "pathwise",
+    },
+    "bilevel.rl.simulated_policy_problem": lambda: {
+        "model": lambda x: PENDULUM,
+        "upper": of_draws,
+        "policy": lambda y, state: still(state),
+        "gradient": "score",
+    },
     "bilevel.rl.soft_solve": lambda: {
         "mdp": PROCESS,
         "reward": REWARD,
         "temperature": 0.5,
         "tol": 1e-6,
         "max_steps": 50,
+        "state": np.zeros(2),
     },
     "bilevel.rl.policy_value": lambda: dict(OF_POLICY),
     "bilevel.rl.expected_return": lambda: dict(OF_POLICY),
@@ -261,6 +288,14 @@ CALLS = {
         "discount": 0.9,
     },
     "problems.bilevel_rl.four_rooms": lambda: {"discount": 0.9, "fail": 0.3, "dtype": jnp.float32},
+    "problems.bilevel_rl.linear_quadratic": lambda: {
+        "num_states": 2,
+        "num_actions": 1,
+        "discount": 0.9,
+        "noise": 0.3,
+        "seed": 0,
+        "dtype": jnp.float32,
+    },
     "problems.bilevel_rl.stackelberg": lambda: {
         "num_moves": 2,
         "num_states": 3,

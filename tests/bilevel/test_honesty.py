@@ -123,7 +123,7 @@ def test_a_saturated_policy_is_not_certified():
         BED.x,
         jnp.zeros((8, 4)),
         data=0.5,
-        inner=bilevel.rl.natural_gradient(16.0),
+        inner=bilevel.rl.natural_gradient(2.0),
         sigma=1e-4,
         max_steps=1000,
     )

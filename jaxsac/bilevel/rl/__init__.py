@@ -1,7 +1,13 @@
 """Bilevel reinforcement learning: tabular processes solved exactly, and the problems whose lower
-level is a policy, exact or sampled.
+level is a policy, exact or sampled, of finite or continuous states and actions.
 """
 
+from jaxsac.bilevel.rl.continuous import (
+    Noise as Noise,
+    Process as Process,
+    simulated_policy_problem as simulated_policy_problem,
+    simulated_return as simulated_return,
+)
 from jaxsac.bilevel.rl.policies import (
     natural_gradient as natural_gradient,
     policy_problem as policy_problem,

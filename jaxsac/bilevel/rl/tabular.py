@@ -11,7 +11,7 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 
 from jaxsac import _checks, _loops
-from jaxsac._arguments import arguments, integer, real, record, tolerance
+from jaxsac._arguments import arguments, either, integer, real, record, tolerance
 from jaxsac._arguments.numbers import LOOKED_AT
 from jaxsac._implicit import implicit
 from jaxsac._iterate import Certificate, iterate
@@ -22,12 +22,14 @@ from jaxsac.solution import Solution, Status, register
 class MDP(NamedTuple):
     """Dynamics of S states and A actions.
 
-    Rows of `transition` sum to one, or to less where an episode may end.
+    Rows of `transition` sum to one, or to less where an episode may end. Policies never take an
+    action that is not available.
     """
 
     transition: jax.Array  # [S, A, S] probabilities of the next state
     initial: jax.Array  # [S] probabilities of the first state
     discount: Any  # [] in [0, 1)
+    available: jax.Array | None = None  # bool [S, A], one or more in a row; None: all
 
     @property
     def dtype(self) -> Any:
@@ -39,8 +41,8 @@ class SoftValues(NamedTuple):
     """The entropy-regularised optimum of a tabular process."""
 
     v: jax.Array  # [S] values, with the entropy bonus
-    q: jax.Array  # [S, A]
-    log_probs: jax.Array  # [S, A] of the policy
+    q: jax.Array  # [S, A], of what is not available as if it were
+    log_probs: jax.Array  # [S, A] of the policy; −inf: not available
 
 
 def _next_values(mdp: MDP, v: jax.Array) -> jax.Array:
@@ -51,7 +53,17 @@ def _backup(
     mdp: MDP, reward: jax.Array, temperature: jax.Array, v: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     q = reward + mdp.discount * _next_values(mdp, v)
-    return temperature * jax.nn.logsumexp(q / temperature, axis=1), q
+    return temperature * jax.nn.logsumexp(only_available(mdp, q / temperature), axis=1), q
+
+
+def only_available(mdp: MDP, table: jax.Array, other: float = -jnp.inf) -> jax.Array:
+    """The table [..., S, A], `other` where an action is not available."""
+    return table if mdp.available is None else jnp.where(mdp.available, table, other)
+
+
+def _greedy(mdp: MDP, q: jax.Array, temperature: jax.Array) -> jax.Array:
+    """log π of the values q, the softmax over what is available."""
+    return jax.nn.log_softmax(only_available(mdp, q / temperature), axis=1)
 
 
 _PARTS = {
@@ -59,6 +71,8 @@ _PARTS = {
     "initial": real("S", low=0),
     "discount": real(low=0, below=1),
 }
+_AVAILABLE = real("S", "A", low=0, high=1, own=True)  # True and False, or 1 and 0
+_VALUES = real("S")
 
 
 def checked(mdp: MDP, reward: jax.Array, log_probs: jax.Array | None = None) -> MDP:
@@ -77,7 +91,14 @@ def checked(mdp: MDP, reward: jax.Array, log_probs: jax.Array | None = None) -> 
             "exp(log_probs)", np.exp(log_probs), "take jax.nn.log_softmax of logits first"
         )
     discount = jnp.where((discount >= 0) & (discount < 1), discount, jnp.nan)
-    return MDP(transition, initial, discount)
+    available = mdp.available
+    if available is not None:
+        available = _AVAILABLE.convert("mdp.available", available, sizes, reward.dtype) > 0
+        _checks.require(
+            not (_checks.is_concrete(available) and (~np.asarray(available)).all(axis=-1).any()),
+            "mdp.available must leave one action or more in every state.",
+        )
+    return MDP(transition, initial, discount, available)
 
 
 def _require_chances(name: str, chances: Any, advice: str, least: float = 1 - 1e-3) -> None:
@@ -93,9 +114,16 @@ def _require_chances(name: str, chances: Any, advice: str, least: float = 1 - 1e
     temperature=real(above=0),
     tol=real(low=0),
     max_steps=integer(low=0),
+    state=either(record(Solution), _VALUES),
 )
 def soft_solve(
-    mdp: MDP, reward: jax.Array, temperature: Any, *, tol: Any = None, max_steps: Any = 100
+    mdp: MDP,
+    reward: jax.Array,
+    temperature: Any,
+    *,
+    tol: Any = None,
+    max_steps: Any = 100,
+    state: jax.Array | Solution | None = None,
 ) -> Solution:
     """The optimal entropy-regularised policy of a tabular MDP, by soft policy iteration.
 
@@ -110,6 +138,7 @@ def soft_solve(
     * `reward`: [S, A].
     * `temperature`: > 0.
     * `tol`: relative; 1e-6 in float64 and 1e-4 in float32.
+    * `state`: where to start, V [S] or an earlier solution of a process like this one; None: 0.
 
     Returns: a `Solution`, whose value is `SoftValues` and whose state is V. CONVERGED: max |V − TV|
     / (1 − discount) + rounding ≤ tol · max(1, max |V|), which bounds the error of V.
@@ -121,21 +150,20 @@ def soft_solve(
     """
     mdp = checked(mdp, reward)
     temperature = jnp.where(temperature > 0, temperature, jnp.nan)
-    return _soft_solve(mdp, reward, temperature, tolerance(tol, reward.dtype), max_steps)
+    v = state.state if isinstance(state, Solution) else state
+    v = 0 * reward[:, 0] if v is None else _VALUES.take("state", v, reward.dtype, S=len(reward))
+    return _soft_solve(mdp, reward, temperature, v, tolerance(tol, reward.dtype), max_steps)
 
 
 @jax.jit
-def _soft_solve(mdp, reward, temperature, tol, max_steps) -> Solution:
+def _soft_solve(mdp, reward, temperature, start, tol, max_steps) -> Solution:
     eps = float(jnp.finfo(reward.dtype).eps)
     fixed_mdp, fixed_reward, fixed_temperature = jax.lax.stop_gradient((mdp, reward, temperature))
 
     def step(v):
         _, q = _backup(fixed_mdp, fixed_reward, fixed_temperature, v)
         return _policy_value(
-            fixed_mdp,
-            fixed_reward,
-            jax.nn.log_softmax(q / fixed_temperature, axis=1),
-            fixed_temperature,
+            fixed_mdp, fixed_reward, _greedy(fixed_mdp, q, fixed_temperature), fixed_temperature
         )
 
     def certify(v):
@@ -144,7 +172,7 @@ def _soft_solve(mdp, reward, temperature, tol, max_steps) -> Solution:
         horizon = 1 / (1 - fixed_mdp.discount)
         return Certificate(residual * horizon, eps * size * horizon, size)
 
-    start = jnp.zeros(reward.shape[0], reward.dtype)
+    start = jax.lax.stop_gradient(start)
     outcome = iterate(step, certify, start, tol=jax.lax.stop_gradient(tol), max_steps=max_steps)
 
     def residual(v, params):
@@ -153,7 +181,7 @@ def _soft_solve(mdp, reward, temperature, tol, max_steps) -> Solution:
 
     v = implicit(residual, _dense_solve, outcome.state, (mdp, reward, temperature), symmetric=False)
     _, q = _backup(mdp, reward, temperature, v)
-    log_probs = jax.nn.log_softmax(q / temperature, axis=1)
+    log_probs = _greedy(mdp, q, temperature)
     failed = outcome.status == Status.NONFINITE
     values = jax.tree.map(
         lambda leaf: jnp.where(failed, jnp.nan, leaf), SoftValues(v, q, log_probs)

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -11,7 +10,8 @@ from jax import lax
 from jaxsac import _checks, _loops
 from jaxsac._arguments import arguments, choice, function, real, record
 from jaxsac.bilevel.problem import Problem, Tree
-from jaxsac.bilevel.rl.policies import LogPolicy, Model, softmax_policy
+from jaxsac.bilevel.rl.estimators import Along, discounts, magic, mean_return, sampled_problem
+from jaxsac.bilevel.rl.policies import LogPolicy, Model, restricted, softmax_policy
 from jaxsac.bilevel.rl.tabular import MDP, checked
 from jaxsac.solution import register
 
@@ -45,7 +45,10 @@ def rollout(uniforms: jax.Array, mdp: MDP, log_probs: jax.Array) -> Trajectories
     transition = jnp.cumsum(mdp.transition, axis=2)
 
     def draw(cumulative, uniform):
-        # the last entry is 1 up to rounding, and is left out so that no draw falls off the end
+        # in units of the whole, which is 1 up to rounding: no draw falls off the end, or on a last
+        # entry of chance zero
+        whole = cumulative[:, -1]
+        uniform = uniform * jnp.where(whole < 1 - _ROUNDING, 1.0, whole)
         return jnp.sum(uniform[:, None] >= cumulative[:, :-1], axis=1, dtype=jnp.int32)
 
     def move(state, pair):
@@ -78,10 +81,6 @@ def _along(table: jax.Array, path: Trajectories) -> jax.Array:
     return jnp.where(path.states >= 0, table[path.states, path.actions], ended)
 
 
-def _discounts(mdp: MDP, horizon: int, dtype: Any) -> jax.Array:
-    return jnp.asarray(mdp.discount, dtype) ** jnp.arange(horizon).astype(dtype)
-
-
 def _log_dynamics(mdp: MDP, path: Trajectories) -> jax.Array:
     """Sum of log P over the transitions up to each step, [n, H]; only its gradient, the score, is
     of use.
@@ -97,9 +96,12 @@ def _log_dynamics(mdp: MDP, path: Trajectories) -> jax.Array:
     )
 
 
-def _magic(log_probability: jax.Array) -> jax.Array:
-    """1, with the gradient of the log-probability."""
-    return jnp.exp(log_probability - lax.stop_gradient(log_probability))
+def _told(mdp: MDP, reward: jax.Array, log_probs: jax.Array, path: Trajectories) -> Along:
+    rewards = _along(reward, path)
+    scores = discounts(mdp.discount, rewards.shape[1], rewards.dtype)[None, :] * magic(
+        _log_dynamics(mdp, path)
+    )
+    return Along(rewards, _along(log_probs, path), scores)
 
 
 @arguments(
@@ -127,12 +129,7 @@ def sampled_return(
     """
     mdp = checked(mdp, reward, log_probs)
     path = rollout(uniforms, lax.stop_gradient(mdp), lax.stop_gradient(log_probs))
-    taken = _along(log_probs, path)
-    gains = _along(reward, path) - jnp.asarray(temperature, reward.dtype) * taken
-    weights = _magic(jnp.cumsum(taken, axis=1) + _log_dynamics(mdp, path))
-    return jnp.mean(
-        jnp.sum(_discounts(mdp, gains.shape[1], gains.dtype)[None, :] * gains * weights, axis=1)
-    )
+    return mean_return(_told(mdp, reward, log_probs, path), temperature)
 
 
 @arguments(
@@ -151,7 +148,7 @@ def sampled_policy_problem(
     """`policy_problem` from trajectories: `batch = (uniforms [n, 2 H], temperature)` goes to
     `step`, and all copies share it.
 
-    * `model`, `log_policy`: as in `policy_problem`.
+    * `model`, `log_policy`: as in `policy_problem`; with C contexts, uniforms [C, n, 2 H].
     * `upper`: (x, log π, uniforms) -> a sampled scalar with the right gradient, such as
       −sampled_return(...).
     * `pairing`: of the copies' trajectories. "reweighted": one set, drawn by the unperturbed policy
@@ -161,70 +158,29 @@ def sampled_policy_problem(
       O(σ^−½). (Independent trajectories: O(1 / σ).)
     """
 
-    def lower(x, y, batch):
-        uniforms, temperature = batch
+    def process(x):
         mdp, reward = model(x)
-        return -sampled_return(uniforms, mdp, reward, log_policy(y), temperature)
+        reward = jnp.asarray(reward)
+        check = checked if reward.ndim == 2 else jax.vmap(checked)
+        return check(mdp, reward), reward
 
-    def sampled_upper(x, y, batch):
-        return upper(x, log_policy(y), batch[0])
+    def policy(x, y):
+        return restricted(lax.stop_gradient(process(x)[0]), log_policy(y))
 
-    def lower_difference(x, y, step, batch):
-        uniforms, temperature = batch
-        moved = jax.tree.map(
-            lambda leaf, change: leaf + change if eqx.is_array(leaf) else leaf, y, step
-        )
-        base = lax.stop_gradient(log_policy(y))
-        path = rollout(uniforms, lax.stop_gradient(model(x)[0]), base)
-        base_taken = _along(base, path)
+    def of_contexts(function, log_probs):
+        return function if log_probs.ndim == 2 else jax.vmap(function)
 
-        def parts(x, y):
-            mdp, reward = model(x)
-            taken = _along(log_policy(y), path)
-            scores = _discounts(mdp, taken.shape[1], taken.dtype)[None, :] * _magic(
-                _log_dynamics(mdp, path)
-            )
-            return (
-                _along(reward, path) - temperature * taken,
-                taken,
-                jnp.cumsum(taken - base_taken, axis=1),
-                scores,
-            )
+    def draw(x, y, uniforms):
+        mdp, log_probs = lax.stop_gradient((process(x)[0], policy(x, y)))
+        return of_contexts(rollout, log_probs)(uniforms, mdp, log_probs)
 
-        def objective(y):  # `lower` on the paths of the base policy
-            gains, _, log_ratio, scores = parts(x, y)
-            return -jnp.mean(jnp.sum(scores * gains * jnp.exp(log_ratio), axis=1))
+    def told(x, y, path):
+        log_probs = policy(x, y)
+        return of_contexts(_told, log_probs)(*process(x), log_probs, path)
 
-        def change(x):  # objective at `moved` less objective at y, without cancellation
-            gains, taken, log_ratio, scores = parts(x, moved)
-            return -jnp.mean(
-                jnp.sum(
-                    scores * (gains * jnp.expm1(log_ratio) - temperature * (taken - base_taken)),
-                    axis=1,
-                )
-            )
-
-        def reweighted():
-            in_y = jax.tree.map(
-                jnp.subtract, eqx.filter_grad(objective)(moved), eqx.filter_grad(objective)(y)
-            )
-            return jax.tree.leaves((eqx.filter_grad(change)(x), in_y))
-
-        def together(pair):
-            return lower(pair[0], pair[1], batch)
-
-        def common():
-            at_moved = eqx.filter_grad(together)((x, moved))
-            return jax.tree.leaves(
-                jax.tree.map(jnp.subtract, at_moved, eqx.filter_grad(together)((x, y)))
-            )
-
-        weights = jnp.exp(parts(x, moved)[2][:, -1])
-        enough = jnp.sum(weights) ** 2 >= 0.5 * weights.shape[0] * jnp.sum(weights**2)
-        leaves = _loops.cond(enough, reweighted, common)
-        num_x = len(jax.tree.leaves(eqx.filter(x, eqx.is_inexact_array)))
-        return leaves[:num_x], leaves[num_x:]
-
-    return Problem(
-        sampled_upper, lower, lower_difference=lower_difference if pairing == "reweighted" else None
+    return sampled_problem(
+        draw,
+        told,
+        lambda x, y, uniforms: upper(x, policy(x, y), uniforms),
+        reweighted=pairing == "reweighted",
     )

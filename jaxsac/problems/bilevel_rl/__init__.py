@@ -14,3 +14,7 @@ from jaxsac.problems.bilevel_rl.beds import (
     shaping_features as shaping_features,
     stackelberg as stackelberg,
 )
+from jaxsac.problems.bilevel_rl.linear_quadratic import (
+    LinearQuadratic as LinearQuadratic,
+    linear_quadratic as linear_quadratic,
+)

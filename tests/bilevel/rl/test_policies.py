@@ -109,7 +109,7 @@ def test_one_natural_step_solves_a_nearly_sure_follower():
     """
     temperature = jnp.asarray(0.05)
     problem = bilevel.rl.policy_problem(model, leader, penalty="bellman")
-    method = bilevel.Method("central_linear", bilevel.rl.natural_gradient(8 / 0.05), optax.sgd(1.0))
+    method = bilevel.Method("central_linear", bilevel.rl.natural_gradient(), optax.sgd(1.0))
     start = bilevel.init(problem, BED.x, jnp.zeros((8, 4)), method)
     end = jax.jit(
         lambda state: bilevel.step(problem, state, method, sigma=1e-6, batch=temperature)[0]
@@ -259,7 +259,7 @@ def test_four_rooms_with_contexts():
     )
 
     problem = bilevel.rl.policy_problem(room_model, room_leader, penalty="bellman")
-    inner = bilevel.rl.natural_gradient(2 * 104 / TAU)
+    inner = bilevel.rl.natural_gradient()
     settings = {"data": jnp.asarray(TAU), "inner": inner}
     found = bilevel.hypergradient(
         problem, x, jnp.zeros((2, 104, 4)), sigma=1e-8, tol=1e-8, max_steps=20, **settings
@@ -300,7 +300,7 @@ def test_four_rooms_at_a_low_temperature():
         return room_leader(x, best(*room_model(x)))
 
     problem = bilevel.rl.policy_problem(room_model, room_leader, penalty="bellman")
-    method = bilevel.Method("central_linear", bilevel.rl.natural_gradient(2 * 104 / tau), outer)
+    method = bilevel.Method("central_linear", bilevel.rl.natural_gradient(), outer)
 
     def single(_, state):
         return bilevel.step(problem, state, method, sigma=1e-9, batch=jnp.asarray(tau))[0]
@@ -333,7 +333,7 @@ def test_runs_end_at_an_optimum(bed):
         data=jnp.asarray(0.5),
         sigma=1e-5,
         outer=optax.sgd(0.2 if S == 2 else 0.05, 0.9),
-        inner=bilevel.rl.natural_gradient(S / 0.5),
+        inner=bilevel.rl.natural_gradient(),
         max_steps=1000,
         tol=1e-5,
     ).check()

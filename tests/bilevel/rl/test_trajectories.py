@@ -35,7 +35,7 @@ def paths(seed, shape=(N, 2 * H)):
 @pytest.fixture(scope="module")
 def tangent():
     """z, d and the exact cross term of the tabular bed."""
-    problem = bilevel.rl.policy_problem(model, leader)
+    problem = bilevel.rl.policy_problem(model, leader, penalty="value")
     best = bilevel.rl.soft_solve(MDP, BED.reward(BED.x), BED.temperature, tol=FINE).value.log_probs
     solution = bilevel.hypergradient(
         problem, BED.x, best, data=BED.temperature, sigma=1e-5, tol=1e-9
