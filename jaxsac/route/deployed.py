@@ -217,7 +217,8 @@ class Router:
         """What the best tools' scores are made of: which channel spoke, which past records."""
         scores, channels, learnt, vectors = self._parts(text)
         count = self.weights.budget if top is None else top
-        near = [self.reading.nearest(number, vectors[number]) for number in (0, 1)]
+        pairs = zip(self.reading.records, vectors, strict=True)
+        near = [self.reading.nearest(index.cosines(one)) for index, one in pairs]
         weight: dict[int, float] = {}
         for records, values in near:
             for number, value in zip(records.tolist(), values.tolist(), strict=True):

@@ -36,27 +36,35 @@ class Reading(NamedTuple):
         first, second = self.vocabularies
         return first.vector(text), second.vector(text)
 
-    def channels(self, vectors: tuple[Vector, Vector], left_out: np.ndarray | None = None):
-        """[C, M], in the order of CHANNELS; the records `left_out` (positions) do not count."""
+    def channels(
+        self,
+        vectors: tuple[Vector, Vector],
+        left_out: np.ndarray | None = None,
+        near: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> np.ndarray:
+        """[C, M], in the order of CHANNELS; the records `left_out` (positions) do not count. `near`
+        are the cosines with all records, by words and pieces, where they are known.
+        """
+        if near is None:
+            pairs = zip(self.records, vectors, strict=True)
+            near = tuple(index.cosines(one) for index, one in pairs)  # pyright: ignore
         about = [index.cosines(vector) for index, vector in zip(self.tools, vectors, strict=True)]
         about.append(self.names.cosines(vectors[0]))
-        return np.stack([*about, *(self._nearest(n, vectors[n], left_out) for n in (0, 1))])
-
-    def nearest(
-        self, number: int, vector: Vector, left_out: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The nearest records and their weights, by words (0) or pieces (1)."""
-        near = self.records[number].cosines(vector)
         if left_out is not None:
-            near[left_out] = 0
+            for one in near:
+                one[left_out] = 0
+        return np.stack([*about, *map(self._nearest, near)])
+
+    def nearest(self, near: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The nearest records and their weights, from the cosines with all of them."""
         count = min(NEIGHBOURS, near.size)
         best = np.argpartition(-near, count - 1)[:count] if count else np.zeros(0, int)
         best = best[near[best] > 0]
         return best, near[best] ** _POWER
 
-    def _nearest(self, number: int, vector: Vector, left_out: np.ndarray | None) -> np.ndarray:
+    def _nearest(self, near: np.ndarray) -> np.ndarray:
         """Σ cosine³ over the nearest records that use each tool, [M]."""
-        best, weights = self.nearest(number, vector, left_out)
+        best, weights = self.nearest(near)
         counts = self.first[best + 1] - self.first[best]
         offset = np.repeat(self.first[best] - np.cumsum(counts) + counts, counts)
         entry = offset + np.arange(int(counts.sum()))

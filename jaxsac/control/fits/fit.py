@@ -75,7 +75,8 @@ def fit(
     Raises: ValueError for what `Task` refuses, lam ≤ 0, tol < 0, a state of another problem.
 
     Source: the estimator of arXiv 2601.08271; the scaled lasso of Sun & Zhang 2012 for "scaled";
-    the multiplier simulation, the block-wise Newton steps and the dual certificate are classical.
+    the multiplier simulation and the dual certificate are classical; so are the steps, block-wise
+    Newton for up to 96 features, the quasi-Newton ones of `fit_joint` (products alone) beyond.
     """
     task = task_of(task, words)
     data = digest(task)

@@ -105,6 +105,8 @@ def fit_joint(
     families = task.families
     label = np.arange(used) if families is None else np.asarray(families.label)[order[:used]]
     hidden = None if channels.fold is None else hidden_tools(channels, chosen)[:, order]
+    if hidden is not None and not hidden.any():
+        hidden = None  # the second row is the first
     data = Data(
         contexts=jnp.asarray(log.contexts),
         row_weights=jnp.asarray(weights, dtype),

@@ -101,3 +101,27 @@ class ForwardBackward:
         for (move, change, scale), share in zip(self.pairs, reversed(shares), strict=True):
             direction = direction + (share - scale * float(change @ direction)) * move
         return direction
+
+
+def shrunk(
+    coef: np.ndarray, reach: np.ndarray, label: np.ndarray, share: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows [U, q] shrunk by reach (1 − share) each, then by reach · share together with those of
+    equal label; and their norms. A family has one reach, so that the proximal points of its tools'
+    norms and of its own follow each other (Yuan, Liu & Ye 2011).
+    """
+    norms = np.sqrt(np.einsum("uq,uq->u", coef, coef))
+    kept = np.maximum(norms - reach * (1 - share), 0)
+    if share > 0:
+        together = np.sqrt(np.bincount(label, kept**2))[label]
+        kept *= np.maximum(1 - reach * share / np.where(together > 0, together, 1), 0)
+    return coef * (kept / np.where(norms > 0, norms, 1))[:, None], kept
+
+
+def largest_moment(contexts: np.ndarray, weights: np.ndarray) -> float:
+    """Nearly the largest eigenvalue of Σ_t w_t ψ_t ψ_t'."""
+    vector = np.ones(contexts.shape[1])
+    for _ in range(8):
+        vector = (weights * (contexts @ vector)) @ contexts
+        vector /= max(float(np.linalg.norm(vector)), np.finfo(float).tiny)
+    return float(weights @ (contexts @ vector) ** 2)

@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxsac._iterate import Certificate, Outcome
 from jaxsac._rounds import rounds
-from jaxsac.control.imitation.forward_backward import ForwardBackward
+from jaxsac.control.imitation.forward_backward import ForwardBackward, largest_moment, shrunk
 from jaxsac.control.imitation.joint import (
     Data,
     Evaluation,
@@ -79,20 +79,12 @@ class _Scaled:
         return value, (gradient + self.ridge * away) * self.scale
 
     def proximal(self, x: np.ndarray, size: float) -> tuple[np.ndarray, float]:
-        """The proximal point of size lam Ω, and lam Ω there. A family has one scale, so that the
-        points of its tools' norms and of its own follow each other (Yuan, Liu & Ye 2011).
-        """
-        moved, penalties = x.copy(), self.penalties
-        coef = x[: self.cuts[0]].reshape(self.shapes[0])
+        """The proximal point of size lam Ω, and lam Ω there."""
+        penalties, count = self.penalties, self.cuts[0]
         reach = size * penalties.lam * self.tool_scale
-        norms = np.sqrt(np.einsum("uq,uq->u", coef, coef))
-        kept = np.maximum(norms - reach * (1 - penalties.share), 0)
-        if penalties.share > 0:
-            together = np.sqrt(np.bincount(penalties.label, kept**2))[penalties.label]
-            kept *= np.maximum(1 - reach * penalties.share / np.where(together > 0, together, 1), 0)
-        shrunk = coef * (kept / np.where(norms > 0, norms, 1))[:, None]
-        moved[: self.cuts[0]] = shrunk.ravel()
-        return moved, penalties.lam * penalties.norm(kept * self.tool_scale)
+        coef = x[:count].reshape(self.shapes[0])
+        coef, norms = shrunk(coef, reach, penalties.label, penalties.share)
+        return np.append(coef, x[count:]), penalties.lam * penalties.norm(norms * self.tool_scale)
 
 
 def solve(
@@ -155,11 +147,7 @@ def _scales(data: Data, penalties: Penalties) -> tuple[np.ndarray, np.ndarray, n
     used, contexts = penalties.label.size, np.asarray(data.contexts, float)
     weights, chosen = np.asarray(data.row_weights, float), np.asarray(data.chosen[:used])
     rate = np.maximum(chosen @ weights, 0.5 / weights.size)
-    vector = np.ones(contexts.shape[1])
-    for _ in range(8):  # the largest eigenvalue of the contexts' second moment, nearly
-        vector = (weights * (contexts @ vector)) @ contexts
-        vector /= max(float(np.linalg.norm(vector)), np.finfo(float).tiny)
-    largest = float(weights @ (contexts @ vector) ** 2)
+    largest = largest_moment(contexts, weights)
     together = np.zeros(used)
     np.maximum.at(together, penalties.label, rate)
     channels = []

@@ -12,6 +12,7 @@ from jaxsac.control.data.digest import Digest, digest
 from jaxsac.control.imitation import step
 from jaxsac.control.imitation.certificate import DualGap, dual_gap, largest_norm
 from jaxsac.control.imitation.likelihood import Evaluation, Working
+from jaxsac.control.imitation.products import Products, products
 from jaxsac.control.imitation.working import (
     Point,
     evaluate_point,
@@ -28,6 +29,8 @@ _FLOOR_STEPS = 3  # from the null model, at a curvature of at least a tool's own
 _SHORTEST = 1e-4  # step length below which a line search gives up
 _PATIENCE = 10  # steps in a row without a smaller gap or objective
 _SLOW = 0.2  # the curvature is renewed after a step that leaves more than this of the gap
+_MATRICES = 96  # features up to which every tool has a curvature matrix
+_STEPS = 5  # quasi-Newton steps between two looks at the gap
 _INSIDE = 0.3  # a working set is left once it holds less than this of the gap
 
 
@@ -50,7 +53,7 @@ class _At(NamedTuple):
     point: Point
     found: Evaluation
     gap: DualGap
-    model: step.Curvature | None  # None: to be made anew
+    model: step.Curvature | Products | None  # None: to be made anew
     floored: bool  # whether the curvature may take a tool's frequency for granted
     idle: int  # steps in a row without progress
     num_evaluations: int
@@ -84,6 +87,8 @@ def solve(
     def advance(at: _At, progress: Progress) -> _At:
         if not fixed:
             at = _next_set(at, lam, ridge)
+        if data.num_features > _MATRICES:
+            return _quasi_newton_steps(at, lam, ridge)
         return _newton_step(at, lam, ridge, progress.num_steps)
 
     outcome = rounds(
@@ -188,6 +193,28 @@ def _newton_step(at: _At, lam: float, ridge: float, num_steps: int) -> _At:
         model=None if stale else model,
         idle=0 if better else at.idle + 1,
         num_evaluations=at.num_evaluations + trials,
+    )
+
+
+def _quasi_newton_steps(at: _At, lam: float, ridge: float) -> _At:
+    """Some steps by products, and a look at the gap where they end."""
+    model = at.model
+    if not isinstance(model, Products):
+        model = products(at.data, at.working, at.point, at.found, lam, ridge)
+    before = model.iteration.evaluations
+    for _ in range(_STEPS):
+        model.iteration.advance()
+    trial = model.point(model.iteration.step.target)
+    point, found, gap = _measure(at.data, at.working, lam, ridge, trial)
+    model.iteration.shorten(float(found.value) + ridge / 2 * float((point.coef**2).sum()))
+    better = gap.gap < 0.99 * at.gap.gap or gap.objective < at.gap.objective - at.gap.rounding
+    return at._replace(
+        point=point,
+        found=found,
+        gap=gap,
+        model=model,
+        idle=0 if better else at.idle + 1,
+        num_evaluations=at.num_evaluations + model.iteration.evaluations - before + 1,
     )
 
 

@@ -13,6 +13,7 @@ import scipy.optimize
 import jaxsac
 from jaxsac import control, designs, group_lasso, losses
 from jaxsac.control.data.sample_weight import sample_weight
+from jaxsac.control.imitation import solve
 from jaxsac.problems.tool_logs import sparse_tool_log
 
 T, M, Q, B = 60, 7, 2, 3
@@ -239,6 +240,23 @@ def test_scaling_a_record_weight_is_repeating_the_record():
     ).check()
     np.testing.assert_allclose(sol.stats["objective"], same.stats["objective"], rtol=1e-7)
     assert float(sol.stats["effective_sample_size"]) == pytest.approx(90**2 / 150)
+
+
+@pytest.mark.parametrize("mode", ["per_tool", "shared", "none"])
+def test_products_alone_find_what_curvature_matrices_do(mode, monkeypatch):
+    """Contexts of a large mean and of unequal directions, families across the working set."""
+    random = np.random.default_rng(1)
+    log = small_log(False)
+    contexts = log.contexts @ random.normal(size=(Q, 5)) * np.array([3, 1, 0.3, 0.1, 1]) + 2
+    given = {"num_actions": M, "budget": B, "intercept": mode, "lam": LAM, "tol": 1e-8}
+    given |= {"families": np.array([0, 0, 1, 1, -1, 2, 2]), "family_share": 0.4}
+    log = log._replace(contexts=contexts)
+    expected = control.fit(KEY, log, **given).check()
+    monkeypatch.setattr(solve, "_MATRICES", 0)
+    found = control.fit(KEY, log, **given).check()
+    np.testing.assert_allclose(found.stats["objective"], expected.stats["objective"], rtol=3e-8)
+    np.testing.assert_array_equal(found.value.support, expected.value.support)
+    np.testing.assert_allclose(found.value.coef, expected.value.coef, atol=1e-3)
 
 
 def test_equal_columns_and_relabelled_tools():
