@@ -87,6 +87,8 @@ class Router:
         self.names, _, self.reading, self.weights = content
         self.costs = np.asarray(content.costs, float)
         self._position = {name: number for number, name in enumerate(self.names)}
+        silent = (LEARNT[:, None] > 0) & self.weights.cold
+        self._strength = self.weights.channels[:, None] * ~silent
 
     @classmethod
     def load(cls, folder: str | pathlib.Path) -> "Router":
@@ -192,20 +194,21 @@ class Router:
             masked[possible] = scores[possible]
             scores = masked
         count = max(min(int(top), int(np.isfinite(scores).sum())), must.size)
-        order = np.argsort(-scores, kind="stable")
-        rest = order[~np.isin(order, must)][: scores.size if cost_limit is not None else count]
+        rest = _best(scores, scores.size if cost_limit is not None else count + must.size)
+        rest = rest[~np.isin(rest, must)] if must.size else rest
         probability = self._probability(scores, np.concatenate([must, rest[:count]]))
         chosen, spent = list(must), float(self.costs[must].sum())
         for number in rest:
             if len(chosen) >= count or not np.isfinite(scores[number]):
                 break
+            if spent + self.costs[number] > limit:
+                continue
             if number not in probability:
                 probability |= self._probability(scores, np.array([number]))
             if probability[number] < at_least:
                 break
-            if spent + self.costs[number] <= limit:
-                chosen.append(number)
-                spent += self.costs[number]
+            chosen.append(number)
+            spent += self.costs[number]
         chosen.sort(key=lambda number: -scores[number])
         return [Choice(self.names[n], float(scores[n]), probability[n]) for n in chosen]
 
@@ -239,8 +242,7 @@ class Router:
     def _parts(self, text: str):
         """Scores [M], nats by channel [C, M], nats of θ [M], and the text's vectors."""
         vectors = self.reading.vectors(text)
-        silent = (LEARNT[:, None] > 0) & self.weights.cold
-        channels = self.reading.channels(vectors) * self.weights.channels[:, None] * ~silent
+        channels = self.reading.channels(vectors) * self._strength
         learnt = np.zeros(len(self.names))
         if self.weights.tools.size:
             learnt[self.weights.tools] = self.weights.coef @ self.reading.features(vectors)
@@ -274,33 +276,48 @@ def inclusion(
     unit = float(scores.max()) if exactly else max(float(scores.max()), 0.0)
     # Nothing that is _FAINT nats below the best is ever seen; so no product underflows.
     weight = np.where(scores > -np.inf, np.exp(np.maximum(scores - unit, -_FAINT)), 0.0)
+    # The polynomials of all other tools by columns, halved in number until one is left.
+    many = np.append(np.delete(weight, numbers), 0.0)
+    many = np.stack([np.ones(many.size), many])
+    while many.shape[1] > 1:
+        if many.shape[1] % 2:
+            many = np.concatenate([many, np.eye(len(many), 1)], axis=1)
+        many = _product(*np.split(many, 2, axis=1), budget)
+    whole, own = np.zeros(budget + 1), weight[numbers]
+    whole[: len(many)] = many[:, 0]
+    before, after = _products(whole, own), _products(np.eye(1, budget + 1)[0], own[::-1])
+    others = _product(before[:, :-1], after[:, -2::-1], budget)
     degrees = np.arange(budget + 1)
-    rest = np.ones(scores.size, bool)
-    rest[numbers] = False
-    many = np.zeros((max(int(rest.sum()), 1), budget + 1))
-    many[:, 0], many[: rest.sum(), 1] = 1, weight[rest]
-    while len(many) > 1:
-        many = np.concatenate([many, np.eye(1, budget + 1)]) if len(many) % 2 else many
-        many = _product(many[::2], many[1::2])
-    own = np.zeros((numbers.size, budget + 1))
-    own[:, 0], own[:, 1] = 1, weight[numbers]
-    before, after = [many[0]], [np.eye(1, budget + 1)[0]]
-    for one, last in zip(own, own[::-1], strict=True):
-        before.append(_product(before[-1][None], one[None])[0])
-        after.append(_product(after[-1][None], last[None])[0])
-    others = _product(np.stack(before[:-1]), np.stack(after[:-1][::-1]))
     size = np.where((degrees == budget) | (not exactly), degrees * unit, -np.inf)
     allowed = np.exp(size - size.max())
-    total = before[-1] @ allowed
-    return weight[numbers] * (others[:, :-1] @ allowed[1:]) / total
+    return own * (allowed[1:] @ others[:-1]) / (allowed @ before[:, -1])
 
 
-def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Products of polynomials, by rows, cut at the degree they have."""
-    out = np.zeros_like(a)
-    for degree in range(a.shape[1]):
-        out[:, degree:] += a[:, degree : degree + 1] * b[:, : b.shape[1] - degree]
+def _product(a: np.ndarray, b: np.ndarray, degree: int) -> np.ndarray:
+    """Products of polynomials, by columns, cut at a degree."""
+    out = np.zeros((min(len(a) + len(b) - 1, degree + 1), a.shape[1]))
+    for power, row in enumerate(a):
+        part = out[power : power + len(b)]
+        part += row * b[: len(part)]
     return out
+
+
+def _products(first: np.ndarray, factors: np.ndarray) -> np.ndarray:
+    """By columns: `first`, and its products with the first, the first two, ... of 1 + factor t."""
+    columns = [first]
+    for factor in factors:
+        columns.append(columns[-1].copy())
+        columns[-1][1:] += factor * columns[-2][:-1]
+    return np.stack(columns, axis=1)
+
+
+def _best(scores: np.ndarray, count: int) -> np.ndarray:
+    """The largest scores' positions, at least `count` of them, largest first, ties in order."""
+    if count < scores.size:
+        bound = np.partition(scores, scores.size - max(count, 1))[scores.size - max(count, 1)]
+        found = np.flatnonzero(scores >= bound)
+        return found[np.argsort(-scores[found], kind="stable")]
+    return np.argsort(-scores, kind="stable")
 
 
 def _packed(router: Router) -> tuple[Mapping[str, np.ndarray], dict[str, Any]]:
@@ -316,7 +333,7 @@ def _packed(router: Router) -> tuple[Mapping[str, np.ndarray], dict[str, Any]]:
     indices = {"tools.0": reading.tools[0], "tools.1": reading.tools[1], "names": reading.names}
     indices |= {f"records.{n}": one for n, one in enumerate(reading.records)}
     for label, index in indices.items():
-        arrays |= {f"{label}.{name}": np.asarray(value) for name, value in index._asdict().items()}
+        arrays |= {f"{label}.{name}": getattr(index, name) for name in ("start", "row", "value")}
     common = np.flatnonzero(reading.directions.any(axis=1))  # no zero rows
     arrays |= {"directions.row": common, "directions": reading.directions[common]}
     metadata = {
@@ -339,7 +356,7 @@ def _unpacked(arrays: Mapping[str, np.ndarray], given: dict[str, Any]) -> Router
         fits = fits and (np.diff(start) >= 0).all() and start[0] == 0
         if not fits or (row.size and not 0 <= row.min() <= row.max() < size):
             raise ValueError(f"{label} is no index of {size} texts")
-        return Index(start, row, value, size)
+        return Index.of(start, row, value, size)
 
     counts, records = [len(one) for one in terms], arrays["first"].size - 1
     vocabularies = tuple(

@@ -12,6 +12,7 @@ import pytest
 import jaxsac
 from jaxsac.route.deployed import FILE, inclusion
 from jaxsac.route.log_file import LogError
+from jaxsac.route.texts import Vector, index_of
 
 TOOLS = {
     "draw_chart": {"description": "Draw a chart of numbers.", "cost": 3, "family": "plots"},
@@ -158,3 +159,22 @@ def test_a_saved_router_gives_the_same_answers(tmp_path):
         jaxsac.Router.load(tmp_path)
     with pytest.raises(jaxsac.FileError, match=r"cannot be read"):
         jaxsac.Router.load(tmp_path / "none")
+
+
+def test_cosines_of_common_and_rare_terms_against_the_dense_product():
+    generator = np.random.default_rng(0)
+    dense = generator.random((40, 60)) * (generator.random((40, 60)) < np.linspace(0.01, 0.9, 60))
+    vectors = [Vector(np.flatnonzero(row), row[row > 0]) for row in dense]
+    index = index_of(vectors, 60)
+    assert 0 < len(index.common) < 60
+    for number in range(5):
+        truth = dense @ dense[number]
+        np.testing.assert_allclose(index.cosines(vectors[number]), truth, rtol=1e-5, atol=1e-6)
+    assert not index.cosines(Vector(np.zeros(0, int), np.zeros(0))).any()
+    assert index_of([], 60).cosines(vectors[0]).shape == (0,)
+
+
+def test_a_cost_limit_that_nothing_fits_leaves_nothing():
+    assert (
+        ROUTER("resize a photo", top=5, cost_limit=0.5, available=["send_mail", "draw_chart"]) == []
+    )
