@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse as sparse
 
-from jaxsac.route import evaluate, features, joint, log_file, ridge, split
+from jaxsac.route import evaluate, features, joint, log_file, outcomes, ridge, split
 
 DEPTHS = 1, 3, 5, 10
 _TEST, _VALIDATION = 0.2, 0.1
@@ -59,8 +59,7 @@ def folds(log: log_file.RouteLog, count: int) -> list[Fold]:
         rows = ~(test | validation), validation, test
         parts = split.Parts(*(log.take(np.flatnonzero(one)) for one in rows))
         seen = split.catalogue(parts.training)
-        known = set(log.tools) | {name for used in log.sets for name in used}
-        names = [*seen, *sorted(known - set(seen))]
+        names = [*seen, *sorted(log.names() - set(seen))]
         about = [log.tools.get(name, log_file.Tool()).text(name) for name in names]
         found.append(Fold(parts, names, len(seen), budget, about))
     return found
@@ -117,7 +116,7 @@ def _router(fold: Fold, _: Any, figures: dict[str, float]) -> list[Scores]:
         begin = time.perf_counter()
         router(text, top=10)
         calls.append(time.perf_counter() - begin)
-    shown, used = joint.shown_and_used(router, test)
+    shown, used = outcomes.shown_and_used(outcomes.answers(router, test.contexts), test.sets)
     figures |= {
         "fit, seconds": seconds,
         "a call, ms": 1e3 * float(np.median(calls)),
