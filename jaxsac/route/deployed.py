@@ -8,6 +8,9 @@ import numpy as np
 
 from jaxsac import _checks, _files
 from jaxsac._arguments import arguments, record
+from jaxsac.route import monitoring
+from jaxsac.route.inclusion import inclusion
+from jaxsac.route.monitoring import Monitoring
 from jaxsac.route.reading import CHANNELS, LEARNT, Reading
 from jaxsac.route.texts import Index, Vocabulary, fit_vocabulary, index_of
 from jaxsac.route.tool_file import read_tools
@@ -16,7 +19,6 @@ KIND, FILE = "jaxsac.Router", "router.npz"
 _DEFAULT_WEIGHTS = (9.0, 9.0, 6.0, 0.0, 0.0)  # of CHANNELS, before there is a log
 _DEFAULT_OFFSET = -9.0
 _DEFAULT_BUDGET = 5
-_FAINT = 80.0
 
 
 class Choice(NamedTuple):
@@ -65,13 +67,15 @@ class Weights(NamedTuple):
 
 class Content(NamedTuple):
     """What a router is made of: names and costs (≥ 0, in the user's unit) of its M tools, how they
-    look at a text, and the weights of what they see.
+    look at a text, the weights of what they see, and how it did on held-out records (see
+    `jaxsac.route.monitoring`; None before there is a log).
     """
 
     names: list[str]
     costs: list[float]
     reading: Reading
     weights: Weights
+    reference: np.ndarray | None = None
 
 
 class Router:
@@ -84,7 +88,7 @@ class Router:
     @arguments(on_host=True, content=record(Content))
     def __init__(self, content: Content) -> None:
         self.content = content
-        self.names, _, self.reading, self.weights = content
+        self.names, self.reading, self.weights = content.names, content.reading, content.weights
         self.costs = np.asarray(content.costs, float)
         self._position = {name: number for number, name in enumerate(self.names)}
         silent = (LEARNT[:, None] > 0) & self.weights.cold
@@ -239,6 +243,43 @@ class Router:
             for n in np.argsort(-scores, kind="stable")[:count]
         ]
 
+    def monitor(self, texts: Sequence[str], tools: Sequence[Collection[str]]) -> Monitoring:
+        """Whether the router should learn again: records since it was learnt against held-out ones
+        of its log.
+
+        * `texts`, `tools`: of n ≥ 2 records, the text and the names of the tools used.
+
+        Returns: a `Monitoring`, with the share of the used tools among the first B, how near the
+        texts are to those learnt from, and the share of uses that are of tools without records;
+        each beside what it was, with the Welch statistic of the change (Welch 1947). `learn_again`
+        says that one got worse by more than three standard errors.
+
+        Raises: ValueError for a router that has not learnt from a log, or lists of unequal length.
+        """
+        reference = self.content.reference
+        _checks.require(reference is not None, "monitor needs a router that learnt from a log.")
+        _checks.require(
+            len(texts) == len(tools) >= 2,
+            f"monitor needs two records or more, got {len(texts)} texts and {len(tools)} sets.",
+        )
+        return monitoring.compare(np.asarray(reference), self.seen(texts, tools))
+
+    def seen(self, texts: Sequence[str], tools: Sequence[Collection[str]]) -> np.ndarray:
+        """What `monitor` looks at, by record, [n, 3]; NaN where a record has no tools."""
+        _checks.require(
+            not any(isinstance(used, str) for used in tools), "tools must be lists of names."
+        )
+        rows = []
+        for text, used in zip(texts, tools, strict=True):
+            vector, used = self.reading.vocabularies[0].vector(text), set(used)
+            near = float(self.reading.records[0].cosines(vector).max(initial=0.0))
+            found = sum(choice.tool in used for choice in self(text))
+            number = [self._position.get(tool, -1) for tool in used]
+            new = sum(one < 0 or bool(self.weights.cold[one]) for one in number)
+            shares = (found / len(used), new / len(used)) if used else (np.nan, np.nan)
+            rows.append((shares[0], near, shares[1]))
+        return np.array(rows)
+
     def _parts(self, text: str):
         """Scores [M], nats by channel [C, M], nats of θ [M], and the text's vectors."""
         vectors = self.reading.vectors(text)
@@ -260,55 +301,6 @@ class Router:
         unknown = [name for name in names if name not in self._position]
         _checks.require(not unknown, f"{what}: no tool is named {', '.join(map(str, unknown))}.")
         return np.array([self._position[name] for name in dict.fromkeys(names)], int)
-
-
-def inclusion(
-    scores: np.ndarray, numbers: np.ndarray, budget: int, *, exactly: bool = False
-) -> np.ndarray:
-    """P(tool is chosen) of some tools under π(a) ∝ exp Σ_{j ∈ a} z_j, |a| ≤ B (or = B).
-
-    The others enter as one polynomial Π (1 + w t) cut at degree B, made by pairs; each of the tools
-    asked for then as the product of all the rest. O(M B²).
-    """
-    budget = min(budget, int(np.isfinite(scores).sum()))
-    if not budget or not numbers.size:
-        return np.zeros(numbers.size)
-    unit = float(scores.max()) if exactly else max(float(scores.max()), 0.0)
-    # Nothing that is _FAINT nats below the best is ever seen; so no product underflows.
-    weight = np.where(scores > -np.inf, np.exp(np.maximum(scores - unit, -_FAINT)), 0.0)
-    # The polynomials of all other tools by columns, halved in number until one is left.
-    many = np.append(np.delete(weight, numbers), 0.0)
-    many = np.stack([np.ones(many.size), many])
-    while many.shape[1] > 1:
-        if many.shape[1] % 2:
-            many = np.concatenate([many, np.eye(len(many), 1)], axis=1)
-        many = _product(*np.split(many, 2, axis=1), budget)
-    whole, own = np.zeros(budget + 1), weight[numbers]
-    whole[: len(many)] = many[:, 0]
-    before, after = _products(whole, own), _products(np.eye(1, budget + 1)[0], own[::-1])
-    others = _product(before[:, :-1], after[:, -2::-1], budget)
-    degrees = np.arange(budget + 1)
-    size = np.where((degrees == budget) | (not exactly), degrees * unit, -np.inf)
-    allowed = np.exp(size - size.max())
-    return own * (allowed[1:] @ others[:-1]) / (allowed @ before[:, -1])
-
-
-def _product(a: np.ndarray, b: np.ndarray, degree: int) -> np.ndarray:
-    """Products of polynomials, by columns, cut at a degree."""
-    out = np.zeros((min(len(a) + len(b) - 1, degree + 1), a.shape[1]))
-    for power, row in enumerate(a):
-        part = out[power : power + len(b)]
-        part += row * b[: len(part)]
-    return out
-
-
-def _products(first: np.ndarray, factors: np.ndarray) -> np.ndarray:
-    """By columns: `first`, and its products with the first, the first two, ... of 1 + factor t."""
-    columns = [first]
-    for factor in factors:
-        columns.append(columns[-1].copy())
-        columns[-1][1:] += factor * columns[-2][:-1]
-    return np.stack(columns, axis=1)
 
 
 def _best(scores: np.ndarray, count: int) -> np.ndarray:
@@ -342,6 +334,8 @@ def _packed(router: Router) -> tuple[Mapping[str, np.ndarray], dict[str, Any]]:
         "analysers": [one.analyser for one in reading.vocabularies],
         "channels": list(CHANNELS),
     }
+    if router.content.reference is not None:
+        arrays["reference"] = router.content.reference
     return arrays, metadata
 
 
@@ -385,4 +379,7 @@ def _unpacked(arrays: Mapping[str, np.ndarray], given: dict[str, Any]) -> Router
         raise ValueError("weights are not finite")
     if weights.coef.shape[0] != weights.tools.size or weights.channels.shape != LEARNT.shape:
         raise ValueError("coefficients do not fit the tools")
-    return Router(Content(names, arrays["costs"].tolist(), reading, weights))
+    reference = arrays.get("reference")
+    if reference is not None and reference.shape != (3, 3):
+        raise ValueError("what it was held to is incomplete")
+    return Router(Content(names, arrays["costs"].tolist(), reading, weights, reference))

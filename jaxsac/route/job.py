@@ -150,6 +150,7 @@ def run(log: RouteLog, options: Options | None = None, *, progress: bool = False
             agent = joint.deployed(found, parts.validation, log.tools)
             judged = outcomes.judge(agent, parts.validation, parts.test)
             summary["router"] = joint.summary(found) | judged
+            agent = outcomes.held_to(agent, parts.test)
             summary["router"]["value"] = joint.value(found, parts.test)
     pruned = sparse.policy.pruned()
     kept = [fold.names[tool] for tool in np.asarray(pruned.tools)]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxsac.route import evaluate
+from jaxsac.route import evaluate, monitoring
 from jaxsac.route.deployed import Choice, Router
 from jaxsac.route.log_file import RouteLog
 
@@ -40,6 +40,12 @@ def shown_and_used(
     ]
     shown, used = np.array(pairs, float).reshape(-1, 2).T
     return np.clip(shown, 1e-9, 1 - 1e-9), used
+
+
+def held_to(router: Router, test: RouteLog) -> Router:
+    """The router that knows how it did on held-out records, for `Router.monitor`."""
+    reference = monitoring.moments(router.seen(list(test.contexts), test.sets))
+    return Router(router.content._replace(reference=reference))
 
 
 def judge(router: Router, validation: RouteLog, test: RouteLog) -> dict[str, Any]:

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 import jaxsac
-from jaxsac.route.deployed import FILE, inclusion
-from jaxsac.route.log_file import LogError
+from jaxsac.route import monitoring, outcomes
+from jaxsac.route.deployed import FILE
+from jaxsac.route.inclusion import inclusion
+from jaxsac.route.log_file import LogError, RouteLog
 from jaxsac.route.texts import Vector, index_of
 
 TOOLS = {
@@ -178,3 +180,37 @@ def test_a_cost_limit_that_nothing_fits_leaves_nothing():
     assert (
         ROUTER("resize a photo", top=5, cost_limit=0.5, available=["send_mail", "draw_chart"]) == []
     )
+
+
+def test_monitoring(tmp_path):
+    """Records as before leave a router alone; what it does not know, or gets wrong, does not."""
+    texts = ["draw a chart", "send mail", "resize the photo", "the invoice"] * 10
+    sets = [("draw_chart",), ("send_mail",), ("resize_photo",), ("create",)] * 10
+    log = RouteLog(texts, sets, np.ones(40), texts, {}, {})
+    weights = ROUTER.weights._replace(cold=np.zeros(len(TOOLS), bool), budget=1)
+    router = jaxsac.Router(ROUTER.content._replace(weights=weights))
+    with pytest.raises(ValueError, match="needs a router that learnt"):
+        router.monitor(texts, sets)
+    router = outcomes.held_to(router, log)
+    router.save(tmp_path)
+    router = jaxsac.Router.load(tmp_path)
+    same = router.monitor(texts[:8], sets[:8])
+    assert not same.learn_again and same.records == 8 and same.hit_rate.now == 1
+    wrong = router.monitor(texts, [sets[(n + 1) % 4] for n in range(40)])
+    assert wrong.learn_again and wrong.hit_rate == monitoring.Change(0, 1, wrong.hit_rate.z)
+    new = router.monitor(texts, [("unknown",)] * 40)
+    assert new.learn_again and new.new_tools.now == 1 and new.new_tools.z > 3
+    empty = router.monitor(texts[:3], [()] * 3)
+    assert not empty.learn_again and empty.hit_rate.z == 0
+    with pytest.raises(ValueError, match="got 1 texts and 1 sets"):
+        router.monitor(texts[:1], sets[:1])
+
+
+def test_changes_have_the_statistic_of_welch():
+    generator = np.random.default_rng(0)
+    then, now = generator.normal(0.5, 0.1, (500, 3)), generator.normal(0.5, 0.2, (300, 3))
+    found = monitoring.compare(monitoring.moments(then), now)
+    stats = pytest.importorskip("scipy.stats")
+    expected = stats.ttest_ind(then[:, 0], now[:, 0], equal_var=False).statistic
+    assert found.hit_rate.z == pytest.approx(expected, rel=0.1)
+    assert found.new_tools.now == pytest.approx(now[:, 2].mean())
