@@ -9,7 +9,7 @@ import numpy as np
 from jaxsac import _checks, _files
 from jaxsac._arguments import arguments, record
 from jaxsac.route import monitoring
-from jaxsac.route.inclusion import inclusion
+from jaxsac.route.inclusion import Exploration, draw, inclusion
 from jaxsac.route.monitoring import Monitoring
 from jaxsac.route.reading import CHANNELS, LEARNT, Reading
 from jaxsac.route.texts import Index, Vocabulary, fit_vocabulary, index_of
@@ -191,12 +191,7 @@ class Router:
         limit = np.inf if cost_limit is None else cost_limit
         _checks.require(limit >= 0, f"cost_limit must be ≥ 0, got {cost_limit}.")
         must = self._numbers("always", always)
-        scores = self.scores(text)
-        if available is not None:
-            possible = np.union1d(self._numbers("available", available), must).astype(int)
-            masked = np.full(scores.size, -np.inf)
-            masked[possible] = scores[possible]
-            scores = masked
+        scores = self._masked(self.scores(text), available, must)
         count = max(min(int(top), int(np.isfinite(scores).sum())), must.size)
         rest = _best(scores, scores.size if cost_limit is not None else count + must.size)
         rest = rest[~np.isin(rest, must)] if must.size else rest
@@ -262,23 +257,36 @@ class Router:
             len(texts) == len(tools) >= 2,
             f"monitor needs two records or more, got {len(texts)} texts and {len(tools)} sets.",
         )
-        return monitoring.compare(np.asarray(reference), self.seen(texts, tools))
+        return monitoring.compare(np.asarray(reference), monitoring.seen(self, texts, tools))
 
-    def seen(self, texts: Sequence[str], tools: Sequence[Collection[str]]) -> np.ndarray:
-        """What `monitor` looks at, by record, [n, 3]; NaN where a record has no tools."""
-        _checks.require(
-            not any(isinstance(used, str) for used in tools), "tools must be lists of names."
-        )
-        rows = []
-        for text, used in zip(texts, tools, strict=True):
-            vector, used = self.reading.vocabularies[0].vector(text), set(used)
-            near = float(self.reading.records[0].cosines(vector).max(initial=0.0))
-            found = sum(choice.tool in used for choice in self(text))
-            number = [self._position.get(tool, -1) for tool in used]
-            new = sum(one < 0 or bool(self.weights.cold[one]) for one in number)
-            shares = (found / len(used), new / len(used)) if used else (np.nan, np.nan)
-            rows.append((shares[0], near, shares[1]))
-        return np.array(rows)
+    def explore(
+        self, text: str, seed: int, *, rate: float = 0.1, available: Collection[str] | None = None
+    ) -> Exploration:
+        """The B best tools or, at a given rate, a set drawn from the router's law π(a) ∝ exp Σ z:
+        what is logged with its `propensity` lets the report judge the next router's law, at weights
+        ≤ 1 / rate.
+
+        * `seed` ≥ 0: decides the draw; another one for every call.
+        * `rate` in [0, 1]: the share of draws.
+        * `available`: as in a call.
+
+        Returns: an `Exploration`, whose propensity is (1 − rate) [a is the best] + rate π(a).
+        """
+        _checks.require(0 <= rate <= 1, f"rate must be in [0, 1], got {rate}.")
+        _checks.require(seed >= 0, f"seed must be ≥ 0, got {seed}.")
+        scores = self._masked(self.scores(text), available)
+        best = self._numbers("best", [one.tool for one in self(text, available=available)])
+        given = self.weights.budget, self.weights.exactly
+        tools, chance = draw(np.random.default_rng(seed), scores, best, rate, *given)
+        return Exploration([self.names[number] for number in tools], chance)
+
+    def _masked(self, scores: np.ndarray, available: Collection[str] | None, always=()):
+        if available is None:
+            return scores
+        possible = [*self._numbers("available", available), *always]
+        masked = np.full(scores.size, -np.inf)
+        masked[possible] = scores[possible]
+        return masked
 
     def _parts(self, text: str):
         """Scores [M], nats by channel [C, M], nats of θ [M], and the text's vectors."""

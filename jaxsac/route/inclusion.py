@@ -1,8 +1,17 @@
-"""The probabilities of tools under a policy over budgeted sets, with numpy alone."""
+"""The law of a policy over budgeted sets, with numpy alone: probabilities of tools, and draws."""
+
+from typing import NamedTuple
 
 import numpy as np
 
 _FAINT = 80.0
+
+
+class Exploration(NamedTuple):
+    """What `Router.explore` chose."""
+
+    tools: list[str]  # names
+    propensity: float  # the chance with which it chose them, in (0, 1]
 
 
 def inclusion(
@@ -52,3 +61,39 @@ def _products(first: np.ndarray, factors: np.ndarray) -> np.ndarray:
         columns.append(columns[-1].copy())
         columns[-1][1:] += factor * columns[-2][:-1]
     return np.stack(columns, axis=1)
+
+
+def draw(
+    generator: np.random.Generator,
+    scores: np.ndarray,
+    best: np.ndarray,
+    rate: float,
+    budget: int,
+    exactly: bool,
+) -> tuple[list[int], float]:
+    """The set `best` or, at the rate, one drawn from the law of `inclusion`; with its chance.
+
+    The size first, then tool after tool, from the polynomials of those not yet looked at. O(M B).
+    """
+    open_ = np.flatnonzero(np.isfinite(scores))
+    budget = min(budget, open_.size)
+    unit = float(scores.max()) if budget else 0.0
+    weight = np.exp(np.maximum(scores[open_] - unit, -_FAINT))
+    after = _products(np.eye(1, budget + 1)[0], weight[::-1])[:, ::-1]
+    degrees = np.arange(budget + 1)
+    size = np.where((degrees == budget) | (not exactly), degrees * unit, -np.inf)
+    law = after[:, 0] * np.exp(size - size.max())
+    chosen = sorted(best.tolist())
+    if generator.random() < rate:
+        left = int(generator.choice(budget + 1, p=law / law.sum()))
+        chosen = []
+        for number, tool in enumerate(open_):
+            share = (
+                weight[number] * after[left - 1, number + 1] / after[left, number] if left else 0
+            )
+            if generator.random() < share:
+                chosen.append(int(tool))
+                left -= 1
+    picked = np.isin(open_, chosen)
+    mass = np.prod(weight[picked]) * np.exp(size[len(chosen)] - size.max()) / law.sum()
+    return chosen, float((1 - rate) * (chosen == sorted(best.tolist())) + rate * mass)

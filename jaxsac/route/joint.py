@@ -193,7 +193,8 @@ def value(found: JointFit, log: RouteLog) -> dict[str, float] | None:
     given = {"budget": found.policy.budget, "exactly": found.exactly}
     law = jax.vmap(lambda a, one: gibbs.log_prob(a, one, **given))(table, z)
     ratio = np.asarray(law, float) - np.log(np.asarray(log.propensities))
-    judged = control.importance_value(ratio, log.utilities)._asdict()
+    # Self-normalised weights know no scale; so none overflows.
+    judged = control.importance_value(ratio - ratio.max(initial=-1e300), log.utilities)._asdict()
     parts = "value", "lower", "upper", "effective_sample_size"
     own = {"records": len(log.sets), "of_the_log": float(log.utilities.mean())}
     return {name: float(judged[name]) for name in parts} | own

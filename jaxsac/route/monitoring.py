@@ -1,8 +1,11 @@
 """Whether a router still sees what it learnt from: records of now against held-out ones of then."""
 
-from typing import NamedTuple
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from jaxsac import _checks
 
 _LIMIT = 3.0  # standard errors
 _WORSE = np.array([-1, -1, 1])  # which way is worse: a lower hit rate, similarity; more new tools
@@ -30,6 +33,24 @@ class Monitoring(NamedTuple):
     similarity: Change
     new_tools: Change
     learn_again: bool
+
+
+def seen(
+    router: Any, texts: Sequence[str] | np.ndarray, tools: Sequence[Collection[str]]
+) -> np.ndarray:
+    """The three measures of records, [n, 3]; NaN where one has no tools."""
+    _checks.require(
+        not any(isinstance(used, str) for used in tools), "tools must be lists of names."
+    )
+    known = {name for name, cold in zip(router.names, router.weights.cold, strict=True) if not cold}
+    rows = []
+    for text, used in zip(texts, map(set, tools), strict=True):
+        vector = router.reading.vocabularies[0].vector(text)
+        near = float(router.reading.records[0].cosines(vector).max(initial=0.0))
+        found = len(used.intersection(choice.tool for choice in router(text)))
+        shares = (found / len(used), len(used - known) / len(used)) if used else (np.nan, np.nan)
+        rows.append((shares[0], near, shares[1]))
+    return np.array(rows)
 
 
 def moments(seen: np.ndarray) -> np.ndarray:

@@ -44,7 +44,7 @@ def shown_and_used(
 
 def held_to(router: Router, test: RouteLog) -> Router:
     """The router that knows how it did on held-out records, for `Router.monitor`."""
-    reference = monitoring.moments(router.seen(list(test.contexts), test.sets))
+    reference = monitoring.moments(monitoring.seen(router, test.contexts, test.sets))
     return Router(router.content._replace(reference=reference))
 
 

@@ -12,7 +12,7 @@ import pytest
 import jaxsac
 from jaxsac.route import monitoring, outcomes
 from jaxsac.route.deployed import FILE
-from jaxsac.route.inclusion import inclusion
+from jaxsac.route.inclusion import draw, inclusion
 from jaxsac.route.log_file import LogError, RouteLog
 from jaxsac.route.texts import Vector, index_of
 
@@ -214,3 +214,39 @@ def test_changes_have_the_statistic_of_welch():
     expected = stats.ttest_ind(then[:, 0], now[:, 0], equal_var=False).statistic
     assert found.hit_rate.z == pytest.approx(expected, rel=0.1)
     assert found.new_tools.now == pytest.approx(now[:, 2].mean())
+
+
+@pytest.mark.parametrize("exactly", [False, True])
+@pytest.mark.parametrize("shift", [0.0, 300.0])
+def test_draws_have_the_chance_that_they_say(exactly, shift):
+    scores, rate = np.array([0.5, -1.0, 0.2, -np.inf, 1.0]) + shift, 0.6
+    best, generator, size = np.array([4, 0]), np.random.default_rng(0), 4000
+    counts, chances = {}, {}
+    for _ in range(size):
+        tools, chance = draw(generator, scores, best, rate, 2, exactly)
+        counts[tuple(tools)] = counts.get(tuple(tools), 0) + 1
+        chances[tuple(tools)] = chance
+    sizes = [2] if exactly else [0, 1, 2]
+    sets = [a for n in sizes for a in itertools.combinations([0, 1, 2, 4], n)]
+    totals = np.array([scores[list(a)].sum() for a in sets])
+    law = dict(zip(sets, np.exp(totals - totals.max()), strict=True))
+    mass = sum(law.values())
+    for chosen, number in counts.items():
+        truth = rate * law[chosen] / mass + (1 - rate) * (chosen == (0, 4))
+        assert chances[chosen] == pytest.approx(truth, rel=1e-9)
+        assert abs(number - size * truth) < 5 * np.sqrt(size * truth) + 1
+    assert shift or sum(chances.values()) == pytest.approx(1, abs=1e-9)
+
+
+def test_exploration_of_a_router():
+    text, offered = "draw a chart", ["draw_chart", "create"]
+    sure = ROUTER.explore(text, 3, rate=0, available=offered)
+    assert set(sure.tools) == set(offered) and sure.propensity == 1
+    assert ROUTER.explore(text, 3, rate=0.5) == ROUTER.explore(text, 3, rate=0.5)
+    drawn = {tuple(ROUTER.explore(text, n, rate=1, available=offered).tools) for n in range(40)}
+    assert len(drawn) > 1 and all(set(one) <= set(offered) for one in drawn)
+    assert ROUTER.explore(text, 0, available=[]) == ([], 1.0)
+    with pytest.raises(ValueError, match="rate must be in"):
+        ROUTER.explore(text, 0, rate=2)
+    with pytest.raises(ValueError, match="seed must be"):
+        ROUTER.explore(text, -1)
