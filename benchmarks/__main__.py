@@ -40,6 +40,13 @@ def main(arguments: list[str] | None = None) -> int:
         default=os.environ.get("JAXSAC_PEERS_PYTHON"),
         help="the interpreter that has the peers (default: $JAXSAC_PEERS_PYTHON, else this one)",
     )
+    parser.add_argument(
+        "--logs",
+        type=pathlib.Path,
+        default=os.environ.get("JAXSAC_TOOL_LOGS"),
+        help="for route: a folder of logs, each log.jsonl with its tools.json (default:"
+        " $JAXSAC_TOOL_LOGS, else the mined log)",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["gpu"]:
@@ -57,7 +64,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
 
     configure(given.dtype)
-    options = Options(given.smoke, given.dtype, given.out, given.peers_python, not given.quiet)
+    options = Options(
+        given.smoke, given.dtype, given.out, given.peers_python, not given.quiet, given.logs
+    )
     machine = machine_record() | {
         "dtype": given.dtype,
         "smoke": given.smoke,

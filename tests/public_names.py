@@ -245,7 +245,7 @@ PUBLIC = {
     },
     "trials": {"Summary", "run_trials", "summarise"},
     "numpyro": {"Subset"},
-    "plotting": {"COLORS", "color_of", "learning_curves", "methods", "strengths"},
+    "plotting": {"COLORS", "color_of", "learning_curves", "methods", "reliability", "strengths"},
     "bilevel.rl": {
         "MDP",
         "Noise",

@@ -33,7 +33,7 @@ class Options(NamedTuple):
     `smoke`: the smallest sizes that touch every line; the figures mean nothing. `dtype`: "float32"
     (x64 is off then; an oracle uses numpy in float64) or "float64". `out`: a folder for JSON,
     Markdown and PNG, or None to print only. `peers_python`: the interpreter that has the peers, or
-    None for this one.
+    None for this one. `logs`: a folder of tool logs, for `route`.
     """
 
     smoke: bool = False
@@ -41,6 +41,7 @@ class Options(NamedTuple):
     out: Path | None = None
     peers_python: str | None = None
     show_progress: bool = True
+    logs: Path | None = None
 
     def progress(self, items: Iterable[Item], label: str) -> Iterable[Item]:
         """`items` with a progress bar on stderr, when that is wanted."""

@@ -1,11 +1,13 @@
 """The main job: stage times, metrics and the certificate of `jaxsac route` on the mined log, from a
-cold start.
+cold start; with `--logs`, routers and plain baselines on folds of logs.
 """
 
+import pathlib
 import time
 
+from benchmarks.cases import route_logs
 from benchmarks.harness import Options, Report
-from jaxsac.route import job, mine, report
+from jaxsac.route import job, log_file, mine, report
 
 SMOKE_PACKAGES = ("equinox", "optax", "tqdm")
 
@@ -17,6 +19,8 @@ def run(options: Options) -> Report:
     The dense policy, popularity and the metrics do not depend on the dtype asked for; the sparse
     fit computes in it.
     """
+    if options.logs is not None:
+        return _logs(options, options.logs)
     processes = 1 if options.smoke else 2
     start = time.perf_counter()
     log = mine.mine(SMOKE_PACKAGES if options.smoke else tuple(mine.PACKAGES), processes=processes)
@@ -79,6 +83,31 @@ def run(options: Options) -> Report:
         ],
         plot=lambda figure: report.draw(figure, result),
     )
+
+
+def _logs(options: Options, folder: pathlib.Path) -> Report:
+    """Every log.jsonl of a folder and of those in it, in five folds by group."""
+    paths = sorted(folder.glob("log.jsonl")) + sorted(folder.glob("*/log.jsonl"))
+    tables, figures = {}, []
+    for path in paths:
+        log, name = log_file.read_log(path), path.parent.name
+        folds = route_logs.folds(log, 1 if options.smoke else 5)
+        results, groups = [], []
+        for number, fold in enumerate(options.progress(folds, name)):
+            found, own = route_logs.run(fold)
+            results.append(found)
+            groups += fold.parts.test.groups
+            figures.append({"log": name, "fold": number, "tools": len(fold.names)} | own)
+        for scope, words in (("seen", "tools seen in training"), ("all", "the whole catalogue")):
+            heading = f"{name}, {words}: {len(log.sets):,} records, B = {folds[0].budget}"
+            tables[heading] = route_logs.rows_of(results, groups, scope)
+    notes = [
+        "A method's settings are the best by nDCG@B on validation records; means over the records"
+        " of all folds' tests, standard errors by a bootstrap over groups; a paired difference"
+        " below its standard error is a tie.",
+        f"{len(paths)} logs under {folder.name}",
+    ]
+    return Report(tables=tables | {"the deployed router": figures}, notes=notes)
 
 
 def _cells(values) -> dict[str, float]:

@@ -5,5 +5,6 @@ from jaxsac.plotting.figures import (
     color_of as color_of,
     learning_curves as learning_curves,
     methods as methods,
+    reliability as reliability,
     strengths as strengths,
 )

@@ -137,6 +137,19 @@ def methods(axes: Any, scores: Mapping[str, tuple[float, float]], label: str) ->
     return axes
 
 
+@arguments(axes=_AXES, shown=real("n", low=0, high=1), used=real("n", low=0, high=1))
+def reliability(axes: Any, shown: Sequence[float], used: Sequence[float]) -> Any:
+    """The shares that came true against the probabilities that were shown, by bins, with the
+    diagonal on which they agree. Draws on matplotlib `axes` and returns them.
+    """
+    axes.plot([0, 1], [0, 1], color=COLORS["popularity"], linewidth=1, linestyle=":")
+    axes.plot(shown, used, marker="o", markersize=4, linewidth=1.6, color=COLORS["sparse"])
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability shown", ylabel="share used")
+    axes.grid(alpha=0.3)
+    _open_frame(axes)
+    return axes
+
+
 def _open_frame(axes: Any) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

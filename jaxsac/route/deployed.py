@@ -8,6 +8,9 @@ import numpy as np
 
 from jaxsac import _checks, _files
 from jaxsac._arguments import arguments, record
+from jaxsac.route import monitoring
+from jaxsac.route.inclusion import Exploration, draw, inclusion
+from jaxsac.route.monitoring import Monitoring
 from jaxsac.route.reading import CHANNELS, LEARNT, Reading
 from jaxsac.route.texts import Index, Vocabulary, fit_vocabulary, index_of
 from jaxsac.route.tool_file import read_tools
@@ -16,7 +19,6 @@ KIND, FILE = "jaxsac.Router", "router.npz"
 _DEFAULT_WEIGHTS = (9.0, 9.0, 6.0, 0.0, 0.0)  # of CHANNELS, before there is a log
 _DEFAULT_OFFSET = -9.0
 _DEFAULT_BUDGET = 5
-_FAINT = 80.0
 
 
 class Choice(NamedTuple):
@@ -65,13 +67,15 @@ class Weights(NamedTuple):
 
 class Content(NamedTuple):
     """What a router is made of: names and costs (≥ 0, in the user's unit) of its M tools, how they
-    look at a text, and the weights of what they see.
+    look at a text, the weights of what they see, and how it did on held-out records (see
+    `jaxsac.route.monitoring`; None before there is a log).
     """
 
     names: list[str]
     costs: list[float]
     reading: Reading
     weights: Weights
+    reference: np.ndarray | None = None
 
 
 class Router:
@@ -84,9 +88,11 @@ class Router:
     @arguments(on_host=True, content=record(Content))
     def __init__(self, content: Content) -> None:
         self.content = content
-        self.names, _, self.reading, self.weights = content
+        self.names, self.reading, self.weights = content.names, content.reading, content.weights
         self.costs = np.asarray(content.costs, float)
         self._position = {name: number for number, name in enumerate(self.names)}
+        silent = (LEARNT[:, None] > 0) & self.weights.cold
+        self._strength = self.weights.channels[:, None] * ~silent
 
     @classmethod
     def load(cls, folder: str | pathlib.Path) -> "Router":
@@ -185,27 +191,23 @@ class Router:
         limit = np.inf if cost_limit is None else cost_limit
         _checks.require(limit >= 0, f"cost_limit must be ≥ 0, got {cost_limit}.")
         must = self._numbers("always", always)
-        scores = self.scores(text)
-        if available is not None:
-            possible = np.union1d(self._numbers("available", available), must).astype(int)
-            masked = np.full(scores.size, -np.inf)
-            masked[possible] = scores[possible]
-            scores = masked
+        scores = self._masked(self.scores(text), available, must)
         count = max(min(int(top), int(np.isfinite(scores).sum())), must.size)
-        order = np.argsort(-scores, kind="stable")
-        rest = order[~np.isin(order, must)][: scores.size if cost_limit is not None else count]
+        rest = _best(scores, scores.size if cost_limit is not None else count + must.size)
+        rest = rest[~np.isin(rest, must)] if must.size else rest
         probability = self._probability(scores, np.concatenate([must, rest[:count]]))
         chosen, spent = list(must), float(self.costs[must].sum())
         for number in rest:
             if len(chosen) >= count or not np.isfinite(scores[number]):
                 break
+            if spent + self.costs[number] > limit:
+                continue
             if number not in probability:
                 probability |= self._probability(scores, np.array([number]))
             if probability[number] < at_least:
                 break
-            if spent + self.costs[number] <= limit:
-                chosen.append(number)
-                spent += self.costs[number]
+            chosen.append(number)
+            spent += self.costs[number]
         chosen.sort(key=lambda number: -scores[number])
         return [Choice(self.names[n], float(scores[n]), probability[n]) for n in chosen]
 
@@ -237,11 +239,60 @@ class Router:
             for n in np.argsort(-scores, kind="stable")[:count]
         ]
 
+    def monitor(self, texts: Sequence[str], tools: Sequence[Collection[str]]) -> Monitoring:
+        """Whether the router should learn again: records since it was learnt against held-out ones
+        of its log.
+
+        * `texts`, `tools`: of n ≥ 2 records, the text and the names of the tools used.
+
+        Returns: a `Monitoring`, with the share of the used tools among the first B, how near the
+        texts are to those learnt from, and the share of uses that are of tools without records;
+        each beside what it was, with the Welch statistic of the change (Welch 1947). `learn_again`
+        says that one got worse by more than three standard errors.
+
+        Raises: ValueError for a router that has not learnt from a log, or lists of unequal length.
+        """
+        reference = self.content.reference
+        _checks.require(reference is not None, "monitor needs a router that learnt from a log.")
+        _checks.require(
+            len(texts) == len(tools) >= 2,
+            f"monitor needs two records or more, got {len(texts)} texts and {len(tools)} sets.",
+        )
+        return monitoring.compare(np.asarray(reference), monitoring.seen(self, texts, tools))
+
+    def explore(
+        self, text: str, seed: int, *, rate: float = 0.1, available: Collection[str] | None = None
+    ) -> Exploration:
+        """The B best tools or, at a given rate, a set drawn from the router's law π(a) ∝ exp Σ z:
+        what is logged with its `propensity` lets the report judge the next router's law, at weights
+        ≤ 1 / rate.
+
+        * `seed` ≥ 0: decides the draw; another one for every call.
+        * `rate` in [0, 1]: the share of draws.
+        * `available`: as in a call.
+
+        Returns: an `Exploration`, whose propensity is (1 − rate) [a is the best] + rate π(a).
+        """
+        _checks.require(0 <= rate <= 1, f"rate must be in [0, 1], got {rate}.")
+        _checks.require(seed >= 0, f"seed must be ≥ 0, got {seed}.")
+        scores = self._masked(self.scores(text), available)
+        best = self._numbers("best", [one.tool for one in self(text, available=available)])
+        given = self.weights.budget, self.weights.exactly
+        tools, chance = draw(np.random.default_rng(seed), scores, best, rate, *given)
+        return Exploration([self.names[number] for number in tools], chance)
+
+    def _masked(self, scores: np.ndarray, available: Collection[str] | None, always=()):
+        if available is None:
+            return scores
+        possible = [*self._numbers("available", available), *always]
+        masked = np.full(scores.size, -np.inf)
+        masked[possible] = scores[possible]
+        return masked
+
     def _parts(self, text: str):
         """Scores [M], nats by channel [C, M], nats of θ [M], and the text's vectors."""
         vectors = self.reading.vectors(text)
-        silent = (LEARNT[:, None] > 0) & self.weights.cold
-        channels = self.reading.channels(vectors) * self.weights.channels[:, None] * ~silent
+        channels = self.reading.channels(vectors) * self._strength
         learnt = np.zeros(len(self.names))
         if self.weights.tools.size:
             learnt[self.weights.tools] = self.weights.coef @ self.reading.features(vectors)
@@ -261,47 +312,13 @@ class Router:
         return np.array([self._position[name] for name in dict.fromkeys(names)], int)
 
 
-def inclusion(
-    scores: np.ndarray, numbers: np.ndarray, budget: int, *, exactly: bool = False
-) -> np.ndarray:
-    """P(tool is chosen) of some tools under π(a) ∝ exp Σ_{j ∈ a} z_j, |a| ≤ B (or = B).
-
-    The others enter as one polynomial Π (1 + w t) cut at degree B, made by pairs; each of the tools
-    asked for then as the product of all the rest. O(M B²).
-    """
-    budget = min(budget, int(np.isfinite(scores).sum()))
-    if not budget or not numbers.size:
-        return np.zeros(numbers.size)
-    unit = float(scores.max()) if exactly else max(float(scores.max()), 0.0)
-    # Nothing that is _FAINT nats below the best is ever seen; so no product underflows.
-    weight = np.where(scores > -np.inf, np.exp(np.maximum(scores - unit, -_FAINT)), 0.0)
-    degrees = np.arange(budget + 1)
-    rest = np.ones(scores.size, bool)
-    rest[numbers] = False
-    many = np.zeros((max(int(rest.sum()), 1), budget + 1))
-    many[:, 0], many[: rest.sum(), 1] = 1, weight[rest]
-    while len(many) > 1:
-        many = np.concatenate([many, np.eye(1, budget + 1)]) if len(many) % 2 else many
-        many = _product(many[::2], many[1::2])
-    own = np.zeros((numbers.size, budget + 1))
-    own[:, 0], own[:, 1] = 1, weight[numbers]
-    before, after = [many[0]], [np.eye(1, budget + 1)[0]]
-    for one, last in zip(own, own[::-1], strict=True):
-        before.append(_product(before[-1][None], one[None])[0])
-        after.append(_product(after[-1][None], last[None])[0])
-    others = _product(np.stack(before[:-1]), np.stack(after[:-1][::-1]))
-    size = np.where((degrees == budget) | (not exactly), degrees * unit, -np.inf)
-    allowed = np.exp(size - size.max())
-    total = before[-1] @ allowed
-    return weight[numbers] * (others[:, :-1] @ allowed[1:]) / total
-
-
-def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Products of polynomials, by rows, cut at the degree they have."""
-    out = np.zeros_like(a)
-    for degree in range(a.shape[1]):
-        out[:, degree:] += a[:, degree : degree + 1] * b[:, : b.shape[1] - degree]
-    return out
+def _best(scores: np.ndarray, count: int) -> np.ndarray:
+    """The largest scores' positions, at least `count` of them, largest first, ties in order."""
+    if count < scores.size:
+        bound = np.partition(scores, scores.size - max(count, 1))[scores.size - max(count, 1)]
+        found = np.flatnonzero(scores >= bound)
+        return found[np.argsort(-scores[found], kind="stable")]
+    return np.argsort(-scores, kind="stable")
 
 
 def _packed(router: Router) -> tuple[Mapping[str, np.ndarray], dict[str, Any]]:
@@ -317,7 +334,7 @@ def _packed(router: Router) -> tuple[Mapping[str, np.ndarray], dict[str, Any]]:
     indices = {"tools.0": reading.tools[0], "tools.1": reading.tools[1], "names": reading.names}
     indices |= {f"records.{n}": one for n, one in enumerate(reading.records)}
     for label, index in indices.items():
-        arrays |= {f"{label}.{name}": np.asarray(value) for name, value in index._asdict().items()}
+        arrays |= {f"{label}.{name}": getattr(index, name) for name in ("start", "row", "value")}
     common = np.flatnonzero(reading.directions.any(axis=1))  # no zero rows
     arrays |= {"directions.row": common, "directions": reading.directions[common]}
     metadata = {
@@ -326,6 +343,8 @@ def _packed(router: Router) -> tuple[Mapping[str, np.ndarray], dict[str, Any]]:
         "analysers": [one.analyser for one in reading.vocabularies],
         "channels": list(CHANNELS),
     }
+    if router.content.reference is not None:
+        arrays["reference"] = router.content.reference
     return arrays, metadata
 
 
@@ -340,7 +359,7 @@ def _unpacked(arrays: Mapping[str, np.ndarray], given: dict[str, Any]) -> Router
         fits = fits and (np.diff(start) >= 0).all() and start[0] == 0
         if not fits or (row.size and not 0 <= row.min() <= row.max() < size):
             raise ValueError(f"{label} is no index of {size} texts")
-        return Index(start, row, value, size)
+        return Index.of(start, row, value, size)
 
     counts, records = [len(one) for one in terms], arrays["first"].size - 1
     vocabularies = tuple(
@@ -369,4 +388,7 @@ def _unpacked(arrays: Mapping[str, np.ndarray], given: dict[str, Any]) -> Router
         raise ValueError("weights are not finite")
     if weights.coef.shape[0] != weights.tools.size or weights.channels.shape != LEARNT.shape:
         raise ValueError("coefficients do not fit the tools")
-    return Router(Content(names, arrays["costs"].tolist(), reading, weights))
+    reference = arrays.get("reference")
+    if reference is not None and reference.shape != (3, 3):
+        raise ValueError("what it was held to is incomplete")
+    return Router(Content(names, arrays["costs"].tolist(), reading, weights, reference))

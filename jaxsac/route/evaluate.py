@@ -3,7 +3,6 @@ errors that respect the groups.
 """
 
 import functools
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -58,6 +57,11 @@ def log_likelihood(scores: np.ndarray, actions: np.ndarray, budget: int) -> np.n
     return np.where(known.any(axis=1), value, np.nan)
 
 
+def masked(scores: np.ndarray, available: np.ndarray | None) -> np.ndarray:
+    """Scores [n, M] with −∞ for what is not available, bool [n, M] or None."""
+    return scores if available is None else np.where(available, scores, -np.inf)
+
+
 def _log_partitions(scores: np.ndarray, budget: int) -> np.ndarray:
     """log Z [n], by blocks of equal shape so that one compilation serves every number of
     records.
@@ -102,7 +106,7 @@ def summarise(measured: Measured, groups: list[str]) -> dict[str, dict[str, floa
     "log_likelihood": ...}.
     """
     return {
-        name: _summary(values, groups)
+        name: summary(values, groups)
         for name, values in measured._asdict().items()
         if values is not None
     }
@@ -114,33 +118,20 @@ def compare(first: Measured, second: Measured, groups: list[str]) -> dict[str, d
     """
     pairs = {name: (getattr(first, name), getattr(second, name)) for name in Measured._fields}
     return {
-        name: _summary(a - b, groups)
+        name: summary(a - b, groups)
         for name, (a, b) in pairs.items()
         if a is not None and b is not None
     }
 
 
-def _summary(values: np.ndarray, groups: list[str]) -> dict[str, float]:
+def summary(values: np.ndarray, groups: list[str]) -> dict[str, float]:
+    """The mean of values [n] that are no NaN, and its group-bootstrap standard error."""
     judged = ~np.isnan(values)
     groups = [group for group, taken in zip(groups, judged, strict=True) if taken]
     return {
         "mean": float(values[judged].mean()),
         "error": cluster_errors(values[judged], groups),
         "records": int(judged.sum()),
-    }
-
-
-def recalls(
-    ranked: Sequence[Sequence[str]], sets: Sequence[Sequence[str]], depths: Sequence[int]
-) -> dict[str, float]:
-    """Mean recall among the first k tools of each ranking, by k, over the records with tools."""
-    pairs = [(best, set(used)) for best, used in zip(ranked, sets, strict=True) if used]
-    return {
-        str(k): float(
-            np.mean([len(used.intersection(best[:k])) / len(used) for best, used in pairs])
-        )
-        for k in depths
-        if pairs
     }
 
 

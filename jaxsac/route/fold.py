@@ -42,6 +42,7 @@ class Fold(NamedTuple):
     * `validation`, `test`: the records to judge on.
     * `families`: of the tools, int [M] (-1: none), or None where no tool has one.
     * `utilities`: of the training records [T].
+    * `shown`: the tools that each could choose, bool [T, M], or None for all.
     """
 
     names: list[str]
@@ -53,6 +54,7 @@ class Fold(NamedTuple):
     test: Judged
     families: np.ndarray | None
     utilities: np.ndarray
+    shown: np.ndarray | None = None
 
     @property
     def uses(self) -> np.ndarray:
@@ -78,7 +80,9 @@ def make_fold(
     )
     families = _families(names, training)
     contexts, utilities = training.contexts, training.utilities
-    return Fold(names, features, rows, actions, contexts, validation, test, families, utilities)
+    shown = split.shown_table(training, names)
+    judged = validation, test
+    return Fold(names, features, rows, actions, contexts, *judged, families, utilities, shown)
 
 
 def _judged(

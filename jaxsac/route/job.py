@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jaxsac import control
-from jaxsac.route import baselines, deployed as agents, evaluate, joint, split
+from jaxsac.route import baselines, deployed as agents, evaluate, joint, outcomes, split
 from jaxsac.route.features import fit_features
 from jaxsac.route.fold import Fold, Judged, make_fold
 from jaxsac.route.log_file import LogError, RouteLog, Tool, log_hash
@@ -148,7 +148,10 @@ def run(log: RouteLog, options: Options | None = None, *, progress: bool = False
     if found is not None:
         with clock(times, "router"):
             agent = joint.deployed(found, parts.validation, log.tools)
-            summary["router"] = joint.judge(found, agent, parts.test)
+            judged = outcomes.judge(agent, parts.validation, parts.test)
+            summary["router"] = joint.summary(found) | judged
+            agent = outcomes.held_to(agent, parts.test)
+            summary["router"]["value"] = joint.value(found, parts.test)
     pruned = sparse.policy.pruned()
     kept = [fold.names[tool] for tool in np.asarray(pruned.tools)]
     costs = [log.tools.get(name, Tool()).cost for name in kept]
@@ -265,8 +268,7 @@ def _train(
         methods |= found
         with clock(times, "router"):
             seen = set(catalogue)
-            known = set(log.tools) | {name for used in log.sets for name in used}
-            names = [*catalogue, *sorted(known - seen)]
+            names = [*catalogue, *sorted(log.names() - seen)]
             given = training, parts.validation, names, budget, 2 * options.size
             policy = joint.fit_policy(*given)
             scores = joint.scores(policy, fold.test.contexts)[:, : len(fold.names)]
@@ -299,7 +301,7 @@ def _learn(
     def dense_fit(ridge: float, start: RidgeFit | None) -> RidgeFit:
         return fit_ridge(*data, ridge, start=start or popularity, weights=task.sample_weight)
 
-    log = control.Log(fold.rows, fold.actions, fold.utilities)
+    log = control.Log(fold.rows, fold.actions, fold.utilities, available=fold.shown)
     task = control.Task(
         log,
         size,

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxsac import control
-from jaxsac.route import evaluate
+from jaxsac import control, gibbs
+from jaxsac.route import evaluate, outcomes, split
 from jaxsac.route.deployed import Content, Router, Weights
 from jaxsac.route.log_file import RouteLog, Tool
 from jaxsac.route.reading import CHANNELS, LEARNT, Reading
@@ -18,8 +18,6 @@ from jaxsac.solution import Status
 
 _LAMS = (0.1, 0.03, 0.01, 5e-3, 2.5e-3, 1.2e-3, 6e-4)
 _FOLDS = 5
-_DEPTHS = 1, 3, 5, 10  # of recall
-_SHOWN = 10  # tools of a record on which probabilities are calibrated
 _TOLERANCE = 5e-3  # of the chosen fit
 _PATH_TOLERANCE = 5e-2  # of those it is chosen from
 _BLOCK = 256  # texts whose similarities are computed at a time
@@ -101,7 +99,9 @@ def fit_policy(
     contexts = _features(reading, vectors)
     position = {name: number for number, name in enumerate(catalogue)}
     exactly = all(len(tools) == budget for tools in training.sets)
-    log = control.Log(contexts, _table(training, position, budget), training.utilities)
+    available = split.shown_table(training, catalogue)
+    table = _table(training, position, budget)
+    log = control.Log(contexts, table, training.utilities, available=available)
     objective = "weighted" if np.ptp(training.utilities) > 0 else "imitation"
     task = control.Task(log, len(catalogue), budget, objective)
     channels = control.Channels(np.swapaxes(values, 0, 1), learnt=LEARNT, fold=fold)
@@ -116,7 +116,8 @@ def fit_policy(
         given: dict[str, Any] = {"lam": lam, "exactly": exactly, "max_steps": 60, "state": state}
         state = control.fit_joint(task, channels, **given, tol=_PATH_TOLERANCE)
         numbers = jax.vmap(state.value.scores)(psi, beside)
-        quality = evaluate.log_likelihood(np.asarray(numbers), held_out, budget)
+        masked = evaluate.masked(np.asarray(numbers), split.shown_table(judged, catalogue))
+        quality = evaluate.log_likelihood(masked, held_out, budget)
         quality = float(np.nanmean(quality)) if (held_out >= 0).any() else 0.0
         row = {"lam": lam, "validation": quality, "support": int(state.value.support.size)}
         tried.append(row | {"steps": int(state.stats["num_steps"])})
@@ -195,41 +196,43 @@ def deployed(found: JointFit, judged: RouteLog, tools: dict[str, Tool]) -> Route
     )
     costs = [tools.get(name, Tool()).cost for name in found.names]
     content = Content(found.names, costs, found.reading, weights)
-    shown, used = shown_and_used(Router(content), judged)
+    found_here = outcomes.answers(Router(content), judged.contexts)
+    shown, used = outcomes.shown_and_used(found_here, judged.sets)
     calibration = _calibration(np.log(shown) - np.log1p(-shown), used)
     return Router(content._replace(weights=weights._replace(calibration=calibration)))
 
 
-def shown_and_used(router: Router, log: RouteLog) -> tuple[np.ndarray, np.ndarray]:
-    """Of the ten best tools (or as many as the budget) for each record of a log: the probability
-    that is shown, and whether the record used it.
-    """
-    top = max(_SHOWN, router.weights.budget)
-    pairs = [
-        (choice.probability, choice.tool in used)
-        for text, used in zip(log.contexts, log.sets, strict=True)
-        for choice in router(text, top=top)
-    ]
-    shown, used = np.array(pairs, float).T
-    return np.clip(shown, 1e-9, 1 - 1e-9), used
-
-
-def judge(found: JointFit, router: Router, test: RouteLog) -> dict[str, Any]:
-    """What the deployed router finds among all tools in all test records, and how well it knows."""
-    depths = sorted({*_DEPTHS, found.policy.budget})
-    order = np.argsort(-scores(found, list(test.contexts)), axis=1, kind="stable")
-    ranked = [[router.names[tool] for tool in row[: depths[-1]]] for row in order]
-    weights = found.policy.weights
+def summary(found: JointFit) -> dict[str, Any]:
+    """What was learnt, in numbers."""
+    weights = np.asarray(found.policy.weights, float).tolist()
     return {
-        "recall": evaluate.recalls(ranked, test.sets, depths),
-        "calibration_error": evaluate.calibration_error(*shown_and_used(router, test)),
-        "tools": len(router.names),
-        "tools_without_records": int(router.weights.cold.sum()),
+        "tools": len(found.names),
+        "tools_without_records": int(np.sum(np.asarray(found.policy.cold) > 0)),
         "support": int(found.policy.support.size),
-        "channels": dict(zip(CHANNELS, np.asarray(weights, float).tolist(), strict=True)),
+        "channels": dict(zip(CHANNELS, weights, strict=True)),
         "certificate": found.certificate,
         "tried": found.tried,
     }
+
+
+def value(found: JointFit, log: RouteLog) -> dict[str, float] | None:
+    """The mean utility on records with propensities, had sets been drawn from the policy's law: by
+    self-normalised weights (`control.importance_value`). None where fewer than two have one.
+    """
+    if log.propensities is None or np.isfinite(log.propensities).sum() < 2:
+        return None
+    log = log.take(np.flatnonzero(np.isfinite(log.propensities)))
+    z = evaluate.masked(scores(found, log.contexts), split.shown_table(log, found.names))
+    place = {name: number for number, name in enumerate(found.names)}
+    table = _table(log, place, found.policy.budget)
+    given = {"budget": found.policy.budget, "exactly": found.exactly}
+    law = jax.vmap(lambda a, one: gibbs.log_prob(a, one, **given))(table, z)
+    ratio = np.asarray(law, float) - np.log(np.asarray(log.propensities))
+    # Self-normalised weights know no scale; so none overflows.
+    judged = control.importance_value(ratio - ratio.max(initial=-1e300), log.utilities)._asdict()
+    parts = "value", "lower", "upper", "effective_sample_size"
+    own = {"records": len(log.sets), "of_the_log": float(log.utilities.mean())}
+    return {name: float(judged[name]) for name in parts} | own
 
 
 def _calibration(odds: np.ndarray, used: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ import difflib
 import functools
 import hashlib
 import json
+import math
 import os
 import pathlib
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import numpy as np
 
 from jaxsac.route.tool_file import LogError, Tool, is_number, named_once, read_tool_file, type_name
 
-_FIELDS = ("context", "tools", "utility", "group")
+_FIELDS = ("context", "tools", "utility", "group", "shown", "propensity")
 
 
 class RouteLog(NamedTuple):
@@ -27,6 +28,9 @@ class RouteLog(NamedTuple):
     * `groups`: names [T] of related records, which stay on one side of a split.
     * `tools`: what is known about tools; may describe more or fewer than the records use.
     * `notes`: goes into the report.
+    * `shown`: the tools that each record could choose from, None for all; None where none says.
+    * `propensities`: chances with which the sets were chosen, floats [T], NaN where a record does
+      not say; None where none does.
     """
 
     contexts: list[str] | np.ndarray
@@ -35,6 +39,13 @@ class RouteLog(NamedTuple):
     groups: list[str]
     tools: dict[str, Tool]
     notes: dict[str, Any]
+    shown: list[tuple[str, ...] | None] | None = None
+    propensities: np.ndarray | None = None
+
+    def names(self) -> set[str]:
+        """Every tool that is described, used or shown."""
+        named = [*self.sets, *(tools for tools in self.shown or () if tools)]
+        return set(self.tools).union(*named)
 
     def take(self, rows: Any) -> "RouteLog":
         """The records at the given positions, in that order."""
@@ -43,17 +54,22 @@ class RouteLog(NamedTuple):
         def of(column):
             return column[rows] if isinstance(column, np.ndarray) else [column[row] for row in rows]
 
-        return self._replace(**{name: of(getattr(self, name)) for name in self._fields[:4]})
+        fields = *self._fields[:4], "shown", "propensities"
+        columns = {name: getattr(self, name) for name in fields}
+        return self._replace(
+            **{name: of(column) for name, column in columns.items() if column is not None}
+        )
 
 
 def read_log(path: str | os.PathLike[str], tools: str | os.PathLike[str] | None = None) -> RouteLog:
     """The log of a JSON-lines file: `{"context": "text" or [numbers], "tools": ["name", ...],
-    "utility": 1.0, "group": "name"}` a line.
+    "utility": 1.0, "group": "name", "shown": ["name", ...], "propensity": 0.5}` a line.
 
     `utility` defaults to 1, and `group` (records that must not be split between training and test:
-    a session, a file) to one group per distinct context. Other fields are ignored, but for what
-    looks like a misspelling of one that is not there; blank lines are skipped; a tool named twice
-    in a record counts once.
+    a session, a file) to one group per distinct context. `shown` names the tools that could be
+    chosen, by default all; `propensity` in (0, 1] is the chance with which the set was chosen,
+    where it was drawn. Other fields are ignored, but for what looks like a misspelling of one that
+    is not there; blank lines are skipped; a tool named twice in a record counts once.
 
     * `tools`: the path of a tools file, by default `tools.json` in the log's folder where there is
       one: `{"name": {"description": "text", "cost": 1.0, "family": "name"}}`, each field optional.
@@ -93,6 +109,14 @@ def read_log(path: str | os.PathLike[str], tools: str | os.PathLike[str] | None 
             needed=tools is not None,
         ),
         notes={"source": path.name},
+        shown=[record[4] for record in records]
+        if any(one[4] is not None for one in records)
+        else None,
+        propensities=(
+            np.asarray([record[5] for record in records])
+            if any(math.isfinite(one[5]) for one in records)
+            else None
+        ),
     )
 
 
@@ -114,14 +138,16 @@ def write_log(folder: str | os.PathLike[str], log: RouteLog) -> None:
 
 def log_lines(log: RouteLog) -> Iterator[str]:
     """The log's records as JSON lines, without line ends."""
-    for context, tools, utility, group in zip(
-        log.contexts, log.sets, log.utilities, log.groups, strict=True
+    for row, (context, tools, utility, group) in enumerate(
+        zip(log.contexts, log.sets, log.utilities, log.groups, strict=True)
     ):
         text = context if isinstance(context, str) else np.asarray(context, float).tolist()
-        yield json.dumps(
-            {"context": text, "tools": list(tools), "utility": float(utility), "group": group},
-            ensure_ascii=False,
-        )
+        record = {"context": text, "tools": list(tools), "utility": float(utility), "group": group}
+        if log.shown is not None and (shown := log.shown[row]) is not None:
+            record["shown"] = list(shown)
+        if log.propensities is not None and math.isfinite(log.propensities[row]):
+            record["propensity"] = float(log.propensities[row])
+        yield json.dumps(record, ensure_ascii=False)
 
 
 def log_hash(log: RouteLog) -> str:
@@ -145,7 +171,8 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
         raise LogError(f"{path}: cannot be read ({error.strerror}).") from None
 
 
-def _record(line: bytes) -> tuple[str | list[float], tuple[str, ...], float, str]:
+def _record(line: bytes) -> tuple[Any, ...]:
+    """Context, tools, utility, group, tools shown or None, propensity or NaN."""
     try:
         data = json.loads(line.decode("utf-8").rstrip(), object_pairs_hook=named_once)
         if b"\\ud" in line.lower():
@@ -167,7 +194,7 @@ def _record(line: bytes) -> tuple[str | list[float], tuple[str, ...], float, str
     for field in ("context", "tools"):
         if field not in data:
             raise LogError(f'"{field}" is missing')
-    context, tools, utility = data["context"], data["tools"], data.get("utility", 1.0)
+    context, utility = data["context"], data.get("utility", 1.0)
     if isinstance(context, list):
         if not context or not all(is_number(number) for number in context):
             raise LogError('"context" must be a text or a non-empty list of finite numbers')
@@ -176,12 +203,15 @@ def _record(line: bytes) -> tuple[str | list[float], tuple[str, ...], float, str
         raise LogError(
             f'"context" must be a non-empty text or a list of numbers, got {type_name(context)}'
         )
-    if not isinstance(tools, list) or not all(
-        isinstance(name, str) and name.strip() for name in tools
-    ):
-        raise LogError('"tools" must be a list of names (non-empty texts)')
+    used, shown = _names("tools", data["tools"]), data.get("shown")
+    shown = None if shown is None else _names("shown", shown)
+    if shown is not None and (others := set(used).difference(shown)):
+        raise LogError(f'"shown" must hold the tools that were used: {min(others)} is not there')
     if not is_number(utility):
         raise LogError(f'"utility" must be a finite number, got {utility!r}')
+    propensity = math.nan if data.get("propensity") is None else data["propensity"]
+    if propensity is not math.nan and not (is_number(propensity) and 0 < propensity <= 1):
+        raise LogError(f'"propensity" must be a number in (0, 1], got {propensity!r}')
     group = data.get("group", None)
     if group is None:
         group = (
@@ -191,7 +221,15 @@ def _record(line: bytes) -> tuple[str | list[float], tuple[str, ...], float, str
         )
     elif not isinstance(group, str):
         raise LogError(f'"group" must be a text, got {type_name(group)}')
-    return context, tuple(sorted(set(tools))), float(utility), group
+    return context, used, float(utility), group, shown, float(propensity)
+
+
+def _names(field: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(
+        isinstance(name, str) and name.strip() for name in value
+    ):
+        raise LogError(f'"{field}" must be a list of names (non-empty texts)')
+    return tuple(sorted(set(value)))
 
 
 @functools.lru_cache

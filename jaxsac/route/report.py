@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+from collections.abc import Iterable
 from typing import Any
 
 from jaxsac import plotting
@@ -10,6 +11,7 @@ from jaxsac.route.job import Result
 
 _SHOWN = 30  # tools in the text
 _DRAWN = 40  # tools in the figure
+_LISTED = 5  # confusions, misses, tools never found
 
 
 def text(result: Result) -> str:
@@ -33,7 +35,8 @@ def draw(drawing: Any, result: Result) -> None:
     budget, methods = summary["log"]["budget"], summary["result"]["methods"]
     points = summary["learning_curve"]
     left, right = drawing.subfigures(1, 2, width_ratios=(1, 1.05))
-    above, below = left.subplots(2, 1, height_ratios=(1.35, 1))
+    router = summary.get("router")
+    above, below, *last = left.subplots(2 + bool(router), 1).tolist()
     curves = {}
     for name in ("dense", "sparse", "popularity"):
         scores = [point["methods"][name]["ndcg"] for point in points]
@@ -46,6 +49,11 @@ def draw(drawing: Any, result: Result) -> None:
     bars = {name: (value["mean"], value["error"]) for name, value in recall.items()}
     plotting.methods(below, bars, f"recall@{budget}")
     below.set_title("all methods, all training records", loc="left", fontsize=11)
+    if router:
+        bins = router["probabilities"]["bins"]
+        shown, used = [one["shown"] for one in bins], [one["used"] for one in bins]
+        plotting.reliability(last[0], shown, used)
+        last[0].set_title("probabilities of the router", loc="left", fontsize=11)
     rows = [row for row in summary["kept"] if row["by"] == "context"]
     names, strengths = [row["tool"] for row in rows], [row["strength"] for row in rows]
     axes, label = right.subplots(), "spread of the score over contexts (nats)"
@@ -113,17 +121,60 @@ def _router(summary: dict[str, Any]) -> str:
     found = summary.get("router")
     if found is None:
         return ""
-    recalls = ", ".join(f"@{k} {value:.3f}" for k, value in found["recall"].items())
+    budget, proof, shown = summary["log"]["budget"], found["certificate"], found["probabilities"]
+    recalls = ", ".join(
+        f"{name.removeprefix('recall')} {_cell(value, 3)}"
+        for name, value in found.items()
+        if name.startswith("recall@")
+    )
     weights = ", ".join(f"{name} {value:.1f}" for name, value in found["channels"].items())
-    proof = found["certificate"]
-    return f"""\
+    none, never = found["none"], found["never_found"]
+    without = none["none_without_tools"]
+    of_those = "" if without is None else f"{without:.0%} of the records without tools and "
+    rare = _listed(f"{row['tool']} ({row['uses']})" for row in never)
+    lines = f"""\
 router    {found["tools"]:,} tools, {found["tools_without_records"]:,} of them without records; \
 for {found["support"]:,} the log taught more than the texts say
 recall    {recalls} of all logged tools, those that training never saw too
-shown     calibration error of the probabilities {found["calibration_error"]:.3f}
+nDCG      @{budget} {_cell(found[f"ndcg@{budget}"], 3)}
+shown     calibration error of the probabilities {shown["calibration_error"]:.3f} ± \
+{shown["bootstrap_error"]:.3f}
+none      at_least={none["at_least"]:.2g} answers {none["answered"]:.0%} of the records with \
+tools; it says "none of them" to {of_those}{none["none_shuffled"]:.0%} of shuffled texts
 channels  {weights} (nats per unit)
 proof     {proof["status"]}: duality gap {proof["relative_gap"]:.1e} of the objective of equal \
-scores, lam = {proof["lam"]:g}"""
+scores, lam = {proof["lam"]:g}
+never     {len(never):,} of the {found["tools_used"]:,} tools that the test used never came among \
+the first {budget}{rare}""".split("\n")
+    if value := found["value"]:
+        lines.append(
+            f"value     {value['value']:.3f} [{value['lower']:.3f}, {value['upper']:.3f}] had sets"
+            f" been drawn from the router's law, {value['of_the_log']:.3f} as they were"
+            f" ({value['records']:,} records with a propensity,"
+            f" {value['effective_sample_size']:.0f} effective)"
+        )
+    if found["too_small"]:
+        groups = f"{found['groups']} group{'s' * (found['groups'] != 1)}"
+        lines.append(
+            f"too small the test records with tools are of {groups}: the figures here say little"
+            " about other records"
+        )
+    for title, rows in (("confusions", found["confusions"]), ("misses", found["misses"])):
+        lines += [f"{title} (more in report.json)"] * bool(rows)
+        for row in rows[:_LISTED]:
+            if title == "confusions":
+                row = f"{row['times']} times {row['instead']} in place of {row['used']}"
+            else:
+                used, offered = ", ".join(row["used"]), ", ".join(row["offered"])
+                row = f"{row['text']!r}: used {used}; offered {offered}"
+            lines.append(f"  {row}")
+    return "\n".join(lines)
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f", ... and {len(names) - _LISTED} more" * (len(names) > _LISTED)
+    return f": {', '.join(names[:_LISTED])}{more}" if names else ""
 
 
 def _kept(summary: dict[str, Any]) -> str:

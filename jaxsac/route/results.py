@@ -8,6 +8,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import warnings
 from typing import Any
 
 from jaxsac.route import report
@@ -44,7 +45,9 @@ def write(folder: pathlib.Path, result: Result) -> list[pathlib.Path]:
         (scratch / REPORT).write_text(report.text(result), encoding="utf-8")
         numbers = json.dumps(_plain(result.summary), indent=1, allow_nan=False)
         (scratch / NUMBERS).write_text(numbers + "\n", encoding="utf-8")
-        report.figure(result).savefig(scratch / PLOT, dpi=130)
+        with warnings.catch_warnings():  # scripts that the plot's font does not have
+            warnings.filterwarnings("ignore", r"Glyph .* missing")
+            report.figure(result).savefig(scratch / PLOT, dpi=130)
         save_router(scratch, result.router)
         if result.deployed is not None:
             result.deployed.save(scratch)

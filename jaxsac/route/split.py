@@ -91,3 +91,16 @@ def action_table(log: RouteLog, names: Sequence[str], budget: int) -> np.ndarray
         known = [position[name] for name in tools if name in position]
         table[row, : len(known)] = known
     return table
+
+
+def shown_table(log: RouteLog, names: Sequence[str]) -> np.ndarray | None:
+    """Which of `names` each record could choose, bool [T, M]; None where no record says."""
+    if log.shown is None:
+        return None
+    position = {name: number for number, name in enumerate(names)}
+    table = np.ones((len(log.sets), len(names)), bool)
+    for row, shown in enumerate(log.shown):
+        if shown is not None:
+            table[row] = False
+            table[row, [position[name] for name in shown if name in position]] = True
+    return table

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 _LENGTHS = (2, 3, 4, 5)  # of pieces of words, in characters
+_COMMON = 0.1  # of the texts hold a term that is common
+_LARGEST = 2**24  # numbers in the rows of common terms
 
 
 def words(text: str) -> list[str]:
@@ -54,12 +56,12 @@ class Vocabulary(NamedTuple):
     def vector(self, text: str) -> Vector:
         """(1 + log count) · weight of the terms of a text, scaled to length 1."""
         counts = collections.Counter(ANALYSERS[self.analyser](text))
-        known = [(self.number[term], n) for term, n in counts.items() if term in self.number]
-        if not known:
-            return Vector(np.zeros(0, np.int64), np.zeros(0))
-        term, times = np.array(known).T
-        value = (1 + np.log(times)) * self.weight[term]
-        return Vector(term, value / math.sqrt(value @ value))
+        number = self.number
+        term = np.fromiter((number.get(term, -1) for term in counts), np.int64, len(counts))
+        known = term >= 0
+        times = np.fromiter(counts.values(), float, len(counts))[known]
+        value = (1 + np.log(times)) * self.weight[term[known]]
+        return Vector(term[known], value / math.sqrt(value @ value) if value.size else value)
 
 
 def fit_vocabulary(analyser: str, tools: Iterable[str], records: Iterable[str] = ()) -> Vocabulary:
@@ -80,22 +82,41 @@ def fit_vocabulary(analyser: str, tools: Iterable[str], records: Iterable[str] =
 
 
 class Index(NamedTuple):
-    """The vectors of N texts, by term."""
+    """The vectors of N texts, by term; those of common terms as whole rows too, which are faster
+    than long lists.
+    """
 
     start: np.ndarray  # int [V + 1]: where each term's entries begin
     row: np.ndarray  # int32 [E]: the texts that hold the term
     value: np.ndarray  # [E]
     size: int  # N
+    place: np.ndarray  # int [V]: of a common term in `common`, -1 for the others
+    common: np.ndarray  # [F, N]
+
+    @classmethod
+    def of(cls, start: np.ndarray, row: np.ndarray, value: np.ndarray, size: int) -> "Index":
+        """With the rows of the common terms."""
+        counts = np.diff(start)
+        terms = np.argsort(-counts, kind="stable")[: _LARGEST // max(size, 1)]
+        terms = terms[counts[terms] > _COMMON * size]
+        place, common = np.full(counts.size, -1), np.zeros((terms.size, size), np.float32)
+        place[terms] = np.arange(terms.size)
+        for number, term in enumerate(terms):
+            entries = slice(start[term], start[term + 1])
+            common[number, row[entries]] = value[entries]
+        return cls(start, row, value, size, place, common)
 
     def cosines(self, vector: Vector) -> np.ndarray:
         """With each text, [N]."""
-        first = self.start[vector.term]
-        counts = self.start[vector.term + 1] - first
+        place = self.place[vector.term]
+        whole, rare = place >= 0, place < 0
+        found = vector.value[whole].astype(np.float32) @ self.common[place[whole]]
+        first = self.start[vector.term[rare]]
+        counts = self.start[vector.term[rare] + 1] - first
         ends = np.cumsum(counts)
-        total = int(ends[-1]) if ends.size else 0
-        entry = np.arange(total) + np.repeat(first - ends + counts, counts)
-        weights = np.repeat(vector.value, counts) * self.value[entry]
-        return np.bincount(self.row[entry], weights, self.size)
+        entry = np.arange(int(counts.sum())) + np.repeat(first - ends + counts, counts)
+        weights = np.repeat(vector.value[rare], counts) * self.value[entry]
+        return found + np.bincount(self.row[entry], weights, self.size)
 
 
 def index_of(vectors: Sequence[Vector], terms: int) -> Index:
@@ -106,4 +127,4 @@ def index_of(vectors: Sequence[Vector], terms: int) -> Index:
     order = np.argsort(term, kind="stable")
     start = np.searchsorted(term[order], np.arange(terms + 1))
     row = np.repeat(np.arange(len(vectors)), counts)[order].astype(np.int32)
-    return Index(start, row, value[order].astype(np.float32), len(vectors))
+    return Index.of(start, row, value[order].astype(np.float32), len(vectors))

@@ -22,6 +22,7 @@ CALLS = {
         "limit": 5,
         "label": "strength",
     },
+    "plotting.reliability": lambda: {"axes": axes(), "shown": [0.1, 0.6], "used": [0.2, 0.5]},
     "plotting.methods": lambda: {
         "axes": axes(),
         "scores": {"sparse": (0.5, 0.1)},

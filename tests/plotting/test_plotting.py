@@ -43,6 +43,14 @@ def test_methods_are_sorted(axes):
     assert [label.get_text() for label in axes.get_yticklabels()] == ["dense", "sparse"]
 
 
+def test_reliability_has_its_diagonal(axes):
+    assert plotting.reliability(axes, [0.1, 0.8], [0.2, 0.7]) is axes
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), axes.lines[0].get_xdata())
+    np.testing.assert_allclose(axes.lines[1].get_xydata(), [[0.1, 0.2], [0.8, 0.7]])
+    with pytest.raises(ValueError, match=r"used must have shape \[2\]"):
+        plotting.reliability(axes, [0.1, 0.8], [0.2])
+
+
 def test_importing_the_module_does_not_import_matplotlib():
     code = "import sys, jaxsac.plotting; assert 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -138,6 +138,9 @@ def test_the_text_names_what_matters(finished):
         "sparse - dense",
         "seconds",
         "plots: 0.5 of the penalty is on families",
+        "calibration error",
+        '"none of them"',
+        "never came among",
     ):
         assert part in text
 
@@ -167,8 +170,10 @@ def test_the_deployed_router(finished, capsys):
         best.score, sum(best.channels.values()) + best.learnt + best.constant
     )
     assert found["certificate"]["status"] == "CONVERGED" and found["tools"] == len(router.names)
-    assert 0.5 < found["recall"]["1"] <= found["recall"]["3"] <= found["recall"]["10"] <= 1
-    assert found["calibration_error"] < 0.15
+    recall = [found[f"recall@{k}"]["mean"] for k in (1, 3, 10)]
+    assert 0.5 < recall[0] <= recall[1] <= recall[2] <= 1
+    assert found["probabilities"]["calibration_error"] < 0.15
+    assert found["none"]["answered"] > 0.5 and not found["too_small"]
     command = ["route", "--policy", str(finished / "out"), "--json", "a chart now"]
     assert main([*command, "--top", "2", "--always", "resize"]) == 0
     tools = json.loads(capsys.readouterr().out)["tools"]

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 
 import jaxsac
-from jaxsac.route.deployed import FILE, inclusion
-from jaxsac.route.log_file import LogError
+from jaxsac.route import monitoring, outcomes
+from jaxsac.route.deployed import FILE
+from jaxsac.route.inclusion import draw, inclusion
+from jaxsac.route.log_file import LogError, RouteLog
+from jaxsac.route.texts import Vector, index_of
 
 TOOLS = {
     "draw_chart": {"description": "Draw a chart of numbers.", "cost": 3, "family": "plots"},
@@ -158,3 +161,92 @@ def test_a_saved_router_gives_the_same_answers(tmp_path):
         jaxsac.Router.load(tmp_path)
     with pytest.raises(jaxsac.FileError, match=r"cannot be read"):
         jaxsac.Router.load(tmp_path / "none")
+
+
+def test_cosines_of_common_and_rare_terms_against_the_dense_product():
+    generator = np.random.default_rng(0)
+    dense = generator.random((40, 60)) * (generator.random((40, 60)) < np.linspace(0.01, 0.9, 60))
+    vectors = [Vector(np.flatnonzero(row), row[row > 0]) for row in dense]
+    index = index_of(vectors, 60)
+    assert 0 < len(index.common) < 60
+    for number in range(5):
+        truth = dense @ dense[number]
+        np.testing.assert_allclose(index.cosines(vectors[number]), truth, rtol=1e-5, atol=1e-6)
+    assert not index.cosines(Vector(np.zeros(0, int), np.zeros(0))).any()
+    assert index_of([], 60).cosines(vectors[0]).shape == (0,)
+
+
+def test_a_cost_limit_that_nothing_fits_leaves_nothing():
+    assert (
+        ROUTER("resize a photo", top=5, cost_limit=0.5, available=["send_mail", "draw_chart"]) == []
+    )
+
+
+def test_monitoring(tmp_path):
+    """Records as before leave a router alone; what it does not know, or gets wrong, does not."""
+    texts = ["draw a chart", "send mail", "resize the photo", "the invoice"] * 10
+    sets = [("draw_chart",), ("send_mail",), ("resize_photo",), ("create",)] * 10
+    log = RouteLog(texts, sets, np.ones(40), texts, {}, {})
+    weights = ROUTER.weights._replace(cold=np.zeros(len(TOOLS), bool), budget=1)
+    router = jaxsac.Router(ROUTER.content._replace(weights=weights))
+    with pytest.raises(ValueError, match="needs a router that learnt"):
+        router.monitor(texts, sets)
+    router = outcomes.held_to(router, log)
+    router.save(tmp_path)
+    router = jaxsac.Router.load(tmp_path)
+    same = router.monitor(texts[:8], sets[:8])
+    assert not same.learn_again and same.records == 8 and same.hit_rate.now == 1
+    wrong = router.monitor(texts, [sets[(n + 1) % 4] for n in range(40)])
+    assert wrong.learn_again and wrong.hit_rate == monitoring.Change(0, 1, wrong.hit_rate.z)
+    new = router.monitor(texts, [("unknown",)] * 40)
+    assert new.learn_again and new.new_tools.now == 1 and new.new_tools.z > 3
+    empty = router.monitor(texts[:3], [()] * 3)
+    assert not empty.learn_again and empty.hit_rate.z == 0
+    with pytest.raises(ValueError, match="got 1 texts and 1 sets"):
+        router.monitor(texts[:1], sets[:1])
+
+
+def test_changes_have_the_statistic_of_welch():
+    generator = np.random.default_rng(0)
+    then, now = generator.normal(0.5, 0.1, (500, 3)), generator.normal(0.5, 0.2, (300, 3))
+    found = monitoring.compare(monitoring.moments(then), now)
+    stats = pytest.importorskip("scipy.stats")
+    expected = stats.ttest_ind(then[:, 0], now[:, 0], equal_var=False).statistic
+    assert found.hit_rate.z == pytest.approx(expected, rel=0.1)
+    assert found.new_tools.now == pytest.approx(now[:, 2].mean())
+
+
+@pytest.mark.parametrize("exactly", [False, True])
+@pytest.mark.parametrize("shift", [0.0, 300.0])
+def test_draws_have_the_chance_that_they_say(exactly, shift):
+    scores, rate = np.array([0.5, -1.0, 0.2, -np.inf, 1.0]) + shift, 0.6
+    best, generator, size = np.array([4, 0]), np.random.default_rng(0), 4000
+    counts, chances = {}, {}
+    for _ in range(size):
+        tools, chance = draw(generator, scores, best, rate, 2, exactly)
+        counts[tuple(tools)] = counts.get(tuple(tools), 0) + 1
+        chances[tuple(tools)] = chance
+    sizes = [2] if exactly else [0, 1, 2]
+    sets = [a for n in sizes for a in itertools.combinations([0, 1, 2, 4], n)]
+    totals = np.array([scores[list(a)].sum() for a in sets])
+    law = dict(zip(sets, np.exp(totals - totals.max()), strict=True))
+    mass = sum(law.values())
+    for chosen, number in counts.items():
+        truth = rate * law[chosen] / mass + (1 - rate) * (chosen == (0, 4))
+        assert chances[chosen] == pytest.approx(truth, rel=1e-9)
+        assert abs(number - size * truth) < 5 * np.sqrt(size * truth) + 1
+    assert shift or sum(chances.values()) == pytest.approx(1, abs=1e-9)
+
+
+def test_exploration_of_a_router():
+    text, offered = "draw a chart", ["draw_chart", "create"]
+    sure = ROUTER.explore(text, 3, rate=0, available=offered)
+    assert set(sure.tools) == set(offered) and sure.propensity == 1
+    assert ROUTER.explore(text, 3, rate=0.5) == ROUTER.explore(text, 3, rate=0.5)
+    drawn = {tuple(ROUTER.explore(text, n, rate=1, available=offered).tools) for n in range(40)}
+    assert len(drawn) > 1 and all(set(one) <= set(offered) for one in drawn)
+    assert ROUTER.explore(text, 0, available=[]) == ([], 1.0)
+    with pytest.raises(ValueError, match="rate must be in"):
+        ROUTER.explore(text, 0, rate=2)
+    with pytest.raises(ValueError, match="seed must be"):
+        ROUTER.explore(text, -1)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from jaxsac.route import split
 from jaxsac.route.log_file import LogError, Tool, log_hash, read_log, write_log
 
 GOOD = (
@@ -250,3 +251,40 @@ def test_any_file_is_a_log_or_our_error(tmp_path_factory, lines):
 @given(lines=LINES)
 def test_any_of_many_files_is_a_log_or_our_error(tmp_path_factory, lines):
     check_any(tmp_path_factory.getbasetemp(), lines)
+
+
+def test_what_was_shown_and_with_what_chance(tmp_path):
+    lines = [
+        {"context": "a", "tools": ["x"], "shown": ["y", "x", "x"], "propensity": 0.25},
+        {"context": "b", "tools": [], "shown": []},
+        {"context": "c", "tools": ["z"], "shown": None},
+    ]
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    log = read_log(path)
+    assert log.shown == [("x", "y"), (), None] and log.names() == {"x", "y", "z"}
+    np.testing.assert_array_equal(log.propensities, [0.25, np.nan, np.nan])
+    table = split.shown_table(log, ["w", "x", "y"])
+    np.testing.assert_array_equal(table, [[0, 1, 1], [0, 0, 0], [1, 1, 1]])
+    part = log.take([2, 0])
+    assert part.shown == [None, ("x", "y")] and part.propensities[1] == 0.25
+    write_log(tmp_path, log)
+    again = read_log(tmp_path / "log.jsonl")
+    assert again.shown == log.shown and log_hash(again) == log_hash(log)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"shown": ["y"]}, '"shown" must hold the tools that were used: x is not there'),
+        ({"shown": "x"}, '"shown" must be a list of names'),
+        ({"propensity": 0}, r'"propensity" must be a number in \(0, 1\], got 0'),
+        ({"propensity": True}, '"propensity" must be a number'),
+        ({"propensities": 0.5}, '"propensities" is no field: did you mean "propensity"'),
+    ],
+)
+def test_what_was_shown_must_make_sense(tmp_path, fields, message):
+    path = tmp_path / "log.jsonl"
+    path.write_text(json.dumps({"context": "a", "tools": ["x"]} | fields) + "\n")
+    with pytest.raises(LogError, match=f"line 1: {message}"):
+        read_log(path)
