@@ -16,7 +16,7 @@ from jaxsac.route.reading import CHANNELS, LEARNT, Reading
 from jaxsac.route.texts import Vector, fit_vocabulary, index_of
 from jaxsac.solution import Status
 
-_LAMS = (0.1, 0.03, 0.01, 5e-3, 2.5e-3, 1.2e-3, 6e-4)
+_LAMS = (0.1, 0.03, 0.01, 5e-3, 2.5e-3, 1.2e-3, 6e-4, 3e-4, 1.5e-4)
 _FOLDS = 5
 _TOLERANCE = 5e-3  # of the chosen fit
 _PATH_TOLERANCE = 5e-2  # of those it is chosen from

@@ -1,5 +1,6 @@
 """What a router makes of a text, with numpy alone: channels to every tool, latent directions."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -40,14 +41,14 @@ class Reading(NamedTuple):
         self,
         vectors: tuple[Vector, Vector],
         left_out: np.ndarray | None = None,
-        near: tuple[np.ndarray, np.ndarray] | None = None,
+        near: Sequence[np.ndarray] | None = None,
     ) -> np.ndarray:
         """[C, M], in the order of CHANNELS; the records `left_out` (positions) do not count. `near`
         are the cosines with all records, by words and pieces, where they are known.
         """
         if near is None:
             pairs = zip(self.records, vectors, strict=True)
-            near = tuple(index.cosines(one) for index, one in pairs)  # pyright: ignore
+            near = [index.cosines(one) for index, one in pairs]
         about = [index.cosines(vector) for index, vector in zip(self.tools, vectors, strict=True)]
         about.append(self.names.cosines(vectors[0]))
         if left_out is not None:

@@ -7,16 +7,12 @@ a block of rows that stays in cache. Everything else in the row (other tools) en
 `log_rest` [B + 1, N]: log_rest[r] is the log weight of all that may accompany r of the W tools, so
 that log Z_t = log Σ_r h_r(t) exp(log_rest[r, t]).
 
-Degree r has a unit of its own, the product of the row's r largest weights: in it every coefficient
-lies between 1 and the number of sets, whatever the scores. The tools above the B-th largest score
-(at most B − 1, the head) enter last, one by one; all others have weights of at most 1 in units of
-that score. Nobody asks which tools they are, so ties do no harm.
-
-The derivative of log h_r in z_j is w_j g_(r−1) / h_r, with g the polynomial of the other tools. Of
-a tool outside the head g is the quotient by 1 + w_j t, g_r = h_r − w_j g_(r−1): each product that
-is taken away is at most r times h_r, because one of the B largest weights may stand for w_j in any
-of its sets; so no table and no loop is needed while 2^B roundings may pass. Above that, and for the
-head, it is the adjoint of the recurrence, all terms positive.
+A row is scaled by its largest score (or by nothing, if that is negative). Where a coefficient is
+lost by that, a block of rows is done again with a unit for each degree, the product of the row's r
+largest weights: in it every coefficient lies between 1 and the number of sets, whatever the scores.
+The tools above the B-th largest score (at most B − 1, the head) then enter last, one by one; all
+others have weights of at most 1 in units of that score. Nobody asks which tools they are, so ties
+do no harm.
 """
 
 import functools
@@ -32,26 +28,62 @@ from jaxsac._arguments import arguments, real, size
 
 # Rows per block: W · (B + 1) · _BLOCK numbers of prefix table stay near the second-level cache.
 _BLOCK = 512
-_QUOTIENTS = 8  # the largest budget at which the others' polynomial is a quotient
 
 
 @arguments(scores=real("W", "N"), budget=size())
 def log_size_weights(scores: jax.Array, budget: int) -> jax.Array:
     """log e_r(exp z) for r = 0, …, B as [B + 1, N], from scores [W, N]; −inf scores are absent
-    tools. O(W B N), no table; differentiable (reverse mode).
+    tools. O(W B N), no table.
     """
-    return _log_size_weights(scores, budget)
+
+    def block(units_of, scores):
+        units = units_of(scores, budget)
+        values = _polynomial(_weights(scores, units.base), budget)[0]
+        values = _multiply_head(units, values)[0]
+        logs = [_safe_log(v) + unit for v, unit in zip(values, _through(units), strict=True)]
+        return jnp.stack(logs), _lost(scores, values)
+
+    return _by_blocks(functools.partial(_either, block), scores)
 
 
 @arguments(scores=real("W", "N"), budget=size(), log_rest=real("budget + 1", "N"))
 def marginals(scores: jax.Array, log_rest: jax.Array, budget: int) -> jax.Array:
-    """P_t(tool j is chosen) as [W, N], given log_rest [B + 1, N]; 0 where no set may be chosen."""
-    logs, saved = _forward(scores, budget)
-    logs = logs + log_rest
-    top = jnp.max(logs, axis=0)
-    mass = jnp.exp(logs - jnp.where(top == -jnp.inf, 0, top)[None, :])
-    total = jnp.sum(mass, axis=0)
-    return jnp.maximum(_pull(budget, saved, mass / jnp.where(total == 0, 1, total)[None, :])[0], 0)
+    """P_t(tool j is chosen) as [W, N], given log_rest [B + 1, N]: the adjoint of the recurrence,
+    all terms positive.
+    """
+
+    def block(units_of, scores, log_rest):
+        units = units_of(scores, budget)
+        weights = _weights(scores, units.base)
+        last, prefixes = _polynomial(weights, budget, keep=True)
+        values, steps = _multiply_head(units, last)
+        logs = [
+            jnp.where(value > 0, rest + unit, -jnp.inf)
+            for value, rest, unit in zip(values, log_rest, _through(units), strict=True)
+        ]
+        top = functools.reduce(jnp.maximum, logs)
+        adjoint = [jnp.exp(log - jnp.where(top == -jnp.inf, 0, top)) for log in logs]
+        mass = sum(w * value for w, value in zip(adjoint, values, strict=True))
+        adjoint = [w / jnp.where(mass == 0, 1, mass) for w in adjoint]
+        adjoint, head = _unwind_head(units, steps, adjoint)
+
+        def step(adjoint, item):
+            weight, prefix = item
+            chosen = adjoint[1] * prefix[0]
+            for r in range(2, budget + 1):
+                chosen = chosen + adjoint[r] * prefix[r - 1]
+            lower = tuple(adjoint[r] + weight * adjoint[r + 1] for r in range(budget))
+            return (*lower, adjoint[budget]), weight * chosen
+
+        if budget == 0:
+            return jnp.zeros_like(weights), jnp.asarray(False)
+        chosen = _loops.scan(step, tuple(adjoint), (weights, prefixes), reverse=True)[1]
+        for score, own in zip(units.of, head, strict=False):
+            here = (scores == score[None, :]) & (scores > units.base[None, :])
+            chosen = jnp.where(here, own[None, :], chosen)
+        return chosen, _lost(scores, values)
+
+    return _by_blocks(functools.partial(_either, block), scores, log_rest)
 
 
 @arguments(scores=real("W", "N"), budget=size(), log_rest=real("budget + 1", "N"))
@@ -59,71 +91,28 @@ def log_partition(scores: jax.Array, log_rest: jax.Array, budget: int) -> jax.Ar
     """log Z [N] = log Σ_r e_r(exp z) exp(log_rest[r]) from scores [W, N] and log_rest [B + 1, N];
     differentiable in both (reverse mode).
     """
-    return jax.nn.logsumexp(_log_size_weights(scores, budget) + log_rest, axis=0)
+    return _log_partition(scores, log_rest, budget)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _log_size_weights(scores: jax.Array, budget: int) -> jax.Array:
-    return _forward(scores, budget)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _log_partition(scores: jax.Array, log_rest: jax.Array, budget: int) -> jax.Array:
+    return jax.nn.logsumexp(log_size_weights(scores, budget) + log_rest, axis=0)
 
 
-def _forward(scores, budget):
-    """The logarithms, and what the derivative needs: the tail's coefficients, the units."""
-
-    def block(scores):
-        best = jnp.stack(_largest(scores, budget))
-        return jnp.concatenate(
-            [jnp.stack(_polynomial(_weights(scores, _units(best).base), budget)[0]), best]
-        )
-
-    found = _by_blocks(block, scores)
-    units = _units(found[budget + 1 :])
-    values = _multiply_head(units, list(found[: budget + 1]))[0]
-    logs = [_safe_log(v) + unit for v, unit in zip(values, _through(units), strict=True)]
-    return jnp.stack(logs), (scores, found)
+def _log_partition_forward(scores, log_rest, budget):
+    log_sizes = log_size_weights(scores, budget)
+    value = jax.nn.logsumexp(log_sizes + log_rest, axis=0)
+    return value, (scores, log_rest, log_sizes, value)
 
 
-def _pull(budget, saved, cotangent):
-    """Σ_r cotangent_r · (derivative of log h_r) by the scores, [W, N]."""
-
-    def block(scores, found, cotangent):
-        units, tail = _units(found[budget + 1 :]), list(found[: budget + 1])
-        values, steps = _multiply_head(units, tail)
-        adjoint = [
-            jnp.where(value > 0, share / jnp.where(value > 0, value, 1), 0)
-            for value, share in zip(values, cotangent, strict=True)
-        ]
-        inner, head = _unwind_head(units, steps, adjoint)
-        weights = _weights(scores, units.base)
-        if budget > _QUOTIENTS:
-            chosen = _adjoint(weights, inner, budget)
-        else:
-            chosen, others = jnp.zeros_like(weights), jnp.ones_like(weights)
-            for r, (value, unit) in enumerate(zip(values[1:], units.of, strict=True), 1):
-                scaled = weights * jnp.exp(units.base - unit)[None, :]
-                chosen = chosen + scaled * others * adjoint[r][None, :]
-                others = value[None, :] - scaled * others
-        for score, own in zip(units.of, head, strict=False):
-            here = (scores == score[None, :]) & (scores > units.base[None, :])
-            chosen = jnp.where(here, own[None, :], chosen)
-        return chosen
-
-    return (_by_blocks(block, *saved, cotangent),)
+def _log_partition_backward(budget, saved, cotangent):
+    scores, log_rest, log_sizes, value = saved
+    size_law = jnp.exp(log_sizes + log_rest - value[None, :])
+    own = marginals(scores, log_rest, budget)
+    return cotangent[None, :] * own, cotangent[None, :] * size_law
 
 
-_log_size_weights.defvjp(_forward, _pull)
-
-
-def _adjoint(weights, adjoint, budget):
-    prefixes = _polynomial(weights, budget, keep=True)[1]
-
-    def step(adjoint, item):
-        weight, prefix = item
-        chosen = sum(adjoint[r] * prefix[r - 1] for r in range(1, budget + 1))
-        lower = tuple(adjoint[r] + weight * adjoint[r + 1] for r in range(budget))
-        return (*lower, adjoint[budget]), weight * chosen
-
-    return _loops.scan(step, tuple(adjoint), (weights, prefixes), reverse=True)[1]
+_log_partition.defvjp(_log_partition_forward, _log_partition_backward)
 
 
 class _Units(NamedTuple):
@@ -131,13 +120,20 @@ class _Units(NamedTuple):
 
     of: tuple[jax.Array, ...]
     base: jax.Array
+    head: bool  # whether tools may be above `base`
 
 
-def _units(best: jax.Array) -> _Units:
-    """From the B largest scores of each row [B, N], −inf where there are fewer."""
-    base = jnp.min(jnp.where(best > -jnp.inf, best, jnp.inf), axis=0, initial=jnp.inf)
-    base = jnp.where(base < jnp.inf, base, 0)
-    return _Units(tuple(jnp.where(one > -jnp.inf, one, base) for one in best), base)
+def _either(block, *arrays: jax.Array) -> jax.Array:
+    """`block` with one unit for all degrees; with their own where that loses any."""
+    found, lost = block(_flat, *arrays)
+    return _loops.cond(lost, lambda *arrays: block(_sorted, *arrays)[0], lambda *_: found, *arrays)
+
+
+def _lost(scores: jax.Array, values) -> jax.Array:
+    """Whether a coefficient of any row is so small that parts of it may have vanished."""
+    there = jnp.sum(scores > -jnp.inf, axis=0, dtype=jnp.int32)
+    least = jnp.finfo(scores.dtype).tiny / jnp.finfo(scores.dtype).eps
+    return jnp.any(jnp.stack([(v < least) & (there >= r) for r, v in enumerate(values)]))
 
 
 def _through(units: _Units) -> list[jax.Array]:
@@ -145,18 +141,28 @@ def _through(units: _Units) -> list[jax.Array]:
     return list(itertools.accumulate(units.of, initial=units.base * 0))
 
 
-def _largest(scores: jax.Array, budget: int) -> list[jax.Array]:
-    """The B largest scores of each row, equal ones as often as they are there; −inf beyond."""
-    found, value = [], jnp.max(scores, axis=0, initial=-jnp.inf)
-    left = jnp.sum(scores == value[None, :], axis=0)
-    for _ in range(budget):
-        found.append(value)
-        next_one = jnp.max(
-            jnp.where(scores < value[None, :], scores, -jnp.inf), axis=0, initial=-jnp.inf
-        )
-        value = jnp.where(left > 1, value, next_one)
-        left = jnp.where(left > 1, left - 1, jnp.sum(scores == next_one[None, :], axis=0))
-    return found
+def _flat(scores: jax.Array, budget: int) -> _Units:
+    offset = jnp.maximum(jnp.max(scores, axis=0, initial=0.0), 0.0)
+    return _Units((offset,) * budget, offset, False)
+
+
+def _sorted(scores: jax.Array, budget: int) -> _Units:
+    nothing = jnp.full(scores.shape[1:], -jnp.inf, scores.dtype)
+
+    def insert(best, score):
+        kept = []
+        for one in best:
+            kept.append(jnp.maximum(one, score))
+            score = jnp.minimum(one, score)
+        return tuple(kept), None
+
+    start = (nothing + 0 * jnp.sum(scores[:0], axis=0),) * budget
+    best = _loops.scan(insert, start, lax.stop_gradient(scores))[0]
+    base = nothing
+    for one in best:
+        base = jnp.where(one > -jnp.inf, one, base)
+    base = jnp.where(base > -jnp.inf, base, 0)
+    return _Units(tuple(jnp.where(one > -jnp.inf, one, base) for one in best), base, True)
 
 
 def _weights(scores: jax.Array, base: jax.Array) -> jax.Array:
@@ -168,7 +174,7 @@ def _weights(scores: jax.Array, base: jax.Array) -> jax.Array:
 def _head_factors(units: _Units):
     """Of each head tool: whether there is one, and by what degrees 0, …, B are kept and taken."""
     budget = len(units.of)
-    for k in range(1, budget):
+    for k in range(1, budget if units.head else 1):
         score = units.of[k - 1]
         there = score > units.base
         above = jnp.exp(units.base - score)
@@ -225,11 +231,10 @@ def _by_blocks(function, *arrays: jax.Array) -> jax.Array:
     if rows <= _BLOCK:
         return function(*arrays)
     blocks = -(-rows // _BLOCK)
-    width = -(-rows // blocks)
-    padded = [jnp.pad(a, ((0, 0), (0, blocks * width - rows))) for a in arrays]
-    stacked = tuple(a.reshape(a.shape[0], blocks, width).transpose(1, 0, 2) for a in padded)
+    padded = [jnp.pad(a, ((0, 0), (0, blocks * _BLOCK - rows))) for a in arrays]
+    stacked = tuple(a.reshape(a.shape[0], blocks, _BLOCK).transpose(1, 0, 2) for a in padded)
     out = lax.map(lambda block: function(*block), stacked)
-    return out.transpose(1, 0, 2).reshape(out.shape[1], blocks * width)[:, :rows]
+    return out.transpose(1, 0, 2).reshape(out.shape[1], blocks * _BLOCK)[:, :rows]
 
 
 def _safe_log(x: jax.Array) -> jax.Array:
