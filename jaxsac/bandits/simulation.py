@@ -168,14 +168,17 @@ def _simulate(algorithm: Any, trial: Trial, setting: Setting) -> Run:
     run = _run(algorithm, trial, setting)
     finite = run.status == status_of(jnp.asarray(True))
     finite &= ~jnp.any(jnp.isnan(run.regret)) & all_finite((algorithm, trial))
+    floats = (run.regret, run.rewards, run.recovered)
+    regret, rewards, recovered = jax.tree.map(lambda x: jnp.where(finite, x, jnp.nan), floats)
     return Run(
-        jnp.where(finite, run.regret, jnp.nan),
+        regret,
         run.times,
         run.locked & finite,
         jnp.where(finite, run.lock_time, -1),
         jnp.where(finite, run.support, -1),
         status_of(finite),
-        *(jnp.where(finite, values, jnp.nan) for values in (run.rewards, run.recovered)),
+        rewards,
+        recovered,
     )
 
 

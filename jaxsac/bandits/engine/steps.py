@@ -31,7 +31,8 @@ class Run(NamedTuple):
     support: jax.Array  # int32 [s] ascending, the locked one, or the last one chosen; −1: none
     status: jax.Array  # int32 [], CONVERGED: the run is to be trusted; NONFINITE: a NaN or an ∞
     rewards: jax.Array  # [K], cumulative, without noise
-    recovered: jax.Array  # [K], share of the benchmark's support in that of the estimate, or NaN
+    # [K], the share of the benchmark's support in that of the estimate; None: arms have no support
+    recovered: jax.Array | None
 
 
 class Trial(NamedTuple):
@@ -120,10 +121,8 @@ def _record_steps(
     return state, recorded[:, 0], recorded[:, 1], chosen
 
 
-def recovery(chosen: jax.Array, best: Selection | None, like: jax.Array) -> jax.Array:
+def recovery(chosen: jax.Array, best: Selection, like: jax.Array) -> jax.Array:
     """The share [K] of the coordinates of `best` in `chosen` [K, s]."""
-    if best is None:
-        return jnp.full_like(like, jnp.nan)
     found = jnp.sum((chosen >= 0) & best.mask[chosen], axis=1)
     return found.astype(like.dtype) / jnp.sum(best.mask).astype(like.dtype)
 
@@ -214,7 +213,7 @@ def run_of(
     locked = getattr(state, "locked", jnp.asarray(False))
     lock_time = getattr(state, "lock_time", jnp.int32(-1))
     finite = ~jnp.any(jnp.isnan(regret))
-    recovered = recovery(chosen, best, regret)
+    recovered = None if best is None else recovery(chosen, best, regret)
     return Run(
         regret, trial.times, locked, lock_time, support, status_of(finite), rewards, recovered
     )
