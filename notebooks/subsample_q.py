@@ -12,8 +12,6 @@
 # A global agent wants to be in the mode in which most of 1,000 local agents are. It looks at k of
 # them, drawn afresh at every step. How many does it need? The certificate says so, without ever
 # solving the problem of 1,000 agents.
-#
-# First there is a recording: 3,000 steps of 50 agents under a controller who tries modes at random.
 
 # %%
 import jax
@@ -23,39 +21,7 @@ import numpy as np
 import jaxsac
 from jaxsac.problems import subsample_q as problems
 
-world = jaxsac.subsample_q.Model(*problems.mode_tracking(3))
-generator = np.random.default_rng(0)
-steps, watched = 3_000, 50
-modes, agents = np.zeros(steps + 1, int), np.zeros((steps + 1, watched), int)
-actions = generator.integers(0, world.num_actions, steps)
-
-
-def draw(chances):
-    """One state for each row of chances."""
-    return (generator.random((len(chances), 1)) > np.cumsum(chances, axis=1)).sum(axis=1)
-
-
-for t in range(steps):
-    modes[t + 1] = draw(np.asarray(world.global_transition)[modes[[t]], actions[[t]]])[0]
-    agents[t + 1] = draw(np.asarray(world.local_transition)[modes[t]][agents[t]])
-recording = jaxsac.subsample_q.Trajectory(
-    modes,
-    agents,
-    actions,
-    np.asarray(world.global_reward)[modes[:-1], actions],
-    np.asarray(world.local_reward)[modes[:-1, None], agents[:-1]],
-)
-
-# %% [markdown]
-# Counting gives a model.
-
-# %%
-found = jaxsac.subsample_q.estimate(recording, 3, 3, world.num_actions, world.discount)
-model = found.model
-print("pairs of mode and action never tried:", int((found.global_visits == 0).sum()))
-print(
-    "largest error of a chance:", float(abs(model.local_transition - world.local_transition).max())
-)
+model = jaxsac.subsample_q.Model(*problems.mode_tracking(3))
 num_agents = 1_000
 state = jaxsac.subsample_q.population_state(0, [0.2, 0.3, 0.5], num_agents)
 
@@ -97,13 +63,6 @@ for count, bound, k in zip(states, bounds, sizes, strict=True):
     axes.annotate(f"k = {k}", (count, float(bound.gap) + 0.15))
 axes.set(xlabel="histograms of k agents", ylabel="certified gap", ylim=(0, 5.5))
 plt.show()
-
-# %% [markdown]
-# The policy acts on what is seen of the agents, their states or how many are in each.
-
-# %%
-policy = solution.value
-print("next mode:", int(policy.act(jax.random.key(2), state[0], counts=state[1])))
 
 # %% [markdown]
 # One run in counts: a million agents cost what a thousand do.

@@ -161,7 +161,7 @@ def test_the_ladder_climbs_for_every_kind():
     model, _ = acting()
     k, bounds = sq.choose_k(KEY, model, 5, 1e3, ACTING_STATE, num_rollouts=8)
     assert k == 1 and bounds.lower <= bounds.upper
-    with pytest.raises(ValueError, match="are not evaluated exactly"):
+    with pytest.raises(ValueError, match="policy must be a QTable"):
         sq.certify(KEY, *acting(), 5, ACTING_STATE, interval="exact")
     with pytest.raises(ValueError, match="table must be of agents who act"):
         sq.simulate(KEY, model, sq.solve(model.base, 2), 5, 2, ACTING_STATE)

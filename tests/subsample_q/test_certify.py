@@ -158,3 +158,13 @@ def test_choose_k_meets_the_target_or_says_how_near_it_came():
     assert float(bounds.gap) <= 0.6
     k, bounds = sq.choose_k(jax.random.key(0), tracking, 4, 1e-12, state, interval="exact")
     assert k == 4 and float(bounds.gap) < 1e-4
+
+
+def test_values_of_k_and_n_differ_where_the_shares_are_the_same():
+    """The paper's lemma, |V_k*(F) − V_n*(F')| ≤ 2 |r_l| / (1 − discount) · TV(F, F') for all k, is
+    false: all agents are in one state, TV = 0, and one agent is easier to follow than six.
+    """
+    model = sq.Model(*problems.mode_tracking(3))
+    one, six = (sq.solve(model, k).check().value for k in (1, 6))
+    rows = [int(sq.HistogramSpace(k, 3).index([k, 0, 0])) for k in (1, 6)]
+    assert one.value[0, rows[0]] - six.value[0, rows[1]] > 0.5

@@ -24,7 +24,7 @@ from jaxsac.subsample_q.exact.operator.expectation import (
     probe_points,
 )
 from jaxsac.subsample_q.exact.operator.plan import Plan, candidates
-from jaxsac.subsample_q.exact.table import best_of, ended, local_arrays, permitted, stage_rewards
+from jaxsac.subsample_q.exact.table import best_of, ended, local_kernels, permitted, stage_rewards
 
 
 def numbers_of_agents(given: Any, model: Any, name: str = "k") -> tuple[int, ...]:
@@ -79,7 +79,7 @@ def surrogate(
     """
     L = model.num_local_states
     G, A = model.num_global_states, model.num_actions
-    kernels, transition = local_arrays(model)[0], model.global_transition
+    kernels, transition = local_kernels(model), model.global_transition
     ks = tuple(plan.k for plan in plans)
     shape = tuple(num_histograms(k, L) for k in ks)
 
@@ -126,7 +126,7 @@ def _along_types(
 def probe(model: Model | TypedModel, ks: tuple[int, ...]) -> Probe:
     """The product over types of one function with a known expectation for each."""
     G, A, L = model.num_global_states, model.num_actions, model.num_local_states
-    kernels, dtype = local_arrays(model)[0], model.dtype
+    kernels, dtype = local_kernels(model), model.dtype
     driven = kernels.shape[1] > G
     values, weights = jnp.ones((G, 1), dtype), np.ones(A)
     moved = jnp.ones((G, A if driven else 1, G, 1), dtype)

@@ -52,7 +52,7 @@ from jaxsac.subsample_q.exact.table import (
     QTable,
     chances_of,
     greedy,
-    local_arrays,
+    local_kernels,
     permitted,
 )
 
@@ -190,7 +190,7 @@ def _ready(model: Any, plans: Any) -> Any:
 
 
 def _tables(model: Any, plans: Any) -> Any:
-    kernels = local_arrays(model)[0]
+    kernels = local_kernels(model)
     return [kernel_tables(each, plan) for each, plan in zip(kernels, plans, strict=True)]
 
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxsac import _checks
 from jaxsac._arguments import arguments, either, integer, key, record
@@ -125,18 +126,26 @@ def table_sizes(table: Any) -> dict[str, int]:
 TABLE = record(QTable, sizes=table_sizes)
 
 
-def local_arrays(model: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Transitions [E, G or G A, L, L], rewards [E, G, A or 1, L] and shares [E] of the types."""
-    transition, reward = model.local_transition, model.local_reward
-    G, L = model.num_global_states, model.num_local_states
+def local_kernels(model: Any) -> Any:
+    """Transitions of the types, [E, G or G A, L, L]; of NumPy where they are known, which nothing
+    has to compute.
+    """
+    kernels, L = model.local_transition, model.num_local_states
+    kernels = np.asarray(kernels) if _checks.is_concrete(kernels) else kernels
+    return kernels if isinstance(model, TypedModel) else kernels.reshape(1, -1, L, L)
+
+
+def local_rewards(model: Any) -> tuple[jax.Array, jax.Array]:
+    """Rewards [E, G, A or 1, L] and shares [E] of the types."""
+    reward, L = model.local_reward, model.num_local_states
     if isinstance(model, TypedModel):
-        return transition, reward[:, :, None], model.shares
-    return transition.reshape(1, -1, L, L), reward.reshape(1, G, -1, L), jnp.ones(1, model.dtype)
+        return reward[:, :, None], model.shares
+    return reward.reshape(1, model.num_global_states, -1, L), jnp.ones(1, model.dtype)
 
 
 def stage_rewards(model: Any, *ks: int) -> jax.Array:
     """r_g(s_g, a) + Σ_e shares_e ⟨h_e, r_l(e, s_g)⟩ / k_e: [G, N, A]."""
-    _, reward, shares = local_arrays(model)
+    reward, shares = local_rewards(model)
     counts = jnp.asarray(enumerate_products(ks, model.num_local_states), model.dtype)
     weights = shares / jnp.asarray(ks, model.dtype)
     own = jnp.einsum("e,egal,nel->gna", weights, reward, counts, precision="highest")

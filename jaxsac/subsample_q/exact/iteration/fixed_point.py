@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxsac import _checks, _loops
@@ -38,18 +39,20 @@ class Settings(NamedTuple):
     """The numbers of a solve as arrays, so that every kind of number shares one trace."""
 
     tol: jax.Array  # []
-    max_steps: jax.Array  # int32 []
-    initial: jax.Array  # [G, N], the first value
+    max_steps: Any  # int32 []
+    initial: Any  # [G, N], the first value
 
     @classmethod
     def of(cls, shape: tuple[int, int], dtype: Any, tol, max_steps, initial):
         initial = initial.state if isinstance(initial, Solution) else initial
-        initial = jnp.zeros(shape, dtype) if initial is None else initial
+        # arrays of NumPy, which nothing has to compute
+        initial = np.zeros(shape, dtype) if initial is None else initial
         _checks.require(
             getattr(initial, "shape", None) == shape and initial.dtype == dtype,
             f"initial must be the value of another solve, {jnp.dtype(dtype)} {list(shape)}.",
         )
-        return cls(tolerance(tol, dtype), jnp.asarray(max_steps, jnp.int32), initial)
+        most = np.int32(max_steps) if _checks.is_concrete(max_steps) else max_steps
+        return cls(tolerance(tol, dtype), most, initial)
 
 
 class FixedPoint(NamedTuple):
