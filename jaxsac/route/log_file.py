@@ -18,6 +18,8 @@ from jaxsac.route.tool_file import LogError, Tool, is_number, named_once, read_t
 
 _FIELDS = ("context", "tools", "utility", "group", "shown", "propensity")
 
+_LARGEST = 1e100  # of a utility: squares and sums of them are numbers
+
 
 class RouteLog(NamedTuple):
     """T records of tool uses.
@@ -209,6 +211,8 @@ def _record(line: bytes) -> tuple[Any, ...]:
         raise LogError(f'"shown" must hold the tools that were used: {min(others)} is not there')
     if not is_number(utility):
         raise LogError(f'"utility" must be a finite number, got {utility!r}')
+    if abs(utility) > _LARGEST:
+        raise LogError(f'"utility" must be at most {_LARGEST:g} in size, got {utility!r}')
     propensity = math.nan if data.get("propensity") is None else data["propensity"]
     if propensity is not math.nan and not (is_number(propensity) and 0 < propensity <= 1):
         raise LogError(f'"propensity" must be a number in (0, 1], got {propensity!r}')

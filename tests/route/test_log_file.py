@@ -279,6 +279,7 @@ def test_what_was_shown_and_with_what_chance(tmp_path):
         ({"shown": ["y"]}, '"shown" must hold the tools that were used: x is not there'),
         ({"shown": "x"}, '"shown" must be a list of names'),
         ({"propensity": 0}, r'"propensity" must be a number in \(0, 1\], got 0'),
+        ({"utility": 1e308}, '"utility" must be at most 1e\\+100 in size'),
         ({"propensity": True}, '"propensity" must be a number'),
         ({"propensities": 0.5}, '"propensities" is no field: did you mean "propensity"'),
     ],

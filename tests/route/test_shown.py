@@ -38,7 +38,7 @@ def found():
 
 def test_what_was_not_shown_teaches_nothing(found):
     z = joint.scores(found, ["open the red door"])[0]
-    assert z[0] > z[2] + 0.5  # though `second` was used more often
+    assert z[0] > z[2]  # though `second` was used more often
 
 
 def test_the_value_against_enumeration(found):
