@@ -43,10 +43,10 @@ def run(options: Options) -> Report:
         Figure 1, 2 and 4 need radius_scale = 0.05, without which nothing is locked in 2,000 steps:
         their locks are not proved. Figures 3 and 5 have the radius "coord", which is.
 
-        growth: slope of log regret against log T over the last quarter of log T, above the
-        power as long as exploration has its share, with its standard
-        error over the trials. bound: `regret_bound` with the algorithm's own radius, where it has a
-        theorem and the radius its full length.
+        growth: slope of log regret against log T over the last quarter of log T, with its standard
+        error over the trials; above the power as long as exploration has its share. bound:
+        `regret_bound` with the algorithm's own radius, where it has a theorem and the radius its
+        full length.
 
         recovered: share of the true support in that of the estimate at a tenth of T and at T.
         """
