@@ -31,8 +31,7 @@ class Run(NamedTuple):
     support: jax.Array  # int32 [s] ascending, the locked one, or the last one chosen; −1: none
     status: jax.Array  # int32 [], CONVERGED: the run is to be trusted; NONFINITE: a NaN or an ∞
     rewards: jax.Array  # [K], cumulative, without noise
-    # [K], the share of the benchmark's support in that of the estimate; None: arms have no support
-    recovered: jax.Array | None
+    recovered: Any  # [K], the known share of the benchmark's support; None: arms have none
 
 
 class Trial(NamedTuple):
