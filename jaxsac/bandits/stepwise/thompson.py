@@ -122,8 +122,9 @@ def thompson(
     * `hold`: ≥ 0; a draw is kept until det(V) has grown by the factor 1 + hold: for ⌈hold n⌉ steps
       of an action that was played n times before, at least one. With 0.3 the regret on a ball grew
       by a quarter to two fifths in 50,000 steps and by nothing in 2,000, and `simulate` needs of
-      the order of 4 d log(T) draws for T steps. Leave it at 0 on boxes: a draw that wrongly leaves a coordinate out
-      teaches nothing of it while it is kept, which has cost four times the regret there.
+      the order of 4 d log(T) draws for T steps. Leave it at 0 on boxes: a draw that wrongly leaves
+      a coordinate out teaches nothing of it while it is kept, which has cost four times the regret
+      there.
 
     For draws from the true prior the Bayesian regret on any set whose best action is found is of
     order d sigma √T up to logarithms. For the flat prior the theorems are frequentist, of order
