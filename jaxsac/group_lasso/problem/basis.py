@@ -23,7 +23,7 @@ class Basis(NamedTuple):
 
     columns: np.ndarray  # [K]
     matrix: np.ndarray  # A [K, K]
-    inverse: np.ndarray  # of A
+    inverse: np.ndarray  # of A, or its pseudo-inverse
 
     def to(self, coef: jax.Array) -> jax.Array:
         """c from b, in [..., p]."""
@@ -62,10 +62,18 @@ def in_basis(problem: Objective) -> tuple[Objective, Basis | None]:
     least, *_, most = np.linalg.eigvalsh(squares)
     if least >= _WELL**2 * most:
         return problem, None
-    _, sizes, directions = np.linalg.svd(scaled, full_matrices=False)
-    # b is rounded along weak directions, which costs the square of that: no more than eps
-    kept = np.maximum(sizes, float(jnp.finfo(design.dtype).eps) ** 0.5 * sizes[0])
-    basis = Basis(columns, directions.T / kept, kept[:, None] * directions)
+    rounding = float(jnp.finfo(design.dtype).eps) * len(part)
+    # a column's units do not make it dependent; a constant beside an intercept is
+    lengths, whole = np.sqrt(np.diag(squares)), np.sqrt(share @ part**2)
+    units = np.where(lengths > rounding * whole, lengths, np.inf)
+    _, sizes, directions = np.linalg.svd(scaled / units, full_matrices=False)
+    # b is rounded along weak directions, which costs the square of that: no more than eps; what is
+    # dependent but for rounding is left out, and b has the least norm in units of the columns
+    there = sizes > rounding * sizes[0]
+    kept = np.where(there, np.maximum(sizes, (rounding / len(part)) ** 0.5 * sizes[0]), 1.0)
+    directions = np.where(there[:, None] & np.isfinite(units), directions, 0.0)
+    units = np.where(np.isfinite(units), units, 1.0)
+    basis = Basis(columns, directions.T / kept / units[:, None], kept[:, None] * directions * units)
     return dataclasses.replace(problem, design=_mapped(problem, basis, part)), basis
 
 

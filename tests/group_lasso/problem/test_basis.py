@@ -87,3 +87,43 @@ def test_a_path_meets_its_tolerance_beside_nearly_dependent_free_columns():
     assert np.all(path.stats["error"] <= 1e-6 * path.stats["scale"])
     one = group_lasso.solve(X, y, GROUPS, path.stats["lam"][5], weights=WEIGHTS).check()
     np.testing.assert_allclose(one.value.coef[~FREE], path.value.coef[5][~FREE], atol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_twins_and_columns_of_zeros_have_the_coefficients_of_least_norm(dtype):
+    X, y, *_ = instance(4, 1.0, False)
+    X[:, 1], X[:, 2], X[:, 3], X[:, 4] = X[:, 0], 3 * X[:, 0], 0, X[:, 5] + X[:, 6]
+    X, y = X.astype(dtype), y.astype(dtype)
+    problem = group_lasso.Problem(X, y, GROUPS, weights=WEIGHTS.astype(dtype))
+    found = group_lasso.solve(problem, dtype(0.2)).check()
+    coef = np.float64(found.value.coef)
+    accuracy = 1e-3 if dtype == np.float64 else 3e-2  # of a point, whose objective is at tolerance
+    rest = np.float64(y) - np.float64(X[:, ~FREE]) @ coef[~FREE]
+    columns = np.float64(X[:, FREE])
+    units = np.maximum(np.linalg.norm(columns, axis=0), 1e-9)
+    least = np.linalg.lstsq(columns / units, rest, rcond=1e-6)[0]
+    np.testing.assert_allclose(coef[FREE] * units, least, atol=accuracy * np.abs(least).max())
+    np.testing.assert_allclose(coef[1], coef[0], atol=accuracy)
+    np.testing.assert_allclose(3 * coef[2], coef[0], atol=accuracy)
+    assert abs(coef[3]) <= 1e-12
+    assert group_lasso.solve(problem, dtype(0.2), state=found).stats["num_steps"] <= 3
+
+
+def test_a_column_in_small_units_is_not_taken_for_a_dependent_one():
+    """float32: units of 1e-7 beside 1, and beside twins."""
+    X, y, *_ = instance(5, 1.0, False)
+    weights = np.float32(WEIGHTS)
+    X[:, 1] = X[:, 0]
+    first = group_lasso.lam_max(np.float32(X), np.float32(y), GROUPS, weights=weights)
+    X[:, 2] *= 1e-7
+    again = group_lasso.lam_max(np.float32(X), np.float32(y), GROUPS, weights=weights)
+    np.testing.assert_allclose(again, first, rtol=1e-4)
+
+
+def test_constant_columns_beside_an_intercept_get_nothing():
+    X, y, share, *_ = instance(6, 1.0, True)
+    X[:, 0], X[:, 1], X[:, 2] = 0.1, 1 / 3, 0
+    found = group_lasso.solve(
+        X, y, GROUPS, 0.2, weights=WEIGHTS, sample_weight=share, intercept=True
+    ).check()
+    assert np.abs(found.value.coef[:3]).max() <= 1e-12
