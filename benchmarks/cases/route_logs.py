@@ -110,13 +110,13 @@ def _router(fold: Fold, _: Any, figures: dict[str, float]) -> list[Scores]:
     fit = joint.fit_policy(training, validation, fold.names, fold.budget, 2 * _FEATURES)
     router = joint.deployed(fit, validation, tools)
     seconds = time.perf_counter() - start
-    texts = list(test.contexts)[:_TIMED]
     calls = []
-    for text in texts:
+    for row in range(min(_TIMED, len(test.contexts))):
+        embedding = None if test.embeddings is None else test.embeddings[row]
         begin = time.perf_counter()
-        router(text, top=10)
+        router(str(test.contexts[row]), top=10, embedding=embedding)
         calls.append(time.perf_counter() - begin)
-    shown, used = outcomes.shown_and_used(outcomes.answers(router, test.contexts), test.sets)
+    shown, used = outcomes.shown_and_used(outcomes.answers(router, test), test.sets)
     figures |= {
         "fit, seconds": seconds,
         "a call, ms": 1e3 * float(np.median(calls)),
@@ -126,7 +126,8 @@ def _router(fold: Fold, _: Any, figures: dict[str, float]) -> list[Scores]:
         "converged": fit.certificate["status"] == "CONVERGED",
         "with theta": int(fit.policy.support.size),
     }
-    return [(joint.scores(fit, validation.contexts), joint.scores(fit, test.contexts))]
+    first, second = (joint.scores(fit, one.contexts, one.embeddings) for one in fold.parts[1:])
+    return [(first, second)]
 
 
 def _calibration_spread(shown: np.ndarray, used: np.ndarray, draws: int = 100) -> float:

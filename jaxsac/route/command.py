@@ -26,7 +26,8 @@ Learn a sparse tool router from a log, and keep only the tools that matter.
 With LOG: JSON lines, {"context": "text" or [numbers], "tools": ["name", ...],
 "utility": 1.0, "group": "session"}; the last two are optional, and where utilities differ,
 records of higher utility count more; a tools.json beside it may say more:
-{"name": {"description": "text", "cost": 1.0, "family": "name"}}.
+{"name": {"description": "text", "cost": 1.0, "family": "name"}}. Records and tools may
+have an "embedding": [numbers] too.
 Without LOG: a real log is mined from the installed Python sources; each documented function is a
 task, the library calls in its body are the tools that it used.
 With --policy: no learning; the saved router chooses tools for each TEXT."""

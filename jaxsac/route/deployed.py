@@ -1,7 +1,7 @@
 """The router that an agent calls: numpy alone, from a saved folder or from tool descriptions."""
 
 import pathlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,16 +9,20 @@ import numpy as np
 from jaxsac import _checks, _files
 from jaxsac._arguments import arguments, record
 from jaxsac.route import monitoring
+from jaxsac.route.content import Content, Weights, pack, unpack
+from jaxsac.route.embeddings import fit_embedded
 from jaxsac.route.inclusion import Exploration, draw, inclusion
 from jaxsac.route.monitoring import Monitoring
-from jaxsac.route.reading import CHANNELS, LEARNT, Reading
-from jaxsac.route.texts import Index, Vocabulary, fit_vocabulary, index_of
-from jaxsac.route.tool_file import read_tools
+from jaxsac.route.reading import LEARNT, Reading, Vectors
+from jaxsac.route.texts import fit_vocabulary, index_of
+from jaxsac.route.tool_file import Tool, read_tools
 
 KIND, FILE = "jaxsac.Router", "router.npz"
-_DEFAULT_WEIGHTS = (9.0, 9.0, 6.0, 0.0, 0.0)  # of CHANNELS, before there is a log
+_DEFAULT_WEIGHTS = (9.0, 9.0, 6.0, 0.0, 0.0, 9.0, 0.0)  # of the channels, before there is a log
 _DEFAULT_OFFSET = -9.0
 _DEFAULT_BUDGET = 5
+
+Embed = Callable[[list[str]], Any]  # a user's encoder: from n texts to their embeddings [n, d]
 
 
 class Choice(NamedTuple):
@@ -46,57 +50,29 @@ class Explanation(NamedTuple):
     records: list[int]
 
 
-class Weights(NamedTuple):
-    """Scores of M tools: z_j = Σ_c w_c r_c(j) + ⟨θ_j, ψ⟩ + b_j, and the sets that may be chosen.
-
-    * `channels` w [C]; `tools` int [k], `coef` θ [k, q]; `intercept` b [M].
-    * `cold`: bool [M], tools that no record used, for which learnt channels do not count.
-    * `calibration`: slope and constant of the shown log odds.
-    * `budget` B; `exactly`: sets have exactly B tools.
-    """
-
-    channels: np.ndarray
-    tools: np.ndarray
-    coef: np.ndarray
-    intercept: np.ndarray
-    cold: np.ndarray
-    calibration: np.ndarray
-    budget: int
-    exactly: bool
-
-
-class Content(NamedTuple):
-    """What a router is made of: names and costs (≥ 0, in the user's unit) of its M tools, how they
-    look at a text, the weights of what they see, and how it did on held-out records (see
-    `jaxsac.route.monitoring`; None before there is a log).
-    """
-
-    names: list[str]
-    costs: list[float]
-    reading: Reading
-    weights: Weights
-    reference: np.ndarray | None = None
-
-
 class Router:
     """Chooses tools for a text: `router("plot a histogram", top=5)`.
 
     Made by `Router.load`, from the folder that `jaxsac route --out` wrote, or by
-    `Router.from_tools`, from descriptions alone. A call takes numpy and nothing else.
+    `Router.from_tools`, from descriptions alone. A call takes numpy and nothing else, but for the
+    user's encoder `embed` where the router reads embeddings and none is given.
     """
 
     @arguments(on_host=True, content=record(Content))
-    def __init__(self, content: Content) -> None:
-        self.content = content
+    def __init__(self, content: Content, embed: Embed | None = None) -> None:
+        self.content, self.embed = content, embed
         self.names, self.reading, self.weights = content.names, content.reading, content.weights
         self.costs = np.asarray(content.costs, float)
         self._position = {name: number for number, name in enumerate(self.names)}
-        silent = (LEARNT[:, None] > 0) & self.weights.cold
+        silent = (LEARNT[: self.weights.channels.size, None] > 0) & self.weights.cold
         self._strength = self.weights.channels[:, None] * ~silent
 
     @classmethod
-    def load(cls, folder: str | pathlib.Path) -> "Router":
+    def load(cls, folder: str | pathlib.Path, *, embed: Embed | None = None) -> "Router":
         """The router of a folder that `jaxsac route --out` wrote for a log of texts.
+
+        * `embed`: the encoder that made the log's embeddings, from texts [n] to an array [n, d];
+          without it a call must be given the embedding.
 
         Raises: `jaxsac.FileError` for anything else.
         """
@@ -109,17 +85,19 @@ class Router:
                 " `jaxsac route --out` wrote for a log of texts."
             ) from None
         try:
-            return _unpacked(arrays, given)
+            return cls(unpack(arrays, given), embed)
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise _files.FileError(f"{path}: inconsistent ({error}).") from None
 
     @classmethod
-    def from_tools(cls, tools: Any) -> "Router":
+    def from_tools(cls, tools: Any, *, embed: Embed | None = None) -> "Router":
         """A router before there is a log: similarity to the tools' texts at fixed weights.
 
         * `tools`: the path of a tools file, or its content: {"name": {"description": "text",
-          "cost": 1.0, "family": "name", "inputSchema": {...}}}; an MCP `tools/list` answer; or a
-          list of OpenAI tool definitions.
+          "cost": 1.0, "family": "name", "inputSchema": {...}, "embedding": [numbers]}}; an MCP
+          `tools/list` answer; or a list of OpenAI tool definitions.
+        * `embed`: an encoder, from texts [n] to an array [n, d], for tools without an embedding and
+          for the texts of calls.
 
         Its probabilities are those of the scores, not calibrated. Raises: `LogError` (a ValueError)
         for anything else.
@@ -139,9 +117,10 @@ class Router:
             np.zeros(1, int),
             np.zeros(0, np.int32),
             np.zeros((sum(counts), 0), np.float16),
+            fit_embedded(np.zeros((0, 0)), _embeddings(known, about, embed)),
         )
         weights = Weights(
-            channels=np.array(_DEFAULT_WEIGHTS),
+            channels=np.array(_DEFAULT_WEIGHTS[: len(reading.channel_names)]),
             tools=np.zeros(0, int),
             coef=np.zeros((0, 0), np.float32),
             intercept=np.full(len(names), _DEFAULT_OFFSET),
@@ -150,13 +129,13 @@ class Router:
             budget=min(_DEFAULT_BUDGET, len(names)),
             exactly=False,
         )
-        return cls(Content(names, [known[name].cost for name in names], reading, weights))
+        return cls(Content(names, [known[name].cost for name in names], reading, weights), embed)
 
     def save(self, folder: str | pathlib.Path) -> None:
         """Write `router.npz` into an existing folder: numbers and names, none of the log's texts
         (but the words and pieces of words that occur in them).
         """
-        _files.save(pathlib.Path(folder) / FILE, KIND, *_packed(self))
+        _files.save(pathlib.Path(folder) / FILE, KIND, *pack(self.content))
 
     def __call__(
         self,
@@ -167,6 +146,7 @@ class Router:
         always: Collection[str] = (),
         available: Collection[str] | None = None,
         cost_limit: float | None = None,
+        embedding: Any = None,
     ) -> Any:
         """The tools for a text, best first: a list of `Choice`; a list of lists for several texts.
 
@@ -176,14 +156,19 @@ class Router:
         * `always`: names of tools that are in every answer; they count in `top`.
         * `available`: names of the tools to choose from; None is all.
         * `cost_limit` ≥ 0: tools are taken in order while their costs fit together.
+        * `embedding`: of the text, [d], or of n texts, [n, d]; None asks the router's encoder.
 
-        Raises: ValueError for unknown names, a text without characters, numbers out of range.
+        Raises: ValueError for unknown names, a text without characters, numbers out of range, an
+        embedding that is needed and not there, or there and not needed.
         """
         if not isinstance(text, str):
             _checks.require(np.iterable(text), f"text must be a text or several, got {text!r}.")
             given: dict[str, Any] = {"top": top, "at_least": at_least, "always": always}
             given |= {"available": available, "cost_limit": cost_limit}
-            return [self(one, **given) for one in text]
+            texts = list(text)
+            embeddings = self._embeddings(texts, embedding)
+            pairs = zip(texts, embeddings, strict=True)
+            return [self(one, **given, embedding=own) for one, own in pairs]
         _checks.require(bool(text.strip()), "text is empty: there is nothing to route.")
         top = self.weights.budget if top is None else top
         _checks.require(top >= 0 and top == int(top), f"top must be a whole number ≥ 0, got {top}.")
@@ -191,7 +176,7 @@ class Router:
         limit = np.inf if cost_limit is None else cost_limit
         _checks.require(limit >= 0, f"cost_limit must be ≥ 0, got {cost_limit}.")
         must = self._numbers("always", always)
-        scores = self._masked(self.scores(text), available, must)
+        scores = self._masked(self.scores(text, embedding=embedding), available, must)
         count = max(min(int(top), int(np.isfinite(scores).sum())), must.size)
         rest = _best(scores, scores.size if cost_limit is not None else count + must.size)
         rest = rest[~np.isin(rest, must)] if must.size else rest
@@ -211,16 +196,17 @@ class Router:
         chosen.sort(key=lambda number: -scores[number])
         return [Choice(self.names[n], float(scores[n]), probability[n]) for n in chosen]
 
-    def scores(self, text: str) -> np.ndarray:
-        """z [M] of all tools, in the order of `names`, in nats."""
-        return self._parts(text)[0]
+    def scores(self, text: str, *, embedding: Any = None) -> np.ndarray:
+        """z [M] of all tools, in the order of `names`, in nats; `embedding` as in a call."""
+        return self._parts(text, embedding)[0]
 
-    def explain(self, text: str, *, top: int | None = None) -> list[Explanation]:
+    def explain(
+        self, text: str, *, top: int | None = None, embedding: Any = None
+    ) -> list[Explanation]:
         """What the best tools' scores are made of: which channel spoke, which past records."""
-        scores, channels, learnt, vectors = self._parts(text)
+        scores, channels, learnt, vectors = self._parts(text, embedding)
         count = self.weights.budget if top is None else top
-        pairs = zip(self.reading.records, vectors, strict=True)
-        near = [self.reading.nearest(index.cosines(one)) for index, one in pairs]
+        near = list(map(self.reading.nearest, self.reading.near(vectors)))
         weight: dict[int, float] = {}
         for records, values in near:
             for number, value in zip(records.tolist(), values.tolist(), strict=True):
@@ -231,7 +217,9 @@ class Router:
             Explanation(
                 tool=self.names[n],
                 score=float(scores[n]),
-                channels=dict(zip(CHANNELS, channels[:, n].tolist(), strict=True)),
+                channels=dict(
+                    zip(self.reading.channel_names, channels[:, n].tolist(), strict=True)
+                ),
                 learnt=float(learnt[n]),
                 constant=float(self.weights.intercept[n]),
                 records=[t for t in nearest if n in used[first[t] : first[t + 1]]],
@@ -239,11 +227,14 @@ class Router:
             for n in np.argsort(-scores, kind="stable")[:count]
         ]
 
-    def monitor(self, texts: Sequence[str], tools: Sequence[Collection[str]]) -> Monitoring:
+    def monitor(
+        self, texts: Sequence[str], tools: Sequence[Collection[str]], *, embedding: Any = None
+    ) -> Monitoring:
         """Whether the router should learn again: records since it was learnt against held-out ones
         of its log.
 
-        * `texts`, `tools`: of n ≥ 2 records, the text and the names of the tools used.
+        * `texts`, `tools`: of n ≥ 2 records, the text and the names of the tools used;
+          `embedding` [n, d] as in a call.
 
         Returns: a `Monitoring`, with the share of the used tools among the first B, how near the
         texts are to those learnt from, and the share of uses that are of tools without records;
@@ -258,10 +249,18 @@ class Router:
             len(texts) == len(tools) >= 2,
             f"monitor needs two records or more, got {len(texts)} texts and {len(tools)} sets.",
         )
-        return monitoring.compare(np.asarray(reference), monitoring.seen(self, texts, tools))
+        return monitoring.compare(
+            np.asarray(reference), monitoring.seen(self, texts, tools, embedding)
+        )
 
     def explore(
-        self, text: str, seed: int, *, rate: float = 0.1, available: Collection[str] | None = None
+        self,
+        text: str,
+        seed: int,
+        *,
+        rate: float = 0.1,
+        available: Collection[str] | None = None,
+        embedding: Any = None,
     ) -> Exploration:
         """The B best tools or, at a given rate, a set drawn from the router's law π(a) ∝ exp Σ z:
         what is logged with its `propensity` lets the report judge the next router's law, at weights
@@ -269,14 +268,16 @@ class Router:
 
         * `seed` ≥ 0: decides the draw; another one for every call.
         * `rate` in [0, 1]: the share of draws.
-        * `available`: as in a call.
+        * `available`, `embedding`: as in a call.
 
         Returns: an `Exploration`, whose propensity is (1 − rate) [a is the best] + rate π(a).
         """
         _checks.require(0 <= rate <= 1, f"rate must be in [0, 1], got {rate}.")
         _checks.require(seed >= 0, f"seed must be ≥ 0, got {seed}.")
-        scores = self._masked(self.scores(text), available)
-        best = self._numbers("best", [one.tool for one in self(text, available=available)])
+        (embedding,) = self._embeddings([text], None if embedding is None else [embedding])
+        scores = self._masked(self.scores(text, embedding=embedding), available)
+        answer = self(text, available=available, embedding=embedding)
+        best = self._numbers("best", [one.tool for one in answer])
         given = self.weights.budget, self.weights.exactly
         tools, chance = draw(np.random.default_rng(seed), scores, best, rate, *given)
         return Exploration([self.names[number] for number in tools], chance)
@@ -289,9 +290,25 @@ class Router:
         masked[possible] = scores[possible]
         return masked
 
-    def _parts(self, text: str):
+    def _embeddings(self, texts: list[str], given: Any) -> Any:
+        """Of each text: what is given, or what the encoder makes of it, or None."""
+        if given is None and self.embed is not None and self.reading.embedded is not None:
+            given = self.embed(texts)
+        if given is None:
+            return [None] * len(texts)
+        _checks.require(
+            np.ndim(given) == 2 and len(given) == len(texts),
+            f"embeddings must be of shape [{len(texts)}, d], got {list(np.shape(given))}.",
+        )
+        return given
+
+    def _parts(
+        self, text: str, embedding: Any
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, Vectors]:
         """Scores [M], nats by channel [C, M], nats of θ [M], and the text's vectors."""
-        vectors = self.reading.vectors(text)
+        if embedding is None:
+            (embedding,) = self._embeddings([text], None)
+        vectors = self.reading.vectors(text, embedding)
         channels = self.reading.channels(vectors) * self._strength
         learnt = np.zeros(len(self.names))
         if self.weights.tools.size:
@@ -312,6 +329,21 @@ class Router:
         return np.array([self._position[name] for name in dict.fromkeys(names)], int)
 
 
+def _embeddings(known: dict[str, Tool], about: list[str], embed: Embed | None) -> list[Any]:
+    """Of the tools: their own, or what the encoder makes of their texts, or ()."""
+    found: list[Any] = [tool.embedding for tool in known.values()]
+    missing = [number for number, one in enumerate(found) if not len(one)]
+    if embed is not None and missing:
+        made = np.asarray(embed([about[number] for number in missing]), float)
+        fits = made.ndim == 2 and len(made) == len(missing) and bool(np.isfinite(made).all())
+        _checks.require(
+            fits, f"embed must give finite numbers [{len(missing)}, d] for {len(missing)} texts."
+        )
+        for number, one in zip(missing, made, strict=True):
+            found[number] = one
+    return found
+
+
 def _best(scores: np.ndarray, count: int) -> np.ndarray:
     """The largest scores' positions, at least `count` of them, largest first, ties in order."""
     if count < scores.size:
@@ -319,76 +351,3 @@ def _best(scores: np.ndarray, count: int) -> np.ndarray:
         found = np.flatnonzero(scores >= bound)
         return found[np.argsort(-scores[found], kind="stable")]
     return np.argsort(-scores, kind="stable")
-
-
-def _packed(router: Router) -> tuple[Mapping[str, np.ndarray], dict[str, Any]]:
-    """Arrays and metadata."""
-    reading, weights = router.reading, router.weights
-    arrays: dict[str, np.ndarray] = {
-        **{f"weights.{name}": np.asarray(value) for name, value in weights._asdict().items()},
-        "costs": router.costs,
-        "first": reading.first,
-        "used": reading.used,
-    }
-    arrays |= {f"terms.{n}": one.weight for n, one in enumerate(reading.vocabularies)}
-    indices = {"tools.0": reading.tools[0], "tools.1": reading.tools[1], "names": reading.names}
-    indices |= {f"records.{n}": one for n, one in enumerate(reading.records)}
-    for label, index in indices.items():
-        arrays |= {f"{label}.{name}": getattr(index, name) for name in ("start", "row", "value")}
-    common = np.flatnonzero(reading.directions.any(axis=1))  # no zero rows
-    arrays |= {"directions.row": common, "directions": reading.directions[common]}
-    metadata = {
-        "names": router.names,
-        "terms": [list(one.number) for one in reading.vocabularies],
-        "analysers": [one.analyser for one in reading.vocabularies],
-        "channels": list(CHANNELS),
-    }
-    if router.content.reference is not None:
-        arrays["reference"] = router.content.reference
-    return arrays, metadata
-
-
-def _unpacked(arrays: Mapping[str, np.ndarray], given: dict[str, Any]) -> Router:
-    if given["channels"] != list(CHANNELS):
-        raise ValueError("its channels are those of another version")
-    names, terms = given["names"], given["terms"]
-
-    def index(label: str, size: int, count: int) -> Index:
-        start, row, value = (arrays[f"{label}.{name}"] for name in ("start", "row", "value"))
-        fits = start.shape == (count + 1,) and row.shape == value.shape == (start[-1],)
-        fits = fits and (np.diff(start) >= 0).all() and start[0] == 0
-        if not fits or (row.size and not 0 <= row.min() <= row.max() < size):
-            raise ValueError(f"{label} is no index of {size} texts")
-        return Index.of(start, row, value, size)
-
-    counts, records = [len(one) for one in terms], arrays["first"].size - 1
-    vocabularies = tuple(
-        Vocabulary(kind, {term: n for n, term in enumerate(one)}, arrays[f"terms.{n}"])
-        for n, (kind, one) in enumerate(zip(given["analysers"], terms, strict=True))
-    )
-    rows, found = arrays["directions.row"], arrays["directions"]
-    directions = np.zeros((sum(counts), found.shape[1]), found.dtype)
-    directions[rows] = found
-    reading = Reading(
-        vocabularies,  # pyright: ignore[reportArgumentType]
-        (index("tools.0", len(names), counts[0]), index("tools.1", len(names), counts[1])),
-        index("names", len(names), counts[0]),
-        (index("records.0", records, counts[0]), index("records.1", records, counts[1])),
-        arrays["first"],
-        arrays["used"],
-        directions,
-    )
-    parts = {name: arrays[f"weights.{name}"] for name in Weights._fields}
-    parts |= {"budget": int(parts["budget"]), "exactly": bool(parts["exactly"])}
-    weights = Weights(**parts)  # pyright: ignore[reportArgumentType]
-    shapes = weights.intercept.shape == weights.cold.shape == arrays["costs"].shape
-    if not shapes or weights.intercept.shape != (len(names),) or weights.budget < 1:
-        raise ValueError("weights, costs and names are not of equal number")
-    if not all(np.isfinite(np.asarray(part)).all() for part in weights):
-        raise ValueError("weights are not finite")
-    if weights.coef.shape[0] != weights.tools.size or weights.channels.shape != LEARNT.shape:
-        raise ValueError("coefficients do not fit the tools")
-    reference = arrays.get("reference")
-    if reference is not None and reference.shape != (3, 3):
-        raise ValueError("what it was held to is incomplete")
-    return Router(Content(names, arrays["costs"].tolist(), reading, weights, reference))

@@ -22,6 +22,7 @@ class Judged(NamedTuple):
     * `groups`: names [n].
     * `contexts`: texts [n], or numbers [n, d], for retrieval.
     * `weights`: how much each counts by its utility, of mean 1, [n].
+    * `embeddings`: of the texts [n, d], or None.
     """
 
     features: np.ndarray
@@ -29,6 +30,7 @@ class Judged(NamedTuple):
     groups: list[str]
     contexts: list[str] | np.ndarray
     weights: np.ndarray
+    embeddings: np.ndarray | None = None
 
 
 class Fold(NamedTuple):
@@ -99,7 +101,8 @@ def _judged(
     part = part.take(np.flatnonzero(used))
     weights = sample_weight(control.Log((), (), part.utilities), "advantage", None, 10.0)
     features_of = transform(features, part.contexts)
-    return Judged(features_of, actions[used], part.groups, part.contexts, weights)
+    columns = actions[used], part.groups, part.contexts, weights, part.embeddings
+    return Judged(features_of, *columns)
 
 
 def _families(names: list[str], log: RouteLog) -> np.ndarray | None:

@@ -271,7 +271,8 @@ def _train(
             names = [*catalogue, *sorted(log.names() - seen)]
             given = training, parts.validation, names, budget, 2 * options.size
             policy = joint.fit_policy(*given)
-            scores = joint.scores(policy, fold.test.contexts)[:, : len(fold.names)]
+            scores = joint.scores(policy, fold.test.contexts, fold.test.embeddings)
+            scores = scores[:, : len(fold.names)]
             methods = {"router": scores} | methods
     with clock(times, "evaluation"):
         judged = _judge(fold, methods, budget)

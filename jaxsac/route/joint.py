@@ -2,6 +2,7 @@
 penalty chosen on validation records.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,9 +11,11 @@ import numpy as np
 
 from jaxsac import control, gibbs
 from jaxsac.route import evaluate, outcomes, split
-from jaxsac.route.deployed import Content, Router, Weights
+from jaxsac.route.content import Content, Weights
+from jaxsac.route.deployed import Router
+from jaxsac.route.embeddings import fit_embedded
 from jaxsac.route.log_file import RouteLog, Tool
-from jaxsac.route.reading import CHANNELS, LEARNT, Reading
+from jaxsac.route.reading import LEARNT, Reading, Vectors
 from jaxsac.route.texts import Vector, fit_vocabulary, index_of
 from jaxsac.solution import Status
 
@@ -37,7 +40,7 @@ class JointFit(NamedTuple):
 
 def read_log_texts(
     training: RouteLog, names: list[str], tools: dict[str, Tool], size: int
-) -> tuple[Reading, list[tuple[Vector, Vector]]]:
+) -> tuple[Reading, list[Vectors]]:
     """The reading of training texts, with `size` latent directions, and their vectors."""
     texts = list(training.contexts)
     about = [tools.get(name, Tool()).text(name) for name in names]
@@ -57,8 +60,13 @@ def read_log_texts(
         np.array(used, np.int32),
         np.zeros((sum(counts), 0), np.float16),
     )
+    if training.embeddings is not None:
+        known = [tools.get(name, Tool()).embedding for name in names]
+        reading = reading._replace(embedded=fit_embedded(training.embeddings, known, size))
     pairs = list(zip(*vectors, strict=True))
-    return reading._replace(directions=_directions(pairs, counts, size)), pairs
+    embedded = itertools.repeat(None) if reading.embedded is None else reading.embedded.records
+    read = [Vectors(a, b, one) for (a, b), one in zip(pairs, embedded, strict=False)]
+    return reading._replace(directions=_directions(pairs, counts, size)), read
 
 
 def _directions(vectors: list[tuple[Vector, Vector]], counts: list[int], size: int) -> np.ndarray:
@@ -75,7 +83,9 @@ def _directions(vectors: list[tuple[Vector, Vector]], counts: list[int], size: i
     found = np.zeros((shape[1], 0), np.float16)
     size = min(size, shape[0] - 1, common.size - 1)
     if size > 0:
-        model: Any = TruncatedSVD(size, n_iter=1, random_state=0).fit(matrix[:, common])
+        model: Any = TruncatedSVD(size, n_iter=1, random_state=0)
+        with np.errstate(divide="ignore", invalid="ignore"):  # of shares of no variance
+            model.fit(matrix[:, common])
         found = np.zeros((shape[1], size), np.float16)
         found[common] = model.components_.T
     return found
@@ -104,9 +114,10 @@ def fit_policy(
     log = control.Log(contexts, table, training.utilities, available=available)
     objective = "weighted" if np.ptp(training.utilities) > 0 else "imitation"
     task = control.Task(log, len(catalogue), budget, objective)
-    channels = control.Channels(np.swapaxes(values, 0, 1), learnt=LEARNT, fold=fold)
+    learnt = LEARNT[: values.shape[1]]
+    channels = control.Channels(np.swapaxes(values, 0, 1), learnt=learnt, fold=fold)
     held_out = _table(judged, position, budget)
-    read = [reading.vectors(text) for text in judged.contexts]
+    read = _read(reading, judged.contexts, judged.embeddings)
     beside = _channels(reading, read)
     psi = _features(reading, read)
     tried: list[dict[str, Any]] = []
@@ -121,9 +132,10 @@ def fit_policy(
         quality = float(np.nanmean(quality)) if (held_out >= 0).any() else 0.0
         row = {"lam": lam, "validation": quality, "support": int(state.value.support.size)}
         tried.append(row | {"steps": int(state.stats["num_steps"])})
-        if best is not None and quality <= best[0]:
+        if best is None or quality > best[0]:
+            best = quality, state, lam
+        elif state.value.support.size:  # without θ two penalties differ by the tolerance alone
             break
-        best = quality, state, lam
     given = {"lam": best[2], "exactly": exactly, "max_steps": 120, "state": best[1]}
     final = control.fit_joint(task, channels, **given, tol=_TOLERANCE)
     stats = {name: float(final.stats[name]) for name in ("lam", "lam_max", "gap", "scale")}
@@ -132,23 +144,31 @@ def fit_policy(
     return JointFit(list(catalogue), reading, final.value, exactly, certificate, tried)
 
 
-def scores(found: JointFit, texts: Sequence[str] | np.ndarray) -> np.ndarray:
-    """z [n, M] of all tools for n texts."""
-    read = [found.reading.vectors(text) for text in texts]
+def _read(reading: Reading, texts: Sequence[str] | np.ndarray, embeddings: Any) -> list[Vectors]:
+    given = itertools.repeat(None) if embeddings is None else embeddings
+    return [reading.vectors(*one) for one in zip(texts, given, strict=False)]
+
+
+def scores(
+    found: JointFit, texts: Sequence[str] | np.ndarray, embeddings: np.ndarray | None = None
+) -> np.ndarray:
+    """z [n, M] of all tools for n texts, and their embeddings [n, d]."""
+    read = _read(found.reading, texts, embeddings)
     policy: Any = found.policy
     given = _features(found.reading, read), _channels(found.reading, read)
     return np.asarray(jax.vmap(policy.scores)(*given))
 
 
 def _channels(
-    reading: Reading, vectors: list[tuple[Vector, Vector]], left_out: list[np.ndarray] | None = None
+    reading: Reading, vectors: list[Vectors], left_out: list[np.ndarray] | None = None
 ) -> np.ndarray:
     """The channels of n texts, [n, C, M]: cosines with the records by sparse products, which take a
     third of the time of the text by text.
     """
     import scipy.sparse
 
-    found = np.zeros((len(vectors), LEARNT.size, reading.names.size), np.float32)
+    count = len(reading.channel_names)
+    found = np.zeros((len(vectors), count, reading.names.size), np.float32)
     shapes = [(index.start.size - 1, index.size) for index in reading.records]
     records = [
         scipy.sparse.csr_matrix((index.value, index.row, index.start), shape)
@@ -156,13 +176,15 @@ def _channels(
     ]
     for first in range(0, len(vectors), _BLOCK):
         block = vectors[first : first + _BLOCK]
-        words, pieces = (
-            (_matrix([pair[k] for pair in block], shapes[k][0]) @ records[k]).toarray()
+        near = [
+            (_matrix([one[:2][k] for one in block], shapes[k][0]) @ records[k]).toarray()
             for k in (0, 1)
-        )
-        for row, pair in enumerate(block):
+        ]
+        if reading.embedded is not None:
+            near.append(np.stack([one[2] for one in block]) @ reading.embedded.records.T)
+        for row, one in enumerate(block):
             apart = None if left_out is None else left_out[first + row]
-            found[first + row] = reading.channels(pair, apart, (words[row], pieces[row]))
+            found[first + row] = reading.channels(one, apart, [values[row] for values in near])
     return found
 
 
@@ -175,7 +197,7 @@ def _matrix(vectors: Sequence[Vector], terms: int) -> Any:
     return scipy.sparse.csr_matrix((value.astype(np.float32), term, start), (len(vectors), terms))
 
 
-def _features(reading: Reading, vectors: list[tuple[Vector, Vector]]) -> np.ndarray:
+def _features(reading: Reading, vectors: list[Vectors]) -> np.ndarray:
     """ψ [n, q], a column of zeros where there is no direction."""
     found = np.stack([reading.features(pair) for pair in vectors]).astype(np.float32)
     return found if found.shape[1] else np.zeros((len(vectors), 1), np.float32)
@@ -196,7 +218,7 @@ def deployed(found: JointFit, judged: RouteLog, tools: dict[str, Tool]) -> Route
     )
     costs = [tools.get(name, Tool()).cost for name in found.names]
     content = Content(found.names, costs, found.reading, weights)
-    found_here = outcomes.answers(Router(content), judged.contexts)
+    found_here = outcomes.answers(Router(content), judged)
     shown, used = outcomes.shown_and_used(found_here, judged.sets)
     calibration = _calibration(np.log(shown) - np.log1p(-shown), used)
     return Router(content._replace(weights=weights._replace(calibration=calibration)))
@@ -209,7 +231,7 @@ def summary(found: JointFit) -> dict[str, Any]:
         "tools": len(found.names),
         "tools_without_records": int(np.sum(np.asarray(found.policy.cold) > 0)),
         "support": int(found.policy.support.size),
-        "channels": dict(zip(CHANNELS, weights, strict=True)),
+        "channels": dict(zip(found.reading.channel_names, weights, strict=True)),
         "certificate": found.certificate,
         "tried": found.tried,
     }
@@ -222,7 +244,9 @@ def value(found: JointFit, log: RouteLog) -> dict[str, float] | None:
     if log.propensities is None or np.isfinite(log.propensities).sum() < 2:
         return None
     log = log.take(np.flatnonzero(np.isfinite(log.propensities)))
-    z = evaluate.masked(scores(found, log.contexts), split.shown_table(log, found.names))
+    z = evaluate.masked(
+        scores(found, log.contexts, log.embeddings), split.shown_table(log, found.names)
+    )
     place = {name: number for number, name in enumerate(found.names)}
     table = _table(log, place, found.policy.budget)
     given = {"budget": found.policy.budget, "exactly": found.exactly}

@@ -14,11 +14,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxsac.route.tool_file import LogError, Tool, is_number, named_once, read_tool_file, type_name
+from jaxsac.route.tool_file import (
+    LARGEST,
+    LogError,
+    Tool,
+    is_number,
+    named_once,
+    read_embedding,
+    read_tool_file,
+    type_name,
+)
 
-_FIELDS = ("context", "tools", "utility", "group", "shown", "propensity")
-
-_LARGEST = 1e100  # of a utility: squares and sums of them are numbers
+_FIELDS = ("context", "tools", "utility", "group", "shown", "propensity", "embedding")
 
 
 class RouteLog(NamedTuple):
@@ -33,6 +40,7 @@ class RouteLog(NamedTuple):
     * `shown`: the tools that each record could choose from, None for all; None where none says.
     * `propensities`: chances with which the sets were chosen, floats [T], NaN where a record does
       not say; None where none does.
+    * `embeddings`: of the texts, by the user's encoder, floats [T, d]; None where there are none.
     """
 
     contexts: list[str] | np.ndarray
@@ -43,6 +51,7 @@ class RouteLog(NamedTuple):
     notes: dict[str, Any]
     shown: list[tuple[str, ...] | None] | None = None
     propensities: np.ndarray | None = None
+    embeddings: np.ndarray | None = None
 
     def names(self) -> set[str]:
         """Every tool that is described, used or shown."""
@@ -56,7 +65,7 @@ class RouteLog(NamedTuple):
         def of(column):
             return column[rows] if isinstance(column, np.ndarray) else [column[row] for row in rows]
 
-        fields = *self._fields[:4], "shown", "propensities"
+        fields = *self._fields[:4], "shown", "propensities", "embeddings"
         columns = {name: getattr(self, name) for name in fields}
         return self._replace(
             **{name: of(column) for name, column in columns.items() if column is not None}
@@ -65,13 +74,16 @@ class RouteLog(NamedTuple):
 
 def read_log(path: str | os.PathLike[str], tools: str | os.PathLike[str] | None = None) -> RouteLog:
     """The log of a JSON-lines file: `{"context": "text" or [numbers], "tools": ["name", ...],
-    "utility": 1.0, "group": "name", "shown": ["name", ...], "propensity": 0.5}` a line.
+    "utility": 1.0, "group": "name", "shown": ["name", ...], "propensity": 0.5, "embedding":
+    [numbers]}` a line.
 
     `utility` defaults to 1, and `group` (records that must not be split between training and test:
     a session, a file) to one group per distinct context. `shown` names the tools that could be
     chosen, by default all; `propensity` in (0, 1] is the chance with which the set was chosen,
-    where it was drawn. Other fields are ignored, but for what looks like a misspelling of one that
-    is not there; blank lines are skipped; a tool named twice in a record counts once.
+    where it was drawn; `embedding` is the text's by the user's encoder, in all records or in none,
+    and a tool's may be in the tools file. Other fields are ignored, but for what looks like a
+    misspelling of one that is not there; blank lines are skipped; a tool named twice in a record
+    counts once.
 
     * `tools`: the path of a tools file, by default `tools.json` in the log's folder where there is
       one: `{"name": {"description": "text", "cost": 1.0, "family": "name"}}`, each field optional.
@@ -79,14 +91,16 @@ def read_log(path: str | os.PathLike[str], tools: str | os.PathLike[str] | None 
     Raises: LogError with the line numbers of whatever is anything else.
     """
     path = pathlib.Path(path)
-    records, problems, first = [], [], ""
+    records, problems, first = [], [], ()
     for number, line in _lines(path):
         try:
             record = _record(line)
-            kind = _kind(record[0])
+            kind = _kind(record)
             first = first or kind
-            if kind != first:
-                raise LogError(f'"context" must be {first} as in the records before it, got {kind}')
+            for name, own, other in zip(("context", "embedding"), kind, first, strict=True):
+                if own != other:
+                    message = f'"{name}" must be {other} as in the records before it, got {own}'
+                    raise LogError(message)
             records.append(record)
         except LogError as error:
             problems.append(f"{path}, line {number}: {error}.")
@@ -119,6 +133,7 @@ def read_log(path: str | os.PathLike[str], tools: str | os.PathLike[str] | None 
             if any(math.isfinite(one[5]) for one in records)
             else None
         ),
+        embeddings=np.asarray([record[6] for record in records]) if records[0][6] else None,
     )
 
 
@@ -149,6 +164,8 @@ def log_lines(log: RouteLog) -> Iterator[str]:
             record["shown"] = list(shown)
         if log.propensities is not None and math.isfinite(log.propensities[row]):
             record["propensity"] = float(log.propensities[row])
+        if log.embeddings is not None:
+            record["embedding"] = log.embeddings[row].tolist()
         yield json.dumps(record, ensure_ascii=False)
 
 
@@ -174,7 +191,7 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _record(line: bytes) -> tuple[Any, ...]:
-    """Context, tools, utility, group, tools shown or None, propensity or NaN."""
+    """Context, tools, utility, group, tools shown or None, propensity or NaN, embedding or ()."""
     try:
         data = json.loads(line.decode("utf-8").rstrip(), object_pairs_hook=named_once)
         if b"\\ud" in line.lower():
@@ -211,8 +228,8 @@ def _record(line: bytes) -> tuple[Any, ...]:
         raise LogError(f'"shown" must hold the tools that were used: {min(others)} is not there')
     if not is_number(utility):
         raise LogError(f'"utility" must be a finite number, got {utility!r}')
-    if abs(utility) > _LARGEST:
-        raise LogError(f'"utility" must be at most {_LARGEST:g} in size, got {utility!r}')
+    if abs(utility) > LARGEST:
+        raise LogError(f'"utility" must be at most {LARGEST:g} in size, got {utility!r}')
     propensity = math.nan if data.get("propensity") is None else data["propensity"]
     if propensity is not math.nan and not (is_number(propensity) and 0 < propensity <= 1):
         raise LogError(f'"propensity" must be a number in (0, 1], got {propensity!r}')
@@ -225,7 +242,10 @@ def _record(line: bytes) -> tuple[Any, ...]:
         )
     elif not isinstance(group, str):
         raise LogError(f'"group" must be a text, got {type_name(group)}')
-    return context, used, float(utility), group, shown, float(propensity)
+    embedding = read_embedding(() if (given := data.get("embedding")) is None else given)
+    if embedding and not isinstance(context, str):
+        raise LogError('"embedding" goes with a text as "context"')
+    return context, used, float(utility), group, shown, float(propensity), embedding
 
 
 def _names(field: str, value: Any) -> tuple[str, ...]:
@@ -243,5 +263,8 @@ def _meant(field: str) -> str:
     return near[0] if near else ""
 
 
-def _kind(context: str | list[float]) -> str:
-    return "a text" if isinstance(context, str) else f"a list of {len(context)} numbers"
+def _kind(record: tuple[Any, ...]) -> tuple[str, str]:
+    """Of the context and of the embedding."""
+    context, embedding = record[0], record[6]
+    text = "a text" if isinstance(context, str) else f"a list of {len(context)} numbers"
+    return text, f"a list of {len(embedding)} numbers" if embedding else "absent"

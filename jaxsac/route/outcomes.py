@@ -24,9 +24,10 @@ _FEW = 20  # groups that say nothing about others
 Answers = list[list[Choice]]
 
 
-def answers(router: Router, texts: Sequence[str] | np.ndarray) -> Answers:
+def answers(router: Router, log: RouteLog) -> Answers:
     """The ten best tools for each text, or as many as the budget."""
-    return router(list(texts), top=max(_SHOWN, router.weights.budget))
+    top = max(_SHOWN, router.weights.budget)
+    return router(list(log.contexts), top=top, embedding=log.embeddings)
 
 
 def shown_and_used(
@@ -44,15 +45,17 @@ def shown_and_used(
 
 def held_to(router: Router, test: RouteLog) -> Router:
     """The router that knows how it did on held-out records, for `Router.monitor`."""
-    reference = monitoring.moments(monitoring.seen(router, test.contexts, test.sets))
-    return Router(router.content._replace(reference=reference))
+    reference = monitoring.moments(
+        monitoring.seen(router, test.contexts, test.sets, test.embeddings)
+    )
+    return Router(router.content._replace(reference=reference), router.embed)
 
 
 def judge(router: Router, validation: RouteLog, test: RouteLog) -> dict[str, Any]:
     """The figures of the report on the records of `test`, over all tools, those that training never
     saw too; the threshold of an answer is chosen on `validation`.
     """
-    found = answers(router, test.contexts)
+    found = answers(router, test)
     rows = [row for row, used in enumerate(test.sets) if used]
     sets = [test.sets[row] for row in rows]
     ranked = [[choice.tool for choice in found[row]] for row in rows]
@@ -137,21 +140,24 @@ def _probabilities(shown: np.ndarray, used: np.ndarray) -> dict[str, Any]:
 def _none(router: Router, validation: RouteLog, test: RouteLog, found: Answers) -> dict[str, Any]:
     """The probability below which "none of them" is said: the largest that leaves _ANSWERED of the
     validation records with tools an answer; and what it does to the test records, to those without
-    tools and to their words in another order.
+    tools and, where texts have no embeddings, to their words in another order.
     """
 
     def best(found: Answers) -> np.ndarray:
         return np.array([row[0].probability for row in found])
 
-    known = [text for text, used in zip(validation.contexts, validation.sets, strict=True) if used]
+    known = validation.take([row for row, used in enumerate(validation.sets) if used])
     bound = float(np.quantile(best(answers(router, known)), 1 - _ANSWERED, method="lower"))
-    has, nonsense = np.array([bool(used) for used in test.sets]), _shuffled(test.contexts)
-    real, without, nonsense = best(found)[has], best(found)[~has], best(answers(router, nonsense))
+    has = np.array([bool(used) for used in test.sets])
+    real, without = best(found)[has], best(found)[~has]
+    nonsense = None
+    if test.embeddings is None:  # no one knows the embedding of a text that was shuffled
+        nonsense = best(answers(router, test._replace(contexts=_shuffled(test.contexts))))
     return {
         "at_least": bound,
         "answered": float((real >= bound).mean()),
         "none_without_tools": float((without < bound).mean()) if without.size else None,
-        "none_shuffled": float((nonsense < bound).mean()),
+        "none_shuffled": None if nonsense is None else float((nonsense < bound).mean()),
     }
 
 

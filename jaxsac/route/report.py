@@ -129,8 +129,10 @@ def _router(summary: dict[str, Any]) -> str:
     )
     weights = ", ".join(f"{name} {value:.1f}" for name, value in found["channels"].items())
     none, never = found["none"], found["never_found"]
-    without = none["none_without_tools"]
-    of_those = "" if without is None else f"{without:.0%} of the records without tools and "
+    shares = none["none_without_tools"], none["none_shuffled"]
+    kinds = "of the records without tools", "of shuffled texts"
+    said = " and ".join(f"{a:.0%} {b}" for a, b in zip(shares, kinds, strict=True) if a is not None)
+    said = said and f'; it says "none of them" to {said}'
     rare = _listed(f"{row['tool']} ({row['uses']})" for row in never)
     lines = f"""\
 router    {found["tools"]:,} tools, {found["tools_without_records"]:,} of them without records; \
@@ -140,7 +142,7 @@ nDCG      @{budget} {_cell(found[f"ndcg@{budget}"], 3)}
 shown     calibration error of the probabilities {shown["calibration_error"]:.3f} ± \
 {shown["bootstrap_error"]:.3f}
 none      at_least={none["at_least"]:.2g} answers {none["answered"]:.0%} of the records with \
-tools; it says "none of them" to {of_those}{none["none_shuffled"]:.0%} of shuffled texts
+tools{said}
 channels  {weights} (nats per unit)
 proof     {proof["status"]}: duality gap {proof["relative_gap"]:.1e} of the objective of equal \
 scores, lam = {proof["lam"]:g}

@@ -21,6 +21,7 @@ class Tool(NamedTuple):
     cost: float = 0.0  # tokens, seconds: the user's unit; >= 0
     family: str = ""  # the tools of one family have one name here
     parameters: str = ""  # the names and descriptions of its parameters, as one text
+    embedding: tuple[float, ...] = ()  # of all that, by the user's encoder
 
     def text(self, name: str) -> str:
         """All of it as one text: family, name, description, parameters."""
@@ -28,6 +29,7 @@ class Tool(NamedTuple):
         return " ".join(part for part in known if part)
 
 
+LARGEST = 1e100  # of a number in a log: squares and sums of them are numbers
 _FORM = '{"tool name": {"description": "text", "cost": 1.0, "family": "name"}}'
 _SCHEMAS = "inputSchema", "input_schema", "parameters"  # MCP's, Anthropic's, OpenAI's
 _KNOWN = {*Tool._fields, *_SCHEMAS, "name", "type", "title", "annotations", "strict"}
@@ -109,13 +111,22 @@ def _tool(about: str, fields: Any) -> Tool:
     schemas = [fields[name] for name in _SCHEMAS if name in fields]
     told = " ".join(filter(None, map(_parameters, schemas)))
     own = {name: fields[name] for name in ("description", "cost", "family") if name in fields}
-    tool = Tool(**own, parameters=told)
+    embedding = read_embedding(fields.get("embedding", ()), about)
+    tool = Tool(**own, parameters=told, embedding=embedding)
     for field in ("description", "family"):
         if not isinstance(value := getattr(tool, field), str):
             raise LogError(f'{about} "{field}" must be a text, got {type_name(value)}.')
     if not is_number(tool.cost) or tool.cost < 0:
         raise LogError(f'{about} "cost" must be a finite number >= 0, got {tool.cost!r}.')
     return tool._replace(cost=float(tool.cost))
+
+
+def read_embedding(value: Any, about: str = "") -> tuple[float, ...]:
+    """The numbers of an embedding, () for none."""
+    numbers = isinstance(value, list | tuple) and all(map(is_number, value))
+    if not numbers or any(abs(number) > LARGEST for number in value):
+        raise LogError(f'{about} "embedding" must be a list of finite numbers'.strip())
+    return tuple(map(float, value))
 
 
 def _parameters(schema: Any, depth: int = 0) -> str:

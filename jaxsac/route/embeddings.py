@@ -1,0 +1,67 @@
+"""Embeddings of texts that a user's encoder made: how a router looks at them, with numpy alone."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxsac import _checks
+from jaxsac.route.tool_file import LogError
+
+
+class Embedded(NamedTuple):
+    """How M tools, T records and p directions look at an embedding of d numbers. Vectors are of
+    length 1 from the records' mean, 0 for a tool without an embedding.
+
+    * `centre` [d]; `tools` [M, d]; `records` [T, d]; `directions` [d, p]: principal ones of the
+      records.
+    """
+
+    centre: np.ndarray
+    tools: np.ndarray
+    records: np.ndarray
+    directions: np.ndarray
+
+    def vector(self, embedding: Any) -> np.ndarray:
+        """Of an embedding as the encoder gives it, [d].
+
+        Raises: ValueError where it is not d finite numbers.
+        """
+        found, size = np.asarray(embedding, float), self.centre.size
+        fits = found.shape == (size,) and bool(np.isfinite(found).all())
+        _checks.require(fits, f"embedding must be {size} finite numbers, as those learnt from.")
+        return _units(found[None], self.centre)[0]
+
+
+def fit_embedded(
+    records: np.ndarray, tools: Sequence[Sequence[float]], size: int = 0
+) -> Embedded | None:
+    """Of the embeddings of records [T, d] and of tools, () for one that has none; at most `size`
+    directions. The centre is the tools' where there are no records. None where nothing is embedded.
+
+    Raises: LogError where two are of different lengths.
+    """
+    known = np.array([len(one) > 0 for one in tools])
+    lengths = {len(one) for one in tools if len(one)} | {len(one) for one in records[:1]}
+    if not lengths:
+        return None
+    if len(lengths) > 1:
+        raise LogError(f"embeddings of records and tools have {sorted(lengths)} numbers: give one.")
+    (width,) = lengths
+    records = records.reshape(-1, width)
+    about = np.array([one if len(one) else (0.0,) * width for one in tools], float)
+    given = records if len(records) else about[known]
+    centre = given.mean(axis=0) if len(given) > 1 else np.zeros(width)
+    rows = _units(records, centre)
+    _, vectors = np.linalg.eigh(rows.T.astype(float) @ rows)
+    directions = vectors[:, ::-1][:, :size].astype(np.float16).astype(np.float32)
+    return Embedded(centre, _units(about, centre) * known[:, None], rows, directions)
+
+
+def _units(rows: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """Rows from the centre, of length 1, or 0; float32, rounded to the float16 that is saved."""
+    rows = rows - centre
+    largest = np.abs(rows).max(axis=1, keepdims=True, initial=0)
+    rows = rows / np.where(largest > 0, largest, 1)
+    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    return (rows / np.where(length > 0, length, 1)).astype(np.float16).astype(np.float32)
