@@ -47,7 +47,7 @@ def algorithms(action_set: bandits.ActionSet, sigma: float, horizon: int) -> dic
         "phased_greedy, power 1": bandits.phased_greedy(action_set, sparsity=S, schedule_power=1.0),
         "phased_greedy, power 1/2": bandits.phased_greedy(action_set, sparsity=S),
     }
-    if isinstance(action_set, bandits.Modular):
+    if action_set.ranked:
         listed["prove_support"] = bandits.prove_support(action_set, delta=DELTA, **shared)
         for radius in ("coord", "l2"):
             listed[f"apsee, {radius}"] = bandits.apsee(

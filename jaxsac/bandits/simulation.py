@@ -24,8 +24,9 @@ from jaxsac.bandits.engine.steps import (
 )
 from jaxsac.bandits.phased.rule import FOREVER
 from jaxsac.bandits.phased.schedule import Phased, cast_algorithm, make_plan
-from jaxsac.bandits.sets.action_set import all_finite, sized
-from jaxsac.bandits.sets.supports import benchmark_of
+from jaxsac.bandits.sets.action_set import ActionSet, all_finite, sized
+from jaxsac.bandits.sets.supports import benchmark_of, cast
+from jaxsac.bandits.stepwise.proof import Proof
 
 _NUM_TIMES = 64
 _POLICY = ("init", "act", "update", "benchmark", "support")
@@ -84,8 +85,9 @@ def simulate(
       lanes are locked or done.
     * `offer`: what each step makes available, for the step engine: an array or a pytree handed to
       `algorithm.act` (the arms [K, d] of `lin_ucb` and `lin_ts`, the mask [d] of
-      `adaptive_greedy`), the same for each of T ≥ `horizon` steps (masks [T, d], arms [T, K, d]),
-      or a function of a key, defined once, that draws it anew.
+      `adaptive_greedy`), the same for each of T ≥ `horizon` steps (masks [T, d], arms [T, K, d],
+      or sets: one `ActionSet` whose arrays have a leading axis [T], as from `jax.vmap(Box)`), or a
+      function of a key, defined once, that draws it anew.
 
     Returns: a `Run`; a NaN or an infinity in theta, the offer or the noise, or a traced one in
     sigma or the algorithm, gives NaN regret, no lock and the status NONFINITE. Batch with
@@ -112,11 +114,13 @@ def simulate(
         f" {list(theta.shape)}.",
     )
     kind = getattr(algorithm, "offers", None)
-    schedule = kind is not None and np.ndim(offer) == len(kind.shape) + 1
+    sets = isinstance(offer, ActionSet)
+    schedule = sets or (kind is not None and np.ndim(offer) == len(kind.shape) + 1)
     phased = isinstance(algorithm, Phased)
     _checks.require(
-        not phased or offer is None,
-        "phased algorithms play a fixed set: leave offer out, or use adaptive_greedy.",
+        offer is None or type(algorithm) not in (Phased, Proof),
+        "phased algorithms and prove_support play a fixed set: leave offer out, or use"
+        " adaptive_greedy.",
     )
     by_cycles = phased or (
         hasattr(algorithm, "observe") and noise == "gaussian" and not (callable(offer) or schedule)
@@ -126,8 +130,7 @@ def simulate(
     _checks.require(
         engine == "step" or by_cycles,
         "the cycle engine runs phased algorithms, and with Gaussian noise thompson and"
-        " prove_support: use"
-        " engine='step'.",
+        " prove_support: use engine='step'.",
     )
     if draws == "support":
         _checks.require(
@@ -142,12 +145,16 @@ def simulate(
     draw = None
     if callable(offer):
         draw, offer = offer, None
+    elif sets:
+        offer = cast(offer, theta.dtype)
     elif offer is not None and kind is not None:
         given = replace(kind, shape=("T", *kind.shape)) if schedule else kind
         offer = given.take("offer", offer, theta.dtype, d=theta.shape[0])
+    if schedule:
+        steps = min(([*np.shape(leaf), 0])[0] for leaf in jax.tree.leaves(offer))
         _checks.require(
-            not (schedule and _checks.is_concrete(horizon)) or offer.shape[0] >= horizon,
-            f"offer has {np.shape(offer)[0]} steps, fewer than the horizon: give one for each.",
+            not _checks.is_concrete(horizon) or steps >= horizon,
+            f"offer has {steps} steps, fewer than the horizon: give one for each.",
         )
     numbers: Any = jax.tree.map(jnp.asarray, (sigma, horizon, alpha))  # one trace for all kinds
     trial = Trial(key, theta, numbers[0], numbers[1], times, numbers[2], offer)

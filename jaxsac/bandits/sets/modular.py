@@ -15,10 +15,12 @@ POSITIVE = {"above": 0, "below": float("inf")}
 
 class Modular(ActionSet):
     """A set with f(S) = value(Σ_{i∈S} weights_i), weights ≥ 0 and value increasing: the s largest
-    weights are the best support, and so are the s largest scores, which is what `apsee` needs.
+    weights are the best support, and so are the s largest `scores`, which `apsee` needs.
 
     A set of one's own defines `weights`, `value` and `argmax`.
     """
+
+    ranked = True
 
     @property
     def greedy_is_exact(self):
@@ -31,16 +33,6 @@ class Modular(ActionSet):
     def value(self, total: jax.Array, scale: jax.Array) -> jax.Array:
         """f of a sum of weights."""
         raise TypeError(f"{type(self).__name__} must define value(total, scale).")
-
-    def scores(self, theta: jax.Array) -> jax.Array:
-        """What ranks the coordinates, [d]: it moves by at most `score_slope` times an error of
-        theta's coordinate.
-        """
-        return jnp.abs(theta)
-
-    def score_slope(self, theta: jax.Array) -> jax.Array:
-        """The largest slope [] of a score in its coordinate of theta."""
-        return jnp.ones((), theta.dtype)
 
     def support(self, theta, mask=None):
         weights, scale = self.weights(masked(theta, mask))
@@ -80,8 +72,7 @@ class Ball(Modular):
 
     radius: jax.Array | float  # [], > 0
 
-    strongly_convex = True
-    quadratic = True
+    strongly_convex = quadratic = True
 
     @arguments(radius=real(**POSITIVE))
     def __init__(self, radius: jax.Array | float = 1.0):

@@ -13,7 +13,6 @@ from jax import lax
 from jaxsac import _checks
 from jaxsac._arguments import arguments, real, size
 from jaxsac.bandits.sets.action_set import ActionSet, Selection, a_set
-from jaxsac.bandits.sets.composed import Masked
 
 _MAX_SUPPORTS = 1_000_000
 _CHUNK = 256
@@ -191,18 +190,10 @@ def submodularity_ratio(action_set: ActionSet, theta: jax.Array, sparsity: int) 
 
 
 def benchmark_of(
-    action_set: ActionSet,
-    theta: jax.Array,
-    sparsity: int,
-    benchmark: str,
-    alpha: Any,
-    mask: jax.Array | None = None,
+    action_set: ActionSet, theta: jax.Array, sparsity: int, benchmark: str, alpha: Any
 ) -> Selection:
-    """What regret is measured against, with the actions of the mask [d]; its value is the reward
-    of a step.
-    """
+    """What regret is measured against; its value is the reward of a step."""
     if benchmark == "greedy":
-        return action_set.greedy(theta, sparsity, mask)
-    offered = action_set if mask is None else Masked(action_set, mask)
-    best = _best(cast(offered, theta.dtype), theta, sparsity)
+        return action_set.greedy(theta, sparsity)
+    best = _best(cast(action_set, theta.dtype), theta, sparsity)
     return best._replace(value=alpha * best.value) if benchmark == "alpha" else best

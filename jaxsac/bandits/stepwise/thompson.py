@@ -18,7 +18,7 @@ from jaxsac.bandits.stepwise.ridge import (
     posterior_update,
     ridge_start,
 )
-from jaxsac.bandits.stepwise.sparse import OnSet, mask_of
+from jaxsac.bandits.stepwise.sparse import OnSet
 
 _SHRINKAGE = 1e-4  # of the flat prior's estimate after one reward: V is never singular
 _UNKNOWN = 0.01  # share of the flat prior in what is known of a coordinate, ridge_i (V⁻¹)_ii
@@ -51,21 +51,18 @@ class Thompson(OnSet):
         return (self.prior_scale is None) & (share > _UNKNOWN)
 
     def act(
-        self, state: ThompsonState, offer: jax.Array | None = None, key: jax.Array | None = None
+        self, state: ThompsonState, offer: Any = None, key: jax.Array | None = None
     ) -> jax.Array:
         """The greedy action [d] of the state's draw, or of a fresh one with `key`: for several
         actions before their rewards come. With the flat prior every axis that the rewards do not
         tell from the others is played first.
         """
-        offer, drawn = mask_of(offer, state.drawn), state.drawn
-        if key is not None:
-            drawn = posterior_draw(state.ridge, self.sigma, key)
+        drawn = state.drawn if key is None else posterior_draw(state.ridge, self.sigma, key)
         action = self.choose(drawn, offer)[1]
         if self.prior_scale is not None:
             return action
-        reach = self.action_set.reach(drawn.shape[0], drawn.dtype)
+        reach = self.offered(offer, drawn).reach(drawn.shape[0], drawn.dtype)
         unseen = self._unknown(state) & (reach != 0)
-        unseen = unseen if offer is None else unseen & offer
         order = jnp.arange(drawn.shape[0], 0, -1, dtype=drawn.dtype)
         if key is not None:
             order = jax.random.uniform(jax.random.fold_in(key, 1), order.shape, order.dtype, 1, 2)
@@ -132,7 +129,7 @@ def thompson(
     proved. Where the greedy support need not be the best one (ellipsoids, polytopes) not even that:
     the regret against the best action may grow linearly.
 
-    Its `offer` is the mask [d] of available coordinates, or None.
+    Its `offer` is the mask [d] of available coordinates, the `ActionSet` of the step, or None.
 
     Source: Thompson (1933); Abbasi-Yadkori, Pal and Szepesvari (2011) for rare switching; Russo and
     Van Roy (2014), Agrawal and Goyal (2013), Abeille and Lazaric (2017) for the theorems.
