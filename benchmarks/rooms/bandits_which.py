@@ -42,6 +42,7 @@ def algorithms(action_set: bandits.ActionSet, sigma: float, horizon: int) -> dic
     shared: dict[str, Any] = {"sparsity": S, "sigma": sigma}
     listed: dict[str, Any] = {
         "thompson": bandits.thompson(action_set, **shared),
+        "thompson, hold = 0.02": bandits.thompson(action_set, hold=0.02, **shared),
         "thompson, hold = 0.3": bandits.thompson(action_set, hold=0.3, **shared),
         "e2tc": bandits.e2tc(action_set, horizon=horizon, **shared),
         "phased_greedy, power 1": bandits.phased_greedy(action_set, sparsity=S, schedule_power=1.0),

@@ -69,7 +69,8 @@ def _best(action_set, theta, sparsity):
     _checks.require(
         count <= _MAX_SUPPORTS,
         f"sparsity {sparsity} makes {count} supports, too many to visit: use greedy_support, or"
-        " branch_and_bound outside jit; in a simulation, benchmark='greedy'.",
+        " branch_and_bound outside jit; in a simulation, benchmark='greedy', or what"
+        " branch_and_bound returns.",
     )
     supports = np.fromiter(
         (i for row in combinations(range(dimension), sparsity) for i in row),

@@ -117,11 +117,11 @@ def thompson(
       posterior. Or the standard deviation > 0 of the prior N(0, prior_scale² I); one that is much
       too small locks the algorithm in, and then sigma must be > 0.
     * `hold`: ≥ 0; a draw is kept until det(V) has grown by the factor 1 + hold: for ⌈hold n⌉ steps
-      of an action that was played n times before, at least one. With 0.3 the regret on a ball grew
-      by a quarter to two fifths in 50,000 steps and by nothing in 2,000, and `simulate` needs of
-      the order of 4 d log(T) draws for T steps. Leave it at 0 on boxes: a draw that wrongly leaves
-      a coordinate out teaches nothing of it while it is kept, which has cost four times the regret
-      there.
+      of an action that was played n times before, at least one, so that `simulate` needs of the
+      order of d log(T) / hold draws for T steps. The regret grew by nothing in 2,000 steps; in
+      50,000, with 0.02 by a tenth to a third on a ball and by a fifth on a box, with 0.3 by a
+      quarter to two fifths and to the threefold: a draw that wrongly leaves a coordinate out
+      teaches nothing of it while it is kept. Leave it at 0 on a stream.
 
     For draws from the true prior the Bayesian regret on any set whose best action is found is of
     order d sigma √T up to logarithms. For the flat prior the theorems are frequentist, of order
