@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxsac import _loops
 from jaxsac._arguments import arguments, real, size
+from jaxsac.bandits.phased.rule import scheduled
 from jaxsac.bandits.phased.schedule import same
 from jaxsac.bandits.protocol import INIT, Policy, Total, like_theta, product
 from jaxsac.bandits.sets.action_set import ActionSet, a_set, check_dimension, known, put, take
@@ -92,23 +93,15 @@ class AdaptiveGreedy(OnSet):
     """Built by `adaptive_greedy`."""
 
     schedule_scale: jax.Array | float
-    power: float = eqx.field(static=True)
+    schedule_power: float = eqx.field(static=True)
 
     @arguments(**INIT)
     def init(self, key: jax.Array | None = None, *, dimension: int, dtype=None) -> AdaptiveState:
         check_dimension(self.action_set, dimension)
         dtype = jnp.result_type(float) if dtype is None else dtype
         zeros, none = jnp.zeros(dimension, dtype), jnp.zeros(dimension, jnp.int32)
-        length = self._length(jnp.int32(1), dtype)
-        sums = Total(zeros, zeros)
-        return AdaptiveState(sums, sums, none + 1, jnp.int32(1), length, jnp.int32(0))
-
-    def _length(self, cycle, dtype):
-        return jnp.ceil(
-            jnp.asarray(self.schedule_scale).astype(dtype)
-            * cycle.astype(dtype) ** self.power
-            * (1 - 1e-6)
-        ).astype(jnp.int32)
+        sums, first = Total(zeros, zeros), jnp.int32(1)
+        return AdaptiveState(sums, sums, none + 1, first, scheduled(self, first), jnp.int32(0))
 
     def _estimate(self, state):
         squares = state.squares.value
@@ -152,7 +145,7 @@ class AdaptiveGreedy(OnSet):
             state.squares.plus(none.at[coordinate].set(jnp.where(seen > 0, length**2, 0.0))),
             state.owed.at[coordinate].add(-seen) + jnp.where(ended, 1, 0).astype(jnp.int32),
             cycle,
-            jnp.where(ended, self._length(cycle, none.dtype), left),
+            jnp.where(ended, scheduled(self, cycle), left),
             state.dropped + jnp.where(~finite | (explore & ~known), 1, 0).astype(jnp.int32),
         )
 
@@ -223,11 +216,11 @@ def adaptive_greedy(
 
     Source: arXiv 2605.10151, Appendix E.
     """
-    power = (
-        (1.0 if action_set.strongly_convex else 0.5)
-        if schedule_power is None
-        else float(schedule_power)
-    )
+    if schedule_power is None:
+        schedule_power = 1.0 if action_set.strongly_convex else 0.5
     return AdaptiveGreedy(
-        action_set=action_set, sparsity=sparsity, schedule_scale=schedule_scale, power=power
+        action_set=action_set,
+        sparsity=sparsity,
+        schedule_scale=schedule_scale,
+        schedule_power=float(schedule_power),
     )

@@ -120,7 +120,7 @@ def thompson(
       of an action that was played n times before, at least one, so that `simulate` needs of the
       order of d log(T) / hold draws for T steps. The regret grew by nothing in 2,000 steps; in
       50,000, with 0.02 by a tenth to a third on a ball and by a fifth on a box, with 0.3 by a
-      quarter to two fifths and to the threefold: a draw that wrongly leaves a coordinate out
+      quarter to two fifths and to three to four times: a draw that wrongly leaves a coordinate out
       teaches nothing of it while it is kept. Leave it at 0 on a stream.
 
     For draws from the true prior the Bayesian regret on any set whose best action is found is of
