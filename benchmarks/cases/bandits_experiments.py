@@ -118,7 +118,7 @@ def experiments(options: Options, dtype, curves: dict[str, Any]) -> list[dict[st
             )
         )
         locked, wrong = np.asarray(run.locked), np.any(np.asarray(run.support) != right, axis=1)
-        verified = getattr(algorithm, "rule", "") in ("margin", "greedy")
+        verified = getattr(algorithm, "rule", None) is not None and algorithm.rule.gap is not None
         curves[name] = np.asarray(run.times[0]), regret.mean(0), np.asarray(run.lock_time)[locked]
         rows.append(
             {
@@ -174,25 +174,27 @@ def random_parameters(options: Options, dtype) -> list[dict[str, Any]]:
 
 
 def exponents(options: Options, dtype) -> list[dict[str, Any]]:
-    """Slope of log regret against log T between T = 10^6 and 10^7, and that of the number of
-    cycles, to which both parts of the regret are proportional: it is above the exponent as long as
-    exploration has its share of the steps.
+    """Slope of log mean regret against log T between 10^5, 10^6 and 10^7, with its standard error
+    over the trials, and that of the number of cycles, to which both parts of the regret are
+    proportional: it is above the exponent as long as exploration has its share of the steps.
     """
-    trials, times = (4, [10**3, 10**4]) if options.smoke else (50, [10**6, 10**7])
+    trials, times = (4, [10**3, 10**4]) if options.smoke else (50, [10**5, 10**6, 10**7])
     d, s = 10, 3
-    theta, keys = (
-        problems.separated_parameter(d, s, dtype=dtype),
-        jax.random.split(jax.random.key(9), trials),
-    )
+    theta = problems.separated_parameter(d, s, dtype=dtype)
+    keys = jax.random.split(jax.random.key(9), trials)
+    matrix = problems.unit_diagonal_matrix(jax.random.key(1), d, dtype=dtype)
+    proved: dict[str, Any] = {"sparsity": s, "sigma": SIGMA}
     cases = {
-        "APSEE, ball": (
-            bandits.apsee(bandits.Ball(), sparsity=s, sigma=SIGMA, radius="coord"),
-            0.5,
+        "APSEE, ball": (bandits.apsee(bandits.Ball(), radius="coord", **proved), 1 / 2),
+        "APSEE-G, ellipsoid, local": (
+            bandits.apsee_greedy(bandits.Ellipsoid(matrix), radius="local", **proved),
+            1 / 2,
         ),
         "phased greedy, l_1 ball": (
             bandits.phased_greedy(bandits.CrossPolytope(), sparsity=s),
             2 / 3,
         ),
+        "phased greedy, box": (bandits.phased_greedy(bandits.Box(), sparsity=s), 2 / 3),
     }
     rows = []
     for name, (algorithm, exponent) in smallest(options, cases, 1).items():
@@ -205,22 +207,21 @@ def exponents(options: Options, dtype) -> list[dict[str, Any]]:
                     sigma=SIGMA,
                     horizon=times[-1],
                     record=jnp.asarray(times),
+                    benchmark="greedy",
                 )
             )
         )(keys)
-        mean = np.asarray(run.regret, np.float64).mean(0)
+        regret = np.asarray(run.regret, np.float64)
+        mean, decades = regret.mean(0), np.log(10.0)
+        slopes = np.diff(np.log(mean)) / decades
+        errors = np.std(np.diff(regret / mean, axis=1), axis=0) / decades / trials**0.5
         ends = np.cumsum(d + np.ceil(np.arange(1, times[-1] // d) ** algorithm.schedule_power))
-        slope, cycles = (
-            np.log(x[1] / x[0]) / np.log(times[1] / times[0])
-            for x in (mean, np.searchsorted(ends, times))
-        )
-        row = {
-            "algorithm": name,
-            "T": f"{times[0]:.0e} to {times[1]:.0e}",
-            "regret": mean[1],
-            "slope": slope,
-        }
-        rows.append(row | {"slope of the cycles": cycles, "as T grows": exponent})
+        cycles = np.diff(np.log(np.searchsorted(ends, times))) / decades
+        for i, horizon in enumerate(times[1:]):
+            numbers = {"T": horizon, "regret": mean[i + 1], "slope": slopes[i], "±": errors[i]}
+            rows.append({"algorithm": name} | numbers)
+            rows[-1] |= {"slope of the cycles": cycles[i], "as T grows": exponent}
+            rows[-1]["locked"] = f"{np.mean(np.asarray(run.locked)):.0%}"
     return rows
 
 

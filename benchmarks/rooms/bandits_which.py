@@ -2,7 +2,6 @@
 streams.
 """
 
-import time
 from functools import partial
 from typing import Any
 
@@ -43,12 +42,13 @@ def algorithms(action_set: bandits.ActionSet, sigma: float, horizon: int) -> dic
     shared: dict[str, Any] = {"sparsity": S, "sigma": sigma}
     listed: dict[str, Any] = {
         "thompson": bandits.thompson(action_set, **shared),
+        "thompson, hold = 0.02": bandits.thompson(action_set, hold=0.02, **shared),
         "thompson, hold = 0.3": bandits.thompson(action_set, hold=0.3, **shared),
         "e2tc": bandits.e2tc(action_set, horizon=horizon, **shared),
         "phased_greedy, power 1": bandits.phased_greedy(action_set, sparsity=S, schedule_power=1.0),
         "phased_greedy, power 1/2": bandits.phased_greedy(action_set, sparsity=S),
     }
-    if isinstance(action_set, bandits.Modular):
+    if action_set.ranked:
         listed["prove_support"] = bandits.prove_support(action_set, delta=DELTA, **shared)
         for radius in ("coord", "l2"):
             listed[f"apsee, {radius}"] = bandits.apsee(
@@ -163,30 +163,35 @@ def seconds(options: Options, dtype) -> list[dict[str, Any]]:
 
 
 def streams(options: Options, dtype) -> list[dict[str, Any]]:
-    """A jitted `step` from Python and inside `lax.scan`, d = 20; and an estimate after many."""
-    dimension, calls = 20, 20 if options.smoke else 2_000
-    rows = []
+    """A jitted `step` from Python and inside `lax.scan`, beside a jitted copy of the state, d = 20;
+    and an estimate after many.
+    """
+    dimension, calls = 20, 20 if options.smoke else 100
+    rows, reward = [], jnp.asarray(0.1, dtype)
     for name, policy in {
-        "thompson": bandits.thompson(bandits.Ball(), sparsity=5, sigma=0.1),
-        "apsee": bandits.apsee(bandits.Ball(), sparsity=5, sigma=0.1, radius="coord"),
+        "thompson, ball": bandits.thompson(bandits.Ball(), sparsity=5, sigma=0.1),
+        "thompson, box": bandits.thompson(bandits.Box(), sparsity=5, sigma=0.1),
+        "apsee, ball": bandits.apsee(bandits.Ball(), sparsity=5, sigma=0.1, radius="coord"),
     }.items():
         state = policy.init(jax.random.key(0), dimension=dimension, dtype=dtype)
-        step, reward = jax.jit(policy.step), jnp.asarray(0.1, dtype)
-        state, _ = step(state, reward)
+        copy = jax.jit(lambda state, reward: (jax.tree.map(lambda x: x + 0, state), reward))
         many = jax.jit(lambda state, rewards, p=policy: jax.lax.scan(p.step, state, rewards)[0])
-        rewards = jnp.full(10 * calls, 0.1, dtype)
-        jax.block_until_ready(many(state, rewards))
-        apart, together = np.inf, np.inf
-        for _ in range(5):
-            start = time.perf_counter()
+
+        def apart(step, state=state):
+            result = reward
             for _ in range(calls):
-                state, action = step(state, reward)
-            jax.block_until_ready(action)  # pyright: ignore[reportPossiblyUnboundVariable]
-            apart = min(apart, (time.perf_counter() - start) / calls)
-            start = time.perf_counter()
-            jax.block_until_ready(many(state, rewards))
-            together = min(together, (time.perf_counter() - start) / (10 * calls))
-        rows.append({"case": name, "us a step": apart * 1e6, "us a step in scan": together * 1e6})
+                state, result = step(state, reward)
+            return result
+
+        times = options.time(
+            {
+                "us a step": partial(apart, jax.jit(policy.step)),
+                "us to copy the state": partial(apart, copy),
+                "us a step in scan": partial(many, state, jnp.full(calls, 0.1, dtype)),
+            }
+        )
+        best = {kind: timing.minimum / calls * 1e6 for kind, timing in times.items()}
+        rows.append({"case": name, "arrays": len(jax.tree.leaves(state))} | best)
     number = 10**3 if options.smoke else 10**6
     rng = np.random.default_rng(0)
     actions = rng.normal(size=(number, dimension)).astype(options.dtype)

@@ -10,7 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac import _checks
-from jaxsac._arguments import anything, arguments, choice, either, function, integer, key, real
+from jaxsac._arguments import (
+    anything,
+    arguments,
+    choice,
+    either,
+    function,
+    integer,
+    key,
+    real,
+    record as a_record,
+)
 from jaxsac.bandits.engine.blocks import simulate_blocks
 from jaxsac.bandits.engine.cycles import simulate_cycles
 from jaxsac.bandits.engine.steps import (
@@ -24,8 +34,9 @@ from jaxsac.bandits.engine.steps import (
 )
 from jaxsac.bandits.phased.rule import FOREVER
 from jaxsac.bandits.phased.schedule import Phased, cast_algorithm, make_plan
-from jaxsac.bandits.sets.action_set import all_finite, sized
-from jaxsac.bandits.sets.supports import benchmark_of
+from jaxsac.bandits.sets.action_set import ActionSet, Selection, all_finite, sized
+from jaxsac.bandits.sets.supports import benchmark_of, cast
+from jaxsac.bandits.stepwise.proof import Proof
 
 _NUM_TIMES = 64
 _POLICY = ("init", "act", "update", "benchmark", "support")
@@ -38,7 +49,7 @@ _POLICY = ("init", "act", "update", "benchmark", "support")
     sigma=real(low=0, below=float("inf")),
     horizon=integer(low=1, below=FOREVER),
     record=integer("K", low=0),
-    benchmark=choice("optimal", "greedy", "alpha"),
+    benchmark=either(choice("optimal", "greedy", "alpha"), a_record(Selection)),
     alpha=real(low=0, high=1),
     noise=either(choice("gaussian", "rademacher", "uniform"), function("(key, shape) -> draws")),
     draws=choice("all", "support"),
@@ -53,7 +64,7 @@ def simulate(
     sigma: jax.Array | float,
     horizon: jax.Array | int,
     record: jax.Array | None = None,
-    benchmark: str = "optimal",
+    benchmark: str | Selection = "optimal",
     alpha: jax.Array | float | None = None,
     noise: str | Callable[[jax.Array, tuple[int, ...]], jax.Array] = "gaussian",
     draws: str = "all",
@@ -71,7 +82,8 @@ def simulate(
     * `record`: int [K], the times of interest, by default 64 in geometric progression; times after
       the horizon count as the horizon.
     * `benchmark`: "optimal" is the reward of the best s-sparse action, "greedy" that of the greedy
-      support of theta, "alpha" `alpha` times the optimal one.
+      support of theta, "alpha" `alpha` times the optimal one. Or a `Selection`, as of
+      `branch_and_bound` where there are too many supports to visit.
     * `alpha`: in [0, 1], for the benchmark "alpha" alone.
     * `noise`: "gaussian", "rademacher", "uniform" (variance 1), or a function (key, shape) ->
       draws, defined once: a new function is a new compilation.
@@ -84,8 +96,9 @@ def simulate(
       lanes are locked or done.
     * `offer`: what each step makes available, for the step engine: an array or a pytree handed to
       `algorithm.act` (the arms [K, d] of `lin_ucb` and `lin_ts`, the mask [d] of
-      `adaptive_greedy`), the same for each of T ≥ `horizon` steps (masks [T, d], arms [T, K, d]),
-      or a function of a key, defined once, that draws it anew.
+      `adaptive_greedy`), the same for each of T ≥ `horizon` steps (masks [T, d], arms [T, K, d],
+      or sets: one `ActionSet` whose arrays have a leading axis [T], as from `jax.vmap(Box)`), or a
+      function of a key, defined once, that draws it anew.
 
     Returns: a `Run`; a NaN or an infinity in theta, the offer or the noise, or a traced one in
     sigma or the algorithm, gives NaN regret, no lock and the status NONFINITE. Batch with
@@ -101,6 +114,15 @@ def simulate(
         "algorithm must be one of this room, as from apsee(...), or have the methods"
         f" {', '.join(_POLICY)}.",
     )
+    best = None
+    if isinstance(benchmark, Selection):
+        _checks.require(
+            benchmark.mask.shape == theta.shape,
+            f"benchmark must be a Selection for theta [{theta.shape[0]}], got one for"
+            f" {list(benchmark.mask.shape)}.",
+        )
+        best = benchmark._replace(value=benchmark.value.astype(theta.dtype), gap=jnp.zeros(()))
+        benchmark = "given"
     _checks.require(
         (benchmark == "alpha") == (alpha is not None),
         "alpha and benchmark='alpha' go together: give both, or neither.",
@@ -112,11 +134,13 @@ def simulate(
         f" {list(theta.shape)}.",
     )
     kind = getattr(algorithm, "offers", None)
-    schedule = kind is not None and np.ndim(offer) == len(kind.shape) + 1
+    sets = isinstance(offer, ActionSet)
+    schedule = sets or (kind is not None and np.ndim(offer) == len(kind.shape) + 1)
     phased = isinstance(algorithm, Phased)
     _checks.require(
-        not phased or offer is None,
-        "phased algorithms play a fixed set: leave offer out, or use adaptive_greedy.",
+        offer is None or type(algorithm) not in (Phased, Proof),
+        "phased algorithms and prove_support play a fixed set: leave offer out, or use"
+        " adaptive_greedy.",
     )
     by_cycles = phased or (
         hasattr(algorithm, "observe") and noise == "gaussian" and not (callable(offer) or schedule)
@@ -126,8 +150,7 @@ def simulate(
     _checks.require(
         engine == "step" or by_cycles,
         "the cycle engine runs phased algorithms, and with Gaussian noise thompson and"
-        " prove_support: use"
-        " engine='step'.",
+        " prove_support: use engine='step'.",
     )
     if draws == "support":
         _checks.require(
@@ -142,15 +165,19 @@ def simulate(
     draw = None
     if callable(offer):
         draw, offer = offer, None
+    elif sets:
+        offer = cast(offer, theta.dtype)
     elif offer is not None and kind is not None:
         given = replace(kind, shape=("T", *kind.shape)) if schedule else kind
         offer = given.take("offer", offer, theta.dtype, d=theta.shape[0])
+    if schedule:
+        steps = min(([*np.shape(leaf), 0])[0] for leaf in jax.tree.leaves(offer))
         _checks.require(
-            not (schedule and _checks.is_concrete(horizon)) or offer.shape[0] >= horizon,
-            f"offer has {np.shape(offer)[0]} steps, fewer than the horizon: give one for each.",
+            not _checks.is_concrete(horizon) or steps >= horizon,
+            f"offer has {steps} steps, fewer than the horizon: give one for each.",
         )
     numbers: Any = jax.tree.map(jnp.asarray, (sigma, horizon, alpha))  # one trace for all kinds
-    trial = Trial(key, theta, numbers[0], numbers[1], times, numbers[2], offer)
+    trial = Trial(key, theta, numbers[0], numbers[1], times, numbers[2], offer, best)
     setting = Setting(benchmark, noise, draws, engine, draw, schedule)
     return _simulate(cast_algorithm(algorithm, theta.dtype), trial, setting)
 
@@ -187,9 +214,10 @@ def _run(algorithm: Any, trial: Trial, setting: Setting) -> Run:
         return simulate_blocks(algorithm, trial, setting.benchmark)
     if not isinstance(algorithm, Phased):
         return simulate_steps(algorithm, trial, setting)
-    key, theta, sigma, horizon, times, alpha, _ = trial
+    key, theta, sigma, horizon, times, alpha, _, best = trial
     plan = make_plan(algorithm, theta.shape[0], theta.dtype)
-    best = benchmark_of(plan.action_set, theta, algorithm.sparsity, setting.benchmark, alpha)
+    if best is None:
+        best = benchmark_of(plan.action_set, theta, algorithm.sparsity, setting.benchmark, alpha)
     problem = Problem(key, theta, sigma, horizon, times, plan, best)
     if setting.engine == "cycle":
         return simulate_cycles(setting.noise, setting.draws, problem)

@@ -309,9 +309,14 @@ def test_submodularity_ratio():
         ellipsoid = bandits.Ellipsoid(jnp.asarray(ellipsoid_matrix(seed)))
         theta = jnp.asarray(np.random.default_rng(seed).normal(size=D))
         ratio = bandits.submodularity_ratio(ellipsoid, theta, S)
-        assert (
-            ratio >= np.linalg.eigvalsh(ellipsoid.matrix)[0]
-        )  # Das and Kempe's bound for a unit diagonal
+        assert ratio >= ellipsoid.ratio_bound(S, D)
+        scale = jnp.asarray(np.random.default_rng(seed).uniform(0.1, 3.0, D))  # other units
+        other = bandits.Ellipsoid(ellipsoid.matrix * scale[:, None] * scale[None, :])
+        blocks = [ellipsoid.matrix[np.ix_(s, s)] for s in itertools.combinations(range(D), 4)]
+        for one in (ellipsoid, other, bandits.Product([other, bandits.Box()], [D, 2])):
+            np.testing.assert_allclose(
+                one.ratio_bound(2, one.dimension), min(np.linalg.eigvalsh(b)[0] for b in blocks)
+            )
         quality = (
             bandits.greedy_support(ellipsoid, theta, S).value
             / bandits.best_support(ellipsoid, theta, S).value
@@ -333,6 +338,37 @@ def test_a_polytope_of_submodularity_ratio_zero():
     )
     assert value_of(polytope, theta, 0, 1, 2) == pytest.approx(1.1)
     assert bandits.submodularity_ratio(polytope, theta, 2) == pytest.approx(0.0, abs=1e-12)
+    assert polytope.ratio_bound(2, D) == 0.0 and bandits.Ball().ratio_bound(2, D) == 1.0
+
+
+def test_what_is_true_of_a_set_is_true_of_its_mask():
+    available, kept = np.arange(D) != 1, np.delete(np.arange(D), 1)
+    matrix = ellipsoid_matrix(5)
+    masked = bandits.Masked(bandits.Ellipsoid(jnp.asarray(matrix)), available)
+    small = bandits.Ellipsoid(jnp.asarray(matrix[np.ix_(kept, kept)]))
+    theta = jnp.asarray(THETA)
+    for choose in (bandits.best_support, bandits.greedy_support):
+        ours, right = choose(masked, theta, S), choose(small, theta[kept], S)
+        np.testing.assert_allclose(ours.value, right.value, rtol=1e-12)
+        np.testing.assert_array_equal(ours.indices, kept[np.asarray(right.indices)])
+    # An unavailable coordinate among those of a restriction counts for nothing.
+    part, few = masked.restrict(jnp.asarray([0, 1, 3]), D), jnp.asarray([0, 3])
+    known = theta[jnp.asarray([0, 1, 3])]
+    value = np.sqrt(theta[few] @ np.linalg.solve(matrix[np.ix_(few, few)], theta[few]))
+    np.testing.assert_allclose([part.support(known), known @ part.argmax(known)], value)
+    assert part.argmax(known)[1] == 0
+    assert masked.strongly_convex and masked.quadratic and not masked.ranked
+    assert masked.action_slope(D) == bandits.Ellipsoid(jnp.asarray(matrix)).action_slope(D)
+    ball, shared = bandits.Masked(bandits.Ball(), available), {"sparsity": S, "sigma": 1e-3}
+    for algorithm in (
+        bandits.apsee(ball, **shared),
+        bandits.prove_support(ball, **shared),
+        bandits.apsee_greedy(masked, radius="local", **shared),
+    ):
+        run = bandits.simulate(jax.random.key(0), algorithm, theta, sigma=1e-3, horizon=500)
+        best = bandits.greedy_support(algorithm.action_set, theta, S)
+        np.testing.assert_array_equal(run.support, np.sort(best.indices))
+        assert run.locked and 1 not in run.support
 
 
 def test_greedy_far_below_the_best_on_an_ill_conditioned_ellipsoid():

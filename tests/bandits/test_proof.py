@@ -126,7 +126,7 @@ def test_both_engines_agree_without_noise_and_other_sets_are_refused():
     ]
     np.testing.assert_allclose(runs[0].regret, runs[1].regret, atol=1e-9)
     assert runs[0].lock_time == runs[1].lock_time
-    with pytest.raises(ValueError, match="action_set must be a Modular"):
+    with pytest.raises(ValueError, match="largest scores are the best support"):
         bandits.prove_support(bandits.Ellipsoid(np.eye(3)), sparsity=2, sigma=0.1)  # pyright: ignore
 
 

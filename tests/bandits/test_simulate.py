@@ -189,6 +189,31 @@ def test_s_equal_d_locks_at_once():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("engine", ["cycle", "step"])
+def test_a_benchmark_that_branch_and_bound_found(engine):
+    theta = jnp.asarray(THETA)
+    found, _ = bandits.branch_and_bound(ELLIPSOID, theta, S)
+    for algorithm in (
+        ALGORITHMS["phased_greedy"],
+        bandits.thompson(ELLIPSOID, sparsity=S, sigma=0.1),
+    ):
+        ours, right = (
+            bandits.simulate(
+                KEY, algorithm, theta, sigma=0.1, horizon=50, engine=engine, benchmark=benchmark
+            )
+            for benchmark in (found, "optimal")
+        )
+        for one, other in zip(ours, right, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
+        more = found._replace(value=found.value + 1.0)
+        run = bandits.simulate(
+            KEY, algorithm, theta, sigma=0.1, horizon=50, engine=engine, benchmark=more
+        )
+        np.testing.assert_allclose(run.regret, right.regret + right.times, rtol=1e-9)
+    with pytest.raises(ValueError, match="benchmark must be a Selection for theta"):
+        bandits.simulate(KEY, algorithm, theta[:3], sigma=0.1, horizon=5, benchmark=found)
+
+
 def test_alpha_regret_may_fall():
     """Against alpha times the optimum: alpha OPT t less where OPT t was, and not clipped at
     zero.

@@ -160,8 +160,61 @@ def test_exploration_waits_for_its_coordinate_and_actions_stay_on_offer():
         )
         state = update(algorithm, state, jnp.asarray(action), action @ THETA, jnp.asarray(offer))
         if t == 100:
-            assert state.counts[1] == 0 and state.owed[1] == state.cycle
-    assert state.counts[1] > 0 and np.all(state.counts + state.owed == state.cycle)
+            assert state.squares.value[1] == 0 and state.owed[1] == state.cycle
+    seen = np.asarray(state.squares.value)
+    assert seen[1] > 0 and np.all(seen + np.asarray(state.owed) == int(state.cycle))
+
+
+def test_sets_of_each_step():
+    """Boxes whose limits change, against the algorithm of Appendix E written step by step."""
+    horizon, rng = 120, np.random.default_rng(1)
+    highs = rng.uniform(0.5, 2.0, (horizon, D)) * (rng.random((horizon, D)) < 0.7)
+    boxes = jax.vmap(bandits.Box)(-0.5 * highs, highs)
+    times = np.arange(1, horizon + 1)
+
+    def simulate(algorithm, offer=boxes):
+        return bandits.simulate(
+            jax.random.key(0),
+            algorithm,
+            jnp.asarray(THETA),
+            sigma=0.0,
+            horizon=horizon,
+            record=times,
+            offer=offer,
+        )
+
+    run = simulate(bandits.adaptive_greedy(bandits.Box(), sparsity=2))
+    known, owed, cycle, left, total, expected = np.zeros(D, bool), np.ones(D), 1, 1, 0.0, []
+    for high in highs:
+        gains = np.maximum(THETA * high, -0.5 * THETA * high)
+        total += np.sort(gains)[-2:].sum()
+        due = np.where(high > 0, owed, 0)
+        if due.any():
+            i = np.argmax(due)
+            known[i], owed[i], total = True, owed[i] - 1, total - THETA[i] * high[i]
+        else:
+            total -= np.sort(np.where(known, gains, 0.0))[-2:].sum()
+            left -= 1
+            if left == 0:
+                cycle, owed = cycle + 1, owed + 1
+                left = int(np.ceil(np.sqrt(cycle)))
+        expected.append(total)
+    np.testing.assert_allclose(run.regret, expected, atol=1e-12)
+
+    balls = jax.vmap(bandits.Ball)(np.arange(1.0, horizon + 1))
+    run = simulate(bandits.thompson(bandits.Ball(), sparsity=2, sigma=0.0), balls)
+    cost = np.arange(1, D + 1) * (np.linalg.norm(THETA[[0, 2]]) - THETA)  # each axis once
+    np.testing.assert_allclose(run.regret[:D], np.cumsum(cost), atol=1e-9)
+    np.testing.assert_allclose(run.regret[D:], cost.sum(), atol=1e-3)  # then it is known
+    for offer, words in (
+        (jax.vmap(bandits.Ball)(np.ones(3)), "3 steps, fewer than the horizon"),
+        (bandits.Ball(), "0 steps"),
+        (jax.vmap(lambda high: bandits.Box(0.0, high))(np.ones((horizon, 3))), "d = 3"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            simulate(bandits.thompson(bandits.Ball(), sparsity=2, sigma=0.0), offer)
+    with pytest.raises(ValueError, match="prove_support play a fixed set"):
+        simulate(bandits.prove_support(bandits.Ball(), sparsity=2, sigma=0.0), np.ones(D))
 
 
 def test_mistakes_are_named():

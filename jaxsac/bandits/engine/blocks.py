@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsac import _loops
-from jaxsac.bandits.engine.steps import STEP_STREAM, Run, Trial, run_of
+from jaxsac.bandits.engine.steps import STEP_STREAM, Run, Trial, best_reward, run_of
 from jaxsac.bandits.protocol import Total
 
 
@@ -16,7 +16,7 @@ def simulate_blocks(algorithm: Any, trial: Trial, benchmark: str) -> Run:
     """Equal in law to a run step by step, for Gaussian noise."""
     theta, times, dtype = trial.theta, trial.times, trial.theta.dtype
     init_key, key = jax.random.split(jax.random.fold_in(trial.key, STEP_STREAM))
-    best = algorithm.benchmark(theta, trial.offer, benchmark, trial.alpha)
+    best = best_reward(algorithm, trial, benchmark, trial.offer)
 
     def block(carry):
         time, state, total, recorded, chosen = carry

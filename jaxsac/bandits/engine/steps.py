@@ -44,6 +44,7 @@ class Trial(NamedTuple):
     times: jax.Array  # int32 [K]
     alpha: Any  # [] or None
     offer: Any  # what every step makes available, if it is the same
+    best: Selection | None  # the benchmark, if it is given
 
 
 class Setting(NamedTuple):
@@ -175,17 +176,17 @@ def simulate_steps(algorithm: Any, trial: Trial, setting: Setting) -> Run:
     theta, dtype = trial.theta, trial.theta.dtype
     init_key, key = jax.random.split(jax.random.fold_in(trial.key, STEP_STREAM))
 
-    def best_of(offered):
-        return algorithm.benchmark(theta, offered, setting.benchmark, trial.alpha)
-
-    fixed = None if setting.draw or setting.schedule else best_of(trial.offer)
+    changes = setting.draw is not None or setting.schedule
+    fixed = None if changes else best_reward(algorithm, trial, setting.benchmark, trial.offer)
 
     def step(t, state):
         noise_key, offer_key = jax.random.split(jax.random.fold_in(key, t))
         offered = trial.offer if setting.draw is None else setting.draw(offer_key)
         if setting.schedule:
             offered = jax.tree.map(lambda offers: offers[t], offered)
-        best = best_of(offered) if fixed is None else fixed
+        best = fixed
+        if best is None:
+            best = best_reward(algorithm, trial, setting.benchmark, offered)
         action = algorithm.act(state, offered)
         mean = jnp.sum(theta * action)
         error = draw_noise(setting.noise, noise_key, (), dtype)
@@ -201,12 +202,19 @@ def simulate_steps(algorithm: Any, trial: Trial, setting: Setting) -> Run:
     return run_of(algorithm, trial, setting.benchmark, state, regret, rewards, chosen)
 
 
+def best_reward(algorithm: Any, trial: Trial, benchmark: str, offer: Any) -> jax.Array:
+    """The reward of a step that regret is measured against."""
+    if trial.best is not None:
+        return trial.best.value
+    return algorithm.benchmark(trial.theta, offer, benchmark, trial.alpha)
+
+
 def run_of(
     algorithm: Any, trial: Trial, benchmark: str, state: Any, regret: Any, rewards: Any, chosen: Any
 ) -> Run:
     """Of an algorithm that proves a support, or of one that does not."""
-    action_set, best = getattr(algorithm, "action_set", None), None
-    if isinstance(action_set, ActionSet):
+    action_set, best = getattr(algorithm, "action_set", None), trial.best
+    if best is None and isinstance(action_set, ActionSet):
         best = benchmark_of(action_set, trial.theta, algorithm.sparsity, benchmark, 1.0)
     support = jnp.sort(algorithm.support(state))
     locked = getattr(state, "locked", jnp.asarray(False))

@@ -13,7 +13,7 @@ from jaxsac.bandits.estimate.radii import KINDS, radius_at
 from jaxsac.bandits.phased.rule import Number, Rule, scheduled
 from jaxsac.bandits.phased.schedule import Phased, Plan, make_plan, noise_level, phased
 from jaxsac.bandits.sets.action_set import ActionSet, no_choice, put, sized, take
-from jaxsac.bandits.sets.modular import CrossPolytope, Modular, Simplex
+from jaxsac.bandits.sets.modular import CrossPolytope, Simplex
 
 _ARGUMENTS = (
     "action_set",
@@ -50,7 +50,7 @@ def apsee(
     paper's own radius "l2" is loose: theta uniform in [−1, 1]^10 and sigma = 0.1 rarely lock within
     2,000 steps.
 
-    * `action_set`: a `Modular` one (Ball, LpBall, Box).
+    * `action_set`: a `ranked` one (Ball, LpBall, Box, `Masked` ones of these).
     * `sparsity`: s, static.
     * `sigma`: a bound on the sub-Gaussian scale of the noise, or "auto" to bound it from the data
       (Gaussian noise only, half of delta is spent on it).
@@ -66,7 +66,7 @@ def apsee(
     Source: arXiv 2605.10151, Algorithm 1.
     """
     _checks.require(
-        isinstance(action_set, Modular),
+        action_set.ranked,
         "apsee needs an action_set on which the largest scores are the best support (Ball, LpBall,"
         " Box): use apsee_greedy.",
     )
@@ -159,7 +159,7 @@ def _verify(
     return (gap > threshold) | commit, support
 
 
-def _margin(action_set: Modular, theta: jax.Array, sparsity: int) -> tuple[jax.Array, None]:
+def _margin(action_set: ActionSet, theta: jax.Array, sparsity: int) -> tuple[jax.Array, None]:
     return ranked_gap(action_set.scores(theta), sparsity), None
 
 
@@ -170,7 +170,6 @@ def _lead(action_set: ActionSet, theta: jax.Array, sparsity: int) -> tuple[jax.A
 
 def _slope(algorithm: Phased, dimension: int, dtype: Any) -> jax.Array:
     """Of a score."""
-    assert isinstance(algorithm.action_set, Modular)
     return algorithm.action_set.score_slope(jnp.zeros(dimension, dtype))
 
 

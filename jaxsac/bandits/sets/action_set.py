@@ -38,6 +38,7 @@ class ActionSet(eqx.Module):
     # may be as long as its index.
     strongly_convex: ClassVar[bool] = False  # whether X is
     quadratic: ClassVar[bool] = False  # f(S)² is a quadratic form of theta_S
+    ranked: ClassVar[bool] = False  # the s largest `scores` are always the best support
 
     __hash__ = object.__hash__  # its bound methods go through `jax.jit`, which hashes them
 
@@ -75,6 +76,23 @@ class ActionSet(eqx.Module):
         alike: the paper's equation 7; infinite where they jump.
         """
         return float("inf")
+
+    def ratio_bound(self, sparsity: int, dimension: int) -> jax.Array | float:
+        """A lower bound on the `submodularity_ratio` for every theta: the paper's equation 15. 1
+        where greedy is exact, as f is submodular on all such sets here; 0, nothing, by default,
+        since there are convex sets of ratio 0.
+        """
+        return 1.0 if self.greedy_is_exact else 0.0
+
+    def scores(self, theta: jax.Array) -> jax.Array:
+        """What ranks the coordinates of a `ranked` set, [d]: it moves by at most `score_slope`
+        times an error of theta's coordinate.
+        """
+        return jnp.abs(theta)
+
+    def score_slope(self, theta: jax.Array) -> jax.Array:
+        """The largest slope [] of a score in its coordinate of theta."""
+        return jnp.ones((), theta.dtype)
 
     def reach(self, dimension: int, dtype) -> jax.Array:
         """For each axis the largest multiple [d] of its unit vector in X, negative where the

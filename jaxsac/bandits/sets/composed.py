@@ -90,9 +90,16 @@ class Product(ActionSet):
         ]
         return jnp.sqrt(jnp.sum(jnp.stack(radii) ** 2))
 
+    def ratio_bound(self, sparsity, dimension):
+        each = zip(self.parts, self.sizes, strict=True)
+        bounds = [jnp.asarray(part.ratio_bound(min(sparsity, n), n)) for part, n in each]
+        return jnp.min(jnp.stack(bounds))
+
 
 class Masked(ActionSet):
-    """The actions of `whole` that use only the coordinates of `available` [d], True or 1."""
+    """The actions of `whole` that use only the coordinates of `available` [d], True or 1; what is
+    true of `whole` stays true.
+    """
 
     whole: ActionSet  # in R^d
     available: jax.Array  # bool [d]
@@ -109,6 +116,10 @@ class Masked(ActionSet):
     def greedy_is_exact(self):
         return self.whole.greedy_is_exact
 
+    ranked = property(lambda self: self.whole.ranked)  # pyright: ignore[reportAssignmentType]
+    strongly_convex = property(lambda self: self.whole.strongly_convex)  # pyright: ignore[reportAssignmentType]
+    quadratic = property(lambda self: self.whole.quadratic)  # pyright: ignore[reportAssignmentType]
+
     def _and(self, mask):
         return self.available if mask is None else self.available & mask
 
@@ -123,6 +134,25 @@ class Masked(ActionSet):
 
     def norm_bound(self, sparsity, dimension):
         return self.whole.norm_bound(sparsity, dimension)
+
+    def action_slope(self, dimension):
+        return self.whole.action_slope(dimension)
+
+    def ratio_bound(self, sparsity, dimension):
+        return self.whole.ratio_bound(sparsity, dimension)
+
+    def scores(self, theta):
+        return masked(self.whole.scores(theta), self.available)
+
+    def score_slope(self, theta):
+        return self.whole.score_slope(theta)
+
+    def reach(self, dimension, dtype):
+        return masked(self.whole.reach(dimension, dtype), self.available)
+
+    def restrict(self, indices, dimension):
+        kept = (indices >= 0) & self.available[indices]
+        return Masked(self.whole.restrict(jnp.where(kept, indices, -1), dimension), kept)
 
     def greedy(self, theta, sparsity, mask=None):
         return self.whole.greedy(theta, sparsity, self._and(mask))

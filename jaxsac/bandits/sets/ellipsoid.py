@@ -38,8 +38,7 @@ class Ellipsoid(ActionSet):
 
     matrix: jax.Array  # [d, d]
 
-    strongly_convex = True
-    quadratic = True
+    strongly_convex = quadratic = True
 
     @arguments(matrix=real("d", "d", **FINITE))
     def __init__(self, matrix: jax.Array):
@@ -85,15 +84,16 @@ class Ellipsoid(ActionSet):
         return root(jnp.matmul(x, image, precision="highest"))
 
     def norm_bound(self, sparsity, dimension):
-        """1 / √(least eigenvalue), over the s x s blocks where there are few enough to visit and
-        over A (larger) otherwise.
+        """1 / √(least eigenvalue of the s x s blocks)."""
+        return 1.0 / jnp.sqrt(_least_eigenvalue(self.matrix, sparsity))
+
+    def ratio_bound(self, sparsity, dimension):
+        """The least eigenvalue of the blocks of 2 s coordinates of A scaled to a unit diagonal
+        (equation C.5; Das and Kempe 2011, lemma 13).
         """
-        if math.comb(dimension, sparsity) > _MAX_BLOCKS:
-            return 1.0 / jnp.sqrt(jnp.linalg.eigvalsh(self.matrix)[0])
-        blocks = jnp.asarray(list(combinations(range(dimension), sparsity)))
-        return 1.0 / jnp.sqrt(
-            jnp.min(jnp.linalg.eigvalsh(self.matrix[blocks[:, :, None], blocks[:, None, :]]))
-        )
+        scale = jnp.sqrt(jnp.diag(self.matrix))
+        scaled = self.matrix / (scale[:, None] * scale[None, :])
+        return _least_eigenvalue(scaled, min(2 * sparsity, dimension))
 
     def action_slope(self, dimension):
         values = jnp.linalg.eigvalsh(self.matrix)
@@ -152,17 +152,30 @@ class Ellipsoid(ActionSet):
         return Selection(indices, chosen, root(total), gap)
 
 
+def _least_eigenvalue(matrix: jax.Array, size: int) -> jax.Array:
+    """Over the blocks of `size` coordinates where there are few enough to visit, and of the whole
+    matrix (smaller) otherwise.
+    """
+    dimension = matrix.shape[0]
+    if math.comb(dimension, size) > _MAX_BLOCKS:
+        return jnp.linalg.eigvalsh(matrix)[0]
+    blocks = jnp.asarray(list(combinations(range(dimension), size)))
+    return jnp.min(jnp.linalg.eigvalsh(matrix[blocks[:, :, None], blocks[:, None, :]]))
+
+
 class EllipsoidSlice(ActionSet):
     """An ellipsoid in R^s by the `inverse` [s, s] of its matrix, factored once and used every
-    cycle.
+    cycle. A mask may leave out the coordinates −1 of `restrict` alone.
     """
 
     inverse: jax.Array
 
     def support(self, theta, mask=None):
-        return root(jnp.matmul(theta, self._times(masked(theta, mask)), precision="highest"))
+        theta = masked(theta, mask)
+        return root(jnp.matmul(theta, self._times(theta), precision="highest"))
 
     def argmax(self, theta, mask=None):
+        theta = masked(theta, mask)
         product = self._times(theta)
         value = root(jnp.matmul(theta, product, precision="highest"))
         return product / jnp.where(value > 0, value, 1.0)

@@ -15,10 +15,12 @@ POSITIVE = {"above": 0, "below": float("inf")}
 
 class Modular(ActionSet):
     """A set with f(S) = value(Σ_{i∈S} weights_i), weights ≥ 0 and value increasing: the s largest
-    weights are the best support, and so are the s largest scores, which is what `apsee` needs.
+    weights are the best support, and so are the s largest `scores`, which `apsee` needs.
 
     A set of one's own defines `weights`, `value` and `argmax`.
     """
+
+    ranked = True
 
     @property
     def greedy_is_exact(self):
@@ -31,16 +33,6 @@ class Modular(ActionSet):
     def value(self, total: jax.Array, scale: jax.Array) -> jax.Array:
         """f of a sum of weights."""
         raise TypeError(f"{type(self).__name__} must define value(total, scale).")
-
-    def scores(self, theta: jax.Array) -> jax.Array:
-        """What ranks the coordinates, [d]: it moves by at most `score_slope` times an error of
-        theta's coordinate.
-        """
-        return jnp.abs(theta)
-
-    def score_slope(self, theta: jax.Array) -> jax.Array:
-        """The largest slope [] of a score in its coordinate of theta."""
-        return jnp.ones((), theta.dtype)
 
     def support(self, theta, mask=None):
         weights, scale = self.weights(masked(theta, mask))
@@ -71,17 +63,31 @@ def _power(base: jax.Array, exponent: jax.Array) -> jax.Array:
     )
 
 
-class Ball(Modular):
+class WithRadius(ActionSet):
+    """A set that is alike on all coordinates and reaches `radius` along each of them, as do its
+    restrictions.
+    """
+
+    radius: jax.Array | float  # [], > 0
+
+    def norm_bound(self, sparsity, dimension):
+        return self.radius
+
+    def reach(self, dimension, dtype):
+        return jnp.full(dimension, self.radius, dtype)
+
+    def restrict(self, indices, dimension):
+        return self
+
+
+class Ball(WithRadius, Modular):
     """{x : ‖x‖₂ ≤ radius}: f(S) = radius ‖theta_S‖₂, attained at radius theta_S / ‖theta_S‖₂.
 
     `radius` > 0. Source: "Learning to Sparsify Stochastic Linear Bandits" (arXiv 2605.10151),
     Proposition 2.
     """
 
-    radius: jax.Array | float  # [], > 0
-
-    strongly_convex = True
-    quadratic = True
+    strongly_convex = quadratic = True
 
     @arguments(radius=real(**POSITIVE))
     def __init__(self, radius: jax.Array | float = 1.0):
@@ -104,20 +110,11 @@ class Ball(Modular):
         scale = largest(x)
         return scale * root(jnp.sum((x / scale) ** 2)) / like(self.radius, x)
 
-    def norm_bound(self, sparsity, dimension):
-        return self.radius
-
     def action_slope(self, dimension):
         return self.radius
 
-    def reach(self, dimension, dtype):
-        return jnp.full(dimension, self.radius, dtype)
 
-    def restrict(self, indices, dimension):
-        return self
-
-
-class LpBall(Modular):
+class LpBall(WithRadius, Modular):
     """{x : ‖x‖_p ≤ radius}, 1 < p < inf: f(S) = radius ‖theta_S‖_q with 1/p + 1/q = 1,
     attained where x_i ∝ sign(theta_i) |theta_i|^(q−1).
 
@@ -127,7 +124,6 @@ class LpBall(Modular):
     """
 
     p: jax.Array | float  # [], in (1, ∞)
-    radius: jax.Array | float  # [], > 0
 
     @arguments(p=real(above=1, below=float("inf")), radius=real(**POSITIVE))
     def __init__(self, p: jax.Array | float, radius: jax.Array | float = 1.0):
@@ -175,12 +171,6 @@ class LpBall(Modular):
         p = jnp.asarray(self.p, jnp.result_type(float))
         slope = jnp.asarray(self.radius, p.dtype) * float(dimension) ** (1.0 / p - 0.5) / (p - 1.0)
         return jnp.where(p <= 2.0, slope, jnp.inf)
-
-    def reach(self, dimension, dtype):
-        return jnp.full(dimension, self.radius, dtype)
-
-    def restrict(self, indices, dimension):
-        return self
 
 
 class Box(Modular):
@@ -252,18 +242,8 @@ class Box(Modular):
         return Box(low, high)
 
 
-class CrossPolytope(ActionSet):
-    """{x : ‖x‖₁ ≤ radius}: f(S) = radius max over S of |theta_i|, attained on one axis.
-
-    f(S) stops growing after its first coordinate, so the greedy gap is 0 for s > 1 and support
-    verification never succeeds: use `phased_greedy`.
-    """
-
-    radius: jax.Array | float  # [], > 0
-
-    @arguments(radius=real(**POSITIVE))
-    def __init__(self, radius: jax.Array | float = 1.0):
-        self.radius = radius
+class OnAxes(WithRadius):
+    """A set whose best action is on one axis."""
 
     @property
     def greedy_is_exact(self):
@@ -271,6 +251,18 @@ class CrossPolytope(ActionSet):
 
     def support(self, theta, mask=None):
         return jnp.sum(masked(theta, mask) * self.argmax(theta, mask))
+
+
+class CrossPolytope(OnAxes):
+    """{x : ‖x‖₁ ≤ radius}: f(S) = radius max over S of |theta_i|, attained on one axis.
+
+    f(S) stops growing after its first coordinate, so the greedy gap is 0 for s > 1 and support
+    verification never succeeds: use `phased_greedy`.
+    """
+
+    @arguments(radius=real(**POSITIVE))
+    def __init__(self, radius: jax.Array | float = 1.0):
+        self.radius = radius
 
     def argmax(self, theta, mask=None):
         theta = masked(theta, mask)
@@ -280,33 +272,15 @@ class CrossPolytope(ActionSet):
     def gauge(self, x):
         return jnp.sum(jnp.abs(x)) / like(self.radius, x)
 
-    def norm_bound(self, sparsity, dimension):
-        return self.radius
 
-    def reach(self, dimension, dtype):
-        return jnp.full(dimension, self.radius, dtype)
-
-    def restrict(self, indices, dimension):
-        return self
-
-
-class Simplex(ActionSet):
+class Simplex(OnAxes):
     """{x ≥ 0 : Σ x ≤ radius}: f(S) = radius max(0, max over S of theta_i), attained at a
     vertex.
     """
 
-    radius: jax.Array | float  # [], > 0
-
     @arguments(radius=real(**POSITIVE))
     def __init__(self, radius: jax.Array | float = 1.0):
         self.radius = radius
-
-    @property
-    def greedy_is_exact(self):
-        return True
-
-    def support(self, theta, mask=None):
-        return jnp.sum(masked(theta, mask) * self.argmax(theta, mask))
 
     def argmax(self, theta, mask=None):
         theta = masked(theta, mask)
@@ -317,12 +291,3 @@ class Simplex(ActionSet):
 
     def gauge(self, x):
         return jnp.where(jnp.any(x < 0), jnp.inf, jnp.sum(x) / like(self.radius, x))
-
-    def norm_bound(self, sparsity, dimension):
-        return self.radius
-
-    def reach(self, dimension, dtype):
-        return jnp.full(dimension, self.radius, dtype)
-
-    def restrict(self, indices, dimension):
-        return self

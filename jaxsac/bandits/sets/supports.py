@@ -13,7 +13,6 @@ from jax import lax
 from jaxsac import _checks
 from jaxsac._arguments import arguments, real, size
 from jaxsac.bandits.sets.action_set import ActionSet, Selection, a_set
-from jaxsac.bandits.sets.composed import Masked
 
 _MAX_SUPPORTS = 1_000_000
 _CHUNK = 256
@@ -70,7 +69,8 @@ def _best(action_set, theta, sparsity):
     _checks.require(
         count <= _MAX_SUPPORTS,
         f"sparsity {sparsity} makes {count} supports, too many to visit: use greedy_support, or"
-        " branch_and_bound outside jit; in a simulation, benchmark='greedy'.",
+        " branch_and_bound outside jit; in a simulation, benchmark='greedy', or what"
+        " branch_and_bound returns.",
     )
     supports = np.fromiter(
         (i for row in combinations(range(dimension), sparsity) for i in row),
@@ -191,18 +191,10 @@ def submodularity_ratio(action_set: ActionSet, theta: jax.Array, sparsity: int) 
 
 
 def benchmark_of(
-    action_set: ActionSet,
-    theta: jax.Array,
-    sparsity: int,
-    benchmark: str,
-    alpha: Any,
-    mask: jax.Array | None = None,
+    action_set: ActionSet, theta: jax.Array, sparsity: int, benchmark: str, alpha: Any
 ) -> Selection:
-    """What regret is measured against, with the actions of the mask [d]; its value is the reward
-    of a step.
-    """
+    """What regret is measured against; its value is the reward of a step."""
     if benchmark == "greedy":
-        return action_set.greedy(theta, sparsity, mask)
-    offered = action_set if mask is None else Masked(action_set, mask)
-    best = _best(cast(offered, theta.dtype), theta, sparsity)
+        return action_set.greedy(theta, sparsity)
+    best = _best(cast(action_set, theta.dtype), theta, sparsity)
     return best._replace(value=alpha * best.value) if benchmark == "alpha" else best

@@ -20,7 +20,18 @@ from jaxsac.bandits.stepwise.ridge import (
 )
 
 
-class LinUCB(Stepwise):
+class OnArms(Stepwise):
+    """What the algorithms on finite arms share; `offer` is the arms [K, d]."""
+
+    def benchmark(self, theta, offer, benchmark: str, alpha) -> jax.Array:
+        best = jnp.max(product(like_theta("offer", offer, theta, "K", "d"), theta))
+        return alpha * best if benchmark == "alpha" else best
+
+    def support(self, state) -> jax.Array:
+        return jnp.zeros(0, jnp.int32)
+
+
+class LinUCB(OnArms):
     """Built by `lin_ucb`."""
 
     def act(self, state: Ridge, offer: Any = None) -> jax.Array:
@@ -30,14 +41,8 @@ class LinUCB(Stepwise):
         )
         return known(arms[jnp.argmax(index)], index)
 
-    def benchmark(self, theta, offer, benchmark: str, alpha) -> jax.Array:
-        return _best_arm(theta, offer, benchmark, alpha)
 
-    def support(self, state) -> jax.Array:
-        return jnp.zeros(0, jnp.int32)
-
-
-class LinTS(Stepwise):
+class LinTS(OnArms):
     """Built by `lin_ts`."""
 
     @arguments(**INIT)
@@ -60,17 +65,6 @@ class LinTS(Stepwise):
     def estimate(self, state: ThompsonState) -> tuple[jax.Array, jax.Array]:
         """The mean [d] of the posterior, and 1.96 of its standard deviations."""
         return posterior_interval(state, self.sigma)
-
-    def benchmark(self, theta, offer, benchmark: str, alpha) -> jax.Array:
-        return _best_arm(theta, offer, benchmark, alpha)
-
-    def support(self, state) -> jax.Array:
-        return jnp.zeros(0, jnp.int32)
-
-
-def _best_arm(theta, offer, benchmark, alpha):
-    best = jnp.max(product(like_theta("offer", offer, theta, "K", "d"), theta))
-    return alpha * best if benchmark == "alpha" else best
 
 
 @arguments(**NUMBERS)

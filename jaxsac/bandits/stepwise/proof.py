@@ -6,19 +6,18 @@ import jax
 import jax.numpy as jnp
 
 from jaxsac import _checks, _loops
-from jaxsac._arguments import arguments, real, record, size
+from jaxsac._arguments import arguments, real, size
 from jaxsac.bandits.estimate.radii import BELOW_ONE, coordinate_radius
 from jaxsac.bandits.protocol import INIT, Total, like_theta
 from jaxsac.bandits.sets.action_set import (
     ActionSet,
+    a_set,
     all_finite,
     check_dimension,
     no_choice,
     put,
-    sized,
     take,
 )
-from jaxsac.bandits.sets.modular import Modular
 from jaxsac.bandits.stepwise.sparse import OnSet
 
 
@@ -136,7 +135,6 @@ class Proof(OnSet):
 
     def _bounds(self, state: ProofState) -> tuple[jax.Array, jax.Array]:
         """The least and largest values [d] of the scores within the radius."""
-        assert isinstance(self.action_set, Modular)
         theta, width = self.estimate(state)
         width = jnp.where(self._reach(state) == 0, 0.0, width)  # nobody can play it
         ends = self.action_set.scores(theta - width), self.action_set.scores(theta + width)
@@ -199,7 +197,6 @@ class Proof(OnSet):
 
     def _rivals(self, state: ProofState) -> jax.Array:
         """By how much the supports that are not excluded might be better in a step."""
-        assert isinstance(self.action_set, Modular)
         theta, width = self.estimate(state)
         scores, inside = self.action_set.scores(theta), self._chosen(state)
         weakest = jnp.argmin(jnp.where(inside, scores, jnp.inf))
@@ -210,7 +207,7 @@ class Proof(OnSet):
 
 
 @arguments(
-    action_set=record(Modular, sizes=sized),
+    action_set=a_set,
     sparsity=size(1, "d"),
     sigma=real(low=0, below=float("inf")),
     delta=BELOW_ONE,
@@ -218,7 +215,7 @@ class Proof(OnSet):
     schedule_scale=real(low=0, below=float("inf")),
 )
 def prove_support(
-    action_set: Modular,
+    action_set: ActionSet,
     *,
     sparsity: int,
     sigma: Any,
@@ -238,8 +235,8 @@ def prove_support(
 
     at all times, n_i the times that coordinate i was played alone.
 
-    * `action_set`: a `Modular` one (Ball, LpBall, Box) whose scores are convex in each coordinate
-      and 0 at 0.
+    * `action_set`: a `ranked` one (Ball, LpBall, Box, `Masked` ones of these) whose scores are
+      convex in each coordinate and 0 at 0.
     * `sparsity`: s, static.
     * `sigma`: ≥ 0, a bound on the sub-Gaussian scale of the noise.
     * `delta`: in (0, 1), the chance of a wrong lock.
@@ -257,6 +254,11 @@ def prove_support(
     of Kalyanakrishnan, Tewari, Auer and Stone (2012) and the elimination of Even-Dar, Mannor and
     Mansour (2006).
     """
+    _checks.require(
+        action_set.ranked,
+        "prove_support needs an action_set on which the largest scores are the best support (Ball,"
+        " LpBall, Box): use apsee_greedy.",
+    )
     return Proof(
         action_set=action_set,
         sparsity=sparsity,

@@ -2,7 +2,7 @@
 coordinates come and go.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -10,17 +10,18 @@ import jax.numpy as jnp
 
 from jaxsac import _loops
 from jaxsac._arguments import arguments, real, size
+from jaxsac.bandits.phased.rule import scheduled
 from jaxsac.bandits.phased.schedule import same
 from jaxsac.bandits.protocol import INIT, Policy, Total, like_theta, product
 from jaxsac.bandits.sets.action_set import ActionSet, a_set, check_dimension, known, put, take
-from jaxsac.bandits.sets.composed import A_MASK
+from jaxsac.bandits.sets.composed import A_MASK, Masked
 from jaxsac.bandits.sets.supports import benchmark_of
 from jaxsac.bandits.stepwise.ridge import NUMBERS, Ridge, Stepwise
 
 
 class OnSet(Policy):
     """What the algorithms on a sparse set share; `offer` is the mask [d] of available coordinates,
-    or None for all.
+    the `ActionSet` of the step, or None for the algorithm's own.
     """
 
     action_set: ActionSet
@@ -28,25 +29,27 @@ class OnSet(Policy):
 
     offers = A_MASK
 
-    def choose(self, theta: jax.Array, offer: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    def offered(self, offer: Any, theta: jax.Array) -> ActionSet:
+        """The set that is played from."""
+        offer = self.action_set if offer is None else offer
+        if not isinstance(offer, ActionSet):
+            mask = A_MASK.take("offer", offer, theta.dtype, d=theta.shape[0])
+            offer = Masked(self.action_set, mask)
+        check_dimension(offer, theta.shape[0])
+        return offer
+
+    def choose(self, theta: jax.Array, offer: Any) -> tuple[jax.Array, jax.Array]:
         """The greedy support [s] for theta and the best action [d] on it."""
-        check_dimension(self.action_set, theta.shape[0])
-        indices = self.action_set.greedy(theta, self.sparsity, offer).indices
-        part = self.action_set.restrict(indices, theta.shape[0])
+        action_set = self.offered(offer, theta)
+        indices = action_set.greedy(theta, self.sparsity).indices
+        part = action_set.restrict(indices, theta.shape[0])
         action = put(part.argmax(take(theta, indices)), indices, theta.shape[0])
         return indices, known(action, theta)
 
     def benchmark(self, theta, offer, benchmark: str, alpha) -> jax.Array:
         """The reward of a step that regret is measured against."""
-        offer = mask_of(offer, theta)
-        best = benchmark_of(self.action_set, theta, self.sparsity, benchmark, alpha, offer)
-        return best.value
-
-
-def mask_of(offer: jax.Array | None, theta: jax.Array) -> jax.Array | None:
-    if offer is None:
-        return None
-    return A_MASK.take("offer", offer, theta.dtype, d=theta.shape[0]) > 0
+        action_set = self.offered(offer, theta)
+        return benchmark_of(action_set, theta, self.sparsity, benchmark, alpha).value
 
 
 class OptimisticGreedy(OnSet, Stepwise):
@@ -54,9 +57,8 @@ class OptimisticGreedy(OnSet, Stepwise):
 
     num_rounds: int = eqx.field(static=True)
 
-    def act(self, state: Ridge, offer: jax.Array | None = None) -> jax.Array:
+    def act(self, state: Ridge, offer: Any = None) -> jax.Array:
         width, axes = self.width(state), jnp.eye(state.theta.shape[0], dtype=state.theta.dtype)
-        offer = mask_of(offer, state.theta)
 
         def index(x):
             return product(state.theta, x) + width * jnp.sqrt(jnp.sum(product(x, state.root) ** 2))
@@ -79,8 +81,8 @@ class OptimisticGreedy(OnSet, Stepwise):
 class AdaptiveState(NamedTuple):
     """Where an online run is."""
 
-    sums: Total  # [d], of exploration rewards by coordinate
-    counts: jax.Array  # int32 [d], of them
+    sums: Total  # [d], of the rewards of the exploration times the lengths of its axes
+    squares: Total  # [d], of these lengths
     owed: jax.Array  # int32 [d], visits that each coordinate waits for
     cycle: jax.Array  # int32 [], from 1
     left: jax.Array  # int32 [], steps of the exploitation
@@ -91,80 +93,59 @@ class AdaptiveGreedy(OnSet):
     """Built by `adaptive_greedy`."""
 
     schedule_scale: jax.Array | float
-    power: float = eqx.field(static=True)
+    schedule_power: float = eqx.field(static=True)
 
     @arguments(**INIT)
     def init(self, key: jax.Array | None = None, *, dimension: int, dtype=None) -> AdaptiveState:
         check_dimension(self.action_set, dimension)
         dtype = jnp.result_type(float) if dtype is None else dtype
         zeros, none = jnp.zeros(dimension, dtype), jnp.zeros(dimension, jnp.int32)
-        length = self._length(jnp.int32(1), dtype)
-        return AdaptiveState(
-            Total(zeros, zeros), none, none + 1, jnp.int32(1), length, jnp.int32(0)
-        )
-
-    def _length(self, cycle, dtype):
-        return jnp.ceil(
-            jnp.asarray(self.schedule_scale).astype(dtype)
-            * cycle.astype(dtype) ** self.power
-            * (1 - 1e-6)
-        ).astype(jnp.int32)
+        sums, first = Total(zeros, zeros), jnp.int32(1)
+        return AdaptiveState(sums, sums, none + 1, first, scheduled(self, first), jnp.int32(0))
 
     def _estimate(self, state):
-        sums = state.sums.value
-        reach = self.action_set.reach(sums.shape[0], sums.dtype)
-        weight = jnp.maximum(state.counts, 1).astype(reach.dtype) * jnp.where(
-            reach == 0, 1.0, reach
-        )
-        return jnp.where(reach == 0, 0.0, sums / weight), reach
+        squares = state.squares.value
+        return state.sums.value / jnp.where(squares > 0, squares, 1.0)
 
     def _due(self, state, offer):
-        """The coordinate to explore now and whether there is one: the available one that waits for
-        most visits, then the lowest.
+        """How long the axes [d] are now, the coordinate to explore and whether there is one: the
+        available one that waits for most visits, then the lowest.
         """
-        owed = state.owed if offer is None else jnp.where(offer, state.owed, 0)
-        return jnp.argmax(owed), jnp.any(owed > 0)
+        sums = state.sums.value
+        reach = self.offered(offer, sums).reach(sums.shape[0], sums.dtype)
+        owed = jnp.where(reach == 0, 0, state.owed)
+        return reach, jnp.argmax(owed), jnp.any(owed > 0)
 
-    def act(self, state: AdaptiveState, offer: jax.Array | None = None) -> jax.Array:
-        offer = mask_of(offer, state.sums.value)
-        estimate, reach = self._estimate(state)
-        coordinate, explore = self._due(state, offer)
-        named = self._axis(coordinate, reach)
-        return jnp.where(explore, named, self.choose(estimate, offer)[1])
-
-    def _axis(self, coordinate: jax.Array, reach: jax.Array) -> jax.Array:
-        return jnp.zeros_like(reach).at[coordinate].set(reach[coordinate])
+    def act(self, state: AdaptiveState, offer: Any = None) -> jax.Array:
+        reach, coordinate, explore = self._due(state, offer)
+        named = jnp.zeros_like(reach).at[coordinate].set(reach[coordinate])
+        return jnp.where(explore, named, self.choose(self._estimate(state), offer)[1])
 
     def update(
-        self,
-        state: AdaptiveState,
-        action: jax.Array,
-        reward: jax.Array,
-        offer: jax.Array | None = None,
+        self, state: AdaptiveState, action: jax.Array, reward: jax.Array, offer: Any = None
     ) -> AdaptiveState:
         """The state after `reward` for `action` [d], None for the one that `act` named for the same
         offer. While something is due, the reward of any axis at full length counts, and others are
         dropped; the rewards of the exploitation teach nothing.
         """
         none = jnp.zeros_like(state.sums.value)
-        offer = mask_of(offer, none)
-        coordinate, explore = self._due(state, offer)
+        reach, coordinate, explore = self._due(state, offer)
         reward = like_theta("reward", reward, none)
         known = finite = jnp.isfinite(reward)
         if action is not None:
             action = like_theta("action", action, none, "d")
             coordinate = jnp.argmax(jnp.abs(action))
-            known &= same(action, self._axis(coordinate, self._estimate(state)[1]))
-        seen = jnp.where(explore & known, 1, 0).astype(jnp.int32)
+            known &= same(action, none.at[coordinate].set(reach[coordinate]))
+        seen, length = jnp.where(explore & known, 1, 0).astype(jnp.int32), reach[coordinate]
         left = state.left - jnp.where(explore, 0, 1).astype(jnp.int32)
         ended = left <= 0
         cycle = jnp.where(ended, state.cycle + 1, state.cycle)
         return AdaptiveState(
-            state.sums.plus(none.at[coordinate].set(jnp.where(seen > 0, reward, 0.0))),
-            state.counts.at[coordinate].add(seen),
+            state.sums.plus(none.at[coordinate].set(jnp.where(seen > 0, length * reward, 0.0))),
+            state.squares.plus(none.at[coordinate].set(jnp.where(seen > 0, length**2, 0.0))),
             state.owed.at[coordinate].add(-seen) + jnp.where(ended, 1, 0).astype(jnp.int32),
             cycle,
-            jnp.where(ended, self._length(cycle, none.dtype), left),
+            jnp.where(ended, scheduled(self, cycle), left),
             state.dropped + jnp.where(~finite | (explore & ~known), 1, 0).astype(jnp.int32),
         )
 
@@ -172,11 +153,11 @@ class AdaptiveGreedy(OnSet):
         """The estimate [d] from the exploration; the half widths are infinite, since the algorithm
         does not know the noise.
         """
-        estimate = self._estimate(state)[0]
+        estimate = self._estimate(state)
         return estimate, jnp.full_like(estimate, jnp.inf)
 
     def support(self, state: AdaptiveState) -> jax.Array:
-        return self.choose(self._estimate(state)[0], None)[0]
+        return self.choose(self._estimate(state), None)[0]
 
 
 @arguments(action_set=a_set, sparsity=size(1, "d"), **NUMBERS, num_rounds=size(1))
@@ -200,7 +181,7 @@ def optimistic_greedy(
     * `sparsity`, `num_rounds`: static.
     * `sigma`, `delta`, `ridge`, `bound`: as in `lin_ucb`.
 
-    Its `offer` is the mask [d] of available coordinates, or None.
+    Its `offer` is the mask [d] of available coordinates, the `ActionSet` of the step, or None.
     """
     return OptimisticGreedy(
         action_set=action_set,
@@ -229,16 +210,17 @@ def adaptive_greedy(
     * `schedule_scale`: k.
     * `schedule_power`: q, static; by default 1 on strongly convex sets and 1/2 elsewhere.
 
-    Its `offer` is the mask bool [d] of the step (None: all); regret is against the best action on
-    the offered coordinates.
+    Its `offer` is the mask [d] of the step, or its `ActionSet` with axes and limits of its own, or
+    None; the estimate is Σ b_i r / Σ b_i² over the axes b_i e_i that were explored. Regret is
+    against the best action that is offered.
 
     Source: arXiv 2605.10151, Appendix E.
     """
-    power = (
-        (1.0 if action_set.strongly_convex else 0.5)
-        if schedule_power is None
-        else float(schedule_power)
-    )
+    if schedule_power is None:
+        schedule_power = 1.0 if action_set.strongly_convex else 0.5
     return AdaptiveGreedy(
-        action_set=action_set, sparsity=sparsity, schedule_scale=schedule_scale, power=power
+        action_set=action_set,
+        sparsity=sparsity,
+        schedule_scale=schedule_scale,
+        schedule_power=float(schedule_power),
     )
