@@ -114,7 +114,7 @@ def exact_upper(bed: Bed) -> Callable[[Any], float]:
 
     @jax.jit
     def evaluate(x):
-        y = bilevel.argmin(lambda x, y: bed.problem.lower(x, y, bed.data), bed.y).solution(x).value
+        y = bilevel.argmin(lambda x, y: bed.problem.lower(x, y, bed.data), bed.y).checked(x).value
         return bed.problem.upper(x, y, bed.data)
 
     return lambda x: float(evaluate(jnp.asarray(x, bed.x.dtype)))

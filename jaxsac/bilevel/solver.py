@@ -1,6 +1,5 @@
 """`solve`: outer steps until a certificate holds."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,23 +8,14 @@ import jax.numpy as jnp
 import optax
 
 from jaxsac import _checks
-from jaxsac._arguments import (
-    anything,
-    arguments,
-    function,
-    integer,
-    key,
-    real,
-    record,
-    size,
-    tolerance,
-)
+from jaxsac._arguments import arguments, function, integer, key, real, record, size, tolerance
 from jaxsac._iterate import Certificate
 from jaxsac.bilevel.certificate import Measurement, measure, run_checked
 from jaxsac.bilevel.method import DEFAULT, METHOD, MOMENTUM, SIGMA, Method, Sigma, State, scheme_of
 from jaxsac.bilevel.outer_step import advance as take_step, init
 from jaxsac.bilevel.paired import PairedOptimizer
 from jaxsac.bilevel.problem import (
+    DATA,
     VARIABLES,
     Oracle,
     Problem,
@@ -35,6 +25,7 @@ from jaxsac.bilevel.problem import (
     dtype_of,
     norm,
     original,
+    per_problem,
     require_like,
     undifferentiated,
 )
@@ -60,7 +51,7 @@ class Bilevel(NamedTuple):
     sigma=SIGMA,
     **METHOD,
     momentum=MOMENTUM,
-    data=anything("the third argument of upper and lower"),
+    data=DATA,
     sample=function("(key, data) -> batch"),
     key=key(),
     tol=real(low=0),
@@ -157,7 +148,7 @@ def solve(
     return solution._replace(value=Bilevel(*map(original, solution.value)))
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3))
+@per_problem(4)
 def _solve(
     problem, method, sample, check_every, state, sigma, momentum, data, tol, max_steps
 ) -> Solution:
