@@ -102,7 +102,8 @@ def solve(
     * `state`: an earlier solution, or the state of one, to continue from.
 
     Returns: a `Solution`, whose value is `Bilevel(x, y, optimistic_y)`; stats has the `Diagnostics`
-    by name, `upper` (the upper level's value) and `sigma` beside error, rounding, scale, num_steps
+    by name, `upper` (the upper level's value), `sigma`, and `history`, error / scale at the last 10
+    checks, the newest last and NaN before the first, beside error, rounding, scale, num_steps
     (outer steps) and reason. CONVERGED: ‖h‖ (of the projected step, where there is a projection) +
     its estimated error + rounding ≤ tol · scale, with scale the larger of ‖f_x‖ + ‖h − f_x‖ and the
     first ‖h‖ that was known to a half, and neither diagnostic of a wrong σ fires; it certifies a

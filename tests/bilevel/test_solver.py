@@ -98,6 +98,32 @@ def test_one_step_is_the_formula():
     np.testing.assert_allclose(report["hypergradient_norm"], np.linalg.norm(h), rtol=1e-12)
 
 
+def test_x_waits_while_the_lower_level_curves_down_along_d():
+    """Two wells, from the ridge between them: there d grows, and x must not follow it. Along d the
+    difference of y³ − y is d (3 z² + σ² d² − 1), by hand.
+    """
+    problem = bilevel.Problem(
+        lambda x, y: 0.5 * (y - 0.5) ** 2 + 0.5 * x**2,
+        lambda x, y: 0.25 * (y**2 - 1) ** 2 - 0.1 * x * y,
+    )
+    sigma, method = 1e-2, bilevel.Method(inner=optax.sgd(0.2), outer=optax.sgd(0.1))
+
+    def one(state, _):
+        new, report = bilevel.step(problem, state, method, sigma=sigma)
+        return new, (state.x, state.d, new.z, report["waits"])
+
+    start = bilevel.init(problem, jnp.asarray(0.1), jnp.asarray(1e-3), method)
+    end, (x, d, z, waits) = jax.jit(lambda state: jax.lax.scan(one, state, length=300))(start)
+    down = (d != 0) & (3 * z**2 + (sigma * d) ** 2 < 1)
+    np.testing.assert_array_equal(waits, down)
+    assert 10 < np.sum(waits) < 60 and not waits[0]
+    moved = np.diff(np.append(x, end.x)) != 0
+    np.testing.assert_array_equal(moved, ~np.asarray(waits))
+    # where h = x + 0.1 f_y / g_yy vanishes
+    y = np.roots([1, 0, -1, -0.1 * float(end.x)]).real.max()
+    np.testing.assert_allclose(end.x, -0.1 * (y - 0.5) / (3 * y**2 - 1), rtol=1e-4)
+
+
 def forward_products(difference, inner_steps):
     """How many vectors the compiled step multiplies by the lower level's matrix (50 rows) and the
     upper level's (70): one a gradient.
@@ -225,7 +251,11 @@ def test_schedules_of_sigma_and_the_relative_one():
     expected = quadratic_x(q)
     np.testing.assert_allclose(falling.value.x, expected, atol=1e-4)
     np.testing.assert_allclose(relative.value.x, expected, atol=1e-5)
-    assert 1e-10 < relative.stats["sigma"] < 1e-6
+    y, d = relative.value.y, relative.state.d
+    balanced = np.finfo(float).eps ** (1 / 3) * np.linalg.norm(y) / np.linalg.norm(d)
+    np.testing.assert_allclose(relative.stats["sigma"], balanced, rtol=1e-12)
+    history = relative.stats["history"]
+    assert history.shape == (10,) and history[-1] <= 1e-6 < history[-2]
     with pytest.raises(ValueError, match="sigma must be one of"):
         run(sigma="small")
 
