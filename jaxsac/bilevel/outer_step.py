@@ -36,14 +36,7 @@ from jaxsac.bilevel.problem import (
     subtract,
     zeros,
 )
-from jaxsac.bilevel.schemes import (
-    COMPARATORS,
-    DIFFERENCES,
-    Scheme,
-    cross_term,
-    hold_direction,
-    solve_direction,
-)
+from jaxsac.bilevel.schemes import Scheme, cross_term
 
 _UNROLL = 5  # inner loops up to this length are unrolled: a loop costs more than a small gradient
 _BATCH = anything("what upper and lower get as their third argument")
@@ -96,11 +89,6 @@ def init(
     scheme = scheme_of(method)
     x, y = arrays_only(x0, y0)
     zero = jnp.zeros((), dtype_of(x))
-    _checks.require(
-        problem.prox_y is None or method.difference not in COMPARATORS,
-        f'difference="{method.difference}" differentiates the lower level twice, which a prox_y'
-        f" does not allow: use one of {DIFFERENCES}.",
-    )
     # a projection of another shape is an error here, and not deep in a loop
     if problem.project_x is not None:
         jax.eval_shape(on_arrays(problem.project_x), x)
@@ -200,14 +188,7 @@ def advance(
         h, moved = one_after_the_other(oracle, inner, state, sigma)
     else:
         moved = together(oracle, inner, state, sigma)
-        if method.difference == "implicit":
-            d = solve_direction(oracle, x, moved.z, moved.d, method.linear_steps)
-            moved = moved._replace(d=d)
         h = scheme.hypergradient(oracle, x, moved.z, moved.d, sigma)
-    if method.difference == "unrolled":
-        h = jax.grad(
-            lambda x: oracle.upper(x, together(oracle, inner, state._replace(x=x), sigma).z)
-        )(x)
     z, d, optimizer, recursion, residuals, waits = moved
     if recursion is not None:
         weight = jnp.maximum(momentum, 1 / (state.num_steps + 1).astype(momentum.dtype))
@@ -246,15 +227,13 @@ def advance(
 def together(oracle: Oracle, inner: _Inner, state: State, sigma: jax.Array) -> _Moved:
     """K steps of z and d side by side."""
     x, scheme, count = state.x, inner.scheme, inner.method.inner_steps
-    held = inner.method.difference in ("implicit", "unrolled")
-    field = hold_direction if held else scheme.field
 
     def body(carry: _Moved, k, oracle):
         z, d, optimizer, recursion, *_ = carry
         c = oracle.upper_y(x, z) if scheme.linear else None
-        directions = field(oracle, x, z, d, sigma, c)
+        directions = scheme.field(oracle, x, z, d, sigma, c)
         if recursion is not None:
-            at_last = field(oracle, *recursion.inner_point, sigma, None)
+            at_last = scheme.field(oracle, *recursion.inner_point, sigma, None)
             fresh = 1 / (state.num_steps * count + k + 1).astype(sigma.dtype)
             weight = jnp.maximum(inner.momentum, fresh)
             directions = _corrected(directions, at_last, recursion.inner, weight)

@@ -29,7 +29,6 @@ from jaxsac.bilevel.problem import (
     require_like,
     undifferentiated,
 )
-from jaxsac.bilevel.schemes import solve_direction
 from jaxsac.solution import Solution, Status, register
 
 
@@ -70,7 +69,6 @@ def solve(
     inner: PairedOptimizer | optax.GradientTransformation = DEFAULT.inner,
     inner_steps: int = 1,
     variance_reduction: bool = False,
-    linear_steps: int | None = None,
     momentum: Any = 0.1,
     data: Any = None,
     sample: Callable[[jax.Array, Any], Any] | None = None,
@@ -92,8 +90,7 @@ def solve(
       computation.
     * `sigma`: σ > 0, a number, a schedule (step number -> number) or "relative"; traced like `tol`,
       `max_steps` and `momentum`.
-    * `difference`, `outer`, `inner`, `inner_steps`, `variance_reduction`, `linear_steps`: see
-      `Method`.
+    * `difference`, `outer`, `inner`, `inner_steps`, `variance_reduction`: see `Method`.
     * `data`: third argument of upper and lower. `sample(key, data) -> batch` draws a mini-batch of
       it: one for each inner step, shared by the lower-level copies, and one for the outer step;
       `key` is consumed. The certificate always uses all of `data`.
@@ -117,7 +114,7 @@ def solve(
 
     Source: Gaur et al., arXiv 2503.17644; Kwon et al. 2023 (F2SA); F2BA, arXiv 2306.14853.
     """
-    method = Method(difference, inner, outer, inner_steps, variance_reduction, linear_steps)
+    method = Method(difference, inner, outer, inner_steps, variance_reduction)
     _checks.require(
         sample is None or data is not None,
         "sample needs data: the certificate is computed on all of it. For a stream use step.",
@@ -169,10 +166,8 @@ def _solve(
         return state._replace(key=key)
 
     def judge(state: State) -> tuple[State, Measurement]:
-        d = state.d
-        if method.difference == "unrolled":
-            d = solve_direction(oracle, state.x, state.z, d, None)
-        measured = measure(oracle, scheme, state.x, state.z, d, sigma.at(scheme, state), tol=tol)
+        x, z, d = state.x, state.z, state.d
+        measured = measure(oracle, scheme, x, z, d, sigma.at(scheme, state), tol=tol)
         error, rounding, parts = measured.certificate
         size = norm(measured.hypergradient)
         known = (state.scale == 0) & (error <= 0.5 * size)

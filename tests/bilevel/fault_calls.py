@@ -49,7 +49,6 @@ WHOLE_METHOD = {
     "outer": OUTER,
     "inner_steps": 1,
     "variance_reduction": False,
-    "linear_steps": 5,
 }
 
 P = np.array([[[0.5, 0.5], [0.9, 0.1]], [[0.2, 0.7], [0.4, 0.6]]])
