@@ -10,7 +10,13 @@ import numpy as np
 import optax
 from jax import lax
 
-from benchmarks.cases import bilevel_certificates, bilevel_data, bilevel_rl, bilevel_samples
+from benchmarks.cases import (
+    bilevel_certificates,
+    bilevel_data,
+    bilevel_followers,
+    bilevel_rl,
+    bilevel_samples,
+)
 from benchmarks.harness import Options, Report, paragraphs
 from jaxsac import bilevel
 from jaxsac.problems import bilevel as problems
@@ -51,6 +57,7 @@ def run(options: Options) -> Report:
         "32 seeds at once": bilevel_data.many_seeds(options, dtype),
         "Samples": bilevel_samples.quadratic(options, dtype),
         "Samples, four rooms": bilevel_samples.four_rooms(options, dtype),
+        "Followers": bilevel_followers.table(options, dtype),
         "Four rooms": bilevel_rl.four_rooms(options, dtype),
     }
     notes = paragraphs(
@@ -87,6 +94,12 @@ def run(options: Options) -> Report:
         and 0.01 ‖x‖² beside; the follower answers at his best. What variance reduction subtracts is
         seen with the same random numbers, but an episode differs by whole steps however near the
         two x are: the smoothness in the mean square that its theory asks for does not hold.
+
+        Followers: the leader's objective at the follower's best answer. RLHF: a reward fitted to
+        preferences between segments that its own policy draws, summed exactly; Stackelberg: a
+        leader who moves the dynamics; both temperature 0.5, SGD(0.05, 0.9) outside, natural
+        gradients inside. LQR: continuous states and actions from 64 simulated paths a step,
+        temperature 0.4. Best: BFGS on exact gradients from the same start.
 
         Four rooms: the leader's value (mean over two goals) of charges learned in 300 steps of
         Adam, by central_linear (K = 1, natural gradients, sigma = 1e-9) and by exact gradients
