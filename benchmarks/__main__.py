@@ -1,5 +1,5 @@
 """`python -m benchmarks ROOM [--smoke] [--dtype float32|float64] [--out DIR] [--peers-python PATH]
-[--quiet]`, and `python -m benchmarks gpu --minutes 5 --out DIR`.
+[--certificates] [--quiet]`, and `python -m benchmarks gpu --minutes 5 --out DIR`.
 """
 
 import argparse
@@ -47,6 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
         help="for route: a folder of logs, each log.jsonl with its tools.json (default:"
         " $JAXSAC_TOOL_LOGS, else the mined log)",
     )
+    parser.add_argument(
+        "--certificates", action="store_true", help="for bilevel: only the tables of certificates"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["gpu"]:
@@ -65,7 +68,13 @@ def main(arguments: list[str] | None = None) -> int:
 
     configure(given.dtype)
     options = Options(
-        given.smoke, given.dtype, given.out, given.peers_python, not given.quiet, given.logs
+        given.smoke,
+        given.dtype,
+        given.out,
+        given.peers_python,
+        not given.quiet,
+        given.logs,
+        given.certificates,
     )
     machine = machine_record() | {
         "dtype": given.dtype,

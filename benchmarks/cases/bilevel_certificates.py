@@ -93,6 +93,8 @@ def processes(dtype: Any) -> Iterator[Bed]:
         (8, 1e-2, 0.5),
         (8, 1.0, 0.05),
         (8, 1.0, 2.0),
+        (8, 1e-3, 0.05),
+        (8, 1e3, 2.0),
         (50, 1.0, 0.5),
         (50, 1e-3, 0.5),
         (50, 1e3, 0.05),
@@ -160,24 +162,59 @@ def tumours(dtype: Any) -> Iterator[Bed]:
 TUMOURS = bilevel.Problem(problems.feature_weights_upper, problems.feature_weights_lower)
 
 
+def found(bed: Bed) -> dict[str, Any]:
+    """The status and the errors, relative to h."""
+    solution = bilevel.hypergradient(bed.problem, bed.x, bed.y0, data=bed.data)
+    ours = np.asarray(ravel_pytree(solution.value)[0], np.float64)
+    exact = np.asarray(bed.exact, np.float64)
+    size = np.linalg.norm(exact)
+    return {
+        "status": Status(int(solution.status)).name,
+        "error": float(np.linalg.norm(ours - exact) / size),
+        "estimate": float(solution.stats["error"] / size),
+        "rounding bound": float(solution.stats["rounding"] / size),
+        "products": int(solution.stats["num_steps"]),
+    }
+
+
 def table(options: Options, dtype: Any) -> list[dict[str, Any]]:
-    """One row a problem; the errors are relative to h."""
+    """One row a problem."""
     makers = (quadratic_levels, returns, conditions, tumours, processes)
+    beds = (bed for make in (makers[:1] if options.smoke else makers) for bed in make(dtype))
+    return [{"problem": bed.name} | found(bed) for bed in options.progress(beds, "certificates")]
+
+
+def units(options: Options, dtype: Any) -> list[dict[str, Any]]:
+    """Regression on returns with one level, or both, in other units: x 10^k."""
+    (bed,) = returns(dtype)
+    plain = bed.problem
+
+    def upper(x, y, data):
+        return data[1] * plain.upper(x, y, data[0])
+
+    def lower(x, y, data):
+        return data[2] * plain.lower(x, y, data[0])
+
+    problem = bilevel.Problem(upper, lower)
+    last = 1 if options.smoke else 9 if dtype == jnp.float64 else 6
     rows = []
-    for make in makers[:1] if options.smoke else makers:
-        for bed in make(dtype):
-            found = bilevel.hypergradient(bed.problem, bed.x, bed.y0, data=bed.data)
-            ours = np.asarray(ravel_pytree(found.value)[0], np.float64)
-            exact = np.asarray(bed.exact, np.float64)
-            size = np.linalg.norm(exact)
-            rows.append(
-                {
-                    "problem": bed.name,
-                    "status": Status(int(found.status)).name,
-                    "error": float(np.linalg.norm(ours - exact) / size),
-                    "estimate": float(found.stats["error"] / size),
-                    "rounding bound": float(found.stats["rounding"] / size),
-                    "products": int(found.stats["num_steps"]),
-                }
+    for level, f, g in (("upper", 1, 0), ("lower", 0, 1), ("both", 1, 1), ("opposite", 1, -1)):
+        several = []
+        for k in range(-last, last + 1):
+            factors = 10.0 ** (f * k), 10.0 ** (g * k)
+            data = (bed.data, *(jnp.asarray(factor, dtype) for factor in factors))
+            several.append(
+                found(bed._replace(problem=problem, data=data, exact=factors[0] * bed.exact))
             )
+        certified = sum(row["status"] == "CONVERGED" for row in several)
+        rows.append(
+            {
+                "level": level,
+                "k": f"-{last} to {last}",
+                "certified": f"{certified} of {len(several)}",
+                "least error": min(row["error"] for row in several),
+                "largest error": max(row["error"] for row in several),
+                "largest estimate": max(row["estimate"] for row in several),
+            }
+        )
     return rows

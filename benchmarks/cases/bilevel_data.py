@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from jax import lax
 
+from benchmarks.cases import bilevel_second_order
 from benchmarks.harness import Options, run_peer
 from jaxsac import bilevel
 from jaxsac.problems import bilevel as problems
@@ -110,11 +111,11 @@ def costs(options: Options, dtype) -> list[dict[str, Any]]:
 
 
 def exact_upper(bed: Bed) -> Callable[[Any], float]:
-    """upper(x, y*(x)), the lower level solved anew by L-BFGS."""
+    """upper(x, y*(x)), the lower level solved anew."""
 
     @jax.jit
     def evaluate(x):
-        y = bilevel.argmin(lambda x, y: bed.problem.lower(x, y, bed.data), bed.y).solution(x).value
+        y = bilevel.argmin(bed.problem.lower, bed.y, bed.data).checked(x).value
         return bed.problem.upper(x, y, bed.data)
 
     return lambda x: float(evaluate(jnp.asarray(x, bed.x.dtype)))
@@ -129,17 +130,16 @@ class Track(NamedTuple):
 
 
 def run_track(
-    bed: Bed, method: bilevel.Method, budget: float, chunk: int, max_steps: int
+    bed: Bed, first: Any, step: Callable[..., Any], chunk: int, budget: float, max_steps: int
 ) -> Callable[[], Track]:
-    """A thunk that runs a compiled method from its start and times its chunks."""
+    """A thunk that runs compiled steps from a first state, which begins with x, and times its
+    chunks.
+    """
 
     @jax.jit
     def advance(state, data):
-        return lax.fori_loop(
-            0, chunk, lambda _, s: bilevel.step(bed.problem, s, method, batch=data)[0], state
-        )
+        return lax.fori_loop(0, chunk, lambda _, state: step(state, data), state)
 
-    first = bilevel.init(bed.problem, bed.x, bed.y, method)
     jax.block_until_ready(advance(first, bed.data))
 
     def run() -> Track:
@@ -150,7 +150,7 @@ def run_track(
             spent += time.perf_counter() - start
             seconds.append(spent)
             steps.append((len(steps) + 1) * chunk)
-            xs.append(np.asarray(state.x))
+            xs.append(np.asarray(state[0]))
         return Track(seconds, steps, xs)
 
     return run
@@ -174,25 +174,35 @@ def in_turns(runs: dict[str, Callable[[], Track]], repeats: int) -> dict[str, Tr
     return least
 
 
+def penalty(bed: Bed, difference: str) -> tuple[Any, Callable[..., Any]]:
+    method = bilevel.Method(difference, INNER, OUTER)
+
+    def step(state, data):
+        return bilevel.step(bed.problem, state, method, batch=data)[0]
+
+    return bilevel.init(bed.problem, bed.x, bed.y, method), step
+
+
+def second_order(
+    bed: Bed, inner_steps: int, linear_steps: int | None
+) -> tuple[Any, Callable[..., Any]]:
+    init, step = bilevel_second_order.loop(bed.problem, INNER, OUTER, inner_steps, linear_steps)
+    return init(bed.x, bed.y), step
+
+
 def time_to_target(options: Options, dtype) -> list[dict[str, Any]]:
     rows = []
     for name, bed in options.progress(list(some_beds(options, dtype).items()), "time to 99 %"):
         max_steps = 20 if options.smoke else bed.steps
         methods = {
-            "penalty, forward": (bilevel.Method("forward", INNER, OUTER), 10),
-            "penalty, central_linear": (bilevel.Method("central_linear", INNER, OUTER), 10),
-            "SOBA, same loop": (bilevel.Method("soba", INNER, OUTER), 10),
-            "implicit, same loop, K = 20": (
-                bilevel.Method("implicit", INNER, OUTER, 20, linear_steps=20),
-                5,
-            ),
+            "penalty, forward": (*penalty(bed, "forward"), 10),
+            "penalty, central_linear": (*penalty(bed, "central_linear"), 10),
+            "SOBA, same loop": (*second_order(bed, 1, None), 10),
+            "implicit, same loop, K = 20": (*second_order(bed, 20, 20), 5),
         }
         if options.smoke:
-            methods = dict(list(methods.items())[:1])
-        runs = {
-            label: run_track(bed, method, 5.0, chunk, max_steps)
-            for label, (method, chunk) in methods.items()
-        }
+            methods = {label: methods[label] for label in list(methods)[::2]}
+        runs = {label: run_track(bed, *method, 5.0, max_steps) for label, method in methods.items()}
         tracks = in_turns(runs, 1 if options.smoke else 7)
         peers, absent = ({}, {}) if options.smoke else peer_tracks(options, name, bed)
         for by_setting in peers.values():

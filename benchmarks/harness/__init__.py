@@ -33,7 +33,8 @@ class Options(NamedTuple):
     `smoke`: the smallest sizes that touch every line; the figures mean nothing. `dtype`: "float32"
     (x64 is off then; an oracle uses numpy in float64) or "float64". `out`: a folder for JSON,
     Markdown and PNG, or None to print only. `peers_python`: the interpreter that has the peers, or
-    None for this one. `logs`: a folder of tool logs, for `route`.
+    None for this one. `logs`: a folder of tool logs, for `route`. `certificates`: for `bilevel`,
+    only the tables of certificates.
     """
 
     smoke: bool = False
@@ -42,6 +43,7 @@ class Options(NamedTuple):
     peers_python: str | None = None
     show_progress: bool = True
     logs: Path | None = None
+    certificates: bool = False
 
     def progress(self, items: Iterable[Item], label: str) -> Iterable[Item]:
         """`items` with a progress bar on stderr, when that is wanted."""

@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxsac import _loops
-from jaxsac._arguments import arguments, function, integer, real, record, tolerance
+from jaxsac._arguments import arguments, flag, function, integer, real, record, tolerance
 from jaxsac._iterate import Outcome
 from jaxsac.bilevel.certificate import certify_lower, measure
 from jaxsac.bilevel.lower import solve_alone, solve_lower, solve_perturbed, solve_together
 from jaxsac.bilevel.paired import INNER, Inner, as_paired, require_inner
 from jaxsac.bilevel.problem import (
+    DATA,
     VARIABLES,
     Oracle,
     Problem,
@@ -24,6 +25,7 @@ from jaxsac.bilevel.problem import (
     dtype_of,
     norm,
     original,
+    per_problem,
     scale,
     undifferentiated,
     zeros,
@@ -37,10 +39,11 @@ _NUMBERS = {
     "inner": INNER,
     "tol": real(low=0),
     "max_steps": integer(low=0),
+    "data": DATA,
 }
 
 
-@arguments(problem=record(Problem), **_NUMBERS)
+@arguments(problem=record(Problem), aux=function("(x, y) or (x, y, data) -> aux"), **_NUMBERS)
 class Argmin(eqx.Module):
     """x -> arg min_y lower(x, y) as a differentiable function; see `argmin`."""
 
@@ -49,57 +52,76 @@ class Argmin(eqx.Module):
     sigma: Any = None  # [] > 0, the size of the perturbation; None: the default of the dtype
     tol: Any = None  # [] ≥ 0; None: the default of the dtype
     max_steps: Any = 1000  # [] int32
+    data: Any = None  # third argument of `lower`
     inner: Inner = eqx.field(static=True, default=None)  # None is Newton's method
+    # (x, y) or (x, y, data) -> what is returned beside y*
+    aux: Callable[..., Any] | None = eqx.field(static=True, default=None)
 
     __hash__ = object.__hash__  # its bound methods go through `jax.jit`, which hashes them
 
-    def __call__(self, x: Tree) -> Tree:
-        """y*(x), differentiable in x by reverse mode."""
-        x, y0, *numbers = self._arguments(x)
-        problem = self.problem
+    def __call__(self, x: Tree) -> Any:
+        """y*(x), or (y*(x), aux), differentiable in x by reverse mode."""
+        x, y0, data, *numbers = self._arguments(x)
+        problem, rest = self.problem, () if data is None else (data,)
         lower, closed_over = jax.closure_convert(
-            lambda x, y: problem.lower(original(x), original(y)), x, y0
+            lambda x, y, *rest: problem.lower(original(x), original(y), *rest), x, y0, *rest
         )
+        whole = x
         if closed_over:  # what is differentiated, or may be, comes in beside x
-            x = (x, closed_over)
+            whole = (x, closed_over)
             others = {
                 name: lambda x, *rest, function=function: function(x[0], *rest)
                 for name in ("prox_y", "nonsmooth")
                 if (function := getattr(problem, name)) is not None
             }
             problem = dataclasses.replace(
-                problem, lower=lambda x, y: lower(*arrays_only(x[0], y), *x[1]), **others
+                problem,
+                lower=lambda x, y, *rest: lower(*arrays_only(x[0], y), *rest, *x[1]),
+                **others,
             )
         static = (problem, self.inner, self.sigma is None)
-        return original(_argmin(static, x, y0, *numbers))
+        return self._with_aux(x, original(_argmin(static, whole, y0, data, *numbers)))
 
-    def solution(self, x: Tree) -> Solution:
-        """y*(x) with its status: CONVERGED when y is near. Not differentiable."""
-        x, y0, _, tol, max_steps = undifferentiated(self._arguments(x))
-        solution = _lower_solution(self.problem, self.inner, x, y0, tol, max_steps)
+    def checked(self, x: Tree) -> Solution:
+        """y*(x) with its status, CONVERGED when y is near, and `aux` in stats. Not
+        differentiable.
+        """
+        x, y0, data, _, tol, max_steps = undifferentiated(self._arguments(x))
+        solution = _lower_solution(self.problem, self.inner, x, y0, data, tol, max_steps)
         solution = undifferentiated(solution)  # in what `lower` closes over neither
-        return solution._replace(value=original(solution.value))
+        y = original(solution.value)
+        stats = {**solution.stats, "aux": self._with_aux(x, y)[1]} if self.aux else solution.stats
+        return solution._replace(value=y, stats=stats)
+
+    def _with_aux(self, x, y):
+        rest = () if self.data is None else (self.data,)
+        return (y, self.aux(original(x), y, *rest)) if self.aux else y
 
     def _arguments(self, x):
-        x, y0 = _loops.own(Oracle(self.problem).whole_lower, *arrays_only(x, self.y0))
+        oracle = Oracle(self.problem, self.data)
+        x, y0 = _loops.own(oracle.whole_lower, *arrays_only(x, self.y0))
         dtype = dtype_of(x)
         sigma = positive(default_sigma(dtype) if self.sigma is None else self.sigma, dtype)
         tol = self.tol
         if tol is None and self.problem.prox_y is not None:  # σ is not chosen by ‖d‖ there
             tol = max(1e-6, float(jnp.finfo(dtype).eps) ** 0.5 * 3)
         tol = tolerance(tol, dtype)
-        return x, y0, sigma, tol, jnp.asarray(self.max_steps, jnp.int32)
+        data = undifferentiated(self.data)
+        return x, y0, data, sigma, tol, jnp.asarray(self.max_steps, jnp.int32)
 
 
 @arguments(
-    lower=function("(x, y) -> scalar"),
+    lower=function("(x, y) or (x, y, data) -> scalar"),
+    has_aux=flag(),
     prox_y=function("(x, y, rate) -> y"),
-    nonsmooth=function("(x, y) -> scalar"),
+    nonsmooth=function("(x, y) or (x, y, data) -> scalar"),
     **_NUMBERS,
 )
 def argmin(
     lower: Callable[..., Any],
     y0: Tree,
+    data: Any = None,
+    has_aux: bool = False,
     *,
     sigma: Any = None,
     inner: Inner = None,
@@ -117,9 +139,12 @@ def argmin(
     which costs one perturbed inner solve and has error O(σ²). The minimiser must be unique near
     y*(x). Works under `jit`, `vmap`, and inside any larger `jax.grad` or `jax.vjp`, also for what
     `lower` closes over; y0 gets no gradient: the minimiser does not depend on it. Build it once:
-    each `lower` object is compiled anew. Integers that `vmap` maps are picked before, as in `row =
-    table[i]`, and `prox_y` and `nonsmooth` close over nothing that is differentiated.
+    each `lower` object is compiled anew. `prox_y` and `nonsmooth` close over nothing that is
+    differentiated.
 
+    * `data`: the third argument of `lower`, where there is one: arrays that are not differentiated,
+      integers and keys among them.
+    * `has_aux`: `lower` returns (scalar, aux), and the function (y*(x), aux there), differentiable.
     * `tol`: of the estimated error of y* relative to ‖y*‖, and of that of the pull-back relative to
       it; 1e-6 in float64 and 1e-4 in float32 (1e-3 with `prox_y`).
     * `prox_y`, `nonsmooth`: see `Problem`.
@@ -127,20 +152,26 @@ def argmin(
 
     Returns: the function, an `Argmin`, of y*(x) alone, which is NaN where the search is not
     certified, as is a derivative whose pull-back is not: loosen `tol`, or use float64. Its method
-    `solution(x)` tells the status, and `hypergradient` that of a derivative.
+    `checked(x)` returns a `Solution`, with the status; `hypergradient` has that of a derivative.
     """
-    problem = Problem(upper=_no_upper, lower=lower, prox_y=prox_y, nonsmooth=nonsmooth)
+    value, aux = (_result(lower, 0), _result(lower, 1)) if has_aux else (lower, None)
+    problem = Problem(upper=_no_upper, lower=value, prox_y=prox_y, nonsmooth=nonsmooth)
     require_inner(problem, inner)
-    return Argmin(problem, y0, sigma, tol, max_steps, inner)
+    return Argmin(problem, y0, sigma, tol, max_steps, data, inner, aux)
 
 
-def _no_upper(x, y):
+@functools.lru_cache(32)  # the same function for the same: it is what programs are known by
+def _result(function, index):
+    return functools.wraps(function)(lambda *arguments: function(*arguments)[index])
+
+
+def _no_upper(x, y, *data):
     return jnp.zeros((), dtype_of(y))
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _lower_solution(problem, inner, x, y0, tol, max_steps) -> Solution:
-    oracle = Oracle(problem)
+@per_problem(2)
+def _lower_solution(problem, inner, x, y0, data, tol, max_steps) -> Solution:
+    oracle = Oracle(problem, data)
 
     def certify(z):
         return certify_lower(oracle, x, z, y0, tol)
@@ -162,33 +193,33 @@ def _lower_solution(problem, inner, x, y0, tol, max_steps) -> Solution:
 # of `lower`, and `argmin` is for those who cannot, or will not, take second-order products. The
 # pull-back is itself the solution of a perturbed lower level, from gradients alone.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _argmin(static, x, y0, sigma, tol, max_steps):
+def _argmin(static, x, y0, data, sigma, tol, max_steps):
     problem, inner, _ = static
-    solution = _lower_solution(problem, inner, x, y0, tol, max_steps)
+    solution = _lower_solution(problem, inner, x, y0, data, tol, max_steps)
     # There is no status here: a search that failed must not pass for a minimiser.
     return _or_nan(solution.value, solution.status == Status.CONVERGED)
 
 
-def _argmin_forward(static, x, y0, sigma, tol, max_steps):
-    z = _argmin(static, x, y0, sigma, tol, max_steps)
-    return z, (x, z, sigma, tol, max_steps)
+def _argmin_forward(static, x, y0, data, sigma, tol, max_steps):
+    z = _argmin(static, x, y0, data, sigma, tol, max_steps)
+    return z, (x, z, data, sigma, tol, max_steps)
 
 
 def _argmin_backward(static, saved, cotangent):
-    x, z, sigma, tol, max_steps = saved
-    pulled = _pull_back(*static, x, z, cotangent, sigma, tol, max_steps)
-    return pulled, zeros(z), jnp.zeros_like(sigma), jnp.zeros_like(tol), None
+    x, z, data, sigma, tol, max_steps = saved
+    pulled = _pull_back(*static, x, z, data, cotangent, sigma, tol, max_steps)
+    return pulled, zeros(z), None, jnp.zeros_like(sigma), jnp.zeros_like(tol), None
 
 
 _argmin.defvjp(_argmin_forward, _argmin_backward)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _pull_back(problem, inner, relative, x, z, cotangent, sigma, tol, max_steps):
+@per_problem(3)
+def _pull_back(problem, inner, relative, x, z, data, cotangent, sigma, tol, max_steps):
     """c -> c' dy*/dx. The cotangent is made of unit length first, so that σ d has the size that σ
     says.
     """
-    oracle, scheme = Oracle(problem), SCHEMES["central_linear"]
+    oracle, scheme = Oracle(problem, data), SCHEMES["central_linear"]
     size = norm(cotangent)
     c = scale(cotangent, 1 / jnp.where(size > 0, size, 1.0))
     if inner is None:

@@ -236,6 +236,7 @@ class _Checked(NamedTuple):
     state: Any
     measurement: Measurement
     num_steps: jax.Array
+    history: jax.Array  # [10] the last errors relative to their scale, the newest last
 
 
 def run_checked(
@@ -261,6 +262,7 @@ def run_checked(
         state,
         Measurement(Diagnostics(*[none] * len(Diagnostics._fields)), unknown, hypergradient_like),
         jnp.int32(0),
+        jnp.full(10, jnp.nan, dtype),
     )
 
     def stretch(carry: _Checked) -> _Checked:
@@ -268,7 +270,10 @@ def run_checked(
         state = _loops.fori_loop(
             carry.num_steps, num_steps, lambda _, inner: advance(inner), carry.state
         )
-        return _Checked(*measure(state), num_steps)
+        state, measured = measure(state)
+        error, _, whole = measured.certificate
+        history = jnp.append(carry.history[1:], error / jnp.where(whole > 0, whole, 1.0))
+        return _Checked(state, measured, num_steps, history)
 
     stretches = -(-max_steps // check_every)
     outcome = iterate(
@@ -281,7 +286,8 @@ def run_checked(
     )
     end = outcome.state
     outcome = Outcome(end.state, end.measurement.certificate, outcome.status, end.num_steps)
-    return end.state, end.measurement, outcome.status, stats_of(end.measurement, outcome)
+    stats = {**stats_of(end.measurement, outcome), "history": end.history}
+    return end.state, end.measurement, outcome.status, stats
 
 
 def stats_of(measurement: Measurement, outcome: Outcome) -> dict[str, jax.Array]:

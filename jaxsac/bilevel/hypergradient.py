@@ -1,6 +1,5 @@
 """The hypergradient at one x, and a check against implicit differentiation."""
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +13,7 @@ from jaxsac.bilevel.certificate import measure, stats_of
 from jaxsac.bilevel.lower import solve_lower, solve_perturbed, solve_together
 from jaxsac.bilevel.paired import INNER, Inner, as_paired, require_inner
 from jaxsac.bilevel.problem import (
+    DATA,
     VARIABLES,
     Oracle,
     Problem,
@@ -23,13 +23,12 @@ from jaxsac.bilevel.problem import (
     dtype_of,
     norm,
     original,
+    per_problem,
     require_like,
     undifferentiated,
 )
 from jaxsac.bilevel.schemes import DIFFERENCES, SCHEMES, default_sigma, positive
 from jaxsac.solution import Solution, Status, register, verdict
-
-_DATA = anything("the third argument of upper and lower")
 
 
 @arguments(
@@ -41,7 +40,7 @@ _DATA = anything("the third argument of upper and lower")
     inner=INNER,
     tol=real(low=0),
     max_steps=integer(low=0),
-    data=_DATA,
+    data=DATA,
     state=anything("(z, d) of an earlier solution, or that solution"),
 )
 def hypergradient(
@@ -114,7 +113,7 @@ def hypergradient(
     return solution._replace(value=original(solution.value))
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+@per_problem(4)
 def _hypergradient(
     problem, difference, inner, relative, x, start, sigma, tol, max_steps, data
 ) -> Solution:
@@ -157,7 +156,7 @@ class HypergradientCheck(NamedTuple):
     status: jax.Array  # [] int32 `Status` of the hypergradient
 
 
-@arguments(problem=record(Problem), x=VARIABLES, y0=VARIABLES, data=_DATA)
+@arguments(problem=record(Problem), x=VARIABLES, y0=VARIABLES, data=DATA)
 def check_hypergradient(
     problem: Problem, x: Tree, y0: Tree, *, data: Any = None, **options: Any
 ) -> HypergradientCheck:
@@ -185,7 +184,7 @@ def check_hypergradient(
     return HypergradientCheck(error, solution.value, original(implicit), condition, solution.status)
 
 
-@jax.jit
+@per_problem(1)
 def _dense_implicit(problem, x, z, data):
     oracle = Oracle(problem, data)
     flat, unravel = ravel_pytree(z)

@@ -153,7 +153,7 @@ def solve_alone(
         field = (oracle.lower_y(x, z), still)
         one = jnp.ones((), dtype_of(z))
         z, _, optimizer = paired_step(
-            oracle.problem, SCHEMES["soba"], inner, field, optimizer, x, z, still, one
+            oracle.problem, SCHEMES["forward"], inner, field, optimizer, x, z, still, one
         )
         return z, optimizer
 

@@ -12,7 +12,6 @@ from jaxsac._arguments import arguments, choice, either, flag, function, real, r
 from jaxsac.bilevel.paired import INNER, PairedOptimizer
 from jaxsac.bilevel.problem import Tree, dtype_of, size_of
 from jaxsac.bilevel.schemes import (
-    COMPARATORS,
     DIFFERENCES,
     SCHEMES,
     Scheme,
@@ -23,12 +22,11 @@ from jaxsac.bilevel.schemes import (
 from jaxsac.solution import register
 
 METHOD = {
-    "difference": choice(*DIFFERENCES, *COMPARATORS),
+    "difference": choice(*DIFFERENCES),
     "inner": INNER,
     "outer": record(optax.GradientTransformation),
     "inner_steps": size(1),
     "variance_reduction": flag(),
-    "linear_steps": size(1),
 }
 SIGMA = either(
     real(above=0), choice("relative"), function("step number -> σ")
@@ -41,16 +39,12 @@ class Method(eqx.Module):
     """How a bilevel problem is solved; static, so build it once and reuse it.
 
     * `difference`: "central_linear", "forward" (the paper's method, which is also for lower levels
-      of several minimisers and for `variance_reduction`), "central" or "one_sided"; and
-      three comparators that use second-order products: "soba", "implicit" (conjugate gradients at
-      every outer step) and "unrolled" (differentiates through the inner steps).
+      of several minimisers and for `variance_reduction`), "central" or "one_sided".
     * `inner`: a linear optax optimiser, or a `PairedOptimizer`.
     * `outer`: any optax optimiser.
     * `inner_steps`: K ≥ 1, the inner steps to an outer one.
     * `variance_reduction`: recursive momentum (STORM, Cutkosky & Orabona 2019) on the directions of
       z, d and x.
-    * `linear_steps`: the limit of conjugate-gradient steps of "implicit"; None is ten times the
-      dimension.
     """
 
     difference: str = eqx.field(static=True, default="central_linear")
@@ -60,7 +54,6 @@ class Method(eqx.Module):
     outer: optax.GradientTransformation = eqx.field(static=True, default=optax.adam(1e-2))
     inner_steps: int = eqx.field(static=True, default=1)
     variance_reduction: bool = eqx.field(static=True, default=False)
-    linear_steps: int | None = eqx.field(static=True, default=None)
 
 
 DEFAULT = Method()
@@ -122,8 +115,8 @@ class State(NamedTuple):
 
 def scheme_of(method: Method) -> Scheme:
     _checks.require(
-        not (method.variance_reduction and method.difference in ("central_linear", "unrolled")),
-        f'variance_reduction does not go with difference="{method.difference}": use "forward",'
+        not (method.variance_reduction and method.difference == "central_linear"),
+        'variance_reduction does not go with difference="central_linear": use "forward",'
         ' "central" or "one_sided".',
     )
     return SCHEMES[method.difference]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jaxsac import _checks, _loops
 from jaxsac._arguments import anything, arguments, key, record
+from jaxsac._linear import dot
 from jaxsac.bilevel.certificate import Diagnostics, measure
 from jaxsac.bilevel.method import (
     DEFAULT,
@@ -35,14 +36,7 @@ from jaxsac.bilevel.problem import (
     subtract,
     zeros,
 )
-from jaxsac.bilevel.schemes import (
-    COMPARATORS,
-    DIFFERENCES,
-    Scheme,
-    cross_term,
-    hold_direction,
-    solve_direction,
-)
+from jaxsac.bilevel.schemes import Scheme, cross_term
 
 _UNROLL = 5  # inner loops up to this length are unrolled: a loop costs more than a small gradient
 _BATCH = anything("what upper and lower get as their third argument")
@@ -75,13 +69,14 @@ class _Inner(NamedTuple):
 
 
 class _Moved(NamedTuple):
-    """z and d after the inner steps, and the norms of the last directions."""
+    """z and d after the inner steps, the norms of the last directions, and whether x is to wait."""
 
     z: Tree
     d: Tree
     optimizer: Any
     recursion: Recursion | None
     residuals: tuple[jax.Array, jax.Array]
+    waits: jax.Array
 
 
 @arguments(problem=record(Problem), x0=VARIABLES, y0=VARIABLES, method=record(Method), key=key())
@@ -94,11 +89,6 @@ def init(
     scheme = scheme_of(method)
     x, y = arrays_only(x0, y0)
     zero = jnp.zeros((), dtype_of(x))
-    _checks.require(
-        problem.prox_y is None or method.difference not in COMPARATORS,
-        f'difference="{method.difference}" differentiates the lower level twice, which a prox_y'
-        f" does not allow: use one of {DIFFERENCES}.",
-    )
     # a projection of another shape is an error here, and not deep in a loop
     if problem.project_x is not None:
         jax.eval_shape(on_arrays(problem.project_x), x)
@@ -150,7 +140,9 @@ def step(
         h = f_x(x, y) + [g_x(x, y) − g_x(x, z)] / σ,   x ← project_x(outer(x, h))
 
     With central_linear the K steps of z come first, then c = f_y(x, z), then K steps of d: the
-    order that allows the largest outer rates. Cost in gradients: forward 2K + 3, central 2K + 4,
+    order that allows the largest outer rates. It leaves x, and the outer optimiser, where they are
+    while the lower level curves down along d, as it cannot at a minimiser: x waits for z, lest it
+    follow a d that grows without bound. Cost in gradients: forward 2K + 3, central 2K + 4,
     central_linear 3K + 3.
 
     * `sigma`: σ > 0, a number, a schedule (step number -> number) or "relative" (where rounding and
@@ -161,7 +153,7 @@ def step(
     * `momentum`: in (0, 1], the weight of fresh information when variance is reduced.
 
     Returns: the state, and by-products of the step: `hypergradient_norm`, `residual_z`,
-    `residual_d`, `sigma`.
+    `residual_d`, `sigma`, and `waits`, whether x did.
 
     Source: Gaur et al., arXiv 2503.17644, in the form of Kwon et al. 2023.
     """
@@ -196,15 +188,8 @@ def advance(
         h, moved = one_after_the_other(oracle, inner, state, sigma)
     else:
         moved = together(oracle, inner, state, sigma)
-        if method.difference == "implicit":
-            d = solve_direction(oracle, x, moved.z, moved.d, method.linear_steps)
-            moved = moved._replace(d=d)
         h = scheme.hypergradient(oracle, x, moved.z, moved.d, sigma)
-    if method.difference == "unrolled":
-        h = jax.grad(
-            lambda x: oracle.upper(x, together(oracle, inner, state._replace(x=x), sigma).z)
-        )(x)
-    z, d, optimizer, recursion, residuals = moved
+    z, d, optimizer, recursion, residuals, waits = moved
     if recursion is not None:
         weight = jnp.maximum(momentum, 1 / (state.num_steps + 1).astype(momentum.dtype))
         at_last = scheme.hypergradient(oracle, *recursion.outer_point, sigma)
@@ -215,19 +200,22 @@ def advance(
     new_x = add(x, update)
     if problem.project_x is not None:
         new_x = on_arrays(problem.project_x)(new_x)
-    size = norm(h)
+    new_x, outer = jax.tree.map(
+        lambda old, new: jnp.where(waits, old, new), (x, state.outer), (new_x, _packed(outer))
+    )
     report = {
-        "hypergradient_norm": size,
+        "hypergradient_norm": norm(h),
         "residual_z": residuals[0],
         "residual_d": residuals[1],
         "sigma": sigma,
+        "waits": waits,
     }
     return State(
         new_x,
         z,
         d,
         _packed(optimizer),
-        _packed(outer),
+        outer,
         sigma,
         state.num_steps + 1,
         state.scale,
@@ -239,15 +227,13 @@ def advance(
 def together(oracle: Oracle, inner: _Inner, state: State, sigma: jax.Array) -> _Moved:
     """K steps of z and d side by side."""
     x, scheme, count = state.x, inner.scheme, inner.method.inner_steps
-    held = inner.method.difference in ("implicit", "unrolled")
-    field = hold_direction if held else scheme.field
 
     def body(carry: _Moved, k, oracle):
-        z, d, optimizer, recursion, _ = carry
+        z, d, optimizer, recursion, *_ = carry
         c = oracle.upper_y(x, z) if scheme.linear else None
-        directions = field(oracle, x, z, d, sigma, c)
+        directions = scheme.field(oracle, x, z, d, sigma, c)
         if recursion is not None:
-            at_last = field(oracle, *recursion.inner_point, sigma, None)
+            at_last = scheme.field(oracle, *recursion.inner_point, sigma, None)
             fresh = 1 / (state.num_steps * count + k + 1).astype(sigma.dtype)
             weight = jnp.maximum(inner.momentum, fresh)
             directions = _corrected(directions, at_last, recursion.inner, weight)
@@ -255,11 +241,12 @@ def together(oracle: Oracle, inner: _Inner, state: State, sigma: jax.Array) -> _
         z, d, optimizer = paired_step(
             oracle.problem, scheme, inner.optimizer, directions, optimizer, x, z, d, sigma
         )
-        return _Moved(z, d, optimizer, recursion, (norm(directions[0]), norm(directions[1])))
+        residuals = norm(directions[0]), norm(directions[1])
+        return _Moved(z, d, optimizer, recursion, residuals, never)
 
-    zero = jnp.zeros((), sigma.dtype)
+    zero, never = jnp.zeros((), sigma.dtype), jnp.asarray(False)
     optimizer = _unpacked(state.inner, inner.optimizer.init, state.z, state.d)
-    start = _Moved(state.z, state.d, optimizer, state.recursion, (zero, zero))
+    start = _Moved(state.z, state.d, optimizer, state.recursion, (zero, zero), never)
     return inner.repeat(oracle, body, start)
 
 
@@ -278,18 +265,20 @@ def one_after_the_other(
         return add(z, change), of_z, norm(u_z)
 
     def move_d(carry, k, oracle):
-        d, of_d, _ = carry
-        u_d = add(c, cross_term(oracle, x, z, d, sigma, of_y=True))
+        d, of_d, *_ = carry
+        curvature = cross_term(oracle, x, z, d, sigma, of_y=True)
+        u_d = add(c, curvature)
         change, of_d = optimizer.update_d(u_d, of_d, d, z)
-        return add(d, change), of_d, norm(u_d)
+        return add(d, change), of_d, norm(u_d), dot(d, curvature) < 0
 
     zero = jnp.zeros((), sigma.dtype)
     start = _unpacked(state.inner, optimizer.init, state.z, state.d)
     z, middle, residual_z = inner.repeat(oracle, move_z, (state.z, start, zero))
     upper_x, c = oracle.upper_gradients(x, z)
-    d, end, residual_d = inner.repeat(oracle, move_d, (state.d, middle, zero))
+    start = (state.d, middle, zero, jnp.asarray(False))
+    d, end, residual_d, waits = inner.repeat(oracle, move_d, start)
     h = add(upper_x, cross_term(oracle, x, z, d, sigma))
-    return h, _Moved(z, d, end, None, (residual_z, residual_d))
+    return h, _Moved(z, d, end, None, (residual_z, residual_d), waits)
 
 
 @arguments(

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac import _checks, _loops
-from jaxsac._arguments import arguments, flag, function, variables
+from jaxsac._arguments import anything, arguments, flag, function, variables
 from jaxsac._arguments.kind import computed
 
 Tree = Any
@@ -87,12 +87,29 @@ def undifferentiated(tree: Tree) -> Tree:
 @undifferentiated.defjvp
 def _refuse(primals, tangents):
     raise ValueError(
-        "hypergradient, solve and argmin(...).solution have no derivative: differentiate through"
-        " argmin, or pass jax.lax.stop_gradient of what is differentiated."
+        "hypergradient, solve, argmin(...).checked and data= have no derivative: differentiate"
+        " through argmin and its x, or pass jax.lax.stop_gradient of what is differentiated."
     )
 
 
 VARIABLES = variables()
+DATA = anything("the third argument of upper and lower")
+_PROGRAMS = 32
+
+
+def per_problem(num_static: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`jax.jit` of function(problem, ...), whose first `num_static` arguments are static. Programs
+    of the last problems are kept, and not of all: with one goes what its problem closes over.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.lru_cache(_PROGRAMS)
+        def program(*static: Any) -> Callable[..., Any]:
+            return jax.jit(functools.partial(function, *static))
+
+        return lambda *arguments: program(*arguments[:num_static])(*arguments[num_static:])
+
+    return decorate
 
 
 def arrays_only(x: Tree, y: Tree) -> tuple[Tree, Tree]:

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxsac._linear import conjugate_gradient
 from jaxsac.bilevel.problem import Oracle, Tree, add, dtype_of, norm, scale, subtract, zeros
 
 
@@ -153,35 +152,6 @@ def _map_one_sided(each, z, d, sigma):
     return mapped, _stack(*copies)
 
 
-# comparators: the limit σ → 0 with Hessian-vector products
-
-
-def _soba_field(oracle, x, z, d, sigma, c):
-    return oracle.lower_y(x, z), add(oracle.upper_y(x, z), oracle.derivative(1, x, z, d))
-
-
-def hold_direction(
-    oracle: Oracle, x: Tree, z: Tree, d: Tree, sigma: jax.Array, c: Tree
-) -> tuple[Tree, Tree]:
-    """The field of the comparators that do not move d in the inner loop."""
-    return oracle.lower_y(x, z), zeros(d)
-
-
-def _second_order_hypergradient(oracle, x, z, d, sigma):
-    return add(oracle.upper_x(x, z), oracle.derivative(0, x, z, d))
-
-
-def solve_direction(oracle: Oracle, x: Tree, z: Tree, d: Tree, max_steps: int | None) -> Tree:
-    """d = −[D²_yy lower(x, z)]⁻¹ upper_y(x, z), by conjugate gradients warm-started at `d`: for
-    comparators and tests.
-    """
-    residual = scale(_soba_field(oracle, x, z, d, 0.0, None)[1], -1.0)
-    correction = conjugate_gradient(
-        lambda v: oracle.derivative(1, x, z, v), residual, max_steps=max_steps
-    ).x
-    return add(d, correction)
-
-
 def _two_zeros(y: Tree) -> Tree:
     return _stack(zeros(y), zeros(y))
 
@@ -193,12 +163,8 @@ SCHEMES = {
     "one_sided": Scheme(
         _two_zeros, _one_sided_field, _one_sided_hypergradient, _map_one_sided, _nearest
     ),
-    "soba": Scheme(zeros, _soba_field, _second_order_hypergradient, _map_forward),
-    "implicit": Scheme(zeros, _soba_field, _second_order_hypergradient, _map_forward),
-    "unrolled": Scheme(zeros, _soba_field, _second_order_hypergradient, _map_forward),
 }
-DIFFERENCES = ("forward", "central", "central_linear", "one_sided")
-COMPARATORS = ("soba", "implicit", "unrolled")
+DIFFERENCES = tuple(SCHEMES)
 
 
 def balanced_factor(scheme: Scheme, dtype: Any) -> float:

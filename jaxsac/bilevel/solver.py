@@ -1,6 +1,5 @@
 """`solve`: outer steps until a certificate holds."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,23 +8,14 @@ import jax.numpy as jnp
 import optax
 
 from jaxsac import _checks
-from jaxsac._arguments import (
-    anything,
-    arguments,
-    function,
-    integer,
-    key,
-    real,
-    record,
-    size,
-    tolerance,
-)
+from jaxsac._arguments import arguments, function, integer, key, real, record, size, tolerance
 from jaxsac._iterate import Certificate
 from jaxsac.bilevel.certificate import Measurement, measure, run_checked
 from jaxsac.bilevel.method import DEFAULT, METHOD, MOMENTUM, SIGMA, Method, Sigma, State, scheme_of
 from jaxsac.bilevel.outer_step import advance as take_step, init
 from jaxsac.bilevel.paired import PairedOptimizer
 from jaxsac.bilevel.problem import (
+    DATA,
     VARIABLES,
     Oracle,
     Problem,
@@ -35,10 +25,10 @@ from jaxsac.bilevel.problem import (
     dtype_of,
     norm,
     original,
+    per_problem,
     require_like,
     undifferentiated,
 )
-from jaxsac.bilevel.schemes import solve_direction
 from jaxsac.solution import Solution, Status, register
 
 
@@ -60,7 +50,7 @@ class Bilevel(NamedTuple):
     sigma=SIGMA,
     **METHOD,
     momentum=MOMENTUM,
-    data=anything("the third argument of upper and lower"),
+    data=DATA,
     sample=function("(key, data) -> batch"),
     key=key(),
     tol=real(low=0),
@@ -79,7 +69,6 @@ def solve(
     inner: PairedOptimizer | optax.GradientTransformation = DEFAULT.inner,
     inner_steps: int = 1,
     variance_reduction: bool = False,
-    linear_steps: int | None = None,
     momentum: Any = 0.1,
     data: Any = None,
     sample: Callable[[jax.Array, Any], Any] | None = None,
@@ -101,8 +90,7 @@ def solve(
       computation.
     * `sigma`: σ > 0, a number, a schedule (step number -> number) or "relative"; traced like `tol`,
       `max_steps` and `momentum`.
-    * `difference`, `outer`, `inner`, `inner_steps`, `variance_reduction`, `linear_steps`: see
-      `Method`.
+    * `difference`, `outer`, `inner`, `inner_steps`, `variance_reduction`: see `Method`.
     * `data`: third argument of upper and lower. `sample(key, data) -> batch` draws a mini-batch of
       it: one for each inner step, shared by the lower-level copies, and one for the outer step;
       `key` is consumed. The certificate always uses all of `data`.
@@ -111,7 +99,8 @@ def solve(
     * `state`: an earlier solution, or the state of one, to continue from.
 
     Returns: a `Solution`, whose value is `Bilevel(x, y, optimistic_y)`; stats has the `Diagnostics`
-    by name, `upper` (the upper level's value) and `sigma` beside error, rounding, scale, num_steps
+    by name, `upper` (the upper level's value), `sigma`, and `history`, error / scale at the last 10
+    checks, the newest last and NaN before the first, beside error, rounding, scale, num_steps
     (outer steps) and reason. CONVERGED: ‖h‖ (of the projected step, where there is a projection) +
     its estimated error + rounding ≤ tol · scale, with scale the larger of ‖f_x‖ + ‖h − f_x‖ and the
     first ‖h‖ that was known to a half, and neither diagnostic of a wrong σ fires; it certifies a
@@ -125,7 +114,7 @@ def solve(
 
     Source: Gaur et al., arXiv 2503.17644; Kwon et al. 2023 (F2SA); F2BA, arXiv 2306.14853.
     """
-    method = Method(difference, inner, outer, inner_steps, variance_reduction, linear_steps)
+    method = Method(difference, inner, outer, inner_steps, variance_reduction)
     _checks.require(
         sample is None or data is not None,
         "sample needs data: the certificate is computed on all of it. For a stream use step.",
@@ -157,7 +146,7 @@ def solve(
     return solution._replace(value=Bilevel(*map(original, solution.value)))
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3))
+@per_problem(4)
 def _solve(
     problem, method, sample, check_every, state, sigma, momentum, data, tol, max_steps
 ) -> Solution:
@@ -177,10 +166,8 @@ def _solve(
         return state._replace(key=key)
 
     def judge(state: State) -> tuple[State, Measurement]:
-        d = state.d
-        if method.difference == "unrolled":
-            d = solve_direction(oracle, state.x, state.z, d, None)
-        measured = measure(oracle, scheme, state.x, state.z, d, sigma.at(scheme, state), tol=tol)
+        x, z, d = state.x, state.z, state.d
+        measured = measure(oracle, scheme, x, z, d, sigma.at(scheme, state), tol=tol)
         error, rounding, parts = measured.certificate
         size = norm(measured.hypergradient)
         known = (state.scale == 0) & (error <= 0.5 * size)

@@ -6,13 +6,17 @@ import os
 import pathlib
 import pickle
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
+import pytest
 
-from benchmarks.cases import group_lasso_cases
+from benchmarks.cases import bilevel_second_order, group_lasso_cases
 from benchmarks.cases.group_lasso_peers import worst_gap
 from benchmarks.cases.subsample_q_dense import dense_kernel
 from benchmarks.harness import process
-from jaxsac import subsample_q
+from jaxsac import bilevel, subsample_q
 
 FOLDER = pathlib.Path(__file__).parents[2] / "benchmarks"
 PUBLIC = ("jaxsac", "jaxsac.problems", "jaxsac.route")
@@ -53,3 +57,19 @@ def test_the_dense_kernel_is_the_law_of_k_moves():
     order = [tuple(row) for row in subsample_q.HistogramSpace(2, 3).table.tolist()]
     for (i, start), (j, end) in itertools.product(enumerate(order), repeat=2):
         np.testing.assert_allclose(table[i, j], expected[start, end], atol=1e-15)
+
+
+@pytest.mark.parametrize("linear_steps", [None, 2])
+def test_second_order_loops_end_at_the_minimiser(linear_steps):
+    """y* = A x of a lower level with curvature 1 and 2, by the normal equations of the upper."""
+    A, target = jnp.asarray([[1.0, 0.5], [-0.3, 2.0]]), jnp.asarray([1.0, -2.0])
+    curvature = jnp.asarray([1.0, 2.0])
+    problem = bilevel.Problem(
+        lambda x, y, data: 0.5 * jnp.sum((y - data) ** 2) + 0.05 * jnp.sum(x**2),
+        lambda x, y, data: 0.5 * jnp.sum(curvature * (y - A @ x) ** 2),
+    )
+    sgd = optax.sgd(0.3), optax.sgd(0.1)
+    init, step = bilevel_second_order.loop(problem, *sgd, 1, linear_steps)
+    run = jax.jit(lambda s: jax.lax.fori_loop(0, 2000, lambda _, s: step(s, target), s))
+    best = np.linalg.solve(A.T @ A + 0.1 * np.eye(2), A.T @ target)
+    np.testing.assert_allclose(run(init(jnp.zeros(2), jnp.zeros(2)))[0], best, rtol=1e-6)

@@ -49,7 +49,6 @@ WHOLE_METHOD = {
     "outer": OUTER,
     "inner_steps": 1,
     "variance_reduction": False,
-    "linear_steps": 5,
 }
 
 P = np.array([[[0.5, 0.5], [0.9, 0.1]], [[0.2, 0.7], [0.4, 0.6]]])
@@ -115,11 +114,15 @@ CALLS = {
         "sigma": 1e-3,
         "tol": 1e-6,
         "max_steps": 100,
+        "data": None,
         "inner": INNER,
+        "aux": None,
     },
     "bilevel.argmin": lambda: {
         "lower": lower,
         "y0": Y,
+        "data": None,
+        "has_aux": False,
         "sigma": 1e-3,
         "inner": INNER,
         "tol": 1e-6,

@@ -1,5 +1,9 @@
 """The differentiable arg min: values, pull-backs, and life inside larger programs."""
 
+import dataclasses
+import gc
+import weakref
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +30,7 @@ SOLVE = bilevel.argmin(ridge_lower, {"coef": jnp.zeros(4)}, tol=1e-10)
 def test_the_minimiser_and_its_pull_back_match_the_closed_form():
     """Per-feature ridge: y* = (X'X + diag e^x)⁻¹ X't."""
     x = jnp.asarray([0.3, -1.0, 2.0, 0.0])
-    solution = SOLVE.solution(x)
+    solution = SOLVE.checked(x)
     assert solution.status == Status.CONVERGED and solution.stats["error"] <= 1e-10
     np.testing.assert_allclose(SOLVE(x)["coef"], ridge(x), rtol=1e-9)
 
@@ -85,12 +89,55 @@ def test_records_and_their_methods_go_through_jit():
     assert hash(problem) == hash(bilevel.Problem(ridge_lower, ridge_lower))
     for solve in (SOLVE, jax.jit(lambda solve: solve)(SOLVE)):
         np.testing.assert_allclose(jax.jit(solve)(x)["coef"], SOLVE(x)["coef"], rtol=1e-9)
-        found = jax.jit(solve.solution)(x).value["coef"]
+        found = jax.jit(solve.checked)(x).value["coef"]
         np.testing.assert_allclose(found, SOLVE(x)["coef"], rtol=1e-9)
+
+
+def test_data_are_constants_and_aux_comes_with_the_minimiser():
+    """y*_i = w a_k x_i + noise, with the row k and the noise's key among the data."""
+    rows = jnp.asarray([[1.0, 1.0], [2.0, 3.0], [0.5, -1.0]])
+
+    def lower(x, y, data):
+        target = x * data["rows"][data["row"]] + jax.random.normal(data["key"], (2,), y.dtype)
+        return jnp.sum((y - target) ** 2), {"product": jnp.sum(x * y)}
+
+    data = {"rows": rows, "row": np.int32(1), "key": jax.random.key(0)}
+    solve = bilevel.argmin(lower, jnp.zeros(2), data, has_aux=True, tol=1e-10)
+    x, noise = jnp.asarray([1.0, -2.0]), jax.random.normal(data["key"], (2,))
+    y, aux = solve(x)
+    np.testing.assert_allclose(y, x * rows[1] + noise, rtol=1e-9)
+    checked = solve.checked(x).check()
+    np.testing.assert_allclose([aux["product"], checked.stats["aux"]["product"]], x @ y, rtol=1e-9)
+    gradient = jax.grad(lambda x: solve(x)[1]["product"])(x)  # of Σ x (a x + noise)
+    np.testing.assert_allclose(gradient, 2 * rows[1] * x + noise, rtol=1e-6)
+
+    def of_row(row):
+        return dataclasses.replace(solve, data={**data, "row": row})(x)[0]
+
+    np.testing.assert_allclose(
+        jax.vmap(of_row)(jnp.arange(3, dtype=jnp.int32)), rows * x[None] + noise[None], rtol=1e-9
+    )
+    with pytest.raises(ValueError, match="data= have no derivative"):
+        jax.grad(
+            lambda rows: jnp.sum(dataclasses.replace(solve, data={**data, "rows": rows})(x)[0])
+        )(rows)
+
+
+@pytest.mark.slow
+def test_problems_rebuilt_in_a_loop_do_not_pile_up():
+    kept = []
+    for k in range(50):
+        weight = jnp.full(3, 1.0 + k)
+        kept.append(weakref.ref(weight))
+        solve = bilevel.argmin(lambda x, y, w=weight: jnp.sum(w * (y - x) ** 2), jnp.zeros(3))
+        jax.eval_shape(solve.checked, jnp.ones(3))
+        del weight, solve
+    gc.collect()
+    assert [reference() is not None for reference in kept] == [k >= 18 for k in range(50)]
 
 
 def test_a_search_that_meets_a_nan_is_no_minimiser():
     x = jnp.asarray([jnp.nan, 0.0, 0.0, 0.0])
-    assert SOLVE.solution(x).status == Status.NONFINITE
+    assert SOLVE.checked(x).status == Status.NONFINITE
     assert np.all(np.isnan(SOLVE(x)["coef"]))
     assert np.all(np.isnan(jax.grad(lambda x: jnp.sum(SOLVE(x)["coef"]))(x)))

@@ -23,7 +23,7 @@ def test_the_units_of_the_lower_level_change_nothing(dtype):
         h = bilevel.hypergradient(problem, x, jnp.zeros(2, dtype)).check()
         np.testing.assert_allclose(h.value, [2, 4], rtol=1e-4)
         y = bilevel.argmin(lower, jnp.zeros(2, dtype))
-        y.solution(x).check()
+        y.checked(x).check()
         np.testing.assert_allclose(y(x), [3, 5], rtol=1e-4)
         np.testing.assert_allclose(jax.grad(lambda x, y=y: jnp.sum(y(x)))(x), [1, 1], rtol=1e-3)
 
@@ -78,7 +78,7 @@ def test_a_search_that_failed_is_nan():
     y = bilevel.argmin(
         lambda x, y: jnp.sum(curvature * (y - jnp.tanh(x)) ** 2), jnp.zeros(20, jnp.float32)
     )
-    assert y.solution(x).status != Status.CONVERGED
+    assert y.checked(x).status != Status.CONVERGED
     assert np.all(np.isnan(y(x)))
     assert np.all(np.isnan(jax.grad(lambda x: jnp.sum(y(x)))(x)))
 
@@ -92,7 +92,7 @@ def test_a_saddle_is_no_minimum():
     problem = bilevel.Problem(lambda x, y: y[0] ** 2 + (y[1] - 2) ** 2 / 2, lower)
     x = jnp.asarray([3.0])
     assert bilevel.hypergradient(problem, x, jnp.zeros(2)).status != Status.CONVERGED
-    assert bilevel.argmin(lower, jnp.zeros(2)).solution(x).status != Status.CONVERGED
+    assert bilevel.argmin(lower, jnp.zeros(2)).checked(x).status != Status.CONVERGED
     good = bilevel.hypergradient(problem, x, jnp.asarray([1e-3, 0.0])).check()
     np.testing.assert_allclose(good.value, 0.8, rtol=1e-5)
 
@@ -205,7 +205,7 @@ def test_loops_refuse_derivatives():
     for function in (
         lambda x: bilevel.hypergradient(problem, x, jnp.zeros(2)).value,
         lambda x: bilevel.solve(problem, x, jnp.zeros(2)).value.x,
-        lambda x: y.solution(x).value,
+        lambda x: y.checked(x).value,
     ):
         with pytest.raises(ValueError, match="differentiate through argmin"):
             jax.jvp(function, (x,), (x,))
@@ -235,7 +235,7 @@ def test_one_variable_that_is_not_there_yet_is_not_certified(x, steps):
     function = bilevel.argmin(
         lambda x, y: jnp.sum(jnp.cosh(y - 2 * x)), jnp.ones(1), max_steps=steps
     )
-    solution = function.solution(jnp.asarray([x]))
+    solution = function.checked(jnp.asarray([x]))
     assert solution.status == Status.MAX_STEPS and solution.stats["reason"] == Reason.NONE
     assert np.isnan(function(jnp.asarray([x]))).all()
     done = bilevel.argmin(lambda x, y: jnp.sum(jnp.cosh(y - 2 * x)), jnp.ones(1))

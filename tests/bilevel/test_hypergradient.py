@@ -357,8 +357,6 @@ def test_a_nonsmooth_lower_level(difference):
     assert max(error.values()) < (1e-4 if difference == "forward" else 1e-7), error
     with pytest.raises(ValueError, match="implicit differentiation needs a smooth lower level"):
         bilevel.check_hypergradient(problem, x, jnp.zeros(6), data=data)
-    with pytest.raises(ValueError, match="which a prox_y does not allow"):
-        bilevel.init(problem, x, jnp.zeros(6), bilevel.Method("soba"))
 
 
 def test_no_false_certificates_over_many_problems():
