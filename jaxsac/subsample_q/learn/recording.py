@@ -92,7 +92,8 @@ def record(
     def close() -> None:
         held = [np.array(each) for each in zip(*states, strict=True)]
         runs.append(_recorded(*held, *(np.array(each) for each in zip(*rows, strict=True))))
-        rows.clear(), states.clear()
+        rows.clear()
+        states.clear()
 
     for _ in range(num_steps):
         if not states:
