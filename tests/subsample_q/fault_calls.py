@@ -105,6 +105,7 @@ CALLS = {
         "stopping": "span",
         **STOP,
         "initial": np.ones((3, 6)),
+        "replies": 2,
     },
     "subsample_q.evaluate": lambda: {
         "model": model(),
