@@ -214,7 +214,7 @@ def stage_reward(
     shares = shares_of(counts, model.dtype)
     rewards, weights = local_rewards(model)  # [E, G, A or 1, L] and [E]
     local = rewards[:, global_state, action if rewards.shape[2] > 1 else 0]
-    own = jnp.vdot(weights, jnp.sum(shares * local, axis=1), precision="highest")
+    own = jnp.vdot(weights, jnp.sum(shares.reshape(local.shape) * local, axis=1), precision="highest")
     return model.global_reward[global_state, action] + own
 
 
