@@ -214,7 +214,8 @@ def stage_reward(
     shares = shares_of(counts, model.dtype)
     rewards, weights = local_rewards(model)  # [E, G, A or 1, L] and [E]
     local = rewards[:, global_state, action if rewards.shape[2] > 1 else 0]
-    own = jnp.vdot(weights, jnp.sum(shares.reshape(local.shape) * local, axis=1), precision="highest")
+    earned = jnp.sum(shares.reshape(local.shape) * local, axis=1)
+    own = jnp.vdot(weights, earned, precision="highest")
     return model.global_reward[global_state, action] + own
 
 
