@@ -186,6 +186,7 @@ PUBLIC = {
         "plan",
         "population_state",
         "q_learning",
+        "record",
         "sample_sizes",
         "simulate",
         "simulate_agents",

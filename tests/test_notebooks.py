@@ -51,6 +51,11 @@ ours = [value for name, value in last.items() if "exactly 3" in name or "at most
 others = [value for name, value in last.items() if value not in ours]
 assert len(figures) == 1 and len(ours) == 2 and max(ours) < min(others) - 0.1
 """,
+    "subsample_q.py": """
+gaps = [float(bound.gap) for bound in bounds.values()]
+assert len(figures) == 2 and gaps == sorted(gaps, reverse=True) and gaps[-1] < 0.6
+assert np.all(found.global_visits > 0) and np.abs(paid - 3.6) < 1
+""",
     "sparse_tool_router.py": """
 assert [len(axes) for axes in figures] == [2, 1]
 assert policy.support.tolist() == truth.support.tolist() and int(sol.status) == 0

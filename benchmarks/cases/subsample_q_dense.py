@@ -63,21 +63,17 @@ def against_quantecon(options: Options) -> list[dict[str, Any]]:
             "gac,gnm->gnacm", np.asarray(model.global_transition), kernels
         ).reshape(G * N, A, G * N)
         eps = 1e-6 if model.dtype == np.float64 else 1e-3
+        dense = {
+            "reward": np.broadcast_to(reward, (G, N, A)).reshape(G * N, A).astype(float),
+            "transition": transition.astype(float),
+        }
+        repeats = 1 if N > 500 or options.smoke else 3
+        settings = {"discount": float(model.discount), "epsilon": eps, "repeats": repeats}
         peer = run_peer(
-            "subsample_q/quantecon",
-            {
-                "reward": np.broadcast_to(reward, (G, N, A)).reshape(G * N, A).astype(float),
-                "transition": transition.astype(float),
-            },
-            {
-                "discount": float(model.discount),
-                "epsilon": eps,
-                "repeats": 1 if N > 500 or options.smoke else 3,
-            },
-            python=options.peers_python,
-            threads=2,
+            "subsample_q/quantecon", dense, settings, python=options.peers_python, threads=2
         )
-        del transition
+        jaxdp = run_peer("subsample_q/jaxdp", dense, settings, threads=2)  # wants a newer jax
+        del transition, dense
         scale = float(model.max_reward()) / (1 - float(model.discount))
         for method, rule in RULES.items():
             thunks = {
@@ -92,6 +88,7 @@ def against_quantecon(options: Options) -> list[dict[str, Any]]:
             row |= {f"{name} s": timing.minimum for name, timing in times.items()}
             row["quantecon s"] = peer.numbers[method] if peer.ok else NOT_RUN
             row["ratio"] = peer.numbers[method] / times["anderson"].minimum if peer.ok else NOT_RUN
+            row["jaxdp s"] = jaxdp.numbers[method] if jaxdp.ok and rule == "sup" else NOT_RUN
             difference = (
                 peer.arrays[method] - np.asarray(ours.value.value).reshape(-1)
                 if peer.ok

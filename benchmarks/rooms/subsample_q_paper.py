@@ -1,5 +1,6 @@
 """SUBSAMPLE-Q: the paper's claims tested (released demand response, gap against k, concentration of
-samples, types of agents, the speed of k against all, what theory asks for).
+samples, types of agents, queues, an adversary, other learners, the speed of k against all, what
+theory asks for).
 """
 
 import math
@@ -10,6 +11,8 @@ import jax
 import numpy as np
 
 from benchmarks.cases.subsample_q_dense import model_of
+from benchmarks.cases.subsample_q_learners import adversary, learners
+from benchmarks.cases.subsample_q_queues import queueing
 from benchmarks.harness import Options, Report, paragraphs
 from jaxsac import subsample_q
 from jaxsac.problems import subsample_q as problems
@@ -23,6 +26,9 @@ def run(options: Options) -> Report:
         "Gap against k, certified": certified_gaps(options, curves),
         "Sample against population": concentration(options),
         "Degree of heterogeneity": heterogeneity(options),
+        "Queues": queueing(options),
+        "Adversary": adversary(options),
+        "Other learners": learners(options),
         "k against all agents": speed(options),
         "What theory asks for": theory(options),
     }
@@ -41,6 +47,20 @@ def run(options: Options) -> Report:
 
         Degree of heterogeneity: two types that move and earn alike at degree 0; at 1 one of them
         earns where the other does not. Their exact gap for samples of k of each.
+
+        Queues: dispatch solved for all of k queues, where joining the shortest is optimal (the most
+        that it loses in Q), and executed on n queues that are put into groups of k afresh at each
+        step; beside it every job joins the shortest of k queues as they stood before the step.
+        Load .9 of service .5, room for 4 jobs: mean jobs and the part of the jobs that is lost.
+
+        Adversary: mode tracking with a second type of agents, whom an adversary who sees the action
+        draws to a mode; the exact value of both policies, on samples of k of each type, from a
+        uniform start. A helpful one, who maximises, beside it.
+
+        Other learners: exact gaps from a uniform start; 100,000 updates each. Q-learning for k
+        agents draws from a generative model; independent and mean-field Q-learning watch all n
+        agents under random actions, see nobody and the rounded shares of all, and act so. The
+        deterministic mean field plans for infinitely many agents.
 
         What theory asks for: `sample_sizes` at half of the largest value against the k of
         `choose_k` for the same gap.

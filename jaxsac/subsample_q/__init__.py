@@ -22,10 +22,10 @@ from jaxsac.subsample_q.execute.simulation import (
 )
 from jaxsac.subsample_q.learn.estimation import Estimate as Estimate, estimate as estimate
 from jaxsac.subsample_q.learn.q_learning import (
-    Trajectory as Trajectory,
     learn_from_trajectory as learn_from_trajectory,
     q_learning as q_learning,
 )
+from jaxsac.subsample_q.learn.recording import Trajectory as Trajectory, record as record
 from jaxsac.subsample_q.learn.sampled import learn as learn
 from jaxsac.subsample_q.trust.certificate import (
     ValueBounds as ValueBounds,

@@ -105,6 +105,7 @@ CALLS = {
         "stopping": "span",
         **STOP,
         "initial": np.ones((3, 6)),
+        "replies": 2,
     },
     "subsample_q.evaluate": lambda: {
         "model": model(),
@@ -147,6 +148,12 @@ CALLS = {
         "num_actions": 2,
         "discount": 0.5,
         "num_passes": 1,
+    },
+    "subsample_q.record": lambda: {
+        "reset": lambda: (0, np.zeros(2, int)),
+        "step": lambda action: (action, np.zeros(2, int), 0.5, np.ones(2), False),
+        "policy": lambda *_: 1,
+        "num_steps": 3,
     },
     "subsample_q.simulate": lambda: {
         "key": KEY,

@@ -40,13 +40,6 @@ def test_the_certificate_holds_and_closes_at_k_equal_n():
     assert violations(20, 3, (1, 3)) == 0
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("num_models,n", [(500, 4), (400, 6), (100, 8)])
-def test_the_certificate_holds_in_many_random_models(num_models, n):
-    """1,000 models in all."""
-    assert violations(num_models, n, range(1, n + 1)) == 0
-
-
 def test_a_wrong_table_would_be_seen():
     """The upper bound of a table that is too low falls below the best value: the check above can
     fail.

@@ -8,22 +8,36 @@ from subsample_q.models import random_model
 from jaxsac import subsample_q as sq
 
 
-def record(model, steps, n, seed, actions=None, start=0):
-    """A recording of the model in plain numpy, agent by agent, under uniform actions."""
+def simulator(model, n, seed, start=0, length=None):
+    """reset, step and uniform actions of the model in plain numpy, agent by agent, in arrays that
+    are changed in place; n(episode) agents, and an end after `length` steps.
+    """
     generator = np.random.default_rng(seed)
     Pg, Pl, rg, rl = (np.asarray(a) for a in jax.tree.leaves(model)[:4])
-    G, A, L = len(Pg), Pg.shape[1], Pl.shape[-1]
-    g, agents = np.array(start), generator.integers(0, L, n)
-    states, locals_, taken, paid, earned = [g], [agents], [], [], []
-    rows = Pl.cumsum(-1)
-    for _ in range(steps):
-        a = int(generator.choice(A if actions is None else actions))
-        taken.append(a), paid.append(rg[g, a]), earned.append(rl[g, agents])
-        lot = generator.random(n)[:, None]
-        agents = np.minimum((lot >= rows[g, agents]).sum(-1), L - 1)
-        g = np.array(generator.choice(G, p=Pg[g, a]))
-        states.append(g), locals_.append(agents)
-    return sq.Trajectory(*(np.array(each) for each in (states, locals_, taken, paid, earned)))
+    rows, now = Pl.cumsum(-1), {"episode": 0}
+
+    def reset():
+        agents = generator.integers(0, rl.shape[1], n(now["episode"]))
+        now.update(g=np.array(start), agents=agents, t=0, episode=now["episode"] + 1)
+        return now["g"], now["agents"]
+
+    def step(action):
+        g, agents = int(now["g"]), now["agents"]
+        earned = rl[g, agents]
+        lot = generator.random(agents.size)[:, None]
+        agents[:] = np.minimum((lot >= rows[g, agents]).sum(-1), rl.shape[1] - 1)
+        now["g"][...] = generator.choice(len(Pg), p=Pg[g, action])
+        now["t"] += 1
+        return now["g"], agents, rg[g, action], earned, now["t"] == length
+
+    return reset, step, generator
+
+
+def record(model, steps, n, seed, actions=None):
+    reset, step, generator = simulator(model, lambda _: n, seed)
+    actions = range(model.num_actions) if actions is None else actions
+    (run,) = sq.record(reset, step, lambda *_: generator.choice(actions), steps)
+    return run
 
 
 def test_frequencies_and_means_are_those_of_the_recordings():
@@ -52,6 +66,31 @@ def test_frequencies_and_means_are_those_of_the_recordings():
     prior = sq.estimate(runs, 3, 3, 2, 0.8, unseen="prior").model
     expected = (moves + 1 / 3) / (moves.sum(-1)[..., None] + 1)
     np.testing.assert_allclose(prior.global_transition, expected)
+
+
+def test_episodes_of_a_simulator_are_recorded_apart_and_copied():
+    """What is recorded is what the policy saw, whatever the simulator does to its arrays later."""
+    model, seen = random_model(3), []
+    reset, step, generator = simulator(model, lambda episode: 2 + episode, 1, length=4)
+
+    def policy(global_state, agents):
+        seen.append((int(global_state), *agents.tolist()))
+        return generator.integers(2)
+
+    runs = sq.record(reset, step, policy, 10)
+    assert [run.actions.shape[0] for run in runs] == [4, 4, 2]
+    assert [run.local_states.shape for run in runs] == [(5, 2), (5, 3), (3, 4)]
+    kept = [
+        (int(g), *agents.tolist())
+        for run in runs
+        for g, agents in zip(run.global_states[:-1], np.asarray(run.local_states[:-1]), strict=True)
+    ]
+    assert kept == seen
+    for run in runs:
+        where = run.global_states[:-1, None], run.local_states[:-1]
+        np.testing.assert_array_equal(run.local_rewards, np.asarray(model.local_reward)[where])
+    with pytest.raises(ValueError, match="step changed the number of agents"):
+        sq.record(reset, lambda a: (0, [0, 0], 0.0, [0.0], False), policy, 1)
 
 
 def test_the_error_falls_with_the_root_of_the_record_and_beats_q_learning():

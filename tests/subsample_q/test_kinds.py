@@ -259,3 +259,65 @@ def test_types_bound_execute_and_differentiate():
         for h in (1e-6, -1e-6)
     ]
     np.testing.assert_allclose(jnp.sum(slope * move), (ends[0] - ends[1]) / 2e-6, rtol=1e-5)
+
+
+def adversary_model(seed, replies=2):
+    """G = A = L = 2; a type of agents that nobody drives, and one that an adversary moves."""
+    generator, G, A, L = np.random.default_rng(seed), 2, 2, 2
+    own, moved = (generator.dirichlet(np.ones(L), (G, n, L)) for n in (1, A * replies))
+    local = np.stack([np.repeat(own, A * replies, axis=1), moved])  # [E, G, A R, L, L]
+    earned = np.stack([np.repeat(generator.normal(size=(G, 1, L)), A * replies, axis=1)] * 2)
+    return sq.TypedModel(
+        np.repeat(generator.dirichlet(np.ones(G), (G, A)), replies, axis=1),
+        local,
+        np.repeat(generator.normal(size=(G, A)), replies, axis=1),
+        earned * np.array([1.0, 2.0])[:, None, None, None],
+        np.array([0.5, 0.5]),
+        0.8,
+    )
+
+
+def test_an_adversary_who_replies_is_the_joint_game_agent_by_agent():
+    """max_a min_b by value iteration over (s_g, s_1, s_2, s_3, s_4), two agents of each type; and
+    what the two policies are worth against each other is that value.
+    """
+    model, R, n, sweeps = adversary_model(0), 2, 2, 200
+    Pg, Pl, rg, rl = (np.asarray(a) for a in jax.tree.leaves(model)[:4])
+    joint = list(itertools.product(range(2), repeat=4))
+    laws = np.ones((2, 4, 16, 16))
+    for (row, now), (column, after) in itertools.product(enumerate(joint), repeat=2):
+        for agent, (i, j) in enumerate(zip(now, after, strict=True)):
+            laws[:, :, row, column] *= Pl[agent // 2, :, :, i, j]
+    earned = sum(rl[agent // 2][:, :, [s[agent] for s in joint]] / 4 for agent in range(4))
+    value = np.zeros((2, 16))
+    for _ in range(sweeps):
+        ahead = np.einsum("gac,gasj,cj->gas", Pg, laws, value)
+        q = rg[..., None] + earned + 0.8 * ahead
+        value = q.reshape(2, 2, R, 16).min(2).max(1)
+    table = sq.solve(model, (n, n), tol=1e-10, replies=R).check().value
+    np.testing.assert_allclose(table.value, brute := by_counts(value, joint, table), atol=1e-8)
+    played = sq.evaluate(model, table, (n, n), tol=1e-10).check().value
+    np.testing.assert_allclose(played.value, brute, atol=1e-8)
+    assert np.all(table.value < sq.solve(model, (n, n)).value.value - 1e-3)  # who helps, not harms
+    with pytest.raises(ValueError, match="holds no bounds on the best value"):
+        sq.upper_bound(table, (0, np.full((2, 2), 1)))
+    with pytest.raises(ValueError, match="replies=3 needs a model of pairs"):
+        sq.solve(model, (n, n), replies=3)
+    state = (0, np.array([[3, 1], [2, 2]]))
+    run = sq.simulate(jax.random.key(0), model, table, (4, 4), 5, state)
+    shares = np.asarray(run.counts) / 4
+    paid = [
+        rg[g, a] + 0.5 * np.sum(rl[:, g, a] * share)
+        for g, a, share in zip(run.global_states, run.actions, shares, strict=True)
+    ]
+    np.testing.assert_allclose(run.rewards, paid)
+
+
+def by_counts(value, joint, table):
+    """The value of a joint state as that of its histograms, [G, N]."""
+    where = {tuple(np.ravel(h)): row for row, h in enumerate(np.asarray(table.histograms))}
+    found = np.zeros((2, len(where)))
+    for states, column in zip(joint, value.T, strict=True):
+        counts = [np.bincount(part, minlength=2) for part in (states[:2], states[2:])]
+        found[:, where[tuple(np.ravel(counts))]] = column
+    return found

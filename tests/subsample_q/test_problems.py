@@ -52,7 +52,7 @@ def test_joining_the_shortest_queue_is_optimal_where_all_are_seen():
     )
     pairs = {tuple(z.reshape(-1)): m for m, z in enumerate(np.asarray(table.assignments))}
     for row, counts in enumerate(np.asarray(table.histograms)):
-        for jobs in range(3):
+        for jobs in range(k + 1):
             shortest = np.minimum(
                 counts, np.maximum(jobs - np.concatenate([[0], np.cumsum(counts)[:-1]]), 0)
             )

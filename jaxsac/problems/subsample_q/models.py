@@ -279,25 +279,23 @@ def dispatch(
     """Exchangeable queues of 0..capacity jobs, each tagged or not to receive one of this step's
     jobs.
 
-    The global state is the number of jobs that arrive, 0..2, binomial with mean load · service ·
-    num_queues (at most 2: a small system); that many queues are tagged (`allowed`), never two jobs
-    to one queue. A tagged queue gains a job if it has room (else it is lost, at the cost
-    `overflow`), then every queue that is not empty loses one with probability `service`. Reward:
-    minus the mean number of jobs of a queue. Joining the shortest queues is optimal (Winston 1977,
-    Weber 1978, for equal servers).
+    The global state is the number of jobs that arrive, 0..num_queues, binomial with mean load ·
+    service · num_queues; that many queues are tagged (`allowed`), never two jobs to one queue. A
+    tagged queue gains a job if it has room (else it is lost, at the cost `overflow`), then every
+    queue that is not empty loses one with probability `service`. Reward: minus the mean number of
+    jobs of a queue. Joining the shortest queues is optimal (Winston 1977, Weber 1978, for equal
+    servers).
     """
-    L, most = capacity + 1, min(2, num_queues)
-    mean = load * service * num_queues
-    if mean > most:
-        raise ValueError(
-            f"load * service * num_queues = {mean:g} jobs a step, more than the {most} that can"
-            " arrive: lower load or num_queues."
-        )
-    chance = mean / most
+    L, chance = capacity + 1, load * service
+    if chance > 1:
+        raise ValueError(f"load * service must be ≤ 1, got {chance:g} jobs a queue and step.")
     law = np.array(
-        [math.comb(most, j) * chance**j * (1 - chance) ** (most - j) for j in range(most + 1)]
+        [
+            math.comb(num_queues, j) * chance**j * (1 - chance) ** (num_queues - j)
+            for j in range(num_queues + 1)
+        ]
     )
-    G = most + 1
+    G = num_queues + 1
     local = np.zeros((2, L, L))
     reward = np.zeros((2, L))
     for tagged in range(2):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac import _checks
-from jaxsac._arguments import anything, arguments, function, real, record, size
+from jaxsac._arguments import anything, arguments, either, function, real, record, size
 from jaxsac.subsample_q.data.model import ALLOWED, TERMINAL, Model, marks, put
 
 
@@ -20,14 +20,15 @@ class TypedModel(eqx.Module):
         s_i' ~ local_transition[e_i, s_g, s_i, ·]
         reward = global_reward[s_g, a] + Σ_e shares_e mean over type e of local_reward[e, s_g, s_i]
 
-    Letters, `allowed` and `terminal` as in `Model`. Types with fewer local states are padded with
-    absorbing ones that nobody is in. Bad input as for `Model`.
+    Letters, `allowed` and `terminal` as in `Model`; with local_transition [E, G, A, L, L] the
+    action drives the agents too (repeat the rows of a type that it does not). Types with fewer
+    local states are padded with absorbing ones that nobody is in. Bad input as for `Model`.
     """
 
     global_transition: jax.Array  # [G, A, G]
-    local_transition: jax.Array  # [E, G, L, L]
+    local_transition: jax.Array  # [E, G, L, L]; [E, G, A, L, L] where the action drives agents
     global_reward: jax.Array  # [G, A]
-    local_reward: jax.Array  # [E, G, L]
+    local_reward: jax.Array  # [E, G, L]; may then be [E, G, A, L]
     shares: jax.Array  # [E], n_e / n of each type, non-negative with sum one
     discount: jax.Array  # []
     allowed: jax.Array | None  # bool [G, A]
@@ -35,9 +36,11 @@ class TypedModel(eqx.Module):
 
     @arguments(
         global_transition=real("G", "A", "G", low=0),
-        local_transition=real("E", "G", "L", "L", low=0),
+        local_transition=either(
+            real("E", "G", "L", "L", low=0), real("E", "G", "A", "L", "L", low=0)
+        ),
         global_reward=real("G", "A"),
-        local_reward=real("E", "G", "L"),
+        local_reward=either(real("E", "G", "L"), real("E", "G", "A", "L")),
         shares=real("E", low=0),
         discount=real(low=0, high=1),
         allowed=ALLOWED,

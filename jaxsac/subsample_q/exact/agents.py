@@ -24,7 +24,13 @@ from jaxsac.subsample_q.exact.operator.expectation import (
     probe_points,
 )
 from jaxsac.subsample_q.exact.operator.plan import Plan, candidates
-from jaxsac.subsample_q.exact.table import best_of, ended, local_kernels, permitted, stage_rewards
+from jaxsac.subsample_q.exact.table import (
+    best_against,
+    ended,
+    local_kernels,
+    permitted,
+    stage_rewards,
+)
 
 
 def numbers_of_agents(given: Any, model: Any, name: str = "k") -> tuple[int, ...]:
@@ -68,10 +74,15 @@ def _check_products(ks: tuple[int, ...], model: Any, bytes_per_product: int) -> 
 
 
 def surrogate(
-    model: Model | TypedModel, plans: tuple[Plan, ...], tables: Any, weights: Any = None
+    model: Model | TypedModel,
+    plans: tuple[Plan, ...],
+    tables: Any,
+    weights: Any = None,
+    replies: int = 1,
 ) -> Surrogate:
-    """Of agents who take the best allowed action, or those of a policy [G, N, A]; by the `tables`
-    of the kernels, or, without, so that they can be differentiated.
+    """Of agents who take the best allowed action, against the worst of its `replies`, or those of a
+    policy [G, N, A]; by the `tables` of the kernels, or, without, so that they can be
+    differentiated.
 
     Given (s_g, a) all agents and s_g' move independently, so the expectation is one exact operator
     for each type, along its own axis, on the A mixtures of V over s_g' or on its G columns, the
@@ -103,8 +114,11 @@ def surrogate(
         return jnp.einsum("gac,gcn->gna", transition, moved, precision="highest")
 
     def value_of(q: jax.Array) -> jax.Array:
-        chosen = permitted(q, model.allowed) if weights is None else weights * q
-        return ended(best_of(chosen) if weights is None else chosen.sum(-1), model.terminal)
+        if weights is None:
+            value = best_against(permitted(q, model.allowed), replies)
+        else:
+            value = jnp.sum(weights * q, axis=-1)
+        return ended(value, model.terminal)
 
     return Surrogate(stage_rewards(model, *ks), expect, value_of, model.discount)
 

@@ -71,6 +71,7 @@ _PLAN = anything("a `Plan`; of types a tuple of E of them")
     tol=real(low=0),
     max_steps=integer(low=0),
     initial=INITIAL,
+    replies=size(1),
 )
 def solve(
     model: Model | TypedModel | LocalActionModel,
@@ -84,6 +85,7 @@ def solve(
     tol: Any = None,
     max_steps: Any = 100_000,
     initial: Any = None,
+    replies: int = 1,
 ) -> Solution:
     """Solve the k-agent surrogate exactly: the fixed point of the adapted Bellman operator, without
     sampling.
@@ -124,6 +126,11 @@ def solve(
       max of max_a r / (1 − discount).
     * `initial`: a first value [G, N], that of a smaller k through `subsample_q.lift`, or a
       Solution.
+    * `replies`: static, R; more than 1 for an adversary, who sees the state and what the agent
+      does. The A actions are then pairs, number a R + b for its reply b, the maximum is max_a min_b
+      (one and the same of many equal replies), and the policy holds both: `simulate` and `evaluate`
+      execute them on the same sample. A type of agents that the adversary moves is that of a
+      `TypedModel` with local_transition [E, G, A, L, L]. U_k bounds nothing then.
 
     Returns: a Solution of a `QTable`, of local actions an `AssignmentTable` (NONFINITE where a
     state has no assignment that is allowed), whose state is its value [G, N]. The first sweep
@@ -161,8 +168,14 @@ def solve(
         attempts: Any = [None]
     else:
         attempts = plans_of(model, ks, plan, backend)
+    plain = not isinstance(model, LocalActionModel) and model.allowed is None
+    _checks.require(
+        replies == 1 or (plain and model.num_actions % replies == 0),
+        f"replies={replies} needs a model of pairs of an action and a reply, A = actions · replies,"
+        " without local actions and allowed.",
+    )
     settings = _settings(model, ks, tol, max_steps, initial)
-    options = {"criterion": criterion, "method": method, "stopping": stopping}
+    options = {"criterion": criterion, "method": method, "stopping": stopping, "replies": replies}
     for position, plans in enumerate(attempts):
         solution = _solve(model, plans, _ready(model, plans), settings, None, ks=ks, **options)
         error = solution.stats["operator_error"]
@@ -194,15 +207,15 @@ def _tables(model: Any, plans: Any) -> Any:
     return [kernel_tables(each, plan) for each, plan in zip(kernels, plans, strict=True)]
 
 
-@functools.partial(jax.jit, static_argnames=("ks", "criterion", "method", "stopping"))
-def _solve(model, plans, tables, settings, weights, *, ks, **options):
+@functools.partial(jax.jit, static_argnames=("ks", "replies", "criterion", "method", "stopping"))
+def _solve(model, plans, tables, settings, weights, *, ks, replies=1, **options):
     """`weights` [G, N, A] are the chances of a policy's actions; without them the best is taken."""
     frozen = jax.tree.map(lax.stop_gradient, model)
     settings = settings._replace(initial=lax.stop_gradient(settings.initial))
     acts = isinstance(model, LocalActionModel)
     tables = _tables(frozen, plans) if tables is None and not acts else tables
     found = fixed_point(
-        _surrogate(frozen, ks, plans, tables, weights),
+        _surrogate(frozen, ks, plans, tables, weights, replies),
         None if acts else probe(frozen, ks),
         settings,
         None if model.terminal is None else expected_time(model.base if acts else frozen),
@@ -213,29 +226,32 @@ def _solve(model, plans, tables, settings, weights, *, ks, **options):
 
     def problem(params):
         model, plans, weights = params
-        return _surrogate(model, ks, plans, None, weights)
+        return _surrogate(model, ks, plans, None, weights, replies)
 
     average = options["criterion"] == "average"
     attach = differentiable_average if average else differentiable
     found = attach(found, problem, (model, plans, weights))
-    coupled = acts and model.couples_agents
+    coupled = replies > 1 or (acts and model.couples_agents)
     on = "gain" if average else "policy" if weights is not None else "optimum"
     meaning = Meaning(ks, "coupled" if coupled else on)
-    make = assignment_table if acts else _table
-    table = make(model, ks[0] if acts else ks, found, meaning)
+    if acts:
+        table = assignment_table(model, ks[0], found, meaning)
+    else:
+        table = _table(model, found, meaning, replies)
     return Solution(table, found.status, found.stats, found.value)
 
 
-def _surrogate(model: Any, ks: Any, plans: Any, tables: Any, weights: Any) -> Surrogate:
+def _surrogate(
+    model: Any, ks: Any, plans: Any, tables: Any, weights: Any, replies: int
+) -> Surrogate:
     if isinstance(model, LocalActionModel):
         return surrogate_of_choices(model, ks[0])
-    return surrogate(model, plans, tables, weights)
+    return surrogate(model, plans, tables, weights, replies)
 
 
-def _table(model: Any, ks: tuple[int, ...], found: FixedPoint, meaning: Meaning) -> QTable:
-    q = permitted(found.q, model.allowed)
-    policy, L = greedy(q, found.stats["scale"]), model.num_local_states
-    types = isinstance(model, TypedModel)
+def _table(model: Any, found: FixedPoint, meaning: Meaning, replies: int) -> QTable:
+    q, ks, L = permitted(found.q, model.allowed), meaning.ks, model.num_local_states
+    policy, types = greedy(q, found.stats["scale"], replies), isinstance(model, TypedModel)
     counts = enumerate_products(ks, L) if types else enumerate_counts(ks[0], L)
     return QTable(q, found.value, policy, found.bounds, jnp.asarray(counts), meaning)
 

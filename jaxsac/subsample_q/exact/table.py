@@ -18,7 +18,8 @@ from jaxsac.subsample_q.data.sampling import check_state, draw_row
 
 _TIE = 16  # ulp of the values within which actions are equally good
 # What `bounds` are on: the best value of the k agents (then its mean over samples is one on n),
-# that where rewards or choices couple the agents, the gain, the value of one policy, or nothing.
+# that where rewards, choices or an adversary couple the agents, the gain, the value of one policy,
+# or nothing.
 MEANINGS = ("optimum", "coupled", "gain", "policy", "nothing")
 
 
@@ -48,7 +49,7 @@ class QTable(NamedTuple):
     """
 
     q: jax.Array  # [G, N, A]; −inf where an action is not allowed
-    value: jax.Array  # [G, N], max_a q
+    value: jax.Array  # [G, N], max_a q; max_a min_b q of pairs (a, b) with an adversary's reply
     policy: jax.Array  # int32 [G, N]
     bounds: Bounds  # on the value, [G, N]
     histograms: jax.Array  # int32 [N, L]; of types [N, E, L]
@@ -132,15 +133,14 @@ def local_kernels(model: Any) -> Any:
     """
     kernels, L = model.local_transition, model.num_local_states
     kernels = np.asarray(kernels) if _checks.is_concrete(kernels) else kernels
-    return kernels if isinstance(model, TypedModel) else kernels.reshape(1, -1, L, L)
+    return kernels.reshape(getattr(model, "num_types", 1), -1, L, L)
 
 
 def local_rewards(model: Any) -> tuple[jax.Array, jax.Array]:
     """Rewards [E, G, A or 1, L] and shares [E] of the types."""
     reward, L = model.local_reward, model.num_local_states
-    if isinstance(model, TypedModel):
-        return reward[:, :, None], model.shares
-    return reward.reshape(1, model.num_global_states, -1, L), jnp.ones(1, model.dtype)
+    shares = model.shares if isinstance(model, TypedModel) else jnp.ones(1, model.dtype)
+    return reward.reshape(shares.shape[0], model.num_global_states, -1, L), shares
 
 
 def stage_rewards(model: Any, *ks: int) -> jax.Array:
@@ -169,8 +169,17 @@ def tie_of(value: jax.Array) -> jax.Array:
     return _TIE * jnp.finfo(value.dtype).eps * jnp.max(jnp.abs(value))
 
 
-def greedy(q: jax.Array, scale: Any = 0.0) -> jax.Array:
-    """The lowest action within rounding of the best one, for values of at least `scale`, int32."""
+def greedy(q: jax.Array, scale: Any = 0.0, replies: int = 1) -> jax.Array:
+    """The lowest action within rounding of the best one, for values of at least `scale`, with the
+    worst of its `replies`: int32.
+    """
+    if replies > 1:
+        pairs = _pairs(q, replies)
+        chosen = greedy(jnp.min(pairs, axis=-1), scale)
+        worst = jnp.argmin(
+            jnp.take_along_axis(pairs, chosen[..., None, None], axis=-2)[..., 0, :], -1
+        )
+        return chosen * replies + worst.astype(jnp.int32)
     best = jnp.max(q, axis=-1, keepdims=True)
     tie = jnp.maximum(tie_of(best), tie_of(jnp.asarray(scale, q.dtype)))
     return jnp.argmax(q >= best - tie, axis=-1).astype(jnp.int32)
@@ -189,6 +198,15 @@ def _best_of_jvp(primals, tangents):
     (q,), (moved,) = primals, tangents
     chosen = jnp.argmax(q, axis=-1, keepdims=True)
     return best_of(q), jnp.take_along_axis(moved, chosen, axis=-1)[..., 0]
+
+
+def best_against(q: jax.Array, replies: int) -> jax.Array:
+    """max_a min_b q [..., A] of actions that are pairs a · replies + b."""
+    return best_of(q if replies == 1 else -best_of(-_pairs(q, replies)))
+
+
+def _pairs(q: jax.Array, replies: int) -> jax.Array:
+    return q.reshape(*q.shape[:-1], -1, replies)
 
 
 def largest_value(model: Model) -> jax.Array:

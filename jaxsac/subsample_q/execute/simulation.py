@@ -24,7 +24,7 @@ from jaxsac.subsample_q.data.sampling import (
     move_counts,
 )
 from jaxsac.subsample_q.exact.local_actions import ANY_TABLE, AssignmentTable, local_chances
-from jaxsac.subsample_q.exact.table import TABLE, QTable, chances_of
+from jaxsac.subsample_q.exact.table import TABLE, QTable, chances_of, local_rewards
 
 
 @register
@@ -212,12 +212,10 @@ def stage_reward(
             own = own + jnp.where(pays, model.share_reward(global_state, shares), 0)
         return base.global_reward[global_state, action] + own
     shares = shares_of(counts, model.dtype)
-    if isinstance(model, TypedModel):
-        local = jnp.sum(shares * model.local_reward[:, global_state], axis=1)
-        own = jnp.vdot(model.shares, local, precision="highest")
-    else:
-        local = model.local_reward[global_state]
-        own = jnp.vdot(shares, local[action] if local.ndim == 2 else local, precision="highest")
+    rewards, weights = local_rewards(model)  # [E, G, A or 1, L] and [E]
+    local = rewards[:, global_state, action if rewards.shape[2] > 1 else 0]
+    earned = jnp.sum(shares.reshape(local.shape) * local, axis=1)
+    own = jnp.vdot(weights, earned, precision="highest")
     return model.global_reward[global_state, action] + own
 
 
@@ -236,6 +234,7 @@ def move(
         moved = move_counts(local_key, taken.reshape(-1), kernel)
     elif isinstance(model, TypedModel):
         transition, kernels = model.global_transition, model.local_transition[:, global_state]
+        kernels = kernels[:, action] if kernels.ndim == 4 else kernels
         keys = jax.random.split(local_key, model.num_types)
         each = [move_counts(*one) for one in zip(keys, counts, kernels, strict=True)]
         moved = jnp.stack(each)

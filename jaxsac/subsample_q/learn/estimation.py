@@ -11,7 +11,7 @@ from jaxsac._arguments import anything, arguments, choice, flag, real, size
 from jaxsac.solution import register
 from jaxsac.subsample_q.data.histograms import MEMORY_LIMIT
 from jaxsac.subsample_q.data.model import Model
-from jaxsac.subsample_q.learn.q_learning import Trajectory, recorded
+from jaxsac.subsample_q.learn.recording import Trajectory, recorded
 
 
 @register

@@ -1,11 +1,10 @@
 """Q-learning, from a generative model and from a recorded trajectory of n agents."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxsac import _checks, _loops
 from jaxsac._arguments import arguments, either, integer, key, real, record, size
@@ -24,6 +23,7 @@ from jaxsac.subsample_q.exact.table import (
     trivial_table,
     uncertified,
 )
+from jaxsac.subsample_q.learn.recording import Trajectory, recorded
 
 
 @arguments(
@@ -98,51 +98,6 @@ def td_update(q, visits, where, target, horizon):
     """One step of Q-learning at `where`, with the rescaled linear step size."""
     step = horizon / (horizon + visits[where].astype(q.dtype))
     return q.at[where].add(step * (target - q[where])), visits.at[where].add(1)
-
-
-class Trajectory(NamedTuple):
-    """T ≥ 1 recorded steps of n agents; the stage reward is global_rewards + mean of
-    local_rewards.
-    """
-
-    global_states: Any  # int32 [T+1]
-    local_states: Any  # int32 [T+1, n]
-    actions: Any  # int32 [T]
-    global_rewards: Any  # [T]
-    local_rewards: Any  # [T, n]
-
-
-@arguments(
-    global_rewards=real("T"),
-    local_rewards=real("T", "n"),
-    global_states=integer("T+1", low=0),
-    local_states=integer("T+1", "n", low=0),
-    actions=integer("T", low=0),
-)
-def _recorded(
-    global_states: Any, local_states: Any, actions: Any, global_rewards: Any, local_rewards: Any
-) -> Trajectory:
-    """A trajectory whose arrays are converted and fit one another."""
-    T = global_rewards.shape[0]
-    _checks.require(
-        T > 0 and global_states.shape[0] == T + 1,
-        f"global_states must have shape [T+1] for T = {T} ≥ 1 steps, got"
-        f" {list(global_states.shape)}.",
-    )
-    return Trajectory(global_states, local_states, actions, global_rewards, local_rewards)
-
-
-def recorded(trajectory: Trajectory, sizes: tuple[int, int, int]) -> Trajectory:
-    """`trajectory` with arrays that fit one another and, where known, sizes = (G, L, A)."""
-    data = _recorded(*trajectory)
-    for name, number in zip(("global_states", "local_states", "actions"), sizes, strict=True):
-        held = getattr(data, name)
-        known = np.asarray(held) if _checks.is_concrete(held) else np.zeros(1)
-        _checks.require(
-            bool(np.all((known >= 0) & (known < number))),
-            f"trajectory: {name} must lie in 0..{number - 1}.",
-        )
-    return data
 
 
 @arguments(

@@ -45,7 +45,7 @@ def upper_bound(table: Any, initial: tuple[Any, Any]) -> jax.Array:
     _checks.require(
         on == "optimum",
         f"table holds no bounds on the best value, but on {on!r}: pass that of a discounted `solve`"
-        " of a model without share_reward and joint choices.",
+        " of a model without share_reward, joint choices and an adversary.",
     )
     valid = _exists(table, initial)
     return jnp.where(valid, _mean(table, table.bounds.upper, initial), jnp.nan)

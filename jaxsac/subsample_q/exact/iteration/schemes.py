@@ -32,10 +32,10 @@ class Scheme(NamedTuple):
 
 
 class _History(NamedTuple):
-    images: jax.Array  # [m, G, N], T V of the last accepted sweeps
-    residuals: jax.Array  # [m, G, N], T V − V, centred
-    products: jax.Array  # [m, m]
-    ages: jax.Array  # int32 [m], sweeps since the slot was filled; out of use from m on
+    past: jax.Array  # [m, 2, G N], T V of the last sweeps and T V − V, centred; a ring
+    products: jax.Array  # [m, m], of the residuals
+    newest: jax.Array  # int32 [], slot of the last accepted sweep
+    used: jax.Array  # int32 [], how many slots up to it count
     span: jax.Array  # [], of the last accepted residual
 
 
@@ -59,10 +59,10 @@ def anderson(criterion: Criterion, value_of: Callable[[jax.Array], jax.Array]) -
     """
 
     def init(initial):
-        past = jnp.zeros((_MEMORY, *initial.shape), initial.dtype)
-        unused = jnp.full(_MEMORY, _MEMORY, jnp.int32)
+        past = jnp.zeros((_MEMORY, 2, initial.size), initial.dtype)
+        products = jnp.zeros((_MEMORY, _MEMORY), initial.dtype)
         largest = jnp.full((), jnp.finfo(initial.dtype).max, initial.dtype)
-        return _History(past, past, jnp.zeros((_MEMORY, _MEMORY), initial.dtype), unused, largest)
+        return _History(past, products, jnp.int32(_MEMORY - 1), jnp.int32(0), largest)
 
     def next_sweep(history, before, q, learns):
         after = value_of(q)
@@ -73,10 +73,10 @@ def anderson(criterion: Criterion, value_of: Callable[[jax.Array], jax.Array]) -
             # the constant that a sweep would take 1 / (1 − discount) sweeps to find
             image = image + criterion.reach * (low + high) / 2
         history = _remember(history, image, difference, high - low, learns)
-        weights = _mixing(history.products, history.ages < _MEMORY, jnp.argmin(history.ages))
-        images = history.images.reshape(_MEMORY, -1)
-        mixed = jnp.matmul(weights, images, precision="highest").reshape(before.shape)
-        return Sweep(history, mixed, low, high)
+        age = (history.newest - jnp.arange(_MEMORY, dtype=jnp.int32)) % _MEMORY
+        weights = _mixing(history.products, age < history.used, age == 0)
+        mixed = jnp.matmul(weights, history.past[:, 0], precision="highest")
+        return Sweep(history, mixed.reshape(before.shape), low, high)
 
     return Scheme(init, next_sweep)
 
@@ -84,26 +84,22 @@ def anderson(criterion: Criterion, value_of: Callable[[jax.Array], jax.Array]) -
 def _remember(
     history: _History, image: jax.Array, difference: jax.Array, span: jax.Array, learns: jax.Array
 ) -> _History:
-    residual = difference - jnp.mean(difference)
+    """Into the slot after the newest, which counts if it is accepted. A rejected combination costs
+    one sweep: forget the others and make a plain sweep from the last accepted image.
+    """
+    residual = (difference - jnp.mean(difference)).reshape(-1)
     accept = learns & ((span <= history.span) | ~jnp.isfinite(span))
-    oldest, newest = jnp.argmax(history.ages), jnp.argmin(history.ages)
-    past = history.residuals.reshape(_MEMORY, -1)
-    products = jnp.matmul(past, residual.reshape(-1), precision="highest")
-    products = products.at[oldest].set(jnp.vdot(residual, residual, precision="highest"))
-
-    def put(array, new):
-        return array.at[oldest].set(jnp.where(accept, new, array[oldest]))
-
-    updated = history.products.at[oldest, :].set(products).at[:, oldest].set(products)
-    # A rejected combination costs one sweep: forget the history and make a plain sweep from the
-    # last accepted image.
-    forgotten = jnp.full(_MEMORY, _MEMORY, jnp.int32).at[newest].set(0)
-    older = jnp.minimum(history.ages + 1, _MEMORY).at[oldest].set(0)
+    slot = (history.newest + 1) % _MEMORY
+    past = history.past.at[slot].set(jnp.stack([image.reshape(-1), residual]))
+    products = jnp.matmul(past[:, 1], residual, precision="highest")
+    products = history.products.at[slot, :].set(products).at[:, slot].set(products)
+    more = jnp.minimum(history.used + 1, _MEMORY)
+    kept = jnp.where(learns, jnp.minimum(history.used, 1), history.used)
     return _History(
-        put(history.images, image),
-        put(history.residuals, residual),
-        jnp.where(accept, updated, history.products),
-        jnp.where(learns, jnp.where(accept, older, forgotten), history.ages),
+        past,
+        products,
+        jnp.where(accept, slot, history.newest),
+        jnp.where(accept, more, kept),
         jnp.where(accept, span, history.span),
     )
 
@@ -119,5 +115,4 @@ def _mixing(products: jax.Array, used: jax.Array, newest: jax.Array) -> jax.Arra
     inverse = _linear.inverse(system + jnp.diag(ridge))
     solved = jnp.sum(jnp.where(used, inverse, 0), axis=1)
     weights = solved / jnp.sum(solved)
-    alone = (jnp.arange(used.shape[0]) == newest).astype(products.dtype)
-    return jnp.where(jnp.all(jnp.isfinite(weights)), weights, alone)
+    return jnp.where(jnp.all(jnp.isfinite(weights)), weights, newest.astype(products.dtype))

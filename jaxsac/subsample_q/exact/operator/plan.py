@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac import _checks
-from jaxsac._arguments import anything, arguments, choice, flag, integer, record, size
+from jaxsac._arguments import anything, arguments, choice, flag, integer, real, record, size
 from jaxsac.subsample_q.data.histograms import check_size, largest_k, num_histograms
 from jaxsac.subsample_q.data.model import Model
 from jaxsac.subsample_q.exact.operator.forms.lumping import find_lumping
@@ -38,6 +38,7 @@ class Plan(eqx.Module):
     replacements: jax.Array | None = None  # int32 [..., L, L], as in `Order`
     entry: jax.Array | None = None  # int32 [..., N], gather into the first layout
     leave: jax.Array | None = None  # int32 [..., N], gather out of the last one
+    amplification: jax.Array | None = None  # [...], of rounding, by the pivots
     classes: jax.Array | None = None  # int32 [..., L], of the local states
     num_classes: int = eqx.field(static=True, default=0)  # at most
     by_rows: bool = eqx.field(static=True, default=False)  # what the states of a class share
@@ -51,6 +52,7 @@ Plan.__init__ = arguments(
     **dict.fromkeys(("rows", "columns", "replacements", "entry", "leave", "classes"), _integers),
     num_classes=size(),
     by_rows=flag(),
+    amplification=real(...),
 )(Plan.__init__)
 
 
@@ -154,10 +156,10 @@ def _pivoted_once(
     order = (thinning_order if name == "thinning" else exchange_order)(kernels)
     if not np.all(np.isfinite(order.amplification)):
         return None
-    why = f"{why}, amplification {order.amplification.max():.2f}"
     entry, leave = _gathers(order, k) if name == "thinning" else (None, None)
     rows, columns, replacements = (jnp.asarray(part) for part in order[:3])
-    return Plan(name, k, why, rows, columns, replacements, entry, leave)
+    amplification = jnp.asarray(order.amplification, dtype)
+    return Plan(name, k, why, rows, columns, replacements, entry, leave, amplification)
 
 
 def _gathers(order: Order, k: int) -> tuple[jax.Array, jax.Array]:
