@@ -132,7 +132,7 @@ def measure(
             curvature_of_d,
             scale(wrong, -1 / unit),
             max_steps=depth,
-            flat=eps ** (2 / 3),
+            flat=4 * eps ** (2 / 3),  # less is the rounding of differences
             precondition=lambda v: v if stacked else oracle.steer(x, better, v),
         )
         to_d = scale(found.x, unit)
@@ -198,11 +198,13 @@ def newton_step(
         functools.partial(hessian_product, oracle, x, z),
         right_side,
         max_steps=depth,
-        flat=eps ** (2 / 3),
+        flat=4 * eps ** (2 / 3),  # less is the rounding of differences
         precondition=functools.partial(oracle.steer, x, z),
     )
-    # where changes of z by its own size change nothing, gradients have underflowed
-    seen = (rounding >= jnp.finfo(flat.dtype).tiny) | (norm(z) == 0)
+    # Where changes of z by its own size change nothing, gradients have underflowed; where none has
+    # curvature, a gradient has no zero.
+    bent = (norm(residual) == 0) | (norm(found.x) > 0)
+    seen = jnp.where(norm(z) == 0, bent, rounding >= jnp.finfo(flat.dtype).tiny)
     return scale(found.x, size), seen & (oracle.knows | ~(found.least < -(eps**0.5)))
 
 
