@@ -72,8 +72,8 @@ def table(options: Options, dtype: Any) -> list[dict[str, Any]]:
         temperature = jnp.asarray(0.5, dtype)
 
         def objective(x, model=model, upper=upper, temperature=temperature):
-            best = bilevel.rl.soft_solve(*model(x), temperature).value
-            return upper(x, best.log_probs)
+            mdp, reward = model(x)
+            return upper(x, bilevel.rl.soft_solve(mdp, reward, temperature).value.log_probs)
 
         run = bilevel.solve(
             bilevel.rl.policy_problem(model, upper),
