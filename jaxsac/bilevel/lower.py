@@ -19,8 +19,8 @@ from jaxsac.solution import Status
 
 
 def solve_lower(oracle: Oracle, x: Tree, y: Tree, tol: jax.Array, max_steps: jax.Array) -> Outcome:
-    """z with ‖g_y(x, z)‖ ≤ tol / 10 of what changes of z by its own size do to that gradient; in
-    units of the gradient at the start.
+    """z with ‖g_y(x, z)‖ ≤ tol / 1000 of what changes of z by its own size do to that gradient, as
+    z is off by more where the curvature differs; in units of the gradient at the start.
     """
     eps = float(jnp.finfo(dtype_of(y)).eps)
     y = oracle.guess(x, y)
@@ -34,7 +34,7 @@ def solve_lower(oracle: Oracle, x: Tree, y: Tree, tol: jax.Array, max_steps: jax
         lambda z: scale(oracle.lower_y(x, z), 1 / unit),
         lambda z, v: scale(hessian_product(oracle, x, z, v), 1 / unit),
         y,
-        tol=0.1 * tol,
+        tol=jnp.maximum(1e-3 * tol, 64 * eps),
         max_steps=max_steps,
         certify=certify,
         forcing=lambda size: jnp.clip(jnp.sqrt(size), eps ** (2 / 3), 0.1),
