@@ -49,7 +49,7 @@ def loop(
             z = z + change
         upper_x, pull = jax.grad(problem.upper, (0, 1))(x, z, data)
         if linear_steps is not None:
-            d = cg(lambda v: product(1, x, z, v, data), -pull, d, tol=0.0, maxiter=linear_steps)[0]
+            d = cg(lambda v: product(1, x, z, v, data), -pull, d, maxiter=linear_steps)[0]
         change, of_x = outer.update(upper_x + product(0, x, z, d, data), of_x, x)
         x = x + change
         x = x if problem.project_x is None else problem.project_x(x)

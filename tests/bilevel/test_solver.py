@@ -317,6 +317,7 @@ def test_mini_batches_reach_the_full_problem_and_variance_reduction_gets_closer(
                 sample=sample,
                 key=key,
                 sigma=1e-3,
+                difference="forward",
                 outer=optax.sgd(0.05),
                 inner=optax.sgd(0.2),
                 max_steps=400,
