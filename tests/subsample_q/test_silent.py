@@ -262,7 +262,6 @@ def test_only_bounds_on_the_best_value_bound_it(table):
     squeeze = sq.LocalActionModel(*problems.gaussian_squeeze())
     coupled = sq.solve(squeeze, 1)
     for wrong, on in (
-        (sq.solve(MODEL, 2, criterion="average"), "gain"),
         (sq.evaluate(MODEL, table, 3), "policy"),
         (coupled, "coupled"),
     ):
