@@ -115,13 +115,12 @@ def certify(
     with ε the half-width of the bounds of the table of k' (its Bellman residual, and the error of
     its operator, / (1 − discount)), once for V_k' and once for what its differences miss, and max D
     over the actions of the policy. Where agents act, Q_k'*(s_g, z, a) is averaged over the samples
-    z of what all of them do. With `terminal` states the longest expected time W to one stands for
-    1 / (1 − discount), and 1 − 1 / W for the discount of the rest after H. For a table of the
-    average criterion the gap is one of gains: the limit of the mean of D over the steps from H / 2
-    to H, plus the width of the gain's bounds; what H / 2 steps leave of the start is not counted,
-    for it has no computable bound. `upper` = U_k' (see
-    `upper_bound`, no confidence involved), `lower` = upper − gap. Not valid where local agents
-    interact or differ in other ways than their types.
+    z of what all of them do. With `terminal` states the longest expected time W to one stands for 1
+    / (1 − discount), and 1 − 1 / W for the discount of the rest after H. For a table of the average
+    criterion the gap is one of gains: the limit of the mean of D over the steps from H / 2 to H,
+    plus the width of the gain's bounds; what H / 2 steps leave of the start is not counted, for it
+    has no computable bound. `upper` = U_k' (see `upper_bound`, no confidence involved), `lower` =
+    upper − gap. Not valid where local agents interact or differ in other ways than their types.
 
     * `key`: consumed.
     * `model`: of any kind, as `simulate` takes it.
@@ -129,8 +128,8 @@ def certify(
     * `num_agents`: n, at least k and k'; of types int32 [E].
     * `initial`: (s_g, counts int32 [L] that sum to num_agents; of types [E, L]).
     * `upper`: the table of k' that gives V_k' and Q_k', of `solve` on the same model; by default
-      `policy`. U does not increase in k': give the largest that you can
-      afford, and always for a policy that was learnt, whose own bounds are trivial.
+      `policy`. U does not increase in k': give the largest that you can afford, and always for a
+      policy that was learnt, whose own bounds are trivial.
     * `num_rollouts`: R ≥ 2, static.
     * `confidence`: in (0, 1).
     * `interval`: "normal": Student's, approximate, for it trusts that means are normal, which
