@@ -33,8 +33,8 @@ def run(options: Options) -> Report:
         """
         Whole solve: the same random model; quantecon gets the dense kernel over histograms, and
         building it is not in its time. Ours includes the host's choice of pivots. Values agree to
-        the tolerance of both (column difference). jaxdp: its value iteration, stopped by the sup norm,
-        in one compiled loop. Least time of several runs.
+        the tolerance of both (column difference). jaxdp: its value iteration, stopped by the sup
+        norm, in one compiled loop. Least time of several runs.
 
         Sweeps: least time of a whole solve over its sweeps (the test of the operator and the
         acceleration included). The flop floor is 2 L (L-1) C(k+L, L) G² at this machine's

@@ -111,6 +111,25 @@ def test_rare_losses_that_no_action_avoids_are_no_gap():
         assert bounds.lower <= table.value[0, 0] <= bounds.upper and bounds.gap < 1e-6
 
 
+def test_the_gap_of_gains_covers_that_of_the_executed_policy():
+    """The gain on n agents, by the exact value at a discount near 1, lies below the bound that any
+    larger table gives, by what the certificate says.
+    """
+    arrays, n, state = problems.mode_tracking(3), 6, (0, np.array([2, 2, 2], np.int32))
+    model, patient = sq.Model(*arrays), sq.Model(*arrays[:4], 0.9999)
+    table, best = (sq.solve(model, k, criterion="average").check().value for k in (2, n))
+    truth = 1e-4 * float(np.mean(sq.evaluate(patient, table, n).check().value.value))
+
+    def bounds(key):
+        return sq.certify(key, model, table, n, state, upper=best, num_rollouts=32, horizon=200)
+
+    found = jax.jit(jax.vmap(bounds))(jax.random.split(jax.random.key(3), 100))
+    assert 0.88 < np.mean(found.lower <= truth) < 1 and np.all(found.upper >= truth)
+    assert np.all(found.gap < 1.5 * (best.bounds.upper - truth))
+    with pytest.raises(ValueError, match="interval must be 'normal'"):
+        sq.certify(jax.random.key(0), model, table, n, state, interval="bounded")
+
+
 def test_a_larger_table_bounds_what_was_learnt():
     model = sq.Model(*problems.mode_tracking(3, discount=0.8))
     state = (1, np.array([30, 10, 20]))

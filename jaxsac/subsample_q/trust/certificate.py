@@ -32,8 +32,9 @@ def upper_bound(table: Any, initial: tuple[Any, Any]) -> jax.Array:
     so its value is at most V_k*, and the full reward is the average over subsets. U_k does not
     increase in k, and U_n = V_n*.
 
-    * `table`: of `solve` with the discounted criterion or `terminal` states, of any kind of model
-      whose agents share_reward or a joint `allowed` do not couple; or the Solution of one.
+    * `table`: of `solve`, of any kind of model whose agents share_reward or a joint `allowed` do
+      not couple; or the Solution of one. Of the average criterion it is the gain that is bounded,
+      at every state.
     * `initial`: (s_g, counts int32 [L], of types [E, L]).
 
     Returns: U_k, [], with the rounding of its own sum; NaN for a traced state that does not exist.
@@ -43,12 +44,13 @@ def upper_bound(table: Any, initial: tuple[Any, Any]) -> jax.Array:
     """
     on = table.meaning.bounds
     _checks.require(
-        on == "optimum",
-        f"table holds no bounds on the best value, but on {on!r}: pass that of a discounted `solve`"
+        on in ("optimum", "gain"),
+        f"table holds no bounds on the best value, but on {on!r}: pass that of `solve`"
         " of a model without share_reward, joint choices and an adversary.",
     )
     valid = _exists(table, initial)
-    return jnp.where(valid, _mean(table, table.bounds.upper, initial), jnp.nan)
+    top = table.bounds.upper
+    return jnp.where(valid, top if on == "gain" else _mean(table, top, initial), jnp.nan)
 
 
 def _exists(table: Any, initial: Any, num_agents: Any = None) -> Any:
@@ -113,28 +115,30 @@ def certify(
     with ε the half-width of the bounds of the table of k' (its Bellman residual, and the error of
     its operator, / (1 − discount)), once for V_k' and once for what its differences miss, and max D
     over the actions of the policy. Where agents act, Q_k'*(s_g, z, a) is averaged over the samples
-    z of what all of them do. With `terminal` states the longest expected time W to one stands for
-    1 / (1 − discount), and 1 − 1 / W for the discount of the rest after H. `upper` = U_k' (see
-    `upper_bound`, no confidence involved), `lower` = upper − gap. Not valid where local agents
-    interact or differ in other ways than their types.
+    z of what all of them do. With `terminal` states the longest expected time W to one stands for 1
+    / (1 − discount), and 1 − 1 / W for the discount of the rest after H. For a table of the average
+    criterion the gap is one of gains: the limit of the mean of D over the steps from H / 2 to H,
+    plus the width of the gain's bounds; what H / 2 steps leave of the start is not counted, for it
+    has no computable bound. `upper` = U_k' (see `upper_bound`, no confidence involved), `lower` =
+    upper − gap. Not valid where local agents interact or differ in other ways than their types.
 
     * `key`: consumed.
     * `model`: of any kind, as `simulate` takes it.
     * `policy`: as `simulate` takes it: a table, its Solution, or a rule (which needs `upper`).
     * `num_agents`: n, at least k and k'; of types int32 [E].
     * `initial`: (s_g, counts int32 [L] that sum to num_agents; of types [E, L]).
-    * `upper`: the table of k' that gives V_k' and Q_k', of `solve` with the discounted criterion on
-      the same model; by default `policy`. U does not increase in k': give the largest that you can
-      afford, and always for a policy that was learnt, whose own bounds are trivial.
+    * `upper`: the table of k' that gives V_k' and Q_k', of `solve` on the same model; by default
+      `policy`. U does not increase in k': give the largest that you can afford, and always for a
+      policy that was learnt, whose own bounds are trivial.
     * `num_rollouts`: R ≥ 2, static.
     * `confidence`: in (0, 1).
     * `interval`: "normal": Student's, approximate, for it trusts that means are normal, which
-      losses rarer than one in some R betray. "bounded": holds for every law, by betting; wider, by
-      about 4 max D / ((1 − discount) R) at a confidence of 95 %. "exact": the exact value of the
-      policy instead of rollouts and confidence, for small n (num_agents static then), not for
-      agents who act.
-    * `horizon`: H, static; by default the rest after it is at most 1e-4 of max D / (1 − discount).
-      A traced discount needs it.
+      losses rarer than one in some R betray; the only one for the average criterion. "bounded":
+      holds for every law, by betting; wider, by about 4 max D / ((1 − discount) R) at a confidence
+      of 95 %. "exact": the exact value of the policy instead of rollouts and confidence, for small
+      n (num_agents static then), not for agents who act.
+    * `horizon`: H, static; by default the rest after it is at most 1e-4 of max D / (1 − discount)
+      (average: 1,000). A traced discount needs it.
 
     Returns: `ValueBounds`.
 
@@ -143,9 +147,15 @@ def certify(
 
     Source: Kakade and Langford 2002 (the lemma); Waudby-Smith and Ramdas 2024 (betting).
     """
-    check_discount(model, may_end=True)
     reference = policy if upper is None else upper
     _checks.require(not callable(reference), "policy is a rule: pass upper= a table of `solve`.")
+    average = reference.meaning.bounds == "gain"
+    if average:
+        _checks.require(
+            interval == "normal", "interval must be 'normal' for the average criterion."
+        )
+    else:
+        check_discount(model, may_end=True)
     top = upper_bound(reference, initial)
     if interval == "exact":
         _exists(reference, initial, num_agents)
@@ -154,7 +164,9 @@ def certify(
         valid = _exists(value, initial)
         lower = jnp.where(valid, _mean(value, value.bounds.lower, initial), jnp.nan)
         return ValueBounds(lower, top, top - lower)
-    if horizon is None:
+    if horizon is None and average:
+        horizon = 1000
+    elif horizon is None:
         known = _checks.is_concrete(model.discount if model.terminal is None else model)
         _checks.require(known, "discount is traced: pass horizon=.")
         rest = 1 - 1 / float(jnp.max(longest_time(model)))
@@ -165,6 +177,8 @@ def certify(
     limit = upper_limit(losses, jnp.asarray(confidence), interval=interval)
     bounds = reference.bounds
     width = jnp.max(bounds.upper - bounds.lower)
+    if average:
+        return ValueBounds(top - limit - width, top, limit + width)
     # of V − Q, in every term of the sum over time
     largest = jnp.max(jnp.abs(bounds.upper)) * jnp.max(longest_time(model))
     gap = limit + losses.tail + width + 4 * jnp.finfo(width.dtype).eps * largest

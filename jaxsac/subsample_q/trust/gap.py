@@ -22,7 +22,9 @@ _NUM_NODES = 64  # of the quadrature in `student_quantile`
 
 
 class Losses(NamedTuple):
-    """Σ_t discount^t D(g_t, h_t, a_t) of each rollout, within 0 and `most`."""
+    """Σ_t discount^t D(g_t, h_t, a_t) of each rollout, within 0 and `most`; under the average
+    criterion the mean of D over the later half.
+    """
 
     sums: jax.Array  # [R]
     most: jax.Array  # []
@@ -53,20 +55,28 @@ def rollout_losses(
     check_kind(model, reference)
     missed = _advantages(model, reference)
 
+    average, discount = reference.meaning.bounds == "gain", model.discount
+    time = jnp.arange(horizon, dtype=model.dtype)
+    later = (time >= horizon // 2).astype(model.dtype)
+    weights = later / jnp.sum(later) if average else discount**time
+
     def one(key):
         run = simulate(key, model, policy, num_agents, horizon, initial)
-        return _lost(run, missed, reference.meaning.ks, model.discount)
+        return _lost(run, missed, reference.meaning.ks, weights)
 
     sums = jax.vmap(one)(jax.random.split(key, num_rollouts))
     if not callable(policy):  # of the actions that it takes
         A = reference.q.shape[-1]
         taken = jnp.any(jax.nn.one_hot(policy.policy, A, dtype=bool), axis=1)  # [G, A]
         missed = jnp.where(taken[:, None], missed, 0)
-    worst, discount, time = jnp.max(missed), model.discount, jnp.max(longest_time(model))
-    later = (1 - 1 / time) ** horizon
+    worst = jnp.max(missed)
+    if average:
+        return Losses(sums, worst, 0 * worst)
+    longest = jnp.max(longest_time(model))
+    rest = (1 - 1 / longest) ** horizon
     ends = discount == 1
     terms = jnp.where(ends, horizon, (1 - discount**horizon) / jnp.where(ends, 1, 1 - discount))
-    return Losses(sums, worst * terms, worst * later * time)
+    return Losses(sums, worst * terms, worst * rest * longest)
 
 
 def _advantages(model: Any, table: Any) -> jax.Array:
@@ -81,21 +91,19 @@ def _advantages(model: Any, table: Any) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames="ks")
-def _lost(run, missed, ks, discount):
-    def step(carried, stage):
-        factor, total = carried
-        global_state, agents, action, reward = stage
-        weights = sample_weights(agents, ks, missed.dtype)
-        lost = jnp.vdot(weights, missed[global_state, :, action], precision="highest")
+def _lost(run, missed, ks, weights):
+    def step(total, stage):
+        global_state, agents, action, reward, weight = stage
+        chances = sample_weights(agents, ks, missed.dtype)
+        lost = jnp.vdot(chances, missed[global_state, :, action], precision="highest")
         # a run from a state that does not exist has NaN rewards
-        return (factor * discount, total + factor * (lost + 0 * reward)), None
+        return total + weight * (lost + 0 * reward), None
 
     agents = run.counts
     if run.local_actions is not None:
         agents = run.local_actions.reshape(len(run.actions), -1)
-    stages = run.global_states, agents, run.actions, run.rewards
-    start = jnp.ones_like(discount), jnp.zeros_like(discount)
-    return _loops.scan(step, start, stages)[0][1]
+    stages = run.global_states, agents, run.actions, run.rewards, weights
+    return _loops.scan(step, 0 * weights[0], stages)[0]
 
 
 @functools.partial(jax.jit, static_argnames="interval")
