@@ -47,9 +47,10 @@ class Explanation(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """Scores of M tools: z_j = Σ_c w_c r_c(j) + ⟨θ_j, ψ⟩ + b_j, and the sets that may be chosen.
+    """Scores of M tools: z_j = Σ_c w_c r_c(j) + ⟨α_j, k⟩ + b_j, k the similarities to m anchors;
+    and the sets that may be chosen.
 
-    * `channels` w [C]; `tools` int [k], `coef` θ [k, q]; `intercept` b [M].
+    * `channels` w [C]; `tools` int [k], `coef` α [k, m]; `intercept` b [M].
     * `cold`: bool [M], tools that no record used, for which learnt channels do not count.
     * `calibration`: slope and constant of the shown log odds.
     * `budget` B; `exactly`: sets have exactly B tools.
@@ -91,6 +92,7 @@ class Router:
         self.names, self.reading, self.weights = content.names, content.reading, content.weights
         self.costs = np.asarray(content.costs, float)
         self._position = {name: number for number, name in enumerate(self.names)}
+        self._coef = np.asarray(self.weights.coef, np.float32)
         silent = (LEARNT[:, None] > 0) & self.weights.cold
         self._strength = self.weights.channels[:, None] * ~silent
 
@@ -138,7 +140,7 @@ class Router:
             tuple(index_of([], count) for count in counts),  # pyright: ignore[reportArgumentType]
             np.zeros(1, int),
             np.zeros(0, np.int32),
-            np.zeros((sum(counts), 0), np.float16),
+            np.zeros(0, int),
         )
         weights = Weights(
             channels=np.array(_DEFAULT_WEIGHTS),
@@ -217,12 +219,10 @@ class Router:
 
     def explain(self, text: str, *, top: int | None = None) -> list[Explanation]:
         """What the best tools' scores are made of: which channel spoke, which past records."""
-        scores, channels, learnt, vectors = self._parts(text)
+        scores, channels, learnt, near = self._parts(text)
         count = self.weights.budget if top is None else top
-        pairs = zip(self.reading.records, vectors, strict=True)
-        near = [self.reading.nearest(index.cosines(one)) for index, one in pairs]
         weight: dict[int, float] = {}
-        for records, values in near:
+        for records, values in map(self.reading.nearest, near):
             for number, value in zip(records.tolist(), values.tolist(), strict=True):
                 weight[number] = weight.get(number, 0.0) + value
         nearest = sorted(weight, key=lambda number: -weight[number])
@@ -290,13 +290,15 @@ class Router:
         return masked
 
     def _parts(self, text: str):
-        """Scores [M], nats by channel [C, M], nats of θ [M], and the text's vectors."""
+        """Scores [M], nats by channel [C, M], nats learnt beside them [M], and the cosines with all
+        records.
+        """
         vectors = self.reading.vectors(text)
-        channels = self.reading.channels(vectors) * self._strength
+        near = self.reading.near(vectors)
+        channels = self.reading.channels(self.reading.about(vectors), near) * self._strength
         learnt = np.zeros(len(self.names))
-        if self.weights.tools.size:
-            learnt[self.weights.tools] = self.weights.coef @ self.reading.features(vectors)
-        return channels.sum(0) + learnt + self.weights.intercept, channels, learnt, vectors
+        learnt[self.weights.tools] = self._coef @ self.reading.similarities(near)
+        return channels.sum(0) + learnt + self.weights.intercept, channels, learnt, near
 
     def _probability(self, scores: np.ndarray, numbers: np.ndarray) -> dict[int, float]:
         """That these tools are used, calibrated."""
@@ -329,14 +331,13 @@ def _packed(router: Router) -> tuple[Mapping[str, np.ndarray], dict[str, Any]]:
         "costs": router.costs,
         "first": reading.first,
         "used": reading.used,
+        "anchors": reading.anchors,
     }
     arrays |= {f"terms.{n}": one.weight for n, one in enumerate(reading.vocabularies)}
     indices = {"tools.0": reading.tools[0], "tools.1": reading.tools[1], "names": reading.names}
     indices |= {f"records.{n}": one for n, one in enumerate(reading.records)}
     for label, index in indices.items():
         arrays |= {f"{label}.{name}": getattr(index, name) for name in ("start", "row", "value")}
-    common = np.flatnonzero(reading.directions.any(axis=1))  # no zero rows
-    arrays |= {"directions.row": common, "directions": reading.directions[common]}
     metadata = {
         "names": router.names,
         "terms": [list(one.number) for one in reading.vocabularies],
@@ -366,9 +367,6 @@ def _unpacked(arrays: Mapping[str, np.ndarray], given: dict[str, Any]) -> Router
         Vocabulary(kind, {term: n for n, term in enumerate(one)}, arrays[f"terms.{n}"])
         for n, (kind, one) in enumerate(zip(given["analysers"], terms, strict=True))
     )
-    rows, found = arrays["directions.row"], arrays["directions"]
-    directions = np.zeros((sum(counts), found.shape[1]), found.dtype)
-    directions[rows] = found
     reading = Reading(
         vocabularies,  # pyright: ignore[reportArgumentType]
         (index("tools.0", len(names), counts[0]), index("tools.1", len(names), counts[1])),
@@ -376,7 +374,7 @@ def _unpacked(arrays: Mapping[str, np.ndarray], given: dict[str, Any]) -> Router
         (index("records.0", records, counts[0]), index("records.1", records, counts[1])),
         arrays["first"],
         arrays["used"],
-        directions,
+        arrays["anchors"],
     )
     parts = {name: arrays[f"weights.{name}"] for name in Weights._fields}
     parts |= {"budget": int(parts["budget"]), "exactly": bool(parts["exactly"])}
@@ -386,7 +384,10 @@ def _unpacked(arrays: Mapping[str, np.ndarray], given: dict[str, Any]) -> Router
         raise ValueError("weights, costs and names are not of equal number")
     if not all(np.isfinite(np.asarray(part)).all() for part in weights):
         raise ValueError("weights are not finite")
-    if weights.coef.shape[0] != weights.tools.size or weights.channels.shape != LEARNT.shape:
+    anchors, shape = reading.anchors, (weights.tools.size, reading.anchors.size)
+    if anchors.size and not 0 <= anchors.min() <= anchors.max() < records:
+        raise ValueError(f"anchors are no positions of {records} records")
+    if weights.coef.shape != shape or weights.channels.shape != LEARNT.shape:
         raise ValueError("coefficients do not fit the tools")
     reference = arrays.get("reference")
     if reference is not None and reference.shape != (3, 3):
