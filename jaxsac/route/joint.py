@@ -124,8 +124,7 @@ def fit_policy(
     stats = {name: float(final.stats[name]) for name in ("lam", "lam_max", "gap", "scale")}
     stats |= {"relative_gap": stats["gap"] / stats["scale"]}
     certificate = stats | {"status": Status(int(final.status)).name}
-    given = final.value, exactly, certificate, tried
-    return JointFit(list(catalogue), reading, directions, *given)
+    return JointFit(list(catalogue), reading, directions, final.value, exactly, certificate, tried)
 
 
 def scores(found: JointFit, texts: Sequence[str] | np.ndarray) -> np.ndarray:
@@ -147,13 +146,14 @@ def _look(
     indices = (*reading.records, *reading.tools, reading.names)
     similar = np.zeros((len(vectors), reading.anchors.size), np.float32)
     found = np.zeros((len(vectors), LEARNT.size, reading.names.size), np.float32)
+    terms = [one.start.size - 1 for one in indices]
     matrices = [
-        scipy.sparse.csr_matrix((one.value, one.row, one.start), (one.start.size - 1, one.size))
-        for one in indices
+        scipy.sparse.csr_matrix((one.value, one.row, one.start), (size, one.size))
+        for one, size in zip(indices, terms, strict=True)
     ]
     for first in range(0, len(vectors), _BLOCK):
         block = vectors[first : first + _BLOCK]
-        rows = [_matrix([pair[k] for pair in block], matrices[k].shape[0]) for k in (0, 1)]
+        rows = [_matrix([pair[k] for pair in block], terms[k]) for k in (0, 1)]
         kinds = zip((0, 1, 0, 1, 0), matrices, strict=True)
         cosines = [(rows[kind] @ matrix).toarray() for kind, matrix in kinds]
         near, about = np.stack(cosines[:2]), np.stack(cosines[2:])
