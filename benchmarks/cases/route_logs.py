@@ -107,7 +107,7 @@ def _router(fold: Fold, _: Any, figures: dict[str, float]) -> list[Scores]:
     start = time.perf_counter()
     training, validation, test = fold.parts
     tools = training.tools
-    fit = joint.fit_policy(training, validation, fold.names, fold.budget, 2 * _FEATURES)
+    fit = joint.fit_policy(training, validation, fold.names, fold.budget, 8 * _FEATURES)
     router = joint.deployed(fit, validation, tools)
     seconds = time.perf_counter() - start
     calls = []

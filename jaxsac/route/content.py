@@ -11,9 +11,10 @@ from jaxsac.route.texts import Index, Vocabulary
 
 
 class Weights(NamedTuple):
-    """Scores of M tools: z_j = Σ_c w_c r_c(j) + ⟨θ_j, ψ⟩ + b_j, and the sets that may be chosen.
+    """Scores of M tools: z_j = Σ_c w_c r_c(j) + ⟨α_j, k⟩ + b_j, k the similarities to m anchors;
+    and the sets that may be chosen.
 
-    * `channels` w [C]; `tools` int [k], `coef` θ [k, q]; `intercept` b [M].
+    * `channels` w [C]; `tools` int [k], `coef` α [k, m]; `intercept` b [M].
     * `cold`: bool [M], tools that no record used, for which learnt channels do not count.
     * `calibration`: slope and constant of the shown log odds.
     * `budget` B; `exactly`: sets have exactly B tools.
@@ -50,14 +51,13 @@ def pack(content: Content) -> tuple[Mapping[str, np.ndarray], dict[str, Any]]:
         "costs": np.asarray(content.costs, float),
         "first": reading.first,
         "used": reading.used,
+        "anchors": reading.anchors,
     }
     arrays |= {f"terms.{n}": one.weight for n, one in enumerate(reading.vocabularies)}
     indices = {"tools.0": reading.tools[0], "tools.1": reading.tools[1], "names": reading.names}
     indices |= {f"records.{n}": one for n, one in enumerate(reading.records)}
     for label, index in indices.items():
         arrays |= {f"{label}.{name}": getattr(index, name) for name in ("start", "row", "value")}
-    common = np.flatnonzero(reading.directions.any(axis=1))  # no zero rows
-    arrays |= {"directions.row": common, "directions": reading.directions[common]}
     metadata = {
         "names": content.names,
         "terms": [list(one.number) for one in reading.vocabularies],
@@ -93,9 +93,6 @@ def unpack(arrays: Mapping[str, np.ndarray], given: dict[str, Any]) -> Content:
         Vocabulary(kind, {term: n for n, term in enumerate(one)}, arrays[f"terms.{n}"])
         for n, (kind, one) in enumerate(zip(given["analysers"], terms, strict=True))
     )
-    rows, found = arrays["directions.row"], arrays["directions"]
-    directions = np.zeros((sum(counts), found.shape[1]), found.dtype)
-    directions[rows] = found
     reading = Reading(
         vocabularies,  # pyright: ignore[reportArgumentType]
         (index("tools.0", len(names), counts[0]), index("tools.1", len(names), counts[1])),
@@ -103,7 +100,7 @@ def unpack(arrays: Mapping[str, np.ndarray], given: dict[str, Any]) -> Content:
         (index("records.0", records, counts[0]), index("records.1", records, counts[1])),
         arrays["first"],
         arrays["used"],
-        directions,
+        arrays["anchors"],
         _embedded(arrays, len(names), records),
     )
     if given["channels"] != list(reading.channel_names):
@@ -116,9 +113,10 @@ def unpack(arrays: Mapping[str, np.ndarray], given: dict[str, Any]) -> Content:
         raise ValueError("weights, costs and names are not of equal number")
     if not all(np.isfinite(np.asarray(part)).all() for part in weights):
         raise ValueError("weights are not finite")
-    if weights.coef.shape[0] != weights.tools.size or weights.channels.size != len(
-        reading.channel_names
-    ):
+    anchors, shape = reading.anchors, (weights.tools.size, reading.anchors.size)
+    if anchors.size and not 0 <= anchors.min() <= anchors.max() < records:
+        raise ValueError(f"anchors are no positions of {records} records")
+    if weights.coef.shape != shape or weights.channels.size != len(reading.channel_names):
         raise ValueError("coefficients do not fit the tools")
     reference = arrays.get("reference")
     if reference is not None and reference.shape != (3, 3):
@@ -132,8 +130,8 @@ def _embedded(arrays: Mapping[str, np.ndarray], tools: int, records: int) -> Emb
         return None
     found = Embedded(*(np.asarray(part, np.float32) for part in parts))
     found = found._replace(centre=np.asarray(parts[0], float))
-    size, count = found.centre.size, found.directions.shape[-1]
-    shapes = [(size,), (tools, size), (records, size), (size, count)]
+    size = found.centre.size
+    shapes = [(size,), (tools, size), (records, size)]
     if [part.shape for part in found] != shapes:
         raise ValueError("embeddings are not of the number of its tools and records")
     if not all(np.isfinite(part).all() for part in found):

@@ -7,18 +7,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxsac import _checks, _files
-from jaxsac._arguments import arguments, record
+from jaxsac._arguments import arguments, record, size
 from jaxsac.route import monitoring
 from jaxsac.route.content import Content, Weights, pack, unpack
 from jaxsac.route.embeddings import fit_embedded
 from jaxsac.route.inclusion import Exploration, draw, inclusion
 from jaxsac.route.monitoring import Monitoring
-from jaxsac.route.reading import LEARNT, Reading, Vectors
+from jaxsac.route.reading import Reading
 from jaxsac.route.texts import fit_vocabulary, index_of
 from jaxsac.route.tool_file import Tool, read_tools
 
 KIND, FILE = "jaxsac.Router", "router.npz"
-_DEFAULT_WEIGHTS = (9.0, 9.0, 6.0, 0.0, 0.0, 9.0, 0.0)  # of the channels, before there is a log
+_DEFAULT_WEIGHTS = 9.0, 9.0, 6.0, 9.0  # of the channels, before there is a log
 _DEFAULT_OFFSET = -9.0
 _DEFAULT_BUDGET = 5
 
@@ -64,7 +64,8 @@ class Router:
         self.names, self.reading, self.weights = content.names, content.reading, content.weights
         self.costs = np.asarray(content.costs, float)
         self._position = {name: number for number, name in enumerate(self.names)}
-        silent = (LEARNT[: self.weights.channels.size, None] > 0) & self.weights.cold
+        self._coef = np.asarray(self.weights.coef, np.float32)
+        silent = (self.reading.learnt[:, None] > 0) & self.weights.cold
         self._strength = self.weights.channels[:, None] * ~silent
 
     @classmethod
@@ -116,11 +117,12 @@ class Router:
             tuple(index_of([], count) for count in counts),  # pyright: ignore[reportArgumentType]
             np.zeros(1, int),
             np.zeros(0, np.int32),
-            np.zeros((sum(counts), 0), np.float16),
+            np.zeros(0, int),
             fit_embedded(np.zeros((0, 0)), _embeddings(known, about, embed)),
         )
+        strength = np.array(_DEFAULT_WEIGHTS)[: reading.kinds + 1]
         weights = Weights(
-            channels=np.array(_DEFAULT_WEIGHTS[: len(reading.channel_names)]),
+            channels=np.append(strength, np.zeros(reading.kinds)),
             tools=np.zeros(0, int),
             coef=np.zeros((0, 0), np.float32),
             intercept=np.full(len(names), _DEFAULT_OFFSET),
@@ -170,14 +172,13 @@ class Router:
             pairs = zip(texts, embeddings, strict=True)
             return [self(one, **given, embedding=own) for one, own in pairs]
         _checks.require(bool(text.strip()), "text is empty: there is nothing to route.")
-        top = self.weights.budget if top is None else top
-        _checks.require(top >= 0 and top == int(top), f"top must be a whole number ≥ 0, got {top}.")
+        top = self._count(top)
         _checks.require(0 <= at_least <= 1, f"at_least must be in [0, 1], got {at_least}.")
         limit = np.inf if cost_limit is None else cost_limit
         _checks.require(limit >= 0, f"cost_limit must be ≥ 0, got {cost_limit}.")
         must = self._numbers("always", always)
         scores = self._masked(self.scores(text, embedding=embedding), available, must)
-        count = max(min(int(top), int(np.isfinite(scores).sum())), must.size)
+        count = max(min(top, int(np.isfinite(scores).sum())), must.size)
         rest = _best(scores, scores.size if cost_limit is not None else count + must.size)
         rest = rest[~np.isin(rest, must)] if must.size else rest
         probability = self._probability(scores, np.concatenate([must, rest[:count]]))
@@ -196,6 +197,9 @@ class Router:
         chosen.sort(key=lambda number: -scores[number])
         return [Choice(self.names[n], float(scores[n]), probability[n]) for n in chosen]
 
+    def _count(self, top: Any) -> int:
+        return self.weights.budget if top is None else size().take("top", top)
+
     def scores(self, text: str, *, embedding: Any = None) -> np.ndarray:
         """z [M] of all tools, in the order of `names`, in nats; `embedding` as in a call."""
         return self._parts(text, embedding)[0]
@@ -204,11 +208,10 @@ class Router:
         self, text: str, *, top: int | None = None, embedding: Any = None
     ) -> list[Explanation]:
         """What the best tools' scores are made of: which channel spoke, which past records."""
-        scores, channels, learnt, vectors = self._parts(text, embedding)
-        count = self.weights.budget if top is None else top
-        near = list(map(self.reading.nearest, self.reading.near(vectors)))
+        scores, channels, learnt, near = self._parts(text, embedding)
+        count = self._count(top)
         weight: dict[int, float] = {}
-        for records, values in near:
+        for records, values in map(self.reading.nearest, near):
             for number, value in zip(records.tolist(), values.tolist(), strict=True):
                 weight[number] = weight.get(number, 0.0) + value
         nearest = sorted(weight, key=lambda number: -weight[number])
@@ -273,7 +276,7 @@ class Router:
         Returns: an `Exploration`, whose propensity is (1 − rate) [a is the best] + rate π(a).
         """
         _checks.require(0 <= rate <= 1, f"rate must be in [0, 1], got {rate}.")
-        _checks.require(seed >= 0, f"seed must be ≥ 0, got {seed}.")
+        seed = size().take("seed", seed)
         (embedding,) = self._embeddings([text], None if embedding is None else [embedding])
         scores = self._masked(self.scores(text, embedding=embedding), available)
         answer = self(text, available=available, embedding=embedding)
@@ -302,18 +305,18 @@ class Router:
         )
         return given
 
-    def _parts(
-        self, text: str, embedding: Any
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, Vectors]:
-        """Scores [M], nats by channel [C, M], nats of θ [M], and the text's vectors."""
+    def _parts(self, text: str, embedding: Any):
+        """Scores [M], nats by channel [C, M], nats learnt beside them [M], and the cosines with all
+        records.
+        """
         if embedding is None:
             (embedding,) = self._embeddings([text], None)
         vectors = self.reading.vectors(text, embedding)
-        channels = self.reading.channels(vectors) * self._strength
+        near = self.reading.near(vectors)
+        channels = self.reading.channels(self.reading.about(vectors), near) * self._strength
         learnt = np.zeros(len(self.names))
-        if self.weights.tools.size:
-            learnt[self.weights.tools] = self.weights.coef @ self.reading.features(vectors)
-        return channels.sum(0) + learnt + self.weights.intercept, channels, learnt, vectors
+        learnt[self.weights.tools] = self._coef @ self.reading.similarities(near)
+        return channels.sum(0) + learnt + self.weights.intercept, channels, learnt, near
 
     def _probability(self, scores: np.ndarray, numbers: np.ndarray) -> dict[int, float]:
         """That these tools are used, calibrated."""

@@ -10,17 +10,15 @@ from jaxsac.route.tool_file import LogError
 
 
 class Embedded(NamedTuple):
-    """How M tools, T records and p directions look at an embedding of d numbers. Vectors are of
-    length 1 from the records' mean, 0 for a tool without an embedding.
+    """How M tools and T records look at an embedding of d numbers. Vectors are of length 1 from the
+    records' mean, 0 for a tool without an embedding.
 
-    * `centre` [d]; `tools` [M, d]; `records` [T, d]; `directions` [d, p]: principal ones of the
-      records.
+    * `centre` [d]; `tools` [M, d]; `records` [T, d].
     """
 
     centre: np.ndarray
     tools: np.ndarray
     records: np.ndarray
-    directions: np.ndarray
 
     def vector(self, embedding: Any) -> np.ndarray:
         """Of an embedding as the encoder gives it, [d].
@@ -33,11 +31,9 @@ class Embedded(NamedTuple):
         return _units(found[None], self.centre)[0]
 
 
-def fit_embedded(
-    records: np.ndarray, tools: Sequence[Sequence[float]], size: int = 0
-) -> Embedded | None:
-    """Of the embeddings of records [T, d] and of tools, () for one that has none; at most `size`
-    directions. The centre is the tools' where there are no records. None where nothing is embedded.
+def fit_embedded(records: np.ndarray, tools: Sequence[Sequence[float]]) -> Embedded | None:
+    """Of the embeddings of records [T, d] and of tools, () for one that has none. The centre is the
+    tools' where there are no records. None where nothing is embedded.
 
     Raises: LogError where two are of different lengths.
     """
@@ -52,10 +48,7 @@ def fit_embedded(
     about = np.array([one if len(one) else (0.0,) * width for one in tools], float)
     given = records if len(records) else about[known]
     centre = given.mean(axis=0) if len(given) > 1 else np.zeros(width)
-    rows = _units(records, centre)
-    _, vectors = np.linalg.eigh(rows.T.astype(float) @ rows)
-    directions = vectors[:, ::-1][:, :size].astype(np.float16).astype(np.float32)
-    return Embedded(centre, _units(about, centre) * known[:, None], rows, directions)
+    return Embedded(centre, _units(about, centre) * known[:, None], _units(records, centre))
 
 
 def _units(rows: np.ndarray, centre: np.ndarray) -> np.ndarray:

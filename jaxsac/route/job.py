@@ -44,7 +44,7 @@ class Options(NamedTuple):
     * `budget`: tools in a set; None: the 95th percentile of the set sizes.
     * `lam`: "validation", "simulated" or a number > 0.
     * `keep`: at most so many kept tools (with `lam="validation"`).
-    * `size`: number of text features; the deployed router has twice as many.
+    * `size`: number of text features; the deployed router has eight times as many.
     * `curve`: numbers of training records for the learning curve, () for none.
     * `seed`: of the learning curve's subsets and of the simulation.
     * `processes`: above 1, the smaller training sets go to a process of their own (spawned, so a
@@ -113,7 +113,7 @@ def run(log: RouteLog, options: Options | None = None, *, progress: bool = False
     within = split.within_budget(log, budget)
     if not within.sets:
         raise LogError(f"every record uses more than --budget {budget} tools: raise it.")
-    parts = split.split(within)
+    parts = split.split(chose := split.with_choice(within))
     job = _Job(log, parts, split.catalogue(parts.training), budget, options)
     times: dict[str, float] = {}
     curve, fold, sparse, found = _train_all(job, times, progress)
@@ -127,6 +127,7 @@ def run(log: RouteLog, options: Options | None = None, *, progress: bool = False
             "tools_used_once": int((uses == 1).sum()),
             "budget": budget,
             "longer_records_dropped": len(log.sets) - len(within.sets),
+            "records_without_choice_dropped": len(within.sets) - len(chose.sets),
             "objective": sparse.task.objective,
             "described": sum(bool(tool.description) for tool in log.tools.values()),
         },
@@ -269,7 +270,7 @@ def _train(
         with clock(times, "router"):
             seen = set(catalogue)
             names = [*catalogue, *sorted(log.names() - seen)]
-            given = training, parts.validation, names, budget, 2 * options.size
+            given = training, parts.validation, names, budget, 8 * options.size
             policy = joint.fit_policy(*given)
             scores = joint.scores(policy, fold.test.contexts, fold.test.embeddings)
             scores = scores[:, : len(fold.names)]

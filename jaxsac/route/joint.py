@@ -15,7 +15,7 @@ from jaxsac.route.content import Content, Weights
 from jaxsac.route.deployed import Router
 from jaxsac.route.embeddings import fit_embedded
 from jaxsac.route.log_file import RouteLog, Tool
-from jaxsac.route.reading import LEARNT, Reading, Vectors
+from jaxsac.route.reading import Reading, Vectors
 from jaxsac.route.texts import Vector, fit_vocabulary, index_of
 from jaxsac.solution import Status
 
@@ -24,7 +24,9 @@ _FOLDS = 5
 _TOLERANCE = 5e-3  # of the chosen fit
 _PATH_TOLERANCE = 5e-2  # of those it is chosen from
 _BLOCK = 256  # texts whose similarities are computed at a time
-_SPARSE_ROWS = 3  # records that a term must occur in to have a direction
+_ANCHORS = 2048  # records at most whose similarities are the features
+_LENGTH = 4.0  # of a vector of features, nearly
+_WEAK = 1e-3  # of the largest possible similarity: directions of less are left out
 
 
 class JointFit(NamedTuple):
@@ -32,6 +34,7 @@ class JointFit(NamedTuple):
 
     names: list[str]  # of the tools [M], those of the training records first
     reading: Reading
+    directions: np.ndarray  # [m, q]: from similarities to the anchors to the policy's features
     policy: control.JointPolicy
     exactly: bool
     certificate: dict[str, Any]
@@ -39,9 +42,9 @@ class JointFit(NamedTuple):
 
 
 def read_log_texts(
-    training: RouteLog, names: list[str], tools: dict[str, Tool], size: int
+    training: RouteLog, names: list[str], tools: dict[str, Tool]
 ) -> tuple[Reading, list[Vectors]]:
-    """The reading of training texts, with `size` latent directions, and their vectors."""
+    """The reading of training texts, and their vectors."""
     texts = list(training.contexts)
     about = [tools.get(name, Tool()).text(name) for name in names]
     vocabularies = tuple(fit_vocabulary(kind, about, texts) for kind in ("words", "pieces"))
@@ -51,6 +54,7 @@ def read_log_texts(
     name_vectors = [vocabularies[0].vector(name) for name in names]
     position = {name: number for number, name in enumerate(names)}
     used = [position[name] for tools_of in training.sets for name in tools_of]
+    anchors = np.random.default_rng(0).permutation(len(texts))[:_ANCHORS]
     reading = Reading(
         vocabularies,  # pyright: ignore[reportArgumentType]
         tuple(map(index_of, tool_vectors, counts)),  # pyright: ignore[reportArgumentType]
@@ -58,37 +62,24 @@ def read_log_texts(
         tuple(map(index_of, vectors, counts)),  # pyright: ignore[reportArgumentType]
         np.cumsum([0, *map(len, training.sets)]),
         np.array(used, np.int32),
-        np.zeros((sum(counts), 0), np.float16),
+        np.sort(anchors),
     )
     if training.embeddings is not None:
         known = [tools.get(name, Tool()).embedding for name in names]
-        reading = reading._replace(embedded=fit_embedded(training.embeddings, known, size))
-    pairs = list(zip(*vectors, strict=True))
+        reading = reading._replace(embedded=fit_embedded(training.embeddings, known))
     embedded = itertools.repeat(None) if reading.embedded is None else reading.embedded.records
-    read = [Vectors(a, b, one) for (a, b), one in zip(pairs, embedded, strict=False)]
-    return reading._replace(directions=_directions(pairs, counts, size)), read
+    return reading, [Vectors(*one) for one in zip(*vectors, embedded, strict=False)]
 
 
-def _directions(vectors: list[tuple[Vector, Vector]], counts: list[int], size: int) -> np.ndarray:
-    """The `size` largest directions of the texts' vectors, [V, q]."""
-    from sklearn.decomposition import TruncatedSVD
-
-    joined = [
-        Vector(np.append(a.term, b.term + counts[0]), np.append(a.value, b.value))
-        for a, b in vectors
-    ]
-    shape = len(vectors), sum(counts)
-    matrix = _matrix(joined, shape[1])
-    common = np.flatnonzero(np.diff(matrix.tocsc().indptr) >= _SPARSE_ROWS)
-    found = np.zeros((shape[1], 0), np.float16)
-    size = min(size, shape[0] - 1, common.size - 1)
-    if size > 0:
-        model: Any = TruncatedSVD(size, n_iter=1, random_state=0)
-        with np.errstate(divide="ignore", invalid="ignore"):  # of shares of no variance
-            model.fit(matrix[:, common])
-        found = np.zeros((shape[1], size), np.float16)
-        found[common] = model.components_.T
-    return found
+def _directions(similar: np.ndarray, size: int, kinds: int) -> np.ndarray:
+    """From the anchors' similarities to each other [m, m], a kernel, to the `size` largest of its
+    features, [m, q] (Nyström's method, Williams & Seeger 2001); a column of zeros if it has none.
+    """
+    values, vectors = np.linalg.eigh(similar.astype(np.float64))
+    first = np.argsort(-values)[: min(size, int((values > kinds * _WEAK).sum()))]
+    if not first.size:
+        return np.zeros((len(similar), 1), np.float32)
+    return (vectors[:, first] * (_LENGTH / np.sqrt(kinds * values[first]))).astype(np.float32)
 
 
 def fit_policy(
@@ -97,16 +88,17 @@ def fit_policy(
     """The fit on training records of texts whose penalty is best by the log-likelihood of the
     validation records `judged`, over all tools of `catalogue` and of the tools file.
     """
-    reading, vectors = read_log_texts(training, catalogue, training.tools, size)
+    reading, vectors = read_log_texts(training, catalogue, training.tools)
     members: dict[str, list[int]] = {}
     for row, group in enumerate(training.groups):
         members.setdefault(group, []).append(row)
     apart = [np.array(members[group]) for group in training.groups]
-    values = _channels(reading, vectors, apart)
+    similar, values = _look(reading, vectors, apart)
+    directions = _directions(similar[reading.anchors], size, reading.kinds)
     order = np.random.default_rng(0).permutation(len(members))
     fold_of = {group: order[number] % _FOLDS for number, group in enumerate(members)}
     fold = np.array([fold_of[group] for group in training.groups])
-    contexts = _features(reading, vectors)
+    contexts = similar @ directions
     position = {name: number for number, name in enumerate(catalogue)}
     exactly = all(len(tools) == budget for tools in training.sets)
     available = split.shown_table(training, catalogue)
@@ -114,12 +106,11 @@ def fit_policy(
     log = control.Log(contexts, table, training.utilities, available=available)
     objective = "weighted" if np.ptp(training.utilities) > 0 else "imitation"
     task = control.Task(log, len(catalogue), budget, objective)
-    learnt = LEARNT[: values.shape[1]]
-    channels = control.Channels(np.swapaxes(values, 0, 1), learnt=learnt, fold=fold)
+    channels = control.Channels(np.swapaxes(values, 0, 1), learnt=reading.learnt, fold=fold)
     held_out = _table(judged, position, budget)
     read = _read(reading, judged.contexts, judged.embeddings)
-    beside = _channels(reading, read)
-    psi = _features(reading, read)
+    similar, beside = _look(reading, read)
+    psi = similar @ directions
     tried: list[dict[str, Any]] = []
     best: Any = None
     state: Any = None
@@ -141,7 +132,7 @@ def fit_policy(
     stats = {name: float(final.stats[name]) for name in ("lam", "lam_max", "gap", "scale")}
     stats |= {"relative_gap": stats["gap"] / stats["scale"]}
     certificate = stats | {"status": Status(int(final.status)).name}
-    return JointFit(list(catalogue), reading, final.value, exactly, certificate, tried)
+    return JointFit(list(catalogue), reading, directions, final.value, exactly, certificate, tried)
 
 
 def _read(reading: Reading, texts: Sequence[str] | np.ndarray, embeddings: Any) -> list[Vectors]:
@@ -153,39 +144,45 @@ def scores(
     found: JointFit, texts: Sequence[str] | np.ndarray, embeddings: np.ndarray | None = None
 ) -> np.ndarray:
     """z [n, M] of all tools for n texts, and their embeddings [n, d]."""
-    read = _read(found.reading, texts, embeddings)
+    similar, channels = _look(found.reading, _read(found.reading, texts, embeddings))
     policy: Any = found.policy
-    given = _features(found.reading, read), _channels(found.reading, read)
-    return np.asarray(jax.vmap(policy.scores)(*given))
+    return np.asarray(jax.vmap(policy.scores)(similar @ found.directions, channels))
 
 
-def _channels(
+def _look(
     reading: Reading, vectors: list[Vectors], left_out: list[np.ndarray] | None = None
-) -> np.ndarray:
-    """The channels of n texts, [n, C, M]: cosines with the records by sparse products, which take a
-    third of the time of the text by text.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Similarities of n texts to the anchors [n, m], and their channels [n, C, M], for which the
+    records `left_out` of a text do not count: cosines by sparse products, which take a third of
+    the time of the text by text.
     """
     import scipy.sparse
 
-    count = len(reading.channel_names)
+    indices = (*reading.records, *reading.tools, reading.names)
+    similar = np.zeros((len(vectors), reading.anchors.size), np.float32)
+    count, embedded = len(reading.channel_names), reading.embedded
     found = np.zeros((len(vectors), count, reading.names.size), np.float32)
-    shapes = [(index.start.size - 1, index.size) for index in reading.records]
-    records = [
-        scipy.sparse.csr_matrix((index.value, index.row, index.start), shape)
-        for index, shape in zip(reading.records, shapes, strict=True)
+    terms = [one.start.size - 1 for one in indices]
+    matrices = [
+        scipy.sparse.csr_matrix((one.value, one.row, one.start), (size, one.size))
+        for one, size in zip(indices, terms, strict=True)
     ]
     for first in range(0, len(vectors), _BLOCK):
         block = vectors[first : first + _BLOCK]
-        near = [
-            (_matrix([one[:2][k] for one in block], shapes[k][0]) @ records[k]).toarray()
-            for k in (0, 1)
-        ]
-        if reading.embedded is not None:
-            near.append(np.stack([one[2] for one in block]) @ reading.embedded.records.T)
-        for row, one in enumerate(block):
-            apart = None if left_out is None else left_out[first + row]
-            found[first + row] = reading.channels(one, apart, [values[row] for values in near])
-    return found
+        rows = [_matrix([one[:2][k] for one in block], terms[k]) for k in (0, 1)]
+        kinds = zip((0, 1, 0, 1, 0), matrices, strict=True)
+        cosines = [(rows[kind] @ matrix).toarray() for kind, matrix in kinds]
+        near, about = cosines[:2], cosines[2:]
+        if embedded is not None:
+            own = np.stack([one.embedding for one in block])  # pyright: ignore[reportArgumentType]
+            near, about = [*near, own @ embedded.records.T], [*about, own @ embedded.tools.T]
+        near, about = np.stack(near), np.stack(about)
+        similar[first : first + _BLOCK] = reading.similarities(near)
+        for row in range(len(block)):
+            if left_out is not None:
+                near[:, row, left_out[first + row]] = 0
+            found[first + row] = reading.channels(about[:, row], near[:, row])
+    return similar, found
 
 
 def _matrix(vectors: Sequence[Vector], terms: int) -> Any:
@@ -197,19 +194,13 @@ def _matrix(vectors: Sequence[Vector], terms: int) -> Any:
     return scipy.sparse.csr_matrix((value.astype(np.float32), term, start), (len(vectors), terms))
 
 
-def _features(reading: Reading, vectors: list[Vectors]) -> np.ndarray:
-    """ψ [n, q], a column of zeros where there is no direction."""
-    found = np.stack([reading.features(pair) for pair in vectors]).astype(np.float32)
-    return found if found.shape[1] else np.zeros((len(vectors), 1), np.float32)
-
-
 def deployed(found: JointFit, judged: RouteLog, tools: dict[str, Tool]) -> Router:
     """The router that is saved, its probabilities calibrated on the validation records."""
     policy = found.policy
     weights = Weights(
         channels=np.asarray(policy.weights, np.float32),
         tools=np.asarray(policy.positions),
-        coef=np.asarray(policy.coef, np.float32),
+        coef=np.asarray(policy.coef) @ found.directions.T,
         intercept=np.asarray(policy.intercept, np.float32),
         cold=np.asarray(policy.cold) > 0,
         calibration=np.array([1.0, 0.0]),

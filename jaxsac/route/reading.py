@@ -1,6 +1,5 @@
-"""What a router makes of a text, with numpy alone: channels to every tool, latent directions."""
+"""What a router makes of a text, with numpy alone: its similarity to records, channels to tools."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,12 +8,10 @@ from jaxsac import _checks
 from jaxsac.route.embeddings import Embedded
 from jaxsac.route.texts import Index, Vector, Vocabulary
 
-CHANNELS = ("tool words", "tool pieces", "tool name", "near by words", "near by pieces")
-EMBEDDED = ("tool embedding", "near by embedding")  # further channels, where there are embeddings
-LEARNT = np.array([0, 0, 0, 1, 1, 0, 1])  # of all these: taught by the log
+_ABOUT = "tool words", "tool pieces", "tool name", "tool embedding"
+_NEAR = "near by words", "near by pieces", "near by embedding"
 NEIGHBOURS = 20
 _POWER = 3  # of a similarity
-LENGTH = 4.0  # of a vector of latent directions
 
 
 class Vectors(NamedTuple):
@@ -26,13 +23,13 @@ class Vectors(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """How M tools, T records and q directions look at a text.
+    """How M tools and T records look at a text.
 
     * `vocabularies`: of words and of pieces.
     * `tools`: the tools' texts by either; `names`: the tools' names, by words.
     * `records`: the records' contexts by either.
     * `first` [T + 1], `used` [E]: the tools of record t are used[first[t] : first[t + 1]].
-    * `directions` [V, q]: of the words and then the pieces, q = 0 for none.
+    * `anchors`: the records whose similarities say what the channels do not, int [m].
     * `embedded`: how they look at a text's embedding; None where nothing is embedded.
     """
 
@@ -42,19 +39,30 @@ class Reading(NamedTuple):
     records: tuple[Index, Index]
     first: np.ndarray
     used: np.ndarray
-    directions: np.ndarray
+    anchors: np.ndarray
     embedded: Embedded | None = None
 
     @property
+    def kinds(self) -> int:
+        """In how many ways texts are compared."""
+        return 2 if self.embedded is None else 3
+
+    @property
     def channel_names(self) -> tuple[str, ...]:
-        """Of the C channels."""
-        return CHANNELS if self.embedded is None else CHANNELS + EMBEDDED
+        """Of the C channels, what the log did not teach first."""
+        return _ABOUT[: self.kinds + 1] + _NEAR[: self.kinds]
+
+    @property
+    def learnt(self) -> np.ndarray:
+        """Which channels the log taught, [C] of 0 and 1."""
+        return np.repeat([0, 1], [self.kinds + 1, self.kinds])
 
     def vectors(self, text: str, embedding: Any = None) -> Vectors:
         """Of a text and its embedding.
 
         Raises: ValueError where the one needed is not there, or not asked for.
         """
+        _checks.require(isinstance(text, str), f"text must be a text, got {text!r}.")
         words, pieces = (one.vector(text) for one in self.vocabularies)
         if self.embedded is None:
             _checks.require(embedding is None, "embedding: this router has learnt from none.")
@@ -66,30 +74,22 @@ class Reading(NamedTuple):
         )
         return Vectors(words, pieces, self.embedded.vector(embedding))
 
-    def near(self, vectors: Vectors) -> list[np.ndarray]:
-        """Cosines with all records [T], by words, pieces and embeddings."""
-        found = [index.cosines(one) for index, one in zip(self.records, vectors[:2], strict=True)]
+    def near(self, vectors: Vectors) -> np.ndarray:
+        """Cosines with all records, by words, by pieces and by embeddings, [2 or 3, T]."""
+        pairs = zip(self.records, vectors[:2], strict=True)
+        found = [index.cosines(one) for index, one in pairs]
         if self.embedded is not None:
             found.append(self.embedded.records @ vectors.embedding)
-        return found
+        return np.stack(found)
 
-    def channels(
-        self,
-        vectors: Vectors,
-        left_out: np.ndarray | None = None,
-        near: Sequence[np.ndarray] | None = None,
-    ) -> np.ndarray:
-        """[C, M], in the order of `channel_names`; the records `left_out` (positions) do not count.
-        `near`: `self.near(vectors)`, where it is known.
+    def about(self, vectors: Vectors) -> np.ndarray:
+        """Cosines with the tools' texts, by words and by pieces, with their names, and with their
+        embeddings, [3 or 4, M].
         """
-        near = self.near(vectors) if near is None else near
-        if left_out is not None:
-            for one in near:
-                one[left_out] = 0
-        about = [index.cosines(one) for index, one in zip(self.tools, vectors[:2], strict=True)]
-        found = [*about, self.names.cosines(vectors.words), *map(self._nearest, near[:2])]
+        pairs = zip((*self.tools, self.names), (*vectors[:2], vectors.words), strict=True)
+        found = [index.cosines(one) for index, one in pairs]
         if self.embedded is not None:
-            found += [self.embedded.tools @ vectors.embedding, self._nearest(near[2])]
+            found.append(self.embedded.tools @ vectors.embedding)
         return np.stack(found)
 
     def nearest(self, near: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -99,25 +99,20 @@ class Reading(NamedTuple):
         best = best[near[best] > 0]
         return best, near[best] ** _POWER
 
-    def _nearest(self, near: np.ndarray) -> np.ndarray:
-        """Σ cosine³ over the nearest records that use each tool, [M]."""
+    def taught(self, near: np.ndarray) -> np.ndarray:
+        """Σ cosine³ over the nearest records that use each tool, [M], from one kind of cosines with
+        all of them.
+        """
         best, weights = self.nearest(near)
         counts = self.first[best + 1] - self.first[best]
         offset = np.repeat(self.first[best] - np.cumsum(counts) + counts, counts)
         entry = offset + np.arange(int(counts.sum()))
         return np.bincount(self.used[entry], np.repeat(weights, counts), self.names.size)
 
-    def features(self, vectors: Vectors) -> np.ndarray:
-        """ψ [q]: the text's latent directions and its embedding's, each scaled to one length."""
-        words, pieces, embedding = vectors
-        term = np.concatenate([words.term, pieces.term + len(self.vocabularies[0].number)])
-        value = np.concatenate([words.value, pieces.value])
-        found = _scaled(value.astype(np.float32) @ self.directions[term].astype(np.float32))
-        if self.embedded is None:
-            return found
-        return np.concatenate([found, _scaled(embedding @ self.embedded.directions)])
+    def channels(self, about: np.ndarray, near: np.ndarray) -> np.ndarray:
+        """[C, M], in the order of `channel_names`."""
+        return np.concatenate([about, [self.taught(one) for one in near]])
 
-
-def _scaled(vector: np.ndarray) -> np.ndarray:
-    length = float(np.linalg.norm(vector))
-    return vector * (LENGTH / length) if length > 1e-6 else vector * 0
+    def similarities(self, near: np.ndarray) -> np.ndarray:
+        """To the anchors, [..., m], from the cosines [2 or 3, ..., T]: all kinds together."""
+        return near.sum(axis=0)[..., self.anchors]

@@ -101,13 +101,15 @@ def _log(summary: dict[str, Any]) -> str:
         source = f"mined from {files}: Python {log['python']}, {packages}"
     once = log["tools_used_once"] / log["tools"]
     weighted = log.get("objective") == "weighted"
+    chose = log.get("records_without_choice_dropped", 0)
+    without = f", {chose:,} that were shown only what they used" * bool(chose)
     by_utility = "\nutility   records of higher utility count more" * weighted
     unseen = parts["test_uses_of_unseen_tools"] / max(parts["test_uses"], 1)
     return f"""\
 log       {source}
 records   {log["records"]:,} with {log["tools"]:,} tools ({once:.0%} used once), hash {log["hash"]}
 budget    {log["budget"]} tools a record; \
-{log["longer_records_dropped"]:,} longer records dropped{by_utility}
+{log["longer_records_dropped"]:,} longer records dropped{without}{by_utility}
 split     {parts["training"]:,} training, {parts["validation"]:,} validation, \
 {parts["test"]:,} test records, by groups ({parts["training_groups"]:,}, \
 {parts["validation_groups"]:,}, {parts["test_groups"]:,}); \

@@ -62,6 +62,22 @@ def split(log: RouteLog) -> Parts:
     return Parts(*(log.take(rows[part]) for part in Parts._fields))
 
 
+def with_choice(log: RouteLog) -> RouteLog:
+    """The records that had a choice: what was shown to the others is what they used, which says
+    nothing about tools.
+    """
+    if log.shown is None:
+        return log
+    pairs = zip(log.shown, log.sets, strict=True)
+    chose = [shown is None or not set(shown) <= set(used) for shown, used in pairs]
+    if not any(chose):
+        raise LogError(
+            "every record was shown only the tools that it used: give all that was offered in"
+            ' "shown", or leave it out.'
+        )
+    return log.take(np.flatnonzero(chose))
+
+
 def nested_subsets(size: int, wanted: Sequence[int], seed: int) -> list[np.ndarray]:
     """Row numbers of nested random training sets, the whole one last: the sizes in `wanted` that
     are clearly smaller than `size`.

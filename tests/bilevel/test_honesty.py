@@ -97,6 +97,17 @@ def test_a_saddle_is_no_minimum():
     np.testing.assert_allclose(good.value, 0.8, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "lower", [lambda x, y: x * jnp.sum(y), lambda x, y: jnp.sum(jnp.abs(y - x))]
+)
+def test_without_curvature_there_is_no_minimum(lower):
+    """A gradient of 1 at y0 = 0, where nothing has a size: no error relative to it may be 0."""
+    for dtype in (jnp.float32, jnp.float64):
+        found = bilevel.argmin(lower, jnp.zeros(2, dtype))
+        assert found.checked(jnp.ones((), dtype)).status != Status.CONVERGED
+        assert jnp.isnan(found(jnp.ones((), dtype))).all()
+
+
 def test_where_a_run_starts_does_not_loosen_its_certificate():
     problem = bilevel.Problem(
         lambda x, y: 0.5 * jnp.sum((y - 1) ** 2) + 0.5 * jnp.sum(x**2),

@@ -313,6 +313,7 @@ def test_bad_options_say_what_to_do(option, value, message, capsys):
         ([], "no records"),
         (['{"context": "a b", "tools": []}'] * 9, "no record uses a tool"),
         (['{"context": "a b", "tools": ["x"]}'] * 9, "too few for training"),
+        (['{"context": "a b", "tools": ["x"], "shown": ["x"]}'] * 9, "shown only the tools that"),
         (['{"context": "a b", "tools": ["x"]}', '{"context": "a"}'], 'line 2: "tools" is missing'),
     ],
 )

@@ -46,13 +46,16 @@ def test_channels_against_loops():
     sets = [(NAMES[n % 4],) if n % 3 else (NAMES[0], NAMES[n % 4 or 1]) for n in range(30)]
     training = RouteLog(["a b"] * 30, sets, np.ones(30), ["g"] * 30, {}, {}, embeddings=records)
     described = {name: Tool(embedding=one) for name, one in zip(NAMES, known, strict=True)}
-    reading, vectors = joint.read_log_texts(training, NAMES, described, 3)
+    reading, vectors = joint.read_log_texts(training, NAMES, described)
 
     def unit(row):
         return (row - records.mean(0)) / np.linalg.norm(row - records.mean(0))
 
     for row, left_out in ((3, [3, 4, 5]), (17, [])):
-        found = reading.channels(vectors[row], np.array(left_out, int))[-2:]
+        cosines = reading.near(vectors[row])
+        cosines[:, left_out] = 0
+        channels = reading.channels(reading.about(vectors[row]), cosines)
+        found = dict(zip(reading.channel_names, channels, strict=True))
         query = unit(records[row])
         about = [query @ unit(np.array(one)) if one else 0 for one in known]
         near = [0.0 if n in left_out else query @ unit(records[n]) for n in range(30)]
@@ -60,9 +63,9 @@ def test_channels_against_loops():
         used = [
             sum(near[n] ** 3 for n in best if near[n] > 0 and name in sets[n]) for name in NAMES
         ]
-        np.testing.assert_allclose(found, [about, used], atol=4e-3)  # vectors are half precision
-    turned = reading.embedded.directions
-    np.testing.assert_allclose(turned.T @ turned, np.eye(3), atol=4e-3)
+        # vectors are half precision
+        np.testing.assert_allclose(found["tool embedding"], about, atol=4e-3)
+        np.testing.assert_allclose(found["near by embedding"], used, atol=4e-3)
 
 
 def test_a_log_that_only_embeddings_explain(learnt, tmp_path):
@@ -112,7 +115,7 @@ def test_bad_embeddings_are_named(learnt, given, message):
 def test_a_file_that_does_not_fit_itself(learnt, tmp_path):
     learnt[1].save(tmp_path)
     arrays, given = _files.load(tmp_path / FILE, KIND)
-    for name in ("embedded.tools", "embedded.records", "embedded.directions"):
+    for name in ("embedded.tools", "embedded.records"):
         with pytest.raises(ValueError, match="not of the number"):
             unpack({**arrays, name: arrays[name][:-1]}, given)
     with pytest.raises(ValueError, match="not finite"):
@@ -178,7 +181,7 @@ def test_a_log_is_read_as_it_was_written(tmp_path):
 def test_embeddings_that_say_nothing():
     """One record, equal records, zeros and huge numbers give vectors, not NaN."""
     for records in (np.ones((1, 3)), np.ones((4, 3)), np.zeros((2, 3)), np.eye(3) * 1e99):
-        found = fit_embedded(records, [(), (1.0, 2.0, 3.0)], 2)
+        found = fit_embedded(records, [(), (1.0, 2.0, 3.0)])
         assert all(np.isfinite(part).all() for part in found)
         assert np.isfinite(found.vector(records[0])).all() and not found.tools[0].any()
     assert fit_embedded(np.zeros((0, 0)), [(), ()]) is None

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxsac.route import evaluate, joint, split
-from jaxsac.route.log_file import RouteLog
+from jaxsac.route.log_file import LogError, RouteLog
 
 NAMES = ["first", "other", "second"]
 GENERATOR = np.random.default_rng(0)
@@ -39,6 +39,17 @@ def found():
 def test_what_was_not_shown_teaches_nothing(found):
     z = joint.scores(found, ["open the red door"])[0]
     assert z[0] > z[2]  # though `second` was used more often
+
+
+def test_records_without_a_choice_are_left_out():
+    """They were shown what they used alone; the empty set was a choice of the third."""
+    found = log(4, None)
+    shown = [("first",), None, ("other",), ()]
+    sets = [("first", "other"), ("first",), (), ()]
+    kept = split.with_choice(found._replace(shown=shown, sets=sets))
+    assert kept.groups == ["1", "2"] and kept.shown == [None, ("other",)]
+    with pytest.raises(LogError, match="shown only the tools that it used"):
+        split.with_choice(found._replace(shown=[("second",)] * 4, sets=[("second",)] * 4))
 
 
 def test_the_value_against_enumeration(found):

@@ -51,14 +51,15 @@ class ForwardBackward:
     def _towards(self, x: np.ndarray, value: float, gradient: np.ndarray) -> Step:
         target, beyond = self.penalty(x - self.size * gradient, self.size)
         residual = x - target
-        envelope = value - gradient @ residual + residual @ residual / (2 * self.size) + beyond
+        model = _dot(residual, residual) / (2 * self.size) - _dot(gradient, residual)
+        envelope = value + model + beyond
         return Step(x, value, gradient, target, residual, envelope)
 
     def advance(self) -> None:
         """One step, or a shorter γ where the step shows that the quadratic model does not hold."""
         here = self.step
         direction = self._direction(here.residual)
-        enough = 1e-6 * float(here.residual @ here.residual) / self.size
+        enough = 1e-6 * _dot(here.residual, here.residual) / self.size
         rounding = self.eps * abs(here.envelope)
         there = here
         for length in _LENGTHS:
@@ -68,8 +69,9 @@ class ForwardBackward:
         if self._halve(there.x, there.value):
             return
         move, change = there.x - here.x, there.residual - here.residual
-        if float(move @ change) > 1e-10 * float(np.linalg.norm(move) * np.linalg.norm(change)):
-            self.pairs.append((move, change, 1 / float(move @ change)))
+        product = _dot(move, change)
+        if product > 1e-10 * np.sqrt(_dot(move, move) * _dot(change, change)):
+            self.pairs.append((move, change, 1 / product))
         self.step = there
 
     def shorten(self, value: float) -> bool:
@@ -81,7 +83,7 @@ class ForwardBackward:
     def _halve(self, x: np.ndarray, value: float) -> bool:
         here = self.step
         move = x - here.x
-        bound = here.value + here.gradient @ move + float(move @ move) / (2 * self.size)
+        bound = here.value + _dot(here.gradient, move) + _dot(move, move) / (2 * self.size)
         if value <= bound + self.eps * abs(bound) or self.size < _LEAST:
             return False
         self.size /= 2
@@ -93,14 +95,19 @@ class ForwardBackward:
         """−H residual by the two loops of L-BFGS (Nocedal 1980)."""
         direction, shares = -residual, []
         for move, change, scale in reversed(self.pairs):
-            shares.append(scale * float(move @ direction))
+            shares.append(scale * _dot(move, direction))
             direction = direction - shares[-1] * change
         if self.pairs:
             move, change, scale = self.pairs[-1]
-            direction = direction / (scale * float(change @ change))
+            direction = direction / (scale * _dot(change, change))
         for (move, change, scale), share in zip(self.pairs, reversed(shares), strict=True):
-            direction = direction + (share - scale * float(change @ direction)) * move
+            direction = direction + (share - scale * _dot(change, direction)) * move
         return direction
+
+
+def _dot(first: np.ndarray, second: np.ndarray) -> float:
+    """By one core: threads that wait for a busy one spin for longer than such a sum takes."""
+    return float(np.einsum("i,i->", first, second))
 
 
 def shrunk(

@@ -21,16 +21,19 @@ from jaxsac.control.imitation.working import (
     pad,
     point_from,
     regroup,
+    to_host,
     working_set,
 )
 
 _FIRST = 32  # tools in the first working set
+_FIRST_BY_PRODUCTS = 1024  # and where a tool costs no matrix
 _FLOOR_STEPS = 3  # from the null model, at a curvature of at least a tool's own frequency
 _SHORTEST = 1e-4  # step length below which a line search gives up
 _PATIENCE = 10  # steps in a row without a smaller gap or objective
 _SLOW = 0.2  # the curvature is renewed after a step that leaves more than this of the gap
 _MATRICES = 96  # features up to which every tool has a curvature matrix
 _STEPS = 5  # quasi-Newton steps between two looks at the gap
+_POLISHES = 2  # of the intercepts, at such a look
 _INSIDE = 0.3  # a working set is left once it holds less than this of the gap
 
 
@@ -77,7 +80,7 @@ def solve(
     point = null if start is None else start
     if not fixed:
         everything = np.ones(point.tools.size, bool)
-        room = max(_FIRST - point.tools.size, 0)
+        room = max(_first(data) - point.tools.size, 0)
         point = _with_violators(data, point, null_gap.norms, lam, everything, room)
 
     def certify(at: _At) -> Certificate:
@@ -130,7 +133,7 @@ def _next_set(at: _At, lam: float, ridge: float) -> _At:
         data, point, norms = at.data, at.point, at.gap.norms
         if _violators(data, point, norms, lam).size:
             keep = (point.norms > 0) | (norms[point.tools] > 0.9 * lam * share)
-            room = max(_FIRST, int(keep.sum()))
+            room = max(_first(data), int(keep.sum()))
             point, floored = _with_violators(data, point, norms, lam, keep, room), at.floored
         elif _unused_enter(at, lam):
             parameters = data.used[point.tools], point.coef, intercepts(data, point)
@@ -204,9 +207,16 @@ def _quasi_newton_steps(at: _At, lam: float, ridge: float) -> _At:
     before = model.iteration.evaluations
     for _ in range(_STEPS):
         model.iteration.advance()
-    trial = model.point(model.iteration.step.target)
-    point, found, gap = _measure(at.data, at.working, lam, ridge, trial)
+    measure = functools.partial(_measure, at.data, at.working, lam, ridge)
+    point, found, gap = measure(model.point(model.iteration.step.target))
     model.iteration.shorten(float(found.value) + ridge / 2 * float((point.coef**2).sum()))
+    evaluations = at.num_evaluations + model.iteration.evaluations - before + 1
+    for _ in range(_POLISHES if at.data.task.intercept == "per_tool" else 0):
+        polished = measure(_with_uses(at, point, found))
+        evaluations += 1
+        if not polished[2].gap < gap.gap:
+            break
+        point, found, gap = polished
     better = gap.gap < 0.99 * at.gap.gap or gap.objective < at.gap.objective - at.gap.rounding
     return at._replace(
         point=point,
@@ -214,8 +224,22 @@ def _quasi_newton_steps(at: _At, lam: float, ridge: float) -> _At:
         gap=gap,
         model=model,
         idle=0 if better else at.idle + 1,
-        num_evaluations=at.num_evaluations + model.iteration.evaluations - before + 1,
+        num_evaluations=evaluations,
     )
+
+
+def _with_uses(at: _At, point: Point, found: Evaluation) -> Point:
+    """The point after a Newton step of each intercept to its target use. The gap weighs what is
+    missing there by a tool's largest odds, while the objective hardly feels it.
+    """
+    spread = found.marginals * (1 - found.marginals)
+    curvature = jnp.matmul(spread, at.data.row_weights, precision="highest")
+    step = (at.working.target - found.use) / jnp.maximum(curvature, at.working.target / 8)
+    return point._replace(intercept=point.intercept + to_host(step)[: point.tools.size])
+
+
+def _first(data: Digest) -> int:
+    return _FIRST if data.num_features <= _MATRICES else _FIRST_BY_PRODUCTS
 
 
 def _violators(data: Digest, point: Point, norms: np.ndarray, lam: float) -> np.ndarray:

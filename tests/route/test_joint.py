@@ -1,0 +1,64 @@
+"""What the router's fit sees of texts, and that the deployed router sees the same."""
+
+import numpy as np
+import pytest
+
+from jaxsac.route import joint
+from jaxsac.route.log_file import RouteLog
+from jaxsac.route.texts import Vector
+
+NAMES = ["draw", "load", "never", "send"]
+WORDS = ["red", "blue", "chart", "table", "mail", "file", "sum", "now", "plot", "row"]
+
+
+def log(size, seed):
+    """Texts of three words, some of them equal; the first word decides the tool."""
+    words = np.random.default_rng(seed).integers(0, len(WORDS), (size, 3))
+    texts = [" ".join(WORDS[one] for one in row) for row in words]
+    sets = [(NAMES[(0, 1, 3)[row[0] % 3]],) for row in words]
+    return RouteLog(texts, sets, np.ones(size), [str(n) for n in range(size)], {}, {})
+
+
+def dense(vectors, terms):
+    table = np.zeros((len(vectors), terms))
+    for row, vector in enumerate(vectors):
+        table[row, vector.term] = vector.value
+    return table
+
+
+@pytest.mark.parametrize("anchors", [90, 12])
+def test_features_have_the_inner_products_of_the_texts(anchors, monkeypatch):
+    """All of them where every text is an anchor; else those of the projection on the anchors."""
+    monkeypatch.setattr(joint, "_ANCHORS", anchors)
+    reading, vectors = joint.read_log_texts(log(90, 0), NAMES, {})
+    similar, _ = joint._look(reading, vectors)
+    directions = joint._directions(similar[reading.anchors], 1000, 2)
+    sizes = [len(one.number) for one in reading.vocabularies]
+    X = np.hstack([dense([pair[k] for pair in vectors], sizes[k]) for k in (0, 1)])
+    basis = np.linalg.svd(X[reading.anchors], full_matrices=False)
+    onto = basis[2][basis[1] ** 2 > 2e-3]
+    truth = joint._LENGTH**2 / 2 * (X @ onto.T) @ (X @ onto.T).T
+    np.testing.assert_allclose((similar @ directions) @ (similar @ directions).T, truth, atol=2e-3)
+    first = joint._directions(similar[reading.anchors], 3, 2)
+    np.testing.assert_allclose(similar @ first, (similar @ directions)[:, :3], atol=1e-5)
+    assert joint._directions(np.zeros((4, 4)), 3, 2).shape == (4, 1)  # texts without known terms
+
+
+def test_the_deployed_router_scores_as_the_fit():
+    """One text by numpy alone and many by sparse products; a tool without records too."""
+    found = joint.fit_policy(log(90, 0), log(30, 1), NAMES, 1, 64)
+    assert found.policy.support.size and found.certificate["status"] == "CONVERGED"
+    router = joint.deployed(found, log(30, 1), {})
+    texts = [*log(20, 2).contexts, "unknown words", "red"]
+    expected = joint.scores(found, texts)
+    np.testing.assert_allclose([router.scores(text) for text in texts], expected, atol=1e-4)
+    assert np.ptp(expected[:-2], axis=0).min() > 0.01
+
+
+def test_a_record_does_not_find_its_own_group():
+    reading, vectors = joint.read_log_texts(log(90, 0), NAMES, {})
+    everyone = [np.arange(90)] * 90
+    assert not joint._look(reading, vectors, everyone)[1][:, 3:].any()
+    assert joint._look(reading, vectors)[1][:, 3:].any(axis=(1, 2)).all()
+    nothing = Vector(np.zeros(0, int), np.zeros(0))
+    assert not joint._look(reading, [(nothing, nothing)])[1].any()
