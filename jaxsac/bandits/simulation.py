@@ -97,8 +97,9 @@ def simulate(
     * `offer`: what each step makes available, for the step engine: an array or a pytree handed to
       `algorithm.act` (the arms [K, d] of `lin_ucb` and `lin_ts`, the mask [d] of
       `adaptive_greedy`), the same for each of T ≥ `horizon` steps (masks [T, d], arms [T, K, d],
-      or sets: one `ActionSet` whose arrays have a leading axis [T], as from `jax.vmap(Box)`), or a
-      function of a key, defined once, that draws it anew.
+      or sets: one `ActionSet` whose arrays have a leading axis [T], as from `jax.vmap(Box)`; the
+      limits [d] of one Box would be read as T = d), or a function of a key, defined once, that
+      draws it anew. A `Selection` as benchmark is the same at every step.
 
     Returns: a `Run`; a NaN or an infinity in theta, the offer or the noise, or a traced one in
     sigma or the algorithm, gives NaN regret, no lock and the status NONFINITE. Batch with
@@ -117,11 +118,13 @@ def simulate(
     best = None
     if isinstance(benchmark, Selection):
         _checks.require(
-            benchmark.mask.shape == theta.shape,
+            np.shape(benchmark.mask) == theta.shape,
             f"benchmark must be a Selection for theta [{theta.shape[0]}], got one for"
-            f" {list(benchmark.mask.shape)}.",
+            f" {list(np.shape(benchmark.mask))}.",
         )
-        best = benchmark._replace(value=benchmark.value.astype(theta.dtype), gap=jnp.zeros(()))
+        value = real().take("benchmark", benchmark.value, theta.dtype)
+        mask = jnp.asarray(benchmark.mask).astype(bool)
+        best = benchmark._replace(value=value, mask=mask, gap=jnp.zeros(()))
         benchmark = "given"
     _checks.require(
         (benchmark == "alpha") == (alpha is not None),
@@ -174,7 +177,8 @@ def simulate(
         steps = min(([*np.shape(leaf), 0])[0] for leaf in jax.tree.leaves(offer))
         _checks.require(
             not _checks.is_concrete(horizon) or steps >= horizon,
-            f"offer has {steps} steps, fewer than the horizon: give one for each.",
+            f"offer has {steps} steps, fewer than the horizon: give one for each, sets with arrays"
+            " that have a leading axis [T]; one set for all steps is the algorithm's action_set.",
         )
     numbers: Any = jax.tree.map(jnp.asarray, (sigma, horizon, alpha))  # one trace for all kinds
     trial = Trial(key, theta, numbers[0], numbers[1], times, numbers[2], offer, best)

@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from jaxsac import _loops
+from jaxsac import _checks, _loops
 from jaxsac._arguments import arguments, flag, function, integer, real, record, tolerance
 from jaxsac._iterate import Outcome
 from jaxsac.bilevel.certificate import certify_lower, measure
@@ -162,7 +162,16 @@ def argmin(
 
 @functools.lru_cache(32)  # the same function for the same: it is what programs are known by
 def _result(function, index):
-    return functools.wraps(function)(lambda *arguments: function(*arguments)[index])
+    @functools.wraps(function)
+    def part(*arguments):
+        found = function(*arguments)
+        _checks.require(
+            isinstance(found, tuple) and len(found) == 2,
+            "lower must return (scalar, aux) with has_aux=True.",
+        )
+        return found[index]
+
+    return part
 
 
 def _no_upper(x, y, *data):

@@ -140,10 +140,10 @@ def step(
         h = f_x(x, y) + [g_x(x, y) − g_x(x, z)] / σ,   x ← project_x(outer(x, h))
 
     With central_linear the K steps of z come first, then c = f_y(x, z), then K steps of d: the
-    order that allows the largest outer rates. It leaves x, and the outer optimiser, where they are
-    while the lower level curves down along d, as it cannot at a minimiser: x waits for z, lest it
-    follow a d that grows without bound. Cost in gradients: forward 2K + 3, central 2K + 4,
-    central_linear 3K + 3.
+    order that allows the largest outer rates. Without batches it leaves x, and the outer optimiser,
+    where they are while the lower level curves down along d, as it cannot at a minimiser (that of a
+    batch may): x waits for z, lest it follow a d that grows without bound. Cost in gradients:
+    forward 2K + 3, central 2K + 4, central_linear 3K + 3.
 
     * `sigma`: σ > 0, a number, a schedule (step number -> number) or "relative" (where rounding and
       bias balance in the dtype, from ‖z‖ / ‖d‖); d is kept when it changes, so that the copies move
@@ -158,7 +158,8 @@ def step(
     Source: Gaur et al., arXiv 2503.17644, in the form of Kwon et al. 2023.
     """
     sigma = Sigma.of(sigma, state.dtype).at(scheme_of(method), state)
-    return advance(problem, state, method, sigma, batch, inner_batches, momentum)
+    whole = batch is None and inner_batches is None
+    return advance(problem, state, method, sigma, batch, inner_batches, momentum, whole)
 
 
 def advance(
@@ -169,8 +170,9 @@ def advance(
     batch: Any,
     inner_batches: Any,
     momentum: Any,
+    whole: bool,
 ) -> tuple[State, dict[str, jax.Array]]:
-    """`step` with arguments that have been converted."""
+    """`step` with arguments that have been converted; `whole` where the batch is the problem."""
     scheme = scheme_of(method)
     require_like("state.d", state.d, jax.eval_shape(scheme.start, state.z))
     _checks.require(
@@ -190,6 +192,7 @@ def advance(
         moved = together(oracle, inner, state, sigma)
         h = scheme.hypergradient(oracle, x, moved.z, moved.d, sigma)
     z, d, optimizer, recursion, residuals, waits = moved
+    waits &= whole
     if recursion is not None:
         weight = jnp.maximum(momentum, 1 / (state.num_steps + 1).astype(momentum.dtype))
         at_last = scheme.hypergradient(oracle, *recursion.outer_point, sigma)

@@ -162,7 +162,9 @@ def _solve(
             inner_batches = jax.vmap(sample, in_axes=(0, None))(keys, data)
             batch = sample(outer_key, data)
         now = sigma.at(scheme, state)
-        state, _ = take_step(problem, state, method, now, batch, inner_batches, momentum)
+        state, _ = take_step(
+            problem, state, method, now, batch, inner_batches, momentum, sample is None
+        )
         return state._replace(key=key)
 
     def judge(state: State) -> tuple[State, Measurement]:

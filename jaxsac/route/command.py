@@ -228,7 +228,10 @@ def _learn(given: argparse.Namespace) -> int:
     paths = results.write(given.out, result)
     print(report.text(result))
     print("wrote     " + ", ".join(str(path) for path in paths))
-    print(f'next      jaxsac route --policy {given.out} "what you want done"')
+    if result.deployed is not None and result.deployed.reading.embedded is not None:
+        print(f'next      jaxsac.Router.load("{given.out}", embed=your_encoder), in Python')
+    else:
+        print(f'next      jaxsac route --policy {given.out} "what you want done"')
     return 0
 
 
@@ -266,6 +269,11 @@ def _choices(given: argparse.Namespace, texts: list[str]) -> list[list[Choice]]:
     """Of the router in a folder; of a policy file, and of logs of numbers, by the policy alone."""
     if (given.policy / deployed.FILE).is_file():
         agent = deployed.Router.load(given.policy)
+        if agent.reading.embedded is not None:
+            raise LogError(
+                "this router reads embeddings, so it is called from Python:"
+                f' jaxsac.Router.load("{given.policy}", embed=your_encoder).'
+            )
         options = {"top": given.top, "at_least": given.at_least, "always": given.always}
         try:
             return agent(texts, **options, cost_limit=given.cost_limit)

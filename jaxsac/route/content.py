@@ -66,8 +66,10 @@ def pack(content: Content) -> tuple[Mapping[str, np.ndarray], dict[str, Any]]:
     }
     if reading.embedded is not None:
         parts = reading.embedded._asdict()
-        arrays |= {f"embedded.{name}": part.astype(np.float16) for name, part in parts.items()}
-        arrays["embedded.centre"] = reading.embedded.centre
+        arrays |= {
+            f"embedded.{name}": part.astype(np.float64 if name == "centre" else np.float16)
+            for name, part in parts.items()
+        }
     if content.reference is not None:
         arrays["reference"] = content.reference
     return arrays, metadata
@@ -128,8 +130,8 @@ def _embedded(arrays: Mapping[str, np.ndarray], tools: int, records: int) -> Emb
     parts = [arrays.get(f"embedded.{name}") for name in Embedded._fields]
     if any(part is None for part in parts):
         return None
-    found = Embedded(*(np.asarray(part, np.float32) for part in parts))
-    found = found._replace(centre=np.asarray(parts[0], float))
+    centre, *units = parts
+    found = Embedded(np.asarray(centre, float), *(np.asarray(one, np.float32) for one in units))
     size = found.centre.size
     shapes = [(size,), (tools, size), (records, size)]
     if [part.shape for part in found] != shapes:

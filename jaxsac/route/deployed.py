@@ -10,7 +10,7 @@ from jaxsac import _checks, _files
 from jaxsac._arguments import arguments, record, size
 from jaxsac.route import monitoring
 from jaxsac.route.content import Content, Weights, pack, unpack
-from jaxsac.route.embeddings import fit_embedded
+from jaxsac.route.embeddings import fit_embedded, numbers
 from jaxsac.route.inclusion import Exploration, draw, inclusion
 from jaxsac.route.monitoring import Monitoring
 from jaxsac.route.reading import Reading
@@ -60,6 +60,7 @@ class Router:
 
     @arguments(on_host=True, content=record(Content))
     def __init__(self, content: Content, embed: Embed | None = None) -> None:
+        _require_encoder(embed)
         self.content, self.embed = content, embed
         self.names, self.reading, self.weights = content.names, content.reading, content.weights
         self.costs = np.asarray(content.costs, float)
@@ -103,6 +104,7 @@ class Router:
         Its probabilities are those of the scores, not calibrated. Raises: `LogError` (a ValueError)
         for anything else.
         """
+        _require_encoder(embed)
         known = read_tools(tools)
         names = list(known)
         _checks.require(bool(names), "tools names no tool.")
@@ -295,13 +297,16 @@ class Router:
 
     def _embeddings(self, texts: list[str], given: Any) -> Any:
         """Of each text: what is given, or what the encoder makes of it, or None."""
+        for text in texts:
+            _checks.require(isinstance(text, str), f"text must be a text, got {text!r}.")
         if given is None and self.embed is not None and self.reading.embedded is not None:
-            given = self.embed(texts)
+            given = self.embed(texts) if texts else None
         if given is None:
             return [None] * len(texts)
+        given = numbers("embedding", given, 2)
         _checks.require(
-            np.ndim(given) == 2 and len(given) == len(texts),
-            f"embeddings must be of shape [{len(texts)}, d], got {list(np.shape(given))}.",
+            len(given) == len(texts),
+            f"embedding must be of {len(texts)} texts, got {len(given)} rows.",
         )
         return given
 
@@ -332,15 +337,21 @@ class Router:
         return np.array([self._position[name] for name in dict.fromkeys(names)], int)
 
 
+def _require_encoder(embed: Any) -> None:
+    _checks.require(
+        embed is None or callable(embed), f"embed must be a function of texts, got {embed!r}."
+    )
+
+
 def _embeddings(known: dict[str, Tool], about: list[str], embed: Embed | None) -> list[Any]:
     """Of the tools: their own, or what the encoder makes of their texts, or ()."""
     found: list[Any] = [tool.embedding for tool in known.values()]
     missing = [number for number, one in enumerate(found) if not len(one)]
     if embed is not None and missing:
-        made = np.asarray(embed([about[number] for number in missing]), float)
-        fits = made.ndim == 2 and len(made) == len(missing) and bool(np.isfinite(made).all())
+        made = numbers("what embed gives", embed([about[number] for number in missing]), 2)
         _checks.require(
-            fits, f"embed must give finite numbers [{len(missing)}, d] for {len(missing)} texts."
+            len(made) == len(missing),
+            f"embed must give a row for each text, got {len(made)} for {len(missing)}.",
         )
         for number, one in zip(missing, made, strict=True):
             found[number] = one

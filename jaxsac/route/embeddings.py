@@ -25,9 +25,11 @@ class Embedded(NamedTuple):
 
         Raises: ValueError where it is not d finite numbers.
         """
-        found, size = np.asarray(embedding, float), self.centre.size
-        fits = found.shape == (size,) and bool(np.isfinite(found).all())
-        _checks.require(fits, f"embedding must be {size} finite numbers, as those learnt from.")
+        found, size = numbers("embedding", embedding, 1), self.centre.size
+        _checks.require(
+            found.size == size,
+            f"embedding must be {size} numbers, as those learnt from, got {found.size}.",
+        )
         return _units(found[None], self.centre)[0]
 
 
@@ -47,8 +49,24 @@ def fit_embedded(records: np.ndarray, tools: Sequence[Sequence[float]]) -> Embed
     records = records.reshape(-1, width)
     about = np.array([one if len(one) else (0.0,) * width for one in tools], float)
     given = records if len(records) else about[known]
-    centre = given.mean(axis=0) if len(given) > 1 else np.zeros(width)
+    # From the first on, so that equal ones are exactly at their mean.
+    centre = given[0] + (given - given[0]).mean(axis=0) if len(given) > 1 else np.zeros(width)
     return Embedded(centre, _units(about, centre) * known[:, None], _units(records, centre))
+
+
+def numbers(name: str, value: Any, dimensions: int) -> np.ndarray:
+    """`value` as an array of so many dimensions.
+
+    Raises: ValueError where it is not one of finite numbers.
+    """
+    try:
+        found = np.asarray(value, float)
+    except (TypeError, ValueError):
+        found = np.full((), np.nan)
+    fits = found.ndim == dimensions and bool(np.isfinite(found).all())
+    shape = ["[d]", "[n, d]"][dimensions - 1]
+    _checks.require(fits, f"{name} must be an array {shape} of finite numbers.")
+    return found
 
 
 def _units(rows: np.ndarray, centre: np.ndarray) -> np.ndarray:

@@ -273,8 +273,7 @@ def _train(
             given = training, parts.validation, names, budget, 8 * options.size
             policy = joint.fit_policy(*given)
             scores = joint.scores(policy, fold.test.contexts, fold.test.embeddings)
-            scores = scores[:, : len(fold.names)]
-            methods = {"router": scores} | methods
+            methods = {"router": scores[:, : len(fold.names)]} | methods
     with clock(times, "evaluation"):
         judged = _judge(fold, methods, budget)
     point = {"records": len(subset), "tools": len(fold.names)} | judged | {"tuning": tuning}

@@ -2,7 +2,6 @@
 penalty chosen on validation records.
 """
 
-import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -67,8 +66,8 @@ def read_log_texts(
     if training.embeddings is not None:
         known = [tools.get(name, Tool()).embedding for name in names]
         reading = reading._replace(embedded=fit_embedded(training.embeddings, known))
-    embedded = itertools.repeat(None) if reading.embedded is None else reading.embedded.records
-    return reading, [Vectors(*one) for one in zip(*vectors, embedded, strict=False)]
+    embedded = [None] * len(texts) if reading.embedded is None else reading.embedded.records
+    return reading, [Vectors(*one) for one in zip(*vectors, embedded, strict=True)]
 
 
 def _directions(similar: np.ndarray, size: int, kinds: int) -> np.ndarray:
@@ -136,8 +135,8 @@ def fit_policy(
 
 
 def _read(reading: Reading, texts: Sequence[str] | np.ndarray, embeddings: Any) -> list[Vectors]:
-    given = itertools.repeat(None) if embeddings is None else embeddings
-    return [reading.vectors(*one) for one in zip(texts, given, strict=False)]
+    given = [None] * len(texts) if embeddings is None else embeddings
+    return [reading.vectors(*one) for one in zip(texts, given, strict=True)]
 
 
 def scores(

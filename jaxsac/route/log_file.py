@@ -165,7 +165,7 @@ def log_lines(log: RouteLog) -> Iterator[str]:
         if log.propensities is not None and math.isfinite(log.propensities[row]):
             record["propensity"] = float(log.propensities[row])
         if log.embeddings is not None:
-            record["embedding"] = log.embeddings[row].tolist()
+            record["embedding"] = np.asarray(log.embeddings[row], float).tolist()
         yield json.dumps(record, ensure_ascii=False)
 
 
@@ -242,7 +242,7 @@ def _record(line: bytes) -> tuple[Any, ...]:
         )
     elif not isinstance(group, str):
         raise LogError(f'"group" must be a text, got {type_name(group)}')
-    embedding = read_embedding(() if (given := data.get("embedding")) is None else given)
+    embedding = read_embedding(data.get("embedding"))
     if embedding and not isinstance(context, str):
         raise LogError('"embedding" goes with a text as "context"')
     return context, used, float(utility), group, shown, float(propensity), embedding

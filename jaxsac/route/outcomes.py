@@ -48,7 +48,7 @@ def held_to(router: Router, test: RouteLog) -> Router:
     reference = monitoring.moments(
         monitoring.seen(router, test.contexts, test.sets, test.embeddings)
     )
-    return Router(router.content._replace(reference=reference), router.embed)
+    return Router(router.content._replace(reference=reference))
 
 
 def judge(router: Router, validation: RouteLog, test: RouteLog) -> dict[str, Any]:

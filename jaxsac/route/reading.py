@@ -62,7 +62,6 @@ class Reading(NamedTuple):
 
         Raises: ValueError where the one needed is not there, or not asked for.
         """
-        _checks.require(isinstance(text, str), f"text must be a text, got {text!r}.")
         words, pieces = (one.vector(text) for one in self.vocabularies)
         if self.embedded is None:
             _checks.require(embedding is None, "embedding: this router has learnt from none.")

@@ -111,7 +111,7 @@ def _tool(about: str, fields: Any) -> Tool:
     schemas = [fields[name] for name in _SCHEMAS if name in fields]
     told = " ".join(filter(None, map(_parameters, schemas)))
     own = {name: fields[name] for name in ("description", "cost", "family") if name in fields}
-    embedding = read_embedding(fields.get("embedding", ()), about)
+    embedding = read_embedding(fields.get("embedding"), about)
     tool = Tool(**own, parameters=told, embedding=embedding)
     for field in ("description", "family"):
         if not isinstance(value := getattr(tool, field), str):
@@ -123,6 +123,7 @@ def _tool(about: str, fields: Any) -> Tool:
 
 def read_embedding(value: Any, about: str = "") -> tuple[float, ...]:
     """The numbers of an embedding, () for none."""
+    value = () if value is None else value
     numbers = isinstance(value, list | tuple) and all(map(is_number, value))
     if not numbers or any(abs(number) > LARGEST for number in value):
         raise LogError(f'{about} "embedding" must be a list of finite numbers'.strip())

@@ -200,3 +200,55 @@ def test_the_best_support_of_many_lanes():
         jax.vmap(lambda theta: bandits.best_support(bandits.Ellipsoid(matrix), theta, s).value)
     )
     np.testing.assert_allclose(best(thetas.astype(np.float32)), exact(thetas), rtol=1e-5)
+
+
+def test_a_traced_horizon_beyond_the_offers_is_no_replay_of_the_last():
+    algorithm = bandits.adaptive_greedy(bandits.Ball(), sparsity=2)
+
+    def one(horizon):
+        times, offers = jnp.asarray([40]), jnp.ones((10, D))
+        options = {"sigma": 0.1, "horizon": horizon, "record": times, "offer": offers}
+        return bandits.simulate(KEY, algorithm, THETA, **options)
+
+    run = jax.vmap(one)(jnp.asarray([10, 40]))
+    assert run.status.tolist() == [Status.CONVERGED, Status.NONFINITE]
+    assert np.isfinite(run.regret[0]).all() and np.isnan(run.regret[1]).all()
+
+
+def test_what_has_no_length_was_not_explored():
+    algorithm = bandits.adaptive_greedy(bandits.Ball(), sparsity=1)
+    state = algorithm.init(dimension=3)
+    for _ in range(3):
+        state = algorithm.update(state, jnp.zeros(3), 5.0, jnp.asarray([0.0, 1.0, 1.0]))
+    assert state.owed.tolist() == [1, 1, 1] and state.dropped == 3
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        bandits.apsee(bandits.Masked(bandits.Ball(), [0, 1, 1, 0, 0]), sparsity=3, sigma=0.05),
+        bandits.apsee_greedy(
+            bandits.Masked(bandits.Ball(), [0, 1, 1, 0, 0]), sparsity=3, sigma=0.05, radius="local"
+        ),
+    ],
+)
+def test_fewer_coordinates_than_the_sparsity_are_locked(algorithm):
+    """Two of them can be played, and three may be: there is nothing to tell apart."""
+    run = bandits.simulate(KEY, algorithm, THETA, sigma=0.05, horizon=2_000)
+    assert run.locked and run.lock_time <= 20 and set(np.asarray(run.support)) >= {1, 2}
+
+
+def test_a_given_selection_is_read_as_numbers():
+    algorithm = bandits.e2tc(bandits.Ball(), sparsity=2, sigma=0.1, horizon=40)
+    best, _ = bandits.branch_and_bound(bandits.Ball(), THETA, sparsity=2)
+    whole = best._replace(value=1, mask=2 * np.asarray(best.mask, int))
+    run = bandits.simulate(KEY, algorithm, THETA, sigma=0.1, horizon=40, benchmark=whole)
+    same = bandits.simulate(
+        KEY, algorithm, THETA, sigma=0.1, horizon=40, benchmark=best._replace(value=jnp.ones(()))
+    )
+    np.testing.assert_array_equal(run.recovered, same.recovered)
+    np.testing.assert_array_equal(run.regret, same.regret)
+    with pytest.raises(ValueError, match="benchmark"):
+        bandits.simulate(
+            KEY, algorithm, THETA, sigma=0.1, horizon=4, benchmark=best._replace(value=np.ones(2))
+        )

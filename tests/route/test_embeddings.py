@@ -99,14 +99,17 @@ def test_a_log_that_only_embeddings_explain(learnt, tmp_path):
     ("given", "message"),
     [
         ({}, "this router reads embeddings: give embedding="),
-        ({"embedding": POLES[0, :3]}, "embedding must be 6 finite numbers"),
-        ({"embedding": POLES[0] * np.nan}, "embedding must be 6 finite numbers"),
+        ({"embedding": POLES[0, :3]}, "embedding must be 6 numbers, as those learnt from, got 3"),
+        ({"embedding": POLES[0] * np.nan}, r"embedding must be an array \[d\] of finite numbers"),
+        ({"embedding": ["a"] * 6}, r"embedding must be an array \[d\] of finite numbers"),
+        ({"embedding": [1j] * 6}, r"embedding must be an array \[d\] of finite numbers"),
+        ({"embedding": [[1.0], [1.0, 2.0]]}, r"embedding must be an array \[d\] of finite numbers"),
     ],
 )
 def test_bad_embeddings_are_named(learnt, given, message):
     with pytest.raises(ValueError, match=message):
         learnt[1]("do this", **given)
-    with pytest.raises(ValueError, match=r"of shape \[2, d\], got \[3, 6\]"):
+    with pytest.raises(ValueError, match="embedding must be of 2 texts, got 3 rows"):
         learnt[1](["do", "this"], embedding=POLES[:3])
     with pytest.raises(ValueError, match="learnt from none"):
         jaxsac.Router.from_tools({"a": {}})("x", embedding=POLES[0])
@@ -141,8 +144,18 @@ def test_before_there_is_a_log():
     np.testing.assert_array_equal(
         given.scores("a bill", embedding=encoder(["a bill"])[0]), router.scores("a bill")
     )
-    with pytest.raises(ValueError, match=r"embed must give finite numbers \[3, d\]"):
+    assert router([]) == []
+    with pytest.raises(ValueError, match="text must be a text, got 5"):
+        router.scores(5)
+    with pytest.raises(ValueError, match=r"what embed gives must be an array \[n, d\]"):
         jaxsac.Router.from_tools(tools, embed=lambda texts: np.zeros(3))
+    with pytest.raises(ValueError, match="embed must be a function of texts, got 5"):
+        jaxsac.Router.from_tools(tools, embed=5)
+    same = jaxsac.Router.from_tools(tools, embed=lambda texts: np.full((len(texts), 3), 0.1))
+    plain = jaxsac.Router.from_tools(tools)
+    np.testing.assert_array_equal(same.scores("a bill"), plain.scores("a bill"))
+    none = jaxsac.Router.from_tools({"a": {"embedding": None}, "b": {}})
+    assert none.reading.embedded is None
     with pytest.raises(LogError, match=r"have \[1, 2\] numbers"):
         jaxsac.Router.from_tools({"a": {"embedding": [1]}, "b": {"embedding": [1, 2]}})
     with pytest.raises(LogError, match='tool "a": "embedding" must be a list of finite numbers'):
@@ -180,6 +193,7 @@ def test_a_log_is_read_as_it_was_written(tmp_path):
 
 def test_embeddings_that_say_nothing():
     """One record, equal records, zeros and huge numbers give vectors, not NaN."""
+    assert not fit_embedded(np.full((7, 2), 0.1), [(0.1, 0.1)]).records.any()
     for records in (np.ones((1, 3)), np.ones((4, 3)), np.zeros((2, 3)), np.eye(3) * 1e99):
         found = fit_embedded(records, [(), (1.0, 2.0, 3.0)])
         assert all(np.isfinite(part).all() for part in found)

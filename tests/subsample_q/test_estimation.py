@@ -93,6 +93,26 @@ def test_episodes_of_a_simulator_are_recorded_apart_and_copied():
         sq.record(reset, lambda a: (0, [0, 0], 0.0, [0.0], False), policy, 1)
 
 
+def test_what_a_policy_or_a_simulator_reuses_is_copied():
+    held, reward = np.array([2, 0, 1]), np.zeros(())
+
+    def step(action):
+        reward[...] += 1
+        held[:] = np.roll(held, 1)
+        return 1, held, reward, np.ones(3), False
+
+    def policy(global_state, agents):
+        agents.sort()
+        return {0: 1, 1: 0}[global_state]
+
+    (run,) = sq.record(lambda: (0, held), step, policy, 3)
+    assert run.global_rewards.tolist() == [1, 2, 3] and run.actions.tolist() == [1, 0, 0]
+    assert run.local_states.tolist() == [[2, 0, 1], [1, 2, 0], [0, 1, 2], [2, 0, 1]]
+    for bad in (0.99, True, [1]):
+        with pytest.raises(ValueError, match="policy must return a whole number"):
+            sq.record(lambda: (0, held), step, lambda *_, bad=bad: bad, 3)
+
+
 def test_the_error_falls_with_the_root_of_the_record_and_beats_q_learning():
     model, k = random_model(5), 2
     exact = sq.solve(model, k, tol=1e-8).value.q

@@ -190,6 +190,9 @@ def simulate_steps(algorithm: Any, trial: Trial, setting: Setting) -> Run:
         action = algorithm.act(state, offered)
         mean = jnp.sum(theta * action)
         error = draw_noise(setting.noise, noise_key, (), dtype)
+        if setting.schedule:  # of a traced horizon beyond what there is
+            steps = min(leaf.shape[0] for leaf in jax.tree.leaves(trial.offer))
+            error = jnp.where(t < steps, error, jnp.nan)
         # A stream drops a reward that is no number; in a simulation it is a failure.
         gap = jnp.where(jnp.isfinite(error), best - mean, jnp.nan)
         return algorithm.update(state, action, mean + trial.sigma * error, offered), gap, mean
@@ -214,7 +217,9 @@ def run_of(
 ) -> Run:
     """Of an algorithm that proves a support, or of one that does not."""
     action_set, best = getattr(algorithm, "action_set", None), trial.best
-    if best is None and isinstance(action_set, ActionSet):
+    if not isinstance(action_set, ActionSet):
+        best = None
+    elif best is None:
         best = benchmark_of(action_set, trial.theta, algorithm.sparsity, benchmark, 1.0)
     support = jnp.sort(algorithm.support(state))
     locked = getattr(state, "locked", jnp.asarray(False))

@@ -160,7 +160,10 @@ def _verify(
 
 
 def _margin(action_set: ActionSet, theta: jax.Array, sparsity: int) -> tuple[jax.Array, None]:
-    return ranked_gap(action_set.scores(theta), sparsity), None
+    gap = ranked_gap(action_set.scores(theta), sparsity)
+    # Where no more than s coordinates can be played there is nothing to tell apart.
+    useful = jnp.sum(action_set.reach(theta.shape[0], theta.dtype) != 0)
+    return jnp.where((useful > sparsity) | jnp.isnan(gap), gap, jnp.inf), None
 
 
 def _lead(action_set: ActionSet, theta: jax.Array, sparsity: int) -> tuple[jax.Array, jax.Array]:
@@ -291,6 +294,7 @@ def greedy_is_proved(
     """
     dimension = estimate.shape[0]
     slots = jnp.arange(sparsity, dtype=jnp.int32)
+    useful = action_set.reach(dimension, estimate.dtype) != 0
 
     def candidate(indices, slot, j):
         """The value and the maximiser [d] on the chosen coordinates plus j."""
@@ -310,7 +314,7 @@ def greedy_is_proved(
         curvature = (norm_bound * error) ** 2 / (2.0 * jnp.where(floor > 0, floor, 1.0))
         needed = jnp.where(floor > 0, error * away + curvature, jnp.inf)
         needed = jnp.minimum(needed, 2.0 * norm_bound * error)
-        rival = ~chosen & (jnp.arange(dimension, dtype=jnp.int32) != best)
+        rival = useful & ~chosen & (jnp.arange(dimension, dtype=jnp.int32) != best)
         proved &= jnp.all(jnp.where(rival, values[best] - values > needed, True))
         return (
             jnp.where(slots == slot, best, indices),

@@ -136,7 +136,9 @@ class AdaptiveGreedy(OnSet):
             action = like_theta("action", action, none, "d")
             coordinate = jnp.argmax(jnp.abs(action))
             known &= same(action, none.at[coordinate].set(reach[coordinate]))
-        seen, length = jnp.where(explore & known, 1, 0).astype(jnp.int32), reach[coordinate]
+        length = reach[coordinate]
+        known &= jnp.isfinite(length) & (length != 0)  # what has no length was not explored
+        seen = jnp.where(explore & known, 1, 0).astype(jnp.int32)
         left = state.left - jnp.where(explore, 0, 1).astype(jnp.int32)
         ended = left <= 0
         cycle = jnp.where(ended, state.cycle + 1, state.cycle)

@@ -78,7 +78,7 @@ def dual_gap(
     # A tool that is used for sure in some record has infinite odds there. Beside them a rise within
     # rounding of 0 counts as none.
     eps = float(jnp.finfo(data.contexts.dtype).eps)
-    rising = alphas > np.where(odds * 64 * eps > 1, 1 + 64 * eps, 1)
+    rising = alphas > np.where(odds > 1 / (64 * eps), 1 + 64 * eps, 1)
     rise = alphas[rising] - 1
     needs = [1 - alphas, rise * odds[rising]]
     if data.task.budget < data.num_actions:

@@ -40,7 +40,8 @@ def products(
     together = np.zeros(shape[0])
     np.maximum.at(together, label, spread)
     curvature = together[label] * largest_moment(contexts - mean, weights / weights.sum()) + ridge
-    scale, of_intercept = 1 / np.sqrt(curvature), 1 / np.sqrt(spread)
+    # One record has no curvature: nothing is to be scaled.
+    scale, of_intercept = (1 / np.sqrt(np.maximum(one, 1e-12)) for one in (curvature, spread))
     latest = [point]  # the intercepts that are eliminated start where they were
 
     def parts(x: np.ndarray) -> Point:

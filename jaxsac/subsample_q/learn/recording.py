@@ -98,10 +98,16 @@ def record(
     for _ in range(num_steps):
         if not states:
             states.append(_copied(*reset()))
-        action = int(policy(*states[-1]))
+        global_state, agents = states[-1]  # copies: a policy may sort what it is given
+        action = np.asarray(policy(global_state[()], agents.copy()))
+        _checks.require(
+            action.shape == () and action.dtype.kind in "iu",
+            f"policy must return a whole number, got {action.tolist()!r}.",
+        )
+        action = int(action)
         *after, global_reward, local_rewards, done = step(action)
         states.append(_copied(*after))
-        rows.append((action, global_reward, np.array(local_rewards)))
+        rows.append((action, np.array(global_reward), np.array(local_rewards)))
         shapes = {np.shape(states[-2][1]), np.shape(states[-1][1]), np.shape(local_rewards)}
         _checks.require(
             len(shapes) == 1,

@@ -40,7 +40,7 @@ def upper_bound(table: Any, initial: tuple[Any, Any]) -> jax.Array:
     Returns: U_k, [], with the rounding of its own sum; NaN for a traced state that does not exist.
 
     Raises: ValueError for fewer than k agents, states that do not exist, and tables whose bounds
-    are on something else: the gain, the value of a policy, agents that share_reward couples.
+    are on something else: the value of a policy, agents that share_reward or an adversary couples.
     """
     on = table.meaning.bounds
     _checks.require(
@@ -67,7 +67,7 @@ def _mean(table: Any, values: jax.Array, initial: Any) -> jax.Array:
 @register
 class ValueBounds(NamedTuple):
     """lower ≤ value of the executed policy ≤ V_n* ≤ upper at one state; a `lower` from the normal
-    interval is approximate.
+    interval is approximate, and that of a gain holds for chains that mix within H / 2 steps alone.
     """
 
     lower: jax.Array  # []
@@ -138,7 +138,8 @@ def certify(
       of 95 %. "exact": the exact value of the policy instead of rollouts and confidence, for small
       n (num_agents static then), not for agents who act.
     * `horizon`: H, static; by default the rest after it is at most 1e-4 of max D / (1 − discount)
-      (average: 1,000). A traced discount needs it.
+      (average: 1,000; at least 100, and many times what the chain needs to mix). A traced discount
+      needs it.
 
     Returns: `ValueBounds`.
 
@@ -153,6 +154,10 @@ def certify(
     if average:
         _checks.require(
             interval == "normal", "interval must be 'normal' for the average criterion."
+        )
+        _checks.require(
+            horizon is None or horizon >= 100,
+            f"horizon must be ≥ 100 for the average criterion, got {horizon}.",
         )
     else:
         check_discount(model, may_end=True)

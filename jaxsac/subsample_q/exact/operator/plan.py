@@ -38,7 +38,7 @@ class Plan(eqx.Module):
     replacements: jax.Array | None = None  # int32 [..., L, L], as in `Order`
     entry: jax.Array | None = None  # int32 [..., N], gather into the first layout
     leave: jax.Array | None = None  # int32 [..., N], gather out of the last one
-    amplification: jax.Array | None = None  # [...], of rounding, by the pivots
+    amplification: jax.Array | None = None  # [...], of rounding, by the pivots: to be looked at
     classes: jax.Array | None = None  # int32 [..., L], of the local states
     num_classes: int = eqx.field(static=True, default=0)  # at most
     by_rows: bool = eqx.field(static=True, default=False)  # what the states of a class share
