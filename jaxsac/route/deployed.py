@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxsac import _checks, _files
-from jaxsac._arguments import arguments, record, size
+from jaxsac._arguments import arguments, function, record, size
 from jaxsac.route import monitoring
 from jaxsac.route.content import Content, Weights, pack, unpack
 from jaxsac.route.embeddings import fit_embedded, numbers
@@ -58,9 +58,8 @@ class Router:
     user's encoder `embed` where the router reads embeddings and none is given.
     """
 
-    @arguments(on_host=True, content=record(Content))
+    @arguments(on_host=True, content=record(Content), embed=function("texts -> array [n, d]"))
     def __init__(self, content: Content, embed: Embed | None = None) -> None:
-        _require_encoder(embed)
         self.content, self.embed = content, embed
         self.names, self.reading, self.weights = content.names, content.reading, content.weights
         self.costs = np.asarray(content.costs, float)
@@ -104,7 +103,9 @@ class Router:
         Its probabilities are those of the scores, not calibrated. Raises: `LogError` (a ValueError)
         for anything else.
         """
-        _require_encoder(embed)
+        _checks.require(
+            embed is None or callable(embed), f"embed must be a function of texts, got {embed!r}."
+        )
         known = read_tools(tools)
         names = list(known)
         _checks.require(bool(names), "tools names no tool.")
@@ -335,12 +336,6 @@ class Router:
         unknown = [name for name in names if name not in self._position]
         _checks.require(not unknown, f"{what}: no tool is named {', '.join(map(str, unknown))}.")
         return np.array([self._position[name] for name in dict.fromkeys(names)], int)
-
-
-def _require_encoder(embed: Any) -> None:
-    _checks.require(
-        embed is None or callable(embed), f"embed must be a function of texts, got {embed!r}."
-    )
 
 
 def _embeddings(known: dict[str, Tool], about: list[str], embed: Embed | None) -> list[Any]:
