@@ -23,6 +23,7 @@ from jaxsac.group_lasso.methods.loop.fista import allowed, start
 from jaxsac.group_lasso.methods.loop.programs import finished
 from jaxsac.group_lasso.problem.objective import Coefficients, Objective, uncentred
 from jaxsac.group_lasso.problem.support import restrict_to_columns
+from jaxsac.prox.groups import labels_of
 from jaxsac.solution import RUNNING, Solution, Status, reason_of, verdict
 
 _WORTHWHILE = 1 << 18  # numbers in X, below which the loop on all columns takes no longer
@@ -124,7 +125,7 @@ def _units(problem: Objective) -> np.ndarray:
     """Which coefficients come and go together [p]: those of a group, or with several outputs those
     of a feature.
     """
-    design, groups = uncentred(problem), problem.groups
+    design = uncentred(problem)
     if isinstance(design, MultiOutput):
         features = np.arange(design.features.shape[1], dtype=np.int32)
         return (
@@ -132,9 +133,7 @@ def _units(problem: Objective) -> np.ndarray:
             if design.by == "output"
             else np.repeat(features, design.num_outputs)
         )
-    if groups.labels is not None:
-        return np.asarray(groups.labels)
-    return np.repeat(np.arange(groups.num_groups, dtype=np.int32), groups.max_size)
+    return labels_of(problem.groups)
 
 
 def _columns_of(problem: Objective, unit: np.ndarray, needed: np.ndarray) -> np.ndarray:

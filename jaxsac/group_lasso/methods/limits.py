@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsac._arguments import tolerance
-from jaxsac.group_lasso.problem.null import geometric, lam_max_of
+from jaxsac.group_lasso.problem.free import geometric, lam_max_of
 from jaxsac.group_lasso.problem.objective import Coefficients, Objective, recentre, with_lam
 from jaxsac.solution import Solution
 

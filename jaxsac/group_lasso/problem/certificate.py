@@ -9,8 +9,7 @@ import jax.numpy as jnp
 
 from jaxsac._iterate import Certificate
 from jaxsac.group_lasso.problem.free import fit_free
-from jaxsac.group_lasso.problem.objective import Coefficients, Objective, when
-from jaxsac.group_lasso.problem.rounding import sizes, spread
+from jaxsac.group_lasso.problem.objective import Coefficients, Objective, sizes, spread, when
 from jaxsac.prox import group_norms
 
 # Multiples of eps, twice what hundreds of random problems needed.
@@ -26,7 +25,7 @@ class Pulls(NamedTuple):
 
     penalty: jax.Array  # lam Ω(b)
     ridge: Any  # ridge ‖b‖²
-    spread: jax.Array  # see `rounding.spread`
+    spread: jax.Array  # see `objective.spread`
     worst: jax.Array  # Ω*(X' ρ − ridge b) over what is penalised
     bound: jax.Array  # of Ω* of the columns' sizes, over what is penalised
 
@@ -117,25 +116,17 @@ def gap_from(
     return Certificate(gap, rounding, scale)
 
 
-def stationarity(problem: Objective, point: Coefficients) -> tuple[jax.Array, jax.Array]:
-    """The objective, and the largest violation of the optimality conditions over groups and
-    intercept, in units of the gradient.
-    """
-    predictions = problem.predict(point)
-    objective = problem.smooth_value(predictions) + problem.penalty(point.coef)
-    residual = problem.residual(predictions)
-    return objective, violation(problem, point.coef, residual, problem.design.adjoint(residual))
+def violation(problem: Objective, point: Coefficients) -> jax.Array:
+    """The largest violation of the optimality conditions, in units of the gradient.
 
-
-def violation(
-    problem: Objective, coef: jax.Array, residual: jax.Array, gradient: jax.Array
-) -> jax.Array:
-    """b_g ≠ 0: ‖X_g' ρ − lam w_g b_g/‖b_g‖‖; b_g = 0: max(0, ‖X_g' ρ‖ − lam w_g); intercept: |Σ_t
+    b_g ≠ 0: ‖X_g' ρ − lam w_g b_g/‖b_g‖‖; b_g = 0: max(0, ‖X_g' ρ‖ − lam w_g); intercept: |Σ_t
     ρ_t|. The largest.
 
     In general the distance of X' ρ from the subgradients of the penalty, by groups.
     """
-    left = problem.whole_penalty.violation(coef, gradient, problem.lam)
+    residual = problem.residual(problem.predict(point))
+    gradient = problem.design.adjoint(residual)
+    left = problem.whole_penalty.violation(point.coef, gradient, problem.lam)
     worst = jnp.max(group_norms(left, problem.groups))
     return (
         jnp.maximum(worst, jnp.max(jnp.abs(jnp.sum(residual, axis=0))))

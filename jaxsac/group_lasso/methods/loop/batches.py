@@ -25,9 +25,9 @@ from jaxsac.group_lasso.methods.loop.fista import (
     state_of,
 )
 from jaxsac.group_lasso.methods.loop.rounds import Scaled, applies, fixed_model, run_rounds
-from jaxsac.group_lasso.problem.certificate import duality_gap, stationarity
+from jaxsac.group_lasso.problem.certificate import duality_gap, violation
 from jaxsac.group_lasso.problem.derivative import carrying, with_derivatives
-from jaxsac.group_lasso.problem.null import fit_null, null_objective, refit_target
+from jaxsac.group_lasso.problem.free import fit_null, null_objective, refit_target
 from jaxsac.group_lasso.problem.objective import Coefficients, Objective, uncentre, uncentred, when
 from jaxsac.solution import Solution, Status
 
@@ -231,7 +231,6 @@ def finish(problem: Objective, still: Objective, outcome: Outcome) -> Solution:
     """The solution with its derivatives; `still` is the problem without them."""
     at = outcome.state
     end = Coefficients(at.coef, at.intercept)
-    _, kkt = stationarity(still, end)
     point = with_derivatives(problem, carrying(end, outcome.status))
     objective = problem.smooth_value(problem.predict(point)) + problem.penalty(point.coef)
     active = problem.groups.sum((end.coef != 0).astype(jnp.int32)) > 0
@@ -239,7 +238,7 @@ def finish(problem: Objective, still: Objective, outcome: Outcome) -> Solution:
         **outcome.stats,
         "objective": objective,
         "gap": outcome.certificate.error,
-        "kkt": kkt,
+        "kkt": violation(still, end),
         "num_active": jnp.sum(active, dtype=jnp.int32),
         "method": jnp.int32(LOOP),
     }

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from jaxsac.group_lasso.methods.limits import Lams, Limits
 from jaxsac.group_lasso.methods.loop.batches import finish, run, set_up
 from jaxsac.group_lasso.methods.loop.fista import State, start
 from jaxsac.group_lasso.methods.loop.rounds import applies
-from jaxsac.group_lasso.problem.null import geometric, null_pull
+from jaxsac.group_lasso.problem.free import geometric, null_pull
 from jaxsac.group_lasso.problem.objective import (
     Coefficients,
     Objective,
@@ -48,12 +49,8 @@ def solve_or_again(problem: Objective, limits: Limits, state: State | None) -> S
     """`solve`, and where that stalls on a small problem, from there once more by rounds: to compile
     those takes longer than most small problems take to solve.
     """
-    solution = solve(problem, limits, state)
-    if not _stalled(problem, solution):
-        return solution
-    left = limits._replace(max_steps=limits.max_steps - solution.stats["num_steps"])
-    again = solve(dataclasses.replace(problem, hard=True), left, solution.state)
-    return again_after(solution, again)
+    first = solve(problem, limits, state)
+    return _or_again(problem, first, lambda hard: _go_on(hard, limits, first, first.state))
 
 
 def again_after(first: Solution, again: Solution) -> Solution:
@@ -64,19 +61,25 @@ def again_after(first: Solution, again: Solution) -> Solution:
 
 def path_or_again(problem: Objective, lams: Lams, limits: Limits) -> Solution:
     """`path`, and where that stalls on a small problem, once more by rounds."""
-    solution = path(problem, lams, limits)
-    if not _stalled(problem, solution):
-        return solution
-    again = path(dataclasses.replace(problem, hard=True), lams, limits)
-    return again_after(solution, again)
+    first = path(problem, lams, limits)
+    return _or_again(problem, first, lambda hard: again_after(first, path(hard, lams, limits)))
 
 
-def _stalled(problem: Objective, solution: Solution) -> bool:
-    """Whether a loop without rounds gave up that rounds could precede."""
+def _or_again(
+    problem: Objective, first: Solution, again: Callable[[Objective], Solution]
+) -> Solution:
+    """The second attempt where a loop without rounds gave up that rounds could precede."""
     hard = dataclasses.replace(problem, hard=True)
-    if applies(problem) or not applies(hard) or not _checks.is_concrete(solution.status):
-        return False
-    return bool(np.any(np.asarray(solution.stats["reason"]) == Reason.PATIENCE))
+    if applies(problem) or not applies(hard) or not _checks.is_concrete(first.status):
+        return first
+    stalled = np.any(np.asarray(first.stats["reason"]) == Reason.PATIENCE)
+    return again(hard) if stalled else first
+
+
+def _go_on(problem: Objective, limits: Limits, first: Solution, state: State | None) -> Solution:
+    """`solve` with the steps that `first` has left."""
+    left = limits._replace(max_steps=limits.max_steps - first.stats["num_steps"])
+    return again_after(first, solve(problem, left, state))
 
 
 @functools.partial(jax.jit, static_argnames="num_lams")
@@ -113,7 +116,5 @@ def finished(problem: Objective, limits: Limits, solution: Solution) -> Solution
     """
     if int(solution.status) in (Status.CONVERGED, Status.MAX_STEPS):
         return solution
-    done = solution.stats["num_steps"]
     at = solution.state if int(solution.status) == Status.STALLED else None
-    left = limits._replace(max_steps=limits.max_steps - done)
-    return again_after(solution, solve(problem, left, at))
+    return _go_on(problem, limits, solution, at)
