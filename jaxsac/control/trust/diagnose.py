@@ -14,10 +14,10 @@ from jaxsac.control.data.sample_weight import effective_sample_size
 from jaxsac.control.data.task import Task, sizes
 from jaxsac.control.fits import likelihood, tuning, utility
 from jaxsac.control.fits.fit import fit
-from jaxsac.control.fits.result import FitState
 from jaxsac.control.imitation.certificate import dual_gap
 from jaxsac.control.imitation.solve import solve
 from jaxsac.control.imitation.working import (
+    FitState,
     Point,
     evaluate_point,
     null_point,
@@ -182,7 +182,7 @@ def _judge_likelihood(data: Digest, state: FitState, keys, lam, truth) -> _Judge
         working = working_set(data, point.tools)
         point, found = evaluate_point(data, working, point)
         gap = dual_gap(data, working, point, found, 0.0, 0.0)
-        norms = np.full(data.num_actions, gap.unused_norm)
+        norms = np.full(data.task.num_actions, gap.unused_norm)
         norms[data.used] = gap.norms
         return point, norms
 
@@ -200,15 +200,15 @@ def _judge_likelihood(data: Digest, state: FitState, keys, lam, truth) -> _Judge
 
 
 def _judge_utility(data: Digest, state: FitState, keys, lam, truth) -> _Judged:
-    contexts = to_host(data.log.contexts)
+    contexts = to_host(data.task.log.contexts)
     known = np.isin(state.tools, data.used)
     tools, coef = np.searchsorted(data.used, state.tools[known]), state.coef[known]
 
     def norms_at(tools: np.ndarray, coef: np.ndarray) -> np.ndarray:
-        residual = utility.residual(data, tools, coef) / data.num_records
+        residual = utility.residual(data, tools, coef) / data.task.num_records
         pulled = residual[data.entry_record, None] * contexts[data.entry_record]
         columns = [np.bincount(data.entry_tool, column, data.used.size) for column in pulled.T]
-        norms = np.zeros(data.num_actions)
+        norms = np.zeros(data.task.num_actions)
         norms[data.used] = np.sqrt(np.sum(np.square(columns), axis=0))
         return norms
 
@@ -217,9 +217,9 @@ def _judge_utility(data: Digest, state: FitState, keys, lam, truth) -> _Judged:
     oracle = float("nan")
     if truth is not None:
         lam = _level(norms[state.tools]) if lam is None else lam
-        actions = np.asarray(data.log.actions)
+        actions = np.asarray(data.task.log.actions)
         actions = np.where(np.isin(actions, truth), actions, -1)
-        part = digest(data.task.with_log(data.log._replace(actions=actions)))
+        part = digest(data.task.with_log(data.task.log._replace(actions=actions)))
         part = part._replace(families=None)
         best, best_coef = utility.solve(part, lam, 1e-9)
         best = np.searchsorted(data.used, part.used[best])
