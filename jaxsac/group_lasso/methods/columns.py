@@ -18,9 +18,8 @@ from jaxsac._sizes import padded
 from jaxsac.designs import Dense, MultiOutput
 from jaxsac.group_lasso.methods.limits import COLUMNS, Lams, Limits, one_after_another
 from jaxsac.group_lasso.methods.loop import rounds
-from jaxsac.group_lasso.methods.loop.batches import Setup, certify, finish, run, set_up
 from jaxsac.group_lasso.methods.loop.fista import allowed, start
-from jaxsac.group_lasso.methods.loop.programs import finished
+from jaxsac.group_lasso.methods.loop.programs import Setup, certify, finish, finished, run, set_up
 from jaxsac.group_lasso.problem.objective import Coefficients, Objective, uncentred
 from jaxsac.group_lasso.problem.support import restrict_to_columns
 from jaxsac.prox.groups import labels_of

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 
@@ -26,12 +27,12 @@ class Limits(NamedTuple):
         return Limits(tolerance(tol, dtype), jnp.asarray(max_steps))
 
 
-class Lams(NamedTuple):
+class Lams(eqx.Module):
     """The lams of a path [L], or None for `num` of them from lam_max to `min_ratio` lam_max."""
 
     values: jax.Array | None
     min_ratio: jax.Array
-    num: int
+    num: int = eqx.field(static=True)
 
 
 def one_after_another(

@@ -12,7 +12,6 @@ from jax import lax
 
 from jaxsac import _loops
 from jaxsac._linear import conjugate_gradient
-from jaxsac.group_lasso.problem.derivative import with_derivatives
 from jaxsac.group_lasso.problem.objective import (
     Coefficients,
     Objective,
@@ -21,6 +20,7 @@ from jaxsac.group_lasso.problem.objective import (
     when,
     with_lam,
 )
+from jaxsac.group_lasso.problem.support import with_derivatives
 
 _MAX_CG_STEPS = 100
 _CG_TOLERANCE, _CG_ENOUGH = 1e-3, 0.1  # of the gradient, that a step may leave
