@@ -9,8 +9,8 @@ from typing import Any, Unpack
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
+from jax.custom_derivatives import zero_from_primal
 
 from jaxsac import _arguments
 from jaxsac._arguments import function, passes_on, real, size
@@ -128,7 +128,7 @@ def _hard_backward(num_samples, policy, cotangent):
 
     step = jnp.zeros((), p.z.dtype)
     product = jax.jvp(moved, (step,), (jnp.ones_like(step),))[1]
-    zeros = jax.tree.map(_no_cotangent, policy)
+    zeros = jax.tree.map(zero_from_primal, policy)
     if p.background is None:
         own, heat = product, _by_temperature(p.z, product)
     else:
@@ -147,12 +147,6 @@ def _hard_backward(num_samples, policy, cotangent):
 
 _hard.defvjp(_hard_forward, _hard_backward)
 _straight_through = jax.jit(_hard, static_argnums=0)
-
-
-def _no_cotangent(x: jax.Array) -> Any:
-    if jnp.issubdtype(x.dtype, jnp.floating):
-        return jnp.zeros_like(x)
-    return np.zeros(x.shape, jax.dtypes.float0)
 
 
 def _by_temperature(scores: jax.Array, product: jax.Array) -> jax.Array:

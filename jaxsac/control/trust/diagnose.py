@@ -1,6 +1,6 @@
 """When to trust the kept tools: everything that a log can say about a fitted policy."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -166,11 +166,7 @@ def _require_answer(task: Task, policy: Any) -> None:
     )
 
 
-class _Judged(NamedTuple):
-    norms: np.ndarray  # [M]: ‖g_j‖
-    curvature: LogCurvature
-    noise: float
-    oracle: float
+_Judged = tuple[np.ndarray, LogCurvature, float, float]  # ‖g_j‖ [M], H, noise, oracle margin
 
 
 def _judge_likelihood(data: Digest, state: FitState, keys, lam, truth) -> _Judged:
@@ -196,7 +192,7 @@ def _judge_likelihood(data: Digest, state: FitState, keys, lam, truth) -> _Judge
         tol = 1e-9 if data.contexts.dtype == jnp.float64 else 1e-5
         best = solve(data, lam, tol=tol, max_steps=likelihood.MAX_STEPS, start=only, fixed=True)
         oracle = _margin(norms_at(best.point)[1], truth, lam)
-    return _Judged(norms, curvature, _noise(tuning.simulated, keys[0], data), oracle)
+    return norms, curvature, _noise(tuning.simulated, keys[0], data), oracle
 
 
 def _judge_utility(data: Digest, state: FitState, keys, lam, truth) -> _Judged:
@@ -224,7 +220,7 @@ def _judge_utility(data: Digest, state: FitState, keys, lam, truth) -> _Judged:
         best, best_coef = utility.solve(part, lam, 1e-9)
         best = np.searchsorted(data.used, part.used[best])
         oracle = _margin(norms_at(best, best_coef), truth, lam)
-    return _Judged(norms, curvature, _noise(utility.simulated, keys[0], data), oracle)
+    return norms, curvature, _noise(utility.simulated, keys[0], data), oracle
 
 
 def _level(on_support: np.ndarray) -> float:

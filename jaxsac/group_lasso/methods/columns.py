@@ -74,6 +74,7 @@ def run_rounds(
     tol, max_steps = limits
     point = setup.null if at is None else at._replace(coef=allowed(problem, at.coef))
     unit, free = _units(problem), np.asarray(problem.unpenalised)
+    by_column = isinstance(uncentred(problem), MultiOutput)
     num_units, num_columns = int(unit.max()) + 1, _matrix(problem).shape[1]
     best, since, num_passes = np.inf, 0, 0
     while True:
@@ -88,7 +89,7 @@ def run_rounds(
         most = max(_FEWEST, 2 * np.count_nonzero(needed))
         complete = len(new) <= most
         needed[new if complete else new[np.argpartition(-score[new], most)[:most]]] = True
-        columns = _columns_of(problem, unit, needed)
+        columns = np.flatnonzero(needed if by_column else needed[unit]).astype(np.int32)
 
         progress = since < _PATIENCE and 2 * len(columns) <= num_columns
         more = num_passes < int(max_steps)
@@ -133,12 +134,6 @@ def _units(problem: Objective) -> np.ndarray:
             else np.repeat(features, design.num_outputs)
         )
     return labels_of(problem.groups)
-
-
-def _columns_of(problem: Objective, unit: np.ndarray, needed: np.ndarray) -> np.ndarray:
-    return np.flatnonzero(
-        needed if isinstance(uncentred(problem), MultiOutput) else needed[unit]
-    ).astype(np.int32)
 
 
 def _filled_up(columns: np.ndarray, num_columns: int) -> np.ndarray:

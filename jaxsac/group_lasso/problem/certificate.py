@@ -102,17 +102,17 @@ def gap_from(
     # Rounding moves the two values, and through X' ρ the scale s, by as much of s ρ' X b = lam Ω(b)
     # as X_g' ρ is off relative to lam w_g (of the whole dual value, where that is linear in s).
     info = jnp.finfo(gap.dtype)
-    at = sizes(problem, pulls.spread, predictions)
-    pull = pulls.bound * at.residual
+    of_residual, of_value = sizes(problem, pulls.spread, predictions)
+    pull = pulls.bound * of_residual
     pull = jnp.where(problem.lam == 0, 0.0, pull / jnp.where(problem.lam == 0, 1.0, problem.lam))
     pull = pull if problem.extra is None else pull + _OF_ROOT
     lever = pulls.penalty + 0.5 * ridge
     lever = lever if problem.loss.separable else lever + _OF_WHOLE * jnp.abs(bound)
     rounding = info.eps * (
-        _OF_VALUES * (jnp.abs(objective) + jnp.abs(bound) + at.value) + _OF_PULL * pull * lever
+        _OF_VALUES * (jnp.abs(objective) + jnp.abs(bound) + of_value) + _OF_PULL * pull * lever
     )
     # Squares that underflow would look like a gap of 0.
-    rounding = rounding + jnp.where(at.residual > 0, 8.0 * info.tiny, 0.0)
+    rounding = rounding + jnp.where(of_residual > 0, 8.0 * info.tiny, 0.0)
     return Certificate(gap, rounding, scale)
 
 

@@ -84,7 +84,7 @@ def fit_free(
         floor = (
             eps
             * jnp.sqrt(jnp.sum((mask * columns) ** 2))
-            * sizes(problem, spread(columns, fit.point.coef), at).residual
+            * sizes(problem, spread(columns, fit.point.coef), at)[0]
         )
         step, solved = _newton_step(product, gradient, floor)
         return Coefficients(step, jnp.zeros_like(point.intercept)), jnp.vdot(gradient, step), solved

@@ -170,15 +170,6 @@ def when(condition: jax.Array, compute: Any, otherwise: Any) -> Any:
     )[1]
 
 
-class Sizes(NamedTuple):
-    """Errors per unit of the dtype's eps. `residual`: of C^-½ ρ, so that the product of a column
-    with ρ is off by ‖C^½ x_j‖ times it. `value`: of F.
-    """
-
-    residual: jax.Array
-    value: jax.Array
-
-
 def spread(columns: jax.Array, coef: jax.Array) -> jax.Array:
     """(Σ_j ‖C^½ x_j‖² b_j²)^½: what the roundings of a product with X are of, from the columns'
     sizes [p] and the coefficients [p].
@@ -186,8 +177,13 @@ def spread(columns: jax.Array, coef: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.sum((columns * coef) ** 2))
 
 
-def sizes(problem: Objective, spread: jax.Array, predictions: jax.Array) -> Sizes:
-    """A prediction is off by about (Σ_j x_tj² b_j²)^½ + |z_t|, ρ by its own size and by its
+def sizes(
+    problem: Objective, spread: jax.Array, predictions: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Errors per unit of the dtype's eps: of C^-½ ρ, so that the product of a column with ρ is off
+    by ‖C^½ x_j‖ times it, and of F.
+
+    A prediction is off by about (Σ_j x_tj² b_j²)^½ + |z_t|, ρ by its own size and by its
     curvature times that, F by ρ' δz and its terms.
 
     `spread` is that of the coefficients, by columns as they are stored. Errors are taken as
@@ -201,7 +197,7 @@ def sizes(problem: Objective, spread: jax.Array, predictions: jax.Array) -> Size
     moved = spread + problem.weighted_norm(jnp.where(jnp.isfinite(z), z, 0.0))
     cancelled = problem.loss.size(z, problem.y, problem.sample_weight)
     residual = (slope + _mean_curvature(problem, predictions) * moved) / problem.num_samples
-    return Sizes(residual, slope * moved / problem.num_samples + cancelled)
+    return residual, slope * moved / problem.num_samples + cancelled
 
 
 def _mean_curvature(problem: Objective, predictions: jax.Array) -> jax.Array:

@@ -14,7 +14,7 @@ from jax.flatten_util import ravel_pytree
 
 from jaxsac import _loops
 from jaxsac._implicit import implicit
-from jaxsac._linear import conjugate_gradient
+from jaxsac._linear import conjugate_gradient, square
 from jaxsac._sizes import padded
 from jaxsac.designs import Centred, Dense, MultiOutput
 from jaxsac.group_lasso.problem.objective import (
@@ -168,7 +168,7 @@ def polished(problem: Objective, point: Coefficients, moving: jax.Array) -> Coef
         there = jax.tree.map(jnp.subtract, at, step)
         there = there._replace(coef=jnp.where(moving, there.coef, at.coef))
         new = equation(there, (problem, moving))
-        better = _square(new) < _square(gradient)  # False for NaN
+        better = square(new) < square(gradient)  # False for NaN
         return jax.tree.map(
             lambda yes, no: jnp.where(better, yes, no), (there, new), (at, gradient)
         )
@@ -289,13 +289,6 @@ def _factored(matrix: jax.Array) -> Any:
         return scaled * jax.scipy.linalg.cho_solve(factor, scaled * right_side)
 
     return solve
-
-
-def _square(tree: Any) -> jax.Array:
-    return sum(
-        (jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)),
-        jnp.zeros((), jax.tree.leaves(tree)[0].dtype),
-    )
 
 
 def _columns(matrix: jax.Array, indices: jax.Array) -> jax.Array:
