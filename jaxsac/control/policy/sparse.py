@@ -50,8 +50,12 @@ class SparsePolicy(eqx.Module):
         for name in ("positions", "background", "tools"):
             values = getattr(self, name)
             if values is not None and _checks.is_concrete(values):
-                ascending = bool((np.diff(np.asarray(values)) > 0).all())
-                _checks.require(ascending, f"{name} must ascend, each tool once.")
+                limit = 2**31 if name == "tools" else self.num_actions
+                steps = np.diff(np.asarray(values, np.int64), prepend=-1, append=limit)
+                _checks.require(
+                    bool((steps > 0).all()),
+                    f"{name} must ascend from 0 to below {limit}, each tool once.",
+                )
 
     @classmethod
     def of(
