@@ -46,4 +46,4 @@ def compiled_solve(
     whole = group_lasso.Problem(X, y, groups, loss, intercept=intercept, **arrays)
     at = whole.at(lam)
     solution = programs.solve(at, Limits.of(tol, max_steps, X.dtype), state)
-    return solver._answer(whole, solution, at.lam)
+    return solver._answer(whole, solution, at.lam, None)

@@ -52,14 +52,8 @@ def arguments(*, on_host: bool = False, **kinds: Kind) -> Callable[[Function], F
             if on_host:
                 _refuse_traced(function.__qualname__.removesuffix(".__init__"), given)
             given = defaults | given
-            dtype = None
-            for name in floats:
-                if name in given:
-                    dtype = kinds[name].dtype(given[name])
-                    if dtype is not None:
-                        break
-            else:
-                dtype = computed(np.float64)
+            dtypes = (kinds[name].dtype(given[name]) for name in floats if name in given)
+            dtype = next((each for each in dtypes if each is not None), computed(np.float64))
             sizes: Sizes = {}
             for name, kind in kinds.items():
                 if name in given and (given[name] is not None or name in required):

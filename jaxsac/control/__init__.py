@@ -12,7 +12,7 @@ from jaxsac.control.fits.interactions import (
     pairwise_policy as pairwise_policy,
 )
 from jaxsac.control.fits.joint import fit_joint as fit_joint
-from jaxsac.control.fits.result import FitState as FitState
+from jaxsac.control.imitation.working import FitState as FitState
 from jaxsac.control.policy.joint import JointPolicy as JointPolicy
 from jaxsac.control.policy.sparse import SparsePolicy as SparsePolicy, load_policy as load_policy
 from jaxsac.control.trust.diagnose import diagnose as diagnose

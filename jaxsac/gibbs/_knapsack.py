@@ -30,9 +30,6 @@ class Tables(NamedTuple):
     base: jax.Array  # [] E_c = exp(λ c + base − number · tilt.rise) · table_c
     number: jax.Array  # [] cost of the tools with x > 0
 
-    def x_of(self, p: Problem) -> jax.Array:
-        return log_odds(p, self.tilt)
-
 
 def log_odds(p: Problem, tilt: Tilt) -> jax.Array:
     """z / temperature − λ · cost, [M]."""

@@ -13,9 +13,16 @@ import numpy as np
 from jax import lax
 
 from jaxsac.gibbs import _knapsack
-from jaxsac.gibbs._groups import Binomials, binomials, convolve, product
 from jaxsac.gibbs._knapsack import Tables
-from jaxsac.gibbs._polynomial import Polynomial, adjoint, expand as polynomial
+from jaxsac.gibbs._polynomial import (
+    Binomials,
+    Polynomial,
+    adjoint,
+    binomials,
+    convolve,
+    expand as polynomial,
+    product,
+)
 from jaxsac.gibbs._problem import Problem
 from jaxsac.gibbs._tilt import Tilt, choose, relative
 
@@ -220,7 +227,9 @@ def cross_entropy(shift: jax.Array, mean: Means, q: Problem, e: Expansion | None
         return jnp.sum(_surprise(_cold(q), mean.chosen, mean.left_out)) + carried
     result = lax.stop_gradient(size_law(q, e)[1]) - e.tilt.value * shift + carried
     if isinstance(e.own, Tables):
-        result = result + jnp.sum(_surprise(e.own.x_of(q), mean.chosen, mean.left_out))
+        result = result + jnp.sum(
+            _surprise(_knapsack.log_odds(q, e.own.tilt), mean.chosen, mean.left_out)
+        )
     elif e.own is not None:
         head, x = e.own.head, e.tilt.of(q.z, q.temperature)
         tail = mean.chosen.at[head].set(0)

@@ -11,6 +11,8 @@ its weight w (division of the tail's polynomial by the factor 1 + w t): alternat
 where the head holds enough scores beyond the budget, none below it. The error is at most eps ·
 sum_i w^i e_(B−i) / e_B, which is worst where all scores are equal and the tail has one tool: eps ·
 sum_(r ≤ B) C(K + 1, r) / C(K + 1, B) for K head scores.
+
+Groups of tools that share a score have polynomials of their own, binomials at the same tilt.
 """
 
 import functools
@@ -19,19 +21,20 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxsac import _loops
 from jaxsac.gibbs import _tilt
-from jaxsac.gibbs._groups import correlate
-from jaxsac.gibbs._head import largest
-from jaxsac.gibbs._problem import Problem
+from jaxsac.gibbs._problem import Groups, Problem
 from jaxsac.gibbs._tail import elementary
 from jaxsac.gibbs._tilt import Tilt
 
 _ROUGH = 32  # budgets up to which the first tilt will do
 _LN2 = math.log(2)
 _WRITTEN_OUT = 128  # degrees up to which the division of the tail is one pass
+_FAR = 1e4  # at this distance from the centre float32 resolves 1e-3
+_SMALLEST_BLOCK = 12  # below this, finding the blocks costs more than it saves
 
 
 class Polynomial(NamedTuple):
@@ -112,6 +115,55 @@ def expand(p: Problem) -> Polynomial:
     )
 
 
+def largest(z: jax.Array, count: int) -> jax.Array:
+    """Indices (int32, [count]) of the `count` largest entries of z [M], largest first, up to a
+    relative 1e-3 in exp(z); −inf entries last.
+
+    Two levels: strided blocks of about sqrt(M / count) entries; the largest entries all lie in the
+    `count` blocks with the largest maxima.
+    """
+    z = lax.stop_gradient(z)
+    size = z.shape[0]
+    stride = 1 << max(round(math.log2(math.sqrt(size / count))), 0)
+    if stride < _SMALLEST_BLOCK:
+        return _top(z, count)
+    blocks = size // stride
+    grid = z[: stride * blocks].reshape(
+        stride, blocks
+    )  # block i holds the entries i, i + blocks, i + 2 blocks, ...
+    chosen = _top(jnp.max(grid, axis=0), count)
+    candidates = (
+        jnp.arange(stride, dtype=jnp.int32)[:, None] * jnp.int32(blocks) + chosen[None, :]
+    ).reshape(-1)
+    rest = jnp.arange(stride * blocks, size, dtype=jnp.int32)
+    candidates = jnp.concatenate([candidates, rest])
+    scores = jnp.concatenate([grid[:, chosen].reshape(-1), z[stride * blocks :]])
+    return candidates[_top(scores, count)]
+
+
+def _top(values: jax.Array, count: int) -> jax.Array:
+    """Indices of the `count` largest values. In float64 the comparison is in float32: `lax.top_k`
+    of float64 is a full sort on CPUs.
+
+    A plain cast would tie scores that a large offset hides, so what is compared are differences
+    from the largest value, and, where that one is so far from the threshold that the differences
+    are coarse, again from the threshold.
+    """
+    if values.dtype == jnp.float32 or values.shape[0] == count:
+        return lax.top_k(values, count)[1].astype(jnp.int32)
+
+    def choose(centre):
+        centre = jnp.where(jnp.isfinite(centre), centre, 0)
+        chosen = lax.top_k((values - centre).astype(jnp.float32), count)[1].astype(jnp.int32)
+        return centre, jnp.min(values[chosen]), chosen
+
+    def coarse(state):
+        centre, threshold, _ = state
+        return jnp.isfinite(threshold) & (jnp.abs(threshold - centre) > _FAR)
+
+    return _loops.while_loop(coarse, lambda state: choose(state[1]), choose(jnp.max(values)))[2]
+
+
 @jax.custom_jvp
 def _weights(relative: jax.Array, head: jax.Array) -> jax.Array:
     """exp(relative), 0 for the head, where it may overflow: so the derivative is made from the
@@ -179,3 +231,68 @@ def _multiply(
         return left_out * values + taken * shifted, values
 
     return _loops.scan(step, values, (left_out, taken))
+
+
+class Binomials(NamedTuple):
+    """(1 + exp(x) t)^count of each of C groups: coefficient r is a constant times values_r. What is
+    exponentiated is relative to the largest coefficient; it does not depend on the counts' sizes.
+    """
+
+    values: jax.Array  # [C, D + 1], of sum 1
+    likeliest: jax.Array  # [C] number of tools
+    log_choices: jax.Array  # [C] the constant's logarithm − x · likeliest
+    base: jax.Array  # [C] the constant's logarithm is base − likeliest · tilt.rise
+
+
+def binomials(groups: Groups, tilt: Tilt, temperature: jax.Array, degree: int) -> Binomials:
+    x = tilt.of(groups.scores, temperature)
+    constant = lax.stop_gradient(jnp.where(jnp.isfinite(x), x, 0))
+    counts = groups.counts.astype(x.dtype)[:, None]
+    degrees = np.arange(degree + 1).astype(x.dtype)[None, :]
+    choices = jnp.log(
+        jnp.maximum(counts - degrees[:, 1:] + 1, 1) / degrees[:, 1:]
+    )  # C(n, r) / C(n, r−1)
+    reachable = (degrees <= counts) & ((degrees == 0) | jnp.isfinite(x)[:, None])
+    logs = jnp.cumsum(choices + constant[:, None], axis=1)
+    logs = jnp.concatenate([jnp.zeros_like(counts), logs], axis=1)
+    logs = jnp.where(reachable, logs, -jnp.inf)
+    place = jnp.argmax(logs, axis=1)[:, None]
+    top = jnp.take_along_axis(logs, place, axis=1)
+    values = jnp.exp(logs - top)
+    total = jnp.sum(values, axis=1)
+    likeliest = place.astype(x.dtype)
+    between = degrees[:, 1:] <= likeliest
+    log_choices = jnp.sum(jnp.where(between, choices, 0), axis=1) + jnp.log(total)
+    above = _tilt.relative(jnp.where(jnp.isfinite(x), groups.scores, 0), tilt.centre, temperature)[
+        :, None
+    ]
+    moved = jnp.where(jnp.isfinite(x), x, 0) - constant  # 0, and it carries the derivative
+    growth = jnp.exp(degrees * moved[:, None])
+    return Binomials(
+        jnp.where(reachable, values / total[:, None] * growth, 0),
+        likeliest[:, 0],
+        log_choices,
+        lax.stop_gradient(log_choices + jnp.where(likeliest > 0, likeliest * above, 0)[:, 0]),
+    )
+
+
+def product(values: jax.Array, factors: jax.Array) -> jax.Array:
+    """The product of `values` [D + 1] and of `factors` [C, D + 1], up to degree D."""
+    return _loops.scan(lambda total, factor: (convolve(total, factor), None), values, factors)[0]
+
+
+def convolve(left: jax.Array, right: jax.Array) -> jax.Array:
+    """Σ_i left_i right_(r−i), [..., D + 1], of `left` [..., D + 1] and `right` [D + 1]."""
+    return jnp.matmul(left, _shifted(right), precision="highest")
+
+
+def correlate(left: jax.Array, right: jax.Array) -> jax.Array:
+    """Σ_r left_r right_(r−i), [D + 1]: the adjoint of `convolve`."""
+    return jnp.matmul(_shifted(right), left, precision="highest")
+
+
+def _shifted(values: jax.Array) -> jax.Array:
+    """[i, r] = values_(r−i), 0 for r < i."""
+    size = values.shape[0]
+    shift = np.arange(size)[None, :] - np.arange(size)[:, None]
+    return jnp.where(shift >= 0, values[np.maximum(shift, 0)], 0)

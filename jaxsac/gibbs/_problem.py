@@ -88,7 +88,7 @@ def problem(
 ) -> Problem:
     """From arguments as `Policy` declares them."""
     budget, degree = _budget(budget, max_budget)
-    at_least = budget if exactly else _integer("at_least", at_least)
+    at_least = budget if exactly else _concrete("at_least", at_least, ())
     if _checks.is_concrete(at_least, budget):
         _checks.require(
             0 <= int(at_least) <= int(budget),
@@ -140,14 +140,6 @@ def problem(
     return eqx.tree_at(lambda p: p.z, made, jnp.where(made.held, -jnp.inf, z))
 
 
-def _integer(name: str, value: Any) -> Any:
-    _checks.require(
-        not isinstance(value, bool | np.bool_) and np.ndim(value) == 0,
-        f"{name} must be a whole number, got {value!r}.",
-    )
-    return _concrete(name, value, ())
-
-
 def _concrete(name: str, value: Any, shape: tuple[int | str, ...]) -> Any:
     """int32, and of NumPy where it is concrete."""
     kind = integer(*shape)
@@ -162,7 +154,7 @@ def _budget(budget: Any, max_budget: Any) -> tuple[Any, int]:
         degree = size().take("budget", budget)
         return np.asarray(degree, np.int32), degree
     degree = size().take("max_budget", max_budget)
-    budget = _integer("budget", budget)
+    budget = _concrete("budget", budget, ())
     if _checks.is_concrete(budget):
         _checks.require(
             0 <= int(budget) <= degree,

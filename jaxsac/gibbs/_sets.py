@@ -1,4 +1,4 @@
-"""Single sets of tools: looked up, checked, and the best of them."""
+"""Single sets of tools: looked up, checked, the best of them, and exact draws."""
 
 from typing import Any
 
@@ -9,7 +9,8 @@ from jax import lax
 
 from jaxsac import _checks, _loops
 from jaxsac._arguments import integer
-from jaxsac.gibbs import _knapsack
+from jaxsac.gibbs import _knapsack, _law, _tree
+from jaxsac.gibbs._knapsack import Tables
 from jaxsac.gibbs._law import Expansion
 from jaxsac.gibbs._problem import NO_ACTION, Problem
 
@@ -186,24 +187,75 @@ def best(p: Problem, e: Expansion | None, count: int) -> tuple[jax.Array, jax.Ar
     return jnp.where(found[:, None], with_given(p, sets), NO_ACTION), found
 
 
+@jax.jit(static_argnums=3)
+def sample(key: jax.Array, p: Problem, e: Expansion | None, num_samples: int) -> jax.Array:
+    """Sets int32 [num_samples, W], padded with −1."""
+    feasible = _law.log_partition(p, e).rest > -jnp.inf
+    width = p.width
+    size = p.z.shape[0]
+    nothing = jnp.full((num_samples, width), NO_ACTION, jnp.int32)
+    if num_samples == 0 or width == 0 or (size == 0 and p.background is None):
+        return nothing
+    size_key, tool_key, group_key, alike_key = jax.random.split(key, 4)
+    if e is None:
+        chance = jax.nn.sigmoid(p.z / p.temperature)
+        taken = _tree.uniform(tool_key, (num_samples, size), p.z.dtype) < chance[None, :]
+        sets = jnp.where(taken, jnp.arange(size, dtype=jnp.int32)[None, :], NO_ACTION)
+        sets = jnp.pad(sets, ((0, 0), (0, width - size)), constant_values=NO_ACTION)
+    else:
+        law = _law.means(p, e).law
+        if isinstance(e.own, Tables):
+            sets = _knapsack.sample(tool_key, p, e.own, law, (num_samples, width))
+        else:
+            sizes = jax.random.categorical(size_key, jnp.log(law), shape=(num_samples,))
+            sizes = jnp.where(jnp.sum(law) > 0, sizes.astype(jnp.int32), 0)
+            number, groups = sizes, None
+            if e.groups is not None and e.groups.values.shape[0]:
+                factors = e.groups.values
+                own = jnp.zeros((p.degree + 1,), p.z.dtype).at[0].set(1)
+                own = own if e.own is None else e.own.values
+                number, groups = _tree.split(group_key, own, factors, sizes)
+            sets = nothing
+            if e.own is not None:
+                tree = _tree.grow(jax.nn.sigmoid(e.tilt.of(p.z, p.temperature)), p.degree)
+                sets = _tree.draw(tool_key, tree, number, width)
+            if groups is not None and p.background is not None:
+                alike = _tree.draw_alike(alike_key, p.background, groups, number, width)
+                sets = jnp.where(alike >= 0, alike + size, sets)
+        sets = jnp.where(feasible, sets, NO_ACTION)
+    if p.given is not None:
+        sets = with_given(p, sets)
+        sets = jnp.where(feasible, sets, NO_ACTION)
+    return jnp.where(p.usable, sets, NO_ACTION)
+
+
+def indicators(sets: jax.Array, num_tools: int, dtype: Any) -> jax.Array:
+    """Sets int32 [..., W] as vectors of 0 and 1, [..., M]; tools beyond M are left out."""
+    flat = sets.reshape(-1, sets.shape[-1])
+    rows = jnp.arange(flat.shape[0])[:, None]
+    places = jnp.where(flat == NO_ACTION, num_tools, flat)
+    found = jnp.zeros((flat.shape[0], num_tools), dtype).at[rows, places].set(1, mode="drop")
+    return found.reshape((*sets.shape[:-1], num_tools))
+
+
 def require_same_items(p: Problem, q: Problem) -> None:
-    same = p.z.shape == q.z.shape and p.z.dtype == q.z.dtype
-    for mine, theirs in ((p.costs, q.costs), (p.background, q.background)):
-        same &= (mine is None) == (theirs is None)
-    if p.background is not None and q.background is not None and same:
-        counts = p.background.counts, q.background.counts
-        same &= counts[0].shape == counts[1].shape
-    pairs = [(p.costs, q.costs)]
-    if p.background is not None and q.background is not None:
-        pairs.append((p.background.counts, q.background.counts))
-    for mine, theirs in pairs:
-        if same and mine is not None and _checks.is_concrete(mine, theirs):
-            same &= bool(np.array_equal(np.asarray(mine), np.asarray(theirs)))
+    (mine, theirs), (kind, other_kind) = zip(*map(_items, (p, q)), strict=True)
+    same = kind == other_kind and all(
+        not _checks.is_concrete(a, b) or np.array_equal(np.asarray(a), np.asarray(b))
+        for a, b in zip(mine, theirs, strict=True)
+    )
     _checks.require(
         same,
         "kl needs two policies on the same items: as many scores of one dtype, the same costs"
         " and counts.",
     )
+
+
+def _items(p: Problem) -> tuple[list[jax.Array], Any]:
+    """The costs and counts of a policy, and what else its items are known by."""
+    known = p.costs, None if p.background is None else p.background.counts
+    leaves, structure = jax.tree.flatten(known)
+    return leaves, (structure, p.z.shape, p.z.dtype, [leaf.shape for leaf in leaves])
 
 
 def sizes_within(p: Problem, q: Problem, law: jax.Array) -> jax.Array:

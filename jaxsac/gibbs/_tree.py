@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 
 from jaxsac import _loops
-from jaxsac.gibbs._groups import convolve
+from jaxsac.gibbs._polynomial import convolve
 from jaxsac.gibbs._problem import Groups
 
 _BATCH = 1 << 13  # slots that are drawn at a time

@@ -9,12 +9,12 @@ from typing import Any, Unpack
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
+from jax.custom_derivatives import zero_from_primal
 
 from jaxsac import _arguments
 from jaxsac._arguments import function, passes_on, real, size
-from jaxsac.gibbs._problem import NO_ACTION
+from jaxsac.gibbs._sets import indicators
 from jaxsac.gibbs.functions import Options
 from jaxsac.gibbs.policy import Policy
 
@@ -48,7 +48,7 @@ def straight_through(
     3, for exactly k items; at most B and bounded costs are this library's.
     """
     policy = Policy(z, budget=budget, **options)
-    return _straight_through(key, policy, num_samples)
+    return _straight_through(num_samples, key, policy)
 
 
 @passes_on(
@@ -103,18 +103,14 @@ def _averaged(factor: jax.Array, usable: jax.Array, values: Any) -> jax.Array:
     return number * jnp.mean(values + factor * advantage, axis=0)
 
 
-@partial(jax.jit, static_argnums=2)
-def _straight_through(key: jax.Array, policy: Policy, num_samples: int) -> jax.Array:
-    return _hard(num_samples, key, policy)
-
-
 # A rule for the reverse mode alone: the Jacobian of the marginals is symmetric, so that its product
 # with a cotangent is a derivative along it, faster than the transposed program that a rule for both
 # modes would run. Second derivatives are reverse over reverse. The value is the draw itself, to the
 # bit, as it would not be in draw + marginals − stop_gradient(marginals).
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _hard(num_samples: int, key: jax.Array, policy: Policy) -> jax.Array:
-    draws = _indicators(lax.stop_gradient(policy).sample(key, num_samples), policy)
+    z, sets = policy.problem.z, lax.stop_gradient(policy).sample(key, num_samples)
+    draws = indicators(sets, z.size, z.dtype)
     return jnp.where(policy.problem.usable, draws, jnp.nan)
 
 
@@ -132,7 +128,7 @@ def _hard_backward(num_samples, policy, cotangent):
 
     step = jnp.zeros((), p.z.dtype)
     product = jax.jvp(moved, (step,), (jnp.ones_like(step),))[1]
-    zeros = jax.tree.map(_no_cotangent, policy)
+    zeros = jax.tree.map(zero_from_primal, policy)
     if p.background is None:
         own, heat = product, _by_temperature(p.z, product)
     else:
@@ -150,12 +146,7 @@ def _hard_backward(num_samples, policy, cotangent):
 
 
 _hard.defvjp(_hard_forward, _hard_backward)
-
-
-def _no_cotangent(x: jax.Array) -> Any:
-    if jnp.issubdtype(x.dtype, jnp.floating):
-        return jnp.zeros_like(x)
-    return np.zeros(x.shape, jax.dtypes.float0)
+_straight_through = jax.jit(_hard, static_argnums=0)
 
 
 def _by_temperature(scores: jax.Array, product: jax.Array) -> jax.Array:
@@ -167,8 +158,9 @@ def _scored(key: jax.Array, policy: Policy, num_samples: int):
     """Draws [n, M], zeros [n] with the derivative of what multiplies f in an expectation, π over
     its own value, and whether the scores are numbers.
     """
-    sets = lax.stop_gradient(policy).sample(key, num_samples)
-    return _indicators(sets, policy), _grown(policy.log_prob(sets)), policy.problem.usable
+    z, sets = policy.problem.z, lax.stop_gradient(policy).sample(key, num_samples)
+    draws = indicators(sets, z.size, z.dtype)
+    return draws, _grown(policy.log_prob(sets)), policy.problem.usable
 
 
 @jax.custom_jvp
@@ -185,10 +177,3 @@ def _grown(x: jax.Array) -> jax.Array:
 def _grown_jvp(primals, tangents):
     zero = _grown(primals[0])
     return zero, (1 + zero) * tangents[0]
-
-
-def _indicators(sets: jax.Array, policy: Policy) -> jax.Array:
-    z = policy.problem.z
-    rows = jnp.arange(sets.shape[0])[:, None]
-    places = jnp.where(sets == NO_ACTION, z.shape[0], sets)  # those of a background lie beyond too
-    return jnp.zeros((sets.shape[0], z.shape[0]), z.dtype).at[rows, places].set(1, mode="drop")

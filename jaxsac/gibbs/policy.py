@@ -6,14 +6,12 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-from jaxsac import _checks, _loops
+from jaxsac import _loops
 from jaxsac._arguments import anything, arguments, flag, integer, real, size
 from jaxsac._implicit import implicit
 from jaxsac.gibbs import _knapsack, _law, _sets
-from jaxsac.gibbs._draws import sample
 from jaxsac.gibbs._knapsack import Tables
 from jaxsac.gibbs._law import Expansion, Means
 from jaxsac.gibbs._problem import Problem, problem
@@ -134,7 +132,7 @@ class Policy(eqx.Module):
         """−Σ_a π(a) log π(a) in nats, []; 0 where no set is feasible."""
         mean = _law.means(self.problem, self.expansion)
         found = _law.cross_entropy(mean.excess, mean, self.problem, self.expansion)
-        found = jnp.where(self._feasible(), _at_least(found, 0), 0)
+        found = jnp.where(self._feasible(), _not_negative(found), 0)
         return jnp.where(self.problem.usable, found, jnp.nan)
 
     def kl(self, other: "Policy") -> jax.Array:
@@ -155,7 +153,7 @@ class Policy(eqx.Module):
         O(M · budget + M · num_samples · W). Not differentiable: see `straight_through`, `expected`.
         """
         count = size().take("num_samples", num_samples)
-        return sample(key, self.problem, self.expansion, count)
+        return _sets.sample(key, self.problem, self.expansion, count)
 
     def mode(self) -> jax.Array:
         """The most likely set: int32 [W], highest score first, padded with −1; W as in `sample`.
@@ -188,12 +186,7 @@ class Policy(eqx.Module):
         of i times those given it. n times the work of `marginals`.
         """
         p = self.problem
-        items = integer("n").take("items", items)
-        if _checks.is_concrete(items):
-            inside = (np.asarray(items) >= 0) & (np.asarray(items) < p.z.shape[0])
-            _checks.require(
-                bool(inside.all()), f"items must be tools of z, 0 to {p.z.shape[0] - 1}."
-            )
+        items = integer("n", low=0, below="M").take("items", items, M=p.z.shape[0])
         mean = self._means().chosen
 
         def row(item):
@@ -320,7 +313,7 @@ def _kl(policy: Policy, other: Policy) -> jax.Array:
         added.excess, added, p, policy.expansion
     )
     within = _sets.sizes_within(p, q, mean.law) & jnp.all(~q.held | (mean.left_out <= 0))
-    value = jnp.where(within, _at_least(value, 0), jnp.inf)
+    value = jnp.where(within, _not_negative(value), jnp.inf)
     empty, other_empty = ~policy._feasible(), ~other._feasible()
     value = jnp.where(empty | other_empty, jnp.where(empty & other_empty, 0, jnp.inf), value)
     same = True if p.costs is None else jnp.all(p.costs == q.costs)
@@ -360,6 +353,6 @@ def _complete(p: Problem, mean: Means) -> Means:
     )
 
 
-def _at_least(value: jax.Array, least: float) -> jax.Array:
+def _not_negative(value: jax.Array) -> jax.Array:
     """The value clamped, its derivative not."""
-    return jnp.where(value < least, value - lax.stop_gradient(value - least), value)
+    return jnp.where(value < 0, value - lax.stop_gradient(value), value)

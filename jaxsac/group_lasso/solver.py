@@ -14,7 +14,7 @@ from jaxsac.group_lasso.methods import choose, values_of
 from jaxsac.group_lasso.methods.limits import Lams, Limits
 from jaxsac.group_lasso.methods.loop.fista import State
 from jaxsac.group_lasso.problem.basis import Basis, in_basis
-from jaxsac.group_lasso.problem.null import lam_max_of
+from jaxsac.group_lasso.problem.free import lam_max_of
 from jaxsac.group_lasso.problem.objective import Coefficients
 from jaxsac.group_lasso.problem.record import Problem
 from jaxsac.losses import Loss
@@ -103,8 +103,17 @@ def solve(
     """
     if isinstance(X, Problem) and lam is None:
         y, lam = None, y
-    words = {"loss": loss, "weights": weights, "sample_weight": sample_weight, "offset": offset}
-    problem = Problem.of(X, y, groups, words | {"intercept": intercept, "penalty": penalty})
+    problem = Problem.of(
+        X,
+        y,
+        groups,
+        loss=loss,
+        weights=weights,
+        sample_weight=sample_weight,
+        offset=offset,
+        intercept=intercept,
+        penalty=penalty,
+    )
     _checks.require(lam is not None, "lam is missing: solve(problem, lam).")
     at_lam, basis = in_basis(problem.at(lam))
     limits = Limits.of(tol, max_steps, problem.dtype)
@@ -138,8 +147,17 @@ def lam_max(
 
     Raises: as `solve`.
     """
-    words = {"loss": loss, "weights": weights, "sample_weight": sample_weight, "offset": offset}
-    problem = Problem.of(X, y, groups, words | {"intercept": intercept, "penalty": penalty})
+    problem = Problem.of(
+        X,
+        y,
+        groups,
+        loss=loss,
+        weights=weights,
+        sample_weight=sample_weight,
+        offset=offset,
+        intercept=intercept,
+        penalty=penalty,
+    )
     return lam_max_of(in_basis(problem.at(0.0))[0])
 
 
@@ -188,14 +206,22 @@ def path(
     Raises: as `solve`; ValueError for no lam, a negative one, `min_ratio` outside (0, 1],
     `num_lams` < 1.
     """
-    words = {"loss": loss, "weights": weights, "sample_weight": sample_weight, "offset": offset}
-    problem = Problem.of(X, y, groups, words | {"intercept": intercept, "penalty": penalty})
+    problem = Problem.of(
+        X,
+        y,
+        groups,
+        loss=loss,
+        weights=weights,
+        sample_weight=sample_weight,
+        offset=offset,
+        intercept=intercept,
+        penalty=penalty,
+    )
     limits = Limits.of(tol, max_steps, problem.dtype)
-    fits = (min_ratio > 0) & (min_ratio <= 1)
-    min_ratio = jnp.where(fits, min_ratio, jnp.nan)
+    min_ratio = jnp.asarray(min_ratio)
     if lams is not None:
         _checks.require(lams.shape[0] > 0, "lams must hold at least one value.")
-        lams = jnp.where((lams >= 0) & fits, lams, jnp.nan)
+        lams = jnp.where((lams >= 0) & ~jnp.isnan(min_ratio), lams, jnp.nan)
     # A path from lam_max has lam = 0 only where the null model is a solution for every lam.
     penalised = lams is None or (_checks.is_concrete(lams) and bool(np.all(np.asarray(lams) > 0)))
     every_lam, basis = in_basis(problem.at(1.0, free_lam=not penalised))
@@ -219,9 +245,7 @@ def _start(problem: Problem, basis: Basis | None, state: State | Solution | None
     return at._replace(intercept=zero, previous_intercept=zero)
 
 
-def _answer(
-    problem: Problem, solution: Solution, lam: jax.Array, basis: Basis | None = None
-) -> Solution:
+def _answer(problem: Problem, solution: Solution, lam: jax.Array, basis: Basis | None) -> Solution:
     """With the names that give the value a meaning, and its lam; no array of the problem."""
     point: Coefficients = solution.value
     if basis is not None:

@@ -12,6 +12,7 @@ from numpyro.distributions.util import validate_sample
 
 from jaxsac import _checks, gibbs
 from jaxsac._arguments import anything, arguments, flag, integer, real, size
+from jaxsac.gibbs._sets import indicators
 
 
 class Subset(Distribution):
@@ -94,9 +95,6 @@ class Subset(Distribution):
             batch_shape, (z.shape[-1] if indicators else width,), validate_args=validate_args
         )
 
-    def _options(self) -> dict[str, Any]:
-        return {"budget": self.budget, "exactly": self.exactly, "costs": self.costs}
-
     @property
     def _batch(self) -> tuple[int, ...]:
         """The batch's shape; under `jax.vmap` of a distribution what is left of it."""
@@ -106,7 +104,7 @@ class Subset(Distribution):
         """function(z [M], *arrays, temperature=...) of every member of the batch, which is the
         first axis of the arrays; not batched where there is no batch.
         """
-        call = partial(function, **self._options())
+        call = partial(function, **_options(self))
         if not self._batch:
             return call(*arrays, self.z, temperature=self.temperature)
         flat = lambda x: x.reshape(-1, *x.shape[len(self._batch) :])  # noqa: E731
@@ -169,7 +167,7 @@ class Subset(Distribution):
     def _events(self, sets: jax.Array) -> jax.Array:
         if not self.indicators:
             return sets
-        return _vectors(sets, self.z.shape[-1]).astype(self.z.dtype)
+        return indicators(sets, self.z.shape[-1], self.z.dtype)
 
 
 class _Sets(constraints.Constraint):
@@ -182,19 +180,16 @@ class _Sets(constraints.Constraint):
         self.num_tools, self.budget, self.exactly = num_tools, budget, exactly
         self.costs, self.indicators = costs, indicators
 
-    def _options(self) -> dict[str, Any]:
-        return {"budget": self.budget, "exactly": self.exactly, "costs": self.costs}
-
     def __call__(self, x: Any) -> jax.Array:
         sets = _indices(x) if self.indicators else jnp.asarray(x)
         scores = jnp.zeros((self.num_tools,), jnp.float32)
-        return _log_prob(sets, scores, temperature=1.0, **self._options()) > -jnp.inf
+        return _log_prob(sets, scores, temperature=1.0, **_options(self)) > -jnp.inf
 
     def feasible_like(self, prototype: Any) -> jax.Array:
         """Events that are no draws: the set of no tools, or of the first ones."""
-        event = gibbs.mode(jnp.zeros((self.num_tools,), jnp.float32), **self._options())
+        event = gibbs.mode(jnp.zeros((self.num_tools,), jnp.float32), **_options(self))
         if self.indicators:
-            event = _vectors(event, self.num_tools)
+            event = indicators(event, self.num_tools, jnp.int32)
         return jnp.broadcast_to(event, jnp.shape(prototype)).astype(jnp.asarray(prototype).dtype)
 
     def tree_flatten(self):
@@ -209,6 +204,10 @@ class _Sets(constraints.Constraint):
         return bool(jnp.all(self.costs == other.costs)) if static else self.costs == other.costs
 
 
+def _options(of: Any) -> dict[str, Any]:
+    return {"budget": of.budget, "exactly": of.exactly, "costs": of.costs}
+
+
 @partial(jax.jit, static_argnames=("budget", "exactly"))
 def _log_prob(sets, z, *, temperature, budget, exactly, costs):
     """Traced, so that sets out of the support are −inf and not refused."""
@@ -221,11 +220,3 @@ def _indices(vectors: Any) -> jax.Array:
     tools = jnp.arange(vectors.shape[-1], dtype=jnp.int32)
     sets = jnp.where(vectors == 1, tools.reshape((1,) * (vectors.ndim - 1) + (-1,)), -1)
     return jnp.where((vectors == 0) | (vectors == 1), sets, vectors.shape[-1])
-
-
-def _vectors(sets: jax.Array, num_tools: int) -> jax.Array:
-    flat = sets.reshape(-1, sets.shape[-1])
-    rows = jnp.arange(flat.shape[0])[:, None]
-    places = jnp.where(flat == gibbs.NO_ACTION, num_tools, flat)
-    found = jnp.zeros((flat.shape[0], num_tools), jnp.int32).at[rows, places].set(1, mode="drop")
-    return found.reshape((*sets.shape[:-1], num_tools))

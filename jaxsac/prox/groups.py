@@ -22,6 +22,13 @@ _MAX_PADDING = 2.0
 
 
 @register
+@arguments(
+    num_groups=_arguments.size(1),
+    num_coefficients=_arguments.size(1),
+    max_size=_arguments.size(1),
+    labels=anything("made by from_labels"),
+    members=anything("made by from_labels"),
+)
 class Groups(eqx.Module):
     """A partition of p coefficients into G groups, some of which may be empty.
 
@@ -37,24 +44,6 @@ class Groups(eqx.Module):
     labels: Any = None  # int32 [p]; None: equal consecutive blocks, handled by reshape
     # int32 [G, max_size], padded with p; None: equal blocks, or sums over segments
     members: Any = None  # int32
-
-    @arguments(
-        num_groups=_arguments.size(1),
-        num_coefficients=_arguments.size(1),
-        max_size=_arguments.size(1),
-        labels=anything("made by from_labels"),
-        members=anything("made by from_labels"),
-    )
-    def __init__(
-        self,
-        num_groups: int,
-        num_coefficients: int,
-        max_size: int,
-        labels: Any = None,
-        members: Any = None,
-    ):
-        self.num_groups, self.num_coefficients = num_groups, num_coefficients
-        self.max_size, self.labels, self.members = max_size, labels, members
 
     @staticmethod
     @arguments(num_groups=_arguments.size(1), size=_arguments.size(1))
@@ -159,6 +148,15 @@ class Groups(eqx.Module):
                 -1
             )
         return per_group[jnp.asarray(self.labels)]
+
+
+def labels_of(groups: Groups) -> np.ndarray:
+    """The group of each coefficient of concrete groups, int32 [p]."""
+    return (
+        np.repeat(np.arange(groups.num_groups, dtype=np.int32), groups.max_size)
+        if groups.labels is None
+        else np.asarray(groups.labels)
+    )
 
 
 def power_of_two(size: jax.Array) -> tuple[jax.Array, jax.Array]:

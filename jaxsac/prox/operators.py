@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxsac import _checks
 from jaxsac._arguments import anything, arguments, either, real
-from jaxsac.prox.groups import GROUPS, Groups, power_of_two, safe_sqrt, scaled_norms
+from jaxsac.prox.groups import GROUPS, Groups, labels_of, power_of_two, safe_sqrt, scaled_norms
 from jaxsac.solution import register
 
 OF_GROUPS = either(real(low=0), real("G", low=0))
@@ -88,20 +88,7 @@ def prox_tree(v: jax.Array, levels: Sequence[Level], scale: jax.Array | float = 
 
 def nested(levels: Sequence[Level], v: jax.Array) -> list[tuple[Groups, Any]]:
     """The levels with weights of the dtype of `v` [p]; ValueError unless they fit it, and every
-    group lies inside one group of the next level.
-    """
-    check_nested(levels)
-    found = []
-    for position, (groups, weights) in enumerate(levels):
-        name, sizes = f"levels[{position}]", {"p": v.shape[0]}
-        GROUPS.convert(f"{name}.groups", groups, sizes, v.dtype)
-        found.append((groups, OF_GROUPS.convert(f"{name}.weights", weights, sizes, v.dtype)))
-    return found
-
-
-def check_nested(levels: Sequence[Level]) -> None:
-    """Raise ValueError unless every group lies inside one group of the next level (looked at where
-    the labels are concrete).
+    group lies inside one group of the next level (looked at where the labels are concrete).
     """
     known = isinstance(levels, Sequence) and all(isinstance(level, Level) for level in levels)
     _checks.require(known and len(levels) > 0, "levels must hold at least one Level.")
@@ -113,7 +100,7 @@ def check_nested(levels: Sequence[Level]) -> None:
         )
         if not _checks.is_concrete(inner.groups, outer.groups):
             continue
-        inner_labels, outer_labels = _labels(inner.groups), _labels(outer.groups)
+        inner_labels, outer_labels = labels_of(inner.groups), labels_of(outer.groups)
         family = np.full(inner.groups.num_groups, -1)
         family[inner_labels] = outer_labels
         _checks.require(
@@ -121,14 +108,12 @@ def check_nested(levels: Sequence[Level]) -> None:
             f"each group of level {position} must lie inside one group of level {position + 1}:"
             " order the levels from inner to outer.",
         )
-
-
-def _labels(groups: Groups) -> np.ndarray:
-    return (
-        np.repeat(np.arange(groups.num_groups), groups.max_size)
-        if groups.labels is None
-        else np.asarray(groups.labels)
-    )
+    found = []
+    for position, (groups, weights) in enumerate(levels):
+        name, sizes = f"levels[{position}]", {"p": v.shape[0]}
+        GROUPS.convert(f"{name}.groups", groups, sizes, v.dtype)
+        found.append((groups, OF_GROUPS.convert(f"{name}.weights", weights, sizes, v.dtype)))
+    return found
 
 
 @arguments(v=real(...), l1=real(..., low=0), l2=real(..., low=0))

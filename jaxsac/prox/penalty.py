@@ -3,7 +3,6 @@ with one prox and one dual norm.
 """
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -19,6 +18,12 @@ from jaxsac.solution import register
 
 
 @register
+@arguments(
+    levels=LEVELS,
+    l1=either(real(low=0, own=True), real("p", low=0, own=True)),
+    ridge=real(low=0, own=True),
+    nonnegative=flag(),
+)
 class Penalty(eqx.Module):
     """lam Ω(b) + ½ ridge ‖b‖², Ω(b) = Σ_levels Σ_g w_g ‖b_g‖₂ + Σ_j l1_j |b_j|, and b ≥ 0 if
     `nonnegative`; a pytree.
@@ -38,28 +43,10 @@ class Penalty(eqx.Module):
     inside it (Yu 2013).
     """
 
-    levels: tuple[Level, ...] = ()  # from inner to outer
+    levels: tuple[Level, ...] = eqx.field(default=(), converter=tuple)  # from inner to outer
     l1: Any = None  # [] or [p] ≥ 0
     ridge: Any = None  # [] ≥ 0
     nonnegative: bool = eqx.field(static=True, default=False)  # whether b ≥ 0 is asked for
-
-    @arguments(
-        levels=LEVELS,
-        l1=either(real(low=0, own=True), real("p", low=0, own=True)),
-        ridge=real(low=0, own=True),
-        nonnegative=flag(),
-    )
-    def __init__(
-        self,
-        levels: Sequence[Level] = (),
-        l1: Any = None,
-        ridge: Any = None,
-        nonnegative: bool = False,
-    ):
-        self.levels = tuple(levels)
-        self.l1 = l1
-        self.ridge = ridge
-        self.nonnegative = nonnegative
 
     def value(self, b: jax.Array, lam: jax.Array | float = 1.0) -> jax.Array:
         """lam Ω(b) + ½ ridge ‖b‖²; of `b` ≥ 0 if that is asked for."""
@@ -224,13 +211,13 @@ class Penalty(eqx.Module):
         """
         like = jnp.zeros(groups.num_coefficients, dtype)
         levels = [Level(*level) for level in nested((Level(groups, 1.0), *self.levels), like)[1:]]
-        levels = [level._replace(weights=_non_negative(level.weights)) for level in levels]
+        levels = [level._replace(weights=non_negative(level.weights)) for level in levels]
         l1, ridge, sizes = self.l1, self.ridge, {"p": groups.num_coefficients}
         if l1 is not None:
             l1 = jnp.asarray(l1).astype(dtype)  # numbers follow what they are applied to
-            l1 = _non_negative(OF_COEFFICIENTS.convert("penalty.l1", l1, sizes, dtype))
+            l1 = non_negative(OF_COEFFICIENTS.convert("penalty.l1", l1, sizes, dtype))
         if ridge is not None:
-            ridge = _non_negative(real(low=0).take("penalty.ridge", ridge, dtype))
+            ridge = non_negative(real(low=0).take("penalty.ridge", ridge, dtype))
         return Penalty(levels, l1, ridge, self.nonnegative)
 
     def _thresholds(self, lam, dtype):
@@ -245,5 +232,6 @@ class Penalty(eqx.Module):
         return jnp.asarray(self.ridge).astype(dtype)
 
 
-def _non_negative(numbers: Any) -> jax.Array:
+def non_negative(numbers: Any) -> jax.Array:
+    """The numbers, NaN for what is negative."""
     return jnp.where(numbers >= 0, numbers, jnp.nan)

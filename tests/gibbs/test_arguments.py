@@ -64,7 +64,7 @@ MISTAKES = [
     (lambda: gibbs.Policy(Z, budget=3, given=[9]), "given must name different tools"),
     (lambda: gibbs.Policy(Z, budget=1, given=[2, 3]), "given takes 2 of a budget of 1"),
     (lambda: gibbs.Policy(Z, budget=3).modes(0), "count must be ≥ 1"),
-    (lambda: gibbs.Policy(Z, budget=3).pair_marginals([9]), "items must be tools"),
+    (lambda: gibbs.Policy(Z, budget=3).pair_marginals([9]), "items must be < M = 9"),
     (lambda: gibbs.Policy(Z, budget=3).covariance(Z[:2]), "u must have shape"),
     (
         lambda: gibbs.Policy(Z, budget=3).kl(gibbs.Policy(Z[:4], budget=3)),

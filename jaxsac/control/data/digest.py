@@ -10,7 +10,6 @@ import numpy as np
 
 from jaxsac._sizes import padded
 from jaxsac.control.data.families import Split
-from jaxsac.control.data.log import Log
 from jaxsac.control.data.task import Task
 
 _ROW_MULTIPLE = 512
@@ -47,22 +46,6 @@ class Digest(NamedTuple):
     mean_size: float  # of the recorded sets, weighted
     slots: jax.Array | None  # int32 [V, N]: positions of the offered tools, padded with G − 1
     families: Split | None
-
-    @property
-    def log(self) -> Log:
-        return self.task.log
-
-    @property
-    def num_actions(self) -> int:
-        return self.task.num_actions
-
-    @property
-    def num_records(self) -> int:
-        return self.task.num_records
-
-    @property
-    def num_features(self) -> int:
-        return self.task.num_features
 
 
 def digest(task: Task, *, everyone: bool = False) -> Digest:

@@ -177,11 +177,10 @@ def task_of(task: Task | Log, words: dict[str, Any]) -> Task:
     return task
 
 
-def require_objective(task: Task, objective: str, who: str) -> None:
-    """For what one objective alone can answer, and not with families or without a constant."""
-    plain = "shared" if objective == "utility" else task.intercept
+def require_utility(task: Task, who: str) -> None:
+    """For what that objective alone can answer, and not with families or without a constant."""
     _checks.require(
-        (task.objective, task.intercept) == (objective, plain) and task.families is None,
-        f'{who} needs a task of objective="{objective}" with its default intercept and without'
+        task.meaning == ("utility", "shared") and task.families is None,
+        f'{who} needs a task of objective="utility" with its default intercept and without'
         " families.",
     )

@@ -14,7 +14,7 @@ from jaxsac.control.data.log import Log
 from jaxsac.control.data.sample_weight import effective_sample_size
 from jaxsac.control.data.task import Task, task_of
 from jaxsac.control.fits import likelihood, utility
-from jaxsac.control.fits.result import FitState, Result
+from jaxsac.control.imitation.working import FitState
 from jaxsac.control.policy.sparse import SparsePolicy
 from jaxsac.solution import Solution
 
@@ -85,7 +85,7 @@ def fit(
     if start is not None:
         _require_state(start, task)
     chosen = _chosen_lam(key, data, lam)
-    found: Result = objective.fit(
+    reached, status, found = objective.fit(
         data,
         chosen,
         tol=float(tolerance(tol, dtype)),
@@ -95,15 +95,17 @@ def fit(
     )
     per_tool = task.intercept == "per_tool"
     policy = SparsePolicy.of(
-        *found.state,
+        reached.tools,
+        reached.coef,
+        reached.intercept,
         task.budget,
         contexts=task.log.contexts if per_tool else None,
         dtype=dtype,
         meaning=task.meaning,
     )
-    stats = {"lam": chosen, **found.stats, "gap": found.stats["error"]}
+    stats = {"lam": chosen, **found, "gap": found["error"]}
     stats["effective_sample_size"] = effective_sample_size(np.asarray(task.sample_weight))
-    return Solution(policy, jnp.int32(found.status), as_arrays(stats, dtype), found.state)
+    return Solution(policy, jnp.int32(status), as_arrays(stats, dtype), reached)
 
 
 @arguments(on_host=True, task=record(Task, Log))

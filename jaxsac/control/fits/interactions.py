@@ -18,7 +18,7 @@ from jaxsac._iterate import Certificate
 from jaxsac._rounds import Progress, rounds
 from jaxsac._sizes import padded
 from jaxsac.control.data.digest import digest
-from jaxsac.control.data.task import Task, require_objective
+from jaxsac.control.data.task import Task, require_utility
 from jaxsac.control.fits.fit import as_arrays
 from jaxsac.prox import Groups
 from jaxsac.solution import Solution, Status, register
@@ -87,7 +87,7 @@ def fit_interactions(
     Source: the interaction extension of arXiv 2601.08271; latent overlapping blocks of Jacob,
     Obozinski & Vert 2009, Lim & Hastie 2015.
     """
-    require_objective(task, "utility", "fit_interactions")
+    require_utility(task, "fit_interactions")
     lam = float(lam)
     paired = _Paired.of(task, lam, float(pair_weight))
     tol = float(tolerance(tol, paired.utilities.dtype))

@@ -6,10 +6,10 @@ import numpy as np
 
 from jaxsac.control.data.digest import Digest
 from jaxsac.control.fits import tuning
-from jaxsac.control.fits.result import FitState, Result
 from jaxsac.control.imitation.certificate import dual_gap, largest_norm
 from jaxsac.control.imitation.solve import solve
 from jaxsac.control.imitation.working import (
+    FitState,
     intercepts,
     null_point,
     point_from,
@@ -32,8 +32,10 @@ LAMS = {"simulated": tuning.simulated, "theory": tuning.theory}
 
 def fit(
     data: Digest, lam: float, *, tol: float, max_steps: int, state: FitState | None, refit: bool
-) -> Result:
-    """The penalised fit; with `refit` the one on its support, by a ridge of 1/T alone."""
+) -> tuple[FitState, Status, dict[str, Any]]:
+    """The penalised fit, its status and numbers; with `refit` the one on its support, by a ridge of
+    1/T alone.
+    """
     start = None if state is None else point_from(data, *state)
     fitted = solve(data, lam, tol=tol, max_steps=max_steps, start=start)
     stats: dict[str, Any] = {
@@ -45,7 +47,7 @@ def fit(
     status, data = fitted.outcome.status, fitted.data
     if refit:
         support = regroup(data, fitted.point, fitted.point.norms > 0, np.zeros(0, int))
-        single, ridge = data._replace(families=None), 1 / data.num_records
+        single, ridge = data._replace(families=None), 1 / data.task.num_records
         fitted = solve(
             single, 0.0, tol=tol, max_steps=max_steps, start=support, ridge=ridge, fixed=True
         )
@@ -54,4 +56,4 @@ def fit(
             status, stats["reason"] = fitted.outcome.status, fitted.outcome.stats["reason"]
     point, alive = fitted.point, fitted.point.norms > 0
     reached = FitState(data.used[point.tools[alive]], point.coef[alive], intercepts(data, point))
-    return Result(reached, status, stats)
+    return reached, status, stats

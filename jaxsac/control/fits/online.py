@@ -210,6 +210,7 @@ def dual_average(
     lam=real(low=0),
     step=real(above=0, below=np.inf),
 )
+@jax.jit
 def dual_average_step(
     at: DualAverage, context: Any, actions: Any, *, lam: Any, step: Any
 ) -> tuple[DualAverage, jax.Array]:
@@ -228,11 +229,6 @@ def dual_average_step(
     Source: group RDA, Xiao 2010; Yang, Xu, King & Lyu 2010; the online extension of arXiv
     2601.08271.
     """
-    return _dual_average_step(at, context, actions, jnp.asarray(lam), jnp.asarray(step))
-
-
-@jax.jit
-def _dual_average_step(at: DualAverage, context, actions, lam, step):
     dtype, size = at.coef.dtype, at.coef.shape[0]
     scores = jnp.matmul(at.coef, context, precision="highest") + at.intercept
     chosen = jnp.zeros(size, dtype).at[jnp.where(actions < 0, size, actions)].set(1, mode="drop")

@@ -13,11 +13,10 @@ import numpy as np
 from jaxsac import _loops, group_lasso, losses
 from jaxsac._arguments import arguments, choice, either, integer, key, real, record, size
 from jaxsac.control.data.digest import digest
-from jaxsac.control.data.task import Task, require_objective
+from jaxsac.control.data.task import Task, require_utility
 from jaxsac.control.fits import utility
 from jaxsac.control.policy.sparse import SparsePolicy
 from jaxsac.group_lasso import State
-from jaxsac.prox import Groups
 from jaxsac.solution import Solution
 
 _NORMAL = 1.4826  # standard deviation of a normal per median absolute deviation
@@ -113,7 +112,11 @@ def robust_regression(
         own_delta, kept = jax.tree.map(
             functools.partial(jnp.where, first), by_huber(residual), without_wild(residual)
         )
-        solution = _aligned(solve(own_delta, kept, solution.state), solution)
+        solution = jax.tree.map(  # with the dtypes that the loop carries
+            lambda new, old: jnp.asarray(new, jnp.result_type(old)),
+            solve(own_delta, kept, solution.state),
+            solution,
+        )
         before, after = _scale(residual), _scale(residual_of(solution))
         moved = jnp.abs(after / jnp.where(before > 0, before, 1) - 1)
         return solution, jnp.where(first, own_delta, delta), jnp.where(first, moved, change)
@@ -213,20 +216,26 @@ def fit_robust(
 
     Source: as `robust_regression`.
     """
-    require_objective(task, "utility", "fit_robust")
+    require_utility(task, "fit_robust")
     data = digest(task)
-    tools = max(data.used.size, 1)
-    design, utilities = utility.design_of(data, tools)
-    weight = None if leverage is None else leverage_weights(task.log.contexts, leverage)
-    groups = Groups.equal(num_groups=tools, size=task.num_features)
-    problem = group_lasso.Problem(design, utilities, groups, sample_weight=weight, intercept=True)
-    dtype = utilities.dtype
+    problem = utility.problem(data)
+    if leverage is not None:
+        problem = problem.with_sample_weight(leverage_weights(task.log.contexts, leverage))
+    utilities, dtype = problem.y, problem.dtype
     limits = jnp.asarray(threshold, dtype), jnp.asarray(reject, dtype)
 
     def solve(lam) -> tuple[Solution, jax.Array]:
         lam = jnp.asarray(lam, dtype)
-        solution = _robust(problem, lam, limits, tol, max_steps, num_reweights)
-        return solution, utilities - solution.value.predict(design)
+        solution = _compiled(
+            problem,
+            lam,
+            threshold=limits[0],
+            reject=limits[1],
+            num_reweights=num_reweights,
+            tol=tol,
+            max_steps=max_steps,
+        )
+        return solution, utilities - solution.value.predict(problem.X)
 
     if isinstance(lam, str):
         residual = utilities - jnp.median(utilities)
@@ -235,7 +244,7 @@ def fit_robust(
             residual = solve(lam)[1]
         lam = _noise_level(jax.random.fold_in(key, _PILOTS), data, residual, limits[1])
     solution = solve(lam)[0]
-    coef = np.asarray(solution.value.coef).reshape(tools, -1)
+    coef = np.asarray(solution.value.coef).reshape(-1, task.num_features)
     alive = np.flatnonzero(np.any(coef != 0, axis=1))
     policy = SparsePolicy.of(
         data.used[alive],
@@ -249,10 +258,7 @@ def fit_robust(
     return solution._replace(value=policy, stats=stats)
 
 
-@functools.partial(jax.jit, static_argnames="num_reweights")
-def _robust(problem, lam, limits, tol, max_steps, num_reweights: int) -> Solution:
-    words = {"num_reweights": num_reweights, "tol": tol, "max_steps": max_steps}
-    return robust_regression(problem, lam, threshold=limits[0], reject=limits[1], **words)
+_compiled = jax.jit(robust_regression, static_argnames="num_reweights")
 
 
 def _noise_level(key: jax.Array, data: Any, residual: jax.Array, reject: jax.Array) -> float:
@@ -266,8 +272,3 @@ def _noise_level(key: jax.Array, data: Any, residual: jax.Array, reject: jax.Arr
 
 def _scale(residual: jax.Array) -> jax.Array:
     return _NORMAL * jnp.median(jnp.abs(residual - jnp.median(residual)))
-
-
-def _aligned(solution: Solution, like: Solution) -> Solution:
-    """The same numbers with the dtypes of `like`, so that a loop can carry them."""
-    return jax.tree.map(lambda a, b: jnp.asarray(a, jnp.result_type(b)), solution, like)

@@ -28,7 +28,7 @@ def simulated(key: jax.Array, data: Digest) -> float:
     cost their uses, and the T × M score matrix is never formed. ε ~ N(0, 1). The key is consumed.
     """
     found = null_point(data)[1]
-    weights = to_host(data.row_weights)[: data.num_records] * data.num_records
+    weights = to_host(data.row_weights)[: data.task.num_records] * data.task.num_records
     rates, unused_rate = np.zeros(data.used.size), 0.0
     if data.slots is None:
         entries = Entries(data.entry_tool, data.entry_record, weights[data.entry_record])
@@ -58,7 +58,7 @@ def multiplier_quantile(
     equally many entries are one batch of products. With families the largest norm is their dual
     norm of all tools' norms.
     """
-    records = data.num_records
+    records = data.task.num_records
     contexts, families = to_host(data.contexts)[:records] / records, data.families
     noise = np.asarray(jax.random.normal(key, (_NUM_DRAWS, records), np.float32), np.float64)
     noise -= noise.mean(1, keepdims=True)  # centring the scores is centring the noise
@@ -105,7 +105,7 @@ def theory(key: jax.Array, data: Digest) -> float:
     """σ_g² = max_j λ_max((1/T) Σ_t c_t² μ_tj (1 − μ_tj) ψ_t ψ_t') at the null model, then
     `theory_rate`.
     """
-    records, found = data.num_records, null_point(data)[1]
+    records, found = data.task.num_records, null_point(data)[1]
     contexts = to_host(data.contexts)[:records]
     weights = to_host(data.row_weights)[:records] * records
     if data.slots is None:
@@ -140,8 +140,8 @@ def largest_moment(tool: np.ndarray, rows: np.ndarray) -> float:
 
 def theory_rate(variance: float, data: Digest) -> float:
     """lam = 2 σ_g ((q / T)^½ + (2 log M / T)^½): the rate of arXiv 2601.08271, c₀ = 1."""
-    records, tools = data.num_records, max(data.num_actions, 2)
-    rate = np.sqrt(data.num_features / records) + np.sqrt(2 * np.log(tools) / records)
+    records, tools = data.task.num_records, max(data.task.num_actions, 2)
+    rate = np.sqrt(data.task.num_features / records) + np.sqrt(2 * np.log(tools) / records)
     return float(2 * np.sqrt(variance) * rate)
 
 
@@ -174,9 +174,9 @@ def _null_marginals(intercepts, slots, budget: int):
 
 def _offered_scores(data: Digest, found: Evaluation, weights: np.ndarray) -> Entries:
     tool, record, rate = _offers(data, found)
-    code = tool.astype(np.int64) * data.num_records + record
+    code = tool.astype(np.int64) * data.task.num_records + record
     chosen = np.searchsorted(
-        code, data.entry_tool.astype(np.int64) * data.num_records + data.entry_record
+        code, data.entry_tool.astype(np.int64) * data.task.num_records + data.entry_record
     )
     value = -rate
     value[chosen] += 1

@@ -12,9 +12,8 @@ from jaxsac import designs, group_lasso
 from jaxsac._iterate import Certificate, Outcome
 from jaxsac._linear import conjugate_gradient, dot
 from jaxsac.control.data.digest import Digest
-from jaxsac.control.fits.result import FitState, Result
 from jaxsac.control.fits.tuning import Entries, largest_moment, multiplier_quantile, theory_rate
-from jaxsac.control.imitation.working import capacity
+from jaxsac.control.imitation.working import FitState, capacity
 from jaxsac.group_lasso import State
 from jaxsac.prox import Groups, Level, Penalty
 from jaxsac.solution import Status, verdict
@@ -33,7 +32,7 @@ class _Fitted(NamedTuple):
 
 
 def lam_max(data: Digest) -> float:
-    return float(group_lasso.lam_max(_problem(data)))
+    return float(group_lasso.lam_max(problem(data)))
 
 
 def simulated(key: jax.Array, data: Digest) -> float:
@@ -45,8 +44,8 @@ def simulated(key: jax.Array, data: Digest) -> float:
 
 def theory(key: jax.Array, data: Digest) -> float:
     """σ_g² = σ² max_j λ_max((1/T) Σ_{t: j ∈ a_t} ψ_t ψ_t'), σ² the variance of the utilities."""
-    rows = np.asarray(data.log.contexts, np.float64)[data.entry_record]
-    moment = largest_moment(data.entry_tool, rows) / data.num_records
+    rows = np.asarray(data.task.log.contexts, np.float64)[data.entry_record]
+    moment = largest_moment(data.entry_tool, rows) / data.task.num_records
     return theory_rate(float(np.mean(_spread(data) ** 2)) * moment, data)
 
 
@@ -55,7 +54,7 @@ def scaled(key: jax.Array, data: Digest) -> float:
     square residual of the fit at lam: alternate from the model without coefficients, σ falling,
     until it stands. σ stays above 1 % of the utilities' spread.
     """
-    unit = noise_quantile(key, data, np.ones(data.num_records))
+    unit = noise_quantile(key, data, np.ones(data.task.num_records))
     least = 0.01 * float(np.sqrt(np.mean(_spread(data) ** 2)))
     sigma, start = 100 * least, None
     for _ in range(_SCALE_ROUNDS):
@@ -81,19 +80,21 @@ def noise_quantile(key: jax.Array, data: Digest, noise: np.ndarray) -> float:
 
 def residual(data: Digest, tools: np.ndarray, coef: np.ndarray) -> np.ndarray:
     """u_t minus its prediction [T], with the best constant; tools [k] by position, coef [k, q]."""
-    full = np.zeros((data.used.size, data.num_features))
+    full = np.zeros((data.used.size, data.task.num_features))
     full[tools] = coef
-    contexts = np.asarray(data.log.contexts, np.float64)
+    contexts = np.asarray(data.task.log.contexts, np.float64)
     chosen = np.einsum("eq,eq->e", full[data.entry_tool], contexts[data.entry_record])
-    left = np.asarray(data.log.utilities, np.float64)
-    left = left - np.bincount(data.entry_record, chosen, data.num_records)
+    left = np.asarray(data.task.log.utilities, np.float64)
+    left = left - np.bincount(data.entry_record, chosen, data.task.num_records)
     return left - left.mean() if _with_constant(data) else left
 
 
 def fit(
     data: Digest, lam: float, *, tol: float, max_steps: int, state: FitState | None, refit: bool
-) -> Result:
-    """The penalised fit; with `refit` the one on its support, by a ridge of 1/T alone."""
+) -> tuple[FitState, Status, dict[str, Any]]:
+    """The penalised fit, its status and numbers; with `refit` the one on its support, by a ridge of
+    1/T alone.
+    """
     start = None
     if state is not None:
         known = np.isin(state.tools, data.used)
@@ -107,8 +108,8 @@ def fit(
         stats |= {"refit_objective": found.objective, "refit_gap": certificate.error}
         status = status if status != Status.CONVERGED else found.outcome.status
     stats["constant"] = found.constant
-    reached = FitState(data.used[found.tools], found.coef, np.zeros(data.num_actions))
-    return Result(reached, status, stats)
+    reached = FitState(data.used[found.tools], found.coef, np.zeros(data.task.num_actions))
+    return reached, status, stats
 
 
 def solve(data: Digest, lam: float, tol: float) -> tuple[np.ndarray, np.ndarray]:
@@ -121,14 +122,14 @@ def _solve(data: Digest, lam: float, tol: float, max_steps: int, start: Any) -> 
     """Group lasso through `group_lasso.solve` on the used tools alone: an unused one has gradient
     zero, hence coefficients zero, exactly.
     """
-    problem = _problem(data)
-    coef = np.zeros((problem.groups.num_groups, data.num_features))
+    asked = problem(data)
+    coef = np.zeros((asked.groups.num_groups, data.task.num_features))
     if start is not None:
         coef[start[0]] = start[1]
-    zero, one = jnp.zeros((), problem.dtype), jnp.ones((), problem.dtype)
-    flat = jnp.asarray(coef.reshape(-1), problem.dtype)
+    zero, one = jnp.zeros((), asked.dtype), jnp.ones((), asked.dtype)
+    flat = jnp.asarray(coef.reshape(-1), asked.dtype)
     state = State(flat, zero, flat, zero, one, one)  # from nothing too: one compilation for both
-    solution = group_lasso.solve(problem, lam=lam, tol=tol, max_steps=max_steps, state=state)
+    solution = group_lasso.solve(asked, lam=lam, tol=tol, max_steps=max_steps, state=state)
     coef = np.asarray(solution.value.coef, np.float64).reshape(coef.shape)
     tools = np.flatnonzero(np.any(coef != 0, axis=1))
     stats = solution.stats
@@ -142,8 +143,8 @@ def _refit(data: Digest, found: _Fitted, tol: float, max_steps: int) -> _Fitted:
     """Least squares on the support with ridge/2 ‖θ‖², ridge = 1/T, by conjugate gradients; the gap
     is ‖gradient‖² / (2 ridge), by strong convexity.
     """
-    contexts = jnp.asarray(np.asarray(data.log.contexts))
-    utilities = jnp.asarray(np.asarray(data.log.utilities), contexts.dtype)
+    contexts = jnp.asarray(np.asarray(data.task.log.contexts))
+    utilities = jnp.asarray(np.asarray(data.task.log.utilities), contexts.dtype)
     dtype, size = contexts.dtype, found.tools.size
 
     def centre(x):
@@ -160,11 +161,11 @@ def _refit(data: Digest, found: _Fitted, tol: float, max_steps: int) -> _Fitted:
     if size == 0:
         return found._replace(outcome=ended(jnp.zeros_like(scale)), objective=scale)
     design = designs.budgeted_choice(_renumbered(data, data.used[found.tools]), contexts, size)
-    ridge = jnp.asarray(1 / data.num_records, dtype)
+    ridge = jnp.asarray(1 / data.task.num_records, dtype)
 
     def gradient(coef, target):
         error = centre(centre(design.predict(coef)) - target)
-        return design.adjoint(error) / data.num_records + ridge * coef
+        return design.adjoint(error) / data.task.num_records + ridge * coef
 
     @jax.jit
     def run(start, target):
@@ -187,41 +188,40 @@ def _refit(data: Digest, found: _Fitted, tol: float, max_steps: int) -> _Fitted:
     return _Fitted(found.tools, values, float(constant), ended(gap), objective)
 
 
-def design_of(data: Digest, num_tools: int) -> tuple[Any, jax.Array]:
-    """The design of the used tools, with room for `num_tools`, and the utilities."""
-    contexts = jnp.asarray(np.asarray(data.log.contexts))
-    design = designs.budgeted_choice(_renumbered(data, data.used), contexts, num_tools)
-    return design, jnp.asarray(np.asarray(data.log.utilities), contexts.dtype)
-
-
-def _problem(data: Digest) -> group_lasso.Problem:
+def problem(data: Digest) -> group_lasso.Problem:
     """The group lasso on the used tools."""
     size, families = capacity(data.used.size), data.families  # tools without records: few shapes
-    design, utilities = design_of(data, size)
-    groups = Groups.equal(num_groups=size, size=data.num_features)
+    contexts = jnp.asarray(np.asarray(data.task.log.contexts))
+    design = designs.budgeted_choice(_renumbered(data, data.used), contexts, size)
+    groups = Groups.equal(num_groups=size, size=data.task.num_features)
     weights = penalty = None
     if families is not None:
         label = np.unique(families.label, return_inverse=True)[1].reshape(-1)
         beside = np.arange(size - label.size)  # the padding tools are families of one
         label = np.append(label, label.max(initial=-1) + 1 + beside)
-        together = Groups.from_labels(np.repeat(label, data.num_features))
+        together = Groups.from_labels(np.repeat(label, data.task.num_features))
         weights = np.full(size, 1 - families.share, design.dtype)
         penalty = Penalty(levels=(Level(together, families.share),))
     return group_lasso.Problem(
-        design, utilities, groups, weights=weights, penalty=penalty, intercept=_with_constant(data)
+        design,
+        jnp.asarray(np.asarray(data.task.log.utilities), contexts.dtype),
+        groups,
+        weights=weights,
+        penalty=penalty,
+        intercept=_with_constant(data),
     )
 
 
 def _renumbered(data: Digest, tools: np.ndarray) -> np.ndarray:
     """The actions in the numbering of `tools`, -1 for others."""
-    lookup = np.full(data.num_actions + 1, -1, np.int32)
+    lookup = np.full(data.task.num_actions + 1, -1, np.int32)
     lookup[tools] = np.arange(tools.size)
-    return lookup[np.asarray(data.log.actions)]
+    return lookup[np.asarray(data.task.log.actions)]
 
 
 def _spread(data: Digest) -> np.ndarray:
     """u_t around their mean, if there is a constant."""
-    return residual(data, np.zeros(0, int), np.zeros((0, data.num_features)))
+    return residual(data, np.zeros(0, int), np.zeros((0, data.task.num_features)))
 
 
 def _with_constant(data: Digest) -> bool:

@@ -61,7 +61,7 @@ def dual_gap(
         target = data.group_frequency + data.prior_use
         group_alpha = np.where(live, target / np.where(live, group_use, 1), 1)
     elif data.task.intercept == "shared":
-        total = data.mean_size + data.num_actions * data.prior_use
+        total = data.mean_size + data.task.num_actions * data.prior_use
         share = total / (use.sum() + counts @ group_use)
         alpha, group_alpha = share * alpha, share * group_alpha
 
@@ -81,7 +81,7 @@ def dual_gap(
     rising = alphas > np.where(odds > 1 / (64 * eps), 1 + 64 * eps, 1)
     rise = alphas[rising] - 1
     needs = [1 - alphas, rise * odds[rising]]
-    if data.task.budget < data.num_actions:
+    if data.task.budget < data.task.num_actions:
         needs.append(rise * float(found.top_load))
     # NaN stays NaN, and fails the comparison.
     tau = float(np.max(np.concatenate(needs), initial=0.0))

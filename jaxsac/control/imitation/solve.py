@@ -90,7 +90,7 @@ def solve(
     def advance(at: _At, progress: Progress) -> _At:
         if not fixed:
             at = _next_set(at, lam, ridge)
-        if data.num_features > _MATRICES:
+        if data.task.num_features > _MATRICES:
             return _quasi_newton_steps(at, lam, ridge)
         return _newton_step(at, lam, ridge, progress.num_steps)
 
@@ -239,7 +239,7 @@ def _with_uses(at: _At, point: Point, found: Evaluation) -> Point:
 
 
 def _first(data: Digest) -> int:
-    return _FIRST if data.num_features <= _MATRICES else _FIRST_BY_PRODUCTS
+    return _FIRST if data.task.num_features <= _MATRICES else _FIRST_BY_PRODUCTS
 
 
 def _violators(data: Digest, point: Point, norms: np.ndarray, lam: float) -> np.ndarray:

@@ -10,6 +10,7 @@ from jaxsac._sizes import padded
 from jaxsac.control.data.digest import Digest
 from jaxsac.control.imitation.likelihood import Evaluation, Working, evaluate
 from jaxsac.control.imitation.offered import Offers, evaluate_offered
+from jaxsac.solution import register
 
 
 class Point(NamedTuple):
@@ -28,6 +29,15 @@ class Point(NamedTuple):
     def alive(self) -> np.ndarray:
         """Positions of the tools that are not zero."""
         return self.tools[self.norms > 0]
+
+
+@register
+class FitState(NamedTuple):
+    """Where a later fit may start, on this log or another."""
+
+    tools: np.ndarray  # int [k], ascending: those that look at the context
+    coef: np.ndarray  # [k, q]
+    intercept: np.ndarray  # [M]
 
 
 def capacity(size: int) -> int:
@@ -95,11 +105,11 @@ def null_point(data: Digest) -> tuple[Point, Evaluation]:
     if mode == "per_tool":
         rate = (data.group_frequency + data.prior_use) / (1 + data.prior_weight)
     elif mode == "shared":
-        size = min(max(data.mean_size, 0.5), data.num_actions - 0.5)
-        rate = np.full(groups, size / data.num_actions)
+        size = min(max(data.mean_size, 0.5), data.task.num_actions - 0.5)
+        rate = np.full(groups, size / data.task.num_actions)
     rate = np.minimum(rate, 0.99)
     none = np.zeros(0, int)
-    coef = np.zeros((0, data.num_features))
+    coef = np.zeros((0, data.task.num_features))
     start = Point(none, coef, np.zeros(0), np.log(rate) - np.log1p(-rate))
     return evaluate_point(one_row, working_set(one_row, none), start)
 
@@ -109,7 +119,7 @@ def point_from(data: Digest, tools: np.ndarray, coef: np.ndarray, intercept: np.
     Tools that this log does not use are dropped, groups take their members' mean intercept.
     """
     if data.task.intercept == "none":
-        intercept = np.zeros(data.num_actions)
+        intercept = np.zeros(data.task.num_actions)
     known = np.isin(tools, data.used)
     place = np.searchsorted(data.used, tools[known])
     groups = data.group_size.size
@@ -117,7 +127,7 @@ def point_from(data: Digest, tools: np.ndarray, coef: np.ndarray, intercept: np.
     outside[place] = False
     sums = np.bincount(data.group[outside], intercept[data.used[outside]], groups)
     counts = np.bincount(data.group[outside], minlength=groups)
-    unused = np.ones(data.num_actions, bool)
+    unused = np.ones(data.task.num_actions, bool)
     unused[data.used] = False
     unused[tools] = False
     fallback = float(intercept[unused][0]) if unused.any() else float(intercept.mean())
@@ -128,7 +138,7 @@ def point_from(data: Digest, tools: np.ndarray, coef: np.ndarray, intercept: np.
 
 def intercepts(data: Digest, point: Point) -> np.ndarray:
     """One number per tool, [M]."""
-    found = np.full(data.num_actions, point.group_intercept[-1])
+    found = np.full(data.task.num_actions, point.group_intercept[-1])
     found[data.used] = point.group_intercept[data.group]
     found[data.used[point.tools]] = point.intercept
     return found

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsac import _loops
+from jaxsac.gibbs._polynomial import convolve
 
 
 def size_weights(scores: jax.Array, counts: jax.Array, budget: int) -> tuple[jax.Array, jax.Array]:
@@ -61,10 +62,7 @@ def size_weights(scores: jax.Array, counts: jax.Array, budget: int) -> tuple[jax
 
     ones = jnp.zeros((head_size + 1, budget + 1), dtype).at[:, 0].set(1)
     heads = _loops.scan(multiply, ones, (factors, jnp.arange(head_size)))[0]
-    difference = jnp.arange(budget + 1)[None, :] - jnp.arange(budget + 1)[:, None]
-    # [i, r] = tail_{r − i}
-    toeplitz = jnp.where(difference >= 0, tail[jnp.maximum(difference, 0)], 0)
-    products = jnp.matmul(heads, toeplitz, precision="highest")
+    products = convolve(heads, tail)
     degrees = jnp.arange(budget + 1, dtype=dtype)
     whole = jnp.where(degrees <= ends[-1], products[-1], 0)
 

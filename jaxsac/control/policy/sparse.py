@@ -50,8 +50,12 @@ class SparsePolicy(eqx.Module):
         for name in ("positions", "background", "tools"):
             values = getattr(self, name)
             if values is not None and _checks.is_concrete(values):
-                ascending = bool((np.diff(np.asarray(values)) > 0).all())
-                _checks.require(ascending, f"{name} must ascend, each tool once.")
+                limit = 2**31 if name == "tools" else self.num_actions
+                steps = np.diff(np.asarray(values, np.int64), prepend=-1, append=limit)
+                _checks.require(
+                    bool((steps > 0).all()),
+                    f"{name} must ascend from 0 to below {limit}, each tool once.",
+                )
 
     @classmethod
     def of(
@@ -241,31 +245,21 @@ def load_policy(path: Any) -> SparsePolicy:
     meaning = metadata.get("meaning")
     try:
         _require_consistent(arrays, metadata)
-        fields: Any = {"tools": None} | arrays
+        fields: Any = {"tools": None, "budget": metadata.get("budget")} | arrays
         return SparsePolicy(
-            **fields,
-            budget=metadata["budget"],
-            meaning=None if meaning is None else (str(meaning[0]), str(meaning[1])),
+            **fields, meaning=None if meaning is None else (str(meaning[0]), str(meaning[1]))
         )
     except ValueError as error:
         raise _files.FileError(f"{path}: {error}") from None
 
 
 def _require_consistent(arrays: dict[str, np.ndarray], metadata: dict[str, Any]) -> None:
+    """What the policy itself does not look at."""
     tools = {"tools": ("i", ("M",))} if "tools" in arrays else {}
     _files.check(arrays, _ARRAYS | tools)
-    budget = metadata.get("budget")
-    if isinstance(budget, bool) or not isinstance(budget, int) or not 0 <= budget < 2**31:
-        raise _files.FileError("the budget is not a whole number >= 0 and below 2^31.")
     meaning = metadata.get("meaning")
     if meaning is not None and not (isinstance(meaning, list) and len(meaning) == 2):
         raise _files.FileError(f"the meaning {meaning!r} is not a pair of names.")
-    num_actions = arrays["intercept"].size
-    limits = {"positions": num_actions, "background": num_actions, "tools": (1 << 31) - 1}
-    for name, limit in limits.items():
-        values = arrays.get(name, np.zeros(0, np.int32))
-        if values.size and (values[0] < 0 or values[-1] >= limit or (np.diff(values) <= 0).any()):
-            raise _files.FileError(f"{name} must ascend from 0 to below {limit}.")
     if np.isin(arrays["positions"], arrays["background"]).any():
         raise _files.FileError("a tool is in the support and in the background.")
     intercept = arrays["intercept"]

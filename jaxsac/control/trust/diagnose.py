@@ -1,6 +1,6 @@
 """When to trust the kept tools: everything that a log can say about a fitted policy."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +14,10 @@ from jaxsac.control.data.sample_weight import effective_sample_size
 from jaxsac.control.data.task import Task, sizes
 from jaxsac.control.fits import likelihood, tuning, utility
 from jaxsac.control.fits.fit import fit
-from jaxsac.control.fits.result import FitState
 from jaxsac.control.imitation.certificate import dual_gap
 from jaxsac.control.imitation.solve import solve
 from jaxsac.control.imitation.working import (
+    FitState,
     Point,
     evaluate_point,
     null_point,
@@ -166,11 +166,7 @@ def _require_answer(task: Task, policy: Any) -> None:
     )
 
 
-class _Judged(NamedTuple):
-    norms: np.ndarray  # [M]: ‖g_j‖
-    curvature: LogCurvature
-    noise: float
-    oracle: float
+_Judged = tuple[np.ndarray, LogCurvature, float, float]  # ‖g_j‖ [M], H, noise, oracle margin
 
 
 def _judge_likelihood(data: Digest, state: FitState, keys, lam, truth) -> _Judged:
@@ -182,7 +178,7 @@ def _judge_likelihood(data: Digest, state: FitState, keys, lam, truth) -> _Judge
         working = working_set(data, point.tools)
         point, found = evaluate_point(data, working, point)
         gap = dual_gap(data, working, point, found, 0.0, 0.0)
-        norms = np.full(data.num_actions, gap.unused_norm)
+        norms = np.full(data.task.num_actions, gap.unused_norm)
         norms[data.used] = gap.norms
         return point, norms
 
@@ -196,19 +192,19 @@ def _judge_likelihood(data: Digest, state: FitState, keys, lam, truth) -> _Judge
         tol = 1e-9 if data.contexts.dtype == jnp.float64 else 1e-5
         best = solve(data, lam, tol=tol, max_steps=likelihood.MAX_STEPS, start=only, fixed=True)
         oracle = _margin(norms_at(best.point)[1], truth, lam)
-    return _Judged(norms, curvature, _noise(tuning.simulated, keys[0], data), oracle)
+    return norms, curvature, _noise(tuning.simulated, keys[0], data), oracle
 
 
 def _judge_utility(data: Digest, state: FitState, keys, lam, truth) -> _Judged:
-    contexts = to_host(data.log.contexts)
+    contexts = to_host(data.task.log.contexts)
     known = np.isin(state.tools, data.used)
     tools, coef = np.searchsorted(data.used, state.tools[known]), state.coef[known]
 
     def norms_at(tools: np.ndarray, coef: np.ndarray) -> np.ndarray:
-        residual = utility.residual(data, tools, coef) / data.num_records
+        residual = utility.residual(data, tools, coef) / data.task.num_records
         pulled = residual[data.entry_record, None] * contexts[data.entry_record]
         columns = [np.bincount(data.entry_tool, column, data.used.size) for column in pulled.T]
-        norms = np.zeros(data.num_actions)
+        norms = np.zeros(data.task.num_actions)
         norms[data.used] = np.sqrt(np.sum(np.square(columns), axis=0))
         return norms
 
@@ -217,14 +213,14 @@ def _judge_utility(data: Digest, state: FitState, keys, lam, truth) -> _Judged:
     oracle = float("nan")
     if truth is not None:
         lam = _level(norms[state.tools]) if lam is None else lam
-        actions = np.asarray(data.log.actions)
+        actions = np.asarray(data.task.log.actions)
         actions = np.where(np.isin(actions, truth), actions, -1)
-        part = digest(data.task.with_log(data.log._replace(actions=actions)))
+        part = digest(data.task.with_log(data.task.log._replace(actions=actions)))
         part = part._replace(families=None)
         best, best_coef = utility.solve(part, lam, 1e-9)
         best = np.searchsorted(data.used, part.used[best])
         oracle = _margin(norms_at(best, best_coef), truth, lam)
-    return _Judged(norms, curvature, _noise(utility.simulated, keys[0], data), oracle)
+    return norms, curvature, _noise(utility.simulated, keys[0], data), oracle
 
 
 def _level(on_support: np.ndarray) -> float:

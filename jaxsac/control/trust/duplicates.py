@@ -5,6 +5,8 @@ families they suggest.
 from typing import NamedTuple
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from jaxsac.control.data.digest import Digest
 
@@ -36,7 +38,7 @@ def near_duplicates(data: Digest, threshold: float) -> Duplicates:
     probability 1 %, so that two tools without a taste are no pair: n ‖d‖² > tr C + 2 (x tr C²)^½ +
     2 x λ_max(C), x = log(100 · tools) (Laurent & Massart 2000).
     """
-    contexts = np.asarray(data.contexts, np.float64)[: data.num_records]
+    contexts = np.asarray(data.contexts, np.float64)[: data.task.num_records]
     uses = np.bincount(data.entry_tool, minlength=data.used.size)
     chosen = np.flatnonzero(uses >= _MIN_USES)
     chosen = np.sort(chosen[np.argsort(-uses[chosen], kind="stable")[:_MOST]])
@@ -85,16 +87,8 @@ def _pairs(
 
 
 def _components(pairs: list[tuple[int, int, float]]) -> list[tuple[int, ...]]:
-    root: dict[int, int] = {}
-
-    def find(tool: int) -> int:
-        while root.setdefault(tool, tool) != tool:
-            tool = root[tool]
-        return tool
-
-    for first, second, _ in pairs:
-        root[find(second)] = find(first)
-    families: dict[int, list[int]] = {}
-    for tool in root:
-        families.setdefault(find(tool), []).append(tool)
-    return sorted(tuple(sorted(members)) for members in families.values())
+    ends = np.array([pair[:2] for pair in pairs], int).reshape(-1, 2)
+    tools, place = np.unique(ends, return_inverse=True)
+    edges = np.ones(len(ends)), place.reshape(-1, 2).T
+    number, label = connected_components(coo_array(edges, shape=(tools.size, tools.size)), False)
+    return sorted(tuple(tools[label == family].tolist()) for family in range(number))

@@ -39,7 +39,7 @@ def likelihood_curvature(key: jax.Array | None, data: Digest, point: Point) -> L
     (unless records offer their own tools), so two of each kind stand for it: nothing depends on M.
     Where records offer their own tools, all offered ones are listed.
     """
-    records, (size, q), budget = data.num_records, point.coef.shape, data.task.budget
+    records, (size, q), budget = data.task.num_records, point.coef.shape, data.task.budget
     dtype = data.contexts.dtype
     chosen = np.arange(records)
     if records > _MAX_RECORDS:
@@ -80,7 +80,7 @@ def likelihood_curvature(key: jax.Array | None, data: Digest, point: Point) -> L
         hessian = to_host(_dense(problem, budget))
     elif size:
         signed = float(_signed(problem, jnp.asarray(support), budget))
-    whole = counts.size == 0 and n == data.num_actions
+    whole = counts.size == 0 and n == data.task.num_actions
     return LogCurvature(hessian, support, coef, whole, signed, chosen.size)
 
 
@@ -224,7 +224,11 @@ def utility_curvature(data: Digest, tools: np.ndarray, coef: np.ndarray) -> LogC
     Listed are the support and then the most used tools, as many as fit; an unused tool has H_jj =
     0.
     """
-    contexts, q, records = to_host(data.log.contexts), data.num_features, data.num_records
+    contexts, q, records = (
+        to_host(data.task.log.contexts),
+        data.task.num_features,
+        data.task.num_records,
+    )
     uses = np.bincount(data.entry_tool, minlength=data.used.size)
     uses[tools] = uses.max(initial=0) + 1
     listed = np.argsort(-uses, kind="stable")[: max(_LARGEST // q, 0)]
@@ -243,5 +247,5 @@ def utility_curvature(data: Digest, tools: np.ndarray, coef: np.ndarray) -> LogC
     hessian = (design.T @ design / records).reshape(listed.size, q, listed.size, q)
     own = np.zeros((listed.size, q))
     own[place[tools]] = coef
-    whole = listed.size == data.num_actions
+    whole = listed.size == data.task.num_actions
     return LogCurvature(hessian, np.isin(listed, tools), own, whole, float("nan"), records)

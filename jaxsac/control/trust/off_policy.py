@@ -3,6 +3,7 @@ form, with confidence intervals.
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -45,6 +46,7 @@ class OffPolicyValue(NamedTuple):
     max_weight=_MAX_WEIGHT,
     confidence=_CONFIDENCE,
 )
+@functools.partial(jax.jit, static_argnames="self_normalised")
 def importance_value(
     log_ratio: Any,
     utilities: Any,
@@ -82,14 +84,6 @@ def importance_value(
     )
     if predicted is None:
         predicted = expected = jnp.zeros_like(log_ratio)
-    limits = jnp.asarray(max_weight), jnp.asarray(confidence)
-    return _importance_value(log_ratio, utilities, predicted, expected, *limits, self_normalised)
-
-
-@jax.jit(static_argnums=6)
-def _importance_value(
-    log_ratio, utilities, predicted, expected, max_weight, confidence, self_normalised: bool
-) -> OffPolicyValue:
     z = jax.scipy.special.ndtri((1 + confidence) / 2)
     size = jnp.asarray(utilities.shape[0], utilities.dtype)
     weights = jnp.minimum(jnp.exp(log_ratio), max_weight)

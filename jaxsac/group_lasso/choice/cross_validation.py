@@ -10,7 +10,7 @@ from jaxsac import _checks
 from jaxsac._arguments import arguments, integer, real, size
 from jaxsac.group_lasso.choice.criteria import best_lam
 from jaxsac.group_lasso.methods import apart
-from jaxsac.group_lasso.problem.null import geometric
+from jaxsac.group_lasso.problem.free import geometric
 from jaxsac.group_lasso.problem.record import PROBLEM, LinearModel, Problem
 from jaxsac.group_lasso.solver import lam_max, path
 from jaxsac.solution import Solution, Status

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxsac._arguments import arguments, key as key_of, real, record, size
-from jaxsac.group_lasso.problem.free import without_free
-from jaxsac.group_lasso.problem.null import fit_null, lam_max_of, largest_pull
+from jaxsac.group_lasso.problem.free import fit_null, lam_max_of, largest_pull, without_free
 from jaxsac.group_lasso.problem.objective import Coefficients, Objective, recentre
 from jaxsac.group_lasso.problem.record import PROBLEM, LinearModel, Problem
 from jaxsac.solution import Solution
@@ -58,7 +57,6 @@ def simulated_lam(
 
     Source: Chernozhukov et al. (2013).
     """
-    level = jnp.where((level > 0) & (level < 1), level, jnp.nan)
     at_zero, pilot = problem.at(0.0), None
     if solution is not None:
         pilot = recentre(at_zero, problem.coefficients(solution))

@@ -15,6 +15,7 @@ from jaxsac.group_lasso.methods.loop import programs
 from jaxsac.group_lasso.problem.record import PROBLEM, Problem
 from jaxsac.group_lasso.solver import path
 from jaxsac.prox import Groups, group_norms
+from jaxsac.prox.penalty import non_negative
 from jaxsac.solution import Solution, Status
 
 _BATCH = 16  # fits at a time, in bounded memory
@@ -78,11 +79,8 @@ def stability_selection(
     """
     dtype, groups = problem.dtype, problem.groups
     _checks.require(problem.offset.shape[0] >= 2, "stability_selection needs at least 2 records.")
-    threshold = jnp.where((threshold > 0.5) & (threshold <= 1), threshold, jnp.nan)
-    lams, limits = (
-        jnp.atleast_1d(jnp.where(lam >= 0, lam, jnp.nan)),
-        Limits.of(tol, max_steps, dtype),
-    )
+    threshold, lams = jnp.asarray(threshold), jnp.atleast_1d(non_negative(lam))
+    limits = Limits.of(tol, max_steps, dtype)
     halves = _halves(key, problem.sample_weight, num_pairs=num_pairs)
     if choose(problem.at(1.0), lams, *limits).name == METHODS[LOOP]:
         chosen, status = _fits(problem, lams, limits, halves)

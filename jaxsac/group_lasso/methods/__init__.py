@@ -20,8 +20,8 @@ from jaxsac.group_lasso.methods.limits import (
 )
 from jaxsac.group_lasso.methods.loop import programs, rounds as compiled_rounds
 from jaxsac.group_lasso.methods.loop.fista import State
-from jaxsac.group_lasso.problem.derivative import differentiable
 from jaxsac.group_lasso.problem.objective import Coefficients, Objective, recentre
+from jaxsac.group_lasso.problem.support import differentiable
 from jaxsac.solution import Solution
 
 

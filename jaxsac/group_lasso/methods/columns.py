@@ -18,11 +18,11 @@ from jaxsac._sizes import padded
 from jaxsac.designs import Dense, MultiOutput
 from jaxsac.group_lasso.methods.limits import COLUMNS, Lams, Limits, one_after_another
 from jaxsac.group_lasso.methods.loop import rounds
-from jaxsac.group_lasso.methods.loop.batches import Setup, certify, finish, run, set_up
 from jaxsac.group_lasso.methods.loop.fista import allowed, start
-from jaxsac.group_lasso.methods.loop.programs import finished
+from jaxsac.group_lasso.methods.loop.programs import Setup, certify, finish, finished, run, set_up
 from jaxsac.group_lasso.problem.objective import Coefficients, Objective, uncentred
 from jaxsac.group_lasso.problem.support import restrict_to_columns
+from jaxsac.prox.groups import labels_of
 from jaxsac.solution import RUNNING, Solution, Status, reason_of, verdict
 
 _WORTHWHILE = 1 << 18  # numbers in X, below which the loop on all columns takes no longer
@@ -74,6 +74,7 @@ def run_rounds(
     tol, max_steps = limits
     point = setup.null if at is None else at._replace(coef=allowed(problem, at.coef))
     unit, free = _units(problem), np.asarray(problem.unpenalised)
+    by_column = isinstance(uncentred(problem), MultiOutput)
     num_units, num_columns = int(unit.max()) + 1, _matrix(problem).shape[1]
     best, since, num_passes = np.inf, 0, 0
     while True:
@@ -88,7 +89,7 @@ def run_rounds(
         most = max(_FEWEST, 2 * np.count_nonzero(needed))
         complete = len(new) <= most
         needed[new if complete else new[np.argpartition(-score[new], most)[:most]]] = True
-        columns = _columns_of(problem, unit, needed)
+        columns = np.flatnonzero(needed if by_column else needed[unit]).astype(np.int32)
 
         progress = since < _PATIENCE and 2 * len(columns) <= num_columns
         more = num_passes < int(max_steps)
@@ -124,7 +125,7 @@ def _units(problem: Objective) -> np.ndarray:
     """Which coefficients come and go together [p]: those of a group, or with several outputs those
     of a feature.
     """
-    design, groups = uncentred(problem), problem.groups
+    design = uncentred(problem)
     if isinstance(design, MultiOutput):
         features = np.arange(design.features.shape[1], dtype=np.int32)
         return (
@@ -132,15 +133,7 @@ def _units(problem: Objective) -> np.ndarray:
             if design.by == "output"
             else np.repeat(features, design.num_outputs)
         )
-    if groups.labels is not None:
-        return np.asarray(groups.labels)
-    return np.repeat(np.arange(groups.num_groups, dtype=np.int32), groups.max_size)
-
-
-def _columns_of(problem: Objective, unit: np.ndarray, needed: np.ndarray) -> np.ndarray:
-    return np.flatnonzero(
-        needed if isinstance(uncentred(problem), MultiOutput) else needed[unit]
-    ).astype(np.int32)
+    return labels_of(problem.groups)
 
 
 def _filled_up(columns: np.ndarray, num_columns: int) -> np.ndarray:

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 
 from jaxsac._arguments import tolerance
-from jaxsac.group_lasso.problem.null import geometric, lam_max_of
+from jaxsac.group_lasso.problem.free import geometric, lam_max_of
 from jaxsac.group_lasso.problem.objective import Coefficients, Objective, recentre, with_lam
 from jaxsac.solution import Solution
 
@@ -26,12 +27,12 @@ class Limits(NamedTuple):
         return Limits(tolerance(tol, dtype), jnp.asarray(max_steps))
 
 
-class Lams(NamedTuple):
+class Lams(eqx.Module):
     """The lams of a path [L], or None for `num` of them from lam_max to `min_ratio` lam_max."""
 
     values: jax.Array | None
     min_ratio: jax.Array
-    num: int
+    num: int = eqx.field(static=True)
 
 
 def one_after_another(

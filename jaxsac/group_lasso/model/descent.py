@@ -10,6 +10,7 @@ from jax import lax
 
 from jaxsac import _loops
 from jaxsac._linear import inverse
+from jaxsac.group_lasso.model.quadratic import namespace
 from jaxsac.prox.groups import safe_sqrt
 
 _EPOCHS = 5  # of a cycle: as many differences enter the extrapolation
@@ -37,32 +38,27 @@ def gram_matrices(blocks: jax.Array) -> tuple[jax.Array, jax.Array]:
     return grams, eigenvalue_bounds(grams)
 
 
-def eigenvalue_bounds(grams: jax.Array) -> jax.Array:
+def eigenvalue_bounds(grams: Any) -> Any:
     """An upper bound of the largest eigenvalue of each H_g [C, q, q], (tr H^64)^(1/64), at most
-    q^(1/64) too large.
+    q^(1/64) too large; of NumPy arrays too.
     """
-
-    def square(k, carry):
-        power, log_bound = carry
-        trace = jnp.einsum("gaa->g", power)
-        trace = jnp.where(trace > 0, trace, 1.0)
-        power = power / trace[:, None, None]
-        return _squares(power), log_bound + jnp.log(trace) * 0.5 ** k.astype(trace.dtype)
-
-    zeros = jnp.zeros(grams.shape[0], grams.dtype)
-    power, log_bound = _loops.fori_loop(0, _SQUARINGS, square, (grams, zeros))
-    last = jnp.einsum("gaa->g", power)
-    bound = jnp.exp(log_bound + jnp.log(jnp.where(last > 0, last, 1.0)) * 0.5**_SQUARINGS)
-    return jnp.where(jnp.einsum("gaa->g", grams) > 0, bound, 0.0)
+    xp = namespace(grams)
+    power, log_bound = grams, xp.zeros(len(grams), grams.dtype)
+    for k in range(_SQUARINGS + 1):
+        trace = xp.einsum("gaa->g", power)
+        trace = xp.where(trace > 0, trace, 1)
+        log_bound = log_bound + xp.log(trace) / 2**k
+        power = _squares(power / trace[:, None, None]) if k < _SQUARINGS else power
+    return xp.where(xp.einsum("gaa->g", grams) > 0, xp.exp(log_bound), 0).astype(grams.dtype)
 
 
-def _squares(matrices: jax.Array) -> jax.Array:
-    """H_g H_g: as one sum where the matrices are small, for a batched product pays for each of
-    them.
+def _squares(matrices: Any) -> Any:
+    """H_g H_g: compiled as one sum where the matrices are small, for a batched product pays for
+    each of them.
     """
-    if matrices.shape[1] <= _SMALL:
+    if namespace(matrices) is jnp and matrices.shape[1] <= _SMALL:
         return jnp.sum(matrices[:, :, :, None] * matrices[:, None, :, :], axis=2)
-    return jnp.einsum("gab,gbc->gac", matrices, matrices)
+    return matrices @ matrices
 
 
 def descend(

@@ -19,12 +19,6 @@ _LONGEST = 0.7
 _NOISE = 1.0  # multiples of eps times the objective that a difference of objectives may be off
 
 
-def compact(model: Model, support: jax.Array) -> Model:
-    """The blocks listed in `support` [S] (padded with −1: blocks of zeros), in that order."""
-    row = jnp.where(support < 0, model.blocks.shape[0], support)
-    return Model(*(array.at[row].get(mode="fill", fill_value=0) for array in model))
-
-
 def descent_direction(few: Model, coef: Any, residual: Any) -> Any:
     """Minus the least subgradient of the model [S, q]: at a penalised block of zeros, what of its
     gradient is beyond its threshold.

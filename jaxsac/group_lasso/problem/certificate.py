@@ -9,8 +9,7 @@ import jax.numpy as jnp
 
 from jaxsac._iterate import Certificate
 from jaxsac.group_lasso.problem.free import fit_free
-from jaxsac.group_lasso.problem.objective import Coefficients, Objective, when
-from jaxsac.group_lasso.problem.rounding import sizes, spread
+from jaxsac.group_lasso.problem.objective import Coefficients, Objective, sizes, spread, when
 from jaxsac.prox import group_norms
 
 # Multiples of eps, twice what hundreds of random problems needed.
@@ -26,7 +25,7 @@ class Pulls(NamedTuple):
 
     penalty: jax.Array  # lam Ω(b)
     ridge: Any  # ridge ‖b‖²
-    spread: jax.Array  # see `rounding.spread`
+    spread: jax.Array  # see `objective.spread`
     worst: jax.Array  # Ω*(X' ρ − ridge b) over what is penalised
     bound: jax.Array  # of Ω* of the columns' sizes, over what is penalised
 
@@ -103,39 +102,31 @@ def gap_from(
     # Rounding moves the two values, and through X' ρ the scale s, by as much of s ρ' X b = lam Ω(b)
     # as X_g' ρ is off relative to lam w_g (of the whole dual value, where that is linear in s).
     info = jnp.finfo(gap.dtype)
-    at = sizes(problem, pulls.spread, predictions)
-    pull = pulls.bound * at.residual
+    of_residual, of_value = sizes(problem, pulls.spread, predictions)
+    pull = pulls.bound * of_residual
     pull = jnp.where(problem.lam == 0, 0.0, pull / jnp.where(problem.lam == 0, 1.0, problem.lam))
     pull = pull if problem.extra is None else pull + _OF_ROOT
     lever = pulls.penalty + 0.5 * ridge
     lever = lever if problem.loss.separable else lever + _OF_WHOLE * jnp.abs(bound)
     rounding = info.eps * (
-        _OF_VALUES * (jnp.abs(objective) + jnp.abs(bound) + at.value) + _OF_PULL * pull * lever
+        _OF_VALUES * (jnp.abs(objective) + jnp.abs(bound) + of_value) + _OF_PULL * pull * lever
     )
     # Squares that underflow would look like a gap of 0.
-    rounding = rounding + jnp.where(at.residual > 0, 8.0 * info.tiny, 0.0)
+    rounding = rounding + jnp.where(of_residual > 0, 8.0 * info.tiny, 0.0)
     return Certificate(gap, rounding, scale)
 
 
-def stationarity(problem: Objective, point: Coefficients) -> tuple[jax.Array, jax.Array]:
-    """The objective, and the largest violation of the optimality conditions over groups and
-    intercept, in units of the gradient.
-    """
-    predictions = problem.predict(point)
-    objective = problem.smooth_value(predictions) + problem.penalty(point.coef)
-    residual = problem.residual(predictions)
-    return objective, violation(problem, point.coef, residual, problem.design.adjoint(residual))
+def violation(problem: Objective, point: Coefficients) -> jax.Array:
+    """The largest violation of the optimality conditions, in units of the gradient.
 
-
-def violation(
-    problem: Objective, coef: jax.Array, residual: jax.Array, gradient: jax.Array
-) -> jax.Array:
-    """b_g ≠ 0: ‖X_g' ρ − lam w_g b_g/‖b_g‖‖; b_g = 0: max(0, ‖X_g' ρ‖ − lam w_g); intercept: |Σ_t
+    b_g ≠ 0: ‖X_g' ρ − lam w_g b_g/‖b_g‖‖; b_g = 0: max(0, ‖X_g' ρ‖ − lam w_g); intercept: |Σ_t
     ρ_t|. The largest.
 
     In general the distance of X' ρ from the subgradients of the penalty, by groups.
     """
-    left = problem.whole_penalty.violation(coef, gradient, problem.lam)
+    residual = problem.residual(problem.predict(point))
+    gradient = problem.design.adjoint(residual)
+    left = problem.whole_penalty.violation(point.coef, gradient, problem.lam)
     worst = jnp.max(group_norms(left, problem.groups))
     return (
         jnp.maximum(worst, jnp.max(jnp.abs(jnp.sum(residual, axis=0))))

@@ -17,6 +17,7 @@ from jaxsac.losses import Loss, resolve
 from jaxsac.losses.names import LOSS
 from jaxsac.prox import Groups, Penalty
 from jaxsac.prox.groups import GROUPS
+from jaxsac.prox.penalty import non_negative
 from jaxsac.solution import Solution, register
 
 FEW_FREE = 256  # unpenalised coefficients that a method may refit at every check
@@ -133,12 +134,12 @@ class Problem(eqx.Module):
         if weights is None:
             weights, most_free = filled((groups.num_groups,), 1.0, dtype), 0
         else:
-            weights = _non_negative(weights)
+            weights = non_negative(weights)
             most_free = _most_free(weights, groups)
         if sample_weight is None:
             sample_weight = filled(shape[:1], 1.0, dtype)
         else:
-            sample_weight = _non_negative(sample_weight)
+            sample_weight = non_negative(sample_weight)
         if offset is None:
             offset = filled(shape, 0.0, dtype)
         else:
@@ -156,7 +157,7 @@ class Problem(eqx.Module):
         self.penalty = None if penalty is None else penalty.checked(groups, dtype)
 
     @staticmethod
-    def of(X: Any, y: Any, groups: Any, words: dict[str, Any]) -> "Problem":
+    def of(X: Any, y: Any, groups: Any, **words: Any) -> "Problem":
         """The record that X is, or the one that the words make; None says nothing."""
         said = {name: word for name, word in words.items() if word is not None}
         if not isinstance(X, Problem):
@@ -197,7 +198,7 @@ class Problem(eqx.Module):
             centre(design, sample_weight) if intercept else design,
             y,
             self.groups,
-            jnp.where(lam >= 0, lam, jnp.nan),
+            jnp.asarray(lam),
             self.weights,
             sample_weight,
             offset,
@@ -249,10 +250,6 @@ def _filled_on_host(shape: tuple[int, ...], value: float, dtype: Any) -> jax.Arr
     constant of that many numbers.
     """
     return jnp.asarray(np.full(shape, value, dtype))
-
-
-def _non_negative(array: jax.Array) -> jax.Array:
-    return jnp.where(array >= 0, array, jnp.nan)
 
 
 def _sizes(problem: Problem) -> dict[str, int]:

@@ -1,5 +1,5 @@
 """The problem on the support of a solution: its coefficients that may move, its Newton matrix, and
-what follows from the two.
+what follows from the two: derivatives, by the implicit function theorem, and degrees of freedom.
 """
 
 import dataclasses
@@ -14,11 +14,18 @@ from jax.flatten_util import ravel_pytree
 
 from jaxsac import _loops
 from jaxsac._implicit import implicit
-from jaxsac._linear import conjugate_gradient
+from jaxsac._linear import conjugate_gradient, square
 from jaxsac._sizes import padded
 from jaxsac.designs import Centred, Dense, MultiOutput
-from jaxsac.group_lasso.problem.objective import Coefficients, Objective, uncentred
+from jaxsac.group_lasso.problem.objective import (
+    Coefficients,
+    Objective,
+    recentre,
+    uncentre,
+    uncentred,
+)
 from jaxsac.prox import Groups, Level, Penalty
+from jaxsac.solution import Solution, Status
 
 _SMALLEST, _RATIO = 16, 1.5  # capacity, and how much the next one is larger
 _MOST_DENSE = 1536  # coefficients whose Newton matrix is formed; beyond, conjugate gradients
@@ -161,7 +168,7 @@ def polished(problem: Objective, point: Coefficients, moving: jax.Array) -> Coef
         there = jax.tree.map(jnp.subtract, at, step)
         there = there._replace(coef=jnp.where(moving, there.coef, at.coef))
         new = equation(there, (problem, moving))
-        better = _square(new) < _square(gradient)  # False for NaN
+        better = square(new) < square(gradient)  # False for NaN
         return jax.tree.map(
             lambda yes, no: jnp.where(better, yes, no), (there, new), (at, gradient)
         )
@@ -169,6 +176,72 @@ def polished(problem: Objective, point: Coefficients, moving: jax.Array) -> Coef
     start = equation(point, (problem, moving))
     start = start._replace(coef=jnp.where(moving, start.coef, 0.0))
     return _loops.fori_loop(0, _POLISHES, advance, (point, start))[0]
+
+
+def with_derivatives(
+    problem: Objective, point: Coefficients, support: jax.Array | None = None
+) -> Coefficients:
+    """`point` with its derivative with respect to every array in `problem`.
+
+    On the coefficients that no kink holds at zero (and the intercept) the solution solves −X' ρ +
+    the gradient of the penalty = 0; elsewhere it is locally 0. That is the derivative wherever
+    ‖X_g' ρ‖ < lam w_g strictly on the rest, and a one-sided one at the kinks. It is taken at the
+    point after Newton steps, so that its error is that of rounding and not that of the tolerance to
+    which `point` was found. `support` [p] overrides which coefficients move.
+    """
+    if support is None:
+        support = ~problem.whole_penalty.pinned(point.coef, problem.lam)
+    return _attached(problem, lax.stop_gradient(support), jax.tree.map(lax.stop_gradient, point))
+
+
+@jax.custom_jvp
+def _attached(problem: Objective, support: jax.Array, point: Coefficients) -> Coefficients:
+    return point
+
+
+@_attached.defjvp
+def _attached_jvp(primals, tangents):
+    problem, support, point = primals
+    exact = polished(lax.stop_gradient(problem), lax.stop_gradient(point), support)
+
+    def solution(problem):
+        return implicit(equation, newton_solve, exact, (problem, support))
+
+    # Attached again, so that higher derivatives are right.
+    return _attached(problem, support, point), jax.jvp(solution, (problem,), (tangents[0],))[1]
+
+
+def carrying(point: Coefficients, status: jax.Array) -> Coefficients:
+    """The point, or NaN where a run was NONFINITE: no kink pins that, so that its derivatives are
+    NaN as well.
+    """
+    unit = jnp.where(status == Status.NONFINITE, jnp.nan, 1.0).astype(point.coef.dtype)
+    return jax.tree.map(lambda leaf: leaf * unit, point)
+
+
+def differentiable(problem: Objective, solution: Solution) -> Solution:
+    """A solution found on the host for the values of `problem`, with derivatives that touch the
+    columns of its support alone.
+    """
+    still = lax.stop_gradient(problem)
+    coef = solution.value.coef
+    indices = jnp.asarray(indices_of(~np.asarray(still.whole_penalty.pinned(coef, still.lam))))
+    value, objective = _on_support(problem, indices, solution.value)
+    return solution._replace(value=value, stats={**solution.stats, "objective": objective})
+
+
+@jax.jit
+def _on_support(
+    problem: Objective, indices: jax.Array, value: Coefficients
+) -> tuple[Coefficients, jax.Array]:
+    small = restrict(problem, indices)
+    part = Coefficients(value.coef.at[indices].get(mode="fill", fill_value=0), value.intercept)
+    part = with_derivatives(small, recentre(lax.stop_gradient(small), part))
+    objective = small.smooth_value(small.predict(part)) + small.penalty(part.coef)
+    moved = uncentre(small, part)
+    return Coefficients(
+        jnp.zeros_like(value.coef).at[indices].set(moved.coef, mode="drop"), moved.intercept
+    ), objective
 
 
 def degrees(problem: Objective, point: Coefficients) -> jax.Array:
@@ -216,13 +289,6 @@ def _factored(matrix: jax.Array) -> Any:
         return scaled * jax.scipy.linalg.cho_solve(factor, scaled * right_side)
 
     return solve
-
-
-def _square(tree: Any) -> jax.Array:
-    return sum(
-        (jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)),
-        jnp.zeros((), jax.tree.leaves(tree)[0].dtype),
-    )
 
 
 def _columns(matrix: jax.Array, indices: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxsac._iterate import Certificate
+from jaxsac._iterate import Certificate, Outcome
 from jaxsac.group_lasso.methods.host import kernels
 from jaxsac.group_lasso.methods.host.kernels import Refit
 from jaxsac.group_lasso.methods.host.slots import (
@@ -21,9 +21,9 @@ from jaxsac.group_lasso.methods.host.slots import (
 from jaxsac.group_lasso.methods.limits import WORKING_SETS
 from jaxsac.group_lasso.methods.loop.fista import State
 from jaxsac.group_lasso.model.quadratic import Point
-from jaxsac.group_lasso.problem.null import refit_target
+from jaxsac.group_lasso.problem.free import refit_target
 from jaxsac.group_lasso.problem.objective import Coefficients, Objective, uncentred
-from jaxsac.solution import Solution, Status, reason_of
+from jaxsac.solution import Solution
 
 
 class Check(NamedTuple):
@@ -161,7 +161,7 @@ def _certified(
     weights = np.where(chosen.used, setup.weights[chosen.groups], 0)
     spreads = np.sqrt(np.sum((coefs * setup.columns[chosen.rows]) ** 2, axis=(1, 2)))
     without = at._replace(free=None)  # of another shape for every problem
-    found = kernels.certify(
+    certificates, objectives, norms, unbalanced = kernels.certify(
         setup.problem,
         lams,
         setup.scale,
@@ -171,21 +171,12 @@ def _certified(
         without,
         gradients,
     )
-    found, slopes = jax.tree.map(np.asarray, found), np.asarray(gradients)
-    places = []
-    for k, (lam, point) in enumerate(zip(lams, points, strict=True)):
-        certificate = Certificate(*(leaf[k] for leaf in found.certificate))
-        last = Check(
-            lam,
-            certificate,
-            found.objective[k],
-            slopes[k],
-            found.norms[k],
-            found.unbalanced[k],
-            at.centre[k],
-        )
-        places.append(Place(chosen, point, last))
-    return places
+    every = Check(lams, certificates, objectives, gradients, norms, unbalanced, at.centre)
+    every = jax.tree.map(np.asarray, every)
+    return [
+        Place(chosen, point, jax.tree.map(lambda leaf, k=k: leaf[k], every))
+        for k, point in enumerate(points)
+    ]
 
 
 def violation(setup: Setup, place: Place) -> np.ndarray:
@@ -204,19 +195,20 @@ def violation(setup: Setup, place: Place) -> np.ndarray:
     return np.maximum(np.max(beyond), last.unbalanced)
 
 
-def solution(setup: Setup, place: Place, num_passes: int, status: Status) -> Solution:
-    """The answer in NumPy arrays, the intercept that of the design as it was given, not centred."""
+def solution(setup: Setup, ended: Outcome) -> Solution:
+    """The answer in NumPy arrays, the intercept that of the design as it was given, not centred;
+    the state of the run that `ended` has a place.
+    """
+    place: Place = ended.state.place
     chosen, point, last = place
     coef: Any = full(setup, chosen, point.coef)[:-1]
     intercept: Any = np.asarray(point.intercept - last.centre)
-    code: Any = np.int32(status)
+    code: Any = np.int32(ended.status)
     one: Any = np.ones((), coef.dtype)
     stats = {
-        **last.certificate._asdict(),
+        **ended.stats,
         "objective": last.objective,
         "gap": last.certificate.error,
-        "num_steps": np.int32(num_passes),
-        "reason": np.int32(reason_of(status, last.certificate)),
         "kkt": violation(setup, place),
         "num_active": np.int32(np.sum((point.coef != 0).any(axis=1))),
         "method": np.int32(WORKING_SETS),

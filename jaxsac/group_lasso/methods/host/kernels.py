@@ -1,5 +1,6 @@
-"""The compiled pieces of the host's working-set method: full passes over X, certificates, curved
-losses, and block descent; few programs, of few sizes.
+"""The compiled pieces of the host's working-set method: full passes over X, certificates, block
+descent; few programs, of few sizes. And what asks the loss for NumPy arrays: in NumPy where it is
+quadratic, for then no program need be called; else compiled.
 """
 
 import dataclasses
@@ -8,16 +9,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxsac._iterate import Certificate
 from jaxsac.designs import Centred, Dense
 from jaxsac.group_lasso.methods.host.trace import traced
 from jaxsac.group_lasso.model import descent, quadratic
-from jaxsac.group_lasso.model.quadratic import LENGTHS, column_unit
+from jaxsac.group_lasso.model.quadratic import LENGTHS, column_unit, over_root
 from jaxsac.group_lasso.problem.certificate import Pulls, gap_from
-from jaxsac.group_lasso.problem.free import fit_free
-from jaxsac.group_lasso.problem.null import null_objective
+from jaxsac.group_lasso.problem.free import fit_free, null_objective
 from jaxsac.group_lasso.problem.objective import Coefficients, Objective, uncentred, with_lam
 from jaxsac.prox import group_norms
 
@@ -38,17 +39,6 @@ class Refit(NamedTuple):
     penalised: Any
     remaining: Any
     centre: Any
-
-
-class Verdict(NamedTuple):
-    """A certificate, the objective, ‖X_g' ρ‖ [G], and |Σ_t ρ_t| if there is an intercept; of points
-    with a leading axis [B].
-    """
-
-    certificate: Certificate
-    objective: Any
-    norms: Any
-    unbalanced: Any
 
 
 @traced
@@ -157,13 +147,14 @@ def certify(
     spreads: jax.Array,
     at: Refit,
     gradients: jax.Array,
-) -> Verdict:
+) -> tuple[Certificate, jax.Array, jax.Array, jax.Array]:
     """The certificates of refitted points [B], each at its own lam, with Σ_g w_g ‖b_g‖ `penalties`,
-    and −∇F `gradients` [B, p].
+    and −∇F `gradients` [B, p]; the objectives, ‖X_g' ρ‖ [B, G], and |Σ_t ρ_t| if there is an
+    intercept.
     """
     penalised_groups = problem.weights > 0
 
-    def one(lam, penalty, spread, at: Refit, gradient) -> Verdict:
+    def one(lam, penalty, spread, at: Refit, gradient):
         here = with_lam(problem, lam)
         norms = group_norms(gradient, here.groups)
         worst = jnp.max(
@@ -179,7 +170,7 @@ def certify(
             if problem.intercept
             else jnp.zeros_like(lam)
         )
-        return Verdict(certificate, objective, norms, unbalanced)
+        return certificate, objective, norms, unbalanced
 
     return jax.vmap(one)(lams, penalties, spreads, at, gradients)
 
@@ -190,18 +181,56 @@ def value(problem: Objective, predictions: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def residual(problem: Objective, predictions: jax.Array) -> jax.Array:
+def _residual(problem: Objective, predictions: jax.Array) -> jax.Array:
     return problem.residual(predictions)
 
 
 @jax.jit
-def values_along(problem: Objective, predictions: jax.Array, moved: jax.Array) -> jax.Array:
+def _values_along(problem: Objective, predictions: jax.Array, moved: jax.Array) -> jax.Array:
     """F at LENGTHS of a step by which the predictions change by `moved`, [L]."""
     lengths = jnp.asarray(LENGTHS, moved.dtype)
     return jax.vmap(lambda length: problem.smooth_value(predictions + length * moved))(lengths)
 
 
-roots = jax.jit(quadratic.roots)
+_roots = jax.jit(quadratic.roots)
+
+
+@traced
+def residual(problem: Objective, predictions: np.ndarray) -> np.ndarray:
+    """ρ = −∇F at predictions [T]."""
+    if not problem.loss.quadratic:
+        return np.asarray(_residual(problem, predictions))
+    at: Any = np.asarray(problem.offset) + predictions
+    targets: Any = np.asarray(problem.y)
+    weights: Any = np.asarray(problem.sample_weight)
+    return np.asarray(problem.loss.negative_gradient(at, targets, weights))
+
+
+@traced
+def roots(problem: Objective, predictions: np.ndarray, floor: float) -> np.ndarray:
+    """See `quadratic.roots`."""
+    weights = np.asarray(problem.sample_weight)
+    if not problem.loss.quadratic:
+        return np.asarray(_roots(problem, predictions, np.asarray(floor, weights.dtype)))
+    return np.sqrt(problem.loss.curvature * weights / len(weights))
+
+
+@traced
+def values_along(
+    problem: Objective,
+    root: np.ndarray,
+    slope: np.ndarray,
+    predictions: np.ndarray,
+    moved: np.ndarray,
+) -> np.ndarray:
+    """F at LENGTHS of a step by which the predictions change by `moved`, `slope` being ρ where it
+    begins, [L].
+    """
+    if not problem.loss.quadratic:
+        return np.asarray(_values_along(problem, predictions, moved))
+    # F is ½ ‖h^-½ ρ‖², and ρ falls by h m times the length.
+    left = over_root(root, slope) - np.asarray(LENGTHS, moved.dtype)[:, None] * (root * moved)
+    return 0.5 * (left * left).sum(axis=1)
 
 
 @traced

@@ -15,7 +15,7 @@ from jaxsac.group_lasso.methods.host.slots import Setup, full
 from jaxsac.group_lasso.methods.host.steps import Plan, improve, roughly
 from jaxsac.group_lasso.methods.limits import Lams, Limits
 from jaxsac.group_lasso.methods.loop.programs import finished
-from jaxsac.group_lasso.problem.null import geometric
+from jaxsac.group_lasso.problem.free import geometric
 from jaxsac.group_lasso.problem.objective import Objective, with_lam
 from jaxsac.solution import Solution, Status
 
@@ -56,12 +56,12 @@ def solve_path(problem: Objective, lams: Lams, limits: Limits) -> Solution:
         for lam, start in zip(values[k:], places, strict=False):
             before = full(setup, place.set, place.point.coef) if k + kept > 0 else None
             ended = run(setup, lam, max_passes, start, num_passes)
-            answer = solution(setup, *ended)
+            answer = solution(setup, ended)
             if ended.status not in (Status.CONVERGED, Status.MAX_STEPS):
                 answer = jax.device_get(finished(with_lam(problem, lam), limits, answer))
             answer.stats["lam"] = lam
             found.append(answer)
-            place, kept = ended.place, kept + 1
+            place, kept = ended.state.place, kept + 1
             whole = place is start and ended.status == Status.CONVERGED
             if not whole:
                 break  # the rest of the batch began from what has changed

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxsac._iterate import Certificate
+from jaxsac._iterate import Certificate, Outcome
 from jaxsac._rounds import Progress, rounds
 from jaxsac.designs import Dense
 from jaxsac.group_lasso.methods.host.check import Place, check, place_at, set_up, solution
@@ -36,15 +36,7 @@ _MAX_SIZE = 128  # columns of a group, whose Gram matrix is stored
 _WORTHWHILE = 1 << 18  # numbers in X below which the compiled loop is as fast
 
 
-class Run(NamedTuple):
-    """Where a run ended, the passes over X that it took, and its status."""
-
-    place: Place
-    num_passes: int
-    status: Status
-
-
-class _At(NamedTuple):
+class At(NamedTuple):
     """A round's place, and the floor of the curvatures of its model."""
 
     place: Place
@@ -92,16 +84,18 @@ def solve_in(problem: Objective, tol: float, max_passes: int, at: Coefficients |
     setup, place = set_up(problem, tol)
     if at is not None:
         place = place_at(setup, at)
-    return jax.device_put(solution(setup, *run(setup, np.asarray(problem.lam), max_passes, place)))
+    return jax.device_put(solution(setup, run(setup, np.asarray(problem.lam), max_passes, place)))
 
 
-def run(setup: Setup, lam: np.ndarray, max_passes: int, place: Place, num_passes: int = 0) -> Run:
-    """Rounds until the certificate meets the tolerance or no longer falls; `num_passes` have been
-    taken.
+def run(
+    setup: Setup, lam: np.ndarray, max_passes: int, place: Place, num_passes: int = 0
+) -> Outcome:
+    """Rounds until the certificate meets the tolerance or no longer falls, to an Outcome whose
+    state is an `At`; `num_passes` have been taken, and count as its steps too.
     """
     thresholds, best, least = lam * setup.weights, np.inf, np.inf
 
-    def useful(at: _At, certificate: Certificate) -> bool:
+    def useful(at: At, certificate: Certificate) -> bool:
         # The gap need not fall in every round, for its dual point may get worse while the objective
         # falls.
         nonlocal best, least
@@ -110,7 +104,7 @@ def run(setup: Setup, lam: np.ndarray, max_passes: int, place: Place, num_passes
         best, least = min(best, gap), min(least, objective)
         return better
 
-    def step(at: _At, progress: Progress) -> _At:
+    def step(at: At, progress: Progress) -> At:
         place, number = at.place, num_passes + progress.num_steps
         floor = min(1.0, _RAISE * at.floor) if progress.fruitless else at.floor
         few = int(np.clip(np.sum(place.check.norms > thresholds) // _SHARE_FIRST, _FEWEST, _FIRST))
@@ -123,18 +117,18 @@ def run(setup: Setup, lam: np.ndarray, max_passes: int, place: Place, num_passes
         else:
             plan = Plan(cycles=min(number + 1, _CYCLES), exact=True, floor=floor)
             moved, _ = improve(setup, grown, thresholds, plan)
-        return _At(check(setup, lam, moved.set, moved.point), floor)
+        return At(check(setup, lam, moved.set, moved.point), floor)
 
     ended = rounds(
         step,
         lambda at: at.place.check.certificate,
-        _At(place, FLOOR),
+        At(place, FLOOR),
         tol=setup.tol,
         max_steps=max_passes - num_passes,
         patience=_PATIENCE,
         useful=useful,
     )
-    return Run(ended.state.place, num_passes + ended.num_steps, ended.status)
+    return ended._replace(num_steps=np.int32(num_passes + ended.num_steps))
 
 
 def grow(setup: Setup, place: Place, thresholds: np.ndarray, limit: int) -> Place:

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxsac._sizes import padded
 from jaxsac.group_lasso.methods.host.trace import traced
-from jaxsac.group_lasso.model.descent import Model
+from jaxsac.group_lasso.model.descent import Model, eigenvalue_bounds
 from jaxsac.group_lasso.problem.objective import Objective
 
 _SMALLEST, _SMALLEST_OF_MANY = 32, 8  # groups of a set, and where they are of many numbers
@@ -151,20 +151,6 @@ def make(setup: Setup, chosen: WorkingSet, wanted: np.ndarray) -> None:
         grams[some] = own @ own.transpose(0, 2, 1)
     bounds[slots] = eigenvalue_bounds(grams[slots])
     made[slots] = True
-
-
-def eigenvalue_bounds(grams: np.ndarray) -> np.ndarray:
-    """An upper bound of the largest eigenvalue of each matrix [C, q, q]; see
-    `descent.eigenvalue_bounds`.
-    """
-    power, log_bound = grams, np.zeros(len(grams), grams.dtype)
-    for k in range(7):
-        trace = np.trace(power, axis1=1, axis2=2)
-        trace = np.where(trace > 0, trace, 1)
-        log_bound += np.log(trace) / 2**k
-        power = power / trace[:, None, None]
-        power = power @ power if k < 6 else power
-    return np.where(np.trace(grams, axis1=1, axis2=2) > 0, np.exp(log_bound), 0).astype(grams.dtype)
 
 
 def visited(chosen: WorkingSet) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxsac.group_lasso.methods.host import kernels, loss
+from jaxsac.group_lasso.methods.host import kernels
 from jaxsac.group_lasso.methods.host.check import Place
 from jaxsac.group_lasso.methods.host.slots import (
     Setup,
@@ -103,7 +103,7 @@ def improve(
     point, reached = place.point, walk.end * walk.target.step
     if not quadratic:  # the model is made anew where the descent ended
         point, _ = _arrived(setup, chosen, slots.thresholds, point, walk)
-        chosen = modelled(chosen, loss.roots(setup.problem, point.predictions, plan.floor))
+        chosen = modelled(chosen, kernels.roots(setup.problem, point.predictions, plan.floor))
         reached = point.coef
 
     wanted = _wanted(setup, place, slots, thresholds, reached)
@@ -140,7 +140,7 @@ def _down(setup: Setup, place: Place, slots: Candidates, plan: Plan) -> tuple[Wo
     order = np.argsort(np.where(matter, -slots.strength, np.inf)).astype(np.int32)
     order = order[: np.count_nonzero(matter)]
     if chosen.root is None or not (quadratic or plan.stale):
-        chosen = modelled(chosen, loss.roots(setup.problem, point.predictions, plan.floor))
+        chosen = modelled(chosen, kernels.roots(setup.problem, point.predictions, plan.floor))
     make(setup, chosen, chosen.used if quadratic else matter)
     cycles = plan.cycles or None if quadratic else plan.cycles
     walk = _begun(setup, chosen, slots.thresholds, point, slots.start)
@@ -182,7 +182,7 @@ def _begun(
 ) -> Walk:
     """To the model at a point, and there to the coefficients `begin`."""
     assert chosen.root is not None
-    slope = loss.residual(setup.problem, point.predictions)
+    slope = kernels.residual(setup.problem, point.predictions)
     target = model_target(setup.problem.intercept, chosen.root, slope, thresholds, setup.unit)
     start = (point.coef / target.step).astype(np.float32)
     if begin is point.coef:
@@ -270,7 +270,7 @@ def _advance(
     moved = moved + shift
     lengths = np.asarray(LENGTHS, moved.dtype)
     norms = sizes_of(point.coef + lengths[:, None, None] * direction)
-    values = loss.values_along(setup.problem, root, slope, point.predictions, moved)
+    values = kernels.values_along(setup.problem, root, slope, point.predictions, moved)
     length, still = best_step(values + norms @ thresholds, slack)
     if still:
         return point
@@ -286,7 +286,7 @@ def polish(setup: Setup, place: Place, thresholds: np.ndarray, floor: float) -> 
     chosen, point, last = place
     own = np.where(chosen.used, thresholds[chosen.groups], 0)
     if chosen.root is None or not setup.problem.loss.quadratic:
-        chosen = modelled(chosen, loss.roots(setup.problem, point.predictions, floor))
+        chosen = modelled(chosen, kernels.roots(setup.problem, point.predictions, floor))
     make(setup, chosen, point.coef.any(axis=1) | (own == 0))
     return Place(chosen, _exact_steps(setup, chosen, own, point, _EXACT_STEPS), last)
 
@@ -306,7 +306,7 @@ def _exact_steps(
         point = point._replace(
             predictions=_centred(problem, combined(chosen.blocks, point.coef)) + point.intercept
         )
-        slope = loss.residual(problem, point.predictions)
+        slope = kernels.residual(problem, point.predictions)
         norms = sizes_of(coef)
         pull = (own / np.where(norms == 0, 1, norms))[:, None] * coef
         descent = (

@@ -19,13 +19,7 @@ from jaxsac import _loops
 from jaxsac._iterate import Certificate, Outcome, iterate
 from jaxsac.designs import Dense
 from jaxsac.group_lasso.model.descent import Model, descend, gram_matrices, nonzero_order
-from jaxsac.group_lasso.model.newton import (
-    CG_TOLERANCE,
-    admissible,
-    compact,
-    newton_direction,
-    newton_step,
-)
+from jaxsac.group_lasso.model.newton import CG_TOLERANCE, admissible, newton_direction, newton_step
 from jaxsac.group_lasso.model.quadratic import (
     LENGTHS,
     Point,
@@ -132,10 +126,7 @@ def fixed_model(problem: Objective, columns: jax.Array) -> Scaled | None:
 
 def _blocks(problem: Objective) -> jax.Array:
     """X_g' [G, q, T]."""
-    groups, matrix = problem.groups, uncentred(problem).matrix
-    if groups.labels is None:
-        return matrix.T.reshape(groups.num_groups, groups.max_size, -1)
-    return matrix.T.at[jnp.asarray(groups.members)].get(mode="fill", fill_value=0)
+    return jax.vmap(problem.groups.blocks, out_axes=2)(uncentred(problem).matrix)
 
 
 def _model_at(
@@ -259,8 +250,10 @@ def _support(model: Model, coef: jax.Array, order: jax.Array) -> tuple[Model, ja
     capacity = max(1, min(num_groups, 2 * num_samples // size, _GATHERED // (size * num_samples)))
     held = jnp.where((model.thresholds == 0)[:, None], jnp.ones_like(coef), coef)
     support, found = nonzero_order(held, order, jnp.int32(num_groups))
-    support = jnp.where(jnp.arange(capacity, dtype=jnp.int32) < found, support[:capacity], -1)
-    return compact(model, support), jnp.where(support < 0, num_groups, support), found <= capacity
+    room = jnp.arange(capacity, dtype=jnp.int32) < found
+    row = jnp.where(room, support[:capacity], num_groups)
+    few = Model(*(array.at[row].get(mode="fill", fill_value=0) for array in model))
+    return few, row, found <= capacity
 
 
 def flat(groups: Groups, blocks: jax.Array) -> jax.Array:

@@ -9,13 +9,7 @@ import pytest
 from wide import EQUAL, G, T, compiled_solve, problem
 
 from jaxsac import group_lasso, losses
-from jaxsac.group_lasso.methods.host import (
-    check as host_check,
-    kernels,
-    loss as host_loss,
-    slots,
-    steps as host_steps,
-)
+from jaxsac.group_lasso.methods.host import check as host_check, kernels, slots, steps as host_steps
 from jaxsac.group_lasso.methods.loop import rounds as compiled_rounds
 from jaxsac.group_lasso.model.quadratic import Point, best_step
 
@@ -31,16 +25,18 @@ def test_the_squared_loss_without_a_program(dtype):
     ).at(1.0)
     rng = np.random.default_rng(1)
     predictions, moved = rng.normal(size=(2, T)).astype(dtype)
-    slope, root = host_loss.residual(at, predictions), host_loss.roots(at, predictions, 1e-3)
-    values = host_loss.values_along(at, root, slope, predictions, moved)
+    slope, root = kernels.residual(at, predictions), kernels.roots(at, predictions, 1e-3)
+    values = kernels.values_along(at, root, slope, predictions, moved)
     assert [type(found) for found in (slope, root, values)] == [np.ndarray] * 3
     assert slope.dtype == root.dtype == values.dtype == dtype
     rtol = 10 * jnp.finfo(dtype).eps
-    np.testing.assert_allclose(slope, kernels.residual(at, predictions), rtol=rtol, atol=rtol)
+    np.testing.assert_allclose(slope, kernels._residual(at, predictions), rtol=rtol, atol=rtol)
     np.testing.assert_allclose(
-        root, kernels.roots(at, predictions, np.asarray(1e-3, dtype)), rtol=rtol
+        root, kernels._roots(at, predictions, np.asarray(1e-3, dtype)), rtol=rtol
     )
-    np.testing.assert_allclose(values, kernels.values_along(at, predictions, moved), rtol=10 * rtol)
+    np.testing.assert_allclose(
+        values, kernels._values_along(at, predictions, moved), rtol=10 * rtol
+    )
 
 
 def test_a_loss_made_of_another_is_not_taken_for_it():
@@ -131,7 +127,7 @@ def test_float32_steps_may_cost_a_share_of_the_tolerance_and_no_more(factor):
         group_lasso.Problem(X, y, EQUAL, "squared", None, None, None, False).at(lam), 1e-6
     )
     chosen = slots.exchanged(setup, place.set, np.asarray([5], np.int32))
-    chosen = slots.modelled(chosen, host_loss.roots(setup.problem, place.point.predictions, 1e-3))
+    chosen = slots.modelled(chosen, kernels.roots(setup.problem, place.point.predictions, 1e-3))
     slots.make(setup, chosen, chosen.used)
     point = place.point._replace(coef=np.zeros((1, 4)))
     columns, start = np.asarray(X)[:, 20:24], np.asarray(y)

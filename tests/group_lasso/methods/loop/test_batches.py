@@ -11,7 +11,7 @@ import pytest
 
 from jaxsac import Groups, Status, _loops, group_lasso
 from jaxsac._iterate import iterate_lanes
-from jaxsac.group_lasso.methods.loop import batches as compiled, rounds as compiled_working_set
+from jaxsac.group_lasso.methods.loop import programs as compiled, rounds as compiled_working_set
 from jaxsac.prox import Penalty
 
 T, G, Q = 40, 12, 3
