@@ -27,9 +27,8 @@ def simulate_blocks(algorithm: Any, trial: Trial, benchmark: str) -> Run:
         error = jax.random.normal(jax.random.fold_in(key, time), (), dtype)
         now = ((times >= time) & (times < time + length))[:, None]
         chosen = jnp.where(now, algorithm.support(state), chosen)
-        state = algorithm.observe(
-            state, action, mean + trial.sigma * error / jnp.sqrt(count), length
-        )
+        reward = mean + trial.sigma * error / jnp.sqrt(count)
+        state = algorithm.update(state, action, reward, trial.offer, length)
 
         here = (times > time) & (times <= time + length)
         recorded = _loops.cond(
