@@ -64,7 +64,7 @@ class WithRadius(ActionSet):
     restrictions.
     """
 
-    radius: jax.Array | float  # [], > 0
+    radius: jax.Array | float = 1.0  # [], > 0
 
     @arguments(radius=real(**POSITIVE))
     def __init__(self, radius: jax.Array | float = 1.0):
@@ -119,7 +119,7 @@ class LpBall(WithRadius, Modular):
     p = 1 there is CrossPolytope, for p = ∞ Box.
     """
 
-    p: jax.Array | float  # [], in (1, ∞)
+    p: jax.Array | float  # [], in (1, ∞)  # pyright: ignore[reportGeneralTypeIssues]
 
     @arguments(p=real(above=1, below=float("inf")), radius=real(**POSITIVE))
     def __init__(self, p: jax.Array | float, radius: jax.Array | float = 1.0):

@@ -72,12 +72,8 @@ def _best(action_set, theta, sparsity):
         " branch_and_bound outside jit; in a simulation, benchmark='greedy', or what"
         " branch_and_bound returns.",
     )
-    supports = np.fromiter(
-        (i for row in combinations(range(dimension), sparsity) for i in row),
-        np.int32,
-        count * sparsity,
-    )
-    supports = jnp.asarray(supports.reshape(count, sparsity))
+    rows = combinations(range(dimension), sparsity)
+    supports = jnp.asarray(np.fromiter(rows, np.dtype((np.int32, sparsity)), count))
 
     def evaluate(indices):
         return action_set.restrict(indices, dimension).support(theta[indices])
