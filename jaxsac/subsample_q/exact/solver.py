@@ -178,16 +178,16 @@ def solve(
         " without local actions and allowed.",
     )
     settings = _settings(model, ks, tol, max_steps, initial)
-    for position, plans in enumerate(attempts):
+    while True:
+        plans = attempts.pop(0)
         solution = _solve(
             model, plans, _ready(model, plans), settings, None,
             ks=ks, replies=replies, criterion=criterion, method=method, stopping=stopping,
         )  # fmt: skip
         error = solution.stats["operator_error"]
-        last = position + 1 == len(attempts) or not _checks.is_concrete(error)
+        last = not attempts or not _checks.is_concrete(error)
         if last or float(error) <= (1e-10 if model.dtype == jnp.float64 else 1e-3):
             return solution
-    raise AssertionError("unreachable: the last attempt is returned")
 
 
 def _settings(model: Any, ks: Any, tol: Any, max_steps: Any, initial: Any = None) -> Settings:

@@ -122,7 +122,7 @@ def check_kind(model: Any, table: Any) -> None:
     fits = isinstance(table, AssignmentTable) == acts and len(table.meaning.ks) == number
     fits = fits and (acts or (table.histograms.ndim == 3) == types)
     _checks.require(fits, f"table must be of {wanted}: solve that model.")
-    if isinstance(model, LocalActionModel):
+    if acts:
         B, held = model.num_local_actions, table.assignment.shape[-1]
         _checks.require(held == B, f"table must have B = {B} local actions, got {held}.")
         _checks.require(
@@ -229,8 +229,7 @@ def move(
         transition, kernels = model.global_transition, model.local_transition[:, global_state]
         kernels = kernels[:, action] if kernels.ndim == 4 else kernels
         keys = jax.random.split(local_key, model.num_types)
-        each = [move_counts(*one) for one in zip(keys, counts, kernels, strict=True)]
-        moved = jnp.stack(each)
+        moved = jnp.stack([move_counts(*one) for one in zip(keys, counts, kernels, strict=True)])
     else:
         transition = model.global_transition
         moved = move_counts(local_key, counts, _kernel(model, global_state, action))

@@ -133,10 +133,9 @@ def fixed_point(
         return Certificate(judge.half_width(state.low, state.high), rounding, judge.scale)
 
     # Before a sweep, what is known is what follows from a value of zero, whose image is `best`.
-    none = jnp.zeros_like(initial)
     start = _State(
         initial if probe is None else probe.values,
-        none,
+        jnp.zeros_like(initial),
         jnp.zeros_like(surrogate.rewards),
         jnp.min(best),
         jnp.max(best),
