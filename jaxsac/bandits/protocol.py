@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from jaxsac import _checks, _loops
+from jaxsac import _loops
 from jaxsac._arguments import anything, arguments, key, real, size
 
 INIT: dict[str, Any] = {
@@ -72,13 +72,6 @@ class Policy(eqx.Module):
         return _loops.scan(
             lambda state, record: (self.update(state, *record), None), state, (actions, rewards)
         )[0]
-
-
-def raw(key: jax.Array | None, name: str) -> jax.Array:
-    """The numbers of a key, which any serialiser takes."""
-    _checks.require(key is not None, f"{name} draws at random: pass a key to init.")
-    assert key is not None
-    return jax.random.key_data(key)
 
 
 def like_theta(name: str, value: Any, theta: jax.Array, *shape: Any) -> jax.Array:

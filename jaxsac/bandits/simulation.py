@@ -24,7 +24,6 @@ from jaxsac._arguments import (
 from jaxsac.bandits.engine.blocks import simulate_blocks
 from jaxsac.bandits.engine.cycles import simulate_cycles
 from jaxsac.bandits.engine.steps import (
-    Problem,
     Run,
     Setting,
     Trial,
@@ -146,7 +145,7 @@ def simulate(
         " adaptive_greedy.",
     )
     by_cycles = phased or (
-        hasattr(algorithm, "observe") and noise == "gaussian" and not (callable(offer) or schedule)
+        hasattr(algorithm, "length") and noise == "gaussian" and not (callable(offer) or schedule)
     )
     if engine == "auto":
         engine = "cycle" if by_cycles else "step"
@@ -218,11 +217,12 @@ def _run(algorithm: Any, trial: Trial, setting: Setting) -> Run:
         return simulate_blocks(algorithm, trial, setting.benchmark)
     if not isinstance(algorithm, Phased):
         return simulate_steps(algorithm, trial, setting)
-    key, theta, sigma, horizon, times, alpha, _, best = trial
+    theta, best = trial.theta, trial.best
     plan = make_plan(algorithm, theta.shape[0], theta.dtype)
     if best is None:
-        best = benchmark_of(plan.action_set, theta, algorithm.sparsity, setting.benchmark, alpha)
-    problem = Problem(key, theta, sigma, horizon, times, plan, best)
+        given = algorithm.sparsity, setting.benchmark, trial.alpha
+        best = benchmark_of(plan.action_set, theta, *given)
+    trial = trial._replace(alpha=None, best=best, plan=plan)
     if setting.engine == "cycle":
-        return simulate_cycles(setting.noise, setting.draws, problem)
-    return simulate_phased(setting.noise, problem)
+        return simulate_cycles(setting.noise, setting.draws, trial)
+    return simulate_phased(setting.noise, trial)

@@ -1,5 +1,6 @@
 """`run_trials`: many trials, vmapped, in chunks of bounded memory, or over a device mesh."""
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable
@@ -125,7 +126,7 @@ def _raw_key(key: jax.Array) -> tuple[jax.Array, Any]:
     """The key's numbers, which any process can feed to a program over all devices, and how to make
     a key of them again.
     """
-    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    if is_key(key):
         return jax.random.key_data(key), jax.random.key_impl(key)
     return key, None
 
@@ -204,8 +205,7 @@ def _by_chunk(
         else open_store(checkpoint, program, raw, implementation, plan.lanes, plan.mesh, template)
     )
     buffers: list[np.ndarray] = []
-    bar = _progress_bar(plan.num_trials) if progress else None
-    try:
+    with _progress_bar(plan.num_trials) if progress else contextlib.nullcontext() as bar:
         for number in range(plan.num_chunks):
             first = number * plan.lanes
             count = min(plan.lanes, plan.num_trials - first)
@@ -225,9 +225,6 @@ def _by_chunk(
                 buffer[first : first + count] = leaf[:count]
             if bar is not None:
                 bar.update(count)
-    finally:
-        if bar is not None:
-            bar.close()
     kinds, structure = jax.tree.flatten(template)
     return structure.unflatten(
         [_from_host(buffer, kind) for buffer, kind in zip(buffers, kinds, strict=True)]

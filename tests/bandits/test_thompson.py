@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from jaxsac import bandits
-from jaxsac.bandits.stepwise.ridge import posterior_draw
 
 D, S = 4, 2
 THETA = np.array([0.9, -0.1, 0.7, 0.2])
@@ -37,12 +36,12 @@ def test_a_log_gives_the_ridge_estimate_in_any_order_and_drops_what_is_no_number
 
 
 def test_rewards_of_one_action_are_seen_through_their_mean():
-    update, observe = jax.jit(POLICY.update), jax.jit(POLICY.observe)
+    update = jax.jit(POLICY.update)
     start = POLICY.init(KEY, dimension=D)
     state = start
     for reward in REWARDS[:5]:
         state = update(state, ACTIONS[0], reward)
-    at_once = observe(start, ACTIONS[0], REWARDS[:5].mean(), jnp.int32(5))
+    at_once = update(start, ACTIONS[0], REWARDS[:5].mean(), None, jnp.int32(5))
     for one, other in zip(state.ridge[:3], at_once.ridge[:3], strict=True):
         np.testing.assert_allclose(
             one @ one.T if one.ndim == 2 else one, other @ other.T if one.ndim == 2 else other,
@@ -53,7 +52,7 @@ def test_rewards_of_one_action_are_seen_through_their_mean():
 
 def test_draws_have_the_law_of_the_posterior():
     state = POLICY.fit(ACTIONS, REWARDS, KEY)
-    draw = jax.jit(jax.vmap(lambda key: posterior_draw(state.ridge, 0.3, key)))
+    draw = jax.jit(jax.vmap(lambda key: POLICY.draw(state.ridge, key)))
     draws = np.asarray(draw(jax.random.split(KEY, 20_000)))
     gram = 1e-4 * np.eye(D) + ACTIONS.T @ ACTIONS
     covariance = 0.09 * np.linalg.inv(gram)
@@ -191,8 +190,8 @@ def test_what_a_log_does_not_tell_apart_is_explored():
 def test_what_is_no_number_is_counted_and_keeps_the_draw():
     policy = bandits.thompson(bandits.Ball(), sparsity=S, sigma=0.3, hold=0.5)
     state = policy.fit(ACTIONS, REWARDS, KEY)
-    observe, broken = jax.jit(policy.observe), np.array([np.nan, 1.0, 0.0, 0.0])
-    after = observe(observe(state, ACTIONS[0], np.nan, 5), broken, 0.3, 2)
+    update, broken = jax.jit(policy.update), np.array([np.nan, 1.0, 0.0, 0.0])
+    after = update(update(state, ACTIONS[0], np.nan, None, 5), broken, 0.3, None, 2)
     assert after.ridge.dropped == 7
     np.testing.assert_array_equal(after.drawn, state.drawn)
     np.testing.assert_array_equal(after.ridge.root, state.ridge.root)

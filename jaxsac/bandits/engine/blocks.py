@@ -27,20 +27,16 @@ def simulate_blocks(algorithm: Any, trial: Trial, benchmark: str) -> Run:
         error = jax.random.normal(jax.random.fold_in(key, time), (), dtype)
         now = ((times >= time) & (times < time + length))[:, None]
         chosen = jnp.where(now, algorithm.support(state), chosen)
-        state = algorithm.observe(
-            state, action, mean + trial.sigma * error / jnp.sqrt(count), length
-        )
+        reward = mean + trial.sigma * error / jnp.sqrt(count)
+        state = algorithm.update(state, action, reward, trial.offer, length)
 
-        here = (times > time) & (times <= time + length)
+        # The times within the present action, some steps after its first.
+        here, steps = (times > time) & (times <= time + length), (times - time).astype(dtype)
         recorded = _loops.cond(
             jnp.any(here),
-            _record,
-            lambda old, *_: old,
+            lambda old: jnp.where(here, total.value + (best - mean) * steps, old),
+            lambda old: old,
             recorded,
-            here,
-            times - time,
-            total.value,
-            best - mean,
         )
         return time + length, state, total.plus((best - mean) * count), recorded, chosen
 
@@ -52,8 +48,3 @@ def simulate_blocks(algorithm: Any, trial: Trial, benchmark: str) -> Run:
     chosen = jnp.where((times >= end)[:, None], algorithm.support(state), chosen)
     rewards = best * times.astype(dtype) - regret
     return run_of(algorithm, trial, benchmark, state, regret, rewards, chosen)
-
-
-def _record(old: jax.Array, here: jax.Array, steps: jax.Array, total: Any, gap: Any) -> jax.Array:
-    """The regret at the times within the present action, `steps` after its first."""
-    return jnp.where(here, total + gap * steps.astype(old.dtype), old)

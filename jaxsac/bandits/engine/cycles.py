@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsac import _loops
-from jaxsac.bandits.engine.steps import BLOCK, Problem, Run, noise_block, recovery, status_of
+from jaxsac.bandits.engine.steps import BLOCK, Run, Trial, noise_block, recovery, status_of
 from jaxsac.bandits.phased.schedule import apply_solve, choose, exploit
 from jaxsac.bandits.protocol import Total
 from jaxsac.bandits.sets.action_set import ActionSet, no_choice, take
@@ -41,77 +41,69 @@ class _State(NamedTuple):
 
 
 class Lanes(NamedTuple):
-    """Problems that are simulated together, in step."""
+    """Trials that are simulated together, in step."""
 
     noise: Any  # its name, or a function
-    problem: Problem  # arrays have the lanes last, or are shared by all
-    axes: Problem  # −1, or None where shared
+    trial: Trial  # arrays have the lanes last, or are shared by all
+    axes: Trial  # −1, or None where shared
     size: int
     horizon: Any = None  # int32 [n]
     times: Any = None  # int32 [K, n]
 
     @property
-    def plan(self):
-        return self.problem.plan
-
-    @property
     def algorithm(self):
-        return self.problem.plan.algorithm
+        return self.trial.plan.algorithm
 
     def each(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """function(problem, *arguments) of every lane; scalars among the arguments are shared."""
+        """function(trial, *arguments) of every lane; scalars among the arguments are shared."""
         shared = [None if isinstance(x, jax.Array) and x.ndim == 0 else -1 for x in arguments]
         mapped = jax.vmap(function, (self.axes, *shared), out_axes=-1, axis_size=self.size)
-        return mapped(self.problem, *arguments)
+        return mapped(self.trial, *arguments)
 
 
-def _estimate(problem: Problem, sums: jax.Array, cycle: jax.Array) -> jax.Array:
-    scale = problem.sigma / cycle.astype(sums.dtype)
-    return problem.theta + apply_solve(problem.plan.solve, sums * scale)
+def _estimate(trial: Trial, sums: jax.Array, cycle: jax.Array) -> jax.Array:
+    scale = trial.sigma / cycle.astype(sums.dtype)
+    return trial.theta + apply_solve(trial.plan.solve, sums * scale)
 
 
-def _restrict(problem: Problem, indices: jax.Array) -> ActionSet:
-    return problem.plan.action_set.restrict(indices, problem.theta.shape[0])
+def _restrict(trial: Trial, indices: jax.Array) -> ActionSet:
+    return trial.plan.action_set.restrict(indices, trial.theta.shape[0])
 
 
-def _select(problem: Problem, sums: jax.Array, cycle: jax.Array) -> jax.Array:
-    return choose(problem.plan, _estimate(problem, sums, cycle))
+def _select(trial: Trial, sums: jax.Array, cycle: jax.Array) -> jax.Array:
+    return choose(trial.plan, _estimate(trial, sums, cycle))
 
 
-def _test(problem: Problem, sums: jax.Array, squares: jax.Array, cycle: jax.Array):
-    algorithm, within = problem.plan.algorithm, squares
+def _test(trial: Trial, sums: jax.Array, squares: jax.Array, cycle: jax.Array):
+    algorithm, within = trial.plan.algorithm, squares
     if algorithm.estimate_sigma:
         spread = squares - jnp.sum(sums**2) / cycle.astype(sums.dtype)
-        within = problem.sigma**2 * spread
-    estimate = _estimate(problem, sums, cycle)
-    return algorithm.rule.verify(problem.plan, estimate, cycle, within)
+        within = trial.sigma**2 * spread
+    estimate = _estimate(trial, sums, cycle)
+    return algorithm.rule.verify(trial.plan, estimate, cycle, within)
 
 
-def _length(problem: Problem, cycle: jax.Array) -> jax.Array:
-    return problem.plan.algorithm.rule.length(problem.plan.algorithm, cycle)
+def _length(trial: Trial, cycle: jax.Array) -> jax.Array:
+    return trial.plan.algorithm.rule.length(trial.plan.algorithm, cycle)
 
 
-def _shortfall(problem: Problem, part, indices, sums, cycle) -> jax.Array:
+def _shortfall(trial: Trial, part, indices, sums, cycle) -> jax.Array:
     """The regret of one step of exploitation."""
-    action = exploit(problem.plan, part, indices, _estimate(problem, sums, cycle))
-    return problem.best.value - jnp.sum(take(problem.theta, indices) * action)
+    action = exploit(trial.plan, part, indices, _estimate(trial, sums, cycle))
+    return trial.best.value - jnp.sum(take(trial.theta, indices) * action)
 
 
-def _regret(problem: Problem, exploited: jax.Array, explored: jax.Array) -> jax.Array:
+def _outcome(trial: Trial, exploited: jax.Array, explored: jax.Array, chosen: jax.Array):
     """Total regret [K] from that of the exploitation and the steps of exploration, which repeat
-    the basis.
+    the basis; the rewards [K], and the shares [K] of the support that is known.
     """
-    basis = problem.plan.basis
-    cost = problem.best.value - jnp.matmul(basis, problem.theta, precision="highest")
+    basis = trial.plan.basis
+    cost = trial.best.value - jnp.matmul(basis, trial.theta, precision="highest")
     prefix = jnp.concatenate([jnp.zeros(1, cost.dtype), jnp.cumsum(cost)])
     whole = (explored // basis.shape[0]).astype(cost.dtype) * prefix[-1]
-    return exploited + (whole + prefix[explored % basis.shape[0]])
-
-
-def _rewards(problem: Problem, regret: jax.Array, chosen: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The rewards [K], and the shares [K] of the support that is known."""
-    rewards = problem.best.value * problem.times.astype(regret.dtype) - regret
-    return rewards, recovery(chosen.T, problem.best, regret)
+    regret = exploited + (whole + prefix[explored % basis.shape[0]])
+    rewards = trial.best.value * trial.times.astype(regret.dtype) - regret
+    return regret, rewards, recovery(chosen.T, trial.best, regret)
 
 
 def _lock(lanes: Lanes, state: _State) -> _State:
@@ -177,7 +169,7 @@ def _play(
     lanes: Lanes, state: _State, gaps: jax.Array, exploiting: jax.Array, support: Callable
 ) -> _State:
     """Move the clock over one cycle, and record the times within it."""
-    number, dtype = lanes.plan.basis.shape[0], state.sums.dtype
+    number, dtype = lanes.trial.plan.basis.shape[0], state.sums.dtype
     explored_to = state.time + number
     lengths = lanes.each(_length, state.cycle)
     steps = jnp.where(exploiting, jnp.clip(lanes.horizon - explored_to, 0, lengths), 0)
@@ -210,8 +202,8 @@ def _block(lanes: Lanes, cycle: Callable, stream: int | None, state: _State) -> 
     """A few cycles, whose noise is drawn together."""
     width, dtype = state.sums.shape[0], state.sums.dtype
 
-    def draw(problem: Problem, block: jax.Array) -> jax.Array:
-        key = problem.key if stream is None else jax.random.fold_in(problem.key, stream)
+    def draw(trial: Trial, block: jax.Array) -> jax.Array:
+        key = trial.key if stream is None else jax.random.fold_in(trial.key, stream)
         return noise_block(lanes.noise, key, block, width, dtype)
 
     fresh = lanes.each(draw, (state.cycle - 1) // BLOCK)
@@ -222,26 +214,26 @@ def _finish(lanes: Lanes, state: _State) -> _State:
     """Finish lanes that are all locked: only the noise of their s coordinates is drawn, with its
     exact covariance sigma² (V⁻¹)_SS / c.
     """
-    diagonal = lanes.plan.solve.ndim == 1 + (lanes.axes.plan.solve is not None)
+    diagonal = lanes.trial.plan.solve.ndim == 1 + (lanes.axes.plan.solve is not None)
 
-    def localise(problem: Problem, indices, sums):
+    def localise(trial: Trial, indices, sums):
         """theta and the accumulated error on the support, and a square root of (V⁻¹)_SS, or its
         diagonal.
         """
-        kept, solve, dtype = indices >= 0, problem.plan.solve, sums.dtype
+        kept, solve, dtype = indices >= 0, trial.plan.solve, sums.dtype
         image = take(apply_solve(solve, sums), indices)
         if diagonal:
-            return take(problem.theta, indices), image, jnp.abs(take(solve, indices))
+            return take(trial.theta, indices), image, jnp.abs(take(solve, indices))
         rows = jnp.where(kept[:, None], solve[indices], 0.0)
         unused = jnp.diag(jnp.where(kept, 0.0, 1.0).astype(dtype))
         root = jnp.linalg.cholesky(jnp.matmul(rows, rows.T, precision="highest") + unused)
-        return take(problem.theta, indices), image, jnp.where(kept[:, None], root, 0.0)
+        return take(trial.theta, indices), image, jnp.where(kept[:, None], root, 0.0)
 
     theta, image, root = lanes.each(localise, state.indices, state.sums)
 
-    def shortfall(problem: Problem, part, theta, image, cycle):
-        action = part.argmax(theta + image * (problem.sigma / cycle.astype(image.dtype)))
-        return problem.best.value - jnp.sum(theta * action)
+    def shortfall(trial: Trial, part, theta, image, cycle):
+        action = part.argmax(theta + image * (trial.sigma / cycle.astype(image.dtype)))
+        return trial.best.value - jnp.sum(theta * action)
 
     def cycle(lanes: Lanes, fresh: jax.Array, state: _State) -> _State:
         moved = root * fresh if diagonal else jnp.sum(root * fresh[None], axis=1)
@@ -256,15 +248,15 @@ def _finish(lanes: Lanes, state: _State) -> _State:
     )
 
 
-def simulate_lanes(noise: Any, draws: str, problem: Problem, axes: Problem, size: int) -> Run:
-    """Simulate `size` lanes; `axes` says which leaves of `problem` have them as their last axis
+def simulate_lanes(noise: Any, draws: str, trial: Trial, axes: Trial, size: int) -> Run:
+    """Simulate `size` lanes; `axes` says which leaves of `trial` have them as their last axis
     (−1) and which are shared (None).
     """
-    lanes = Lanes(noise, problem, axes, size)
-    times = lanes.each(lambda problem: problem.times)
-    lanes = lanes._replace(horizon=lanes.each(lambda problem: problem.horizon), times=times)
-    number, dimension = problem.plan.basis.shape[:2]
-    floats, ints = jnp.zeros(size, problem.theta.dtype), jnp.zeros(size, jnp.int32)
+    lanes = Lanes(noise, trial, axes, size)
+    times = lanes.each(lambda trial: trial.times)
+    lanes = lanes._replace(horizon=lanes.each(lambda trial: trial.horizon), times=times)
+    number, dimension = trial.plan.basis.shape[:2]
+    floats, ints = jnp.zeros(size, trial.theta.dtype), jnp.zeros(size, jnp.int32)
     indices = jnp.broadcast_to(
         no_choice(lanes.algorithm.sparsity, dimension)[0][:, None], (lanes.algorithm.sparsity, size)
     )
@@ -291,19 +283,19 @@ def simulate_lanes(noise: Any, draws: str, problem: Problem, axes: Problem, size
     state = _loops.while_loop(unfinished, functools.partial(_block, lanes, _cycle, None), state)
     if draws == "support":
         state = _finish(lanes, state)
-    regret = lanes.each(_regret, state.recorded, state.explored)
     lock_time = jnp.where(state.locked, state.lock_cycle * number, -1)
     status = status_of(jnp.all(jnp.isfinite(state.sums), axis=0))
-    rewards, recovered = lanes.each(_rewards, regret, state.chosen)
+    played = state.recorded, state.explored, state.chosen
+    regret, rewards, recovered = lanes.each(_outcome, *played)
     found = state.locked, lock_time, jnp.sort(state.indices, axis=0)
     return Run(regret, times, *found, status, rewards, recovered)
 
 
-def simulate_cycles(noise: Any, draws: str, problem: Problem) -> Run:
+def simulate_cycles(noise: Any, draws: str, trial: Trial) -> Run:
     """One lane, written so that `vmap`, also nested, runs all lanes in one loop with shared scalars
     instead of masking every array.
     """
-    leaves, tree = jax.tree.flatten(problem)
+    leaves, tree = jax.tree.flatten(trial)
     run = _with_lanes(noise, draws, tree, tuple(leaves), (None,) * len(leaves), 1)
     return jax.tree.map(lambda leaf: leaf[..., 0], run)
 
@@ -311,8 +303,8 @@ def simulate_cycles(noise: Any, draws: str, problem: Problem) -> Run:
 def _with_lanes(noise: Any, draws: str, tree: Any, leaves: tuple, axes: tuple, size: int) -> Run:
     @jax.custom_batching.custom_vmap
     def call(*leaves):
-        problem, where = jax.tree.unflatten(tree, leaves), jax.tree.unflatten(tree, axes)
-        return simulate_lanes(noise, draws, problem, where, size)
+        trial, where = jax.tree.unflatten(tree, leaves), jax.tree.unflatten(tree, axes)
+        return simulate_lanes(noise, draws, trial, where, size)
 
     @call.def_vmap
     def batched(count, in_batched, *leaves):

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxsac import _loops
-from jaxsac.bandits.phased.schedule import Plan
 from jaxsac.bandits.protocol import Total
 from jaxsac.bandits.sets.action_set import ActionSet, Selection
 from jaxsac.bandits.sets.supports import benchmark_of
@@ -44,7 +43,8 @@ class Trial(NamedTuple):
     times: jax.Array  # int32 [K]
     alpha: Any  # [] or None
     offer: Any  # what every step makes available, if it is the same
-    best: Selection | None  # the benchmark, if it is given
+    best: Any  # the benchmark, a Selection, if it is known
+    plan: Any = None  # of a phased algorithm
 
 
 class Setting(NamedTuple):
@@ -56,18 +56,6 @@ class Setting(NamedTuple):
     engine: str
     draw: Callable[[jax.Array], Any] | None  # makes the offers, where they are not given
     schedule: bool  # whether the offers are those of each step
-
-
-class Problem(NamedTuple):
-    """What one lane of a phased algorithm simulates."""
-
-    key: jax.Array
-    theta: jax.Array  # [d]
-    sigma: jax.Array  # []
-    horizon: jax.Array  # int32 []
-    times: jax.Array  # int32 [K]
-    plan: Plan
-    best: Selection  # the benchmark, whose value is the reward of a step
 
 
 def draw_noise(noise: Any, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
@@ -92,11 +80,12 @@ STEP_STREAM = 2**31 - 2  # folded into the key of what a step-wise environment d
 
 
 def _record_steps(
-    times: jax.Array, horizon: jax.Array, state: Any, step: Callable, support: Callable, zero: Any
+    trial: Trial, state: Any, step: Callable, support: Callable
 ) -> tuple[Any, jax.Array, jax.Array, jax.Array]:
     """Run `step(t, state) -> (state, regret, reward)` for t = 0, ..., horizon − 1 and record the
-    cumulative regret and rewards, and `support(state)`, at `times`.
+    cumulative regret and rewards, and `support(state)`, at the times of the trial.
     """
+    times, dtype = trial.times, trial.theta.dtype
 
     def advance(carry):
         t, state, total, recorded, chosen = carry
@@ -112,11 +101,11 @@ def _record_steps(
         )
         return t + 1, state, total, recorded, chosen
 
-    zeros, recorded = jnp.zeros(2, zero.dtype), jnp.zeros((*times.shape, 2), zero.dtype)
+    zeros, recorded = jnp.zeros(2, dtype), jnp.zeros((*times.shape, 2), dtype)
     chosen = jnp.full((*times.shape, *support(state).shape), -1, jnp.int32)
     carry = jnp.int32(0), state, Total(zeros, zeros), recorded, chosen
     _, state, _, recorded, chosen = _loops.while_loop(
-        lambda carry: carry[0] < horizon, advance, carry
+        lambda carry: carry[0] < trial.horizon, advance, carry
     )
     return state, recorded[:, 0], recorded[:, 1], chosen
 
@@ -127,10 +116,10 @@ def recovery(chosen: jax.Array, best: Selection, like: jax.Array) -> jax.Array:
     return found.astype(like.dtype) / jnp.sum(best.mask).astype(like.dtype)
 
 
-def simulate_phased(noise: Any, problem: Problem) -> Run:
+def simulate_phased(noise: Any, trial: Trial) -> Run:
     """The same law and, for the decisions, the same draws as the cycle engine."""
-    algorithm, (number, dimension) = problem.plan.algorithm, problem.plan.basis.shape
-    dtype = problem.theta.dtype
+    algorithm, (number, dimension) = trial.plan.algorithm, trial.plan.basis.shape
+    dtype = trial.theta.dtype
 
     def step(t, carry):
         state, block_noise = carry
@@ -143,28 +132,27 @@ def simulate_phased(noise: Any, problem: Problem) -> Run:
             lambda _, key, cycle: noise_block(noise, key, (cycle - 1) // BLOCK, number, dtype),
             lambda old, *_: old,
             block_noise,
-            problem.key,
+            trial.key,
             state.cycle,
         )
         action = algorithm.act(state)
-        mean = jnp.sum(problem.theta * action)
+        mean = jnp.sum(trial.theta * action)
         # The rewards of the exploitation are never looked at, so their noise is not drawn.
         error = jnp.where(exploring, block_noise[in_block, position], 0.0)
-        state = algorithm.update(state, None, mean + problem.sigma * error)
-        gap = jnp.where(jnp.isfinite(error), problem.best.value - mean, jnp.nan)
+        state = algorithm.update(state, None, mean + trial.sigma * error)
+        gap = jnp.where(jnp.isfinite(error), trial.best.value - mean, jnp.nan)
         return (state, block_noise), gap, mean
 
     start = algorithm.init(dimension=dimension, dtype=dtype), jnp.zeros((BLOCK, number), dtype)
-    zero = jnp.zeros((), dtype)
     (state, _), regret, rewards, chosen = _record_steps(
-        problem.times, problem.horizon, start, step, lambda carry: carry[0].indices, zero
+        trial, start, step, lambda carry: carry[0].indices
     )
     indices = jnp.where(state.locked | (algorithm.rule.verify is None), state.indices, -1)
-    recovered = recovery(chosen, problem.best, regret)
+    recovered = recovery(chosen, trial.best, regret)
     lock_time = jnp.where(state.locked, state.lock_cycle * number, -1)
     status = status_of(jnp.all(jnp.isfinite(state.sums.value)))
     found = state.locked, lock_time, jnp.sort(indices)
-    return Run(regret, problem.times, *found, status, rewards, recovered)
+    return Run(regret, trial.times, *found, status, rewards, recovered)
 
 
 def status_of(finite: jax.Array) -> jax.Array:
@@ -198,10 +186,7 @@ def simulate_steps(algorithm: Any, trial: Trial, setting: Setting) -> Run:
         return algorithm.update(state, action, mean + trial.sigma * error, offered), gap, mean
 
     state = algorithm.init(init_key, dimension=theta.shape[0], dtype=dtype)
-    zero = jnp.zeros((), dtype)
-    state, regret, rewards, chosen = _record_steps(
-        trial.times, trial.horizon, state, step, algorithm.support, zero
-    )
+    state, regret, rewards, chosen = _record_steps(trial, state, step, algorithm.support)
     return run_of(algorithm, trial, setting.benchmark, state, regret, rewards, chosen)
 
 

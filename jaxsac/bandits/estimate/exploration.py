@@ -50,11 +50,7 @@ def exploration_basis(
 
     Source: arXiv 2605.10151, Assumption 3 and Figure 2.
     """
-    check_dimension(action_set, dimension)
-    _checks.require(
-        sparsity <= dimension,
-        f"sparsity must be at most the dimension {dimension}, got {sparsity}.",
-    )
+    check_dimension(action_set, dimension, sparsity)
     dtype = jnp.result_type(float) if dtype is None else dtype
     if kind == "standard":
         reach = action_set.reach(dimension, dtype)

@@ -2,6 +2,7 @@
 many steps it must be.
 """
 
+import bisect
 from typing import Any
 
 import jax
@@ -227,11 +228,9 @@ def stopping_time(algorithm: Phased, theta: jax.Array) -> float:
         high *= 2
         if high > 2**60:
             return float("inf")
-    low = high // 2  # the radius falls with the cycle from the first or second one on
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return float(high * number)
+    # The radius falls with the cycle from the first or second one on.
+    first = bisect.bisect_left(range(high), True, high // 2 + 1, high, key=enough)
+    return float(first * number)
 
 
 @jax.jit

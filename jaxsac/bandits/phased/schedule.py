@@ -267,11 +267,7 @@ class Plan(NamedTuple):
 
 
 def make_plan(algorithm: Phased, dimension: int, dtype: Any) -> Plan:
-    check_dimension(algorithm.action_set, dimension)
-    _checks.require(
-        algorithm.sparsity <= dimension,
-        f"sparsity must be at most the dimension {dimension}, got {algorithm.sparsity}.",
-    )
+    check_dimension(algorithm.action_set, dimension, algorithm.sparsity)
     algorithm = cast_algorithm(algorithm, dtype)
     if algorithm.basis is None:
         reach = algorithm.action_set.reach(dimension, dtype)

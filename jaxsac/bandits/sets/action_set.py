@@ -39,6 +39,7 @@ class ActionSet(eqx.Module):
     strongly_convex: ClassVar[bool] = False  # whether X is
     quadratic: ClassVar[bool] = False  # f(S)² is a quadratic form of theta_S
     ranked: ClassVar[bool] = False  # the s largest `scores` are always the best support
+    greedy_is_exact: ClassVar[bool] = False  # the greedy support is, for every theta and sparsity
 
     __hash__ = object.__hash__  # its bound methods go through `jax.jit`, which hashes them
 
@@ -46,11 +47,6 @@ class ActionSet(eqx.Module):
     def dimension(self) -> int | None:
         """d, or None for a set that there is in every dimension."""
         return None
-
-    @property
-    def greedy_is_exact(self) -> bool:
-        """Whether the greedy support is the best one for every theta and every sparsity."""
-        return False
 
     def support(self, theta: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """max ⟨theta, x⟩ over x ∈ X with x = 0 off the mask; at least 0, at the origin."""
@@ -181,11 +177,15 @@ def sized(action_set: Any) -> Mapping[str, int]:
 a_set = record(ActionSet, sizes=sized)
 
 
-def check_dimension(action_set: ActionSet, dimension: int) -> None:
+def check_dimension(action_set: ActionSet, dimension: int, sparsity: int = 1) -> None:
     _checks.require(
         action_set.dimension in (None, dimension),
         f"action_set has dimension d = {action_set.dimension} where theta has {dimension}"
         " coordinates.",
+    )
+    _checks.require(
+        sparsity <= dimension,
+        f"sparsity must be at most the dimension {dimension}, got {sparsity}.",
     )
 
 

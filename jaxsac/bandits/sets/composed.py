@@ -48,7 +48,7 @@ class Product(ActionSet):
         return sum(self.sizes)
 
     @property
-    def greedy_is_exact(self):
+    def greedy_is_exact(self):  # pyright: ignore[reportIncompatibleVariableOverride]
         return all(part.greedy_is_exact for part in self.parts)
 
     def _blocks(self, vector):
@@ -112,10 +112,7 @@ class Masked(ActionSet):
     def dimension(self):
         return self.available.shape[0]
 
-    @property
-    def greedy_is_exact(self):
-        return self.whole.greedy_is_exact
-
+    greedy_is_exact = property(lambda self: self.whole.greedy_is_exact)  # pyright: ignore[reportAssignmentType]
     ranked = property(lambda self: self.whole.ranked)  # pyright: ignore[reportAssignmentType]
     strongly_convex = property(lambda self: self.whole.strongly_convex)  # pyright: ignore[reportAssignmentType]
     quadratic = property(lambda self: self.whole.quadratic)  # pyright: ignore[reportAssignmentType]

@@ -24,7 +24,25 @@ from jaxsac.bandits.sets.action_set import (
 _MAX_BLOCKS = 2000
 
 
-class Ellipsoid(ActionSet):
+class Quadratic(ActionSet):
+    """A set with f(S)² = ⟨theta_S, u⟩, attained at u / f(S): a set defines `_solve(theta, mask)`,
+    theta on the mask and u [d].
+    """
+
+    def support(self, theta, mask=None):
+        theta, solved = self._solve(theta, mask)
+        return root(jnp.sum(theta * solved))
+
+    def argmax(self, theta, mask=None):
+        theta, solved = self._solve(theta, mask)
+        value = root(jnp.sum(theta * solved))
+        return solved / jnp.where(value > 0, value, 1.0)
+
+    def _solve(self, theta, mask):
+        raise NotImplementedError
+
+
+class Ellipsoid(Quadratic):
     """{x : x'Ax ≤ 1} for a symmetric positive definite `matrix` A [d, d]: f(S) = √(theta_S'
     (A_SS)⁻¹ theta_S).
 
@@ -69,15 +87,6 @@ class Ellipsoid(ActionSet):
                 mask[:, None] & mask[None, :], matrix, jnp.eye(theta.shape[0], dtype=theta.dtype)
             )
         return theta, jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(matrix), True), theta)
-
-    def support(self, theta, mask=None):
-        theta, solved = self._solve(theta, mask)
-        return root(jnp.sum(theta * solved))
-
-    def argmax(self, theta, mask=None):
-        theta, solved = self._solve(theta, mask)
-        value = root(jnp.sum(theta * solved))
-        return solved / jnp.where(value > 0, value, 1.0)
 
     def gauge(self, x):
         image = jnp.matmul(like(self.matrix, x), x, precision="highest")
@@ -163,22 +172,13 @@ def _least_eigenvalue(matrix: jax.Array, size: int) -> jax.Array:
     return jnp.min(jnp.linalg.eigvalsh(matrix[blocks[:, :, None], blocks[:, None, :]]))
 
 
-class EllipsoidSlice(ActionSet):
+class EllipsoidSlice(Quadratic):
     """An ellipsoid in R^s by the `inverse` [s, s] of its matrix, factored once and used every
     cycle. A mask may leave out the coordinates −1 of `restrict` alone.
     """
 
     inverse: jax.Array
 
-    def support(self, theta, mask=None):
+    def _solve(self, theta, mask):
         theta = masked(theta, mask)
-        return root(jnp.matmul(theta, self._times(theta), precision="highest"))
-
-    def argmax(self, theta, mask=None):
-        theta = masked(theta, mask)
-        product = self._times(theta)
-        value = root(jnp.matmul(theta, product, precision="highest"))
-        return product / jnp.where(value > 0, value, 1.0)
-
-    def _times(self, theta):
-        return jnp.matmul(like(self.inverse, theta), theta, precision="highest")
+        return theta, jnp.matmul(like(self.inverse, theta), theta, precision="highest")

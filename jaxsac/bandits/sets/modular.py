@@ -20,11 +20,7 @@ class Modular(ActionSet):
     A set of one's own defines `weights`, `value` and `argmax`.
     """
 
-    ranked = True
-
-    @property
-    def greedy_is_exact(self):
-        return True
+    ranked = greedy_is_exact = True
 
     def weights(self, theta: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The weights [d], and the scale [] that `value` needs."""
@@ -68,7 +64,11 @@ class WithRadius(ActionSet):
     restrictions.
     """
 
-    radius: jax.Array | float  # [], > 0
+    radius: jax.Array | float = 1.0  # [], > 0
+
+    @arguments(radius=real(**POSITIVE))
+    def __init__(self, radius: jax.Array | float = 1.0):
+        self.radius = radius
 
     def norm_bound(self, sparsity, dimension):
         return self.radius
@@ -88,10 +88,6 @@ class Ball(WithRadius, Modular):
     """
 
     strongly_convex = quadratic = True
-
-    @arguments(radius=real(**POSITIVE))
-    def __init__(self, radius: jax.Array | float = 1.0):
-        self.radius = radius
 
     def weights(self, theta):
         scale = largest(theta)
@@ -123,7 +119,7 @@ class LpBall(WithRadius, Modular):
     p = 1 there is CrossPolytope, for p = ∞ Box.
     """
 
-    p: jax.Array | float  # [], in (1, ∞)
+    p: jax.Array | float  # [], in (1, ∞)  # pyright: ignore[reportGeneralTypeIssues]
 
     @arguments(p=real(above=1, below=float("inf")), radius=real(**POSITIVE))
     def __init__(self, p: jax.Array | float, radius: jax.Array | float = 1.0):
@@ -196,17 +192,15 @@ class Box(Modular):
         sides = [np.shape(end)[0] for end in (self.low, self.high) if np.ndim(end)]
         return sides[0] if sides else None
 
-    def _gains(self, theta):
-        return jnp.abs(theta * self.argmax(theta))  # without the sign of −0
-
     def weights(self, theta):
-        return self._gains(theta), jnp.ones((), theta.dtype)
+        gains = jnp.abs(theta * self.argmax(theta))  # without the sign of −0
+        return gains, jnp.ones((), theta.dtype)
 
     def value(self, total, scale):
         return total * scale
 
     def scores(self, theta):
-        return self._gains(theta)
+        return self.weights(theta)[0]
 
     def score_slope(self, theta):
         return jnp.max(jnp.maximum(-like(self.low, theta), like(self.high, theta)))
@@ -245,9 +239,7 @@ class Box(Modular):
 class OnAxes(WithRadius):
     """A set whose best action is on one axis."""
 
-    @property
-    def greedy_is_exact(self):
-        return True
+    greedy_is_exact = True
 
     def support(self, theta, mask=None):
         return jnp.sum(masked(theta, mask) * self.argmax(theta, mask))
@@ -259,10 +251,6 @@ class CrossPolytope(OnAxes):
     f(S) stops growing after its first coordinate, so the greedy gap is 0 for s > 1 and support
     verification never succeeds: use `phased_greedy`.
     """
-
-    @arguments(radius=real(**POSITIVE))
-    def __init__(self, radius: jax.Array | float = 1.0):
-        self.radius = radius
 
     def argmax(self, theta, mask=None):
         theta = masked(theta, mask)
@@ -277,10 +265,6 @@ class Simplex(OnAxes):
     """{x ≥ 0 : Σ x ≤ radius}: f(S) = radius max(0, max over S of theta_i), attained at a
     vertex.
     """
-
-    @arguments(radius=real(**POSITIVE))
-    def __init__(self, radius: jax.Array | float = 1.0):
-        self.radius = radius
 
     def argmax(self, theta, mask=None):
         theta = masked(theta, mask)

@@ -72,12 +72,8 @@ def _best(action_set, theta, sparsity):
         " branch_and_bound outside jit; in a simulation, benchmark='greedy', or what"
         " branch_and_bound returns.",
     )
-    supports = np.fromiter(
-        (i for row in combinations(range(dimension), sparsity) for i in row),
-        np.int32,
-        count * sparsity,
-    )
-    supports = jnp.asarray(supports.reshape(count, sparsity))
+    rows = combinations(range(dimension), sparsity)
+    supports = jnp.asarray(np.fromiter(rows, np.dtype((np.int32, sparsity)), count))
 
     def evaluate(indices):
         return action_set.restrict(indices, dimension).support(theta[indices])
@@ -110,10 +106,8 @@ def branch_and_bound(
     best = _greedy(action_set, theta, sparsity)
     incumbent, best_mask = float(best.value), np.asarray(best.mask)
     slack = 16.0 * float(jnp.finfo(theta.dtype).eps)
-    stack, nodes = (
-        [(np.zeros(dimension, bool), 0)],
-        0,
-    )  # coordinates in, number of decided coordinates in `order`
+    # Coordinates in, number of decided coordinates in `order`.
+    stack, nodes = [(np.zeros(dimension, bool), 0)], 0
     while stack:
         if nodes >= max_nodes:
             raise RuntimeError(
@@ -128,19 +122,16 @@ def branch_and_bound(
             with_it[order[level]] = True
             children += [(with_it, level + 1), (chosen, level + 1)]
         upper = np.zeros((2 * _CHUNK, dimension), bool)
-        complete = []
         for row, (chosen, level) in enumerate(children):
-            rest = order[level:]
-            done = chosen.sum() == sparsity or chosen.sum() + len(rest) <= sparsity
-            complete.append(done)
             upper[row] = chosen
             if chosen.sum() < sparsity:
-                upper[row, rest] = True
-        values = np.asarray(_values(action_set, theta, upper))
-        for row, (child, done) in enumerate(zip(children, complete, strict=True)):
-            if done and upper[row].sum() == sparsity and values[row] > incumbent:
+                upper[row, order[level:]] = True
+        values, sizes = np.asarray(_values(action_set, theta, upper)), upper.sum(axis=1)
+        # What holds more coordinates is still to be divided, what holds fewer is no support.
+        for row, child in enumerate(children):
+            if sizes[row] == sparsity and values[row] > incumbent:
                 incumbent, best_mask = float(values[row]), upper[row].copy()
-            elif not done and values[row] > incumbent * (1.0 + slack):
+            elif sizes[row] > sparsity and values[row] > incumbent * (1.0 + slack):
                 stack.append(child)
     indices = jnp.asarray(np.flatnonzero(best_mask), jnp.int32)
     return Selection(

@@ -5,23 +5,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxsac._arguments import arguments
-from jaxsac.bandits.protocol import INIT, like_theta, product
+from jaxsac._arguments import arguments, real
+from jaxsac.bandits.protocol import INIT, Policy, like_theta, product
 from jaxsac.bandits.sets.action_set import known
 from jaxsac.bandits.stepwise.ridge import (
     NUMBERS,
+    Posterior,
     Ridge,
     Stepwise,
     ThompsonState,
-    posterior_draw,
-    posterior_interval,
-    posterior_start,
-    posterior_update,
+    ridge_start,
 )
 
 
-class OnArms(Stepwise):
+class OnArms(Policy):
     """What the algorithms on finite arms share; `offer` is the arms [K, d]."""
+
+    offers = real("K", "d")  # what `offer` must be, beside a function of a key
 
     def benchmark(self, theta, offer, benchmark: str, alpha) -> jax.Array:
         best = jnp.max(product(like_theta("offer", offer, theta, "K", "d"), theta))
@@ -31,7 +31,7 @@ class OnArms(Stepwise):
         return jnp.zeros(0, jnp.int32)
 
 
-class LinUCB(OnArms):
+class LinUCB(OnArms, Stepwise):
     """Built by `lin_ucb`."""
 
     def act(self, state: Ridge, offer: Any = None) -> jax.Array:
@@ -42,29 +42,22 @@ class LinUCB(OnArms):
         return known(arms[jnp.argmax(index)], index)
 
 
-class LinTS(OnArms):
+class LinTS(OnArms, Posterior):
     """Built by `lin_ts`."""
+
+    ridge: jax.Array | float
 
     @arguments(**INIT)
     def init(self, key: jax.Array | None = None, *, dimension: int, dtype=None) -> ThompsonState:
-        return posterior_start(key, super().init(dimension=dimension, dtype=dtype), self.sigma)
+        return self.start(key, ridge_start(dimension, self.ridge, dtype))
 
     def act(
         self, state: ThompsonState, offer: Any = None, key: jax.Array | None = None
     ) -> jax.Array:
-        drawn = state.drawn if key is None else posterior_draw(state.ridge, self.sigma, key)
+        drawn = state.drawn if key is None else self.draw(state.ridge, key)
         arms = like_theta("offer", offer, drawn, "K", "d")
         index = product(arms, drawn)
         return known(arms[jnp.argmax(index)], index)
-
-    def update(
-        self, state: ThompsonState, action: jax.Array, reward: jax.Array, offer: Any = None
-    ) -> ThompsonState:
-        return posterior_update(state, self.sigma, 0.0, (action, reward))
-
-    def estimate(self, state: ThompsonState) -> tuple[jax.Array, jax.Array]:
-        """The mean [d] of the posterior, and 1.96 of its standard deviations."""
-        return posterior_interval(state, self.sigma)
 
 
 @arguments(**NUMBERS)
@@ -88,4 +81,4 @@ def lin_ts(*, sigma, ridge=1.0) -> LinTS:
 
     Source: Agrawal and Goyal (2013).
     """
-    return LinTS(sigma=sigma, delta=0.05, ridge=ridge, bound=1.0)
+    return LinTS(sigma=sigma, hold=0.0, ridge=ridge)

@@ -46,11 +46,7 @@ class Proof(OnSet):
 
     @arguments(**INIT)
     def init(self, key: jax.Array | None = None, *, dimension: int, dtype=None) -> ProofState:
-        check_dimension(self.action_set, dimension)
-        _checks.require(
-            self.sparsity <= dimension,
-            f"sparsity must be at most the dimension {dimension}, got {self.sparsity}.",
-        )
+        check_dimension(self.action_set, dimension, self.sparsity)
         zeros = jnp.zeros(dimension, jnp.result_type(float) if dtype is None else dtype)
         none, counts = jnp.int32(0), jnp.zeros(dimension, jnp.int32)
         start = no_choice(self.sparsity, dimension)[0], jnp.asarray(False), none - 1, none
@@ -64,18 +60,14 @@ class Proof(OnSet):
         return jnp.where(jnp.any(state.waiting), axis, state.action)
 
     def update(
-        self, state: ProofState, action: jax.Array, reward: jax.Array, offer: None = None
+        self, state: ProofState, action: jax.Array, reward: Any, offer: None = None, count: Any = 1
     ) -> ProofState:
-        """The state after `reward` for `action`: that of any axis at full length counts."""
-        return self.observe(state, action, reward)
-
-    def observe(
-        self, state: ProofState, action: jax.Array, mean: jax.Array, count: Any = 1
-    ) -> ProofState:
-        """The state after `count` rewards of one action, given by their mean."""
+        """The state after `count` rewards of one action, given by their mean: that of any axis at
+        full length counts.
+        """
         none = jnp.zeros_like(state.sums.value)
         action = like_theta("action", action, none, "d")
-        mean, count = like_theta("reward", mean, none), jnp.asarray(count, jnp.int32)
+        mean, count = like_theta("reward", reward, none), jnp.asarray(count, jnp.int32)
         coordinate = jnp.argmax(jnp.abs(action))
         length, reach = action[coordinate], self._reach(state)[coordinate]
         alone = (jnp.sum(action != 0) == 1) & (jnp.abs(length) >= 0.999 * jnp.abs(reach))

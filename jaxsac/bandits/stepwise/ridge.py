@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxsac import _checks
 from jaxsac._arguments import arguments, real
 from jaxsac.bandits.estimate.radii import BELOW_ONE
-from jaxsac.bandits.protocol import INIT, Policy, like_theta, product, raw
+from jaxsac.bandits.protocol import INIT, Policy, like_theta, product
 
 NUMBERS: dict[str, Any] = {
     "sigma": real(low=0, below=float("inf")),
@@ -16,7 +17,7 @@ NUMBERS: dict[str, Any] = {
     "bound": real(low=0, below=float("inf")),
 }
 _QUANTILE = 1.959964  # of the normal law at 97.5 %
-_SLACK = 1e-4  # for the rounding of a determinant that has grown by just enough
+SLACK = 1e-4  # for the rounding of a determinant that has grown by just enough
 
 
 class Ridge(NamedTuple):
@@ -29,8 +30,9 @@ class Ridge(NamedTuple):
     dropped: jax.Array  # int32 [], rewards that were no numbers
 
 
-def ridge_start(dimension: int, ridge: jax.Array, dtype: Any) -> Ridge:
-    """`ridge` is [], or [d] for one of each coordinate."""
+def ridge_start(dimension: int, ridge: Any, dtype: Any) -> Ridge:
+    """`ridge` is [], or [d] for one of each coordinate; `dtype` None: the default of JAX."""
+    dtype = jnp.result_type(float) if dtype is None else dtype
     ridge = jnp.broadcast_to(jnp.asarray(ridge).astype(dtype), (dimension,))
     zeros = jnp.zeros(dimension, dtype)
     root = jnp.diag(1.0 / jnp.sqrt(ridge))
@@ -68,15 +70,6 @@ def deviations(state: Ridge) -> jax.Array:
     return jnp.sqrt(jnp.sum(state.root**2, axis=1))
 
 
-def confidence_width(state: Ridge, sigma, delta, ridge, bound) -> jax.Array:
-    """sigma √(2 log(1/delta) + log det(V) − log det(ridge I)) + √ridge bound: all times at once,
-    with probability 1 − delta.
-
-    Source: Abbasi-Yadkori, Pal and Szepesvari (2011), theorem 2, for ‖theta‖₂ ≤ bound.
-    """
-    return sigma * jnp.sqrt(2.0 * jnp.log(1.0 / delta) + state.log_det) + jnp.sqrt(ridge) * bound
-
-
 class Stepwise(Policy):
     """What follows from ridge regression with a confidence width."""
 
@@ -85,23 +78,25 @@ class Stepwise(Policy):
     ridge: jax.Array | float
     bound: jax.Array | float
 
-    offers = real("K", "d")  # what `offer` must be, beside a function of a key
-
     @arguments(**INIT)
     def init(self, key: jax.Array | None = None, *, dimension: int, dtype=None) -> Any:
-        return ridge_start(
-            dimension, jnp.asarray(self.ridge), jnp.result_type(float) if dtype is None else dtype
-        )
+        return ridge_start(dimension, self.ridge, dtype)
 
     def update(self, state: Any, action: jax.Array, reward: jax.Array, offer: Any = None) -> Any:
         return ridge_update(state, action, reward)
 
     def width(self, state: Ridge) -> jax.Array:
-        cast = [
+        """sigma √(2 log(1/delta) + log det(V) − log det(ridge I)) + √ridge bound: all times at
+        once, with probability 1 − delta.
+
+        Source: Abbasi-Yadkori, Pal and Szepesvari (2011), theorem 2, for ‖theta‖₂ ≤ bound.
+        """
+        sigma, delta, ridge, bound = (
             jnp.asarray(value).astype(state.theta.dtype)
             for value in (self.sigma, self.delta, self.ridge, self.bound)
-        ]
-        return confidence_width(state, *cast)
+        )
+        spread = jnp.sqrt(2.0 * jnp.log(1.0 / delta) + state.log_det)
+        return sigma * spread + jnp.sqrt(ridge) * bound
 
     def estimate(self, state: Any) -> tuple[jax.Array, jax.Array]:
         """The ridge estimate [d], and how far each coordinate may be from it: all times and
@@ -119,43 +114,46 @@ class ThompsonState(NamedTuple):
     step: jax.Array  # int32 [], updates so far
 
 
-def posterior_draw(ridge: Ridge, sigma: Any, key: jax.Array) -> jax.Array:
-    """A draw [d] of theta ~ N(theta_t, sigma² V⁻¹)."""
-    normal = jax.random.normal(key, ridge.theta.shape, ridge.theta.dtype)
-    scale = jnp.asarray(sigma).astype(normal.dtype)
-    return ridge.theta + scale * product(ridge.root, normal)
+class Posterior(Policy):
+    """What follows from draws of theta ~ N(theta_t, sigma² V⁻¹)."""
 
+    sigma: jax.Array | float
+    hold: jax.Array | float  # a draw is kept until det(V) has grown by the factor 1 + hold
 
-def posterior_start(key: jax.Array | None, ridge: Ridge, sigma: Any) -> ThompsonState:
-    zero, numbers = jnp.int32(0), raw(key, "Thompson sampling")
-    drawn = posterior_draw(ridge, sigma, jax.random.fold_in(numbers, zero))
-    return ThompsonState(ridge, drawn, numbers, zero)
+    def start(self, key: jax.Array | None, ridge: Ridge) -> ThompsonState:
+        _checks.require(key is not None, "Thompson sampling draws at random: pass a key to init.")
+        assert key is not None
+        zero, numbers = jnp.int32(0), jax.random.key_data(key)  # which any serialiser takes
+        return ThompsonState(
+            ridge, self.draw(ridge, jax.random.fold_in(numbers, zero)), numbers, zero
+        )
 
+    def draw(self, ridge: Ridge, key: jax.Array) -> jax.Array:
+        normal = jax.random.normal(key, ridge.theta.shape, ridge.theta.dtype)
+        scale = jnp.asarray(self.sigma).astype(normal.dtype)
+        return ridge.theta + scale * product(ridge.root, normal)
 
-def posterior_interval(state: ThompsonState, sigma: Any) -> tuple[jax.Array, jax.Array]:
-    scale = jnp.asarray(sigma).astype(state.drawn.dtype) * _QUANTILE
-    return state.ridge.theta, scale * deviations(state.ridge)
+    def update(
+        self,
+        state: ThompsonState,
+        action: jax.Array,
+        reward: Any,
+        offer: Any = None,
+        count: Any = 1,
+    ) -> ThompsonState:
+        """The state after `count` rewards of any one action, given by their mean; they may come
+        late, in any order. A draw is kept for what is dropped too.
+        """
+        ridge = ridge_update(state.ridge, action, reward, count)
+        step, hold = state.step + count, jnp.asarray(self.hold).astype(ridge.theta.dtype)
+        # What adds no information, as the origin does, would be kept for ever.
+        idle = (ridge.log_det == state.ridge.log_det) & (ridge.dropped == state.ridge.dropped)
+        due = idle | (ridge.log_det >= (1.0 - SLACK) * jnp.log1p(hold))
+        fresh = self.draw(ridge, jax.random.fold_in(state.key, step))
+        ridge = ridge._replace(log_det=jnp.where(due, 0.0, ridge.log_det))
+        return ThompsonState(ridge, jnp.where(due, fresh, state.drawn), state.key, step)
 
-
-def posterior_update(
-    state: ThompsonState, sigma: Any, hold: Any, observed: tuple[Any, Any], count: Any = 1
-) -> ThompsonState:
-    """After `count` rewards of one action, observed = (action, their mean); a draw is kept until
-    det(V) has grown by the factor 1 + hold since, for what is dropped too.
-    """
-    ridge = ridge_update(state.ridge, *observed, count)
-    step, hold = state.step + count, jnp.asarray(hold).astype(ridge.theta.dtype)
-    # What adds no information, as the origin does, would be kept for ever.
-    idle = (ridge.log_det == state.ridge.log_det) & (ridge.dropped == state.ridge.dropped)
-    due = idle | (ridge.log_det >= (1.0 - _SLACK) * jnp.log1p(hold))
-    fresh = posterior_draw(ridge, sigma, jax.random.fold_in(state.key, step))
-    ridge = ridge._replace(log_det=jnp.where(due, 0.0, ridge.log_det))
-    return ThompsonState(ridge, jnp.where(due, fresh, state.drawn), state.key, step)
-
-
-def kept(state: ThompsonState, hold: Any, action: jax.Array) -> jax.Array:
-    """For how many more steps of `action` the draw is kept: det(V) grows by 1 + n x'V⁻¹x."""
-    spread = jnp.sum(product(action, state.ridge.root) ** 2)
-    grown = jnp.exp(-state.ridge.log_det) * (1.0 + jnp.asarray(hold).astype(spread.dtype)) - 1.0
-    number = jnp.where(spread > 0, grown / jnp.where(spread > 0, spread, 1.0), 1.0)
-    return jnp.clip(jnp.ceil(number * (1.0 - _SLACK)), 1, 2**24).astype(jnp.int32)
+    def estimate(self, state: ThompsonState) -> tuple[jax.Array, jax.Array]:
+        """The mean [d] of the posterior, and 1.96 of its standard deviations."""
+        scale = jnp.asarray(self.sigma).astype(state.drawn.dtype) * _QUANTILE
+        return state.ridge.theta, scale * deviations(state.ridge)

@@ -7,36 +7,25 @@ import jax.numpy as jnp
 
 from jaxsac import _checks
 from jaxsac._arguments import arguments, real, size
-from jaxsac.bandits.protocol import INIT
+from jaxsac.bandits.protocol import INIT, product
 from jaxsac.bandits.sets.action_set import ActionSet, a_set, check_dimension, largest
-from jaxsac.bandits.stepwise.ridge import (
-    ThompsonState,
-    kept,
-    posterior_draw,
-    posterior_interval,
-    posterior_start,
-    posterior_update,
-    ridge_start,
-)
+from jaxsac.bandits.stepwise.ridge import SLACK, Posterior, ThompsonState, ridge_start
 from jaxsac.bandits.stepwise.sparse import OnSet
 
 _SHRINKAGE = 1e-4  # of the flat prior's estimate after one reward: V is never singular
 _UNKNOWN = 0.01  # share of the flat prior in what is known of a coordinate, ridge_i (V⁻¹)_ii
 
 
-class Thompson(OnSet):
+class Thompson(OnSet, Posterior):
     """Built by `thompson`."""
 
-    sigma: jax.Array | float
     prior_scale: jax.Array | float | None
-    hold: jax.Array | float
 
     @arguments(**INIT)
     def init(self, key: jax.Array | None = None, *, dimension: int, dtype=None) -> ThompsonState:
         check_dimension(self.action_set, dimension)
         dtype = jnp.result_type(float) if dtype is None else dtype
-        ridge = ridge_start(dimension, self._ridge(dimension, dtype), dtype)
-        return posterior_start(key, ridge, self.sigma)
+        return self.start(key, ridge_start(dimension, self._ridge(dimension, dtype), dtype))
 
     def _ridge(self, dimension: int, dtype: Any) -> jax.Array:
         if self.prior_scale is not None:
@@ -57,7 +46,7 @@ class Thompson(OnSet):
         actions before their rewards come. With the flat prior every axis that the rewards do not
         tell from the others is played first.
         """
-        drawn = state.drawn if key is None else posterior_draw(state.ridge, self.sigma, key)
+        drawn = state.drawn if key is None else self.draw(state.ridge, key)
         action = self.choose(drawn, offer)[1]
         if self.prior_scale is not None:
             return action
@@ -69,27 +58,21 @@ class Thompson(OnSet):
         first = jnp.arange(drawn.shape[0]) == jnp.argmax(jnp.where(unseen, order, 0.0))
         return jnp.where(jnp.any(unseen), jnp.where(first, reach, 0.0), action)
 
-    def update(
-        self, state: ThompsonState, action: jax.Array, reward: jax.Array, offer: Any = None
-    ) -> ThompsonState:
-        """The state after `reward` for any `action`; rewards may come late, in any order."""
-        return self.observe(state, action, reward)
-
-    def observe(
-        self, state: ThompsonState, action: jax.Array, mean: jax.Array, count: Any = 1
-    ) -> ThompsonState:
-        """The state after `count` rewards of one action, given by their mean."""
-        return posterior_update(state, self.sigma, self.hold, (action, mean), count)
-
     def length(self, state: ThompsonState, action: jax.Array) -> jax.Array:
-        """For how many steps the state's draw is kept, if they all play `action`."""
-        return kept(state, self.hold, action)
+        """For how many steps the state's draw is kept, if they all play `action`: det(V) grows by
+        1 + n x'V⁻¹x.
+        """
+        spread = jnp.sum(product(action, state.ridge.root) ** 2)
+        hold = jnp.asarray(self.hold).astype(spread.dtype)
+        grown = jnp.exp(-state.ridge.log_det) * (1.0 + hold) - 1.0
+        number = jnp.where(spread > 0, grown / jnp.where(spread > 0, spread, 1.0), 1.0)
+        return jnp.clip(jnp.ceil(number * (1.0 - SLACK)), 1, 2**24).astype(jnp.int32)
 
     def estimate(self, state: ThompsonState) -> tuple[jax.Array, jax.Array]:
         """The mean [d] of the posterior, and 1.96 of its standard deviations; infinite for a
         coordinate of which the rewards say nothing, if the prior is flat.
         """
-        theta, width = posterior_interval(state, self.sigma)
+        theta, width = super().estimate(state)
         return theta, jnp.where(self._unknown(state), jnp.inf, width)
 
     def support(self, state: ThompsonState) -> jax.Array:

@@ -2,6 +2,7 @@
 `LocalActionModel` where agents act too.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsac import _checks
 from jaxsac._arguments import arguments, flag, real, size
 
 _DISCOUNT = real(low=0, below=1)
@@ -95,32 +97,24 @@ def demand_response(*, scarce: bool = False, discount: float = 0.9) -> GlobalLoc
     """
     levels = np.arange(1, 6)
     G = L = 5
-    global_transition = np.zeros((G, 3, G))
-    for supply in levels:
-        for index, action in enumerate((-1, 0, 1)):
-            global_transition[supply - 1, index, np.clip(supply + action, 1, 5) - 1] = 1
+    moves = [np.clip(levels + action, 1, 5) - 1 for action in (-1, 0, 1)]
+    global_transition = np.stack([np.eye(G)[after] for after in moves], axis=1)
     local_transition = np.zeros((G, L * L, L * L))
     local_reward = np.zeros((G, L * L))
-    for supply in levels:
-        for consumption in levels:
-            for desired in levels:
-                row = (consumption - 1) * L + desired - 1
-                start, end = (
-                    (consumption, supply) if scarce else (desired, desired + supply - consumption)
-                )
-                half = [(start, 0.5), (int(np.clip(end, 1, 5)), 0.5)]
-                after = [(desired, 1.0)] if desired <= supply else half
-                new_desire = np.full(L, 0.2 * (0.3 if scarce else 1.0)) + (
-                    0.7 * np.eye(L)[desired - 1] if scarce else 0
-                )
-                for level, chance in after:
-                    local_transition[supply - 1, row, (level - 1) * L : level * L] += (
-                        chance * new_desire
-                    )
-                unmet = desired - min(consumption, supply)
-                local_reward[supply - 1, row] = (
-                    -float(unmet**2) if scarce else consumption - 0.5 * (consumption > supply)
-                )
+    for supply, consumption, desired in itertools.product(levels, levels, levels):
+        row = (consumption - 1) * L + desired - 1
+        start, end = (consumption, supply) if scarce else (desired, desired + supply - consumption)
+        half = [(start, 0.5), (int(np.clip(end, 1, 5)), 0.5)]
+        new_desire = np.full(L, 0.2 * (0.3 if scarce else 1.0)) + (
+            0.7 * np.eye(L)[desired - 1] if scarce else 0
+        )
+        for level, chance in [(desired, 1.0)] if desired <= supply else half:
+            own = slice((level - 1) * L, level * L)
+            local_transition[supply - 1, row, own] += chance * new_desire
+        unmet = desired - min(consumption, supply)
+        local_reward[supply - 1, row] = (
+            -float(unmet**2) if scarce else consumption - 0.5 * (consumption > supply)
+        )
     cost = -0.8 * levels if scarce else 15 / levels
     global_reward = cost[:, None] - np.array([1.0, 0.0, 0.0]) * (not scarce)
     return GlobalLocal(global_transition, local_transition, global_reward, local_reward, discount)
@@ -143,19 +137,11 @@ def admission(
     arrivals = np.asarray(gate)
     G, L = len(arrivals), capacity + 1
     local = np.zeros((G, L, L))
-    for g, arrival in enumerate(arrivals):
-        for jobs in range(L):
-            for comes, p in ((1, arrival), (0, 1 - arrival)):
-                for served, q in ((1, service), (0, 1 - service)):
-                    local[
-                        g,
-                        jobs,
-                        int(
-                            np.clip(
-                                min(jobs + comes, capacity) - (served and jobs > 0), 0, capacity
-                            )
-                        ),
-                    ] += p * q
+    for g, jobs in np.ndindex(G, L):
+        for comes, p in ((1, arrivals[g]), (0, 1 - arrivals[g])):
+            for served, q in ((1, service), (0, 1 - service)):
+                left = min(jobs + comes, capacity) - (served and jobs > 0)
+                local[g, jobs, left] += p * q
     earned = 3 * arrivals[:, None] - 0.1 * (1 - np.eye(G))
     return GlobalLocal(
         np.tile(np.eye(G), (G, 1, 1)),
@@ -287,8 +273,9 @@ def dispatch(
     servers).
     """
     L, chance = capacity + 1, load * service
-    if chance > 1:
-        raise ValueError(f"load * service must be ≤ 1, got {chance:g} jobs a queue and step.")
+    _checks.require(
+        chance <= 1, f"load * service must be ≤ 1, got {chance:g} jobs a queue and step."
+    )
     law = np.array(
         [
             math.comb(num_queues, j) * chance**j * (1 - chance) ** (num_queues - j)
@@ -298,13 +285,12 @@ def dispatch(
     G = num_queues + 1
     local = np.zeros((2, L, L))
     reward = np.zeros((2, L))
-    for tagged in range(2):
-        for jobs in range(L):
-            length = min(jobs + tagged, capacity)
-            local[tagged, jobs, length] += 1 - service if length else 1
-            if length:
-                local[tagged, jobs, length - 1] += service
-            reward[tagged, jobs] = -jobs - overflow * (jobs + tagged > capacity)
+    for tagged, jobs in np.ndindex(2, L):
+        length = min(jobs + tagged, capacity)
+        local[tagged, jobs, length] += 1 - service if length else 1
+        if length:
+            local[tagged, jobs, length - 1] += service
+        reward[tagged, jobs] = -jobs - overflow * (jobs + tagged > capacity)
     return LocalActions(
         np.tile(law, (G, 1, 1)),
         np.tile(local, (G, 1, 1, 1)),
@@ -343,15 +329,15 @@ def power_of_k(
     and no limit its mean is (2a − a²) / (2 (service − a)) in many queues; k ≥ num_queues joins the
     shortest queue. numpy, queue by queue. Source: Mitzenmacher 2001 (the power of two choices).
     """
-    if load * service > 1:
-        raise ValueError(
-            f"load * service must be ≤ 1, got {load * service:g} jobs a queue and step."
-        )
+    chance = load * service
+    _checks.require(
+        chance <= 1, f"load * service must be ≤ 1, got {chance:g} jobs a queue and step."
+    )
     generator = np.random.default_rng(seed)
     queues = np.zeros(num_queues, np.int64)
     total, lost, arrived = 0.0, 0, 0
     for step in range(steps):
-        jobs = generator.binomial(num_queues, load * service)
+        jobs = generator.binomial(num_queues, chance)
         if k >= num_queues:
             # one job after the other, each to a queue that is shortest then: fill the lowest levels
             chosen = np.zeros(jobs, np.int64)

@@ -37,11 +37,7 @@ def enumerate_counts(k: int, num_states: int) -> np.ndarray:
         counts = np.concatenate([counts[parents], column[:, None].astype(np.int32)], axis=1)
         rest = rest[parents] - column
     order = np.argsort(counts.sum(axis=1), kind="stable")
-    table = np.concatenate([counts[order], rest[order, None].astype(np.int32)], axis=1).astype(
-        np.int32
-    )
-    table.setflags(write=False)
-    return table
+    return _frozen(np.concatenate([counts[order], rest[order, None]], axis=1))
 
 
 @functools.lru_cache(maxsize=8)

@@ -76,25 +76,13 @@ class TypedModel(eqx.Module):
             given = np.asarray(self.shares)
             _checks.require(abs(given.sum() - 1) <= 1e-6, f"shares must sum to one, got {given}.")
 
-    @property
-    def num_global_states(self) -> int:
-        return self.global_reward.shape[-2]
-
-    @property
-    def num_actions(self) -> int:
-        return self.global_reward.shape[-1]
+    # by the same axes as those of a `Model`
+    num_global_states, num_actions = Model.num_global_states, Model.num_actions
+    num_local_states, dtype = Model.num_local_states, Model.dtype
 
     @property
     def num_types(self) -> int:
         return self.local_transition.shape[0]
-
-    @property
-    def num_local_states(self) -> int:
-        return self.local_transition.shape[-1]
-
-    @property
-    def dtype(self) -> Any:
-        return self.global_transition.dtype
 
     def of_type(self, index: int) -> Model:
         """The model in which all agents are of one type, 0 ≤ index < E."""

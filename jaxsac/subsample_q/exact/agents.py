@@ -51,26 +51,27 @@ def plans_of(model: Any, ks: tuple[int, ...], given: Any, backend: str) -> list[
     if given is None:
         types = isinstance(model, TypedModel)
         parts = [model.of_type(e) for e in range(len(ks))] if types else [model]
-        _check_products(ks, model, G * (2 * A + 12) * model.dtype.itemsize)
+        number = math.prod(num_histograms(k, model.num_local_states) for k in ks)
+        _checks.require(
+            len(ks) == 1 or number * G * (2 * A + 12) * model.dtype.itemsize <= MEMORY_LIMIT,
+            f"k={list(ks)} are {number:,} products of histograms: more than 16 GiB of tables."
+            " Sample fewer agents.",
+        )
         lists = [candidates(part, k, backend) for part, k in zip(parts, ks, strict=True)]
         longest = max(map(len, lists))
         return [tuple(each[min(at, len(each) - 1)] for each in lists) for at in range(longest)]
     plans = (given,) if isinstance(given, Plan) else tuple(given)
-    made = [one.k for one in plans] if all(isinstance(one, Plan) for one in plans) else "no plans"
+    made = [one.k for one in plans] if all(isinstance(one, Plan) for one in plans) else ["no plans"]
     advice = f": make one with subsample_q.plan(model, {ks[0]})" if len(ks) == 1 else ""
-    made_for = made[0] if len(made) == 1 else made
-    wanted = ks[0] if len(ks) == 1 else list(ks)
-    _checks.require(made == list(ks), f"plan was made for k={made_for}, not k={wanted}{advice}.")
+    _checks.require(
+        made == list(ks), f"plan was made for k={said(made)}, not k={said(ks)}{advice}."
+    )
     return [plans]
 
 
-def _check_products(ks: tuple[int, ...], model: Any, bytes_per_product: int) -> None:
-    number = math.prod(num_histograms(k, model.num_local_states) for k in ks)
-    _checks.require(
-        len(ks) == 1 or number * bytes_per_product <= MEMORY_LIMIT,
-        f"k={list(ks)} are {number:,} products of histograms: more than 16 GiB of tables."
-        " Sample fewer agents.",
-    )
+def said(ks: Sequence[int]) -> Any:
+    """Numbers of agents as a reader gave them: one, or a list for types."""
+    return ks[0] if len(ks) == 1 else list(ks)
 
 
 def surrogate(
@@ -108,7 +109,7 @@ def surrogate(
             columns = columns.reshape(kernels.shape[1], -1, values.shape[1])
         else:
             columns = jnp.broadcast_to(values, (G, *values.shape))
-        moved = _along_types(move, columns, shape)
+        moved = along_types(move, columns, shape)
         if by_action:
             return moved.reshape(G, A, -1).transpose(0, 2, 1)
         return jnp.einsum("gac,gcn->gna", transition, moved, precision="highest")
@@ -123,18 +124,19 @@ def surrogate(
     return Surrogate(stage_rewards(model, *ks), expect, value_of, model.discount)
 
 
-def _along_types(
-    move: Callable[[int, jax.Array], jax.Array], columns: jax.Array, shape: tuple[int, ...]
+def along_types(
+    function: Callable[[int, jax.Array], jax.Array], columns: jax.Array, shape: tuple[int, ...]
 ) -> jax.Array:
-    """move(e, ·) along the axis of every type e, of columns [K, C, N]."""
-    if len(shape) == 1:
-        return move(0, columns)
-    K, C, N = columns.shape
+    """function(e, ·) along the axis of every type e, of columns [K, C, N] over the products of
+    histograms, shape = (N_1 ... N_E): [K, C, N'].
+    """
+    K, C, _ = columns.shape
+    columns = columns.reshape(K, C, *shape)
     for e, number in enumerate(shape):
-        last = jnp.moveaxis(columns.reshape(K, C, *shape), e + 2, -1)
-        moved = move(e, last.reshape(K, -1, number)).reshape(last.shape)
-        columns = jnp.moveaxis(moved, -1, e + 2).reshape(K, C, N)
-    return columns
+        last = jnp.moveaxis(columns, e + 2, -1)
+        after = function(e, last.reshape(K, -1, number)).reshape(*last.shape[:-1], -1)
+        columns = jnp.moveaxis(after, -1, e + 2)
+    return columns.reshape(K, C, -1)
 
 
 def probe(model: Model | TypedModel, ks: tuple[int, ...]) -> Probe:
@@ -156,15 +158,3 @@ def probe(model: Model | TypedModel, ks: tuple[int, ...]) -> Probe:
     mixed = mixed if driven else mixed.sum(axis=1, keepdims=True)
     exact = jnp.einsum("gac,gacn->gn", mixed, moved, precision="highest")
     return Probe(values, jnp.asarray(weights), exact)
-
-
-def lifted_along_types(
-    values: jax.Array, lift: Callable[[jax.Array, int], jax.Array], ns: tuple[int, ...], shape: Any
-) -> jax.Array:
-    """lift(·, n_e) along the axis of every type e, of values [R, N]: [R, N_n]."""
-    values = values.reshape(-1, *shape)
-    for e, n in enumerate(ns):
-        last = jnp.moveaxis(values, e + 1, -1)
-        more = lift(last.reshape(-1, last.shape[-1]), n)
-        values = jnp.moveaxis(more.reshape(*last.shape[:-1], -1), -1, e + 1)
-    return values.reshape(values.shape[0], -1)

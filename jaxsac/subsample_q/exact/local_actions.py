@@ -33,6 +33,7 @@ from jaxsac.subsample_q.exact.table import (
     ended,
     greedy,
     observed,
+    of_each_state,
     table_sizes,
     tie_of,
 )
@@ -89,7 +90,6 @@ class AssignmentTable(NamedTuple):
         return action, jnp.where(valid, taken, -1)
 
 
-ASSIGNMENT_TABLE = record(AssignmentTable, sizes=table_sizes)
 ANY_TABLE = record(QTable, AssignmentTable, sizes=table_sizes)
 
 
@@ -207,7 +207,9 @@ def possible(model: LocalActionModel, assignments: np.ndarray) -> jax.Array:
     """Which assignments are allowed, [G, M]."""
     joint, allowed = model.joint, model.allowed
     if joint is not None:
-        return _each(model, lambda g, z: jnp.asarray(joint(g, z), bool), jnp.asarray(assignments))
+        return of_each_state(
+            model, lambda g, z: jnp.asarray(joint(g, z), bool), jnp.asarray(assignments)
+        )
     if allowed is not None:
         return jnp.all(jnp.asarray(assignments == 0)[None] | allowed[:, None], axis=(2, 3))
     return jnp.ones((model.num_global_states, len(assignments)), bool)
@@ -218,11 +220,5 @@ def _rewards(model: LocalActionModel, k: int, assignments: np.ndarray) -> jax.Ar
     shares = jnp.asarray(assignments, model.dtype) / k
     own = jnp.einsum("gbl,mlb->gm", model.base.local_reward, shares, precision="highest")
     if model.share_reward is not None:
-        own = own + ended(_each(model, model.share_reward, shares), model.terminal)
+        own = own + ended(of_each_state(model, model.share_reward, shares), model.terminal)
     return model.base.global_reward[:, None, :] + own[..., None]
-
-
-def _each(model: LocalActionModel, function, listed: jax.Array) -> jax.Array:
-    """function(s_g, z) for every global state and every z that is listed, [G, M]."""
-    states = jnp.arange(model.base.num_global_states, dtype=jnp.int32)
-    return jax.vmap(lambda g: jax.vmap(lambda z: function(g, z))(listed))(states)

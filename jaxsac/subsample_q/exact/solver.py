@@ -3,6 +3,7 @@ every kind of model.
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -22,10 +23,11 @@ from jaxsac.subsample_q.data.kinds import MODEL, LocalActionModel, TypedModel
 from jaxsac.subsample_q.data.model import Model, check_discount
 from jaxsac.subsample_q.data.sampling import lifted
 from jaxsac.subsample_q.exact.agents import (
-    lifted_along_types,
+    along_types,
     numbers_of_agents,
     plans_of,
     probe,
+    said,
     surrogate,
 )
 from jaxsac.subsample_q.exact.iteration.criterion import expected_time
@@ -45,7 +47,7 @@ from jaxsac.subsample_q.exact.local_actions import (
     surrogate as surrogate_of_choices,
 )
 from jaxsac.subsample_q.exact.operator.expectation import kernel_tables
-from jaxsac.subsample_q.exact.operator.plan import BACKENDS, CHOICE_OF_BACKEND
+from jaxsac.subsample_q.exact.operator.plan import CHOICE_OF_BACKEND
 from jaxsac.subsample_q.exact.table import (
     TABLE,
     Meaning,
@@ -53,6 +55,7 @@ from jaxsac.subsample_q.exact.table import (
     chances_of,
     greedy,
     local_kernels,
+    of_each_state,
     permitted,
 )
 
@@ -175,20 +178,20 @@ def solve(
         " without local actions and allowed.",
     )
     settings = _settings(model, ks, tol, max_steps, initial)
-    options = {"criterion": criterion, "method": method, "stopping": stopping, "replies": replies}
-    for position, plans in enumerate(attempts):
-        solution = _solve(model, plans, _ready(model, plans), settings, None, ks=ks, **options)
+    while True:
+        plans = attempts.pop(0)
+        solution = _solve(
+            model, plans, _ready(model, plans), settings, None,
+            ks=ks, replies=replies, criterion=criterion, method=method, stopping=stopping,
+        )  # fmt: skip
         error = solution.stats["operator_error"]
-        last = position + 1 == len(attempts) or not _checks.is_concrete(error)
+        last = not attempts or not _checks.is_concrete(error)
         if last or float(error) <= (1e-10 if model.dtype == jnp.float64 else 1e-3):
             return solution
-    raise AssertionError("unreachable: the last attempt is returned")
 
 
 def _settings(model: Any, ks: Any, tol: Any, max_steps: Any, initial: Any = None) -> Settings:
-    number = 1
-    for k in ks:
-        number *= num_histograms(k, model.num_local_states)
+    number = math.prod(num_histograms(k, model.num_local_states) for k in ks)
     return Settings.of((model.num_global_states, number), model.dtype, tol, max_steps, initial)
 
 
@@ -208,7 +211,10 @@ def _tables(model: Any, plans: Any) -> Any:
 
 
 @functools.partial(jax.jit, static_argnames=("ks", "replies", "criterion", "method", "stopping"))
-def _solve(model, plans, tables, settings, weights, *, ks, replies=1, **options):
+def _solve(
+    model, plans, tables, settings, weights, *,
+    ks, replies=1, criterion="discounted", method="anderson", stopping="span",
+):  # fmt: skip
     """`weights` [G, N, A] are the chances of a policy's actions; without them the best is taken."""
     frozen = jax.tree.map(lax.stop_gradient, model)
     settings = settings._replace(initial=lax.stop_gradient(settings.initial))
@@ -219,16 +225,17 @@ def _solve(model, plans, tables, settings, weights, *, ks, replies=1, **options)
         None if acts else probe(frozen, ks),
         settings,
         None if model.terminal is None else expected_time(model.base if acts else frozen),
-        **options,
+        criterion=criterion,
+        method=method,
+        stopping=stopping,
+        backend="dense" if acts else plans[0].backend,
     )
-    found.stats["method"] = jnp.int32(METHODS.index(options["method"]))
-    found.stats["backend"] = jnp.int32(BACKENDS.index("dense" if acts else plans[0].backend))
 
     def problem(params):
         model, plans, weights = params
         return _surrogate(model, ks, plans, None, weights, replies)
 
-    average = options["criterion"] == "average"
+    average = criterion == "average"
     attach = differentiable_average if average else differentiable
     found = attach(found, problem, (model, plans, weights))
     coupled = replies > 1 or (acts and model.couples_agents)
@@ -304,7 +311,7 @@ def evaluate(
     ks = ns if rule else policy.meaning.ks
     _checks.require(
         len(ks) == len(ns) and all(k <= n for k, n in zip(ks, ns, strict=True)),
-        f"the table samples k={_said(ks)} agents, more than num_agents={_said(ns)}: solve for a"
+        f"the table samples k={said(ks)} agents, more than num_agents={said(ns)}: solve for a"
         " smaller k.",
     )
     L = model.num_local_states
@@ -316,31 +323,28 @@ def evaluate(
     if model.allowed is not None:
         wrong = (weights > 0) & ~model.allowed[:, None, :]
         weights = jnp.where(wrong, jnp.nan, weights)
-    options = {"criterion": "discounted", "method": "anderson", "stopping": "span"}
     settings = _settings(model, ns, tol, max_steps)
-    return _solve(model, plans, _ready(model, plans), settings, weights, ks=ns, **options)
-
-
-def _said(ks: tuple[int, ...]) -> Any:
-    return ks[0] if len(ks) == 1 else list(ks)
+    return _solve(model, plans, _ready(model, plans), settings, weights, ks=ns)
 
 
 def _execution_weights(table: QTable, ns: tuple[int, ...]) -> jax.Array:
     """π(a | s_g, h_n), the chance of each action when agents are sampled afresh: [G, N_n, A]."""
-    G, A, L = table.policy.shape[0], table.q.shape[-1], table.histograms.shape[-1]
-    chosen = jax.nn.one_hot(table.policy, A, axis=1, dtype=table.q.dtype).reshape(G * A, -1)
-    shape = [num_histograms(k, L) for k in table.meaning.ks]
-    weights = lifted_along_types(chosen, lambda values, n: lifted(values, L, n), ns, shape)
-    return jnp.moveaxis(weights.reshape(G, A, -1), 1, 2)
+    A, L = table.q.shape[-1], table.histograms.shape[-1]
+    chosen = jax.nn.one_hot(table.policy, A, axis=1, dtype=table.q.dtype)
+    shape = tuple(num_histograms(k, L) for k in table.meaning.ks)
+
+    def lift_one(e, values):
+        return lifted(values.reshape(-1, values.shape[-1]), L, ns[e])
+
+    return jnp.moveaxis(along_types(lift_one, chosen, shape), 1, 2)
 
 
 def _chances(model: Any, rule: Any, ns: tuple[int, ...]) -> jax.Array:
     """The same of a rule."""
     counts = enumerate_products(ns, model.num_local_states)
     counts = jnp.asarray(counts if isinstance(model, TypedModel) else counts[:, 0])
-    states = jnp.arange(model.num_global_states, dtype=jnp.int32)
-
-    def one(state, held):
-        return chances_of(rule(state, held), model.num_actions, model.dtype)
-
-    return jax.vmap(lambda state: jax.vmap(lambda held: one(state, held))(counts))(states)
+    return of_each_state(
+        model,
+        lambda state, held: chances_of(rule(state, held), model.num_actions, model.dtype),
+        counts,
+    )

@@ -1,5 +1,6 @@
 """What is learned: a table over histograms, and the Solutions that bound nothing but it."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -152,6 +153,14 @@ def stage_rewards(model: Any, *ks: int) -> jax.Array:
     return model.global_reward[:, None, :] + own
 
 
+def of_each_state(model: Any, function: Callable[..., Any], listed: jax.Array) -> jax.Array:
+    """function(s_g, z) for every global state and each of the M counts z that are listed:
+    [G, M, ...].
+    """
+    states = jnp.arange(model.num_global_states, dtype=jnp.int32)
+    return jax.vmap(lambda g: jax.vmap(lambda z: function(g, z))(listed))(states)
+
+
 def permitted(q: jax.Array, allowed: jax.Array | None) -> jax.Array:
     """q [G, N, A], −inf where an action is not allowed [G, A]."""
     return q if allowed is None else jnp.where(allowed[:, None, :], q, -jnp.inf)
@@ -214,19 +223,15 @@ def largest_value(model: Model) -> jax.Array:
     return model.max_reward() / (1 - model.discount)
 
 
-def trivial_bounds(model: Model, value: jax.Array) -> Bounds:
-    """±max|r| / (1 − discount): all that is known of V* without an exact operator."""
-    most = jnp.broadcast_to(largest_value(model), value.shape)
-    return Bounds(-most, most)
-
-
 def trivial_table(model: Model, k: int, q: jax.Array) -> QTable:
-    """The table of q [G, N, A] with those bounds."""
+    """The table of q [G, N, A] with the bounds ±max|r| / (1 − discount): all that is known of V*
+    without an exact operator.
+    """
     q = permitted(q, model.allowed)
     value = best_of(q)
+    most = jnp.broadcast_to(largest_value(model), value.shape)
     counts = jnp.asarray(enumerate_counts(k, model.num_local_states))
-    meaning = Meaning((k,), "optimum")
-    return QTable(q, value, greedy(q), trivial_bounds(model, value), counts, meaning)
+    return QTable(q, value, greedy(q), Bounds(-most, most), counts, Meaning((k,), "optimum"))
 
 
 def uncertified(

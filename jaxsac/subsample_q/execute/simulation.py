@@ -44,18 +44,10 @@ class Stage(NamedTuple):
 
     action: jax.Array  # int32 []
     reward: jax.Array  # []
-    counts: jax.Array  # int32 [..., L], before the move
-    global_state: jax.Array  # int32 [], after it
-    population: jax.Array  # counts or states of the agents, after it
+    counts: Any  # int32 [..., L], before the move; None where agents are not counted
+    global_state: Any  # after it
+    population: Any  # counts or states of the agents, after it
     local_actions: jax.Array | None = None  # int32 [L, B]
-
-
-class Start(NamedTuple):
-    """Where a run begins."""
-
-    global_state: jax.Array  # int32 []
-    population: jax.Array  # int32, counts or states of the agents
-    valid: jax.Array  # bool [], whether there is such a state
 
 
 POLICY = either(ANY_TABLE, function("(s_g, counts) -> action [], or chances [A]"))
@@ -118,8 +110,8 @@ def simulate(
         _checks.require(not acts, "policy: agents who act need a table of `solve`.")
         ks = (1,) * max(types, 1)
     valid = check_state(initial, (model.num_global_states, *shape), ks, num_agents, model.dtype)
-    table, start = policy if rule is None else None, Start(initial[0], initial[1], valid)
-    return _simulate(key, model, table, start, rule=rule, horizon=horizon)
+    table = policy if rule is None else None
+    return _simulate(key, model, table, initial, valid, rule=rule, horizon=horizon)
 
 
 def check_kind(model: Any, table: Any) -> None:
@@ -130,7 +122,7 @@ def check_kind(model: Any, table: Any) -> None:
     fits = isinstance(table, AssignmentTable) == acts and len(table.meaning.ks) == number
     fits = fits and (acts or (table.histograms.ndim == 3) == types)
     _checks.require(fits, f"table must be of {wanted}: solve that model.")
-    if isinstance(model, LocalActionModel):
+    if acts:
         B, held = model.num_local_actions, table.assignment.shape[-1]
         _checks.require(held == B, f"table must have B = {B} local actions, got {held}.")
         _checks.require(
@@ -141,7 +133,7 @@ def check_kind(model: Any, table: Any) -> None:
 
 
 @functools.partial(jax.jit, static_argnames=("rule", "horizon"))
-def _simulate(key, model, table, start, *, rule, horizon):
+def _simulate(key, model, table, start, valid, *, rule, horizon):
     acts = isinstance(model, LocalActionModel)
 
     def step(key, global_state, counts):
@@ -163,20 +155,21 @@ def _simulate(key, model, table, start, *, rule, horizon):
         moved = move(move_key, model, global_state, counts, action, taken)
         return Stage(action, jnp.where(lawful, reward, jnp.nan), counts, *moved, taken)
 
-    return rollout(key, step, start, model.discount, horizon)
+    return rollout(key, step, start, valid, model.discount, horizon)[0]
 
 
 def rollout(
     key: jax.Array,
     step: Callable[[jax.Array, jax.Array, jax.Array], Stage],
-    start: Start,
+    start: tuple[Any, Any],
+    valid: Any,
     discount: jax.Array,
     horizon: int,
-) -> Run:
-    """`horizon` times step(key, global state, population); a discounted sum of what they pay, NaN
-    from a start that does not exist.
+) -> tuple[Run, tuple[Any, Any]]:
+    """`horizon` times step(key, global state, population) from `start` = these two; a discounted
+    sum of what they pay, NaN from a start that is not `valid`, and the state after them.
     """
-    unknown = jnp.where(start.valid, 0, jnp.nan).astype(discount.dtype)
+    unknown = jnp.where(valid, 0, jnp.nan).astype(discount.dtype)
 
     def advance(carried, key):
         global_state, population, factor, total = carried
@@ -187,10 +180,10 @@ def rollout(
         return (*after, factor * discount, total + factor * reward), record
 
     one = jnp.ones_like(discount)
-    carry = (jnp.asarray(start.global_state), start.population, one, 0 * one)
+    carry = (*jax.tree.map(jnp.asarray, start), one, 0 * one)
     carried, record = _loops.scan(advance, carry, jax.random.split(key, horizon))
     rewards, states, counts, actions, taken = record
-    return Run(rewards, states, counts, actions, carried[-1], taken)
+    return Run(rewards, states, counts, actions, carried[-1], taken), carried[:2]
 
 
 def shares_of(counts: jax.Array, dtype: Any) -> jax.Array:
@@ -236,8 +229,7 @@ def move(
         transition, kernels = model.global_transition, model.local_transition[:, global_state]
         kernels = kernels[:, action] if kernels.ndim == 4 else kernels
         keys = jax.random.split(local_key, model.num_types)
-        each = [move_counts(*one) for one in zip(keys, counts, kernels, strict=True)]
-        moved = jnp.stack(each)
+        moved = jnp.stack([move_counts(*one) for one in zip(keys, counts, kernels, strict=True)])
     else:
         transition = model.global_transition
         moved = move_counts(local_key, counts, _kernel(model, global_state, action))
@@ -269,12 +261,12 @@ def simulate_agents(
     valid = check_state(initial, shape, table.meaning.ks, num_agents, model.dtype)
     states = jnp.arange(model.num_local_states, dtype=jnp.int32)
     agents = jnp.repeat(states, initial[1], total_repeat_length=num_agents)
-    start = Start(initial[0], agents, valid)
-    return _simulate_agents(key, model, table.policy, start, horizon, table.meaning.ks[0])
+    start, (k,) = (initial[0], agents), table.meaning.ks
+    return _simulate_agents(key, model, table.policy, start, valid, horizon, k)
 
 
 @functools.partial(jax.jit, static_argnames=("horizon", "k"))
-def _simulate_agents(key, model, policy, start, horizon, k):
+def _simulate_agents(key, model, policy, start, valid, horizon, k):
     states = jnp.arange(model.num_local_states, dtype=jnp.int32)
 
     def histogram(agents):
@@ -292,4 +284,4 @@ def _simulate_agents(key, model, policy, start, horizon, k):
         moved = jax.random.categorical(local_key, kernel[agents], shape=agents.shape)
         return Stage(action, reward, counts, after, moved.astype(jnp.int32))
 
-    return rollout(key, step, start, model.discount, horizon)
+    return rollout(key, step, start, valid, model.discount, horizon)[0]

@@ -14,8 +14,7 @@ from jaxsac.subsample_q.data.histograms import check_size, num_histograms
 from jaxsac.subsample_q.data.kinds import PLAIN_MODEL
 from jaxsac.subsample_q.data.model import Model, check_discount
 from jaxsac.subsample_q.data.sampling import agent_states, by_inversion, histogram_index
-from jaxsac.subsample_q.exact.iteration.fixed_point import METHODS, Settings, Surrogate, fixed_point
-from jaxsac.subsample_q.exact.operator.plan import BACKENDS
+from jaxsac.subsample_q.exact.iteration.fixed_point import Settings, Surrogate, fixed_point
 from jaxsac.subsample_q.exact.table import (
     best_of,
     largest_value,
@@ -91,9 +90,7 @@ def _learn(key, model, settings, *, k, m, resample, share_local):
         )
 
     if resample == "once":
-        found = fixed_point(surrogate(key), None, settings)
-        found.stats["method"] = jnp.int32(METHODS.index("anderson"))
-        found.stats["backend"] = jnp.int32(BACKENDS.index("sampled"))
+        found = fixed_point(surrogate(key), None, settings, backend="sampled")
         table = trivial_table(model, k, found.q)
         return Solution(table, found.status, found.stats, found.value)
 

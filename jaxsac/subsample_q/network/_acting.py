@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxsac import _checks, _loops
+from jaxsac import _checks
 from jaxsac._arguments import anything, arguments, either, function, key, record, size
 from jaxsac.solution import register
+from jaxsac.subsample_q.execute.simulation import Stage, rollout
 from jaxsac.subsample_q.network._learning import Environment, QNetwork
 
 
@@ -103,19 +104,14 @@ def simulate(
     dtype = jax.eval_shape(environment.describe, start[0], start[1])[1].dtype
     discount, weights = jnp.asarray(environment.discount, dtype), jnp.full(n, 1 / n, dtype)
 
-    def step(carried, key):
-        (state, agents), factor, total = carried
+    def step(key, state, agents):
         act_key, move_key = jax.random.split(key)
         if k is not None and learnt:
             action = act(act_key, policy, environment, state, agents, k)
         else:
             action = policy(act_key, state, agents)
         reward = environment.rewards(state, agents, weights)[action]
-        after = environment.move(move_key, state, agents, action)
-        return (after, factor * discount, total + factor * reward), (reward, state, action)
+        return Stage(action, reward, None, *environment.move(move_key, state, agents, action))
 
-    one = jnp.ones_like(discount)
-    carry = (start, one, 0 * one)
-    (last, _, total), record = _loops.scan(step, carry, jax.random.split(key, horizon))
-    rewards, states, actions = record
-    return EnvironmentRun(rewards, states, actions, total, last)
+    run, last = rollout(key, step, start, True, discount, horizon)
+    return EnvironmentRun(run.rewards, run.global_states, run.actions, run.discounted_return, last)

@@ -188,6 +188,14 @@ def network_table(network: Any, model: Model, k: int) -> QTable:
     return trivial_table(model, k, lax.map(row, jnp.arange(G, dtype=jnp.int32)))
 
 
+@arguments(
+    batch_size=size(1),
+    num_samples=size(1),
+    width=size(1),
+    depth=size(),
+    optimizer=anything("of optax, or None"),
+    target_rate=real(low=0, high=1),
+)
 class Training(eqx.Module):
     """How `learn_network` fits: the size of its steps and of the network, and its optimiser."""
 
@@ -198,16 +206,6 @@ class Training(eqx.Module):
     # `optimizer`: of optax; None is Adam, its rate falling from 3e-3 to 0 by a cosine
     optimizer: optax.GradientTransformation | None = eqx.field(static=True, default=None)
     target_rate: Any = 0.01  # [], ≥ 0: by how much of the way the slow copy follows in a step
-
-
-Training.__init__ = arguments(
-    batch_size=size(1),
-    num_samples=size(1),
-    width=size(1),
-    depth=size(),
-    optimizer=anything("of optax, or None"),
-    target_rate=real(low=0, high=1),
-)(Training.__init__)
 
 
 @register

@@ -4,6 +4,7 @@ limits of its mean.
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -147,19 +148,12 @@ def betting_limit(shares: jax.Array, confidence: jax.Array) -> jax.Array:
     bets = least**exponents  # the first is 1
     weights = jnp.where(exponents == 0, 0.5, 0.5 / (_NUM_BETS - 1)).astype(shares.dtype)
 
-    def log_capital(mean):
+    def beyond(mean):
         won = jnp.log1p(jnp.maximum(-bets[:, None] * (shares[None, :] - mean), -1))
-        return jax.nn.logsumexp(jnp.sum(won, axis=1) + jnp.log(weights))
+        return jax.nn.logsumexp(jnp.sum(won, axis=1) + jnp.log(weights)) >= goal
 
-    def halve(_, ends):
-        low, high = ends
-        middle = (low + high) / 2
-        beyond = log_capital(middle) >= goal
-        return jnp.where(beyond, low, middle), jnp.where(beyond, middle, high)
-
-    steps = jnp.finfo(shares.dtype).nmant + 8
     zero = 0 * jnp.sum(shares)
-    return _loops.fori_loop(0, steps, halve, (zero, zero + 1))[1]
+    return _crossing(beyond, zero, zero + 1, jnp.finfo(shares.dtype).nmant + 8)
 
 
 def student_quantile(confidence: jax.Array, degrees: int) -> jax.Array:
@@ -176,16 +170,24 @@ def student_quantile(confidence: jax.Array, degrees: int) -> jax.Array:
     places, weights = (1 + nodes) / 2, weights * (math.exp(ratio) / math.sqrt(4 * math.pi))
     goal = lax.stop_gradient(confidence) - 0.5
 
+    def beyond(angle):
+        # log cos φ, where 1 − cos φ may be rounding
+        logs = jnp.log1p(-(jnp.sin(angle * places) ** 2)) / 2
+        chance = angle * jnp.sum(weights * jnp.exp((degrees - 1) * logs))
+        return chance >= jnp.abs(goal)
+
+    zero, right = 0 * goal, dtype.type(math.pi / 2)
+    angle = _crossing(beyond, zero, zero + right, 2 * jnp.finfo(dtype).nmant)
+    return jnp.sign(goal) * math.sqrt(degrees) * jnp.tan(angle)
+
+
+def _crossing(beyond: Callable, low: jax.Array, high: jax.Array, num_steps: int) -> jax.Array:
+    """The least number between `low` and `high` of which `beyond` is true, by halving."""
+
     def halve(_, ends):
         low, high = ends
         middle = (low + high) / 2
-        # log cos φ, where 1 − cos φ may be rounding
-        logs = jnp.log1p(-(jnp.sin(middle * places) ** 2)) / 2
-        chance = middle * jnp.sum(weights * jnp.exp((degrees - 1) * logs))
-        beyond = chance >= jnp.abs(goal)
-        return jnp.where(beyond, low, middle), jnp.where(beyond, middle, high)
+        far = beyond(middle)
+        return jnp.where(far, low, middle), jnp.where(far, middle, high)
 
-    zero = 0 * goal
-    ends = (zero, zero + dtype.type(math.pi / 2))
-    angle = _loops.fori_loop(0, 2 * jnp.finfo(dtype).nmant, halve, ends)[1]
-    return jnp.sign(goal) * math.sqrt(degrees) * jnp.tan(angle)
+    return _loops.fori_loop(0, num_steps, halve, (low, high))[1]

@@ -1,5 +1,6 @@
 """What the theory asks for: agents and samples that are enough for a gap, in advance."""
 
+import bisect
 import math
 from typing import NamedTuple
 
@@ -52,12 +53,10 @@ def sample_sizes(model: Model, num_agents: int, epsilon: float, delta: float) ->
         concentrated = (n - k + 1) / (2 * n * k) * math.log(2 * L * A * math.sqrt(k))
         return unit * (math.sqrt(concentrated) + 1 / math.sqrt(k)) if k < n else 0.0
 
-    low, high = 1, n  # the bound falls in k
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if bound(middle) <= epsilon / 2 else (middle + 1, high)
-    states = G * math.comb(low + L - 1, L - 1) * A
+    # the bound falls in k
+    k = bisect.bisect_left(range(n), True, 1, key=lambda k: bound(k) <= epsilon / 2)
+    states = G * math.comb(k + L - 1, L - 1) * A
     share = (1 - discount) * epsilon / 4  # of ε_{k,m}
     number = math.log(2 * states / delta) / 2 * (discount * unit / share) ** 2
     m = max(1, math.ceil(number))
-    return SampleSizes(low, m, m * states)
+    return SampleSizes(k, m, m * states)

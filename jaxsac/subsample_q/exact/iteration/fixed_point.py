@@ -16,6 +16,7 @@ from jaxsac.solution import Solution, Status
 from jaxsac.subsample_q.exact.iteration import schemes
 from jaxsac.subsample_q.exact.iteration.criterion import Criterion
 from jaxsac.subsample_q.exact.operator.expectation import Probe
+from jaxsac.subsample_q.exact.operator.plan import BACKENDS
 from jaxsac.subsample_q.exact.table import Bounds
 
 INITIAL = either(real("G", "N"), record(Solution))  # a first value, or the Solution that has it
@@ -82,18 +83,20 @@ def fixed_point(
     settings: Settings,
     time: jax.Array | None = None,
     *,
+    backend: str,
     criterion: str = "discounted",
     method: str = "anderson",
     stopping: str = "span",
 ) -> FixedPoint:
-    """Iterate the surrogate's operator to its certified fixed point; the first sweep measures the
-    operator on `probe`, if there is one. `time` is `expected_time` of a model that ends.
+    """Iterate the surrogate's operator, which has the form `backend`, to its certified fixed point;
+    the first sweep measures the operator on `probe`, if there is one. `time` is `expected_time` of
+    a model that ends.
     """
     tol, max_steps, initial = settings
     average, best = criterion == "average", surrogate.value_of(surrogate.rewards)
     judge = Criterion.of(surrogate.discount, best, time, average=average, stopping=stopping)
     surrogate = surrogate._replace(discount=judge.discount)
-    scheme = getattr(schemes, method)(judge, surrogate.value_of)
+    scheme = getattr(schemes, method)(judge)
     eps = jnp.finfo(initial.dtype).eps
 
     def measured(expected, values):
@@ -105,21 +108,23 @@ def fixed_point(
         expected = surrogate.expect(state.proposal)
         q = surrogate.rewards + surrogate.discount * expected
         learns = jnp.bool_(True) if probe is None else state.sweep > 0
-        made = scheme.next(state.memory, state.proposal, q, learns)
+        after = surrogate.value_of(q)
+        difference = after - state.proposal
+        memory, proposal = scheme.next(state.memory, state.proposal, after, learns)
         error = state.operator_error
         if probe is not None:
             error = _loops.cond(
                 learns, lambda old, *_: old, lambda _, *new: measured(*new), error, expected, probe
             )
         return _State(
-            jnp.where(learns, made.proposal, initial),
+            jnp.where(learns, proposal, initial),
             jnp.where(learns, state.proposal, state.evaluated),
             jnp.where(learns, expected, state.expected),
-            jnp.where(learns, made.low, state.low),
-            jnp.where(learns, made.high, state.high),
+            jnp.where(learns, jnp.min(difference), state.low),
+            jnp.where(learns, jnp.max(difference), state.high),
             error,
             state.sweep + 1,
-            made.memory,
+            memory,
         )
 
     def certify(state: _State) -> Certificate:
@@ -128,10 +133,9 @@ def fixed_point(
         return Certificate(judge.half_width(state.low, state.high), rounding, judge.scale)
 
     # Before a sweep, what is known is what follows from a value of zero, whose image is `best`.
-    none = jnp.zeros_like(initial)
     start = _State(
         initial if probe is None else probe.values,
-        none,
+        jnp.zeros_like(initial),
         jnp.zeros_like(surrogate.rewards),
         jnp.min(best),
         jnp.max(best),
@@ -148,7 +152,11 @@ def fixed_point(
     failed = jnp.where(status == Status.NONFINITE, jnp.nan, 0).astype(value.dtype)
     shift, bounds = judge.centre(value + failed, state.low, state.high, certify(state).rounding)
     shift = shift + failed
-    stats = end._replace(status=status).stats | {"operator_error": state.operator_error}
+    stats = end._replace(status=status).stats | {
+        "operator_error": state.operator_error,
+        "method": jnp.int32(METHODS.index(method)),
+        "backend": jnp.int32(BACKENDS.index(backend)),
+    }
     if average:
         stats["gain"] = (state.low + state.high) / 2
     return FixedPoint(q + shift, value + shift, bounds, status, stats)

@@ -12,23 +12,14 @@ from jaxsac.subsample_q.exact.iteration.criterion import Criterion
 _MEMORY = 5  # past sweeps that Anderson acceleration combines
 
 
-class Sweep(NamedTuple):
-    """What a scheme makes of one expectation."""
-
-    memory: Any
-    proposal: jax.Array  # [G, N], what to evaluate next
-    low: jax.Array  # [], range of T V − V
-    high: jax.Array  # []
-
-
 class Scheme(NamedTuple):
-    """`init(initial)` is the first memory; `next(memory, before, q, learns)` makes a `Sweep` of the
-    values before it [G, N] and the q [G, N, A] that they give. A sweep that does not learn leaves
-    nothing behind.
+    """`init(initial)` is the first memory; `next(memory, before, after, learns)` the next one, and
+    what to evaluate next [G, N], for the values before a sweep and after it [G, N]. A sweep that
+    does not learn leaves nothing behind.
     """
 
     init: Callable[[jax.Array], Any]
-    next: Callable[[Any, jax.Array, jax.Array, jax.Array], Sweep]
+    next: Callable[[Any, jax.Array, jax.Array, jax.Array], tuple[Any, jax.Array]]
 
 
 class _History(NamedTuple):
@@ -39,19 +30,15 @@ class _History(NamedTuple):
     span: jax.Array  # [], of the last accepted residual
 
 
-def value_iteration(criterion: Criterion, value_of: Callable[[jax.Array], jax.Array]) -> Scheme:
+def value_iteration(criterion: Criterion) -> Scheme:
     """Evaluate T V next."""
-
-    def next_sweep(memory, before, q, learns):
-        after = value_of(q)
-        difference = after - before
-        proposal = criterion.damp(before, after)
-        return Sweep(memory, proposal, jnp.min(difference), jnp.max(difference))
-
-    return Scheme(lambda initial: (), next_sweep)
+    return Scheme(
+        lambda initial: (),
+        lambda memory, before, after, learns: (memory, criterion.damp(before, after)),
+    )
 
 
-def anderson(criterion: Criterion, value_of: Callable[[jax.Array], jax.Array]) -> Scheme:
+def anderson(criterion: Criterion) -> Scheme:
     """Evaluate the combination of the last five images whose residuals nearly cancel, unless the
     last one did not shrink the span.
 
@@ -64,8 +51,7 @@ def anderson(criterion: Criterion, value_of: Callable[[jax.Array], jax.Array]) -
         largest = jnp.full((), jnp.finfo(initial.dtype).max, initial.dtype)
         return _History(past, products, jnp.int32(_MEMORY - 1), jnp.int32(0), largest)
 
-    def next_sweep(history, before, q, learns):
-        after = value_of(q)
+    def next_sweep(history, before, after, learns):
         difference = after - before
         low, high = jnp.min(difference), jnp.max(difference)
         image = criterion.damp(before, after)
@@ -76,7 +62,7 @@ def anderson(criterion: Criterion, value_of: Callable[[jax.Array], jax.Array]) -
         age = (history.newest - jnp.arange(_MEMORY, dtype=jnp.int32)) % _MEMORY
         weights = _mixing(history.products, age < history.used, age == 0)
         mixed = jnp.matmul(weights, history.past[:, 0], precision="highest")
-        return Sweep(history, mixed.reshape(before.shape), low, high)
+        return history, mixed.reshape(before.shape)
 
     return Scheme(init, next_sweep)
 

@@ -4,7 +4,6 @@ it is known in closed form.
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -64,23 +63,19 @@ def _apply(table: Any, columns: jax.Array, plan: Plan, L: int) -> jax.Array:
     return apply(table, columns, plan.k, L)
 
 
-def _each(plan: Plan, function: Callable, *arguments: Any) -> jax.Array:
-    """Apply to all kernels at once, or, on a CPU, where the working set of one fits in cache, to
-    one after the other.
-    """
-    if plan.backend in ("dense", "lumped") or jax.default_backend() != "cpu":
-        return jax.vmap(function)(*arguments)
-    return lax.map(lambda one: function(*one), arguments)
-
-
 def apply_tables(tables: Any, columns: jax.Array, plan: Plan, num_local_states: int) -> jax.Array:
     """E[W(h') | h] of each kernel by its tables, for its own W = columns [K, C, N]: [K, C, N].
 
     Not to be differentiated by the kernels.
     """
-    return _each(
-        plan, lambda table, own: _apply(table, own, plan, num_local_states).T, tables, columns
-    )
+
+    def one(table, own):
+        return _apply(table, own, plan, num_local_states).T
+
+    if plan.backend in ("dense", "lumped") or jax.default_backend() != "cpu":
+        return jax.vmap(one)(tables, columns)
+    # One after the other: the working set of one fits in the cache of a CPU.
+    return lax.map(lambda kernel: one(*kernel), (tables, columns))
 
 
 @jax.custom_jvp

@@ -21,6 +21,15 @@ _SMALL = 300  # up to this many histograms a dense product is the fastest form
 _DENSE_LIMIT = 2**31  # bytes of dense kernels that may be built
 
 
+@arguments(
+    backend=choice(*BACKENDS),
+    k=size(1),
+    reason=anything("why this form, in words"),
+    **dict.fromkeys(("rows", "columns", "replacements", "entry", "leave", "classes"), integer(...)),
+    num_classes=size(),
+    by_rows=flag(),
+    amplification=real(...),
+)
 class Plan(eqx.Module):
     """How the expectation over the next histogram is evaluated: the form, and the pivot order (or
     the classes) of every kernel. Leading axes [...] are [G], or [G, A] where actions drive agents.
@@ -42,18 +51,6 @@ class Plan(eqx.Module):
     classes: jax.Array | None = None  # int32 [..., L], of the local states
     num_classes: int = eqx.field(static=True, default=0)  # at most
     by_rows: bool = eqx.field(static=True, default=False)  # what the states of a class share
-
-
-_integers = integer(...)
-Plan.__init__ = arguments(
-    backend=choice(*BACKENDS),
-    k=size(1),
-    reason=anything("why this form, in words"),
-    **dict.fromkeys(("rows", "columns", "replacements", "entry", "leave", "classes"), _integers),
-    num_classes=size(),
-    by_rows=flag(),
-    amplification=real(...),
-)(Plan.__init__)
 
 
 @arguments(model=record(Model), k=size(1), backend=CHOICE_OF_BACKEND)

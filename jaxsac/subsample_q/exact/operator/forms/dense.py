@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac import _loops
-from jaxsac.subsample_q.data.histograms import enumerate_counts, graded_rank
+from jaxsac.subsample_q.data.histograms import enumerate_counts, removals
 
 
 @functools.lru_cache(maxsize=8)
@@ -16,22 +16,10 @@ def _removals(k: int, L: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     state (N: nobody there).
     """
     counts = enumerate_counts(k, L)
-    N = len(counts)
-    x = counts[:, :-1]
-    occupied = x > 0
-    first = np.where(occupied.any(axis=1), occupied.argmax(axis=1) if L > 1 else 0, L - 1).astype(
-        np.int32
-    )
-    removed = np.full((L, N), N, np.int32)
-    for state in range(L - 1):
-        less = x.copy()
-        less[:, state] -= 1
-        removed[state] = np.where(x[:, state] > 0, graded_rank(np.maximum(less, 0), k), N)
-    removed[L - 1] = np.arange(N)  # an agent less in the last state is the same index
-    after = np.where(
-        first < L - 1, removed[np.minimum(first, L - 1), np.arange(N)], np.arange(N)
-    ).astype(np.int32)
-    return first, after, removed
+    number, first = len(counts), np.argmax(counts > 0, axis=1).astype(np.int32)
+    each = [np.where(counts[:, j] > 0, removals(k, L, j), number) for j in range(L)]
+    removed = np.stack(each).astype(np.int32)
+    return first, removed[first, np.arange(number)], removed
 
 
 def dense_kernel(kernel: jax.Array, k: int) -> jax.Array:

@@ -21,6 +21,7 @@ from jaxsac.subsample_q.data.histograms import (
     graded_rank,
     num_histograms,
 )
+from jaxsac.subsample_q.exact.operator.forms.thinning import permute
 
 
 @functools.lru_cache(maxsize=8)
@@ -92,16 +93,12 @@ def apply_exchange(operator: Exchange, values: jax.Array, k: int, L: int) -> jax
                 weight[L - 1] * level[:size]
             )  # adding an agent in the last slot does not change the index
             for j in range(L - 1):
-                moved = moved + weight[j] * _take(level, added[j, :size])
+                moved = moved + weight[j] * permute(level, added[j, :size])
             level = moved
             levels.append(level)
-        return _take(jnp.concatenate(levels), where), None
+        return permute(jnp.concatenate(levels), where), None
 
     net, _ = _loops.scan(
-        exchange, _take(values.T, operator.entry), (operator.weights, jnp.asarray(assembly))
+        exchange, permute(values.T, operator.entry), (operator.weights, jnp.asarray(assembly))
     )
-    return _take(net, operator.leave)
-
-
-def _take(values: jax.Array, index: jax.Array | np.ndarray) -> jax.Array:
-    return values.at[index].get(mode="promise_in_bounds", unique_indices=True)
+    return permute(net, operator.leave)

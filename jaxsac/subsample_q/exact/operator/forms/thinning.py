@@ -87,8 +87,10 @@ def eliminate(
     return xp.stack(alphas, axis=1), xp.stack(betas, axis=1)
 
 
-def _schedule(L: int) -> tuple[list[tuple[int, int]], list[int]]:
-    """(target slot, source slot) of each shear, and the order of the slots (outer, inner...,
+@functools.lru_cache(maxsize=16)
+def _schedule(L: int) -> tuple[list[tuple[int, int]], np.ndarray, list[int]]:
+    """(target slot, source slot) of each shear, the pivot of each slot (the implied slot of block b
+    belongs to pivot L-1-b: E_L acts first on W), and the order of the slots (outer, inner...,
     implied) after the last gather.
 
     The layout is rotated after every shear, until each slot has been outermost; then outer and
@@ -103,18 +105,9 @@ def _schedule(L: int) -> tuple[list[tuple[int, int]], list[int]]:
                 order = [order[L - 2], *order[: L - 2], order[-1]]
             else:
                 order[0], order[-1] = order[-1], order[0]
-    return shears, order
-
-
-@functools.lru_cache(maxsize=16)
-def _slots(L: int) -> tuple[np.ndarray, list[int]]:
-    """The pivot of each slot (the implied slot of block b belongs to pivot L-1-b: E_L acts first on
-    W), and the slots in final order.
-    """
-    shears, final_order = _schedule(L)
     pivot_of_slot = np.zeros(L, np.int32)
     pivot_of_slot[[target for target, _ in shears[:: L - 1]]] = np.arange(L)[::-1]
-    return pivot_of_slot, final_order
+    return shears, pivot_of_slot, order
 
 
 def gathers_of(rows: Any, columns: Any, k: int) -> tuple[Any, Any]:
@@ -123,7 +116,7 @@ def gathers_of(rows: Any, columns: Any, k: int) -> tuple[Any, Any]:
     """
     L = rows.shape[0]
     layout = _layout(k, L)
-    pivot_of_slot, final_order = _slots(L)
+    _, pivot_of_slot, final_order = _schedule(L)
     xp = jnp if isinstance(rows, jax.Array) else np
     # At the entry the slot of pivot t holds the count of column p_t, at the exit that of row r_t.
     slot_of_column = xp.asarray(np.argsort(pivot_of_slot).astype(np.int32))[xp.argsort(columns)]
@@ -153,7 +146,7 @@ def prepare_thinning(
     rows, columns, replacements = pivots
     xp = np if isinstance(kernels, np.ndarray) else jnp
     K, L, _ = kernels.shape
-    layout, shears, (pivot_of_slot, _) = _layout(k, L), _schedule(L)[0], _slots(L)
+    layout, (shears, pivot_of_slot, _) = _layout(k, L), _schedule(L)
     steps = pivot_of_slot[[target for target, _ in shears]]
     sources = rows[:, pivot_of_slot[[source for _, source in shears]]]
     alpha, beta = eliminate(kernels, rows, columns, replacements, xp)
@@ -188,14 +181,14 @@ def apply_thinning(operator: Thinning, values: jax.Array, k: int, L: int) -> jax
             out.append(sum(terms[1:], terms[0]))
         # Without the barrier XLA would evaluate the sums inside the gather.
         sheared = lax.optimization_barrier(jnp.concatenate(out).reshape(-1, C))
-        return _permute(sheared, operator.gathers[gather]), None
+        return permute(sheared, operator.gathers[gather]), None
 
     return _loops.scan(
-        shear, _permute(values.T, operator.entry), (operator.triangles, jnp.asarray(choice))
+        shear, permute(values.T, operator.entry), (operator.triangles, jnp.asarray(choice))
     )[0]
 
 
-def _permute(values: jax.Array, index: jax.Array) -> jax.Array:
+def permute(values: jax.Array, index: jax.Array | np.ndarray) -> jax.Array:
     return values.at[index].get(mode="promise_in_bounds", unique_indices=True)
 
 
