@@ -44,7 +44,7 @@ def fit_sparse(
     task: control.Task,
     quality: Callable[[Scores], float],
     lam: str | float,
-    keep: int,
+    keep: float,
     ridge: float,
     start: control.FitState | None = None,
 ) -> SparseFit:
@@ -110,7 +110,7 @@ def _best_of_path(
     fit: Callable[..., Solution],
     judged: Callable[[Solution], dict[str, Any]],
     largest: float,
-    keep: int,
+    keep: float,
 ) -> tuple[float, Any]:
     """The best penalty of a path with at most `keep` kept tools, and a state to start its fit
     from.
