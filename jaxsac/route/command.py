@@ -85,7 +85,7 @@ def add_parser(commands: Any) -> None:
         type=_WHOLE,
         default=defaults.keep,
         metavar="K",
-        help="most tools that look at the context with --lam validation (default: no bound)",
+        help="with --lam validation: leave out penalties at which more tools look at the context",
     )
     parser.add_argument(
         "--family-share",

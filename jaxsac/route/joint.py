@@ -25,8 +25,9 @@ _RIDGE = 0.02
 _LAMS = (0.03, 0.01, 4e-3, 1.6e-3, 6e-4, 2.5e-4, 1e-4)
 _NOTHING = 1e3  # a penalty at which no tool looks at the context
 _FOLDS = 5
-_TOLERANCE, _MOST = 1e-2, 120  # of the chosen fit, and steps at most
-_PATH_TOLERANCE, _PATH_MOST = 5e-2, 4  # of those it is chosen from
+_TOLERANCE = 1e-2  # of the chosen fit
+_PATH_TOLERANCE = 5e-2  # of those it is chosen from
+_PATH_RECORDS = 2048  # at most, in those
 _BLOCK = 256  # texts whose similarities are computed at a time
 _ANCHORS = 2048  # records at most whose similarities are the features
 _LENGTH = 4.0  # of a vector of features, nearly
@@ -103,7 +104,7 @@ def fit_policy(
 
     * `lam`: "validation", the best penalty by the log-likelihood of the records `judged`;
       "simulated" (`control.simulated_lam`, which `seed` is for), or a number.
-    * `keep`: at most so many tools with θ, of the penalties that validation chooses from.
+    * `keep`: validation chooses from penalties that leave at most so many tools with θ.
     * `family_share`: of the penalty, on the families of the tools.
     """
     reading, vectors = read_log_texts(training, catalogue, training.tools)
@@ -121,30 +122,39 @@ def fit_policy(
     exactly = all(len(tools) == budget for tools in training.sets)
     available = split.shown_table(training, catalogue)
     table = _table(training, position, budget)
-    log = control.Log(contexts, table, training.utilities, available=available)
     objective = "weighted" if np.ptp(training.utilities) > 0 else "imitation"
     families = families_of(catalogue, training.tools) if family_share else None
     together = {"families": families, "family_share": family_share}
-    task = control.Task(log, len(catalogue), budget, objective, **together)
-    channels = control.Channels(np.swapaxes(values, 0, 1), learnt=reading.learnt, fold=fold)
+
+    def problem(rows: Any) -> tuple[control.Task, control.Channels]:
+        shown = None if available is None else available[rows]
+        log = control.Log(contexts[rows], table[rows], training.utilities[rows], available=shown)
+        task = control.Task(log, len(catalogue), budget, objective, **together)
+        own = np.swapaxes(values[rows], 0, 1)
+        return task, control.Channels(own, learnt=reading.learnt, fold=fold[rows])
+
     held_out = _table(judged, position, budget)
     read = _read(reading, judged.contexts, judged.embeddings)
     similar, beside = _look(reading, read)
     psi = similar @ directions
 
-    def fit(lam: float, state: Any, tol: float, most: int) -> Solution:
-        given: dict[str, Any] = {"ridge": _RIDGE * lam, "exactly": exactly, "max_steps": most}
-        return control.fit_joint(task, channels, lam=lam, tol=tol, state=state, **given)
+    def fit(made: tuple, lam: float, state: Any, tol: float) -> Solution:
+        given: dict[str, Any] = {"ridge": _RIDGE * lam, "exactly": exactly, "max_steps": 120}
+        return control.fit_joint(*made, lam=lam, tol=tol, state=state, **given)
 
+    count = len(training.sets)
+    whole = part = problem(slice(None))
     if lam == "simulated":
-        lam = float(control.simulated_lam(jax.random.key(seed), task))
+        lam = float(control.simulated_lam(jax.random.key(seed), whole[0]))
+    elif lam == "validation" and keep is None and count > _PATH_RECORDS:
+        part = problem(np.random.default_rng(1).permutation(count)[:_PATH_RECORDS])
     lams = _LAMS if keep is None else (_NOTHING, *_LAMS)
     lams = lams if isinstance(lam, str) else (lam,)
     tried: list[dict[str, Any]] = []
     best: Any = None
     state: Any = None
     for lam in lams:
-        state = fit(lam, state, _PATH_TOLERANCE, _PATH_MOST)
+        state = fit(part, lam, state, _PATH_TOLERANCE)
         if best is not None and keep is not None and state.value.support.size > keep:
             break
         numbers = jax.vmap(state.value.scores)(psi, beside)
@@ -157,7 +167,9 @@ def fit_policy(
             best = quality, state, lam
         elif state.value.support.size:  # without θ two penalties differ by the tolerance alone
             break
-    final = fit(best[2], best[1], _TOLERANCE, _MOST)
+    # Noise falls as the root of the number of records.
+    lam = best[2] * float(np.sqrt(part[0].num_records / count))
+    final = fit(whole, lam, best[1], _TOLERANCE)
     stats = {name: float(final.stats[name]) for name in ("lam", "lam_max", "gap", "scale")}
     stats |= {"relative_gap": stats["gap"] / stats["scale"]}
     certificate = stats | {
