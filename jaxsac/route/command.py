@@ -38,7 +38,7 @@ examples:
   jaxsac route calls.jsonl --out router
       the same from your log
   jaxsac route calls.jsonl --update router --out router
-      learn again after the log has grown, from where it stood
+      learn again after the log has grown, at the penalty of then
   jaxsac route --policy router "plot a histogram"
       choose tools for a new text
   jaxsac route --policy router --json - < texts.txt

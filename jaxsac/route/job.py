@@ -27,14 +27,12 @@ _RIDGE = 1e-2  # where the tuning of ridges starts; features have mean square 1
 
 
 class Earlier(NamedTuple):
-    """What to start from.
+    """An earlier run.
 
-    * `policy`: of an earlier run on numbers; None for texts.
     * `lam`: the penalty that chose its tools.
     * `records`: the number of its training records.
     """
 
-    policy: Router | None
     lam: float
     records: int
 
@@ -54,8 +52,7 @@ class Options(NamedTuple):
     * `diagnose`: judge the sparse policy of the features by `control.diagnose` too.
     * `family_share`: share of the penalty on the families of tools, in [0, 1), where the tools file
       names some (see `control.fit`).
-    * `earlier`: start from it, at its penalty times √(its records / the records now); `lam` is
-      ignored. For numbers its features and parameters are kept too.
+    * `earlier`: fit at its penalty times √(its records / the records now); `lam` is ignored.
     """
 
     budget: int | None = None
@@ -270,12 +267,9 @@ def _train(
     the router is made of.
     """
     log, parts, catalogue, budget, options = job
-    training, earlier = parts.training.take(subset), options.earlier
+    training = parts.training.take(subset)
     with clock(times, "features"):
-        if earlier is None or earlier.policy is None:
-            features = fit_features(training.contexts, options.size)
-        else:
-            features = earlier.policy.features
+        features = fit_features(training.contexts, options.size)
         fold = make_fold(parts, training, catalogue, features, budget)
     methods, tuning = _baselines(fold, budget, times)
     if isinstance(fold.contexts, list):
@@ -339,26 +333,10 @@ def _baselines(
 
 def _sparse_policy(fold: Fold, budget: int, options: Options) -> SparseFit:
     """The sparse policy over the features of the contexts, tuned as the dense one is."""
-    key, task, earlier = jax.random.key(options.seed), _task(fold, budget, options), options.earlier
-    start = None if earlier is None or earlier.policy is None else _start(earlier.policy, fold)
+    key, task = jax.random.key(options.seed), _task(fold, budget, options)
     keep = np.inf if options.keep is None else options.keep
     quality = functools.partial(fold.quality, task.budget)
-    return fit_sparse(key, task, quality, options.penalty(len(fold.rows)), keep, _RIDGE, start)
-
-
-def _start(earlier: Router, fold: Fold) -> control.FitState:
-    """The earlier router's parameters in this catalogue; tools that it does not know start at their
-    frequency.
-    """
-    policy, place = earlier.policy, {name: number for number, name in enumerate(fold.names)}
-    rate = np.clip(fold.uses / len(fold.rows), 1e-9, 0.9)
-    intercept = np.log(rate) - np.log1p(-rate)
-    numbers = np.array([place.get(name, -1) for name in earlier.names], int)
-    known = numbers >= 0
-    intercept[numbers[known]] = np.asarray(policy.intercept)[known]
-    tools = numbers[np.asarray(policy.positions)]
-    order = np.argsort(tools, kind="stable")[(tools < 0).sum() :]
-    return control.FitState(tools[order], np.asarray(policy.coef, float)[order], intercept)
+    return fit_sparse(key, task, quality, options.penalty(len(fold.rows)), keep, _RIDGE)
 
 
 def _judge(fold: Fold, methods: dict[str, Any], budget: int) -> dict[str, Any]:

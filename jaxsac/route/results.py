@@ -14,7 +14,7 @@ from typing import Any
 from jaxsac.route import report
 from jaxsac.route.job import Earlier, Result
 from jaxsac.route.log_file import LogError
-from jaxsac.route.router import POLICY, Router, load_router, save_router
+from jaxsac.route.router import Router, save_router
 
 REPORT, NUMBERS, PLOT, DIAGNOSIS = "report.txt", "report.json", "route.png", "diagnosis.html"
 
@@ -66,13 +66,12 @@ def write(folder: pathlib.Path, result: Result) -> list[pathlib.Path]:
 
 
 def read_earlier(folder: pathlib.Path) -> Earlier:
-    """The policy of an earlier run on numbers, with its penalty and number of records."""
-    policy = load_router(folder) if (folder / POLICY).is_file() else None
+    """The penalty and the number of records of an earlier run."""
     path = folder / NUMBERS
     try:
         numbers = json.loads(path.read_text(encoding="utf-8"))
         lam, records = numbers["certificate"]["lam"], numbers["split"]["training"]
-        return Earlier(policy, float(lam), int(records))
+        return Earlier(float(lam), int(records))
     except (OSError, ValueError, KeyError, TypeError):
         raise LogError(
             f"{path}: not the numbers of an earlier run: --update takes the folder that --out"

@@ -12,7 +12,7 @@ from jaxsac import control
 from jaxsac.__main__ import main
 from jaxsac.route import results
 from jaxsac.route.features import NumberFeatures
-from jaxsac.route.router import POLICY, Router, choose, load_router, save_router
+from jaxsac.route.router import Router, choose, load_router, save_router
 
 
 def make_log(folder, kind):
@@ -58,7 +58,7 @@ def updated(request, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_an_update_starts_where_the_earlier_run_stood(updated):
+def test_an_update_fits_at_the_penalty_of_the_earlier_run(updated):
     first, second = (
         json.loads((updated / name / results.NUMBERS).read_text()) for name in ("first", "second")
     )
@@ -66,9 +66,6 @@ def test_an_update_starts_where_the_earlier_run_stood(updated):
     ratio = first["split"]["training"] / second["split"]["training"]
     assert second["certificate"]["lam"] == pytest.approx(first["certificate"]["lam"] * ratio**0.5)
     assert second["certificate"]["status"] == "CONVERGED"
-    if (updated / "second" / POLICY).exists():
-        old, new = load_router(updated / "first"), load_router(updated / "second")
-        np.testing.assert_array_equal(old.features.centre, new.features.centre)
     page = (updated / "second" / results.DIAGNOSIS).read_text()
     assert "witness margin" in page and "data:image/png;base64," in page and "stability" in page
 
