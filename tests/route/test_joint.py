@@ -73,5 +73,5 @@ def test_a_penalty_chosen_on_some_records_is_that_of_all(monkeypatch):
     np.testing.assert_allclose(found.certificate["lam"], best["lam"] * (40 / 90) ** 0.5, rtol=1e-6)
     assert found.certificate["status"] == "CONVERGED"
     few = joint.fit_policy(*given, keep=1)
-    assert [row["support"] for row in few.tried][0] == 0 and few.tried[-1]["support"] <= 1
+    assert few.tried[0]["support"] == 0 and few.tried[-1]["support"] <= 1
     assert joint.fit_policy(*given, lam=0.01).certificate["lam"] == pytest.approx(0.01)

@@ -203,5 +203,5 @@ def test_the_dual_value_is_that_of_the_best_share(ridge):
     values = s * (1.5 + 2.0 * 0.18) - s**2 * squares / 2
     if ridge:
         values -= sum(np.maximum(s * norm - 0.2, 0) ** 2 for norm in (0.5, 0.05)) / (2 * ridge)
-    assert 0 < np.argmax(values) and (ridge == 0 or 0.4 < s[np.argmax(values)] < 1)
+    assert np.argmax(values) > 0 and (ridge == 0 or 0.4 < s[np.argmax(values)] < 1)
     np.testing.assert_allclose(joint.dual_value(found, penalties), values.max(), atol=1e-6)
