@@ -49,10 +49,10 @@ def fit_sparse(
     `quality` on a path of penalties.
 
     The path goes down from lam_max / 3 until it gets worse, or until more than `keep` tools would
-    be kept. The chosen
-    penalty is solved to `control.fit`'s own tolerance, and its support refitted with a ridge tuned
-    by `quality` from `ridge` on (or left as it is, if that is better): the group penalty shrinks
-    what it keeps. The certificate belongs to the penalised fit, which chose the support.
+    be kept. The chosen penalty is solved to `control.fit`'s own tolerance, and its support refitted
+    with a ridge tuned by `quality` from `ridge` on (or left as it is, if that is better): the group
+    penalty shrinks what it keeps. The certificate belongs to the penalised fit, which chose the
+    support.
 
     * `quality`: judges a function from feature rows [n, q] to scores [n, M]; larger is better.
     """
