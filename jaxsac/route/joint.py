@@ -168,7 +168,7 @@ def fit_policy(
         elif state.value.support.size:  # without θ two penalties differ by the tolerance alone
             break
     # Noise falls as the root of the number of records.
-    lam = best[2] * float(np.sqrt(part[0].num_records / count))
+    lam = float(best[2] * np.sqrt(part[0].num_records / count))
     final = fit(whole, lam, best[1], _TOLERANCE)
     stats = {name: float(final.stats[name]) for name in ("lam", "lam_max", "gap", "scale")}
     stats |= {"relative_gap": stats["gap"] / stats["scale"]}
