@@ -16,8 +16,8 @@ def run(options: Options) -> Report:
     """One run of the whole job, mined anew and compiled anew: times are single measurements, the
     rest is deterministic for given versions.
 
-    The dense policy, popularity and the metrics do not depend on the dtype asked for; the sparse
-    fit computes in it.
+    The policies are fitted in float32 whatever the dtype asked for; the metrics are computed in
+    it.
     """
     if options.logs is not None:
         return _logs(options, options.logs)
@@ -25,10 +25,6 @@ def run(options: Options) -> Report:
     start = time.perf_counter()
     log = mine.mine(SMOKE_PACKAGES if options.smoke else tuple(mine.PACKAGES), processes=processes)
     mining = time.perf_counter() - start
-    if options.dtype == "float32":
-        note = "sparse fit in float32: the certificate's tolerance is 1e-4"
-    else:
-        note = "sparse fit in float64: the certificate's tolerance is 1e-6"
     settings = job.Options(curve=(200,)) if options.smoke else job.Options(processes=2)
     result = job.run(log, settings, progress=options.show_progress)
     summary = result.summary
@@ -77,9 +73,8 @@ def run(options: Options) -> Report:
             ],
         },
         notes=[
-            note,
             f"Python {counts['python']}; "
-            + ", ".join(f"{name} {version}" for name, version in counts["packages"].items()),
+            + ", ".join(f"{name} {version}" for name, version in counts["packages"].items())
         ],
         plot=lambda figure: report.draw(figure, result),
     )
@@ -118,12 +113,12 @@ def _cells(values) -> dict[str, float]:
 
 def _point(point) -> dict[str, float]:
     row = {"records": point["records"], "tools": point["tools"], "kept": point["tuning"]["kept"]}
-    for name in ("sparse", "dense", "popularity"):
+    for name in ("router", "dense", "popularity"):
         for metric in ("ndcg", "recall", "log_likelihood"):
             row[f"{name} {metric}"] = point["methods"][name][metric]["mean"]
-    difference = point["differences"]["sparse - dense"]
+    difference = point["differences"]["router - dense"]
     return (
         row
-        | {f"sparse - dense {metric}": difference[metric]["mean"] for metric in difference}
+        | {f"router - dense {metric}": difference[metric]["mean"] for metric in difference}
         | {"error (ndcg)": difference["ndcg"]["error"]}
     )

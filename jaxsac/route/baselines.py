@@ -3,10 +3,13 @@
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from jaxsac.route import evaluate
 from jaxsac.route.features import text_vectorizer, words_of
+from jaxsac.route.fold import Fold, Judged
 from jaxsac.route.ridge import RidgeFit, fit_ridge
 
 
@@ -54,3 +57,35 @@ def retrieval(
     words = (1, 2) if choice["pairs"] else (1, 1)
     vectorizer = text_vectorizer(ngram_range=words, min_df=1).fit([*documents, *others])
     return (vectorizer.transform(texts) @ vectorizer.transform(documents).T).toarray()
+
+
+def tuned_retrieval(
+    fold: Fold, descriptions: list[str], popularity: RidgeFit, budget: int
+) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
+    """Retrieval at its best setting, alone and as a policy on top of popularity, and what was
+    tried: z = scale · cosine + popularity's intercepts.
+    """
+
+    def cosines_of(judged: Judged, choice: dict[str, Any]) -> np.ndarray:
+        assert isinstance(fold.contexts, list) and isinstance(judged.contexts, list)
+        texts = fold.contexts, choice, judged.contexts
+        return retrieval(fold.names, descriptions, *texts)
+
+    def quality(scores: np.ndarray) -> float:
+        measured = evaluate.measure(scores, fold.validation.actions, budget, policy=False)
+        return float(measured.ndcg.mean())
+
+    tried = []
+    for choice in RETRIEVAL_CHOICES:
+        cosines = cosines_of(fold.validation, choice)
+        scaled = [
+            (quality(scale * cosines + popularity.intercept), scale) for scale in RETRIEVAL_SCALES
+        ]
+        best, scale = max(scaled, key=lambda row: row[0])
+        found = {"validation": quality(cosines), "scale": scale, "with_popularity": best}
+        tried.append(choice | found)
+    alone = max(tried, key=lambda row: row["validation"])
+    mixed = max(tried, key=lambda row: row["with_popularity"])
+    with_popularity = mixed["scale"] * cosines_of(fold.test, mixed) + popularity.intercept
+    scores = {"retrieval": cosines_of(fold.test, alone), "retrieval + popularity": with_popularity}
+    return scores, tried

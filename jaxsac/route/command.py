@@ -15,7 +15,6 @@ import numpy as np
 from jaxsac import _files
 from jaxsac.route import deployed, job, mine, report, results
 from jaxsac.route.deployed import Choice
-from jaxsac.route.features import TextFeatures
 from jaxsac.route.log_file import LogError, RouteLog, read_log
 from jaxsac.route.progress import clock
 from jaxsac.route.router import choose, load_router
@@ -39,7 +38,7 @@ examples:
   jaxsac route calls.jsonl --out router
       the same from your log
   jaxsac route calls.jsonl --update router --out router
-      learn again after the log has grown, from where it stood
+      learn again after the log has grown, at the penalty of then
   jaxsac route --policy router "plot a histogram"
       choose tools for a new text
   jaxsac route --policy router --json - < texts.txt
@@ -86,15 +85,15 @@ def add_parser(commands: Any) -> None:
         type=_WHOLE,
         default=defaults.keep,
         metavar="K",
-        help="most tools to keep with --lam validation (default: %(default)s)",
+        help="with --lam validation: leave out penalties at which more tools look at the context",
     )
     parser.add_argument(
         "--family-share",
         type=_SHARE,
         default=defaults.family_share,
         metavar="R",
-        help="share of the penalty on families of tools, where the tools file names some; 0: none"
-        " (default: %(default)s)",
+        help="share of the penalty on families of tools, where the tools file names some"
+        " (default: none)",
     )
     parser.add_argument(
         "--features",
@@ -121,7 +120,7 @@ def add_parser(commands: Any) -> None:
         "--policy",
         type=pathlib.Path,
         metavar="PATH",
-        help="a router to use: the folder of an earlier --out, or its policy.npz",
+        help="a router to use: the folder of an earlier --out",
     )
     parser.add_argument(
         "--cost-limit",
@@ -149,14 +148,14 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--report",
         action="store_true",
-        help="also write diagnosis.html: can the kept tools be trusted? (learns 10 halves of the"
-        " log too: minutes more)",
+        help="also write diagnosis.html: can the kept tools of a sparse policy over the context's"
+        " features be trusted? (learns 10 halves of the log too: minutes more)",
     )
     parser.add_argument(
         "--update",
         type=pathlib.Path,
         metavar="DIR",
-        help="learn LOG (old and new lines) from an earlier --out: its features and penalty, warm",
+        help="learn LOG (old and new lines) from an earlier --out, at its penalty",
     )
     parser.add_argument("--json", action="store_true", help="with --policy: one JSON object a line")
     parser.add_argument(
@@ -228,7 +227,8 @@ def _learn(given: argparse.Namespace) -> int:
     paths = results.write(given.out, result)
     print(report.text(result))
     print("wrote     " + ", ".join(str(path) for path in paths))
-    if result.deployed is not None and result.deployed.reading.embedded is not None:
+    router = result.router
+    if isinstance(router, deployed.Router) and router.reading.embedded is not None:
         print(f'next      jaxsac.Router.load("{given.out}", embed=your_encoder), in Python')
     else:
         print(f'next      jaxsac route --policy {given.out} "what you want done"')
@@ -266,7 +266,7 @@ def _route(given: argparse.Namespace) -> int:
 
 
 def _choices(given: argparse.Namespace, texts: list[str]) -> list[list[Choice]]:
-    """Of the router in a folder; of a policy file, and of logs of numbers, by the policy alone."""
+    """Of the router of a log of texts, or of the policy of a log of numbers."""
     if (given.policy / deployed.FILE).is_file():
         agent = deployed.Router.load(given.policy)
         if agent.reading.embedded is not None:
@@ -285,10 +285,7 @@ def _choices(given: argparse.Namespace, texts: list[str]) -> list[list[Choice]]:
             "--top, --at-least and --always need the folder of a run on texts, with"
             f" {deployed.FILE}."
         )
-    contexts: list[str] | np.ndarray = texts
-    if not isinstance(router.features, TextFeatures):
-        contexts = np.asarray([_numbers(text) for text in texts])
-    return choose(router, contexts, given.cost_limit)
+    return choose(router, np.asarray([_numbers(text) for text in texts]), given.cost_limit)
 
 
 def _numbers(text: str) -> list[float]:

@@ -2,16 +2,17 @@
 judge what is learned from it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxsac import control
 from jaxsac.control.data.sample_weight import sample_weight
-from jaxsac.route import split
+from jaxsac.route import evaluate, split
 from jaxsac.route.features import Features, transform
 from jaxsac.route.log_file import LogError, RouteLog, Tool
+from jaxsac.route.ridge import Scores
 
 
 class Judged(NamedTuple):
@@ -63,6 +64,33 @@ class Fold(NamedTuple):
         """How many training records use each tool, int [M]."""
         return np.bincount(self.actions[self.actions >= 0], minlength=len(self.names))
 
+    @property
+    def objective(self) -> str:
+        """Of `control.Task`."""
+        return "weighted" if np.ptp(self.utilities) > 0 else "imitation"
+
+    @property
+    def weights(self) -> np.ndarray:
+        """How much each record counts by its utility, of mean 1, [T]."""
+        return _weights(self.utilities)
+
+    def beyond(self, budget: int) -> int:
+        """One more where every record is full: the likelihood of sets within the budget has no
+        finite optimum there.
+        """
+        return budget + int((self.actions >= 0).all())
+
+    def quality(self, budget: int, scores: Scores) -> float:
+        """The validation records' mean log-likelihood."""
+        judged = self.validation
+        values = evaluate.log_likelihood(scores(judged.features), judged.actions, budget)
+        known = ~np.isnan(values)
+        if not known.any():
+            raise LogError(
+                "no validation record uses a tool that the training records use: give more records."
+            )
+        return float(np.average(values[known], weights=judged.weights[known]))
+
 
 def make_fold(
     parts: split.Parts,
@@ -80,11 +108,29 @@ def make_fold(
         transform(features, training.contexts),
         split.action_table(training, names, budget),
     )
-    families = _families(names, training)
+    families = families_of(names, training.tools)
     contexts, utilities = training.contexts, training.utilities
     shown = split.shown_table(training, names)
     judged = validation, test
-    return Fold(names, features, rows, actions, contexts, *judged, families, utilities, shown)
+    fold = Fold(names, features, rows, actions, contexts, *judged, families, utilities, shown)
+    _require_lessons(fold)
+    return fold
+
+
+def _weights(utilities: np.ndarray) -> np.ndarray:
+    return sample_weight(control.Log((), (), utilities), "advantage", None, 10.0)
+
+
+def _require_lessons(fold: Fold) -> None:
+    """Raise LogError where no tool's uses depend on the context."""
+    apart, (row, slot) = fold.rows - fold.rows.mean(axis=0), np.nonzero(fold.actions >= 0)
+    sums = np.zeros((len(fold.names), apart.shape[1]))
+    np.add.at(sums, fold.actions[row, slot], apart[row])
+    if not np.abs(sums).max(initial=0.0) > 1e-12 * len(apart):
+        raise LogError(
+            "the contexts of the training records teach nothing: they are alike, or every record"
+            " uses the same tools."
+        )
 
 
 def _judged(
@@ -99,13 +145,13 @@ def _judged(
             " coarser tools."
         )
     part = part.take(np.flatnonzero(used))
-    weights = sample_weight(control.Log((), (), part.utilities), "advantage", None, 10.0)
     features_of = transform(features, part.contexts)
-    columns = actions[used], part.groups, part.contexts, weights, part.embeddings
+    columns = actions[used], part.groups, part.contexts, _weights(part.utilities), part.embeddings
     return Judged(features_of, *columns)
 
 
-def _families(names: list[str], log: RouteLog) -> np.ndarray | None:
-    named = [log.tools.get(name, Tool()).family for name in names]
+def families_of(names: list[str], tools: Mapping[str, Tool]) -> np.ndarray | None:
+    """The number of each tool's family, int [M], -1 where it has none; None where no tool has."""
+    named = [tools.get(name, Tool()).family for name in names]
     numbers = {family: number for number, family in enumerate(sorted(set(named) - {""}))}
     return np.array([numbers.get(family, -1) for family in named]) if numbers else None

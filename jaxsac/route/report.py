@@ -12,6 +12,7 @@ from jaxsac.route.job import Result
 _SHOWN = 30  # tools in the text
 _DRAWN = 40  # tools in the figure
 _LISTED = 5  # confusions, misses, tools never found
+_LEARNT = "router", "dense", "popularity"  # at every point of the learning curve
 
 
 def text(result: Result) -> str:
@@ -38,13 +39,13 @@ def draw(drawing: Any, result: Result) -> None:
     router = summary.get("router")
     above, below, *last = left.subplots(2 + bool(router), 1).tolist()
     curves = {}
-    for name in ("dense", "sparse", "popularity"):
+    for name in _LEARNT:
         scores = [point["methods"][name]["ndcg"] for point in points]
         curves[name] = [row["mean"] for row in scores], [row["error"] for row in scores]
     sizes = [point["records"] for point in points]
     plotting.learning_curves(above, sizes, curves, f"nDCG@{budget} on held-out groups")
-    kept, total = summary["result"]["tuning"]["kept"], summary["result"]["tools"]
-    above.set_title(f"{kept} of {total:,} tools do it", loc="left", fontsize=11)
+    support, total = _support(summary), summary["result"]["tools"]
+    above.set_title(f"{support} of {total:,} tools look at the context", loc="left", fontsize=11)
     recall = {name: values["recall"] for name, values in methods.items()}
     bars = {name: (value["mean"], value["error"]) for name, value in recall.items()}
     plotting.methods(below, bars, f"recall@{budget}")
@@ -77,7 +78,8 @@ def page(result: Result) -> str:
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
         f"<h1>{title}</h1>"
-        "<p>Of the penalised fit that chose the support, on the training records.</p>"
+        "<p>Of the penalised fit of a sparse policy over the contexts' features, on the training"
+        " records.</p>"
         f'<pre style="white-space: pre-wrap">{text}</pre>'
         f'<img alt="uses and gradient norms" src="data:image/png;base64,{source}"></html>\n'
     )
@@ -123,7 +125,7 @@ def _router(summary: dict[str, Any]) -> str:
     found = summary.get("router")
     if found is None:
         return ""
-    budget, proof, shown = summary["log"]["budget"], found["certificate"], found["probabilities"]
+    budget, shown = summary["log"]["budget"], found["probabilities"]
     recalls = ", ".join(
         f"{name.removeprefix('recall')} {_cell(value, 3)}"
         for name, value in found.items()
@@ -137,8 +139,7 @@ def _router(summary: dict[str, Any]) -> str:
     said = said and f'; it says "none of them" to {said}'
     rare = _listed(f"{row['tool']} ({row['uses']})" for row in never)
     lines = f"""\
-router    {found["tools"]:,} tools, {found["tools_without_records"]:,} of them without records; \
-for {found["support"]:,} the log taught more than the texts say
+router    {found["tools"]:,} tools, {found["tools_without_records"]:,} of them without records
 recall    {recalls} of all logged tools, those that training never saw too
 nDCG      @{budget} {_cell(found[f"ndcg@{budget}"], 3)}
 shown     calibration error of the probabilities {shown["calibration_error"]:.3f} ± \
@@ -146,8 +147,6 @@ shown     calibration error of the probabilities {shown["calibration_error"]:.3f
 none      at_least={none["at_least"]:.2g} answers {none["answered"]:.0%} of the records with \
 tools{said}
 channels  {weights} (nats per unit)
-proof     {proof["status"]}: duality gap {proof["relative_gap"]:.1e} of the objective of equal \
-scores, lam = {proof["lam"]:g}
 never     {len(never):,} of the {found["tools_used"]:,} tools that the test used never came among \
 the first {budget}{rare}""".split("\n")
     if value := found["value"]:
@@ -183,10 +182,13 @@ def _listed(names: Iterable[str]) -> str:
 
 def _kept(summary: dict[str, Any]) -> str:
     kept, total = summary["kept"], summary["result"]["tools"]
+    texts = "router" in summary
     by_context = [row for row in kept if row["by"] == "context"]
     by_intercept = [row["tool"] for row in kept if row["by"] == "intercept"]
     lines = [
-        f"kept      {len(kept)} of {total:,} tools: {len(by_context)} look at the context"
+        f"support   for {len(kept)} of {total:,} tools the log taught more than the texts say"
+        if texts
+        else f"kept      {len(kept)} of {total:,} tools: {len(by_context)} look at the context"
         f" (the support), {len(by_intercept)} enter a top {summary['log']['budget']} by their"
         " frequency alone"
     ]
@@ -217,7 +219,7 @@ def _quality(summary: dict[str, Any]) -> str:
     budget, result = summary["log"]["budget"], summary["result"]
     columns = {f"nDCG@{budget}": 14, f"recall@{budget}": 14, "log-likelihood": 17}
     heads = " ".join(f"{name:>{width}}" for name, width in columns.items())
-    kept = f"sparse ({result['tuning']['kept']} tools)"
+    router = f"router ({_support(summary)} tools)"
     methods, differences = result["methods"], result["differences"]
     return "\n".join(
         [
@@ -225,7 +227,7 @@ def _quality(summary: dict[str, Any]) -> str:
             "",
             f"  {'method':24} {heads}",
             *(
-                f"  {kept if name == 'sparse' else name:24} {_cells(values)}"
+                f"  {router if name == 'router' else name:24} {_cells(values)}"
                 for name, values in methods.items()
             ),
             "",
@@ -236,21 +238,20 @@ def _quality(summary: dict[str, Any]) -> str:
 
 
 def _curve(summary: dict[str, Any]) -> str:
-    budget, names = summary["log"]["budget"], ("sparse", "dense", "popularity")
-    heads = " ".join(f"{name:>18}" for name in names)
+    budget, heads = summary["log"]["budget"], " ".join(f"{name:>18}" for name in _LEARNT)
     lines = [
         f"learning curve: nDCG@{budget} (log-likelihood) by training records; each tuned anew, all"
         " judged on the same test records",
         "",
-        f"  {'records':>7} {'tools':>6} {'kept':>5} {heads} {'sparse - dense':>17}",
+        f"  {'records':>7} {'tools':>6} {'kept':>5} {heads} {'router - dense':>17}",
     ]
     for point in summary["learning_curve"]:
         cells = []
-        for name in names:
+        for name in _LEARNT:
             values = point["methods"][name]
             likelihood = f"({values['log_likelihood']['mean']:.2f})"
             cells.append(f"{values['ndcg']['mean']:.3f} {likelihood}")
-        difference = _cell(point["differences"]["sparse - dense"]["ndcg"], 3)
+        difference = _cell(point["differences"]["router - dense"]["ndcg"], 3)
         lines.append(
             f"  {point['records']:7,} {point['tools']:6,} {point['tuning']['kept']:5} "
             + " ".join(f"{cell:>18}" for cell in cells)
@@ -264,15 +265,23 @@ def _curve(summary: dict[str, Any]) -> str:
 
 
 def _certificate(summary: dict[str, Any]) -> str:
-    found, ridge = summary["certificate"], summary["certificate"]["ridge"]
-    refit = "no ridge" if ridge is None else f"ridge {ridge:g}"
-    return (
+    found = summary["certificate"]
+    line = (
         f"certificate  {found['status']}: duality gap {found['relative_gap']:.1e} of the null"
         f" objective over all {summary['result']['tools']:,} tools, lam = {found['lam']:.3g}"
-        f" = {found['lam'] / found['lam_max']:.3f} lam_max\n"
-        "             (of the penalised fit that chose the support; its kept tools were then"
-        f" refitted with {refit})"
+        f" = {found['lam'] / found['lam_max']:.3f} lam_max"
     )
+    if "router" in summary:
+        return line
+    refit = "no ridge" if found["ridge"] is None else f"ridge {found['ridge']:g}"
+    return (
+        f"{line}\n             (of the penalised fit that chose the support; its kept tools were"
+        f" then refitted with {refit})"
+    )
+
+
+def _support(summary: dict[str, Any]) -> int:
+    return sum(row["by"] == "context" for row in summary["kept"])
 
 
 def _times(summary: dict[str, Any]) -> str:

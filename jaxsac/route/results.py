@@ -14,7 +14,7 @@ from typing import Any
 from jaxsac.route import report
 from jaxsac.route.job import Earlier, Result
 from jaxsac.route.log_file import LogError
-from jaxsac.route.router import load_router, save_router
+from jaxsac.route.router import Router, save_router
 
 REPORT, NUMBERS, PLOT, DIAGNOSIS = "report.txt", "report.json", "route.png", "diagnosis.html"
 
@@ -48,9 +48,10 @@ def write(folder: pathlib.Path, result: Result) -> list[pathlib.Path]:
         with warnings.catch_warnings():  # scripts that the plot's font does not have
             warnings.filterwarnings("ignore", r"Glyph .* missing")
             report.figure(result).savefig(scratch / PLOT, dpi=130)
-        save_router(scratch, result.router)
-        if result.deployed is not None:
-            result.deployed.save(scratch)
+        if isinstance(result.router, Router):
+            save_router(scratch, result.router)
+        else:
+            result.router.save(scratch)
         if result.diagnosis is not None:
             (scratch / DIAGNOSIS).write_text(report.page(result), encoding="utf-8")
         scratch.chmod(0o755)
@@ -65,12 +66,12 @@ def write(folder: pathlib.Path, result: Result) -> list[pathlib.Path]:
 
 
 def read_earlier(folder: pathlib.Path) -> Earlier:
-    """The router of an earlier run, with its penalty and number of records."""
-    router, path = load_router(folder), folder / NUMBERS
+    """The penalty and the number of records of an earlier run."""
+    path = folder / NUMBERS
     try:
         numbers = json.loads(path.read_text(encoding="utf-8"))
         lam, records = numbers["certificate"]["lam"], numbers["split"]["training"]
-        return Earlier(router, float(lam), int(records))
+        return Earlier(float(lam), int(records))
     except (OSError, ValueError, KeyError, TypeError):
         raise LogError(
             f"{path}: not the numbers of an earlier run: --update takes the folder that --out"

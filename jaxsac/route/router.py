@@ -1,5 +1,5 @@
-"""The deployed router: a pruned policy, the features of its contexts and its tools' names; on disk
-two npz files side by side.
+"""The router of a log of numbers: a pruned policy, the features of its contexts and its tools'
+names; on disk two npz files side by side.
 """
 
 import os
@@ -11,33 +11,25 @@ import numpy as np
 
 from jaxsac import _files, control, gibbs
 from jaxsac.route.deployed import Choice
-from jaxsac.route.features import Features, NumberFeatures, TextFeatures, transform
+from jaxsac.route.features import NumberFeatures, transform
 
 KIND = "jaxsac.route.Features"
 POLICY, FEATURES = "policy.npz", "features.npz"
 COST_UNITS = 256
-_SHAPES: dict[str, dict[str, tuple[str, tuple[int | str | None, ...]]]] = {
-    "text": {
-        "idf": ("f", ("V",)),
-        "components": ("f", ("q", "V")),
-        "centre": ("f", ("q",)),
-        "scale": ("f", ()),
-    },
-    "numbers": {"centre": ("f", ("q",)), "scale": ("f", ("q",))},
-}
+_SHAPES = {"centre": ("f", ("q",)), "scale": ("f", ("q",))}
 
 
 class Router(NamedTuple):
-    """A policy over K tools that have names; it reads texts or numbers."""
+    """A policy over K tools that have names; it reads numbers."""
 
     names: list[str]  # of the tools [K], in the order of the policy's scores
-    features: Features  # from contexts to the policy's q numbers
+    features: NumberFeatures  # from contexts to the policy's q numbers
     policy: control.SparsePolicy  # on the K kept tools
     costs: list[float]  # of the tools [K], >= 0, in the user's unit
 
 
 def choose(
-    router: Router, contexts: list[str] | np.ndarray, cost_limit: float | None = None
+    router: Router, contexts: np.ndarray, cost_limit: float | None = None
 ) -> list[list[Choice]]:
     """For each context the B best tools of the router, best first; with `cost_limit` > 0 the tools
     of total cost within it that hold the largest expected number of the policy's own (costs are
@@ -72,18 +64,9 @@ def save_router(folder: pathlib.Path, router: Router) -> None:
     """Write policy.npz and features.npz into an existing folder."""
     router.policy.save(folder / POLICY)
     arrays = router.features._asdict()
-    words = arrays.pop("words").tolist() if isinstance(router.features, TextFeatures) else []
-    metadata = {
-        "contexts": "text" if words else "numbers",
-        "words": words,
-        "names": router.names,
-        "costs": router.costs,
-    }
-    if not words:
-        arrays["scale"] = np.where(
-            np.isinf(arrays["scale"]), 0, arrays["scale"]
-        )  # constant columns: plain numbers on disk
-    _files.save(folder / FEATURES, KIND, arrays, metadata)
+    # Constant columns: plain numbers on disk.
+    arrays["scale"] = np.where(np.isinf(arrays["scale"]), 0, arrays["scale"])
+    _files.save(folder / FEATURES, KIND, arrays, {"names": router.names, "costs": router.costs})
 
 
 def load_router(path: str | os.PathLike[str]) -> Router:
@@ -109,13 +92,13 @@ def load_router(path: str | os.PathLike[str]) -> Router:
 
 
 def _checked(policy: control.SparsePolicy, arrays: dict[str, np.ndarray], metadata: dict) -> Router:
-    kind, names, words = metadata["contexts"], metadata["names"], metadata["words"]
-    costs = [float(cost) for cost in metadata.get("costs", [0.0] * len(names))]
+    names = metadata["names"]
+    costs = [float(cost) for cost in metadata["costs"]]
     if len(costs) != len(names) or not all(0 <= cost < float("inf") for cost in costs):
         raise _files.FileError("the costs are not one number >= 0 for each tool")
-    if kind not in _SHAPES or not all(isinstance(name, str) for name in [*names, *words]):
-        raise _files.FileError("unknown kind of contexts, or names that are no texts")
-    _files.check(arrays, _SHAPES[kind])
+    if not all(isinstance(name, str) for name in names):
+        raise _files.FileError("names that are no texts")
+    _files.check(arrays, _SHAPES)
     if not all(np.isfinite(array).all() for array in arrays.values()):
         raise _files.FileError("features that are not finite")
     found = len(names), arrays["centre"].size
@@ -124,9 +107,5 @@ def _checked(policy: control.SparsePolicy, arrays: dict[str, np.ndarray], metada
         raise _files.FileError(
             f"{found[0]} tools and {found[1]} features against {needed[0]} and {needed[1]}"
         )
-    if kind == "numbers":
-        scale = np.where(arrays["scale"] == 0, np.inf, arrays["scale"])
-        return Router(names, NumberFeatures(arrays["centre"], scale), policy, costs)
-    if len(words) != arrays["idf"].size or len(set(words)) != len(words):
-        raise _files.FileError(f"{len(words)} words against {arrays['idf'].size} weights")
-    return Router(names, TextFeatures(np.asarray(words), **arrays), policy, costs)
+    scale = np.where(arrays["scale"] == 0, np.inf, arrays["scale"])
+    return Router(names, NumberFeatures(arrays["centre"], scale), policy, costs)

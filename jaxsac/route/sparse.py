@@ -17,8 +17,6 @@ _PATH_FACTOR = 0.6
 # Of the fits on the way; the chosen one is then solved to `control.fit`'s default.
 _PATH_TOLERANCE = 2e-3
 _PATIENCE = 3  # worse fits in a row that end the path
-_NEAR = 0.98  # of the tools that may be kept: near enough
-_REFINEMENTS = 4
 
 
 class SparseFit(NamedTuple):
@@ -44,21 +42,19 @@ def fit_sparse(
     task: control.Task,
     quality: Callable[[Scores], float],
     lam: str | float,
-    keep: int,
+    keep: float,
     ridge: float,
-    start: control.FitState | None = None,
 ) -> SparseFit:
     """The policy of `control.fit` with lam a number, "simulated", or "validation": the best by
     `quality` on a path of penalties.
 
     The path goes down from lam_max / 3 until it gets worse, or until more than `keep` tools would
-    be kept; then it is refined between the last two until nearly `keep` tools are. The chosen
-    penalty is solved to `control.fit`'s own tolerance, and its support refitted with a ridge tuned
-    by `quality` from `ridge` on (or left as it is, if that is better): the group penalty shrinks
-    what it keeps. The certificate belongs to the penalised fit, which chose the support.
+    be kept. The chosen penalty is solved to `control.fit`'s own tolerance, and its support refitted
+    with a ridge tuned by `quality` from `ridge` on (or left as it is, if that is better): the group
+    penalty shrinks what it keeps. The certificate belongs to the penalised fit, which chose the
+    support.
 
     * `quality`: judges a function from feature rows [n, q] to scores [n, M]; larger is better.
-    * `start`: where that fit begins (an earlier router's parameters).
     """
     tried: list[dict[str, Any]] = []
 
@@ -71,6 +67,7 @@ def fit_sparse(
         tried.append(row)
         return row
 
+    start = None
     if lam == "validation":
         lam, start = _best_of_path(fit, judged, float(control.lam_max(task)), keep)
     solution = fit(lam, start)
@@ -110,7 +107,7 @@ def _best_of_path(
     fit: Callable[..., Solution],
     judged: Callable[[Solution], dict[str, Any]],
     largest: float,
-    keep: int,
+    keep: float,
 ) -> tuple[float, Any]:
     """The best penalty of a path with at most `keep` kept tools, and a state to start its fit
     from.
@@ -118,26 +115,14 @@ def _best_of_path(
     # Where `keep` is too small for every fit tried: the null model, with its most frequent tools.
     best, best_state, best_value, worse = largest, None, -np.inf, 0
     value, state = _PATH_START * largest, None
-    few, many = (largest, 0), None  # (lam, kept) on either side of `keep`
-    refinements = 0
-    while worse < _PATIENCE and refinements <= _REFINEMENTS and few[1] < _NEAR * keep:
+    while worse < _PATIENCE:
         solution = fit(value, state, _PATH_TOLERANCE)
-        kept = int(solution.value.kept.size)
-        if kept > keep:
-            many = (value, kept)
-        else:
-            state, few = solution.state, (value, kept)
-            row = judged(solution)
-            worse += 1
-            if row["validation"] > best_value:
-                best, best_state, best_value, worse = row["lam"], state, row["validation"], 0
-        if many is None:
-            value *= _PATH_FACTOR
-        else:
-            # The number of kept tools is close to linear in the logarithm of the penalty.
-            share = float(np.clip((0.99 * keep - few[1]) / (many[1] - few[1]), 0.1, 0.9))
-            value = few[0] * (many[0] / few[0]) ** share
-            refinements += 1
+        if int(solution.value.kept.size) > keep:
+            break
+        row, state, worse = judged(solution), solution.state, worse + 1
+        if row["validation"] > best_value:
+            best, best_state, best_value, worse = row["lam"], state, row["validation"], 0
+        value *= _PATH_FACTOR
     return best, best_state
 
 

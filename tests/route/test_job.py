@@ -23,4 +23,4 @@ def test_a_training_set_that_shares_no_tool_with_validation_is_told_so():
     names = ["draw", "load", "send"]
     fold = make_fold(parts, training, names, fit_features(training.contexts, 4), 1)
     with pytest.raises(LogError, match="no validation record uses a tool that the training"):
-        job._learn(fold, 1, job.Options(), {})
+        job._baselines(fold, 1, {})

@@ -62,3 +62,16 @@ def test_a_record_does_not_find_its_own_group():
     assert joint._look(reading, vectors)[1][:, 3:].any(axis=(1, 2)).all()
     nothing = Vector(np.zeros(0, int), np.zeros(0))
     assert not joint._look(reading, [(nothing, nothing)])[1].any()
+
+
+def test_a_penalty_chosen_on_some_records_is_that_of_all(monkeypatch):
+    """Noise falls as the root of their number; a number and a bound on the support are heeded."""
+    monkeypatch.setattr(joint, "_PATH_RECORDS", 40)
+    given = log(90, 0), log(30, 1), NAMES, 1, 64
+    found = joint.fit_policy(*given)
+    best = max(found.tried, key=lambda row: row["validation"])
+    np.testing.assert_allclose(found.certificate["lam"], best["lam"] * (40 / 90) ** 0.5, rtol=1e-6)
+    assert found.certificate["status"] == "CONVERGED"
+    few = joint.fit_policy(*given, keep=1)
+    assert few.tried[0]["support"] == 0 and few.tried[-1]["support"] <= 1
+    assert joint.fit_policy(*given, lam=0.01).certificate["lam"] == pytest.approx(0.01)

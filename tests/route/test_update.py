@@ -15,8 +15,8 @@ from jaxsac.route.features import NumberFeatures
 from jaxsac.route.router import Router, choose, load_router, save_router
 
 
-def make_log(folder):
-    """Five topics as numbers, each with a tool of its own beside one that is used at random."""
+def make_log(folder, kind):
+    """Five topics, each with a tool of its own beside one that is used at random."""
     random = np.random.default_rng(0)
     lines = []
     for number in range(160):
@@ -25,6 +25,8 @@ def make_log(folder):
             random.uniform() < 0.3
         )
         context = np.isin(np.arange(5), topics).astype(float).tolist()
+        if kind == "texts":
+            context = " ".join(["do", *(f"topic{topic}" for topic in topics)])
         lines.append(
             json.dumps({"context": context, "tools": tools or ["log"], "group": str(number)})
         )
@@ -33,10 +35,10 @@ def make_log(folder):
     return path
 
 
-@pytest.fixture(scope="module")
-def updated(tmp_path_factory):
+@pytest.fixture(scope="module", params=["numbers", "texts"])
+def updated(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("update")
-    path = make_log(folder)
+    path = make_log(folder, request.param)
     assert main(["route", str(path), "--out", str(folder / "first"), "--no-curve", "--quiet"]) == 0
     lines = path.read_text().splitlines()[:20]
     fresh = [json.loads(line) | {"group": f"new {number}"} for number, line in enumerate(lines)]
@@ -56,7 +58,7 @@ def updated(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_an_update_starts_where_the_earlier_run_stood(updated):
+def test_an_update_fits_at_the_penalty_of_the_earlier_run(updated):
     first, second = (
         json.loads((updated / name / results.NUMBERS).read_text()) for name in ("first", "second")
     )
@@ -64,8 +66,6 @@ def test_an_update_starts_where_the_earlier_run_stood(updated):
     ratio = first["split"]["training"] / second["split"]["training"]
     assert second["certificate"]["lam"] == pytest.approx(first["certificate"]["lam"] * ratio**0.5)
     assert second["certificate"]["status"] == "CONVERGED"
-    old, new = load_router(updated / "first"), load_router(updated / "second")
-    np.testing.assert_array_equal(old.features.centre, new.features.centre)
     page = (updated / "second" / results.DIAGNOSIS).read_text()
     assert "witness margin" in page and "data:image/png;base64," in page and "stability" in page
 

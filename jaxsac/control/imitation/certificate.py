@@ -31,6 +31,8 @@ from jaxsac.control.data.digest import Digest
 from jaxsac.control.imitation.likelihood import Evaluation, Working
 from jaxsac.control.imitation.working import Point, to_host, unpad_groups
 
+_LEAST = 1e-30  # use of a tool
+
 
 class DualGap(NamedTuple):
     """P − D at a point, and the gradient norms from which it is made."""
@@ -55,11 +57,14 @@ def dual_gap(
     counts = unpad_groups(to_host(working.counts), groups)
     live = counts > 0
     use, group_use = to_host(found.use)[:size], unpad_groups(to_host(found.group_use), groups)
-    alpha, group_alpha = np.ones(size), np.ones(groups)
+    alpha, group_alpha, lost = np.ones(size), np.ones(groups), False
     if data.task.intercept == "per_tool":
-        alpha = (data.frequency[point.tools] + data.prior_use) / use
+        # A use that has vanished cannot be scaled to its target: no entropy is left.
+        least = min(use.min(initial=1), group_use.min(initial=1, where=live))
+        lost = bool(least < _LEAST)
+        alpha = (data.frequency[point.tools] + data.prior_use) / np.maximum(use, _LEAST)
         target = data.group_frequency + data.prior_use
-        group_alpha = np.where(live, target / np.where(live, group_use, 1), 1)
+        group_alpha = np.where(live, target / np.maximum(group_use, _LEAST), 1)
     elif data.task.intercept == "shared":
         total = data.mean_size + data.task.num_actions * data.prior_use
         share = total / (use.sum() + counts @ group_use)
@@ -80,7 +85,8 @@ def dual_gap(
     eps = float(jnp.finfo(data.contexts.dtype).eps)
     rising = alphas > np.where(odds > 1 / (64 * eps), 1 + 64 * eps, 1)
     rise = alphas[rising] - 1
-    needs = [1 - alphas, rise * odds[rising]]
+    with np.errstate(over="ignore"):
+        needs = [1 - alphas, rise * odds[rising], [np.inf] * lost]
     if data.task.budget < data.task.num_actions:
         needs.append(rise * float(found.top_load))
     # NaN stays NaN, and fails the comparison.

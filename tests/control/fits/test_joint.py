@@ -11,7 +11,7 @@ import pytest
 import scipy.optimize
 
 from jaxsac import Status, control
-from jaxsac.control.imitation import joint_solve
+from jaxsac.control.imitation import joint, joint_solve
 
 T, M, Q, C, B = 60, 6, 2, 2, 2
 LAM = 0.03
@@ -188,3 +188,20 @@ def test_offered_tools_alone_count(dtype):
         control.Task(log._replace(available=None), M, B), channels, lam=LAM
     ).check()
     assert float(solution.stats["objective"]) < float(free.stats["objective"])
+
+
+@pytest.mark.parametrize("ridge", [0.0, 0.01])
+def test_the_dual_value_is_that_of_the_best_share(ridge):
+    """Against the formula on a grid of shares; without a ridge those that lam lets pass alone."""
+    gradient = joint.Point(
+        np.array([[0.3, 0.4], [0.0, 0.05]]), np.array([0.2]), np.array([0.1, -0.3]), np.array(0.02)
+    )
+    found: Any = joint.Evaluation(np.array(2.0), gradient, np.array(1.5))
+    penalties = joint.Penalties(0.2, ridge, 0.02, 0.05, -2.0, np.arange(2), 0.0)
+    s = np.linspace(0, 1 if ridge else 0.2 / 0.5, 20_001)
+    squares = 0.2**2 / 0.02 + (0.1**2 + 0.3**2 + 0.02**2) / 0.05
+    values = s * (1.5 + 2.0 * 0.18) - s**2 * squares / 2
+    if ridge:
+        values -= sum(np.maximum(s * norm - 0.2, 0) ** 2 for norm in (0.5, 0.05)) / (2 * ridge)
+    assert np.argmax(values) > 0 and (ridge == 0 or 0.4 < s[np.argmax(values)] < 1)
+    np.testing.assert_allclose(joint.dual_value(found, penalties), values.max(), atol=1e-6)

@@ -28,3 +28,14 @@ def test_a_tool_of_every_record_beside_others_gives_no_false_certificate():
         <= float(final.stats["objective"]) + 1e-12
     )
     assert float(final.stats["objective"]) <= float(early.stats["objective"])
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("size", [4, 97])
+def test_one_record_of_which_other_uses_vanish_gives_no_false_certificate(size):
+    """By either kind of steps. The uses reach 0 where programs are compiled as for users."""
+    contexts = np.random.default_rng(0).normal(size=(1, size))
+    log = control.Log(contexts, np.array([[0]], np.int32))
+    found = control.fit(jax.random.key(0), log, num_actions=5, budget=2, lam=1e-3, max_steps=40)
+    assert found.status != Status.CONVERGED
+    assert found.stats["gap"] > 0.5 * found.stats["scale"]
