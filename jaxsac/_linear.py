@@ -15,13 +15,13 @@ from jaxsac import _loops
 
 
 class LinearSolution(NamedTuple):
-    """`x`, the norm of right_side − matvec(x), whether it is as small as was asked for, the least
+    """`x`, right_side − matvec(x), whether its norm is as small as was asked for, the least
     curvature met as a share of the largest size of one, in the preconditioner's metric, and the
     number of products.
     """
 
     x: Any
-    residual: jax.Array
+    residual: Any
     converged: jax.Array
     least: jax.Array
     num_steps: jax.Array
@@ -38,14 +38,15 @@ def conjugate_gradient(
     flat: Any = 0.0,
     precondition: Callable[[Any], Any] = lambda residual: residual,
 ) -> LinearSolution:
-    """Solve matvec(x) = right_side for a symmetric positive (semi-)definite `matvec` on a pytree.
+    """Solve matvec(x) = right_side for a symmetric positive (semi-)definite `matvec` on a pytree, by
+    the conjugate gradients whose residual is the least of their spaces (conjugate residuals).
 
     It ends when ‖right_side − matvec(x)‖ ≤ max(tol · ‖right_side‖, floor), after `max_steps` steps
-    (None: ten times the unknowns), or at a direction without curvature, or with at most `flat`
-    times the largest one, where nothing more can be solved. `tol` None is four times the dtype's
-    eps; `precondition` is an approximate inverse.
+    (None: ten times the unknowns), or at a residual without curvature, or with at most `flat`
+    times the largest one, which is what no x explains: x is a least-squares solution then. `tol`
+    None is four times the dtype's eps; `precondition` is an approximate inverse.
 
-    Source: Hestenes and Stiefel (1952).
+    Source: Stiefel (1955); Saad, "Iterative Methods for Sparse Linear Systems", section 6.8.
     """
     leaves = jax.tree.leaves(right_side)
     dtype = jnp.result_type(*leaves)
@@ -57,33 +58,32 @@ def conjugate_gradient(
     bound = jnp.maximum(wanted, jnp.asarray(floor, dtype) ** 2)
 
     def running(carry):
-        return (square(carry[1]) > bound) & (carry[5] < max_steps) & carry[-1]
+        return (square(carry[1]) > bound) & (carry[-2] < max_steps) & carry[-1]
 
     def advance(carry):
-        x, residual, direction, dual, pull, steps, least, most, _ = carry
-        image = matvec(direction)
-        curvature, length = dot(direction, image), dot(direction, dual)
+        x, residual, steered, direction, image, last, least, most, steps, _ = carry
+        bent = matvec(steered)
+        curvature, length = dot(steered, bent), dot(steered, residual)
         share = curvature / jnp.where(length > 0, length, 1.0)
         least, most = jnp.minimum(least, share), jnp.maximum(most, jnp.abs(share))
         curved = curvature > jnp.asarray(flat, dtype) * most * length
-        size = jnp.where(curved, pull / jnp.where(curved, curvature, 1.0), 0.0)
+        along = curvature / last
+        direction, image = add(steered, along, direction), add(bent, along, image)
+        square_image = dot(image, precondition(image))
+        size = jnp.where(curved, curvature / jnp.where(square_image > 0, square_image, 1.0), 0.0)
         x, residual = add(x, size, direction), add(residual, -size, image)
         steered = precondition(residual)
-        new = dot(residual, steered)
-        direction, dual = add(steered, new / pull, direction), add(residual, new / pull, dual)
-        return x, residual, direction, dual, new, steps + 1, least, most, curved
+        return x, residual, steered, direction, image, curvature, least, most, steps + 1, curved
 
     x, residual = jax.tree.map(jnp.zeros_like, right_side), right_side
     if start is not None:
         x, residual = start, add(right_side, -1.0, matvec(start))
-    first = precondition(residual)
-    none, unseen = jnp.zeros((), dtype), jnp.full((), jnp.inf, dtype)
-    pull, steps, curved = dot(residual, first), jnp.int32(0), jnp.asarray(True)
-    carry = (x, residual, first, residual, pull, steps, unseen, none, curved)
-    x, residual, _, _, _, steps, least, most, _ = _loops.while_loop(running, advance, carry)
-    left = square(residual)
+    nothing, unseen = jax.tree.map(jnp.zeros_like, x), jnp.full((), jnp.inf, dtype)
+    numbers = (unseen, unseen, jnp.zeros((), dtype), jnp.int32(0), jnp.asarray(True))
+    carry = (x, residual, precondition(residual), nothing, nothing, *numbers)
+    x, residual, *_, least, most, steps, _ = _loops.while_loop(running, advance, carry)
     share = least / jnp.where(most > 0, most, 1.0)
-    return LinearSolution(x, jnp.sqrt(left), left <= bound, share, steps)
+    return LinearSolution(x, residual, square(residual) <= bound, share, steps)
 
 
 def add(x: Any, size: Any, direction: Any) -> Any:

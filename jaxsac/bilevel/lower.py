@@ -26,12 +26,16 @@ def solve_lower(oracle: Oracle, x: Tree, y: Tree, tol: jax.Array, max_steps: jax
     y = oracle.guess(x, y)
     unit = _positive(norm(oracle.lower_y(x, y)))
 
+    def value_and_gradient(z):
+        value, gradient = oracle.lower_and_gradient(x, z)
+        return value / unit, scale(gradient, 1 / unit)
+
     def certify(z, gradient):
         rounding = gradient_rounding(oracle, x, z, scale(gradient, unit)) / unit
         return Certificate(norm(gradient), rounding, rounding / eps)
 
     return minimise(
-        lambda z: scale(oracle.lower_y(x, z), 1 / unit),
+        value_and_gradient,
         lambda z, v: scale(hessian_product(oracle, x, z, v), 1 / unit),
         y,
         tol=jnp.maximum(1e-3 * tol, 64 * eps),
@@ -119,7 +123,8 @@ def solve_perturbed(
         return scale(subtract(ahead, behind), 0.5 / step)
 
     outcome = minimise(
-        gradient,
+        # values divided by σ² would have no digits left
+        lambda point: (jnp.full((), jnp.nan, sigma.dtype), gradient(point)),
         product,
         (z, scale(d, sigma)) if scheme.moves_z else d,
         tol=0.1 * tol,
