@@ -16,14 +16,15 @@ from jaxsac import _loops
 
 class LinearSolution(NamedTuple):
     """`x`, right_side − matvec(x), whether its norm is as small as was asked for, the least
-    curvature met as a share of the largest size of one, in the preconditioner's metric, and the
-    number of products.
+    curvature met and the largest size of one, in the preconditioner's metric, and the number of
+    products.
     """
 
     x: Any
     residual: Any
     converged: jax.Array
     least: jax.Array
+    most: jax.Array
     num_steps: jax.Array
 
 
@@ -36,6 +37,7 @@ def conjugate_gradient(
     floor: Any = 0.0,
     max_steps: Any = None,
     flat: Any = 0.0,
+    most: Any = 0.0,
     precondition: Callable[[Any], Any] = lambda residual: residual,
 ) -> LinearSolution:
     """Solve matvec(x) = right_side for a symmetric positive (semi-)definite `matvec` on a pytree, by
@@ -43,8 +45,9 @@ def conjugate_gradient(
 
     It ends when ‖right_side − matvec(x)‖ ≤ max(tol · ‖right_side‖, floor), after `max_steps` steps
     (None: ten times the unknowns), or at a residual without curvature, or with at most `flat`
-    times the largest one, which is what no x explains: x is a least-squares solution then. `tol`
-    None is four times the dtype's eps; `precondition` is an approximate inverse.
+    times the largest one met, or known to be there (`most`), which is what no x explains: x is a
+    least-squares solution then. `tol` None is four times the dtype's eps; `precondition` is an
+    approximate inverse.
 
     Source: Stiefel (1955); Saad, "Iterative Methods for Sparse Linear Systems", section 6.8.
     """
@@ -79,11 +82,10 @@ def conjugate_gradient(
     if start is not None:
         x, residual = start, add(right_side, -1.0, matvec(start))
     nothing, unseen = jax.tree.map(jnp.zeros_like, x), jnp.full((), jnp.inf, dtype)
-    numbers = (unseen, unseen, jnp.zeros((), dtype), jnp.int32(0), jnp.asarray(True))
+    numbers = (unseen, unseen, jnp.asarray(most, dtype), jnp.int32(0), jnp.asarray(True))
     carry = (x, residual, precondition(residual), nothing, nothing, *numbers)
     x, residual, *_, least, most, steps, _ = _loops.while_loop(running, advance, carry)
-    share = least / jnp.where(most > 0, most, 1.0)
-    return LinearSolution(x, residual, square(residual) <= bound, share, steps)
+    return LinearSolution(x, residual, square(residual) <= bound, least, most, steps)
 
 
 def add(x: Any, size: Any, direction: Any) -> Any:

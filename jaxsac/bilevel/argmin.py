@@ -30,7 +30,7 @@ from jaxsac.bilevel.problem import (
     undifferentiated,
     zeros,
 )
-from jaxsac.bilevel.schemes import SCHEMES, default_sigma, positive
+from jaxsac.bilevel.schemes import default_sigma, positive, scheme_at
 from jaxsac.solution import Solution, Status, verdict
 
 _NUMBERS = {
@@ -228,7 +228,8 @@ def _pull_back(problem, inner, relative, x, z, data, cotangent, sigma, tol, max_
     """c -> c' dy*/dx. The cotangent is made of unit length first, so that σ d has the size that σ
     says.
     """
-    oracle, scheme = Oracle(problem, data), SCHEMES["central_linear"]
+    oracle = Oracle(problem, data)
+    scheme = scheme_at("central_linear", oracle, relative=relative and inner is None)
     size = norm(cotangent)
     c = scale(cotangent, 1 / jnp.where(size > 0, size, 1.0))
     if inner is None:

@@ -27,7 +27,7 @@ from jaxsac.bilevel.problem import (
     require_like,
     undifferentiated,
 )
-from jaxsac.bilevel.schemes import DIFFERENCES, SCHEMES, default_sigma, positive
+from jaxsac.bilevel.schemes import DIFFERENCES, SCHEMES, default_sigma, positive, scheme_at
 from jaxsac.solution import Solution, Status, register, verdict
 
 
@@ -117,11 +117,11 @@ def hypergradient(
 def _hypergradient(
     problem, difference, inner, relative, x, start, sigma, tol, max_steps, data
 ) -> Solution:
-    scheme = SCHEMES[difference]
     oracle = Oracle(problem, data)
+    scheme = scheme_at(difference, oracle, relative=relative and inner is None)
     if inner is None:
         lower = solve_lower(oracle, x, start[0], tol, max_steps)
-        z, d, sigma, ended, num_steps = solve_perturbed(
+        z, d, sigma, ended, num_steps, _ = solve_perturbed(
             oracle, scheme, x, lower.state, start[1], sigma, tol, max_steps, relative=relative
         )
         state, measured = (z, d), measure(oracle, scheme, x, z, d, sigma, tol=tol)

@@ -89,7 +89,7 @@ def minimise(
         direction = scale(found.x, unit)
         slope = dot(direction, state.gradient)
         # the residual is where the curvature ended
-        bent = (found.least < -4 * flat) | ~(slope < 0)
+        bent = (found.least < -4 * flat * found.most) | ~(slope < 0)
         left = steer(found.residual)
         direction = jax.tree.map(lambda a, b: jnp.where(bent, a, b), left, direction)
         slope = jnp.where(bent, dot(left, state.gradient), slope)
