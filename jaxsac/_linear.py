@@ -64,28 +64,43 @@ def conjugate_gradient(
         return (square(carry[1]) > bound) & (carry[-2] < max_steps) & carry[-1]
 
     def advance(carry):
-        x, residual, steered, direction, image, last, least, most, steps, _ = carry
+        x, residual, steered, direction, image, unit, last, least, most, steps, _ = carry
         bent = matvec(steered)
+        # in units of the matrix: the square of a small one would underflow
+        found = _largest(bent) / jnp.where(_largest(steered) > 0, _largest(steered), 1.0)
+        unit = jnp.where((unit == 0) & (found > 0), found, unit)
+        bent = scale(bent, 1 / jnp.where(unit > 0, unit, 1.0))
         curvature, length = dot(steered, bent), dot(steered, residual)
-        share = curvature / jnp.where(length > 0, length, 1.0)
+        share = unit * curvature / jnp.where(length > 0, length, 1.0)
         least, most = jnp.minimum(least, share), jnp.maximum(most, jnp.abs(share))
-        curved = curvature > jnp.asarray(flat, dtype) * most * length
+        curved = (curvature > 0) & (share > jnp.asarray(flat, dtype) * most)
         along = curvature / last
         direction, image = add(steered, along, direction), add(bent, along, image)
         square_image = dot(image, precondition(image))
         size = jnp.where(curved, curvature / jnp.where(square_image > 0, square_image, 1.0), 0.0)
         x, residual = add(x, size, direction), add(residual, -size, image)
         steered = precondition(residual)
-        return x, residual, steered, direction, image, curvature, least, most, steps + 1, curved
+        numbers = (unit, curvature, least, most, steps + 1, curved)
+        return x, residual, steered, direction, image, *numbers
 
-    x, residual = jax.tree.map(jnp.zeros_like, right_side), right_side
+    nothing, residual = jax.tree.map(jnp.zeros_like, right_side), right_side
     if start is not None:
-        x, residual = start, add(right_side, -1.0, matvec(start))
-    nothing, unseen = jax.tree.map(jnp.zeros_like, x), jnp.full((), jnp.inf, dtype)
-    numbers = (unseen, unseen, jnp.asarray(most, dtype), jnp.int32(0), jnp.asarray(True))
-    carry = (x, residual, precondition(residual), nothing, nothing, *numbers)
-    x, residual, *_, least, most, steps, _ = _loops.while_loop(running, advance, carry)
+        residual = add(right_side, -1.0, matvec(start))
+    unseen, most = jnp.full((), jnp.inf, dtype), jnp.asarray(most, dtype)
+    numbers = (jnp.zeros((), dtype), unseen, unseen, most, jnp.int32(0), jnp.asarray(True))
+    carry = (nothing, residual, precondition(residual), nothing, nothing, *numbers)
+    x, residual, *_, unit, _, least, most, steps, _ = _loops.while_loop(running, advance, carry)
+    x = scale(x, 1 / jnp.where(unit > 0, unit, 1.0))
+    x = x if start is None else add(start, 1.0, x)
     return LinearSolution(x, residual, square(residual) <= bound, least, most, steps)
+
+
+def scale(x: Any, size: Any) -> Any:
+    return jax.tree.map(lambda x: x * size.astype(x.dtype), x)
+
+
+def _largest(x: Any) -> jax.Array:
+    return jnp.stack([jnp.max(jnp.abs(leaf), initial=0.0) for leaf in jax.tree.leaves(x)]).max()
 
 
 def add(x: Any, size: Any, direction: Any) -> Any:
