@@ -40,8 +40,8 @@ def conjugate_gradient(
     most: Any = 0.0,
     precondition: Callable[[Any], Any] = lambda residual: residual,
 ) -> LinearSolution:
-    """Solve matvec(x) = right_side for a symmetric positive (semi-)definite `matvec` on a pytree, by
-    the conjugate gradients whose residual is the least of their spaces (conjugate residuals).
+    """Solve matvec(x) = right_side for a symmetric positive (semi-)definite `matvec` on a pytree,
+    by the conjugate gradients whose residual is the least in their spaces (conjugate residuals).
 
     It ends when ‖right_side − matvec(x)‖ ≤ max(tol · ‖right_side‖, floor), after `max_steps` steps
     (None: ten times the unknowns), or at a residual without curvature, or with at most `flat`

@@ -20,7 +20,8 @@ class Scheme(NamedTuple):
 
     `linear`: d solves a problem with the upper level linearised at z, whose gradient c there is
     passed to `field`. `on_copies(each, z, d, sigma)`: apply a map to every copy, and read (z, d)
-    off again. `moves_z`: z is the copies' midpoint, and not the lower minimiser.
+    off again. `moves_z`: z is the copies' midpoint, and not the lower minimiser. `bias`: this share
+    of what doubling σ changes is that of σ itself; 0: not known.
     """
 
     start: Callable[[Tree], Tree]

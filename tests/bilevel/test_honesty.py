@@ -293,9 +293,7 @@ def cost_of(x, y, data):
 SOFT = bilevel.Problem(cost_of, soft)
 
 
-@pytest.mark.parametrize(
-    "dtype, tau, tol", [(jnp.float64, 0.2, 1e-6), (jnp.float32, 0.5, 1e-4)]
-)
+@pytest.mark.parametrize("dtype, tau, tol", [(jnp.float64, 0.2, 1e-6), (jnp.float32, 0.5, 1e-4)])
 def test_policies_as_logits_are_certified_though_their_hessian_is_singular(dtype, tau, tol):
     rng = np.random.default_rng(0)
     x, cost = rng.normal(size=(2, 200, 5, 4)).astype(dtype)
