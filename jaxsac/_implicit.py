@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+import jax.core
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.extend.core import jaxpr_as_fun
 from jax.flatten_util import ravel_pytree
 
 Tree = TypeVar("Tree")
@@ -68,7 +69,7 @@ def closure_convert(
         moved = iter(moved)
         pairs = zip(closed.consts, traced, strict=True)
         consts = [next(moved) if is_traced else leaf for leaf, is_traced in pairs]
-        run = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, consts))
+        run = jaxpr_as_fun(closed.replace(consts=consts))
         return jax.tree.unflatten(jax.tree.structure(shape), run(*jax.tree.leaves(arguments)))
 
     return converted, [

@@ -97,12 +97,12 @@ def minimise(
         length = jnp.where(bent, size_of(state.point) / jnp.where(far > 0, far, 1.0), 1.0)
         trial = _line_search(value_and_gradient, state, direction, slope, length.astype(dtype))
         better = trial.accepted | trial.lower & (norm(trial.gradient) < size)
-        new = jax.tree.map(
+        point, value, new = jax.tree.map(
             lambda a, b: jnp.where(better, a, b),
             (trial.point, trial.value, trial.gradient),
             (state.point, state.value, state.gradient),
         )
-        return _State(*new, state.num_steps + jnp.maximum(found.num_steps, 1))
+        return _State(point, value, new, state.num_steps + jnp.maximum(found.num_steps, 1))
 
     def judge(state: _State) -> Certificate:
         return certify(state.point, state.gradient)
