@@ -14,7 +14,7 @@ from jaxsac._arguments import arguments, flag, function, integer, real, record, 
 from jaxsac._implicit import closure_convert, implicit
 from jaxsac._iterate import Outcome
 from jaxsac._linear import conjugate_gradient
-from jaxsac.bilevel.certificate import certify_lower, measure
+from jaxsac.bilevel.certificate import DEEPER, certify_lower, measure
 from jaxsac.bilevel.lower import solve_alone, solve_lower, solve_perturbed, solve_together
 from jaxsac.bilevel.paired import INNER, Inner, as_paired, require_inner
 from jaxsac.bilevel.problem import (
@@ -261,7 +261,7 @@ def _pull_back(problem, inner, relative, x, z, data, cotangent, sigma, tol, max_
         z, d, sigma, *_ = solve_perturbed(
             oracle, scheme, x, z, zeros(z), sigma, tol, max_steps, relative=relative, c=c
         )
-        measured = measure(oracle, scheme, x, z, d, sigma, c, tol=tol)
+        measured = measure(oracle, scheme, x, z, d, sigma, c, tol=tol, most_steps=DEEPER)
         status = verdict(measured.certificate, tol, progress=False, more=True)
     else:
         _, measured, status, _ = solve_together(

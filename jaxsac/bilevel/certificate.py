@@ -34,6 +34,7 @@ _SAFETY = 1.5  # an estimate is no bound
 # Curvature below this many eps^(2/3) of the largest is the rounding of differences.
 FLAT = 16
 _DEPTH = 20  # steps of conjugate gradients behind a certificate
+DEEPER = 60  # the same, where there is one certificate in all
 
 
 @register
@@ -77,11 +78,12 @@ def measure(
     c: Tree | None = None,
     *,
     tol: Any = 0.0,
+    most_steps: int = _DEPTH,
 ) -> Measurement:
     """Measure a point. The certificate is that of the lower level alone, in units of h: how far h
     moves when z and d go where conjugate gradients put their zeros, against ‖f_x‖ + ‖h − f_x‖.
 
-    Where d's residual is far from `tol`, two steps of them show that.
+    Where d's residual is far from `tol`, two steps of them show that, and else `most_steps`.
     """
     given, c = c, oracle.upper_y(x, z) if c is None else c
     # both values of sigma in one batch: half the code to compile
@@ -109,7 +111,7 @@ def measure(
         norm(moved), unsolved_z, unsolved_d, lower_gap, cancelled, consistency
     )
 
-    depth = jnp.where(unsolved_d <= 10 * tol * pull, _DEPTH, 2)
+    depth = jnp.where(unsolved_d <= 10 * tol * pull, most_steps, 2)
     rounding = gradient_rounding(oracle, x, z, u_z if not scheme.moves_z else oracle.lower_y(x, z))
     reach = jnp.where(size > 0, sigma * size, eps ** (1 / 3) * norm(z))
     reach = jnp.where(reach > 0, reach, eps ** (1 / 3))
@@ -124,6 +126,7 @@ def measure(
     def field_of_d(d):
         return scheme.field(oracle, x, better, d, sigma, new_c)[1]
 
+    solved = unsolved_d <= _INCONSISTENT * against  # else an estimate from d's equation is none
     if oracle.problem.prox_y is None:
         wrong, stacked = field_of_d(d), first is not d
         if scheme.bias:  # the field that a vanishing sigma has
@@ -149,6 +152,8 @@ def measure(
         # leaves free; rounding does so too, by as much as it may hide.
         left = far * norm(found.residual)
         free = left > jnp.maximum(tol * pull, 10 * rounding / sigma)
+        # what is not half solved after all these steps is no estimate
+        solved &= (found.num_steps < most_steps) | (left <= 0.5 * far)
     else:
         to_d, free = scale(unsolved[1], -inverse), jnp.asarray(False)
     changed = scheme.hypergradient(oracle, x, better, add(d, to_d), sigma)
@@ -158,7 +163,6 @@ def measure(
     error = jnp.maximum(_SAFETY * norm(subtract(changed, h)), oracle.distance(x, z) * whole)
     known = scheme.moves_z or oracle.knows
     below = jnp.asarray(False) if known else lower_gap * sigma < -100 * eps * jnp.abs(lower)
-    solved = unsolved_d <= _INCONSISTENT * against  # else an estimate from d's equation is none
     trusted = (consistency <= _INCONSISTENT) & solved & ~below & curved & ~free
     trusted &= jnp.isfinite(error)
     error = jnp.where(trusted, error, whole + jnp.finfo(dtype).tiny)

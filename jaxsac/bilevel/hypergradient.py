@@ -9,7 +9,7 @@ from jax.flatten_util import ravel_pytree
 from jaxsac import _checks
 from jaxsac._arguments import anything, arguments, choice, integer, real, record, tolerance
 from jaxsac._iterate import Outcome
-from jaxsac.bilevel.certificate import measure, stats_of
+from jaxsac.bilevel.certificate import DEEPER, measure, stats_of
 from jaxsac.bilevel.lower import solve_lower, solve_perturbed, solve_together
 from jaxsac.bilevel.paired import INNER, Inner, as_paired, require_inner
 from jaxsac.bilevel.problem import (
@@ -83,7 +83,7 @@ def hypergradient(
     Returns: a `Solution`, whose value has the structure of x; stats has the `Diagnostics` by name
     and `sigma` beside error, rounding, scale, num_steps (of z and d together) and reason.
     CONVERGED: the estimated change of h when z and d are solved exactly, plus rounding, is ≤ tol ·
-    (‖f_x‖ + ‖h − f_x‖), z is no saddle as far as 20 steps of conjugate gradients see, upper does
+    (‖f_x‖ + ‖h − f_x‖), z is no saddle as far as 60 steps of conjugate gradients see, upper does
     not depend on what lower leaves free (the reason is NO_MINIMISER then: h is not defined), and
     neither diagnostic of a wrong σ fires (see `Diagnostics`). It is approximate, and says nothing
     of σ's own bias, but in fourth order. Not differentiable, which is an error; `argmin` is.
@@ -128,7 +128,9 @@ def _hypergradient(
         z, d, sigma, ended, num_steps, _ = solve_perturbed(
             oracle, scheme, x, lower.state, start[1], sigma, tol, max_steps, relative=relative
         )
-        state, measured = (z, d), measure(oracle, scheme, x, z, d, sigma, tol=tol)
+        state, measured = (z, d), measure(
+            oracle, scheme, x, z, d, sigma, tol=tol, most_steps=DEEPER
+        )
         # CONVERGED only by the final certificate; else the first complaint of the stages, and
         # STALLED where they saw none.
         status = verdict(measured.certificate, tol, progress=False, more=True)
