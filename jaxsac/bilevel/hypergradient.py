@@ -65,9 +65,8 @@ def hypergradient(
     Where neither `sigma` nor `inner` is given, these differences are of fourth order: [8 (g(σ) −
     g(−σ)) − (g(2σ) − g(−2σ))] / (12 σ) with g(t) = g_y(x, z + t d), or g_x, for [g(σ) − g(−σ)] /
     (2 σ). Else the error is O(σ²) for "central_linear", "central" and "one_sided". It is O(σ) for
-    "forward",
-    whose h is the gradient of the penalty function itself and exists for lower levels of several
-    minimisers too. It does not depend on y0 where y*(x) is unique.
+    "forward", whose h is the gradient of the penalty function itself and exists for lower levels of
+    several minimisers too. It does not depend on y0 where y*(x) is unique.
 
     * `sigma`: σ > 0; by default 5e-3 in float32 and 1e-4 in float64, without an `inner` in units of
       ‖z‖ / ‖d‖, so that it fits any scale of data (twice as large in fourth order).
@@ -128,8 +127,9 @@ def _hypergradient(
         z, d, sigma, ended, num_steps, _ = solve_perturbed(
             oracle, scheme, x, lower.state, start[1], sigma, tol, max_steps, relative=relative
         )
-        state, measured = (z, d), measure(
-            oracle, scheme, x, z, d, sigma, tol=tol, most_steps=DEEPER
+        state, measured = (
+            (z, d),
+            measure(oracle, scheme, x, z, d, sigma, tol=tol, most_steps=DEEPER),
         )
         # CONVERGED only by the final certificate; else the first complaint of the stages, and
         # STALLED where they saw none.
