@@ -6,8 +6,10 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+import jax.core
 import jax.numpy as jnp
 from jax import lax
+from jax.extend.core import jaxpr_as_fun
 from jax.flatten_util import ravel_pytree
 
 Tree = TypeVar("Tree")
@@ -39,14 +41,40 @@ def implicit(
     shares `matvec`).
     """
     solution = jax.tree.map(lax.stop_gradient, solution)
-    converted, closed_over = jax.closure_convert(residual, solution, params)
+    converted, closed_over = closure_convert(residual, solution, params)
     return _implicit(
-        lambda solution, params: converted(solution, params[0], *params[1]),
+        lambda solution, params: converted(params[1], solution, params[0]),
         linear_solve,
         symmetric,
         solution,
         (params, closed_over),
     )
+
+
+def closure_convert(
+    function: Callable[..., Any], *example: Any
+) -> tuple[Callable[..., Any], list[jax.Array]]:
+    """(converted, closed over) with function(*arguments) = converted(closed over, *arguments),
+    where what is closed over are the tracers that may be differentiated.
+
+    `jax.closure_convert` keeps every function that it has seen, and all that these close over.
+    """
+    closed, shape = jax.make_jaxpr(function, return_shape=True)(*example)
+    traced = [
+        isinstance(leaf, jax.core.Tracer) and jnp.issubdtype(leaf.dtype, jnp.inexact)
+        for leaf in closed.consts
+    ]
+
+    def converted(moved, *arguments):
+        moved = iter(moved)
+        pairs = zip(closed.consts, traced, strict=True)
+        consts = [next(moved) if is_traced else leaf for leaf, is_traced in pairs]
+        run = jaxpr_as_fun(closed.replace(consts=consts))
+        return jax.tree.unflatten(jax.tree.structure(shape), run(*jax.tree.leaves(arguments)))
+
+    return converted, [
+        leaf for leaf, is_traced in zip(closed.consts, traced, strict=True) if is_traced
+    ]
 
 
 def _attach(residual, linear_solve, symmetric, solution, params):

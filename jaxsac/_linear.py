@@ -15,15 +15,16 @@ from jaxsac import _loops
 
 
 class LinearSolution(NamedTuple):
-    """`x`, the norm of right_side − matvec(x), whether it is as small as was asked for, the least
-    curvature met as a share of the largest size of one, in the preconditioner's metric, and the
-    number of products.
+    """`x`, right_side − matvec(x), whether its norm is as small as was asked for, the least
+    curvature met and the largest size of one, in the preconditioner's metric, and the number of
+    products.
     """
 
     x: Any
-    residual: jax.Array
+    residual: Any
     converged: jax.Array
     least: jax.Array
+    most: jax.Array
     num_steps: jax.Array
 
 
@@ -36,16 +37,19 @@ def conjugate_gradient(
     floor: Any = 0.0,
     max_steps: Any = None,
     flat: Any = 0.0,
+    most: Any = 0.0,
     precondition: Callable[[Any], Any] = lambda residual: residual,
 ) -> LinearSolution:
-    """Solve matvec(x) = right_side for a symmetric positive (semi-)definite `matvec` on a pytree.
+    """Solve matvec(x) = right_side for a symmetric positive (semi-)definite `matvec` on a pytree,
+    by the conjugate gradients whose residual is the least in their spaces (conjugate residuals).
 
     It ends when ‖right_side − matvec(x)‖ ≤ max(tol · ‖right_side‖, floor), after `max_steps` steps
-    (None: ten times the unknowns), or at a direction without curvature, or with at most `flat`
-    times the largest one, where nothing more can be solved. `tol` None is four times the dtype's
-    eps; `precondition` is an approximate inverse.
+    (None: ten times the unknowns), or at a residual without curvature, or with at most `flat`
+    times the largest one met, or known to be there (`most`), which is what no x explains: x is a
+    least-squares solution then. `tol` None is four times the dtype's eps; `precondition` is an
+    approximate inverse.
 
-    Source: Hestenes and Stiefel (1952).
+    Source: Stiefel (1955); Saad, "Iterative Methods for Sparse Linear Systems", section 6.8.
     """
     leaves = jax.tree.leaves(right_side)
     dtype = jnp.result_type(*leaves)
@@ -57,33 +61,46 @@ def conjugate_gradient(
     bound = jnp.maximum(wanted, jnp.asarray(floor, dtype) ** 2)
 
     def running(carry):
-        return (square(carry[1]) > bound) & (carry[5] < max_steps) & carry[-1]
+        return (square(carry[1]) > bound) & (carry[-2] < max_steps) & carry[-1]
 
     def advance(carry):
-        x, residual, direction, dual, pull, steps, least, most, _ = carry
-        image = matvec(direction)
-        curvature, length = dot(direction, image), dot(direction, dual)
-        share = curvature / jnp.where(length > 0, length, 1.0)
+        x, residual, steered, direction, image, unit, last, least, most, steps, _ = carry
+        bent = matvec(steered)
+        # in units of the matrix: the square of a small one would underflow
+        found = _largest(bent) / jnp.where(_largest(steered) > 0, _largest(steered), 1.0)
+        unit = jnp.where((unit == 0) & (found > 0), found, unit)
+        bent = scale(bent, 1 / jnp.where(unit > 0, unit, 1.0))
+        curvature, length = dot(steered, bent), dot(steered, residual)
+        share = unit * curvature / jnp.where(length > 0, length, 1.0)
         least, most = jnp.minimum(least, share), jnp.maximum(most, jnp.abs(share))
-        curved = curvature > jnp.asarray(flat, dtype) * most * length
-        size = jnp.where(curved, pull / jnp.where(curved, curvature, 1.0), 0.0)
+        curved = (curvature > 0) & (share > jnp.asarray(flat, dtype) * most)
+        along = curvature / last
+        direction, image = add(steered, along, direction), add(bent, along, image)
+        square_image = dot(image, precondition(image))
+        size = jnp.where(curved, curvature / jnp.where(square_image > 0, square_image, 1.0), 0.0)
         x, residual = add(x, size, direction), add(residual, -size, image)
         steered = precondition(residual)
-        new = dot(residual, steered)
-        direction, dual = add(steered, new / pull, direction), add(residual, new / pull, dual)
-        return x, residual, direction, dual, new, steps + 1, least, most, curved
+        numbers = (unit, curvature, least, most, steps + 1, curved)
+        return x, residual, steered, direction, image, *numbers
 
-    x, residual = jax.tree.map(jnp.zeros_like, right_side), right_side
+    nothing, residual = jax.tree.map(jnp.zeros_like, right_side), right_side
     if start is not None:
-        x, residual = start, add(right_side, -1.0, matvec(start))
-    first = precondition(residual)
-    none, unseen = jnp.zeros((), dtype), jnp.full((), jnp.inf, dtype)
-    pull, steps, curved = dot(residual, first), jnp.int32(0), jnp.asarray(True)
-    carry = (x, residual, first, residual, pull, steps, unseen, none, curved)
-    x, residual, _, _, _, steps, least, most, _ = _loops.while_loop(running, advance, carry)
-    left = square(residual)
-    share = least / jnp.where(most > 0, most, 1.0)
-    return LinearSolution(x, jnp.sqrt(left), left <= bound, share, steps)
+        residual = add(right_side, -1.0, matvec(start))
+    unseen, most = jnp.full((), jnp.inf, dtype), jnp.asarray(most, dtype)
+    numbers = (jnp.zeros((), dtype), unseen, unseen, most, jnp.int32(0), jnp.asarray(True))
+    carry = (nothing, residual, precondition(residual), nothing, nothing, *numbers)
+    x, residual, *_, unit, _, least, most, steps, _ = _loops.while_loop(running, advance, carry)
+    x = scale(x, 1 / jnp.where(unit > 0, unit, 1.0))
+    x = x if start is None else add(start, 1.0, x)
+    return LinearSolution(x, residual, square(residual) <= bound, least, most, steps)
+
+
+def scale(x: Any, size: Any) -> Any:
+    return jax.tree.map(lambda x: x * size.astype(x.dtype), x)
+
+
+def _largest(x: Any) -> jax.Array:
+    return jnp.stack([jnp.max(jnp.abs(leaf), initial=0.0) for leaf in jax.tree.leaves(x)]).max()
 
 
 def add(x: Any, size: Any, direction: Any) -> Any:

@@ -11,7 +11,7 @@ from test_architecture import FILES, PACKAGE
 
 LINES = 400
 PARAMETERS = 10
-MANY_PARAMETERS = {"solve", "path", "lam_max", "fit", "simulate", "certify", "__init__"}
+MANY_PARAMETERS = {"solve", "path", "lam_max", "fit", "simulate", "certify", "argmin", "__init__"}
 WIDTH = 100
 
 # What says a problem: a question takes the record instead. The constructors of the records and

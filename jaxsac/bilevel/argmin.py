@@ -11,8 +11,10 @@ import jax.numpy as jnp
 
 from jaxsac import _checks, _loops
 from jaxsac._arguments import arguments, flag, function, integer, real, record, tolerance
+from jaxsac._implicit import closure_convert, implicit
 from jaxsac._iterate import Outcome
-from jaxsac.bilevel.certificate import certify_lower, measure
+from jaxsac._linear import conjugate_gradient
+from jaxsac.bilevel.certificate import DEEPER, certify_lower, measure
 from jaxsac.bilevel.lower import solve_alone, solve_lower, solve_perturbed, solve_together
 from jaxsac.bilevel.paired import INNER, Inner, as_paired, require_inner
 from jaxsac.bilevel.problem import (
@@ -30,7 +32,7 @@ from jaxsac.bilevel.problem import (
     undifferentiated,
     zeros,
 )
-from jaxsac.bilevel.schemes import SCHEMES, default_sigma, positive
+from jaxsac.bilevel.schemes import default_sigma, positive, scheme_at
 from jaxsac.solution import Solution, Status, verdict
 
 _NUMBERS = {
@@ -60,10 +62,12 @@ class Argmin(eqx.Module):
     __hash__ = object.__hash__  # its bound methods go through `jax.jit`, which hashes them
 
     def __call__(self, x: Tree) -> Any:
-        """y*(x), or (y*(x), aux), differentiable in x by reverse mode."""
+        """y*(x), or (y*(x), aux), differentiable in x by reverse mode; with `allow_jvp` by both
+        modes, to any order.
+        """
         x, y0, data, *numbers = self._arguments(x)
         problem, rest = self.problem, () if data is None else (data,)
-        lower, closed_over = jax.closure_convert(
+        lower, closed_over = closure_convert(
             lambda x, y, *rest: problem.lower(original(x), original(y), *rest), x, y0, *rest
         )
         whole = x
@@ -76,11 +80,17 @@ class Argmin(eqx.Module):
             }
             problem = dataclasses.replace(
                 problem,
-                lower=lambda x, y, *rest: lower(*arrays_only(x[0], y), *rest, *x[1]),
+                lower=lambda x, y, *rest: lower(x[1], *arrays_only(x[0], y), *rest),
                 **others,
             )
         static = (problem, self.inner, self.sigma is None)
-        return self._with_aux(x, original(_argmin(static, whole, y0, data, *numbers)))
+        if not problem.allow_jvp:
+            y = _argmin(static, whole, y0, data, *numbers)
+        else:
+            y = _argmin(static, *jax.lax.stop_gradient((whole, y0)), data, *numbers)
+            oracle = Oracle(problem, data)
+            y = implicit(lambda y, whole: oracle.lower_y(whole, y), _solve, y, whole)
+        return self._with_aux(x, original(y))
 
     def checked(self, x: Tree) -> Solution:
         """y*(x) with its status, CONVERGED when y is near, and `aux` in stats. Not
@@ -115,6 +125,7 @@ class Argmin(eqx.Module):
     has_aux=flag(),
     prox_y=function("(x, y, rate) -> y"),
     nonsmooth=function("(x, y) or (x, y, data) -> scalar"),
+    allow_jvp=flag(),
     **_NUMBERS,
 )
 def argmin(
@@ -129,6 +140,7 @@ def argmin(
     max_steps: Any = 1000,
     prox_y: Callable[[Tree, Tree, jax.Array], Tree] | None = None,
     nonsmooth: Callable[..., Any] | None = None,
+    allow_jvp: bool = False,
 ) -> Argmin:
     """y*(x) = arg min_y lower(x, y) as a function of x with a derivative: no Hessian, no linear
     solve, no unrolling.
@@ -136,8 +148,10 @@ def argmin(
         pull-back of c:  [g_x(x, z + σ d) − g_x(x, z − σ d)] / (2 σ)
                          with  [g_y(x, z + σ d) − g_y(x, z − σ d)] / (2 σ) + c = 0
 
-    which costs one perturbed inner solve and has error O(σ²). The minimiser must be unique near
-    y*(x). Works under `jit`, `vmap`, and inside any larger `jax.grad` or `jax.vjp`, also for what
+    (in fourth order where no `sigma` is given, see `hypergradient`), which costs one perturbed
+    inner solve and has error O(σ²). Where y*(x) is not unique, as policies as logits are not, the
+    pull-back of what does not change along its minimisers is right, and of all else NaN. Works
+    under `jit`, `vmap`, and inside any larger `jax.grad` or `jax.vjp`, also for what
     `lower` closes over; y0 gets no gradient: the minimiser does not depend on it. Build it once:
     each `lower` object is compiled anew. `prox_y` and `nonsmooth` close over nothing that is
     differentiated.
@@ -148,6 +162,9 @@ def argmin(
     * `tol`: of the estimated error of y* relative to ‖y*‖, and of that of the pull-back relative to
       it; 1e-6 in float64 and 1e-4 in float32 (1e-3 with `prox_y`).
     * `prox_y`, `nonsmooth`: see `Problem`.
+    * `allow_jvp`: differentiate by products with second derivatives of `lower`, and conjugate
+      gradients on them, as the implicit function theorem says: in forward mode too, and to any
+      order, which are errors without. Not with `prox_y`.
     * `y0`, `sigma`, `inner`, `max_steps`: see `hypergradient`.
 
     Returns: the function, an `Argmin`, of y*(x) alone, which is NaN where the search is not
@@ -155,9 +172,17 @@ def argmin(
     `checked(x)` returns a `Solution`, with the status; `hypergradient` has that of a derivative.
     """
     value, aux = (_result(lower, 0), _result(lower, 1)) if has_aux else (lower, None)
-    problem = Problem(upper=_no_upper, lower=value, prox_y=prox_y, nonsmooth=nonsmooth)
+    _checks.require(
+        not (allow_jvp and prox_y is not None),
+        "allow_jvp needs a smooth lower level: leave prox_y out, or allow_jvp.",
+    )
+    problem = Problem(_no_upper, value, prox_y=prox_y, nonsmooth=nonsmooth, allow_jvp=allow_jvp)
     require_inner(problem, inner)
     return Argmin(problem, y0, sigma, tol, max_steps, data, inner, aux)
+
+
+def _solve(matvec, right_side):
+    return conjugate_gradient(matvec, right_side).x
 
 
 @functools.lru_cache(32)  # the same function for the same: it is what programs are known by
@@ -228,14 +253,15 @@ def _pull_back(problem, inner, relative, x, z, data, cotangent, sigma, tol, max_
     """c -> c' dy*/dx. The cotangent is made of unit length first, so that σ d has the size that σ
     says.
     """
-    oracle, scheme = Oracle(problem, data), SCHEMES["central_linear"]
+    oracle = Oracle(problem, data)
+    scheme = scheme_at("central_linear", oracle, relative=relative and inner is None)
     size = norm(cotangent)
     c = scale(cotangent, 1 / jnp.where(size > 0, size, 1.0))
     if inner is None:
         z, d, sigma, *_ = solve_perturbed(
             oracle, scheme, x, z, zeros(z), sigma, tol, max_steps, relative=relative, c=c
         )
-        measured = measure(oracle, scheme, x, z, d, sigma, c, tol=tol)
+        measured = measure(oracle, scheme, x, z, d, sigma, c, tol=tol, most_steps=DEEPER)
         status = verdict(measured.certificate, tol, progress=False, more=True)
     else:
         _, measured, status, _ = solve_together(

@@ -27,11 +27,14 @@ from jaxsac.bilevel.problem import (
     zeros,
 )
 from jaxsac.bilevel.schemes import Scheme, hessian_product
-from jaxsac.solution import register
+from jaxsac.solution import Reason, Status, register
 
 _INCONSISTENT = 0.5
 _SAFETY = 1.5  # an estimate is no bound
+# Curvature below this many eps^(2/3) of the largest is the rounding of differences.
+FLAT = 16
 _DEPTH = 20  # steps of conjugate gradients behind a certificate
+DEEPER = 60  # the same, where there is one certificate in all
 
 
 @register
@@ -55,11 +58,14 @@ class Diagnostics(NamedTuple):
 
 
 class Measurement(NamedTuple):
-    """A state seen from scratch: its diagnostics, the certificate, and the hypergradient there."""
+    """A state seen from scratch: its diagnostics, the certificate, the hypergradient there, and
+    whether the upper level pulls at what the lower one leaves free.
+    """
 
     diagnostics: Diagnostics
     certificate: Certificate
     hypergradient: Tree
+    free: jax.Array
 
 
 def measure(
@@ -72,11 +78,12 @@ def measure(
     c: Tree | None = None,
     *,
     tol: Any = 0.0,
+    most_steps: int = _DEPTH,
 ) -> Measurement:
     """Measure a point. The certificate is that of the lower level alone, in units of h: how far h
     moves when z and d go where conjugate gradients put their zeros, against ‖f_x‖ + ‖h − f_x‖.
 
-    Where d's residual is far from `tol`, two steps of them show that.
+    Where d's residual is far from `tol`, two steps of them show that, and else `most_steps`.
     """
     given, c = c, oracle.upper_y(x, z) if c is None else c
     # both values of sigma in one batch: half the code to compile
@@ -104,23 +111,26 @@ def measure(
         norm(moved), unsolved_z, unsolved_d, lower_gap, cancelled, consistency
     )
 
-    depth = jnp.where(unsolved_d <= 10 * tol * pull, _DEPTH, 2)
+    depth = jnp.where(unsolved_d <= 10 * tol * pull, most_steps, 2)
     rounding = gradient_rounding(oracle, x, z, u_z if not scheme.moves_z else oracle.lower_y(x, z))
     reach = jnp.where(size > 0, sigma * size, eps ** (1 / 3) * norm(z))
     reach = jnp.where(reach > 0, reach, eps ** (1 / 3))
     inverse = jnp.where((pull > 0) & (size > 0), size / against, 1.0)
     if oracle.problem.prox_y is None:
-        to_z, curved = newton_step(oracle, x, z, unsolved[0], rounding, depth)
+        to_z, curved, most = newton_step(oracle, x, z, unsolved[0], rounding, depth)
     else:  # no Hessian there: the curvature that d has met
-        to_z, curved = scale(unsolved[0], -inverse), jnp.asarray(True)
+        to_z, curved, most = scale(unsolved[0], -inverse), jnp.asarray(True), 0.0
     better = add(z, to_z)
     new_c = oracle.upper_y(x, better) if given is None else c
 
     def field_of_d(d):
         return scheme.field(oracle, x, better, d, sigma, new_c)[1]
 
+    solved = unsolved_d <= _INCONSISTENT * against  # else an estimate from d's equation is none
     if oracle.problem.prox_y is None:
         wrong, stacked = field_of_d(d), first is not d
+        if scheme.bias:  # the field that a vanishing sigma has
+            wrong = add(wrong, subtract(doubled, u_d), -scheme.bias)
         far = norm(wrong)
         unit = jnp.where(far > 0, far, 1.0)
 
@@ -132,13 +142,20 @@ def measure(
             curvature_of_d,
             scale(wrong, -1 / unit),
             max_steps=depth,
-            flat=4 * eps ** (2 / 3),  # less is the rounding of differences
+            flat=FLAT * eps ** (2 / 3),
+            most=most,
             precondition=lambda v: v if stacked else oracle.steer(x, better, v),
         )
         to_d = scale(found.x, unit)
-        curved = curved & (oracle.knows | ~(found.least < -(eps**0.5)))
+        curved = curved & (oracle.knows | ~(found.least < -(eps**0.5) * found.most))
+        # Conjugate gradients end short of tol where the upper level pulls at what the lower one
+        # leaves free; rounding does so too, by as much as it may hide.
+        left = far * norm(found.residual)
+        free = left > jnp.maximum(tol * pull, 10 * rounding / sigma)
+        # what is not half solved after all these steps is no estimate
+        solved &= (found.num_steps < most_steps) | (left <= 0.5 * far)
     else:
-        to_d = scale(unsolved[1], -inverse)
+        to_d, free = scale(unsolved[1], -inverse), jnp.asarray(False)
     changed = scheme.hypergradient(oracle, x, better, add(d, to_d), sigma)
     direct = oracle.upper_x(x, z)
     cross = norm(subtract(h, direct))
@@ -146,13 +163,13 @@ def measure(
     error = jnp.maximum(_SAFETY * norm(subtract(changed, h)), oracle.distance(x, z) * whole)
     known = scheme.moves_z or oracle.knows
     below = jnp.asarray(False) if known else lower_gap * sigma < -100 * eps * jnp.abs(lower)
-    solved = unsolved_d <= _INCONSISTENT * against  # else an estimate from d's equation is none
-    trusted = (consistency <= _INCONSISTENT) & solved & ~below & curved & jnp.isfinite(error)
+    trusted = (consistency <= _INCONSISTENT) & solved & ~below & curved & ~free
+    trusted &= jnp.isfinite(error)
     error = jnp.where(trusted, error, whole + jnp.finfo(dtype).tiny)
     hidden = cross * rounding / (sigma * against)
     if oracle.subtracts_nothing:
         hidden = 10 * eps * whole
-    return Measurement(diagnostics, Certificate(error, hidden, whole), h)
+    return Measurement(diagnostics, Certificate(error, hidden, whole), h, free)
 
 
 def certify_lower(oracle: Oracle, x: Tree, z: Tree, y0: Tree, tol: jax.Array) -> Certificate:
@@ -167,7 +184,7 @@ def certify_lower(oracle: Oracle, x: Tree, z: Tree, y0: Tree, tol: jax.Array) ->
             z, prox_at(oracle.problem, x, jnp.ones((), dtype))(subtract(z, gradient))
         )
     # beside bounds conjugate gradients do not hold: one step, for the curvature
-    step, curved = newton_step(oracle, x, z, residual, rounding, _DEPTH if smooth else 1)
+    step, curved, _ = newton_step(oracle, x, z, residual, rounding, _DEPTH if smooth else 1)
     size = jnp.maximum(norm(residual), rounding)
     inverse = norm(step) / jnp.where(size > 0, size, 1.0)
     whole = norm(z) + tol * norm(subtract(z, y0))
@@ -178,9 +195,10 @@ def certify_lower(oracle: Oracle, x: Tree, z: Tree, y0: Tree, tol: jax.Array) ->
 
 def newton_step(
     oracle: Oracle, x: Tree, z: Tree, residual: Tree, rounding: jax.Array, depth: Any
-) -> tuple[Tree, jax.Array]:
-    """Where the lower gradient's zero may be, as a step from z, and whether z is no saddle, as far
-    as conjugate gradients on differences of gradients see in `depth` steps.
+) -> tuple[Tree, jax.Array, jax.Array]:
+    """Where the lower gradient's zero may be, as a step from z, whether z is no saddle, as far as
+    conjugate gradients on differences of gradients see in `depth` steps, and the largest curvature
+    that they met.
 
     To the residual goes as much in a fixed pattern of signs, and no less than `rounding`: what is
     zero by symmetry, or hidden by rounding, is looked at too.
@@ -198,14 +216,15 @@ def newton_step(
         functools.partial(hessian_product, oracle, x, z),
         right_side,
         max_steps=depth,
-        flat=4 * eps ** (2 / 3),  # less is the rounding of differences
+        flat=FLAT * eps ** (2 / 3),
         precondition=functools.partial(oracle.steer, x, z),
     )
     # Where changes of z by its own size change nothing, gradients have underflowed; where none has
     # curvature, a gradient has no zero.
     bent = (norm(residual) == 0) | (norm(found.x) > 0)
     seen = jnp.where(norm(z) == 0, bent, rounding >= jnp.finfo(flat.dtype).tiny)
-    return scale(found.x, size), seen & (oracle.knows | ~(found.least < -(eps**0.5)))
+    curved = seen & (oracle.knows | ~(found.least < -(eps**0.5) * found.most))
+    return scale(found.x, size), curved, found.most
 
 
 def _signs(flat: jax.Array) -> jax.Array:
@@ -262,7 +281,12 @@ def run_checked(
     unknown = Certificate(jnp.full((), jnp.finfo(dtype).max / 4, dtype), none, none + 1)
     start = _Checked(
         state,
-        Measurement(Diagnostics(*[none] * len(Diagnostics._fields)), unknown, hypergradient_like),
+        Measurement(
+            Diagnostics(*[none] * len(Diagnostics._fields)),
+            unknown,
+            hypergradient_like,
+            jnp.asarray(False),
+        ),
         jnp.int32(0),
         jnp.full(10, jnp.nan, dtype),
     )
@@ -293,4 +317,7 @@ def run_checked(
 
 
 def stats_of(measurement: Measurement, outcome: Outcome) -> dict[str, jax.Array]:
-    return {**measurement.diagnostics._asdict(), **outcome.stats}
+    stats = {**measurement.diagnostics._asdict(), **outcome.stats}
+    refused = measurement.free & (outcome.status != Status.CONVERGED)
+    stats["reason"] = jnp.where(refused, jnp.int32(Reason.NO_MINIMISER), stats["reason"])
+    return stats

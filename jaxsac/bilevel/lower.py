@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxsac import _loops
 from jaxsac._iterate import Certificate, Outcome, iterate
 from jaxsac._linear import conjugate_gradient
-from jaxsac.bilevel.certificate import Measurement, gradient_rounding, measure, run_checked
+from jaxsac.bilevel.certificate import FLAT, Measurement, gradient_rounding, measure, run_checked
 from jaxsac.bilevel.newton import minimise
 from jaxsac.bilevel.paired import PairedOptimizer, paired_step
 from jaxsac.bilevel.problem import Oracle, Tree, add, dtype_of, norm, scale, subtract, zeros
@@ -26,12 +26,16 @@ def solve_lower(oracle: Oracle, x: Tree, y: Tree, tol: jax.Array, max_steps: jax
     y = oracle.guess(x, y)
     unit = _positive(norm(oracle.lower_y(x, y)))
 
+    def value_and_gradient(z):
+        value, gradient = oracle.lower_and_gradient(x, z)
+        return value / unit, scale(gradient, 1 / unit)
+
     def certify(z, gradient):
         rounding = gradient_rounding(oracle, x, z, scale(gradient, unit)) / unit
         return Certificate(norm(gradient), rounding, rounding / eps)
 
     return minimise(
-        lambda z: scale(oracle.lower_y(x, z), 1 / unit),
+        value_and_gradient,
         lambda z, v: scale(hessian_product(oracle, x, z, v), 1 / unit),
         y,
         tol=jnp.maximum(1e-3 * tol, 64 * eps),
@@ -50,6 +54,7 @@ class Perturbed(NamedTuple):
     sigma: jax.Array
     status: jax.Array
     num_steps: jax.Array
+    most: jax.Array  # the largest curvature met
 
 
 def solve_perturbed(
@@ -73,17 +78,30 @@ def solve_perturbed(
     """
     c = oracle.upper_y(x, z) if c is None else c
     pull, eps = _positive(norm(c)), float(jnp.finfo(dtype_of(z)).eps)
+    if scheme.bias:
+        sigma = 2 * sigma  # the bias of fourth order leaves more room
+
+    # what rounding hides in d's equation is not solved for: that would be of no use, and d's part
+    # along which the lower level is flat would grow by it
+    rounding = gradient_rounding(oracle, x, z, oracle.lower_y(x, z))
+    hidden = rounding / (pull * sigma * oracle.size(z)) if relative else 0.0
+
+    def field_of_d(last):
+        if scheme.linear:
+            return scheme.field(oracle, x, z, last.d, last.sigma, c)[1]
+        return add(c, cross_term(oracle, x, z, last.d, last.sigma, of_y=True))
 
     def correct(_, last: Perturbed) -> Perturbed:
-        """Once for d, and once for what the equation at σ itself still lacks."""
-        missing = add(c, cross_term(oracle, x, z, last.d, last.sigma, of_y=True))
+        """Once for d, and then for what the equation at σ itself still lacks."""
+        missing = field_of_d(last)
         found = conjugate_gradient(
             functools.partial(hessian_product, oracle, x, z),
             scale(missing, -1 / pull),
             tol=0.0,
-            floor=0.05 * tol,
+            floor=jnp.maximum(0.05 * tol, hidden * norm(last.d)),
             max_steps=max_steps - last.num_steps,
-            flat=eps ** (2 / 3),
+            flat=FLAT * eps ** (2 / 3),
+            most=last.most,
             precondition=functools.partial(oracle.steer, x, z),
         )
         d = add(last.d, found.x, pull)
@@ -91,10 +109,10 @@ def solve_perturbed(
         num_steps = last.num_steps + found.num_steps
         ended = jnp.where(num_steps < max_steps, Status.STALLED, Status.MAX_STEPS)
         status = jnp.where(found.converged, Status.CONVERGED, ended).astype(jnp.int32)
-        return Perturbed(z, d, now, status, num_steps)
+        return Perturbed(z, d, now, status, num_steps, found.most)
 
-    none = Perturbed(z, zeros(z), sigma, jnp.int32(Status.MAX_STEPS), jnp.int32(0))
-    found = _loops.fori_loop(0, 2, correct, none)
+    none = Perturbed(z, zeros(z), sigma, jnp.int32(Status.MAX_STEPS), jnp.int32(0), 0 * sigma)
+    found = _loops.fori_loop(0, 3, correct, none)
     if relative and scheme.linear:
         return found
     sigma = found.sigma
@@ -119,7 +137,8 @@ def solve_perturbed(
         return scale(subtract(ahead, behind), 0.5 / step)
 
     outcome = minimise(
-        gradient,
+        # values divided by σ² would have no digits left
+        lambda point: (jnp.full((), jnp.nan, sigma.dtype), gradient(point)),
         product,
         (z, scale(d, sigma)) if scheme.moves_z else d,
         tol=0.1 * tol,
@@ -129,7 +148,8 @@ def solve_perturbed(
     )
     end = outcome.state
     z, d = (end[0], scale(end[1], 1 / sigma)) if scheme.moves_z else (z, end)
-    return Perturbed(z, d, sigma, outcome.status, found.num_steps + outcome.num_steps)
+    num_steps = found.num_steps + outcome.num_steps
+    return Perturbed(z, d, sigma, outcome.status, num_steps, found.most)
 
 
 def _positive(size: jax.Array) -> jax.Array:

@@ -11,18 +11,21 @@ import jax.numpy as jnp
 from jaxsac import _loops
 from jaxsac._iterate import Certificate, Outcome, iterate
 from jaxsac._linear import conjugate_gradient, dot
-from jaxsac.bilevel.problem import Tree, add, dtype_of, norm, scale
+from jaxsac.bilevel.problem import Tree, add, dtype_of, norm, scale, size_of
 from jaxsac.solution import Status
 
 _TRIALS = 20
 # A step is taken when it at least halves the slope along the direction (or overshoots it by as
-# little).
+# little), and the value falls by this share of what the slope promises: where a function runs flat,
+# as that of a policy far out does, slopes alone vanish far from any minimum.
 _SLOPE = 0.5
-_PATIENCE = 5
+_FALL = 0.1
+_PATIENCE = 20
 
 
 class _State(NamedTuple):
     point: Tree
+    value: jax.Array
     gradient: Tree
     num_steps: jax.Array  # products so far
 
@@ -30,16 +33,18 @@ class _State(NamedTuple):
 class _Trial(NamedTuple):
     length: jax.Array
     point: Tree
+    value: jax.Array
     gradient: Tree
     low: jax.Array
     low_slope: jax.Array
     high: jax.Array
     tries: jax.Array
+    lower: jax.Array
     accepted: jax.Array
 
 
 def minimise(
-    gradient: Callable[[Tree], Tree],
+    value_and_gradient: Callable[[Tree], tuple[jax.Array, Tree]],
     product: Callable[[Tree, Tree], Tree],
     start: Tree,
     *,
@@ -49,11 +54,11 @@ def minimise(
     forcing: Callable[[jax.Array], jax.Array],
     precondition: Callable[[Tree, Tree], Tree] | None = None,
 ) -> Outcome:
-    """Find a zero of `gradient`, the gradient of a function bounded below, by Newton's method with
-    conjugate gradients (Nocedal & Wright, chapter 7).
+    """Find a minimum of a function bounded below by Newton's method with conjugate gradients
+    (Nocedal & Wright, chapter 7).
 
-    The line search looks at slopes alone: function values divided by σ² would have no digits left.
-
+    * `value_and_gradient(point)`: of the function; a value of NaN leaves the line search to slopes,
+      where values have no digits.
     * `product(point, v)`: the Hessian there times v.
     * `certify(point, gradient)`: how far a point is from the answer.
     * `forcing(gradient norm)`: how well, relative, a Newton step is to be solved for.
@@ -83,24 +88,26 @@ def minimise(
         )
         direction = scale(found.x, unit)
         slope = dot(direction, state.gradient)
-        downhill = slope < 0
-        steepest = scale(steer(state.gradient), -1.0)
-        direction = jax.tree.map(lambda a, b: jnp.where(downhill, a, b), direction, steepest)
-        slope = jnp.where(downhill, slope, dot(steepest, state.gradient))
-        length = jnp.where(downhill, 1.0, jnp.minimum(1.0, 1 / unit)).astype(dtype)
-        trial = _line_search(gradient, state, direction, slope, length)
-        better = trial.accepted | (norm(trial.gradient) < size)
-        point, new = jax.tree.map(
+        # the residual is where the curvature ended
+        bent = (found.least < -4 * flat * found.most) | ~(slope < 0)
+        left = steer(found.residual)
+        direction = jax.tree.map(lambda a, b: jnp.where(bent, a, b), left, direction)
+        slope = jnp.where(bent, dot(left, state.gradient), slope)
+        far = norm(left)
+        length = jnp.where(bent, size_of(state.point) / jnp.where(far > 0, far, 1.0), 1.0)
+        trial = _line_search(value_and_gradient, state, direction, slope, length.astype(dtype))
+        better = trial.accepted | trial.lower & (norm(trial.gradient) < size)
+        point, value, new = jax.tree.map(
             lambda a, b: jnp.where(better, a, b),
-            (trial.point, trial.gradient),
-            (state.point, state.gradient),
+            (trial.point, trial.value, trial.gradient),
+            (state.point, state.value, state.gradient),
         )
-        return _State(point, new, state.num_steps + jnp.maximum(found.num_steps, 1))
+        return _State(point, value, new, state.num_steps + jnp.maximum(found.num_steps, 1))
 
     def judge(state: _State) -> Certificate:
         return certify(state.point, state.gradient)
 
-    first = _State(start, gradient(start), jnp.int32(0))
+    first = _State(start, *value_and_gradient(start), jnp.int32(0))
     outcome = iterate(step, judge, first, tol=tol, max_steps=max_steps, patience=_PATIENCE)
     done = outcome.state.num_steps
     out = (outcome.status == Status.STALLED) & (done >= max_steps)
@@ -109,42 +116,47 @@ def minimise(
 
 
 def _line_search(
-    field: Callable[[Tree], Tree],
+    field: Callable[[Tree], tuple[jax.Array, Tree]],
     state: _State,
     direction: Tree,
     slope: jax.Array,
     length: jax.Array,
 ) -> _Trial:
-    """A length at which the slope along `direction` is at most half as steep as at the start, by
-    bracketing and secants.
+    """A length at which the slope along `direction` is at most half as steep as at the start, and
+    the value lower, by bracketing and secants.
     """
+    slack = 10 * float(jnp.finfo(slope.dtype).eps) * jnp.abs(state.value)
 
     def attempt(trial: _Trial) -> _Trial:
         point = add(state.point, direction, trial.length)
-        gradient = field(point)
+        value, gradient = field(point)
         here = dot(gradient, direction)
-        accepted = jnp.abs(here) <= -_SLOPE * slope
-        short = here < 0  # still downhill: the length is too short; NaN counts as too long
+        lower = ~(value > state.value + _FALL * trial.length * slope + slack)
+        accepted = lower & (jnp.abs(here) <= -_SLOPE * slope)
+        short = lower & (here < 0)  # still downhill: too short; NaN counts as too long
         low = jnp.where(short, trial.length, trial.low)
         low_slope = jnp.where(short, here, trial.low_slope)
         high = jnp.where(short, trial.high, trial.length)
         secant = low + (high - low) * jnp.where(
             short, 0.5, jnp.clip(low_slope / (low_slope - here), 0.1, 0.9)
         )
-        middle = jnp.where(jnp.isfinite(here), secant, low + 0.1 * (high - low))
+        middle = jnp.where(lower & jnp.isfinite(here), secant, low + 0.1 * (high - low))
         following = jnp.where(jnp.isinf(high), 3.0 * trial.length, middle)
         following = jnp.where(accepted, trial.length, following)
-        return _Trial(following, point, gradient, low, low_slope, high, trial.tries + 1, accepted)
+        tries = trial.tries + 1
+        return _Trial(
+            following, point, value, gradient, low, low_slope, high, tries, lower, accepted
+        )
 
     zero, none = jnp.zeros((), slope.dtype), jnp.asarray(False)
     start = _Trial(
         length,
-        state.point,
-        state.gradient,
+        *state[:3],
         zero,
         slope,
         jnp.full((), jnp.inf, slope.dtype),
         jnp.int32(0),
+        none,
         none,
     )
     return _loops.while_loop(

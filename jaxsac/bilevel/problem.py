@@ -272,6 +272,9 @@ class Oracle:
     def lower_x(self, x: Tree, y: Tree) -> Tree:
         return _loops.grad(self.whole_lower, 0)(x, y)
 
+    def lower_and_gradient(self, x: Tree, y: Tree) -> tuple[jax.Array, Tree]:
+        return jax.value_and_grad(self.lower, 1)(*_loops.own(self.lower, x, y))
+
     def lower_y(self, x: Tree, y: Tree) -> Tree:
         return _loops.grad(self.lower, 1)(x, y)
 

@@ -1,6 +1,7 @@
 """The differentiable arg min: values, pull-backs, and life inside larger programs."""
 
 import dataclasses
+import functools
 import gc
 import weakref
 
@@ -123,6 +124,36 @@ def test_data_are_constants_and_aux_comes_with_the_minimiser():
         )(rows)
 
 
+def test_forward_mode_and_second_derivatives_where_products_are_allowed():
+    """y* = tanh(w x) / 1.1 of ‖y − tanh(w x)‖² + .1 ‖y‖², w closed over."""
+
+    def total(x, w, **more):
+        solve = bilevel.argmin(
+            lambda x, y: jnp.sum((y - jnp.tanh(w * x)) ** 2) + 0.1 * jnp.sum(y**2),
+            jnp.zeros(2),
+            **more,
+        )
+        return jnp.sum(solve(x) ** 3)
+
+    def right(x, w):
+        return jnp.sum((jnp.tanh(w * x) / 1.1) ** 3)
+
+    x, w = jnp.asarray([0.3, -1.0]), jnp.asarray(1.2)
+    allowed = functools.partial(total, allow_jvp=True)
+    for mode in (jax.jacfwd, jax.jacrev):
+        for argument in (0, 1):
+            np.testing.assert_allclose(
+                mode(allowed, argument)(x, w), mode(right, argument)(x, w), rtol=1e-6
+            )
+    np.testing.assert_allclose(
+        jax.jit(jax.hessian(allowed))(x, w), jax.hessian(right)(x, w), rtol=1e-5, atol=1e-9
+    )
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(lambda x: total(x, w), (x,), (x,))
+    with pytest.raises(ValueError, match="allow_jvp needs a smooth lower"):
+        total(x, w, allow_jvp=True, inner=optax.sgd(0.1), prox_y=lambda x, y, rate: y)
+
+
 @pytest.mark.slow
 def test_problems_rebuilt_in_a_loop_do_not_pile_up():
     kept = []
@@ -131,6 +162,7 @@ def test_problems_rebuilt_in_a_loop_do_not_pile_up():
         kept.append(weakref.ref(weight))
         solve = bilevel.argmin(lambda x, y, w=weight: jnp.sum(w * (y - x) ** 2), jnp.zeros(3))
         jax.eval_shape(solve.checked, jnp.ones(3))
+        jax.eval_shape(jax.grad(lambda x, solve=solve: jnp.sum(solve(x))), jnp.ones(3))
         del weight, solve
     gc.collect()
     assert [reference() is not None for reference in kept] == [k >= 18 for k in range(50)]

@@ -277,3 +277,55 @@ def test_terms_beside_a_lower_level_that_closes_over_a_tracer_get_x_alone():
     x = jnp.asarray([1.0, 2.0, 3.0])
     np.testing.assert_allclose(jax.jit(total)(1.0, x), 6.0, rtol=1e-4)
     np.testing.assert_allclose(jax.grad(total)(1.0, x), 6.0, rtol=1e-3)
+
+
+def soft(x, y, data):
+    """Minus the soft value of a policy as logits, which a constant in a row leaves as it is."""
+    log_probs = jax.nn.log_softmax(y, axis=1)
+    return -jnp.mean(jnp.sum(jnp.exp(log_probs) * (x - data["tau"] * log_probs), axis=1))
+
+
+def cost_of(x, y, data):
+    pull = data.get("pull", 0.0) * jnp.sum(y)
+    return jnp.sum(jax.nn.softmax(y, axis=1) * data["cost"]) + 0.1 * jnp.sum(x**2) + pull
+
+
+SOFT = bilevel.Problem(cost_of, soft)
+
+
+@pytest.mark.parametrize("dtype, tau, tol", [(jnp.float64, 0.2, 1e-6), (jnp.float32, 0.5, 1e-4)])
+def test_policies_as_logits_are_certified_though_their_hessian_is_singular(dtype, tau, tol):
+    rng = np.random.default_rng(0)
+    x, cost = rng.normal(size=(2, 200, 5, 4)).astype(dtype)
+    x *= 2**0.5
+    taus = np.resize([tau, 0.5, 1.0, 2.0], 200).astype(dtype)
+    found = jax.vmap(
+        lambda x, cost, tau: bilevel.hypergradient(
+            SOFT, x, jnp.zeros((5, 4), dtype), data={"cost": cost, "tau": tau}
+        )
+    )(x, cost, taus).check()
+    scores = np.float64(x) / taus[:, None, None]
+    probs = np.exp(scores - scores.max(axis=2, keepdims=True))
+    probs /= probs.sum(axis=2, keepdims=True)
+    pull = probs * (cost - np.sum(probs * cost, axis=2, keepdims=True)) / taus[:, None, None]
+    exact = pull + 0.2 * np.float64(x)
+    size = np.linalg.norm(exact, axis=(1, 2))
+    error = np.linalg.norm(np.asarray(found.value) - exact, axis=(1, 2)) / size
+    estimate = np.asarray(found.stats["error"] + found.stats["rounding"]) / size
+    assert np.max(error) < tol and np.max(error / estimate) < 4
+
+
+@pytest.mark.parametrize("dtype, least", [(jnp.float64, 1e-5), (jnp.float32, 1e-3)])
+def test_what_depends_on_a_free_direction_is_undefined(dtype, least):
+    x, y0 = jnp.asarray([[0.3, -1.0, 0.5]], dtype), jnp.zeros((1, 3), dtype)
+    data = {"cost": jnp.asarray([[1.0, 2.0, 3.0]], dtype), "tau": jnp.asarray(0.7, dtype)}
+    for pull in (0.0, least, 1.0):
+        more = data | {"pull": jnp.asarray(pull, dtype)}
+        found = bilevel.hypergradient(SOFT, x, y0, data=more)
+        assert found.stats["reason"] == (Reason.NO_MINIMISER if pull else Reason.NONE)
+        assert (found.status == Status.CONVERGED) == (pull == 0)
+    best = bilevel.argmin(soft, y0, data)
+    probs = np.asarray(jax.nn.softmax(x / 0.7)[0])
+    slopes = jax.grad(lambda x: jax.nn.softmax(best(x))[0, 0])(x)[0]
+    np.testing.assert_allclose(slopes, probs[0] * (np.eye(3)[0] - probs) / 0.7, rtol=3e-4)
+    assert np.isnan(jax.grad(lambda x: best(x)[0, 0])(x)).all()

@@ -199,7 +199,7 @@ def _newton_step(
         product, gradient, tol=_CG_TOLERANCE, floor=floor, max_steps=_MAX_CG_STEPS
     )
     enough = jnp.maximum(_CG_ENOUGH * jnp.linalg.norm(gradient), floor)
-    return found.x, found.residual <= enough
+    return found.x, jnp.linalg.norm(found.residual) <= enough
 
 
 def fit_null(problem: Objective, columns: jax.Array) -> tuple[Coefficients, jax.Array]:
