@@ -148,12 +148,12 @@ def measure(
         )
         to_d = scale(found.x, unit)
         curved = curved & (oracle.knows | ~(found.least < -(eps**0.5) * found.most))
-        # Conjugate gradients end short of tol where the upper level pulls at what the lower one
-        # leaves free; rounding does so too, by as much as it may hide.
-        left = far * norm(found.residual)
-        free = left > jnp.maximum(tol * pull, 10 * rounding / sigma)
+        # Conjugate gradients end early, short of tol, where the upper level pulls at what the lower
+        # one leaves free; rounding does so too, by as much as it may hide.
+        left, lost = far * norm(found.residual), 10 * rounding / sigma
+        free = (left > jnp.maximum(tol * pull, lost)) & (found.num_steps < depth)
         # what is not half solved after all these steps is no estimate
-        solved &= (found.num_steps < most_steps) | (left <= 0.5 * far)
+        solved &= (found.num_steps < most_steps) | (left <= jnp.maximum(0.5 * far, lost))
     else:
         to_d, free = scale(unsolved[1], -inverse), jnp.asarray(False)
     changed = scheme.hypergradient(oracle, x, better, add(d, to_d), sigma)
