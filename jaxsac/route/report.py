@@ -196,8 +196,8 @@ def _kept(summary: dict[str, Any]) -> str:
         lines.append(f"cost      {cost:g} for the kept tools")
     if families := sorted({row["family"] for row in kept if row["family"]}):
         share = summary["certificate"].get("family_share", 0.0)
-        said = f": {share:g} of the penalty is on families" if share else ""
-        lines.append(f"families  {', '.join(families)}{said}")
+        said = f"; {share:g} of the penalty is on families" if share else ""
+        lines.append(f"families  {len(families):,}{_listed(families)}{said}")
     width = max([len(row["tool"]) for row in kept[:_SHOWN]] + [4])
     lines += ["", f"  {'tool':{width}}  strength  uses", f"  {'-' * width}  --------  ----"]
     lines += [
@@ -207,7 +207,7 @@ def _kept(summary: dict[str, Any]) -> str:
     if len(by_context) > _SHOWN:
         lines.append(f"  ... and {len(by_context) - _SHOWN} more in report.json")
     if by_intercept:
-        lines.append(f"  by frequency alone: {', '.join(by_intercept)}")
+        lines.append(f"  by frequency alone{_listed(by_intercept)}")
     lines.append(
         "  strength: root mean square of the tool's score over training contexts, beside its"
         " intercept, in nats"

@@ -151,7 +151,7 @@ def test_the_text_names_what_matters(finished):
         "log-likelihood",
         "router - dense",
         "seconds",
-        "plots: 0.5 of the penalty is on families",
+        "plots; 0.5 of the penalty is on families",
         "calibration error",
         '"none of them"',
         "never came among",
