@@ -110,8 +110,10 @@ def _implicit_jvp(residual, linear_solve, symmetric, primals, tangents):
         found = linear_solve(lambda v: unravel(product(ravel_pytree(v)[0])), unravel(vector))
         found = ravel_pytree(found)[0]
         # A solve that failed must not pass for a derivative.
-        left = jnp.linalg.norm(vector - product(found))
-        solved = left <= jnp.finfo(vector.dtype).eps ** _ACCURACY * jnp.linalg.norm(vector)
+        unit = jnp.max(jnp.abs(vector), initial=0.0)  # the square of a small one would underflow
+        unit = jnp.where(unit > 0, unit, 1.0)
+        left = jnp.linalg.norm((vector - product(found)) / unit)
+        solved = left <= jnp.finfo(vector.dtype).eps ** _ACCURACY * jnp.linalg.norm(vector / unit)
         return jnp.where(solved, found, jnp.nan)
 
     flat_tangent = lax.custom_linear_solve(

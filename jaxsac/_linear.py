@@ -15,17 +15,17 @@ from jaxsac import _loops
 
 
 class LinearSolution(NamedTuple):
-    """`x`, right_side − matvec(x), whether its norm is as small as was asked for, the least
-    curvature met and the largest size of one, in the preconditioner's metric, and the number of
-    products.
+    """Where conjugate residuals ended, and what curvature they met, in the metric of the
+    preconditioner.
     """
 
     x: Any
-    residual: Any
-    converged: jax.Array
-    least: jax.Array
-    most: jax.Array
-    num_steps: jax.Array
+    residual: Any  # right_side − matvec(x)
+    converged: jax.Array  # [] bool: its norm is as small as was asked for
+    flat: jax.Array  # [] bool: it ended where no curvature is left
+    least: jax.Array  # [] the least curvature
+    most: jax.Array  # [] the largest size of one
+    num_steps: jax.Array  # [] int32: products
 
 
 def conjugate_gradient(
@@ -57,8 +57,12 @@ def conjugate_gradient(
     if max_steps is None:
         max_steps = 10 * sum(leaf.size for leaf in leaves)
     max_steps = jnp.asarray(max_steps, jnp.int32)
+    # in units of the right side: the square of a small one would underflow
+    size = _largest(right_side)
+    size = jnp.where((size > 0) & jnp.isfinite(size), size, 1.0)
+    right_side = scale(right_side, 1 / size)
     wanted = jnp.asarray(tol, dtype) ** 2 * square(right_side)
-    bound = jnp.maximum(wanted, jnp.asarray(floor, dtype) ** 2)
+    bound = jnp.maximum(wanted, (jnp.asarray(floor, dtype) / size) ** 2)
 
     def running(carry):
         return (square(carry[1]) > bound) & (carry[-2] < max_steps) & carry[-1]
@@ -77,22 +81,25 @@ def conjugate_gradient(
         along = curvature / last
         direction, image = add(steered, along, direction), add(bent, along, image)
         square_image = dot(image, precondition(image))
-        size = jnp.where(curved, curvature / jnp.where(square_image > 0, square_image, 1.0), 0.0)
-        x, residual = add(x, size, direction), add(residual, -size, image)
+        length = jnp.where(curved, curvature / jnp.where(square_image > 0, square_image, 1.0), 0.0)
+        x, residual = add(x, length, direction), add(residual, -length, image)
         steered = precondition(residual)
         numbers = (unit, curvature, least, most, steps + 1, curved)
         return x, residual, steered, direction, image, *numbers
 
     nothing, residual = jax.tree.map(jnp.zeros_like, right_side), right_side
     if start is not None:
-        residual = add(right_side, -1.0, matvec(start))
+        residual = add(right_side, -1 / size, matvec(start))
     unseen, most = jnp.full((), jnp.inf, dtype), jnp.asarray(most, dtype)
     numbers = (jnp.zeros((), dtype), unseen, unseen, most, jnp.int32(0), jnp.asarray(True))
     carry = (nothing, residual, precondition(residual), nothing, nothing, *numbers)
-    x, residual, *_, unit, _, least, most, steps, _ = _loops.while_loop(running, advance, carry)
-    x = scale(x, 1 / jnp.where(unit > 0, unit, 1.0))
+    end = _loops.while_loop(running, advance, carry)
+    x, residual, *_, unit, _, least, most, steps, curved = end
+    converged = square(residual) <= bound
+    x = scale(x, size / jnp.where(unit > 0, unit, 1.0))
     x = x if start is None else add(start, 1.0, x)
-    return LinearSolution(x, residual, square(residual) <= bound, least, most, steps)
+    flat = ~converged & ~curved
+    return LinearSolution(x, scale(residual, size), converged, flat, least, most, steps)
 
 
 def scale(x: Any, size: Any) -> Any:

@@ -154,6 +154,7 @@ def test_vmap_is_a_loop(case):
         close(case, jax.tree.map(lambda leaf, lane=lane: leaf[lane], batch), alone)
 
 
+@pytest.mark.slow
 @every_pure_case
 def test_shard_map_is_vmap(case):
     """On two devices, with the checks that shard_map makes by default."""
@@ -266,6 +267,7 @@ def test_bad_input_names_the_argument(case):
             case.solve(**{**problem, **case.hyper, **changed})
 
 
+@pytest.mark.slow
 @every_pure_case
 def test_export_round_trip(case):
     """All that is returned, serialised and back."""

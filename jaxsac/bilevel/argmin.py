@@ -1,4 +1,6 @@
-"""A differentiable arg min: x -> y*(x) with a derivative rule of first-order differences."""
+"""A differentiable arg min: x -> y*(x) with a derivative rule of first-order differences, or of
+second-order products where those are allowed.
+"""
 
 import dataclasses
 import functools
@@ -148,7 +150,7 @@ def argmin(
         pull-back of c:  [g_x(x, z + σ d) − g_x(x, z − σ d)] / (2 σ)
                          with  [g_y(x, z + σ d) − g_y(x, z − σ d)] / (2 σ) + c = 0
 
-    (in fourth order where no `sigma` is given, see `hypergradient`), which costs one perturbed
+    (in fourth order without `sigma` and `inner`, see `hypergradient`), which costs one perturbed
     inner solve and has error O(σ²). Where y*(x) is not unique, as policies as logits are not, the
     pull-back of what does not change along its minimisers is right, and of all else NaN. Works
     under `jit`, `vmap`, and inside any larger `jax.grad` or `jax.vjp`, also for what
@@ -164,7 +166,9 @@ def argmin(
     * `prox_y`, `nonsmooth`: see `Problem`.
     * `allow_jvp`: differentiate by products with second derivatives of `lower`, and conjugate
       gradients on them, as the implicit function theorem says: in forward mode too, and to any
-      order, which are errors without. Not with `prox_y`.
+      order, which are errors without. Not with `prox_y`. A derivative is NaN then where its linear
+      system keeps a residual of 1e-4 (2 % in float32), whatever `tol` is, and where y*(x) is not
+      unique that of least norm.
     * `y0`, `sigma`, `inner`, `max_steps`: see `hypergradient`.
 
     Returns: the function, an `Argmin`, of y*(x) alone, which is NaN where the search is not

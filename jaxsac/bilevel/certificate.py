@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 
 from jaxsac import _loops
 from jaxsac._iterate import Certificate, Outcome, iterate
-from jaxsac._linear import conjugate_gradient
+from jaxsac._linear import LinearSolution, conjugate_gradient
 from jaxsac.bilevel.paired import proximal_directions
 from jaxsac.bilevel.problem import (
     Oracle,
@@ -26,7 +26,7 @@ from jaxsac.bilevel.problem import (
     subtract,
     zeros,
 )
-from jaxsac.bilevel.schemes import Scheme, hessian_product
+from jaxsac.bilevel.schemes import Scheme, cross_term, hessian_product
 from jaxsac.solution import Reason, Status, register
 
 _INCONSISTENT = 0.5
@@ -83,7 +83,8 @@ def measure(
     """Measure a point. The certificate is that of the lower level alone, in units of h: how far h
     moves when z and d go where conjugate gradients put their zeros, against ‖f_x‖ + ‖h − f_x‖.
 
-    Where d's residual is far from `tol`, two steps of them show that, and else `most_steps`.
+    Where d's residual is far from `tol`, two steps of them show that, and else `most_steps`; these
+    too where they are more than usual.
     """
     given, c = c, oracle.upper_y(x, z) if c is None else c
     # both values of sigma in one batch: half the code to compile
@@ -91,6 +92,10 @@ def measure(
         lambda sigma: scheme.field(oracle, x, z, d, sigma, c), sigma
     )
     h = scheme.hypergradient(oracle, x, z, d, sigma)
+    bias = jnp.zeros_like(sigma)  # of h by sigma, where it is known
+    if scheme.bias:
+        twice = scheme.hypergradient(oracle, x, z, d, 2 * sigma)
+        bias = scheme.bias * norm(subtract(twice, h))
     first = scheme.first(d)
     lower = oracle.whole_lower(x, z)
     lower_gap = (oracle.whole_lower(x, add(z, first, sigma)) - lower) / sigma
@@ -111,15 +116,22 @@ def measure(
         norm(moved), unsolved_z, unsolved_d, lower_gap, cancelled, consistency
     )
 
-    depth = jnp.where(unsolved_d <= 10 * tol * pull, most_steps, 2)
+    direct = oracle.upper_x(x, z)
+    cross = norm(subtract(h, direct))
+    whole = norm(direct) + cross
+    share = whole / jnp.where(cross > 0, cross, 1.0)
+    deep = unsolved_d <= 10 * tol * jnp.maximum(share, 1.0) * pull
+    deep |= most_steps > _DEPTH
+    depth = jnp.where(deep, most_steps, 2)
     rounding = gradient_rounding(oracle, x, z, u_z if not scheme.moves_z else oracle.lower_y(x, z))
     reach = jnp.where(size > 0, sigma * size, eps ** (1 / 3) * norm(z))
     reach = jnp.where(reach > 0, reach, eps ** (1 / 3))
     inverse = jnp.where((pull > 0) & (size > 0), size / against, 1.0)
     if oracle.problem.prox_y is None:
-        to_z, curved, most = newton_step(oracle, x, z, unsolved[0], rounding, depth)
+        to_z, curved, most, rest = newton_step(oracle, x, z, unsolved[0], rounding, depth)
+        to_z = add(to_z, rest, 1.0)
     else:  # no Hessian there: the curvature that d has met
-        to_z, curved, most = scale(unsolved[0], -inverse), jnp.asarray(True), 0.0
+        to_z, curved = scale(unsolved[0], -inverse), jnp.asarray(True)
     better = add(z, to_z)
     new_c = oracle.upper_y(x, better) if given is None else c
 
@@ -134,6 +146,9 @@ def measure(
         far = norm(wrong)
         unit = jnp.where(far > 0, far, 1.0)
 
+        def steer_d(v):
+            return v if stacked else oracle.steer(x, better, v)
+
         def curvature_of_d(v):
             length = reach / (sigma * norm(v))
             return scale(subtract(field_of_d(add(d, v, length)), wrong), 1 / length)
@@ -144,27 +159,38 @@ def measure(
             max_steps=depth,
             flat=FLAT * eps ** (2 / 3),
             most=most,
-            precondition=lambda v: v if stacked else oracle.steer(x, better, v),
+            precondition=steer_d,
         )
         to_d = scale(found.x, unit)
         curved = curved & (oracle.knows | ~(found.least < -(eps**0.5) * found.most))
-        # Conjugate gradients end early, short of tol, where the upper level pulls at what the lower
-        # one leaves free; rounding does so too, by as much as it may hide.
+        # What is left where no curvature is seen: an error as large as the least curvature that
+        # may be there lets it be, unless x does not move z there. Then the lower level leaves that
+        # direction free, and upper may not pull at it by more than rounding hides.
+        rest = scale(scheme.first(_last_step(found, steer_d, eps)), unit)
+        extent = norm(rest)
+        step = reach / jnp.where(extent > 0, extent, 1.0)
+        moved_x = norm(cross_term(oracle, x, better, rest, step))
+        moved_x = jnp.where(extent > 0, moved_x, 0.0)
+        # so much may it have of what is not flat
+        strange = (FLAT * eps ** (2 / 3)) ** 0.5
+        hidden_x = strange * cross * extent / jnp.where(size > 0, size, 1.0)
         left, lost = far * norm(found.residual), 10 * rounding / sigma
-        free = (left > jnp.maximum(tol * pull, lost)) & (found.num_steps < depth)
+        free = found.flat & (left > jnp.maximum(tol * pull, lost))
+        free &= moved_x <= jnp.maximum(tol * whole, hidden_x)
         # what is not half solved after all these steps is no estimate
         solved &= (found.num_steps < most_steps) | (left <= jnp.maximum(0.5 * far, lost))
     else:
         to_d, free = scale(unsolved[1], -inverse), jnp.asarray(False)
+        moved_x = jnp.zeros_like(bias)
     changed = scheme.hypergradient(oracle, x, better, add(d, to_d), sigma)
-    direct = oracle.upper_x(x, z)
-    cross = norm(subtract(h, direct))
-    whole = norm(direct) + cross
     error = jnp.maximum(_SAFETY * norm(subtract(changed, h)), oracle.distance(x, z) * whole)
+    error = error + moved_x + bias
+    # two steps are enough to refuse, and not to certify
+    error = jnp.where(deep, error, jnp.maximum(error, 2 * tol * whole))
     known = scheme.moves_z or oracle.knows
     below = jnp.asarray(False) if known else lower_gap * sigma < -100 * eps * jnp.abs(lower)
     trusted = (consistency <= _INCONSISTENT) & solved & ~below & curved & ~free
-    trusted &= jnp.isfinite(error)
+    trusted &= jnp.isfinite(error) & ~jnp.isnan(lower)
     error = jnp.where(trusted, error, whole + jnp.finfo(dtype).tiny)
     hidden = cross * rounding / (sigma * against)
     if oracle.subtracts_nothing:
@@ -184,7 +210,8 @@ def certify_lower(oracle: Oracle, x: Tree, z: Tree, y0: Tree, tol: jax.Array) ->
             z, prox_at(oracle.problem, x, jnp.ones((), dtype))(subtract(z, gradient))
         )
     # beside bounds conjugate gradients do not hold: one step, for the curvature
-    step, curved, _ = newton_step(oracle, x, z, residual, rounding, _DEPTH if smooth else 1)
+    step, curved, *_ = newton_step(oracle, x, z, residual, rounding, _DEPTH if smooth else 1)
+    curved &= ~jnp.isnan(oracle.whole_lower(x, z))
     size = jnp.maximum(norm(residual), rounding)
     inverse = norm(step) / jnp.where(size > 0, size, 1.0)
     whole = norm(z) + tol * norm(subtract(z, y0))
@@ -195,10 +222,10 @@ def certify_lower(oracle: Oracle, x: Tree, z: Tree, y0: Tree, tol: jax.Array) ->
 
 def newton_step(
     oracle: Oracle, x: Tree, z: Tree, residual: Tree, rounding: jax.Array, depth: Any
-) -> tuple[Tree, jax.Array, jax.Array]:
+) -> tuple[Tree, jax.Array, jax.Array, Tree]:
     """Where the lower gradient's zero may be, as a step from z, whether z is no saddle, as far as
-    conjugate gradients on differences of gradients see in `depth` steps, and the largest curvature
-    that they met.
+    conjugate gradients on differences of gradients see in `depth` steps, the largest curvature
+    that they met, and how much further it may be where they met none.
 
     To the residual goes as much in a fixed pattern of signs, and no less than `rounding`: what is
     zero by symmetry, or hidden by rounding, is looked at too.
@@ -224,7 +251,18 @@ def newton_step(
     bent = (norm(residual) == 0) | (norm(found.x) > 0)
     seen = jnp.where(norm(z) == 0, bent, rounding >= jnp.finfo(flat.dtype).tiny)
     curved = seen & (oracle.knows | ~(found.least < -(eps**0.5) * found.most))
-    return scale(found.x, size), curved, found.most
+    rest = _last_step(found, functools.partial(oracle.steer, x, z), eps)
+    return scale(found.x, size), curved, found.most, scale(rest, size)
+
+
+def _last_step(found: LinearSolution, steer: Callable[[Tree], Tree], eps: float) -> Tree:
+    """What conjugate gradients leave out where they end for want of curvature: a step along the
+    residual, for the least curvature that they met or that rounding may hide.
+    """
+    least = jnp.maximum(found.least, eps ** (2 / 3) * found.most)
+    return scale(
+        steer(found.residual), jnp.where(found.flat, 1 / jnp.where(least > 0, least, 1.0), 0.0)
+    )
 
 
 def _signs(flat: jax.Array) -> jax.Array:

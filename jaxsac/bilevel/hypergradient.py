@@ -82,10 +82,11 @@ def hypergradient(
     Returns: a `Solution`, whose value has the structure of x; stats has the `Diagnostics` by name
     and `sigma` beside error, rounding, scale, num_steps (of z and d together) and reason.
     CONVERGED: the estimated change of h when z and d are solved exactly, plus rounding, is ≤ tol ·
-    (‖f_x‖ + ‖h − f_x‖), z is no saddle as far as 60 steps of conjugate gradients see, upper does
-    not depend on what lower leaves free (the reason is NO_MINIMISER then: h is not defined), and
-    neither diagnostic of a wrong σ fires (see `Diagnostics`). It is approximate, and says nothing
-    of σ's own bias, but in fourth order. Not differentiable, which is an error; `argmin` is.
+    (‖f_x‖ + ‖h − f_x‖), z is no saddle as far as 60 steps of conjugate gradients see (20 with an
+    `inner`), upper does not depend on what lower leaves free (h is not defined then; without an
+    `inner` the reason is NO_MINIMISER), and neither diagnostic of a wrong σ fires (see
+    `Diagnostics`). It is approximate, and says nothing of σ's own bias, but in fourth order. Not
+    differentiable, which is an error; `argmin` is.
 
     Raises: ValueError for σ ≤ 0 (traced: NONFINITE), and for structures that do not fit.
 
@@ -127,10 +128,8 @@ def _hypergradient(
         z, d, sigma, ended, num_steps, _ = solve_perturbed(
             oracle, scheme, x, lower.state, start[1], sigma, tol, max_steps, relative=relative
         )
-        state, measured = (
-            (z, d),
-            measure(oracle, scheme, x, z, d, sigma, tol=tol, most_steps=DEEPER),
-        )
+        state = z, d
+        measured = measure(oracle, scheme, x, z, d, sigma, tol=tol, most_steps=DEEPER)
         # CONVERGED only by the final certificate; else the first complaint of the stages, and
         # STALLED where they saw none.
         status = verdict(measured.certificate, tol, progress=False, more=True)

@@ -90,7 +90,11 @@ def minimise(
         slope = dot(direction, state.gradient)
         # the residual is where the curvature ended
         bent = (found.least < -4 * flat * found.most) | ~(slope < 0)
-        left = steer(found.residual)
+        whole = jnp.isfinite(norm(found.residual))  # else no product was: steepest descent
+        left = jax.tree.map(
+            lambda a, b: jnp.where(whole, a, -b / unit), found.residual, state.gradient
+        )
+        left = steer(left)
         direction = jax.tree.map(lambda a, b: jnp.where(bent, a, b), left, direction)
         slope = jnp.where(bent, dot(left, state.gradient), slope)
         far = norm(left)
@@ -131,7 +135,8 @@ def _line_search(
         point = add(state.point, direction, trial.length)
         value, gradient = field(point)
         here = dot(gradient, direction)
-        lower = ~(value > state.value + _FALL * trial.length * slope + slack)
+        promised = state.value + _FALL * trial.length * slope + slack
+        lower = (value <= promised) | jnp.isnan(state.value)
         accepted = lower & (jnp.abs(here) <= -_SLOPE * slope)
         short = lower & (here < 0)  # still downhill: too short; NaN counts as too long
         low = jnp.where(short, trial.length, trial.low)

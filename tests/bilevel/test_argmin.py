@@ -173,3 +173,32 @@ def test_a_search_that_meets_a_nan_is_no_minimiser():
     assert SOLVE.checked(x).status == Status.NONFINITE
     assert np.all(np.isnan(SOLVE(x)["coef"]))
     assert np.all(np.isnan(jax.grad(lambda x: jnp.sum(SOLVE(x)["coef"]))(x)))
+
+
+def test_derivatives_by_products_do_not_underflow():
+    best = bilevel.argmin(
+        lambda x, y: jnp.sum((y - jnp.tanh(x)) ** 2), jnp.zeros(2, jnp.float32), allow_jvp=True
+    )
+    x = jnp.asarray([0.3, 1.0], jnp.float32)
+    for size in (1e-25, 1.0, 1e25):
+        found = jax.grad(lambda x, size=size: size * jnp.sum(best(x)))(x) / size
+        np.testing.assert_allclose(found, 1 - np.tanh(x) ** 2, rtol=1e-3)
+
+
+def test_products_or_values_that_are_nan_end_no_search():
+    powers = bilevel.argmin(lambda x, y: jnp.sum(y**1.5 / 1.5 - x * y), jnp.asarray([1e-8, 5.0]))
+    found = powers.checked(jnp.asarray([1.0, 2.0])).check()
+    np.testing.assert_allclose(found.value, [1.0, 4.0], rtol=1e-5)
+    rng = np.random.default_rng(0)
+    factors = rng.normal(size=(300, 3, 3))
+
+    def lower(x, y, data):
+        bent = 3 * y @ (x * jnp.asarray([1.0, -2.0, 1.0]))
+        return 0.5 * jnp.sum((data @ y) ** 2) + 0.05 * jnp.sum(y**2) - x @ jnp.log(y) - bent
+
+    found = jax.vmap(lambda x, y0, data: bilevel.argmin(lower, y0, data).checked(x))(
+        *rng.uniform(0.1, 2.0, size=(2, 300, 3)), factors
+    )
+    sure = np.asarray(found.status == Status.CONVERGED)
+    assert sure.sum() > 200 and np.isfinite(found.stats["lower"][sure]).all()
+    assert (found.value[sure] > 0).all()

@@ -13,6 +13,7 @@ from jaxsac._linear import conjugate_gradient
 from jaxsac.problems import bilevel_rl
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_the_units_of_the_lower_level_change_nothing(dtype):
     """lower = s ‖y − x‖²: y* = x and h = x − 1 for every s."""
@@ -329,3 +330,36 @@ def test_what_depends_on_a_free_direction_is_undefined(dtype, least):
     slopes = jax.grad(lambda x: jax.nn.softmax(best(x))[0, 0])(x)[0]
     np.testing.assert_allclose(slopes, probs[0] * (np.eye(3)[0] - probs) / 0.7, rtol=3e-4)
     assert np.isnan(jax.grad(lambda x: best(x)[0, 0])(x)).all()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32])
+def test_a_direction_that_is_nearly_flat_is_not_free(dtype):
+    """h = (1, c / l): what looks flat beside the largest curvature may be all of the answer."""
+
+    def lower(x, y, data):
+        return 0.5 * (y[0] - x[0]) ** 2 + 0.5 * data["l"] * y[1] ** 2 - x[1] * y[1]
+
+    problem = bilevel.Problem(lambda x, y, data: y[0] + data["c"] * y[1], lower)
+    least, pull = np.meshgrid(10.0 ** np.arange(-12, 0), [1e-3, 5e-5, 5e-7, 1e-8])
+    data = {"l": jnp.asarray(least.ravel(), dtype), "c": jnp.asarray(pull.ravel(), dtype)}
+    found = jax.vmap(
+        lambda data: bilevel.hypergradient(
+            problem, jnp.asarray([1.0, 0.0], dtype), jnp.zeros(2, dtype), data=data
+        )
+    )(data)
+    exact = np.stack([np.ones(least.size), pull.ravel() / least.ravel()], axis=1)
+    error = np.linalg.norm(np.asarray(found.value) - exact, axis=1)
+    error /= np.linalg.norm(exact, axis=1)
+    sure = np.asarray(found.status == Status.CONVERGED)
+    assert sure.sum() > 8
+    assert np.max(error[sure]) < (1e-6 if dtype == jnp.float64 else 1e-4)
+
+
+def test_an_optimiser_does_not_certify_what_is_undefined():
+    x, y0 = jnp.asarray([[0.3, -1.0, 0.5]]), jnp.zeros((1, 3))
+    for pull in (0.0, 1e-3, 1.0):
+        data = {"cost": jnp.asarray([[1.0, 2.0, 3.0]]), "tau": jnp.asarray(0.7), "pull": pull}
+        found = bilevel.hypergradient(
+            SOFT, x, y0, data=data, inner=optax.sgd(1.0), tol=1e-4, max_steps=4000
+        )
+        assert (found.status == Status.CONVERGED) == (pull == 0)

@@ -342,6 +342,7 @@ def test_a_run_that_fails_while_writing_leaves_the_earlier_one(numeric, monkeypa
     ] == ["out"]
 
 
+@pytest.mark.slow
 def test_utilities_change_the_router(tmp_path, capsys):
     """Half of the records fail: what they did is imitated less."""
     path = make_log(tmp_path)

@@ -60,6 +60,7 @@ def test_lift_is_the_hypergeometric_mean():
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interval", ["normal", "bounded"])
 def test_monte_carlo_bounds_cover_at_their_confidence(interval):
     """Whichever table the bound is from; and they are no wider than the standard error asks."""
@@ -111,6 +112,7 @@ def test_rare_losses_that_no_action_avoids_are_no_gap():
         assert bounds.lower <= table.value[0, 0] <= bounds.upper and bounds.gap < 1e-6
 
 
+@pytest.mark.slow
 def test_the_gap_of_gains_covers_that_of_the_executed_policy():
     """The gain on n agents, by the exact value at a discount near 1, lies below the bound that any
     larger table gives, by what the certificate says.

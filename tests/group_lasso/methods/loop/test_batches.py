@@ -78,6 +78,7 @@ def test_lanes_of_one_design(rounds):
     assert (np.max(batch.stats["num_steps"]) <= compiled_working_set._ROUNDS) == rounds
 
 
+@pytest.mark.slow
 def test_a_batch_over_the_offset_takes_rounds_too(rounds):
     batch = jax.jit(
         jax.vmap(
@@ -91,6 +92,7 @@ def test_a_batch_over_the_offset_takes_rounds_too(rounds):
     assert (np.max(batch.stats["num_steps"]) <= compiled_working_set._ROUNDS) == rounds
 
 
+@pytest.mark.slow
 def test_more_lanes_than_places():
     """Forty lanes that end at very different times: gathered, moved to fewer places, and put back
     where they belong.
@@ -117,6 +119,7 @@ def elsewhere(monkeypatch):
     jax.clear_caches()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folds_first", [True, False])
 def test_a_batch_of_batches_is_one_batch(folds_first, monkeypatch):
     sizes = []
