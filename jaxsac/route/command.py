@@ -85,7 +85,8 @@ def add_parser(commands: Any) -> None:
         type=_WHOLE,
         default=defaults.keep,
         metavar="K",
-        help="with --lam validation: leave out penalties at which more tools look at the context",
+        help="with --lam validation: at most so many tools look at the context, and some do where"
+        " the log has any that can (default: no bound)",
     )
     parser.add_argument(
         "--family-share",
