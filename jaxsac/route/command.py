@@ -76,7 +76,6 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--lam",
         type=_PENALTY,
-        default="validation",
         metavar="LAM",
         help='penalty: "validation" (default), "simulated", or a number > 0',
     )
@@ -156,7 +155,8 @@ def add_parser(commands: Any) -> None:
         "--update",
         type=pathlib.Path,
         metavar="DIR",
-        help="learn LOG (old and new lines) from an earlier --out, at its penalty",
+        help="learn LOG (old and new lines) from an earlier --out, at its penalty (so without --lam"
+        " and --keep)",
     )
     parser.add_argument("--json", action="store_true", help="with --policy: one JSON object a line")
     parser.add_argument(
@@ -197,6 +197,8 @@ def _learn(given: argparse.Namespace) -> int:
         "--update learns from a log: give the file that holds the old and the new lines.": (
             given.update is not None and not given.inputs
         ),
+        "--update keeps the penalty of the earlier run: leave out --lam and --keep, or learn anew"
+        " without --update.": given.update is not None and bool(given.lam or given.keep),
         "--tools describes the tools of a log: give the log too.": (
             given.tools is not None and not given.inputs
         ),
@@ -213,7 +215,7 @@ def _learn(given: argparse.Namespace) -> int:
         log = _log(given)
     options = job.Options(
         budget=given.budget,
-        lam=given.lam,
+        lam=given.lam or job.Options().lam,
         keep=given.keep,
         size=given.features,
         curve=() if given.no_curve or earlier is not None else job.Options().curve,

@@ -31,10 +31,12 @@ class Earlier(NamedTuple):
 
     * `lam`: the penalty that chose its tools.
     * `records`: the number of its training records.
+    * `texts`: whether its contexts were texts.
     """
 
     lam: float
     records: int
+    texts: bool
 
 
 class Options(NamedTuple):
@@ -109,6 +111,13 @@ def run(log: RouteLog, options: Options | None = None, *, progress: bool = False
     Raises: LogError for logs that cannot be split or hold no tools.
     """
     options = options or Options()
+    texts = isinstance(log.contexts, list)
+    if options.earlier is not None and options.earlier.texts != texts:
+        here, there = ("texts", "numbers") if texts else ("numbers", "texts")
+        raise LogError(
+            f"--update: the contexts of the earlier run are {there}, those of this log {here}, for"
+            " which its penalty means nothing: learn anew without --update."
+        )
     names, uses = np.unique(
         np.array([name for tools in log.sets for name in tools], str), return_counts=True
     )
