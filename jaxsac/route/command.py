@@ -231,10 +231,11 @@ def _learn(given: argparse.Namespace) -> int:
     print(report.text(result))
     print("wrote     " + ", ".join(str(path) for path in paths))
     router = result.router
-    if isinstance(router, deployed.Router) and router.reading.embedded is not None:
-        print(f'next      jaxsac.Router.load("{given.out}", embed=your_encoder), in Python')
-    else:
-        print(f'next      jaxsac route --policy {given.out} "what you want done"')
+    if isinstance(router, deployed.Router):
+        call = f'jaxsac route --policy {given.out} "what you want done"'
+        if router.reading.embedded is not None:
+            call = f'jaxsac.Router.load("{given.out}", embed=your_encoder), in Python'
+        print(f"next      {call}")
     return 0
 
 
