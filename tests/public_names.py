@@ -353,9 +353,6 @@ PUBLIC = {
     },
 }
 
-# What `import jaxsac` may load, beside the standard library and what these bring: anything else
-# belongs in an extra.
-
 
 def namespace(name: str):
     """The public module of a dotted name; the package itself for ""."""

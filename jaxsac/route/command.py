@@ -76,7 +76,6 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--lam",
         type=_PENALTY,
-        default="validation",
         metavar="LAM",
         help='penalty: "validation" (default), "simulated", or a number > 0',
     )
@@ -85,7 +84,8 @@ def add_parser(commands: Any) -> None:
         type=_WHOLE,
         default=defaults.keep,
         metavar="K",
-        help="with --lam validation: leave out penalties at which more tools look at the context",
+        help="with --lam validation: at most so many tools look at the context, and some do where"
+        " the log has any that can (default: no bound)",
     )
     parser.add_argument(
         "--family-share",
@@ -155,7 +155,8 @@ def add_parser(commands: Any) -> None:
         "--update",
         type=pathlib.Path,
         metavar="DIR",
-        help="learn LOG (old and new lines) from an earlier --out, at its penalty",
+        help="learn LOG (old and new lines) from an earlier --out, at its penalty (so without --lam"
+        " and --keep)",
     )
     parser.add_argument("--json", action="store_true", help="with --policy: one JSON object a line")
     parser.add_argument(
@@ -196,6 +197,8 @@ def _learn(given: argparse.Namespace) -> int:
         "--update learns from a log: give the file that holds the old and the new lines.": (
             given.update is not None and not given.inputs
         ),
+        "--update keeps the penalty of the earlier run: leave out --lam and --keep, or learn anew"
+        " without --update.": given.update is not None and bool(given.lam or given.keep),
         "--tools describes the tools of a log: give the log too.": (
             given.tools is not None and not given.inputs
         ),
@@ -212,7 +215,7 @@ def _learn(given: argparse.Namespace) -> int:
         log = _log(given)
     options = job.Options(
         budget=given.budget,
-        lam=given.lam,
+        lam=given.lam or job.Options().lam,
         keep=given.keep,
         size=given.features,
         curve=() if given.no_curve or earlier is not None else job.Options().curve,
@@ -228,10 +231,11 @@ def _learn(given: argparse.Namespace) -> int:
     print(report.text(result))
     print("wrote     " + ", ".join(str(path) for path in paths))
     router = result.router
-    if isinstance(router, deployed.Router) and router.reading.embedded is not None:
-        print(f'next      jaxsac.Router.load("{given.out}", embed=your_encoder), in Python')
-    else:
-        print(f'next      jaxsac route --policy {given.out} "what you want done"')
+    if isinstance(router, deployed.Router):
+        call = f'jaxsac route --policy {given.out} "what you want done"'
+        if router.reading.embedded is not None:
+            call = f'jaxsac.Router.load("{given.out}", embed=your_encoder), in Python'
+        print(f"next      {call}")
     return 0
 
 

@@ -31,10 +31,12 @@ class Earlier(NamedTuple):
 
     * `lam`: the penalty that chose its tools.
     * `records`: the number of its training records.
+    * `texts`: whether its contexts were texts.
     """
 
     lam: float
     records: int
+    texts: bool
 
 
 class Options(NamedTuple):
@@ -109,6 +111,13 @@ def run(log: RouteLog, options: Options | None = None, *, progress: bool = False
     Raises: LogError for logs that cannot be split or hold no tools.
     """
     options = options or Options()
+    texts = isinstance(log.contexts, list)
+    if options.earlier is not None and options.earlier.texts != texts:
+        here, there = ("texts", "numbers") if texts else ("numbers", "texts")
+        raise LogError(
+            f"--update: the contexts of the earlier run are {there}, those of this log {here}, for"
+            " which its penalty means nothing: learn anew without --update."
+        )
     names, uses = np.unique(
         np.array([name for tools in log.sets for name in tools], str), return_counts=True
     )
@@ -277,10 +286,10 @@ def _train(
             with clock(times, "retrieval"):
                 descriptions = [log.tools.get(name, Tool()).description for name in fold.names]
                 popularity = methods["popularity"]
-                found, tuning["retrieval"] = baselines.tuned_retrieval(
+                retrieval, tuning["retrieval"] = baselines.tuned_retrieval(
                     fold, descriptions, popularity, budget
                 )
-            methods |= found
+            methods |= retrieval
         with clock(times, "router"):
             names = [*fold.names, *sorted(log.names() - set(fold.names))]
             found = joint.fit_policy(
@@ -332,11 +341,15 @@ def _baselines(
 
 
 def _sparse_policy(fold: Fold, budget: int, options: Options) -> SparseFit:
-    """The sparse policy over the features of the contexts, tuned as the dense one is."""
+    """The sparse policy over the features of the contexts, tuned as the dense one is. For texts no
+    number is its penalty: one that was given belongs to the router's fit.
+    """
     key, task = jax.random.key(options.seed), _task(fold, budget, options)
-    keep = np.inf if options.keep is None else options.keep
     quality = functools.partial(fold.quality, task.budget)
-    return fit_sparse(key, task, quality, options.penalty(len(fold.rows)), keep, _RIDGE)
+    lam = options.penalty(len(fold.rows))
+    if isinstance(fold.contexts, list) and lam != "simulated":
+        lam = "validation"
+    return fit_sparse(key, task, quality, lam, options.keep, _RIDGE)
 
 
 def _judge(fold: Fold, methods: dict[str, Any], budget: int) -> dict[str, Any]:

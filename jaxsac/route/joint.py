@@ -16,6 +16,7 @@ from jaxsac.route.embeddings import fit_embedded
 from jaxsac.route.fold import families_of
 from jaxsac.route.log_file import RouteLog, Tool
 from jaxsac.route.reading import Reading, Vectors
+from jaxsac.route.sparse import best_within
 from jaxsac.route.texts import Vector, fit_vocabulary, index_of
 from jaxsac.solution import Solution, Status
 
@@ -23,7 +24,6 @@ from jaxsac.solution import Solution, Status
 # finite at any gradient then, is small in a fourth of the steps.
 _RIDGE = 0.02
 _LAMS = (0.03, 0.01, 4e-3, 1.6e-3, 6e-4, 2.5e-4, 1e-4)
-_NOTHING = 1e3  # a penalty at which no tool looks at the context
 _FOLDS = 5
 _TOLERANCE = 1e-2  # of the chosen fit
 _PATH_TOLERANCE = 5e-2  # of those it is chosen from
@@ -104,7 +104,8 @@ def fit_policy(
 
     * `lam`: "validation", the best penalty by the log-likelihood of the records `judged`;
       "simulated" (`control.simulated_lam`, which `seed` is for), or a number.
-    * `keep`: validation chooses from penalties that leave at most so many tools with θ.
+    * `keep`: where validation leaves more tools with θ, the best penalty that leaves 1 to so many
+      (`best_within`); None: no bound.
     * `family_share`: of the penalty, on the families of the tools.
     """
     reading, vectors = read_log_texts(training, catalogue, training.tools)
@@ -142,36 +143,47 @@ def fit_policy(
         given: dict[str, Any] = {"ridge": _RIDGE * lam, "exactly": exactly, "max_steps": 120}
         return control.fit_joint(*made, lam=lam, tol=tol, state=state, **given)
 
+    tried: list[dict[str, Any]] = []
+
+    def quality(found: Solution) -> float:
+        numbers = jax.vmap(found.value.scores)(psi, beside)
+        masked = evaluate.masked(np.asarray(numbers), split.shown_table(judged, catalogue))
+        value = evaluate.log_likelihood(masked, held_out, budget)
+        value = float(np.nanmean(value)) if (held_out >= 0).any() else 0.0
+        row = {"lam": float(found.stats["lam"]), "validation": value}
+        row |= {"support": int(found.value.support.size)}
+        tried.append(row | {"steps": int(found.stats["num_steps"])})
+        return value
+
     count = len(training.sets)
     whole = part = problem(slice(None))
+    validated = lam == "validation"
     if lam == "simulated":
         lam = float(control.simulated_lam(jax.random.key(seed), whole[0]))
-    elif lam == "validation" and keep is None and count > _PATH_RECORDS:
+    elif validated and count > _PATH_RECORDS:
         part = problem(np.random.default_rng(1).permutation(count)[:_PATH_RECORDS])
-    lams = _LAMS if keep is None else (_NOTHING, *_LAMS)
-    lams = lams if isinstance(lam, str) else (lam,)
-    tried: list[dict[str, Any]] = []
     best: Any = None
     state: Any = None
-    for lam in lams:
-        state = fit(part, lam, state, _PATH_TOLERANCE)
-        if best is not None and keep is not None and state.value.support.size > keep:
-            break
-        numbers = jax.vmap(state.value.scores)(psi, beside)
-        masked = evaluate.masked(np.asarray(numbers), split.shown_table(judged, catalogue))
-        quality = evaluate.log_likelihood(masked, held_out, budget)
-        quality = float(np.nanmean(quality)) if (held_out >= 0).any() else 0.0
-        row = {"lam": lam, "validation": quality, "support": int(state.value.support.size)}
-        tried.append(row | {"steps": int(state.stats["num_steps"])})
-        if best is None or quality > best[0]:
-            best = quality, state, lam
+    for one in _LAMS if validated else (lam,):
+        state = fit(part, one, state, _PATH_TOLERANCE)
+        value = quality(state)
+        if best is None or value > best[0]:
+            best = value, state, one
         elif state.value.support.size:  # without θ two penalties differ by the tolerance alone
             break
     # Noise falls as the root of the number of records.
     lam = float(best[2] * np.sqrt(part[0].num_records / count))
     final = fit(whole, lam, best[1], _TOLERANCE)
+    if validated and keep is not None and final.value.support.size > keep:
+
+        def again(lam: float, state: Any) -> Solution:
+            return fit(whole, lam, state, _TOLERANCE)
+
+        final = best_within(keep, float(final.stats["lam_max"]), again, quality)
     stats = {name: float(final.stats[name]) for name in ("lam", "lam_max", "gap", "scale")}
     stats |= {"relative_gap": stats["gap"] / stats["scale"]}
+    if stats["lam_max"] > 0:  # more changes nothing, and would keep tools out of an update
+        stats["lam"] = min(stats["lam"], stats["lam_max"])
     certificate = stats | {
         "status": Status(int(final.status)).name,
         "family_share": 0.0 if families is None else family_share,

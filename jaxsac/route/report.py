@@ -266,9 +266,10 @@ def _curve(summary: dict[str, Any]) -> str:
 
 def _certificate(summary: dict[str, Any]) -> str:
     found = summary["certificate"]
+    tools = summary.get("router", summary["result"])["tools"]
     line = (
         f"certificate  {found['status']}: duality gap {found['relative_gap']:.1e} of the null"
-        f" objective over all {summary['result']['tools']:,} tools, lam = {found['lam']:.3g}"
+        f" objective over all {tools:,} tools, lam = {found['lam']:.3g}"
         f" = {found['lam'] / found['lam_max']:.3f} lam_max"
     )
     if "router" in summary:

@@ -66,12 +66,14 @@ def write(folder: pathlib.Path, result: Result) -> list[pathlib.Path]:
 
 
 def read_earlier(folder: pathlib.Path) -> Earlier:
-    """The penalty and the number of records of an earlier run."""
+    """The penalty, the number of records and the kind of an earlier run."""
     path = folder / NUMBERS
     try:
         numbers = json.loads(path.read_text(encoding="utf-8"))
         lam, records = numbers["certificate"]["lam"], numbers["split"]["training"]
-        return Earlier(float(lam), int(records))
+        if not 0 < lam < math.inf:
+            raise ValueError
+        return Earlier(float(lam), int(records), "router" in numbers)
     except (OSError, ValueError, KeyError, TypeError):
         raise LogError(
             f"{path}: not the numbers of an earlier run: --update takes the folder that --out"

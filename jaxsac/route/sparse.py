@@ -17,6 +17,8 @@ _PATH_FACTOR = 0.6
 # Of the fits on the way; the chosen one is then solved to `control.fit`'s default.
 _PATH_TOLERANCE = 2e-3
 _PATIENCE = 3  # worse fits in a row that end the path
+_LEAST = 1e-4  # of lam_max: where a path within a bound ends if it never goes beyond it
+_FINEST = 0.98  # its least step between two penalties
 
 
 class SparseFit(NamedTuple):
@@ -42,18 +44,19 @@ def fit_sparse(
     task: control.Task,
     quality: Callable[[Scores], float],
     lam: str | float,
-    keep: float,
+    keep: int | None,
     ridge: float,
 ) -> SparseFit:
     """The policy of `control.fit` with lam a number, "simulated", or "validation": the best by
     `quality` on a path of penalties.
 
-    The path goes down from lam_max / 3 until it gets worse, or until more than `keep` tools would
-    be kept. The chosen penalty is solved to `control.fit`'s own tolerance, and its support refitted
-    with a ridge tuned by `quality` from `ridge` on (or left as it is, if that is better): the group
-    penalty shrinks what it keeps. The certificate belongs to the penalised fit, which chose the
-    support.
+    The path goes down from lam_max / 3 until it gets worse. The chosen penalty is solved to
+    `control.fit`'s own tolerance, and its support refitted with a ridge tuned by `quality` from
+    `ridge` on (or left as it is, if that is better): the group penalty shrinks what it keeps. The
+    certificate belongs to the penalised fit, which chose the support.
 
+    * `keep`: with "validation", where more tools would look at the context, the best with at most
+      so many (`best_within`); None: no bound.
     * `quality`: judges a function from feature rows [n, q] to scores [n, M]; larger is better.
     """
     tried: list[dict[str, Any]] = []
@@ -67,10 +70,13 @@ def fit_sparse(
         tried.append(row)
         return row
 
-    start = None
+    largest, start = None, None
     if lam == "validation":
-        lam, start = _best_of_path(fit, judged, float(control.lam_max(task)), keep)
+        largest = float(control.lam_max(task))
+        lam, start = _best_of_path(fit, judged, largest)
     solution = fit(lam, start)
+    if keep is not None and largest is not None and solution.value.support.size > keep:
+        solution = best_within(keep, largest, fit, lambda found: judged(found)["validation"])
     plain, row = _unrefitted(solution.value), judged(solution)
 
     def refit(ridge: float, start: RidgeFit | None) -> RidgeFit:
@@ -103,22 +109,40 @@ def fit_sparse(
     return SparseFit(policy, result, solution.value, certificate, tried, task)
 
 
-def _best_of_path(
-    fit: Callable[..., Solution],
-    judged: Callable[[Solution], dict[str, Any]],
+def best_within(
+    keep: int,
     largest: float,
-    keep: float,
-) -> tuple[float, Any]:
-    """The best penalty of a path with at most `keep` kept tools, and a state to start its fit
-    from.
+    fit: Callable[[float, Any], Solution],
+    quality: Callable[[Solution], float],
+) -> Solution:
+    """Of the fits on a path of penalties down from `largest`, where no tool looks at the context,
+    the best by `quality` in which 1 to `keep` tools do; that at `largest` if there is none.
+
+    The first fit beyond `keep` ends the path, after ever smaller steps to just above its penalty:
+    worse fits do not, and few tools are not stepped over.
     """
-    # Where `keep` is too small for every fit tried: the null model, with its most frequent tools.
+    best, lam, factor, beyond = fit(largest, None), largest, _PATH_FACTOR, False
+    most, state = -np.inf, best.state
+    while factor < _FINEST and lam > _LEAST * largest:
+        found = fit(factor * lam, state)
+        if found.value.support.size > keep:
+            beyond = True
+        else:
+            lam, state, value = factor * lam, found.state, quality(found)
+            if found.value.support.size and value > most:
+                best, most = found, value
+        factor = factor**0.5 if beyond else factor
+    return best
+
+
+def _best_of_path(
+    fit: Callable[..., Solution], judged: Callable[[Solution], dict[str, Any]], largest: float
+) -> tuple[float, Any]:
+    """The best penalty of a path, and a state to start its fit from."""
     best, best_state, best_value, worse = largest, None, -np.inf, 0
     value, state = _PATH_START * largest, None
     while worse < _PATIENCE:
         solution = fit(value, state, _PATH_TOLERANCE)
-        if int(solution.value.kept.size) > keep:
-            break
         row, state, worse = judged(solution), solution.state, worse + 1
         if row["validation"] > best_value:
             best, best_state, best_value, worse = row["lam"], state, row["validation"], 0

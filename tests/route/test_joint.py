@@ -65,13 +65,33 @@ def test_a_record_does_not_find_its_own_group():
 
 
 def test_a_penalty_chosen_on_some_records_is_that_of_all(monkeypatch):
-    """Noise falls as the root of their number; a number and a bound on the support are heeded."""
+    """Noise falls as the root of their number; a number is heeded."""
     monkeypatch.setattr(joint, "_PATH_RECORDS", 40)
     given = log(90, 0), log(30, 1), NAMES, 1, 64
     found = joint.fit_policy(*given)
     best = max(found.tried, key=lambda row: row["validation"])
     np.testing.assert_allclose(found.certificate["lam"], best["lam"] * (40 / 90) ** 0.5, rtol=1e-6)
     assert found.certificate["status"] == "CONVERGED"
-    few = joint.fit_policy(*given, keep=1)
-    assert few.tried[0]["support"] == 0 and few.tried[-1]["support"] <= 1
     assert joint.fit_policy(*given, lam=0.01).certificate["lam"] == pytest.approx(0.01)
+
+
+def test_a_bound_on_the_support():
+    """It leaves some tools with context, and says nothing where it does not bind."""
+    given = log(90, 0), log(30, 1), NAMES, 1, 64
+    free = joint.fit_policy(*given)
+    assert free.policy.support.size == 3
+    loose = joint.fit_policy(*given, keep=3)
+    assert loose.tried == free.tried and loose.certificate == free.certificate
+    few = joint.fit_policy(*given, keep=2)
+    assert 1 <= few.policy.support.size <= 2 and few.certificate["status"] == "CONVERGED"
+    within = [row["validation"] for row in few.tried if 1 <= row["support"] <= 2]
+    assert max(within) == next(
+        row["validation"] for row in few.tried if row["lam"] == few.certificate["lam"]
+    )
+
+
+def test_a_penalty_beyond_the_largest_is_the_largest():
+    """An update of such a fit can let a tool in."""
+    found = joint.fit_policy(log(90, 0), log(30, 1), NAMES, 1, 64, lam=50.0)
+    assert found.policy.support.size == 0
+    assert found.certificate["lam"] == found.certificate["lam_max"] < 1

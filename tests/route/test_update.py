@@ -97,9 +97,27 @@ def test_tools_within_a_cost(tmp_path):
     ("arguments", "message"),
     [
         (["--update", "nowhere"], "learns from a log"),
+        (["x.jsonl", "--update", "y", "--keep", "3"], "keeps the penalty of the earlier run"),
+        (["x.jsonl", "--update", "y", "--lam", "validation"], "keeps the penalty of the earlier"),
         (["x.jsonl", "--cost-limit", "3"], "--cost-limit goes with --policy"),
     ],
 )
 def test_bad_arguments(arguments, message, capsys):
     assert main(["route", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "earlier", "message"),
+    [
+        ("texts", {"lam": 0.1}, "earlier run are numbers, those of this log texts"),
+        ("numbers", {"lam": 0.1, "router": {}}, "earlier run are texts, those of this log numbers"),
+        ("numbers", {"lam": 0.0}, "not the numbers of an earlier run"),
+    ],
+)
+def test_an_update_from_another_kind_of_run(kind, earlier, message, tmp_path, capsys):
+    numbers = {"certificate": {"lam": earlier.pop("lam")}, "split": {"training": 9}} | earlier
+    (tmp_path / results.NUMBERS).write_text(json.dumps(numbers))
+    path = make_log(tmp_path, kind)
+    assert main(["route", str(path), "--update", str(tmp_path), "--out", str(tmp_path)]) == 2
     assert message in capsys.readouterr().err

@@ -5,8 +5,6 @@ families they suggest.
 from typing import NamedTuple
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from jaxsac.control.data.digest import Digest
 
@@ -87,6 +85,9 @@ def _pairs(
 
 
 def _components(pairs: list[tuple[int, int, float]]) -> list[tuple[int, ...]]:
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     ends = np.array([pair[:2] for pair in pairs], int).reshape(-1, 2)
     tools, place = np.unique(ends, return_inverse=True)
     edges = np.ones(len(ends)), place.reshape(-1, 2).T
