@@ -102,6 +102,7 @@ def test_defaults_are_converted_and_none_passes_where_it_is_the_default():
         ({"index": [0.5]}, "index must hold integers, got float64"),
         ({"index": np.array([2**33])}, r"index must be within ±2\^31"),
         ({"index": [True]}, "index must hold integers, got bool"),
+        ({"index": True}, "index must be a whole number, got True"),
         ({"k": 0}, "k must be ≥ 1, got 0"),
         ({"k": 11}, "k must be ≤ 10, got 11"),
         ({"k": 2.0}, "k must be an integer, got 2.0"),

@@ -126,6 +126,8 @@ class Integer(Kind):
         array = _numbers(name, value, "integers")
         if array.dtype.kind not in "iu":
             empty = isinstance(value, list | tuple) and not array.size
+            if isinstance(value, bool | float):
+                raise ValueError(f"{name} must be a whole number, got {value}.")
             if not empty:
                 raise ValueError(
                     f"{name} must hold integers, got {array.dtype}: cast it with .astype('int32')."

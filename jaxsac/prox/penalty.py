@@ -3,6 +3,7 @@ with one prox and one dual norm.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -15,6 +16,10 @@ from jaxsac.prox.groups import Groups, group_norms, scaled_norms
 from jaxsac.prox.norms import dual_group_norm, dual_tree_norm
 from jaxsac.prox.operators import LEVELS, OF_COEFFICIENTS, Level, nested, prox_group, prox_l1
 from jaxsac.solution import register
+
+
+def _as_tuple(levels: Sequence[Level]) -> tuple[Level, ...]:  # its type is the constructor's
+    return tuple(levels)
 
 
 @register
@@ -43,7 +48,7 @@ class Penalty(eqx.Module):
     inside it (Yu 2013).
     """
 
-    levels: tuple[Level, ...] = eqx.field(default=(), converter=tuple)  # from inner to outer
+    levels: tuple[Level, ...] = eqx.field(default=(), converter=_as_tuple)  # from inner to outer
     l1: Any = None  # [] or [p] ≥ 0
     ridge: Any = None  # [] ≥ 0
     nonnegative: bool = eqx.field(static=True, default=False)  # whether b ≥ 0 is asked for

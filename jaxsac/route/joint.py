@@ -162,9 +162,10 @@ def fit_policy(
         lam = float(control.simulated_lam(jax.random.key(seed), whole[0]))
     elif validated and count > _PATH_RECORDS:
         part = problem(np.random.default_rng(1).permutation(count)[:_PATH_RECORDS])
+    lams: Any = _LAMS if validated else (lam,)
     best: Any = None
     state: Any = None
-    for one in _LAMS if validated else (lam,):
+    for one in lams:
         state = fit(part, one, state, _PATH_TOLERANCE)
         value = quality(state)
         if best is None or value > best[0]:

@@ -428,3 +428,11 @@ def test_what_is_made_inside_jit_from_constants_is_not_looked_at():
 def test_a_gauge_of_nan_is_nan():
     for one in (bandits.Ball(), bandits.Box(0.0, 1.0), bandits.Box(-1.0, 1.0), bandits.Simplex()):
         assert np.isnan(one.gauge(jnp.asarray([jnp.nan, 0.2])))
+
+
+@pytest.mark.parametrize("made", [bandits.Ball, bandits.CrossPolytope, bandits.Simplex])
+def test_a_misspelt_radius_names_the_set(made):
+    with pytest.raises(TypeError, match=rf"{made.__name__}.__init__\(\) got an unexpected"):
+        made(size=2.0)
+    with pytest.raises(ValueError, match="radius must be > 0"):
+        made(-1.0)

@@ -152,3 +152,6 @@ def test_plans_say_why_and_what_fits():
         jax.vmap(lambda m: sq.solve(m, 20))(jax.tree.map(lambda a: a[None], random_model(0, L=5)))
     with pytest.raises(ValueError, match="plan was made for k=4"):
         sq.solve(random_model(0), 3, plan=sq.plan(random_model(0), 4))
+    for bad in ([3], 3):
+        with pytest.raises(ValueError, match="plan must be what subsample_q"):
+            sq.solve(random_model(0), 3, plan=bad)

@@ -11,6 +11,7 @@ from jaxsac._arguments import arguments, either, real
 from jaxsac.bandits.sets.action_set import ActionSet, Selection, largest, like, masked, put, root
 
 POSITIVE = {"above": 0, "below": float("inf")}
+RADIUS = real(**POSITIVE)
 
 
 class Modular(ActionSet):
@@ -66,10 +67,6 @@ class WithRadius(ActionSet):
 
     radius: jax.Array | float = 1.0  # [], > 0
 
-    @arguments(radius=real(**POSITIVE))
-    def __init__(self, radius: jax.Array | float = 1.0):
-        self.radius = radius
-
     def norm_bound(self, sparsity, dimension):
         return self.radius
 
@@ -80,6 +77,7 @@ class WithRadius(ActionSet):
         return self
 
 
+@arguments(radius=RADIUS)
 class Ball(WithRadius, Modular):
     """{x : ‖x‖₂ ≤ radius}: f(S) = radius ‖theta_S‖₂, attained at radius theta_S / ‖theta_S‖₂.
 
@@ -121,7 +119,7 @@ class LpBall(WithRadius, Modular):
 
     p: jax.Array | float  # [], in (1, ∞)  # pyright: ignore[reportGeneralTypeIssues]
 
-    @arguments(p=real(above=1, below=float("inf")), radius=real(**POSITIVE))
+    @arguments(p=real(above=1, below=float("inf")), radius=RADIUS)
     def __init__(self, p: jax.Array | float, radius: jax.Array | float = 1.0):
         self.p, self.radius = p, radius
 
@@ -245,6 +243,7 @@ class OnAxes(WithRadius):
         return jnp.sum(masked(theta, mask) * self.argmax(theta, mask))
 
 
+@arguments(radius=RADIUS)
 class CrossPolytope(OnAxes):
     """{x : ‖x‖₁ ≤ radius}: f(S) = radius max over S of |theta_i|, attained on one axis.
 
@@ -261,6 +260,7 @@ class CrossPolytope(OnAxes):
         return jnp.sum(jnp.abs(x)) / like(self.radius, x)
 
 
+@arguments(radius=RADIUS)
 class Simplex(OnAxes):
     """{x ≥ 0 : Σ x ≤ radius}: f(S) = radius max(0, max over S of theta_i), attained at a
     vertex.

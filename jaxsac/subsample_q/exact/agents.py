@@ -60,13 +60,17 @@ def plans_of(model: Any, ks: tuple[int, ...], given: Any, backend: str) -> list[
         lists = [candidates(part, k, backend) for part, k in zip(parts, ks, strict=True)]
         longest = max(map(len, lists))
         return [tuple(each[min(at, len(each) - 1)] for each in lists) for at in range(longest)]
-    plans = (given,) if isinstance(given, Plan) else tuple(given)
-    made = [one.k for one in plans] if all(isinstance(one, Plan) for one in plans) else ["no plans"]
+    plans = given if type(given) in (list, tuple) else (given,)
+    _checks.require(
+        all(isinstance(one, Plan) for one in plans),
+        f"plan must be what subsample_q.plan makes, or one for each type, got {given}.",
+    )
+    made = [one.k for one in plans]
     advice = f": make one with subsample_q.plan(model, {ks[0]})" if len(ks) == 1 else ""
     _checks.require(
         made == list(ks), f"plan was made for k={said(made)}, not k={said(ks)}{advice}."
     )
-    return [plans]
+    return [tuple(plans)]
 
 
 def said(ks: Sequence[int]) -> Any:
