@@ -131,7 +131,7 @@ def measure(
         to_z, curved, most, rest = newton_step(oracle, x, z, unsolved[0], rounding, depth)
         to_z = add(to_z, rest, 1.0)
     else:  # no Hessian there: the curvature that d has met
-        to_z, curved = scale(unsolved[0], -inverse), jnp.asarray(True)
+        to_z, curved, most = scale(unsolved[0], -inverse), jnp.asarray(True), 0.0
     better = add(z, to_z)
     new_c = oracle.upper_y(x, better) if given is None else c
 
@@ -171,12 +171,12 @@ def measure(
         step = reach / jnp.where(extent > 0, extent, 1.0)
         moved_x = norm(cross_term(oracle, x, better, rest, step))
         moved_x = jnp.where(extent > 0, moved_x, 0.0)
-        # so much may it have of what is not flat
-        strange = (FLAT * eps ** (2 / 3)) ** 0.5
-        hidden_x = strange * cross * extent / jnp.where(size > 0, size, 1.0)
+        # a residual that looks flat may have this share of what is not
+        steep = (FLAT * eps ** (2 / 3)) ** 0.5
+        moved_x = moved_x - steep * cross * extent / jnp.where(size > 0, size, 1.0)
         left, lost = far * norm(found.residual), 10 * rounding / sigma
-        free = found.flat & (left > jnp.maximum(tol * pull, lost))
-        free &= moved_x <= jnp.maximum(tol * whole, hidden_x)
+        free = found.flat & (left > lost) & ~(moved_x > 0)
+        moved_x = jnp.maximum(moved_x, 0.0)
         # what is not half solved after all these steps is no estimate
         solved &= (found.num_steps < most_steps) | (left <= jnp.maximum(0.5 * far, lost))
     else:
