@@ -312,7 +312,7 @@ def test_multinomial_and_budgeted_gibbs_with_budget_one_agree():
         (dict(offset=jnp.zeros(3)), "offset must have shape"),
         (dict(sample_weight=jnp.ones(30, jnp.float32)), "sample_weight has dtype float32"),
         (dict(tol=-1.0), "tol must be ≥ 0"),
-        (dict(max_steps=1.5), "max_steps must hold integers"),
+        (dict(max_steps=1.5), "max_steps must be a whole number"),
     ],
 )
 def test_mistakes_are_named(changed, message):

@@ -201,7 +201,7 @@ def test_choose_k_prefers_any_number_to_nan(monkeypatch):
     [
         ({"initial": (3, STATE[1])}, "global_state must be < G = 3"),
         ({"initial": (-1, STATE[1])}, "global_state must be ≥ 0"),
-        ({"initial": (0.7, STATE[1])}, "global_state must hold integers"),
+        ({"initial": (0.7, STATE[1])}, "global_state must be a whole number"),
         ({"initial": (0, [3, 3])}, r"counts must have shape \[3\]"),
         ({"initial": (0, [STATE[1]])}, r"counts must have shape \[3\]"),
         ({"initial": (0, [8, -1, -1])}, "counts must be ≥ 0"),
