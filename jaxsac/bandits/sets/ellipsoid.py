@@ -1,5 +1,6 @@
 """The ellipsoid {x : x'Ax ≤ 1}, with greedy selection by a growing Cholesky factor."""
 
+import abc
 import math
 from itertools import combinations
 
@@ -38,8 +39,9 @@ class Quadratic(ActionSet):
         value = root(jnp.sum(theta * solved))
         return solved / jnp.where(value > 0, value, 1.0)
 
-    def _solve(self, theta, mask):
-        raise NotImplementedError
+    @abc.abstractmethod
+    def _solve(self, theta, mask) -> tuple[jax.Array, jax.Array]:
+        """Theta on the mask, and u."""
 
 
 class Ellipsoid(Quadratic):
