@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
+from scipy.optimize import minimize
 
 from jaxsac import bilevel
 from jaxsac.problems import bilevel as problems, bilevel_rl
@@ -37,16 +38,10 @@ from jaxsac.problems import bilevel as problems, bilevel_rl
 # %%
 data = problems.digits_cleaning(corruption=0.5)
 cleaning = bilevel.Problem(upper=problems.cleaning_upper, lower=problems.cleaning_lower)
-inner = optax.sgd(0.2, momentum=0.9, nesterov=True)
+outer, inner = optax.adam(0.1), optax.sgd(0.2, momentum=0.9, nesterov=True)
+start = jnp.zeros(1000), jnp.zeros((64, 10))
 sol = bilevel.solve(
-    cleaning,
-    jnp.zeros(1000),
-    jnp.zeros((64, 10)),
-    data=data,
-    sigma=1e-2,
-    outer=optax.adam(0.1),
-    inner=inner,
-    max_steps=150,
+    cleaning, *start, data=data, sigma=1e-2, outer=outer, inner=inner, max_steps=150
 )
 weights, wrong = np.asarray(jax.nn.sigmoid(sol.value.x)), np.asarray(data.corrupted)
 area = np.mean(weights[~wrong][:, None] > weights[wrong][None, :])
@@ -123,18 +118,11 @@ def cross_terms(uniforms, others, sigma):
     """Of each trajectory: the cross term from two independent ones, and from one, reweighted."""
 
     def one(first, second):
-        batch, other, gradient = (
-            (first[None], bed.temperature),
-            (second[None], bed.temperature),
-            jax.grad(sampled.lower),
-        )
+        batch, other = ((uniforms[None], bed.temperature) for uniforms in (first, second))
+        gradient = jax.grad(sampled.lower)
+        apart = gradient(bed.x, z + sigma * d, batch) - gradient(bed.x, z, other)
         reweighted = sampled.lower_difference(bed.x, z, sigma * d, batch)[0][0]
-        return (
-            jnp.stack(
-                [gradient(bed.x, z + sigma * d, batch) - gradient(bed.x, z, other), reweighted]
-            )
-            / sigma
-        )
+        return jnp.stack([apart, reweighted]) / sigma
 
     return jax.vmap(one)(uniforms, others)
 
@@ -146,62 +134,106 @@ print(
     f" {spread[-1, 1]:.0f} with one reweighted set"
 )
 
-# %% [markdown]
-# ## How many samples?
-#
-# A bandit whose follower and leader are both sampled, 16 pulls a step, and the exact gradient along
-# the way. The exponent p in samples ~ epsilon^-p is for a gradient *norm* of epsilon. The paper
-# states 4 in its first version and about 3 in the later ones, as upper bounds for bilevel RL in its
-# own convention: a slope on one problem is no test of them.
-
 # %%
-bandit = bilevel_rl.bandit_bed(3)
-pulls = bilevel.rl.MDP(bandit.transition, bandit.initial, bandit.discount)
-
-
-def objective(x):
-    return -jnp.sum(
-        jax.nn.softmax(bandit.reward(x) / bandit.temperature, axis=1) * bandit.leader_reward
-    ) + 0.5 * jnp.sum(x**2)
-
-
-pulled = bilevel.rl.sampled_policy_problem(
-    lambda x: (pulls, bandit.reward(x)),
-    lambda x, log_probs, uniforms: (
-        -bilevel.rl.sampled_return(uniforms, pulls, bandit.leader_reward, log_probs)
-        + 0.5 * jnp.sum(x**2)
-    ),
-)
-falling = (optax.sgd(lambda t, rate=rate: rate / jnp.sqrt(1.0 + t / 20)) for rate in (0.5, 0.2))
-method = bilevel.Method("forward", *falling, inner_steps=2)
-
-
-def gradient_norms(key):
-    def advance(state, key):
-        batch = (jax.random.uniform(key, (16, 2)), bandit.temperature)
-        return bilevel.step(pulled, state, method, sigma=0.02, batch=batch)[0], jnp.linalg.norm(
-            jax.grad(objective)(state.x)
-        )
-
-    start = bilevel.init(pulled, jnp.asarray([1.0, -1.0, 1.0]), jnp.zeros((1, 3)), method)
-    return jax.lax.scan(advance, start, jax.random.split(key, 4000))[1]
-
-
-norms = np.asarray(
-    jnp.mean(jax.jit(jax.vmap(gradient_norms))(jax.random.split(jax.random.key(0), 16)), axis=0)
-)
-times = np.geomspace(500, 4000, 6).astype(int)
-late = np.asarray([norms[t // 2 : t].mean() for t in times])
-print(f"samples ~ epsilon^-{-1 / np.polyfit(np.log(16 * times), np.log(late), 1)[0]:.1f}")
-
-# %%
-figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+figure, axes = plt.subplots(figsize=(4.5, 3.5), layout="constrained")
 for values, label in zip(spread.T, ("independent", "one set, reweighted"), strict=True):
-    axes[0].loglog(sigmas, values, marker="o", label=label)
-axes[0].set(xlabel="sigma", ylabel="spread of the cross term")
-axes[0].set_yticks([30, 100, 300], ["30", "100", "300"])
-axes[0].minorticks_off()
-axes[0].legend()
-axes[1].plot(16 * times, late, marker="o")
-axes[1].set(xlabel="samples", ylabel="gradient norm")
+    axes.loglog(sigmas, values, marker="o", label=label)
+axes.set(xlabel="sigma", ylabel="spread of the cross term")
+axes.set_yticks([30, 100, 300], ["30", "100", "300"])
+axes.minorticks_off()
+axes.legend()
+plt.show()
+
+# %% [markdown]
+# ## A reward learned from preferences
+#
+# Somebody compares pairs of short segments; a reward is fitted to what they prefer, and a policy
+# learns from that reward. The policy then visits other segments than those that were compared. As a
+# bilevel problem the reward is fitted to comparisons of what *its own* policy does. Three features
+# cannot say all of the true reward, so it matters where the fit is good.
+
+# %%
+bed = bilevel_rl.random_reward_bed(3, 2, 3, seed=3)
+mdp = bilevel.rl.MDP(bed.transition, bed.initial, bed.discount)
+segments = bilevel_rl.enumerate_segments(bed.transition, bed.initial, 3)
+
+
+def preferences(x, log_probs):
+    tables = bed.reward(x), bed.leader_reward, log_probs
+    return bilevel_rl.preference_loss(segments, *tables, bed.discount) + 0.01 * jnp.sum(x**2)
+
+
+def taught(x):
+    return bilevel.rl.soft_solve(mdp, bed.reward(x), bed.temperature).value.log_probs
+
+
+def least(objective, x):
+    run = minimize(jax.jit(jax.value_and_grad(objective)), np.asarray(x), jac=True)
+    return jnp.asarray(run.x, jnp.float32)
+
+
+problem = bilevel.rl.policy_problem(lambda x: (mdp, bed.reward(x)), preferences)
+outer, inner = optax.sgd(0.05, 0.9), bilevel.rl.natural_gradient()
+sol = bilevel.solve(
+    problem, bed.x, jnp.zeros((3, 2)), data=bed.temperature, outer=outer, inner=inner
+).check()
+rewards = {
+    "compared what an even policy does": least(
+        lambda x: preferences(x, jnp.full((3, 2), np.log(0.5))), bed.x
+    ),
+    "compared what its own policy does": sol.value.x,
+    "the same, exact gradients": least(lambda x: preferences(x, taught(x)), bed.x),
+}
+for name, x in rewards.items():
+    print(f"{name}: loss {preferences(x, taught(x)):.4f} on what the policy does")
+
+# %% [markdown]
+# ## A leader who moves the dynamics
+#
+# A Stackelberg game: the leader mixes three moves, softmax([x, 0]), and the mixture is the
+# follower's world. The leader commits, the follower answers with the best policy there, and the
+# leader's value counts, less 0.05 ‖x‖². The loop knows neither the follower's best answer nor its
+# derivative; the background, which does, shows that it walks to the top of the hill.
+
+# %%
+game = bilevel_rl.stackelberg()
+
+
+def world(x):
+    transition = game.transition(jnp.append(x, 0.0))
+    return bilevel.rl.MDP(transition, game.initial, game.discount), game.follower_reward
+
+
+def cost(x, log_probs):
+    value = bilevel.rl.expected_return(world(x)[0], game.leader_reward, log_probs)
+    return 0.05 * jnp.sum(x**2) - value
+
+
+method = bilevel.Method(inner=inner, outer=optax.sgd(0.1, 0.5))
+problem = bilevel.rl.policy_problem(world, cost)
+
+
+def step(state, _):
+    return bilevel.step(problem, state, method, batch=bed.temperature)[0], state.x
+
+
+state = bilevel.init(problem, jnp.asarray([-2.0, -2.0]), jnp.zeros((8, 4)), method)
+path = jax.jit(lambda state: jax.lax.scan(step, state, length=150)[1])(state)
+
+
+def value(x):
+    return -cost(x, bilevel.rl.soft_solve(*world(x), bed.temperature).value.log_probs)
+
+
+best = least(lambda x: -value(x), path[0])
+print(f"leader's value {value(path[0]):.3f}, then {value(path[-1]):.3f}; best {value(best):.3f}")
+
+# %%
+grid = jnp.linspace(-3, 3, 25)
+surface = jax.jit(jax.vmap(jax.vmap(lambda a, b: value(jnp.stack([a, b])), (0, None)), (None, 0)))
+figure, axes = plt.subplots(figsize=(4.5, 3.5), layout="constrained")
+figure.colorbar(axes.contourf(grid, grid, surface(grid, grid), 15), label="leader's value")
+axes.plot(*path.T, "w.-", ms=3)
+axes.plot(*best, "r*", ms=10)
+axes.set(xlabel="x of the first move", ylabel="x of the second move")
 plt.show()

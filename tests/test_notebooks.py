@@ -41,6 +41,12 @@ CLAIMS = {
 assert len(figures) == 2 and deviation < 0.02 and spent.max() <= budget
 assert scores[best].sum() >= scores[np.array(greedy)].sum()
 """,
+    "bilevel.py": """
+assert len(figures) == 3 and area > 0.95 and spread[-1, 0] > 20 * spread[-1, 1]
+even, ours, exact = (float(preferences(x, taught(x))) for x in rewards.values())
+assert abs(ours - exact) < 1e-4 < 0.1 < even - exact
+assert abs(value(path[-1]) - value(best)) < 1e-3 < 0.4 < value(best) - value(path[0])
+""",
     "group_lasso.py": """
 assert len(figures) == 2 and set(range(true)) <= set(kept.tolist())
 assert share[:true].min() > 0.9 and np.mean(share[true:]) < 0.2
