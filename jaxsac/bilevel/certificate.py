@@ -174,7 +174,9 @@ def measure(
         # a residual that looks flat may have this share of what is not
         steep = (FLAT * eps ** (2 / 3)) ** 0.5
         moved_x = moved_x - steep * cross * extent / jnp.where(size > 0, size, 1.0)
-        left, lost = far * norm(found.residual), 10 * rounding / sigma
+        # neither do differences resolve more of what conjugate gradients leave
+        left = far * norm(found.residual)
+        lost = jnp.maximum(10 * rounding / sigma, 4 * eps ** (2 / 3) * pull)
         free = found.flat & (left > lost) & ~(moved_x > 0)
         moved_x = jnp.maximum(moved_x, 0.0)
         # what is not half solved after all these steps is no estimate
