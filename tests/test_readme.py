@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from jaxsac.solution import Reason, Status
@@ -44,10 +45,14 @@ def blocks(text: str, language: str = "python") -> list[str]:
 
 
 def test_every_example_runs_as_a_user_would_run_it(tmp_path):
-    """With jax's own defaults (float32, plain promotion), outside the checkout."""
+    """With jax's own defaults (float32, plain promotion), outside the checkout; compiled as the
+    tests are.
+    """
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": str(jax.config.read("jax_disable_most_optimizations")),
     }
     done = subprocess.run(
         [sys.executable, "-c", RUNNER],

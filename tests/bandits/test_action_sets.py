@@ -1,5 +1,6 @@
 """Action sets against sampling, linear programs and brute force."""
 
+import functools
 import itertools
 
 import jax
@@ -42,26 +43,29 @@ def project_ball(x, mask):
     return x / jnp.maximum(jnp.sqrt(jnp.sum(x**2)), 1.0)
 
 
-def sets(dtype):
-    cast = lambda a: jnp.asarray(a, dtype)  # noqa: E731
-    return {
-        "ball": bandits.Ball(1.5),
-        "ellipsoid": bandits.Ellipsoid(cast(ellipsoid_matrix(0))),
-        "lp": bandits.LpBall(1.5, 2.0),
-        "lp3": bandits.LpBall(3.0),
-        "box": bandits.Box(cast(np.linspace(-1, 0, D)), 1.0),
-        "cross": bandits.CrossPolytope(2.0),
-        "simplex": bandits.Simplex(),
-        "vertices": bandits.Polytope(cast(VERTICES)),
-        "inequalities": bandits.Polytope(inequalities=(cast(NORMALS), cast(BOUNDS))),
-        "product": bandits.Product([bandits.Ball(), bandits.Box(-1.0, 0.5)], [2, D - 2]),
-        "masked": bandits.Masked(bandits.Ball(), np.arange(D) != 1),
-        "support": bandits.FromSupport(smooth_support, 1.0),
-        "projection": bandits.FromProjection(project_ball, 1.0),
-    }
+# Made when asked for: a polytope solves linear programs to know how far it reaches.
+SETS = {
+    "ball": lambda cast: bandits.Ball(1.5),
+    "ellipsoid": lambda cast: bandits.Ellipsoid(cast(ellipsoid_matrix(0))),
+    "lp": lambda cast: bandits.LpBall(1.5, 2.0),
+    "lp3": lambda cast: bandits.LpBall(3.0),
+    "box": lambda cast: bandits.Box(cast(np.linspace(-1, 0, D)), 1.0),
+    "cross": lambda cast: bandits.CrossPolytope(2.0),
+    "simplex": lambda cast: bandits.Simplex(),
+    "vertices": lambda cast: bandits.Polytope(cast(VERTICES)),
+    "inequalities": lambda cast: bandits.Polytope(inequalities=(cast(NORMALS), cast(BOUNDS))),
+    "product": lambda cast: bandits.Product([bandits.Ball(), bandits.Box(-1.0, 0.5)], [2, D - 2]),
+    "masked": lambda cast: bandits.Masked(bandits.Ball(), np.arange(D) != 1),
+    "support": lambda cast: bandits.FromSupport(smooth_support, 1.0),
+    "projection": lambda cast: bandits.FromProjection(project_ball, 1.0),
+}
 
 
-NAMES = list(sets(jnp.float32))
+@functools.cache
+def made(name, dtype=jnp.float64):
+    return SETS[name](lambda numbers: jnp.asarray(numbers, dtype))
+
+
 THETA = np.random.default_rng(7).normal(size=D)
 MASK = np.array([True, True, False, True, False, False])
 
@@ -79,9 +83,9 @@ def value_of(action_set, theta, *rows):
 
 
 @pytest.mark.parametrize("dtype", [pytest.param(jnp.float32, marks=pytest.mark.slow), jnp.float64])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SETS)
 def test_maximiser_is_feasible_sparse_and_attains_the_support(name, dtype):
-    action_set = sets(dtype)[name]
+    action_set = made(name, dtype)
     theta = jnp.asarray(THETA, dtype)
     value, action = answers(action_set, theta, MASK)
     whole, dense = answers(action_set, theta, EVERYWHERE)
@@ -106,7 +110,7 @@ def test_maximiser_is_feasible_sparse_and_attains_the_support(name, dtype):
 
 @pytest.mark.parametrize("name", ["vertices", "inequalities"])
 def test_polytope_against_an_independent_solver(name):
-    action_set = sets(jnp.float64)[name]
+    action_set = made(name)
     thetas = np.random.default_rng(2).normal(size=(20, D))
     masks = np.random.default_rng(5).random((20, D)) < 0.5
     ours = np.asarray(
@@ -150,7 +154,7 @@ def naive_greedy(action_set, theta, s, available=None):
     "name", ["ball", "ellipsoid", "box", "masked", "product", *slow("lp", "cross", "vertices")]
 )
 def test_greedy_is_naive_greedy(name):
-    action_set = sets(jnp.float64)[name]
+    action_set = made(name)
     for seed in range(3):
         theta = jnp.asarray(np.random.default_rng(seed).normal(size=D))
         selection = bandits.greedy_support(action_set, theta, S)
@@ -198,7 +202,7 @@ def test_incremental_greedy_on_thirty_ellipsoids():
 
 @pytest.mark.parametrize("name", ["ball", "ellipsoid", *slow("lp", "box", "cross", "vertices")])
 def test_best_support_against_enumeration(name):
-    action_set = sets(jnp.float64)[name]
+    action_set = made(name)
     theta = jnp.asarray(THETA)
     values = [value_of(action_set, theta, *rows) for rows in itertools.combinations(range(D), S)]
     np.testing.assert_allclose(
@@ -249,7 +253,7 @@ def restricted(action_set, theta, indices):
 
 @pytest.mark.parametrize("name", ["ball", "box", "ellipsoid", *slow("lp", "product")])
 def test_restriction_is_the_set_on_the_chosen_coordinates(name):
-    action_set, theta, indices = sets(jnp.float64)[name], jnp.asarray(THETA), jnp.asarray([4, 0, 3])
+    action_set, theta, indices = made(name), jnp.asarray(THETA), jnp.asarray([4, 0, 3])
     value, action = answers(action_set, theta, np.isin(np.arange(D), indices))
     part_value, part_action = restricted(action_set, theta, indices)
     np.testing.assert_allclose(part_value, value, rtol=1e-10)
@@ -263,7 +267,7 @@ def slope(action_set, theta, mask):
 
 @pytest.mark.parametrize("name", ["ball", "ellipsoid", "lp", *slow("box", "vertices", "support")])
 def test_derivative_of_the_value_is_the_action(name):
-    action_set = sets(jnp.float64)[name]
+    action_set = made(name)
     gradient, action = (
         slope(action_set, jnp.asarray(THETA), MASK),
         answers(action_set, jnp.asarray(THETA), MASK)[1],
@@ -294,8 +298,8 @@ def test_extreme_scales_and_zero():
                 bandits.greedy_support(action_set, jnp.asarray(THETA, jnp.float32), S).value,
                 rtol=1e-5,
             )
-    for name, action_set in sets(jnp.float64).items():
-        assert np.all(np.asarray(answers(action_set, jnp.zeros(D), MASK)[1]) == 0), name
+    for name in SETS:
+        assert np.all(np.asarray(answers(made(name), jnp.zeros(D), MASK)[1]) == 0), name
     assert np.isnan(
         bandits.greedy_support(bandits.Ball(), jnp.asarray(THETA).at[1].set(np.nan), S).value
     )
@@ -430,9 +434,9 @@ def test_a_gauge_of_nan_is_nan():
         assert np.isnan(one.gauge(jnp.asarray([jnp.nan, 0.2])))
 
 
-@pytest.mark.parametrize("made", [bandits.Ball, bandits.CrossPolytope, bandits.Simplex])
-def test_a_misspelt_radius_names_the_set(made):
-    with pytest.raises(TypeError, match=rf"{made.__name__}.__init__\(\) got an unexpected"):
-        made(size=2.0)
+@pytest.mark.parametrize("kind", [bandits.Ball, bandits.CrossPolytope, bandits.Simplex])
+def test_a_misspelt_radius_names_the_set(kind):
+    with pytest.raises(TypeError, match=rf"{kind.__name__}.__init__\(\) got an unexpected"):
+        kind(size=2.0)
     with pytest.raises(ValueError, match="radius must be > 0"):
-        made(-1.0)
+        kind(-1.0)

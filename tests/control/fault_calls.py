@@ -120,7 +120,7 @@ CALLS = {
         "coef": np.ones((1, Q)),
         "temperature": 0.5,
     },
-    "control.fit": tasked(refit=True, state=solution().state),
+    "control.fit": lambda: tasked(refit=True, state=solution().state)(),
     "control.lam_max": lambda: {"task": IMITATION},
     "control.simulated_lam": lambda: {"key": KEY, "task": IMITATION},
     "control.fit_interactions": lambda: {
