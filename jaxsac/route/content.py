@@ -55,6 +55,7 @@ def pack(content: Content) -> tuple[Mapping[str, np.ndarray], dict[str, Any]]:
     }
     arrays |= {f"terms.{n}": one.weight for n, one in enumerate(reading.vocabularies)}
     indices = {"tools.0": reading.tools[0], "tools.1": reading.tools[1], "names": reading.names}
+    indices |= {"taught": reading.taught}
     indices |= {f"records.{n}": one for n, one in enumerate(reading.records)}
     for label, index in indices.items():
         arrays |= {f"{label}.{name}": getattr(index, name) for name in ("start", "row", "value")}
@@ -99,6 +100,7 @@ def unpack(arrays: Mapping[str, np.ndarray], given: dict[str, Any]) -> Content:
         vocabularies,  # pyright: ignore[reportArgumentType]
         (index("tools.0", len(names), counts[0]), index("tools.1", len(names), counts[1])),
         index("names", len(names), counts[0]),
+        index("taught", len(names), counts[0]),
         (index("records.0", records, counts[0]), index("records.1", records, counts[1])),
         arrays["first"],
         arrays["used"],

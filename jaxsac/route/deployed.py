@@ -117,6 +117,7 @@ class Router:
             vocabularies,  # pyright: ignore[reportArgumentType]
             tuple(map(index_of, vectors, counts)),  # pyright: ignore[reportArgumentType]
             index_of([vocabularies[0].vector(name) for name in names], counts[0]),
+            index_of([vocabularies[0].vector("")] * len(names), counts[0]),
             tuple(index_of([], count) for count in counts),  # pyright: ignore[reportArgumentType]
             np.zeros(1, int),
             np.zeros(0, np.int32),
@@ -125,7 +126,7 @@ class Router:
         )
         strength = np.array(_DEFAULT_WEIGHTS)[: reading.kinds + 1]
         weights = Weights(
-            channels=np.append(strength, np.zeros(reading.kinds)),
+            channels=np.append(strength, np.zeros(reading.kinds + 1)),
             tools=np.zeros(0, int),
             coef=np.zeros((0, 0), np.float32),
             intercept=np.full(len(names), _DEFAULT_OFFSET),

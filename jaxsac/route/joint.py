@@ -16,8 +16,15 @@ from jaxsac.route.embeddings import fit_embedded
 from jaxsac.route.fold import families_of
 from jaxsac.route.log_file import RouteLog, Tool
 from jaxsac.route.reading import Reading, Vectors
+from jaxsac.route.regression import (
+    fit_regression,
+    matrix_of_index,
+    matrix_of_vectors,
+    out_of_fold,
+    uses,
+)
 from jaxsac.route.sparse import best_within
-from jaxsac.route.texts import Vector, fit_vocabulary, index_of
+from jaxsac.route.texts import fit_vocabulary, index_of
 from jaxsac.solution import Solution, Status
 
 # Of the penalty on norms, that on half their squares. It shrinks little more, and the duality gap,
@@ -61,13 +68,15 @@ def read_log_texts(
     position = {name: number for number, name in enumerate(names)}
     used = [position[name] for tools_of in training.sets for name in tools_of]
     anchors = np.random.default_rng(0).permutation(len(texts))[:_ANCHORS]
+    first, used = np.cumsum([0, *map(len, training.sets)]), np.array(used, np.int32)
     reading = Reading(
         vocabularies,  # pyright: ignore[reportArgumentType]
         tuple(map(index_of, tool_vectors, counts)),  # pyright: ignore[reportArgumentType]
         index_of(name_vectors, counts[0]),
+        fit_regression(matrix_of_vectors(vectors[0], counts[0]), uses(first, used, len(names))),
         tuple(map(index_of, vectors, counts)),  # pyright: ignore[reportArgumentType]
-        np.cumsum([0, *map(len, training.sets)]),
-        np.array(used, np.int32),
+        first,
+        used,
         np.sort(anchors),
     )
     if training.embeddings is not None:
@@ -118,6 +127,9 @@ def fit_policy(
     order = np.random.default_rng(0).permutation(len(members))
     fold_of = {group: order[number] % _FOLDS for number, group in enumerate(members)}
     fold = np.array([fold_of[group] for group in training.groups])
+    words = matrix_of_vectors([one.words for one in vectors], reading.taught.start.size - 1)
+    used = uses(reading.first, reading.used, len(catalogue))
+    values[:, reading.kinds + 1] = out_of_fold(words, used, fold)
     contexts = similar @ directions
     position = {name: number for number, name in enumerate(catalogue)}
     exactly = all(len(tools) == budget for tools in training.sets)
@@ -215,42 +227,28 @@ def _look(
     records `left_out` of a text do not count: cosines by sparse products, which take a third of
     the time of the text by text.
     """
-    import scipy.sparse
-
-    indices = (*reading.records, *reading.tools, reading.names)
+    indices = (*reading.records, *reading.tools, reading.names, reading.taught)
     similar = np.zeros((len(vectors), reading.anchors.size), np.float32)
     count, embedded = len(reading.channel_names), reading.embedded
     found = np.zeros((len(vectors), count, reading.names.size), np.float32)
-    terms = [one.start.size - 1 for one in indices]
-    matrices = [
-        scipy.sparse.csr_matrix((one.value, one.row, one.start), (size, one.size))
-        for one, size in zip(indices, terms, strict=True)
-    ]
+    terms = [one.start.size - 1 for one in reading.records]
+    matrices = [matrix_of_index(one) for one in indices]
     for first in range(0, len(vectors), _BLOCK):
         block = vectors[first : first + _BLOCK]
-        rows = [_matrix([one[:2][k] for one in block], terms[k]) for k in (0, 1)]
-        kinds = zip((0, 1, 0, 1, 0), matrices, strict=True)
-        cosines = [(rows[kind] @ matrix).toarray() for kind, matrix in kinds]
+        rows = [matrix_of_vectors([one[k] for one in block], terms[k]) for k in (0, 1)]
+        kinds = zip((0, 1, 0, 1, 0, 0), matrices, strict=True)
+        *cosines, taught = [(rows[kind] @ matrix).toarray() for kind, matrix in kinds]
         near, about = cosines[:2], cosines[2:]
         if embedded is not None:
             own = np.stack([one.embedding for one in block])  # pyright: ignore[reportArgumentType]
             near, about = [*near, own @ embedded.records.T], [*about, own @ embedded.tools.T]
-        near, about = np.stack(near), np.stack(about)
+        near, about = np.stack(near), np.stack([*about, taught])
         similar[first : first + _BLOCK] = reading.similarities(near)
         for row in range(len(block)):
             if left_out is not None:
                 near[:, row, left_out[first + row]] = 0
             found[first + row] = reading.channels(about[:, row], near[:, row])
     return similar, found
-
-
-def _matrix(vectors: Sequence[Vector], terms: int) -> Any:
-    """[n, terms], sparse."""
-    import scipy.sparse
-
-    start = np.cumsum([0, *(one.term.size for one in vectors)])
-    term, value = (np.concatenate(part) for part in zip(*vectors, strict=True))
-    return scipy.sparse.csr_matrix((value.astype(np.float32), term, start), (len(vectors), terms))
 
 
 def deployed(found: JointFit, judged: RouteLog, tools: dict[str, Tool]) -> Router:

@@ -9,6 +9,7 @@ from jaxsac.route.embeddings import Embedded
 from jaxsac.route.texts import Index, Vector, Vocabulary
 
 _ABOUT = "tool words", "tool pieces", "tool name", "tool embedding"
+_TAUGHT = "words of its records"
 _NEAR = "near by words", "near by pieces", "near by embedding"
 NEIGHBOURS = 20
 _POWER = 3  # of a similarity
@@ -27,6 +28,7 @@ class Reading(NamedTuple):
 
     * `vocabularies`: of words and of pieces.
     * `tools`: the tools' texts by either; `names`: the tools' names, by words.
+    * `taught`: the words that speak for a tool, as the log taught them (`fit_regression`).
     * `records`: the records' contexts by either.
     * `first` [T + 1], `used` [E]: the tools of record t are used[first[t] : first[t + 1]].
     * `anchors`: the records whose similarities say what the channels do not, int [m].
@@ -36,6 +38,7 @@ class Reading(NamedTuple):
     vocabularies: tuple[Vocabulary, Vocabulary]
     tools: tuple[Index, Index]
     names: Index
+    taught: Index
     records: tuple[Index, Index]
     first: np.ndarray
     used: np.ndarray
@@ -50,12 +53,12 @@ class Reading(NamedTuple):
     @property
     def channel_names(self) -> tuple[str, ...]:
         """Of the C channels, what the log did not teach first."""
-        return _ABOUT[: self.kinds + 1] + _NEAR[: self.kinds]
+        return *_ABOUT[: self.kinds + 1], _TAUGHT, *_NEAR[: self.kinds]
 
     @property
     def learnt(self) -> np.ndarray:
         """Which channels the log taught, [C] of 0 and 1."""
-        return np.repeat([0, 1], [self.kinds + 1, self.kinds])
+        return np.repeat([0, 1], [self.kinds + 1, self.kinds + 1])
 
     def vectors(self, text: str, embedding: Any = None) -> Vectors:
         """Of a text and its embedding.
@@ -83,13 +86,14 @@ class Reading(NamedTuple):
 
     def about(self, vectors: Vectors) -> np.ndarray:
         """Cosines with the tools' texts, by words and by pieces, with their names, and with their
-        embeddings, [3 or 4, M].
+        embeddings; and how the text's words speak for them, [4 or 5, M].
         """
-        pairs = zip((*self.tools, self.names), (*vectors[:2], vectors.words), strict=True)
+        words, pieces, embedding = vectors
+        pairs = zip((*self.tools, self.names), (words, pieces, words), strict=True)
         found = [index.cosines(one) for index, one in pairs]
         if self.embedded is not None:
-            found.append(self.embedded.tools @ vectors.embedding)
-        return np.stack(found)
+            found.append(self.embedded.tools @ embedding)
+        return np.stack([*found, self.taught.cosines(words)])
 
     def nearest(self, near: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The nearest records and their weights, from the cosines with all of them."""
@@ -98,7 +102,7 @@ class Reading(NamedTuple):
         best = best[near[best] > 0]
         return best, near[best] ** _POWER
 
-    def taught(self, near: np.ndarray) -> np.ndarray:
+    def used_near(self, near: np.ndarray) -> np.ndarray:
         """Σ cosine³ over the nearest records that use each tool, [M], from one kind of cosines with
         all of them.
         """
@@ -110,7 +114,7 @@ class Reading(NamedTuple):
 
     def channels(self, about: np.ndarray, near: np.ndarray) -> np.ndarray:
         """[C, M], in the order of `channel_names`."""
-        return np.concatenate([about, [self.taught(one) for one in near]])
+        return np.concatenate([about, [self.used_near(one) for one in near]])
 
     def similarities(self, near: np.ndarray) -> np.ndarray:
         """To the anchors, [..., m], from the cosines [2 or 3, ..., T]: all kinds together."""
