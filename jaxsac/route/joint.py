@@ -235,7 +235,7 @@ def _look(
     matrices = [matrix_of_index(one) for one in indices]
     for first in range(0, len(vectors), _BLOCK):
         block = vectors[first : first + _BLOCK]
-        rows = [matrix_of_vectors([one[k] for one in block], terms[k]) for k in (0, 1)]
+        rows = [matrix_of_vectors([one[:2][k] for one in block], terms[k]) for k in (0, 1)]
         kinds = zip((0, 1, 0, 1, 0, 0), matrices, strict=True)
         *cosines, taught = [(rows[kind] @ matrix).toarray() for kind, matrix in kinds]
         near, about = cosines[:2], cosines[2:]
