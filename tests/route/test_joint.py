@@ -58,8 +58,8 @@ def test_the_deployed_router_scores_as_the_fit():
 def test_a_record_does_not_find_its_own_group():
     reading, vectors = joint.read_log_texts(log(90, 0), NAMES, {})
     everyone = [np.arange(90)] * 90
-    assert not joint._look(reading, vectors, everyone)[1][:, 3:].any()
-    assert joint._look(reading, vectors)[1][:, 3:].any(axis=(1, 2)).all()
+    assert not joint._look(reading, vectors, everyone)[1][:, 4:].any()
+    assert joint._look(reading, vectors)[1][:, 4:].any(axis=(1, 2)).all()
     nothing = Vector(np.zeros(0, int), np.zeros(0))
     assert not joint._look(reading, [(nothing, nothing)])[1].any()
 
