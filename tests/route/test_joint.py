@@ -95,3 +95,14 @@ def test_a_penalty_beyond_the_largest_is_the_largest():
     found = joint.fit_policy(log(90, 0), log(30, 1), NAMES, 1, 64, lam=50.0)
     assert found.policy.support.size == 0
     assert found.certificate["lam"] == found.certificate["lam_max"] < 1
+
+
+def test_words_that_say_nothing_get_no_weight():
+    """A record does not find itself in what its own words are said to speak for."""
+    generator = np.random.default_rng(0)
+    rows = generator.integers(0, 300, (200, 6))
+    texts = [" ".join(f"w{number:03d}x" for number in row) for row in rows]
+    noise = log(200, 0)._replace(contexts=texts, groups=[str(n) for n in range(200)])
+    found = joint.fit_policy(noise, log(30, 1), NAMES, 1, 64, lam=0.1)
+    place = found.reading.channel_names.index("words of its records")
+    assert abs(float(found.policy.weights[place])) < 1.0
