@@ -52,7 +52,7 @@ DRAWING = {  # what is drawn depends on the dtype
 CERTIFICATE = {"error", "rounding", "scale", "num_steps", "reason"}
 
 
-# Each case is compiled twice in float64, once in float32: the plain call, which jits itself, and the
+# A case is compiled once in float32 and twice in float64: the plain call, which jits itself, and a
 # batch under another jit, whose lanes are the plain calls.
 SOLVERS = {
     name: lambda problem, hyper, case=case: case.solve(**problem, **hyper)

@@ -54,13 +54,15 @@ def test_acting_has_the_law_of_fresh_samples():
     counts, keys = np.array([1, 4, 2], np.int32), jax.random.split(KEY, 4000)
     agents = np.repeat(np.arange(3), counts)[::-1].copy()
     chances = np.asarray(sample_weights(jnp.asarray(counts), (2,), jnp.float64))
+    many = jax.jit(lambda act, state: jax.vmap(lambda key: act(key, state))(keys), static_argnums=0)
+    ways = lambda key, s: table.act(key, s, counts=counts), lambda key, s: table.act(key, s, agents)
     for state in range(3):
         second = chances @ np.asarray(table.policy[state] == 1)
-        near(jax.vmap(lambda key, s=state: table.act(key, s, counts=counts))(keys), second)
-        near(jax.vmap(lambda key, s=state: table.act(key, s, agents))(keys), second)
+        for act in ways:
+            near(many(act, state), second)
     _, typed_table = typed()
     weights = np.asarray(sample_weights(jnp.asarray(TYPED_STATE[1]), (2, 1), jnp.float64))
-    drawn = jax.vmap(lambda key: typed_table.act(key, 0, counts=TYPED_STATE[1]))(keys)
+    drawn = many(lambda key, s: typed_table.act(key, s, counts=TYPED_STATE[1]), 0)
     near(drawn, weights @ np.asarray(typed_table.policy[0]))
 
 
@@ -68,10 +70,10 @@ def test_agents_who_act_choose_by_their_chances():
     _, table = acting()
     counts, keys = ACTING_STATE[1], jax.random.split(KEY, 4000)
     chances = np.asarray(local_chances(table, 0, jnp.asarray(counts)))
-    taken = jax.vmap(lambda key: table.act(key, 0, counts=counts)[1])(keys)
+    taken = jax.jit(jax.vmap(lambda key: table.act(key, 0, counts=counts)[1]))(keys)
     near(taken, counts[:, None] * chances)
     agents = np.array([1, 0, 1, 1, 0])
-    each = jax.vmap(lambda key: table.act(key, 0, agents)[1])(keys)
+    each = jax.jit(jax.vmap(lambda key: table.act(key, 0, agents)[1]))(keys)
     near(np.eye(2)[np.asarray(each)], chances[agents])
 
 

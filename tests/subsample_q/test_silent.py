@@ -123,7 +123,9 @@ def betting_limit(shares, confidence):
 
 
 @pytest.mark.parametrize("other", [None, 3])
-@pytest.mark.parametrize("confidence,horizon,rollouts", [(0.9, 2, 12), (0.99, 7, 30)])
+@pytest.mark.parametrize(
+    "confidence,horizon,rollouts", [(0.9, 2, 12), pytest.param(0.99, 7, 30, marks=pytest.mark.slow)]
+)
 def test_the_certified_gap_is_its_formula(other, confidence, horizon, rollouts):
     model = sq.Model(*problems.mode_tracking(3, discount=0.8))
     table = sq.solve(model, 2).value
@@ -326,24 +328,30 @@ def test_the_released_demand_response_has_its_known_values():
         )
 
 
+def tied_value(reward):
+    """Of a model whose actions lead to the same states."""
+    Pg, Pl, *_ = random_arrays(1)
+    local = np.array([[0.0, 1, 2]] * 3)
+    model = sq.Model(np.repeat(Pg[:, :1], 2, axis=1), Pl, reward, local, 0.8)
+    return jnp.sum(sq.solve(model, 2, tol=1e-11).value.value)
+
+
+@jax.jit
+def tied_slopes(reward):
+    return jax.grad(tied_value)(reward), jax.jacfwd(jax.jacfwd(tied_value))(reward)
+
+
 @pytest.mark.parametrize("kind", ["zeros", "equal", "integers"])
 def test_derivatives_where_actions_tie(kind):
     """Finite, and a subgradient: between the two one-sided differences."""
-    Pg, Pl, rg, _ = random_arrays(1)
-    Pg = np.repeat(Pg[:, :1], 2, axis=1)
+    rg = random_arrays(1)[2]
     rg = {"zeros": 0 * rg, "equal": np.ones((3, 2)), "integers": np.round(rg).astype(int)}[kind]
-    local = np.array([[0.0, 1, 2]] * 3)
-
-    def value(reward):
-        return jnp.sum(sq.solve(sq.Model(Pg, Pl, reward, local, 0.8), 2, tol=1e-11).value.value)
-
     reward = jnp.asarray(rg, float)
-    slope = jax.grad(value)(reward)
-    second = jax.jacfwd(jax.jacfwd(value))(reward)
+    slope, second = tied_slopes(reward)
     np.testing.assert_allclose(second, 0, atol=1e-8)
     direction = np.random.default_rng(0).normal(size=rg.shape)
-    above, below = (float(value(reward + h * direction)) for h in (1e-5, -1e-5))
-    here, along = float(value(reward)), float(jnp.sum(slope * direction))
+    above, below = (float(tied_value(reward + h * direction)) for h in (1e-5, -1e-5))
+    here, along = float(tied_value(reward)), float(jnp.sum(slope * direction))
     assert (here - below) / 1e-5 - 1e-4 <= along <= (above - here) / 1e-5 + 1e-4
 
 

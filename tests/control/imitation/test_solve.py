@@ -83,10 +83,10 @@ def enumerated(log: control.Log, record_weight, mode):
 
 @pytest.mark.parametrize(
     ("mode", "offered"),
-    [("per_tool", False), ("shared", False), ("per_tool", True)]
+    [("shared", False), ("per_tool", True)]
     + [
         pytest.param(*case, marks=pytest.mark.slow)
-        for case in (("none", False), ("none", True), ("shared", True))
+        for case in (("per_tool", False), ("none", False), ("none", True), ("shared", True))
     ],
 )
 def test_against_enumeration(mode, offered):

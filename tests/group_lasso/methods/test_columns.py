@@ -71,7 +71,13 @@ def compare(name, ratio, dtype=jnp.float64, tol=1e-8):
     ).check()  # traced, it is the loop on all columns
 
 
-@pytest.mark.parametrize("name", CASES)
+# "free group" has the ridge and the intercept too, "classes" the columns by feature.
+ALSO = {"elastic net, intercept", "outputs by feature"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in ALSO else ()) for name in CASES]
+)
 def test_answers_are_those_of_the_loop_on_all_columns(name, small, monkeypatch):
     plain = programs.solve
     monkeypatch.setattr(
@@ -169,7 +175,9 @@ def test_padding_keeps_families_nested():
     )
 
 
-@pytest.mark.parametrize("name", ["sparse-group", "outputs by output"])
+@pytest.mark.parametrize(
+    "name", ["sparse-group", pytest.param("outputs by output", marks=pytest.mark.slow)]
+)
 def test_paths(name, small):
     design, y, groups, keywords = CASES[name]
     found = group_lasso.path(
@@ -190,7 +198,9 @@ def test_paths(name, small):
     assert np.max(found.stats["num_steps"]) <= 12 < np.max(expected.stats["num_steps"])
 
 
-@pytest.mark.parametrize("name", ["sparse-group", "outputs by feature"])
+@pytest.mark.parametrize(
+    "name", ["sparse-group", pytest.param("outputs by feature", marks=pytest.mark.slow)]
+)
 def test_derivatives_are_those_of_the_loop(name, small):
     design, y, groups, keywords = CASES[name]
     lam = 0.3 * group_lasso.lam_max(design, y, groups, **keywords)

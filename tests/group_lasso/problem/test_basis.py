@@ -29,7 +29,9 @@ def instance(seed, width, intercept):
     return X, y, share, rest[:, :-1] / root, rest[:, -1] / root[:, 0]
 
 
-@pytest.mark.parametrize("intercept", [False, True])
+@pytest.mark.parametrize(
+    "intercept", [pytest.param(False, marks=pytest.mark.slow), True]
+)  # which is one more free column
 @pytest.mark.parametrize(
     ("dtype", "width"), [(np.float64, 1e-1), (np.float64, 1e-6), (np.float32, 1e-2)]
 )
