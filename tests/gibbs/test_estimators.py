@@ -17,6 +17,10 @@ SCORES = np.stack(
     [np.random.default_rng(0).normal(size=M), np.zeros(M), np.array([1.0, 1, -1, 2, 2, 0])]
 )
 WORTH = np.array([3.0, -1, 2, 0.5, -2, 1])
+# Every derivative of a draw is tested in float64 without standard errors: here single is enough.
+by_dtype = pytest.mark.parametrize(
+    "dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)]
+)
 by_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 
 
@@ -102,7 +106,7 @@ def test_every_option_of_a_policy_goes_through():
         assert options is behind or np.all(draws[:, 4] == 1)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@by_dtype
 def test_straight_through_has_the_bias_and_variance_of_its_formula(dtype):
     """Cov(a) ∇f(a) over the law of a: exact where f is linear, biased elsewhere."""
     slope = jax.vmap(jax.grad(lambda a: jnp.sin(2 * a @ WORTH)))
@@ -165,7 +169,7 @@ def test_expected_is_unbiased_in_every_derivative(options):
             assert in_standard_errors(one, np.asarray(other)) < 5
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@by_dtype
 def test_expected_has_the_variance_of_two_draws(dtype):
     """(f − f') (∇log π − ∇log π') / 2 over all pairs of sets."""
     keys = jax.random.split(jax.random.key(4), 20_000)

@@ -242,7 +242,9 @@ def test_scaling_a_record_weight_is_repeating_the_record():
     assert float(sol.stats["effective_sample_size"]) == pytest.approx(90**2 / 150)
 
 
-@pytest.mark.parametrize("mode", ["per_tool", "shared", "none"])
+@pytest.mark.parametrize(
+    "mode", ["per_tool", "shared", pytest.param("none", marks=pytest.mark.slow)]
+)
 def test_products_alone_find_what_curvature_matrices_do(mode, monkeypatch):
     """Contexts of a large mean and of unequal directions, families across the working set."""
     random = np.random.default_rng(1)
