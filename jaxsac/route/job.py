@@ -162,9 +162,10 @@ def run(log: RouteLog, options: Options | None = None, *, progress: bool = False
     if isinstance(found, joint.JointFit):
         with clock(times, "router"):
             router = joint.deployed(found, parts.validation, log.tools)
-            judged = outcomes.judge(router, parts.validation, parts.test)
+            answers = outcomes.answers(router, parts.test)
+            judged = outcomes.judge(router, parts.validation, parts.test, answers)
             summary["router"] = joint.summary(found) | judged
-            router = outcomes.held_to(router, parts.test)
+            router = outcomes.held_to(router, parts.test, answers)
             summary["router"]["value"] = joint.value(found, parts.test)
     else:
         pruned = found.policy.pruned()

@@ -16,15 +16,9 @@ from jaxsac.route.embeddings import fit_embedded
 from jaxsac.route.fold import families_of
 from jaxsac.route.log_file import RouteLog, Tool
 from jaxsac.route.reading import Reading, Vectors
-from jaxsac.route.regression import (
-    fit_regression,
-    matrix_of_index,
-    matrix_of_vectors,
-    out_of_fold,
-    uses,
-)
+from jaxsac.route.regression import fit_regression, out_of_fold, uses
 from jaxsac.route.sparse import best_within
-from jaxsac.route.texts import fit_vocabulary, index_of
+from jaxsac.route.texts import fit_vocabulary, index_of, matrix_of_vectors
 from jaxsac.solution import Solution, Status
 
 # Of the penalty on norms, that on half their squares. It shrinks little more, and the duality gap,
@@ -35,7 +29,6 @@ _FOLDS = 5
 _TOLERANCE = 1e-2  # of the chosen fit
 _PATH_TOLERANCE = 5e-2  # of those it is chosen from
 _PATH_RECORDS = 2048  # at most, in those
-_BLOCK = 256  # texts whose similarities are computed at a time
 _ANCHORS = 2048  # records at most whose similarities are the features
 _LENGTH = 4.0  # of a vector of features, nearly
 _WEAK = 1e-3  # of the largest possible similarity: directions of less are left out
@@ -224,30 +217,15 @@ def _look(
     reading: Reading, vectors: list[Vectors], left_out: list[np.ndarray] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Similarities of n texts to the anchors [n, m], and their channels [n, C, M], for which the
-    records `left_out` of a text do not count: cosines by sparse products, which take a third of
-    the time of the text by text.
+    records `left_out` of a text do not count.
     """
-    indices = (*reading.records, *reading.tools, reading.names, reading.taught)
     similar = np.zeros((len(vectors), reading.anchors.size), np.float32)
-    count, embedded = len(reading.channel_names), reading.embedded
-    found = np.zeros((len(vectors), count, reading.names.size), np.float32)
-    terms = [one.start.size - 1 for one in reading.records]
-    matrices = [matrix_of_index(one) for one in indices]
-    for first in range(0, len(vectors), _BLOCK):
-        block = vectors[first : first + _BLOCK]
-        rows = [matrix_of_vectors([one[:2][k] for one in block], terms[k]) for k in (0, 1)]
-        kinds = zip((0, 1, 0, 1, 0, 0), matrices, strict=True)
-        *cosines, taught = [(rows[kind] @ matrix).toarray() for kind, matrix in kinds]
-        near, about = cosines[:2], cosines[2:]
-        if embedded is not None:
-            own = np.stack([one.embedding for one in block])  # pyright: ignore[reportArgumentType]
-            near, about = [*near, own @ embedded.records.T], [*about, own @ embedded.tools.T]
-        near, about = np.stack(near), np.stack([*about, taught])
-        similar[first : first + _BLOCK] = reading.similarities(near)
-        for row in range(len(block)):
-            if left_out is not None:
-                near[:, row, left_out[first + row]] = 0
-            found[first + row] = reading.channels(about[:, row], near[:, row])
+    found = np.zeros((len(vectors), len(reading.channel_names), reading.names.size), np.float32)
+    for row, (about, near) in enumerate(reading.cosines(vectors)):
+        similar[row] = reading.similarities(near)
+        if left_out is not None:
+            near[:, left_out[row]] = 0
+        found[row] = reading.channels(about, near)
     return similar, found
 
 

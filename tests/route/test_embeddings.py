@@ -52,9 +52,9 @@ def test_channels_against_loops():
         return (row - records.mean(0)) / np.linalg.norm(row - records.mean(0))
 
     for row, left_out in ((3, [3, 4, 5]), (17, [])):
-        cosines = reading.near(vectors[row])
+        ((about, cosines),) = reading.cosines([vectors[row]])
         cosines[:, left_out] = 0
-        channels = reading.channels(reading.about(vectors[row]), cosines)
+        channels = reading.channels(about, cosines)
         found = dict(zip(reading.channel_names, channels, strict=True))
         query = unit(records[row])
         about = [query @ unit(np.array(one)) if one else 0 for one in known]
@@ -81,9 +81,9 @@ def test_a_log_that_only_embeddings_explain(learnt, tmp_path):
     explained = router.explain("do this", top=1, embedding=POLES[2])[0]
     assert explained.tool == "south" and explained.records
     assert "near by embedding" in explained.channels
-    judged = outcomes.judge(router, test, test)
+    judged = outcomes.judge(router, test, test, outcomes.answers(router, test))
     assert judged["recall@1"]["mean"] > 0.95 and judged["none"]["none_shuffled"] is None
-    router = outcomes.held_to(router, test)
+    router = outcomes.held_to(router, test, outcomes.answers(router, test))
     router.save(tmp_path)
     again = jaxsac.Router.load(tmp_path, embed=lambda texts: np.tile(POLES[1], (len(texts), 1)))
     assert again(test.contexts, top=4, embedding=test.embeddings) == router(

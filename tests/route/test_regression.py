@@ -3,7 +3,7 @@
 import numpy as np
 import scipy.sparse
 
-from jaxsac.route.regression import fit_regression, matrix_of_index, out_of_fold
+from jaxsac.route.regression import fit_regression, out_of_fold
 
 
 def texts(records: int = 60, terms: int = 40, tools: int = 7):
@@ -26,7 +26,7 @@ def weights(rows, used):
 def test_the_weights_are_those_of_the_normal_equations():
     rows, used = texts()
     exact, kept = weights(rows, used)
-    found = matrix_of_index(fit_regression(rows, scipy.sparse.csr_matrix(used))).toarray()
+    found = fit_regression(rows, scipy.sparse.csr_matrix(used)).matrix().toarray()
     assert found.shape == exact.shape and kept.mean() > 0.5
     np.testing.assert_allclose(found, np.where(kept, exact, 0), atol=0.0105)
     clear = np.abs(exact) > 0.011
