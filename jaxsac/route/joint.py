@@ -2,7 +2,7 @@
 penalty chosen on validation records.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -101,6 +101,7 @@ def fit_policy(
     keep: int | None = None,
     family_share: float = 0.0,
     seed: int = 0,
+    tell: Callable[[str], None] = str,
 ) -> JointFit:
     """The fit on training records of texts over all tools of `catalogue`.
 
@@ -109,7 +110,9 @@ def fit_policy(
     * `keep`: where validation leaves more tools with θ, the best penalty that leaves 1 to so many
       (`best_within`); None: no bound.
     * `family_share`: of the penalty, on the families of the tools.
+    * `tell`: is told what the fit is at.
     """
+    tell("router: reading texts")
     reading, vectors = read_log_texts(training, catalogue, training.tools)
     members: dict[str, list[int]] = {}
     for row, group in enumerate(training.groups):
@@ -157,6 +160,7 @@ def fit_policy(
         value = float(np.nanmean(value)) if (held_out >= 0).any() else 0.0
         row = {"lam": float(found.stats["lam"]), "validation": value}
         row |= {"support": int(found.value.support.size)}
+        tell(f"router: {row['support']} tools, validation {value:.3f}")
         tried.append(row | {"steps": int(found.stats["num_steps"])})
         return value
 
