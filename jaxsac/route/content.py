@@ -104,7 +104,9 @@ def unpack(arrays: Mapping[str, np.ndarray], given: dict[str, Any]) -> Content:
         index("names", len(names), counts[0]),
         index("taught", len(names), counts[0]),
         (index("records.0", records, counts[0]), index("records.1", records, counts[1])),
-        *(arrays[name].astype(np.int64) for name in ("first", "used", "anchors")),
+        arrays["first"].astype(np.int64),
+        arrays["used"].astype(np.int64),
+        arrays["anchors"].astype(np.int64),
         _embedded(arrays, len(names), records),
     )
     if given["channels"] != list(reading.channel_names):

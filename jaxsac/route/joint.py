@@ -101,7 +101,7 @@ def fit_policy(
     keep: int | None = None,
     family_share: float = 0.0,
     seed: int = 0,
-    tell: Callable[[str], None] = str,
+    tell: Callable[[str], Any] = str,
 ) -> JointFit:
     """The fit on training records of texts over all tools of `catalogue`.
 

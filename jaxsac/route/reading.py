@@ -87,7 +87,7 @@ class Reading(NamedTuple):
         kinds = 0, 1, 0, 1, 0, 0
         for first in range(0, len(texts), _BLOCK):
             block = texts[first : first + _BLOCK]
-            words_and_pieces = [[one[kind] for one in block] for kind in (0, 1)]
+            words_and_pieces = [one.words for one in block], [one.pieces for one in block]
             pairs = zip(indices, kinds, strict=True)
             *found, taught = [index.cosines(words_and_pieces[kind]) for index, kind in pairs]
             near, about = found[:2], found[2:]
