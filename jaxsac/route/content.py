@@ -51,6 +51,7 @@ def pack(content: Content) -> tuple[Mapping[str, np.ndarray], dict[str, Any]]:
         "costs": np.asarray(content.costs, float),
         "first": _smallest(reading.first),
         "used": _smallest(reading.used),
+        "worth": reading.worth,
         "anchors": _smallest(reading.anchors),
     }
     arrays |= {f"terms.{n}": one.weight for n, one in enumerate(reading.vocabularies)}
@@ -106,6 +107,7 @@ def unpack(arrays: Mapping[str, np.ndarray], given: dict[str, Any]) -> Content:
         (index("records.0", records, counts[0]), index("records.1", records, counts[1])),
         arrays["first"].astype(np.int64),
         arrays["used"].astype(np.int64),
+        arrays["worth"],
         arrays["anchors"].astype(np.int64),
         _embedded(arrays, len(names), records),
     )
@@ -119,6 +121,8 @@ def unpack(arrays: Mapping[str, np.ndarray], given: dict[str, Any]) -> Content:
         raise ValueError("weights, costs and names are not of equal number")
     if not all(np.isfinite(np.asarray(part)).all() for part in weights):
         raise ValueError("weights are not finite")
+    if reading.worth.shape != (records,) or not np.isfinite(reading.worth).all():
+        raise ValueError(f"its records' worth is not {records} numbers")
     anchors, shape = reading.anchors, (weights.tools.size, reading.anchors.size)
     if anchors.size and not 0 <= anchors.min() <= anchors.max() < records:
         raise ValueError(f"anchors are no positions of {records} records")

@@ -121,6 +121,7 @@ class Router:
             tuple(index_of([], count) for count in counts),  # pyright: ignore[reportArgumentType]
             np.zeros(1, int),
             np.zeros(0, np.int32),
+            np.zeros(0, np.float32),
             np.zeros(0, int),
             fit_embedded(np.zeros((0, 0)), _embeddings(known, about, embed)),
         )

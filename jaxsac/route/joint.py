@@ -13,10 +13,10 @@ from jaxsac.route import evaluate, outcomes, split
 from jaxsac.route.content import Content, Weights
 from jaxsac.route.deployed import Router
 from jaxsac.route.embeddings import fit_embedded
-from jaxsac.route.fold import families_of
+from jaxsac.route.fold import families_of, worth_of
 from jaxsac.route.log_file import RouteLog, Tool
 from jaxsac.route.reading import Reading, Vectors
-from jaxsac.route.regression import fit_regression, out_of_fold, uses
+from jaxsac.route.regression import fit_regression, out_of_fold, uses, weighed
 from jaxsac.route.sparse import best_within
 from jaxsac.route.texts import fit_vocabulary, index_of, matrix_of_vectors
 from jaxsac.solution import Solution, Status
@@ -62,14 +62,17 @@ def read_log_texts(
     used = [position[name] for tools_of in training.sets for name in tools_of]
     anchors = np.random.default_rng(0).permutation(len(texts))[:_ANCHORS]
     first, used = np.cumsum([0, *map(len, training.sets)]), np.array(used, np.int32)
+    worth = np.asarray(worth_of(training.utilities), np.float32)
+    rows = matrix_of_vectors(vectors[0], counts[0]), uses(first, used, len(names))
     reading = Reading(
         vocabularies,  # pyright: ignore[reportArgumentType]
         tuple(map(index_of, tool_vectors, counts)),  # pyright: ignore[reportArgumentType]
         index_of(name_vectors, counts[0]),
-        fit_regression(matrix_of_vectors(vectors[0], counts[0]), uses(first, used, len(names))),
+        fit_regression(*(weighed(one, worth) for one in rows)),
         tuple(map(index_of, vectors, counts)),  # pyright: ignore[reportArgumentType]
         first,
         used,
+        worth,
         np.sort(anchors),
     )
     if training.embeddings is not None:
@@ -125,7 +128,7 @@ def fit_policy(
     fold = np.array([fold_of[group] for group in training.groups])
     words = matrix_of_vectors([one.words for one in vectors], reading.taught.start.size - 1)
     used = uses(reading.first, reading.used, len(catalogue))
-    values[:, reading.kinds + 1] = out_of_fold(words, used, fold)
+    values[:, reading.kinds + 1] = out_of_fold(words, used, reading.worth, fold)
     contexts = similar @ directions
     position = {name: number for number, name in enumerate(catalogue)}
     exactly = all(len(tools) == budget for tools in training.sets)

@@ -33,6 +33,7 @@ class Reading(NamedTuple):
     * `taught`: the words that speak for a tool, as the log taught them (`fit_regression`).
     * `records`: the records' contexts by either.
     * `first` [T + 1], `used` [E]: the tools of record t are used[first[t] : first[t + 1]].
+    * `worth` [T]: how much each record counts, of mean 1.
     * `anchors`: the records whose similarities say what the channels do not, int [m].
     * `embedded`: how they look at a text's embedding; None where nothing is embedded.
     """
@@ -44,6 +45,7 @@ class Reading(NamedTuple):
     records: tuple[Index, Index]
     first: np.ndarray
     used: np.ndarray
+    worth: np.ndarray
     anchors: np.ndarray
     embedded: Embedded | None = None
 
@@ -107,10 +109,11 @@ class Reading(NamedTuple):
         return best, near[best] ** _POWER
 
     def used_near(self, near: np.ndarray) -> np.ndarray:
-        """Σ cosine³ over the nearest records that use each tool, [M], from one kind of cosines with
-        all of them.
+        """Σ worth · cosine³ over the nearest records that use each tool, [M], from one kind of
+        cosines with all of them.
         """
         best, weights = self.nearest(near)
+        weights = weights * self.worth[best]
         counts = self.first[best + 1] - self.first[best]
         offset = np.repeat(self.first[best] - np.cumsum(counts) + counts, counts)
         entry = offset + np.arange(int(counts.sum()))

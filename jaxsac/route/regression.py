@@ -43,14 +43,24 @@ def fit_regression(rows: Any, used: Any) -> Index:
     return Index.of(whole.indptr, whole.indices, rounded(whole.data), whole.shape[1])
 
 
-def out_of_fold(rows: Any, used: Any, fold: np.ndarray) -> np.ndarray:
-    """What the regression on the records of other folds says of every record, [T, M]."""
+def out_of_fold(rows: Any, used: Any, worth: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """What the regression on the records of other folds, of their worth [T], says of every record,
+    [T, M].
+    """
+    known, used = weighed(rows, worth), weighed(used, worth)
     found = np.zeros(used.shape, np.float32)
     for number in np.unique(fold):
         own = fold == number
-        others = fit_regression(rows[~own], used[~own])
+        others = fit_regression(known[~own], used[~own])
         found[own] = (rows[own] @ others.matrix()).toarray()
     return found
+
+
+def weighed(rows: Any, worth: np.ndarray) -> Any:
+    """Sparse [T, n], by the roots of the records' worth: what makes the squares count so."""
+    import scipy.sparse
+
+    return (scipy.sparse.diags(np.sqrt(worth)) @ rows).astype(np.float32).tocsr()
 
 
 def uses(first: np.ndarray, used: np.ndarray, tools: int) -> Any:

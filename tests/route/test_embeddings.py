@@ -44,7 +44,10 @@ def test_channels_against_loops():
     records, tools = GENERATOR.normal(size=(30, 5)), GENERATOR.normal(size=(4, 5))
     known = [*map(tuple, tools[:3]), ()]
     sets = [(NAMES[n % 4],) if n % 3 else (NAMES[0], NAMES[n % 4 or 1]) for n in range(30)]
-    training = RouteLog(["a b"] * 30, sets, np.ones(30), ["g"] * 30, {}, {}, embeddings=records)
+    utilities = GENERATOR.normal(size=30)
+    training = RouteLog(["a b"] * 30, sets, utilities, ["g"] * 30, {}, {}, embeddings=records)
+    worth = np.exp((utilities - utilities.mean()) / utilities.std())
+    worth /= worth.mean()
     described = {name: Tool(embedding=one) for name, one in zip(NAMES, known, strict=True)}
     reading, vectors = joint.read_log_texts(training, NAMES, described)
 
@@ -61,7 +64,8 @@ def test_channels_against_loops():
         near = [0.0 if n in left_out else query @ unit(records[n]) for n in range(30)]
         best = sorted(range(30), key=lambda n: -near[n])[:NEIGHBOURS]
         used = [
-            sum(near[n] ** 3 for n in best if near[n] > 0 and name in sets[n]) for name in NAMES
+            sum(worth[n] * near[n] ** 3 for n in best if near[n] > 0 and name in sets[n])
+            for name in NAMES
         ]
         # vectors are half precision
         np.testing.assert_allclose(found["tool embedding"], about, atol=4e-3)
