@@ -54,8 +54,9 @@ class Router:
     """Chooses tools for a text: `router("plot a histogram", top=5)`.
 
     Made by `Router.load`, from the folder that `jaxsac route --out` wrote, or by
-    `Router.from_tools`, from descriptions alone. A call takes numpy and nothing else, but for the
-    user's encoder `embed` where the router reads embeddings and none is given.
+    `Router.from_tools`, from descriptions alone. A call takes numpy and nothing else (for several
+    texts scipy's sparse products), but for the user's encoder `embed` where the router reads
+    embeddings and none is given.
     """
 
     @arguments(on_host=True, content=record(Content), embed=function("texts -> array [n, d]"))
