@@ -81,8 +81,8 @@ def run(options: Options) -> Report:
 
 
 def _logs(options: Options, folder: pathlib.Path) -> Report:
-    """Every log.jsonl of a folder and of those in it, in five folds by group."""
-    paths = sorted(folder.glob("log.jsonl")) + sorted(folder.glob("*/log.jsonl"))
+    """Every log.jsonl of a folder and of those in it, packed or not, in five folds by group."""
+    paths = sorted(folder.glob("log.jsonl*")) + sorted(folder.glob("*/log.jsonl*"))
     tables, figures = {}, []
     for path in paths:
         log, name = log_file.read_log(path), path.parent.name

@@ -49,16 +49,18 @@ def pack(content: Content) -> tuple[Mapping[str, np.ndarray], dict[str, Any]]:
     arrays: dict[str, np.ndarray] = {
         **{f"weights.{name}": np.asarray(value) for name, value in weights._asdict().items()},
         "costs": np.asarray(content.costs, float),
-        "first": reading.first,
-        "used": reading.used,
-        "anchors": reading.anchors,
+        "first": _smallest(reading.first),
+        "used": _smallest(reading.used),
+        "worth": reading.worth,
+        "anchors": _smallest(reading.anchors),
     }
     arrays |= {f"terms.{n}": one.weight for n, one in enumerate(reading.vocabularies)}
     indices = {"tools.0": reading.tools[0], "tools.1": reading.tools[1], "names": reading.names}
     indices |= {"taught": reading.taught}
     indices |= {f"records.{n}": one for n, one in enumerate(reading.records)}
     for label, index in indices.items():
-        arrays |= {f"{label}.{name}": getattr(index, name) for name in ("start", "row", "value")}
+        arrays |= {f"{label}.{name}": _smallest(getattr(index, name)) for name in ("start", "row")}
+        arrays[f"{label}.value"] = index.value.astype(np.float16)
     metadata = {
         "names": content.names,
         "terms": [list(one.number) for one in reading.vocabularies],
@@ -85,6 +87,7 @@ def unpack(arrays: Mapping[str, np.ndarray], given: dict[str, Any]) -> Content:
 
     def index(label: str, size: int, count: int) -> Index:
         start, row, value = (arrays[f"{label}.{name}"] for name in ("start", "row", "value"))
+        start, row = start.astype(np.int64), row.astype(np.int32)
         fits = start.shape == (count + 1,) and row.shape == value.shape == (start[-1],)
         fits = fits and (np.diff(start) >= 0).all() and start[0] == 0
         if not fits or (row.size and not 0 <= row.min() <= row.max() < size):
@@ -102,9 +105,10 @@ def unpack(arrays: Mapping[str, np.ndarray], given: dict[str, Any]) -> Content:
         index("names", len(names), counts[0]),
         index("taught", len(names), counts[0]),
         (index("records.0", records, counts[0]), index("records.1", records, counts[1])),
-        arrays["first"],
-        arrays["used"],
-        arrays["anchors"],
+        arrays["first"].astype(np.int64),
+        arrays["used"].astype(np.int64),
+        arrays["worth"],
+        arrays["anchors"].astype(np.int64),
         _embedded(arrays, len(names), records),
     )
     if given["channels"] != list(reading.channel_names):
@@ -117,6 +121,8 @@ def unpack(arrays: Mapping[str, np.ndarray], given: dict[str, Any]) -> Content:
         raise ValueError("weights, costs and names are not of equal number")
     if not all(np.isfinite(np.asarray(part)).all() for part in weights):
         raise ValueError("weights are not finite")
+    if reading.worth.shape != (records,) or not np.isfinite(reading.worth).all():
+        raise ValueError(f"its records' worth is not {records} numbers")
     anchors, shape = reading.anchors, (weights.tools.size, reading.anchors.size)
     if anchors.size and not 0 <= anchors.min() <= anchors.max() < records:
         raise ValueError(f"anchors are no positions of {records} records")
@@ -126,6 +132,11 @@ def unpack(arrays: Mapping[str, np.ndarray], given: dict[str, Any]) -> Content:
     if reference is not None and reference.shape != (3, 3):
         raise ValueError("what it was held to is incomplete")
     return Content(names, arrays["costs"].tolist(), reading, weights, reference)
+
+
+def _smallest(numbers: np.ndarray) -> np.ndarray:
+    """Whole numbers ≥ 0 in the fewest bytes that hold them."""
+    return numbers.astype(np.min_scalar_type(int(numbers.max(initial=0))))
 
 
 def _embedded(arrays: Mapping[str, np.ndarray], tools: int, records: int) -> Embedded | None:

@@ -54,8 +54,9 @@ class Router:
     """Chooses tools for a text: `router("plot a histogram", top=5)`.
 
     Made by `Router.load`, from the folder that `jaxsac route --out` wrote, or by
-    `Router.from_tools`, from descriptions alone. A call takes numpy and nothing else, but for the
-    user's encoder `embed` where the router reads embeddings and none is given.
+    `Router.from_tools`, from descriptions alone. A call takes numpy and nothing else (for several
+    texts scipy's sparse products), but for the user's encoder `embed` where the router reads
+    embeddings and none is given.
     """
 
     @arguments(on_host=True, content=record(Content), embed=function("texts -> array [n, d]"))
@@ -121,6 +122,7 @@ class Router:
             tuple(index_of([], count) for count in counts),  # pyright: ignore[reportArgumentType]
             np.zeros(1, int),
             np.zeros(0, np.int32),
+            np.zeros(0, np.float32),
             np.zeros(0, int),
             fit_embedded(np.zeros((0, 0)), _embeddings(known, about, embed)),
         )
@@ -167,23 +169,28 @@ class Router:
         Raises: ValueError for unknown names, a text without characters, numbers out of range, an
         embedding that is needed and not there, or there and not needed.
         """
-        if not isinstance(text, str):
-            _checks.require(np.iterable(text), f"text must be a text or several, got {text!r}.")
-            given: dict[str, Any] = {"top": top, "at_least": at_least, "always": always}
-            given |= {"available": available, "cost_limit": cost_limit}
-            texts = list(text)
-            embeddings = self._embeddings(texts, embedding)
-            pairs = zip(texts, embeddings, strict=True)
-            return [self(one, **given, embedding=own) for one, own in pairs]
-        _checks.require(bool(text.strip()), "text is empty: there is nothing to route.")
+        alone = isinstance(text, str)
+        _checks.require(np.iterable(text), f"text must be a text or several, got {text!r}.")
+        texts = [text] if alone else list(text)
+        embeddings = self._embeddings(texts, embedding, alone)
+        _checks.require(all(map(str.strip, texts)), "text is empty: there is nothing to route.")
         top = self._count(top)
         _checks.require(0 <= at_least <= 1, f"at_least must be in [0, 1], got {at_least}.")
         limit = np.inf if cost_limit is None else cost_limit
         _checks.require(limit >= 0, f"cost_limit must be ≥ 0, got {cost_limit}.")
         must = self._numbers("always", always)
-        scores = self._masked(self.scores(text, embedding=embedding), available, must)
+        given = top, at_least, limit, must
+        answers = [
+            self._choose(self._masked(parts[0], available, must), *given)
+            for parts in self._parts(texts, embeddings)
+        ]
+        return answers[0] if alone else answers
+
+    def _choose(
+        self, scores: np.ndarray, top: int, at_least: float, limit: float, must: np.ndarray
+    ) -> list[Choice]:
         count = max(min(top, int(np.isfinite(scores).sum())), must.size)
-        rest = _best(scores, scores.size if cost_limit is not None else count + must.size)
+        rest = _best(scores, scores.size if limit < np.inf else count + must.size)
         rest = rest[~np.isin(rest, must)] if must.size else rest
         probability = self._probability(scores, np.concatenate([must, rest[:count]]))
         chosen, spent = list(must), float(self.costs[must].sum())
@@ -206,13 +213,13 @@ class Router:
 
     def scores(self, text: str, *, embedding: Any = None) -> np.ndarray:
         """z [M] of all tools, in the order of `names`, in nats; `embedding` as in a call."""
-        return self._parts(text, embedding)[0]
+        return self._parts_of_one(text, embedding)[0]
 
     def explain(
         self, text: str, *, top: int | None = None, embedding: Any = None
     ) -> list[Explanation]:
         """What the best tools' scores are made of: which channel spoke, which past records."""
-        scores, channels, learnt, near = self._parts(text, embedding)
+        scores, channels, learnt, near = self._parts_of_one(text, embedding)
         count = self._count(top)
         weight: dict[int, float] = {}
         for records, values in map(self.reading.nearest, near):
@@ -256,9 +263,9 @@ class Router:
             len(texts) == len(tools) >= 2,
             f"monitor needs two records or more, got {len(texts)} texts and {len(tools)} sets.",
         )
-        return monitoring.compare(
-            np.asarray(reference), monitoring.seen(self, texts, tools, embedding)
-        )
+        answers = self(list(texts), embedding=embedding)
+        seen = monitoring.seen(self, texts, tools, answers)
+        return monitoring.compare(np.asarray(reference), seen)
 
     def explore(
         self,
@@ -281,7 +288,7 @@ class Router:
         """
         _checks.require(0 <= rate <= 1, f"rate must be in [0, 1], got {rate}.")
         seed = size().take("seed", seed)
-        (embedding,) = self._embeddings([text], None if embedding is None else [embedding])
+        (embedding,) = self._embeddings([text], embedding, alone=True)
         scores = self._masked(self.scores(text, embedding=embedding), available)
         answer = self(text, available=available, embedding=embedding)
         best = self._numbers("best", [one.tool for one in answer])
@@ -297,10 +304,14 @@ class Router:
         masked[possible] = scores[possible]
         return masked
 
-    def _embeddings(self, texts: list[str], given: Any) -> Any:
-        """Of each text: what is given, or what the encoder makes of it, or None."""
+    def _embeddings(self, texts: list[str], given: Any, alone: bool) -> Any:
+        """Of each text: what is given (for one that is `alone`, its own), or what the encoder makes
+        of it, or None.
+        """
         for text in texts:
             _checks.require(isinstance(text, str), f"text must be a text, got {text!r}.")
+        if given is not None and alone:
+            return [given]
         if given is None and self.embed is not None and self.reading.embedded is not None:
             given = self.embed(texts) if texts else None
         if given is None:
@@ -312,18 +323,19 @@ class Router:
         )
         return given
 
-    def _parts(self, text: str, embedding: Any):
-        """Scores [M], nats by channel [C, M], nats learnt beside them [M], and the cosines with all
-        records.
+    def _parts(self, texts: list[str], embeddings: Any):
+        """Of each text: scores [M], nats by channel [C, M], nats learnt beside them [M], and the
+        cosines with all records.
         """
-        if embedding is None:
-            (embedding,) = self._embeddings([text], None)
-        vectors = self.reading.vectors(text, embedding)
-        near = self.reading.near(vectors)
-        channels = self.reading.channels(self.reading.about(vectors), near) * self._strength
-        learnt = np.zeros(len(self.names))
-        learnt[self.weights.tools] = self._coef @ self.reading.similarities(near)
-        return channels.sum(0) + learnt + self.weights.intercept, channels, learnt, near
+        pairs = zip(texts, embeddings, strict=True)
+        for about, near in self.reading.cosines([self.reading.vectors(*one) for one in pairs]):
+            channels = self.reading.channels(about, near) * self._strength
+            learnt = np.zeros(len(self.names))
+            learnt[self.weights.tools] = self._coef @ self.reading.similarities(near)
+            yield channels.sum(0) + learnt + self.weights.intercept, channels, learnt, near
+
+    def _parts_of_one(self, text: str, embedding: Any):
+        return next(self._parts([text], self._embeddings([text], embedding, alone=True)))
 
     def _probability(self, scores: np.ndarray, numbers: np.ndarray) -> dict[int, float]:
         """That these tools are used, calibrated."""

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxsac import _checks
+from jaxsac.route.texts import rounded
 from jaxsac.route.tool_file import LogError
 
 
@@ -75,4 +76,4 @@ def _units(rows: np.ndarray, centre: np.ndarray) -> np.ndarray:
     largest = np.abs(rows).max(axis=1, keepdims=True, initial=0)
     rows = rows / np.where(largest > 0, largest, 1)
     length = np.linalg.norm(rows, axis=1, keepdims=True)
-    return (rows / np.where(length > 0, length, 1)).astype(np.float16).astype(np.float32)
+    return rounded(rows / np.where(length > 0, length, 1))

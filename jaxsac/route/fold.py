@@ -72,7 +72,7 @@ class Fold(NamedTuple):
     @property
     def weights(self) -> np.ndarray:
         """How much each record counts by its utility, of mean 1, [T]."""
-        return _weights(self.utilities)
+        return worth_of(self.utilities)
 
     def beyond(self, budget: int) -> int:
         """One more where every record is full: the likelihood of sets within the budget has no
@@ -117,7 +117,8 @@ def make_fold(
     return fold
 
 
-def _weights(utilities: np.ndarray) -> np.ndarray:
+def worth_of(utilities: np.ndarray) -> np.ndarray:
+    """How much records count by their utility, of mean 1, [n]."""
     return sample_weight(control.Log((), (), utilities), "advantage", None, 10.0)
 
 
@@ -146,7 +147,7 @@ def _judged(
         )
     part = part.take(np.flatnonzero(used))
     features_of = transform(features, part.contexts)
-    columns = actions[used], part.groups, part.contexts, _weights(part.utilities), part.embeddings
+    columns = actions[used], part.groups, part.contexts, worth_of(part.utilities), part.embeddings
     return Judged(features_of, *columns)
 
 

@@ -17,7 +17,7 @@ from jaxsac.route import baselines, deployed as agents, evaluate, joint, outcome
 from jaxsac.route.features import NumberFeatures, fit_features
 from jaxsac.route.fold import Fold, make_fold
 from jaxsac.route.log_file import LogError, RouteLog, Tool, log_hash
-from jaxsac.route.progress import bar, clock
+from jaxsac.route.progress import Stages, bar
 from jaxsac.route.ridge import RidgeFit, fit_ridge, tune_ridge
 from jaxsac.route.router import Router
 from jaxsac.route.sparse import SparseFit, fit_sparse
@@ -129,22 +129,28 @@ def run(log: RouteLog, options: Options | None = None, *, progress: bool = False
         raise LogError(f"every record uses more than --budget {budget} tools: raise it.")
     parts = split.split(chose := split.with_choice(within))
     job = _Job(log, parts, split.catalogue(parts.training), budget, options)
-    times: dict[str, float] = {}
-    curve, fold, found = _train_all(job, times, progress)
+    smaller = split.nested_subsets(len(parts.training.sets), options.curve, options.seed)[:-1]
+    about = {
+        "hash": log_hash(log),
+        "records": len(log.sets),
+        "tools": names.size,
+        "tools_used_once": int((uses == 1).sum()),
+        "budget": budget,
+        "longer_records_dropped": len(log.sets) - len(within.sets),
+        "records_without_choice_dropped": len(within.sets) - len(chose.sets),
+        "described": sum(bool(tool.description) for tool in log.tools.values()),
+    }
+    count = 5 + 2 * texts + len(smaller) + options.diagnose
+    with bar(count, "stages", shown=progress) as shown:
+        return _learn(job, log.notes | about, Stages({}, shown))
+
+
+def _learn(job: _Job, about: dict[str, Any], stages: Stages) -> Result:
+    log, parts, _, budget, options = job
+    curve, fold, found = _train_all(job, stages)
     seen, test_uses = set(job.catalogue), [name for tools in parts.test.sets for name in tools]
     summary = {
-        "log": log.notes
-        | {
-            "hash": log_hash(log),
-            "records": len(log.sets),
-            "tools": names.size,
-            "tools_used_once": int((uses == 1).sum()),
-            "budget": budget,
-            "longer_records_dropped": len(log.sets) - len(within.sets),
-            "records_without_choice_dropped": len(within.sets) - len(chose.sets),
-            "objective": fold.objective,
-            "described": sum(bool(tool.description) for tool in log.tools.values()),
-        },
+        "log": about | {"objective": fold.objective},
         "split": {name: len(part.sets) for name, part in parts._asdict().items()}
         | {f"{name}_groups": len(set(part.groups)) for name, part in parts._asdict().items()}
         | {
@@ -157,14 +163,15 @@ def run(log: RouteLog, options: Options | None = None, *, progress: bool = False
         "certificate": found.certificate,
         "result": curve[-1],
         "learning_curve": curve,
-        "seconds": times,
+        "seconds": stages.seconds,
     }
     if isinstance(found, joint.JointFit):
-        with clock(times, "router"):
+        with stages.clock("router"):
             router = joint.deployed(found, parts.validation, log.tools)
-            judged = outcomes.judge(router, parts.validation, parts.test)
+            answers = outcomes.answers(router, parts.test)
+            judged = outcomes.judge(router, parts.validation, parts.test, answers)
             summary["router"] = joint.summary(found) | judged
-            router = outcomes.held_to(router, parts.test)
+            router = outcomes.held_to(router, parts.test, answers)
             summary["router"]["value"] = joint.value(found, parts.test)
     else:
         pruned = found.policy.pruned()
@@ -175,7 +182,7 @@ def run(log: RouteLog, options: Options | None = None, *, progress: bool = False
         router = Router(kept, fold.features, pruned, costs)
     diagnosis = None
     if options.diagnose:
-        with clock(times, "diagnosis"):
+        with stages.clock("diagnosis"):
             sparse = (
                 found if isinstance(found, SparseFit) else _sparse_policy(fold, budget, options)
             )
@@ -221,7 +228,7 @@ def kept_tools(
 
 
 def _train_all(
-    job: _Job, times: dict[str, float], progress: bool
+    job: _Job, stages: Stages
 ) -> tuple[list[dict[str, Any]], Fold, SparseFit | joint.JointFit]:
     """The learning curve's points, and what the router is made of, which is learned on all training
     records.
@@ -239,16 +246,13 @@ def _train_all(
     with contextlib.ExitStack() as stack:
         # Threads that wait for a busy core spin: two processes were 20 times slower.
         stack.enter_context(threadpoolctl.threadpool_limits(1, "blas"))
-        shown = stack.enter_context(bar(len(smaller) + 1, "training sets", shown=progress))
         pool = stack.enter_context(_second_process()) if beside else None
         waiting = [pool.submit(_train_smaller, job, subset) for subset in smaller] if pool else []
-        point, fold, found = _train(job, whole, times)
-        shown.update()
+        point, fold, found = _train(job, whole, stages)
         points = []
         for number, subset in enumerate(smaller):
-            with clock(times, "smaller training sets"):
+            with stages.clock("smaller training sets"):
                 points.append(waiting[number].result() if pool else _train_smaller(job, subset))
-            shown.update()
     return [*points, point], fold, found
 
 
@@ -266,31 +270,31 @@ def _start_process(x64: bool) -> None:
 
 
 def _train_smaller(job: _Job, subset: np.ndarray) -> dict[str, Any]:
-    return _train(job, subset, {})[0]
+    return _train(job, subset, Stages({}, bar(0, "", shown=False)))[0]
 
 
 def _train(
-    job: _Job, subset: np.ndarray, times: dict[str, float]
+    job: _Job, subset: np.ndarray, stages: Stages
 ) -> tuple[dict[str, Any], Fold, SparseFit | joint.JointFit]:
     """All methods on the training records `subset`, judged: a point of the learning curve, and what
     the router is made of.
     """
     log, parts, catalogue, budget, options = job
     training = parts.training.take(subset)
-    with clock(times, "features"):
+    with stages.clock("features"):
         features = fit_features(training.contexts, options.size)
         fold = make_fold(parts, training, catalogue, features, budget)
-    methods, tuning = _baselines(fold, budget, times)
+    methods, tuning = _baselines(fold, budget, stages)
     if isinstance(fold.contexts, list):
         if len(subset) == len(parts.training.sets):
-            with clock(times, "retrieval"):
+            with stages.clock("retrieval"):
                 descriptions = [log.tools.get(name, Tool()).description for name in fold.names]
                 popularity = methods["popularity"]
                 retrieval, tuning["retrieval"] = baselines.tuned_retrieval(
                     fold, descriptions, popularity, budget
                 )
             methods |= retrieval
-        with clock(times, "router"):
+        with stages.clock("router"):
             names = [*fold.names, *sorted(log.names() - set(fold.names))]
             found = joint.fit_policy(
                 training,
@@ -302,15 +306,16 @@ def _train(
                 keep=options.keep,
                 family_share=options.family_share,
                 seed=options.seed,
+                tell=stages.tell,
             )
             scores = joint.scores(found, fold.test.contexts, fold.test.embeddings)
         router, tuning["kept"] = scores[:, : len(fold.names)], int(found.policy.support.size)
     else:
-        with clock(times, "router"):
+        with stages.clock("router"):
             found = _sparse_policy(fold, budget, options)
         router, tuning["kept"] = found.scores, int(found.policy.kept.size)
     tuning["router"] = found.tried
-    with clock(times, "evaluation"):
+    with stages.clock("evaluation"):
         judged = _judge(fold, {"router": router} | methods, budget)
     point = {"records": len(subset), "tools": len(fold.names)} | judged | {"tuning": tuning}
     return point, fold, found
@@ -322,19 +327,17 @@ def _task(fold: Fold, budget: int, options: Options) -> control.Task:
     return control.Task(log, len(fold.names), fold.beyond(budget), fold.objective, **families)
 
 
-def _baselines(
-    fold: Fold, budget: int, times: dict[str, float]
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def _baselines(fold: Fold, budget: int, stages: Stages) -> tuple[dict[str, Any], dict[str, Any]]:
     """Popularity, and the dense policy tuned by the validation records' log-likelihood."""
     budget = fold.beyond(budget)
     data = fold.rows, fold.actions, len(fold.names), budget
-    with clock(times, "popularity"):
+    with stages.clock("popularity"):
         popularity = baselines.fit_popularity(*data, fold.weights)
 
     def fit(ridge: float, start: RidgeFit | None) -> RidgeFit:
         return fit_ridge(*data, ridge, start=start or popularity, weights=fold.weights)
 
-    with clock(times, "dense policy"):
+    with stages.clock("dense policy"):
         quality = functools.partial(fold.quality, budget)
         dense, tried = tune_ridge(fit, quality, first=_RIDGE)
     return {"dense": dense, "popularity": popularity}, {"dense": tried}

@@ -2,7 +2,7 @@
 penalty chosen on validation records.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,18 +13,12 @@ from jaxsac.route import evaluate, outcomes, split
 from jaxsac.route.content import Content, Weights
 from jaxsac.route.deployed import Router
 from jaxsac.route.embeddings import fit_embedded
-from jaxsac.route.fold import families_of
+from jaxsac.route.fold import families_of, worth_of
 from jaxsac.route.log_file import RouteLog, Tool
 from jaxsac.route.reading import Reading, Vectors
-from jaxsac.route.regression import (
-    fit_regression,
-    matrix_of_index,
-    matrix_of_vectors,
-    out_of_fold,
-    uses,
-)
+from jaxsac.route.regression import fit_regression, out_of_fold, uses, weighed
 from jaxsac.route.sparse import best_within
-from jaxsac.route.texts import fit_vocabulary, index_of
+from jaxsac.route.texts import fit_vocabulary, index_of, matrix_of_vectors
 from jaxsac.solution import Solution, Status
 
 # Of the penalty on norms, that on half their squares. It shrinks little more, and the duality gap,
@@ -35,7 +29,6 @@ _FOLDS = 5
 _TOLERANCE = 1e-2  # of the chosen fit
 _PATH_TOLERANCE = 5e-2  # of those it is chosen from
 _PATH_RECORDS = 2048  # at most, in those
-_BLOCK = 256  # texts whose similarities are computed at a time
 _ANCHORS = 2048  # records at most whose similarities are the features
 _LENGTH = 4.0  # of a vector of features, nearly
 _WEAK = 1e-3  # of the largest possible similarity: directions of less are left out
@@ -69,14 +62,17 @@ def read_log_texts(
     used = [position[name] for tools_of in training.sets for name in tools_of]
     anchors = np.random.default_rng(0).permutation(len(texts))[:_ANCHORS]
     first, used = np.cumsum([0, *map(len, training.sets)]), np.array(used, np.int32)
+    worth = np.asarray(worth_of(training.utilities), np.float32)
+    rows = matrix_of_vectors(vectors[0], counts[0]), uses(first, used, len(names))
     reading = Reading(
         vocabularies,  # pyright: ignore[reportArgumentType]
         tuple(map(index_of, tool_vectors, counts)),  # pyright: ignore[reportArgumentType]
         index_of(name_vectors, counts[0]),
-        fit_regression(matrix_of_vectors(vectors[0], counts[0]), uses(first, used, len(names))),
+        fit_regression(*(weighed(one, worth) for one in rows)),
         tuple(map(index_of, vectors, counts)),  # pyright: ignore[reportArgumentType]
         first,
         used,
+        worth,
         np.sort(anchors),
     )
     if training.embeddings is not None:
@@ -108,6 +104,7 @@ def fit_policy(
     keep: int | None = None,
     family_share: float = 0.0,
     seed: int = 0,
+    tell: Callable[[str], Any] = str,
 ) -> JointFit:
     """The fit on training records of texts over all tools of `catalogue`.
 
@@ -116,7 +113,9 @@ def fit_policy(
     * `keep`: where validation leaves more tools with θ, the best penalty that leaves 1 to so many
       (`best_within`); None: no bound.
     * `family_share`: of the penalty, on the families of the tools.
+    * `tell`: is told what the fit is at.
     """
+    tell("router: reading texts")
     reading, vectors = read_log_texts(training, catalogue, training.tools)
     members: dict[str, list[int]] = {}
     for row, group in enumerate(training.groups):
@@ -129,7 +128,7 @@ def fit_policy(
     fold = np.array([fold_of[group] for group in training.groups])
     words = matrix_of_vectors([one.words for one in vectors], reading.taught.start.size - 1)
     used = uses(reading.first, reading.used, len(catalogue))
-    values[:, reading.kinds + 1] = out_of_fold(words, used, fold)
+    values[:, reading.kinds + 1] = out_of_fold(words, used, reading.worth, fold)
     contexts = similar @ directions
     position = {name: number for number, name in enumerate(catalogue)}
     exactly = all(len(tools) == budget for tools in training.sets)
@@ -164,6 +163,7 @@ def fit_policy(
         value = float(np.nanmean(value)) if (held_out >= 0).any() else 0.0
         row = {"lam": float(found.stats["lam"]), "validation": value}
         row |= {"support": int(found.value.support.size)}
+        tell(f"router: {row['support']} tools, validation {value:.3f}")
         tried.append(row | {"steps": int(found.stats["num_steps"])})
         return value
 
@@ -224,30 +224,15 @@ def _look(
     reading: Reading, vectors: list[Vectors], left_out: list[np.ndarray] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Similarities of n texts to the anchors [n, m], and their channels [n, C, M], for which the
-    records `left_out` of a text do not count: cosines by sparse products, which take a third of
-    the time of the text by text.
+    records `left_out` of a text do not count.
     """
-    indices = (*reading.records, *reading.tools, reading.names, reading.taught)
     similar = np.zeros((len(vectors), reading.anchors.size), np.float32)
-    count, embedded = len(reading.channel_names), reading.embedded
-    found = np.zeros((len(vectors), count, reading.names.size), np.float32)
-    terms = [one.start.size - 1 for one in reading.records]
-    matrices = [matrix_of_index(one) for one in indices]
-    for first in range(0, len(vectors), _BLOCK):
-        block = vectors[first : first + _BLOCK]
-        rows = [matrix_of_vectors([one[:2][k] for one in block], terms[k]) for k in (0, 1)]
-        kinds = zip((0, 1, 0, 1, 0, 0), matrices, strict=True)
-        *cosines, taught = [(rows[kind] @ matrix).toarray() for kind, matrix in kinds]
-        near, about = cosines[:2], cosines[2:]
-        if embedded is not None:
-            own = np.stack([one.embedding for one in block])  # pyright: ignore[reportArgumentType]
-            near, about = [*near, own @ embedded.records.T], [*about, own @ embedded.tools.T]
-        near, about = np.stack(near), np.stack([*about, taught])
-        similar[first : first + _BLOCK] = reading.similarities(near)
-        for row in range(len(block)):
-            if left_out is not None:
-                near[:, row, left_out[first + row]] = 0
-            found[first + row] = reading.channels(about[:, row], near[:, row])
+    found = np.zeros((len(vectors), len(reading.channel_names), reading.names.size), np.float32)
+    for row, (about, near) in enumerate(reading.cosines(vectors)):
+        similar[row] = reading.similarities(near)
+        if left_out is not None:
+            near[:, left_out[row]] = 0
+        found[row] = reading.channels(about, near)
     return similar, found
 
 

@@ -4,11 +4,13 @@ tool does, costs and belongs to.
 
 import difflib
 import functools
+import gzip
 import hashlib
 import json
 import math
 import os
 import pathlib
+import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -75,7 +77,7 @@ class RouteLog(NamedTuple):
 def read_log(path: str | os.PathLike[str], tools: str | os.PathLike[str] | None = None) -> RouteLog:
     """The log of a JSON-lines file: `{"context": "text" or [numbers], "tools": ["name", ...],
     "utility": 1.0, "group": "name", "shown": ["name", ...], "propensity": 0.5, "embedding":
-    [numbers]}` a line.
+    [numbers]}` a line. Packed with gzip where its name ends in `.gz`.
 
     `utility` defaults to 1, and `group` (records that must not be split between training and test:
     a session, a file) to one group per distinct context. `shown` names the tools that could be
@@ -181,13 +183,14 @@ def log_hash(log: RouteLog) -> str:
 
 def _lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
     try:
-        with open(path, "rb") as stream:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as stream:
             for number, line in enumerate(stream, start=1):
                 line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
                 if line.strip():
                     yield number, line
-    except OSError as error:
-        raise LogError(f"{path}: cannot be read ({error.strerror}).") from None
+    except (OSError, EOFError, zlib.error) as error:
+        why = getattr(error, "strerror", None) or error
+        raise LogError(f"{path}: cannot be read ({why}).") from None
 
 
 def _record(line: bytes) -> tuple[Any, ...]:

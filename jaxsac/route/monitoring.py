@@ -39,18 +39,20 @@ def seen(
     router: Any,
     texts: Sequence[str] | np.ndarray,
     tools: Sequence[Collection[str]],
-    embeddings: Any = None,
+    answers: Sequence[Any],
 ) -> np.ndarray:
-    """The three measures of records, [n, 3]; NaN where one has no tools."""
+    """The three measures of records, [n, 3], from the router's answers, of B choices or more; NaN
+    where one has no tools.
+    """
     _checks.require(
         not any(isinstance(used, str) for used in tools), "tools must be lists of names."
     )
     known = {name for name, cold in zip(router.names, router.weights.cold, strict=True) if not cold}
-    rows, answers = [], router(list(texts), embedding=embeddings)
-    for text, used, answer in zip(texts, map(set, tools), answers, strict=True):
-        vector = router.reading.vocabularies[0].vector(text)
-        near = float(router.reading.records[0].cosines(vector).max(initial=0.0))
-        found = len(used.intersection(choice.tool for choice in answer))
+    rows, budget = [], router.weights.budget
+    words = [router.reading.vocabularies[0].vector(text) for text in texts]
+    for vector, used, answer in zip(words, map(set, tools), answers, strict=True):
+        near = float(router.reading.records[0].cosines([vector]).max(initial=0.0))
+        found = len(used.intersection(choice.tool for choice in answer[:budget]))
         shares = (found / len(used), len(used - known) / len(used)) if used else (np.nan, np.nan)
         rows.append((shares[0], near, shares[1]))
     return np.array(rows)

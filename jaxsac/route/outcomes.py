@@ -43,19 +43,16 @@ def shown_and_used(
     return np.clip(shown, 1e-9, 1 - 1e-9), used
 
 
-def held_to(router: Router, test: RouteLog) -> Router:
+def held_to(router: Router, test: RouteLog, found: Answers) -> Router:
     """The router that knows how it did on held-out records, for `Router.monitor`."""
-    reference = monitoring.moments(
-        monitoring.seen(router, test.contexts, test.sets, test.embeddings)
-    )
+    reference = monitoring.moments(monitoring.seen(router, test.contexts, test.sets, found))
     return Router(router.content._replace(reference=reference))
 
 
-def judge(router: Router, validation: RouteLog, test: RouteLog) -> dict[str, Any]:
-    """The figures of the report on the records of `test`, over all tools, those that training never
-    saw too; the threshold of an answer is chosen on `validation`.
+def judge(router: Router, validation: RouteLog, test: RouteLog, found: Answers) -> dict[str, Any]:
+    """The figures of the report on the answers `found` to the records of `test`, over all tools,
+    those that training never saw too; the threshold of an answer is chosen on `validation`.
     """
-    found = answers(router, test)
     rows = [row for row, used in enumerate(test.sets) if used]
     sets = [test.sets[row] for row in rows]
     ranked = [[choice.tool for choice in found[row]] for row in rows]

@@ -4,7 +4,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 
 def bar(total: int, label: str, *, shown: bool) -> Any:
@@ -12,6 +12,25 @@ def bar(total: int, label: str, *, shown: bool) -> Any:
     from tqdm import tqdm
 
     return tqdm(total=total, desc=label, file=sys.stderr, disable=not shown)
+
+
+class Stages(NamedTuple):
+    """What a run has done: seconds by stage, and the bar that shows which one it is at."""
+
+    seconds: dict[str, float]
+    bar: Any
+
+    @contextlib.contextmanager
+    def clock(self, label: str) -> Iterator[None]:
+        """The stage of the block."""
+        self.tell(label)
+        with clock(self.seconds, label):
+            yield
+        self.bar.update()
+
+    def tell(self, text: str) -> None:
+        """What it does now."""
+        self.bar.set_postfix_str(text)
 
 
 @contextlib.contextmanager

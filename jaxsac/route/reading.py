@@ -1,5 +1,6 @@
 """What a router makes of a text, with numpy alone: its similarity to records, channels to tools."""
 
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ _TAUGHT = "words of its records"
 _NEAR = "near by words", "near by pieces", "near by embedding"
 NEIGHBOURS = 20
 _POWER = 3  # of a similarity
+_BLOCK = 256  # texts whose similarities are computed at a time
 
 
 class Vectors(NamedTuple):
@@ -31,6 +33,7 @@ class Reading(NamedTuple):
     * `taught`: the words that speak for a tool, as the log taught them (`fit_regression`).
     * `records`: the records' contexts by either.
     * `first` [T + 1], `used` [E]: the tools of record t are used[first[t] : first[t + 1]].
+    * `worth` [T]: how much each record counts, of mean 1.
     * `anchors`: the records whose similarities say what the channels do not, int [m].
     * `embedded`: how they look at a text's embedding; None where nothing is embedded.
     """
@@ -42,6 +45,7 @@ class Reading(NamedTuple):
     records: tuple[Index, Index]
     first: np.ndarray
     used: np.ndarray
+    worth: np.ndarray
     anchors: np.ndarray
     embedded: Embedded | None = None
 
@@ -76,24 +80,26 @@ class Reading(NamedTuple):
         )
         return Vectors(words, pieces, self.embedded.vector(embedding))
 
-    def near(self, vectors: Vectors) -> np.ndarray:
-        """Cosines with all records, by words, by pieces and by embeddings, [2 or 3, T]."""
-        pairs = zip(self.records, vectors[:2], strict=True)
-        found = [index.cosines(one) for index, one in pairs]
-        if self.embedded is not None:
-            found.append(self.embedded.records @ vectors.embedding)
-        return np.stack(found)
-
-    def about(self, vectors: Vectors) -> np.ndarray:
-        """Cosines with the tools' texts, by words and by pieces, with their names, and with their
-        embeddings; and how the text's words speak for them, [4 or 5, M].
+    def cosines(self, texts: Sequence[Vectors]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Of each text, how it speaks for the tools [4 or 5, M]: by words and by pieces with their
+        texts, by words with their names, by embeddings, and by the words of their records; and how
+        near it is to all records [2 or 3, T]: by words, by pieces and by embeddings.
         """
-        words, pieces, embedding = vectors
-        pairs = zip((*self.tools, self.names), (words, pieces, words), strict=True)
-        found = [index.cosines(one) for index, one in pairs]
-        if self.embedded is not None:
-            found.append(self.embedded.tools @ embedding)
-        return np.stack([*found, self.taught.cosines(words)])
+        indices = (*self.records, *self.tools, self.names, self.taught)
+        kinds = 0, 1, 0, 1, 0, 0
+        for first in range(0, len(texts), _BLOCK):
+            block = texts[first : first + _BLOCK]
+            words_and_pieces = [one.words for one in block], [one.pieces for one in block]
+            pairs = zip(indices, kinds, strict=True)
+            *found, taught = [index.cosines(words_and_pieces[kind]) for index, kind in pairs]
+            near, about = found[:2], found[2:]
+            if self.embedded is not None:
+                own: Any = np.stack([one.embedding for one in block])  # pyright: ignore[reportArgumentType]
+                near, about = (
+                    [*near, own @ self.embedded.records.T],
+                    [*about, own @ self.embedded.tools.T],
+                )
+            yield from zip(np.stack([*about, taught], axis=1), np.stack(near, axis=1), strict=True)
 
     def nearest(self, near: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The nearest records and their weights, from the cosines with all of them."""
@@ -103,10 +109,11 @@ class Reading(NamedTuple):
         return best, near[best] ** _POWER
 
     def used_near(self, near: np.ndarray) -> np.ndarray:
-        """Σ cosine³ over the nearest records that use each tool, [M], from one kind of cosines with
-        all of them.
+        """Σ worth · cosine³ over the nearest records that use each tool, [M], from one kind of
+        cosines with all of them.
         """
         best, weights = self.nearest(near)
+        weights = weights * self.worth[best]
         counts = self.first[best + 1] - self.first[best]
         offset = np.repeat(self.first[best] - np.cumsum(counts) + counts, counts)
         entry = offset + np.arange(int(counts.sum()))

@@ -2,12 +2,11 @@
 once.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxsac.route.texts import Index, Vector
+from jaxsac.route.texts import Index, rounded
 
 _RIDGE = 0.5  # of texts of length 1
 _STEPS = 12
@@ -41,34 +40,27 @@ def fit_regression(rows: Any, used: Any) -> Index:
         weights = turned @ alpha
         found.append(scipy.sparse.csr_matrix(np.where(np.abs(weights) > _WEAK, weights, 0)))
     whole: Any = scipy.sparse.hstack(found, "csr", dtype=np.float32)
-    return Index.of(whole.indptr, whole.indices, whole.data, whole.shape[1])
+    return Index.of(whole.indptr, whole.indices, rounded(whole.data), whole.shape[1])
 
 
-def out_of_fold(rows: Any, used: Any, fold: np.ndarray) -> np.ndarray:
-    """What the regression on the records of other folds says of every record, [T, M]."""
+def out_of_fold(rows: Any, used: Any, worth: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """What the regression on the records of other folds, of their worth [T], says of every record,
+    [T, M].
+    """
+    known, used = weighed(rows, worth), weighed(used, worth)
     found = np.zeros(used.shape, np.float32)
     for number in np.unique(fold):
         own = fold == number
-        others = fit_regression(rows[~own], used[~own])
-        found[own] = (rows[own] @ matrix_of_index(others)).toarray()
+        others = fit_regression(known[~own], used[~own])
+        found[own] = (rows[own] @ others.matrix()).toarray()
     return found
 
 
-def matrix_of_index(index: Index) -> Any:
-    """[V, N], sparse."""
+def weighed(rows: Any, worth: np.ndarray) -> Any:
+    """Sparse [T, n], by the roots of the records' worth: what makes the squares count so."""
     import scipy.sparse
 
-    size = index.start.size - 1, index.size
-    return scipy.sparse.csr_matrix((index.value, index.row, index.start), size)
-
-
-def matrix_of_vectors(vectors: Sequence[Vector], terms: int) -> Any:
-    """[n, V], sparse."""
-    import scipy.sparse
-
-    start = np.cumsum([0, *(one.term.size for one in vectors)])
-    term, value = (np.concatenate(part) for part in zip(*vectors, strict=True))
-    return scipy.sparse.csr_matrix((value.astype(np.float32), term, start), (len(vectors), terms))
+    return (scipy.sparse.diags(np.sqrt(worth)) @ rows).astype(np.float32).tocsr()
 
 
 def uses(first: np.ndarray, used: np.ndarray, tools: int) -> Any:

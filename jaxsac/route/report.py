@@ -137,6 +137,8 @@ def _router(summary: dict[str, Any]) -> str:
     kinds = "of the records without tools", "of shuffled texts"
     said = " and ".join(f"{a:.0%} {b}" for a, b in zip(shares, kinds, strict=True) if a is not None)
     said = said and f'; it says "none of them" to {said}'
+    tried = {row["support"]: row["validation"] for row in summary["result"]["tuning"]["router"]}
+    path = ", ".join(f"{value:.3f} with {support}" for support, value in tried.items())
     rare = _listed(f"{row['tool']} ({row['uses']})" for row in never)
     lines = f"""\
 router    {found["tools"]:,} tools, {found["tools_without_records"]:,} of them without records
@@ -147,6 +149,8 @@ shown     calibration error of the probabilities {shown["calibration_error"]:.3f
 none      at_least={none["at_least"]:.2g} answers {none["answered"]:.0%} of the records with \
 tools{said}
 channels  {weights} (nats per unit)
+sparsity  the log teaches {found["support"]:,} tools more than the texts say; log-likelihood of a \
+validation record: {path}
 never     {len(never):,} of the {found["tools_used"]:,} tools that the test used never came among \
 the first {budget}{rare}""".split("\n")
     if value := found["value"]:

@@ -7,7 +7,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -43,7 +43,12 @@ class Vector(NamedTuple):
     """A sparse vector of length 1, or 0 where no term is known."""
 
     term: np.ndarray  # int [n]
-    value: np.ndarray  # [n]
+    value: np.ndarray  # float32 [n], `rounded`
+
+
+def rounded(values: np.ndarray) -> np.ndarray:
+    """In float32, to what the float16 that is saved can hold."""
+    return values.astype(np.float16).astype(np.float32)
 
 
 class Vocabulary(NamedTuple):
@@ -61,7 +66,9 @@ class Vocabulary(NamedTuple):
         known = term >= 0
         times = np.fromiter(counts.values(), float, len(counts))[known]
         value = (1 + np.log(times)) * self.weight[term[known]]
-        return Vector(term[known], value / math.sqrt(value @ value) if value.size else value)
+        return Vector(
+            term[known], rounded(value / math.sqrt(value @ value) if value.size else value)
+        )
 
 
 def fit_vocabulary(analyser: str, tools: Iterable[str], records: Iterable[str] = ()) -> Vocabulary:
@@ -88,7 +95,7 @@ class Index(NamedTuple):
 
     start: np.ndarray  # int [V + 1]: where each term's entries begin
     row: np.ndarray  # int32 [E]: the texts that hold the term
-    value: np.ndarray  # [E]
+    value: np.ndarray  # float32 [E], `rounded`
     size: int  # N
     place: np.ndarray  # int [V]: of a common term in `common`, -1 for the others
     common: np.ndarray  # [F, N]
@@ -106,17 +113,40 @@ class Index(NamedTuple):
             common[number, row[entries]] = value[entries]
         return cls(start, row, value, size, place, common)
 
-    def cosines(self, vector: Vector) -> np.ndarray:
-        """With each text, [N]."""
+    def cosines(self, vectors: Sequence[Vector]) -> np.ndarray:
+        """Of n vectors with each text, [n, N]; several by a sparse product, which takes a third of
+        the time of one after the other.
+        """
+        if len(vectors) == 1:
+            return self._one(vectors[0])[None]
+        return (matrix_of_vectors(vectors, self.start.size - 1) @ self.matrix()).toarray()
+
+    def matrix(self) -> Any:
+        """[V, N], sparse."""
+        import scipy.sparse
+
+        size = self.start.size - 1, self.size
+        return scipy.sparse.csr_matrix((self.value, self.row, self.start), size)
+
+    def _one(self, vector: Vector) -> np.ndarray:
         place = self.place[vector.term]
         whole, rare = place >= 0, place < 0
-        found = vector.value[whole].astype(np.float32) @ self.common[place[whole]]
+        found = vector.value[whole] @ self.common[place[whole]]
         first = self.start[vector.term[rare]]
         counts = self.start[vector.term[rare] + 1] - first
         ends = np.cumsum(counts)
         entry = np.arange(int(counts.sum())) + np.repeat(first - ends + counts, counts)
         weights = np.repeat(vector.value[rare], counts) * self.value[entry]
         return found + np.bincount(self.row[entry], weights, self.size)
+
+
+def matrix_of_vectors(vectors: Sequence[Vector], terms: int) -> Any:
+    """[n, V], sparse."""
+    import scipy.sparse
+
+    start = np.cumsum([0, *(one.term.size for one in vectors)])
+    term, value = (np.concatenate(part) for part in zip(*vectors, strict=True))
+    return scipy.sparse.csr_matrix((value, term, start), (len(vectors), terms))
 
 
 def index_of(vectors: Sequence[Vector], terms: int) -> Index:

@@ -155,6 +155,7 @@ def test_the_text_names_what_matters(finished):
         "calibration error",
         '"none of them"',
         "never came among",
+        "log-likelihood of a validation record: -",
     ):
         assert part in text
 

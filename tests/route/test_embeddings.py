@@ -44,7 +44,10 @@ def test_channels_against_loops():
     records, tools = GENERATOR.normal(size=(30, 5)), GENERATOR.normal(size=(4, 5))
     known = [*map(tuple, tools[:3]), ()]
     sets = [(NAMES[n % 4],) if n % 3 else (NAMES[0], NAMES[n % 4 or 1]) for n in range(30)]
-    training = RouteLog(["a b"] * 30, sets, np.ones(30), ["g"] * 30, {}, {}, embeddings=records)
+    utilities = GENERATOR.normal(size=30)
+    training = RouteLog(["a b"] * 30, sets, utilities, ["g"] * 30, {}, {}, embeddings=records)
+    worth = np.exp((utilities - utilities.mean()) / utilities.std())
+    worth /= worth.mean()
     described = {name: Tool(embedding=one) for name, one in zip(NAMES, known, strict=True)}
     reading, vectors = joint.read_log_texts(training, NAMES, described)
 
@@ -52,16 +55,17 @@ def test_channels_against_loops():
         return (row - records.mean(0)) / np.linalg.norm(row - records.mean(0))
 
     for row, left_out in ((3, [3, 4, 5]), (17, [])):
-        cosines = reading.near(vectors[row])
+        ((about, cosines),) = reading.cosines([vectors[row]])
         cosines[:, left_out] = 0
-        channels = reading.channels(reading.about(vectors[row]), cosines)
+        channels = reading.channels(about, cosines)
         found = dict(zip(reading.channel_names, channels, strict=True))
         query = unit(records[row])
         about = [query @ unit(np.array(one)) if one else 0 for one in known]
         near = [0.0 if n in left_out else query @ unit(records[n]) for n in range(30)]
         best = sorted(range(30), key=lambda n: -near[n])[:NEIGHBOURS]
         used = [
-            sum(near[n] ** 3 for n in best if near[n] > 0 and name in sets[n]) for name in NAMES
+            sum(worth[n] * near[n] ** 3 for n in best if near[n] > 0 and name in sets[n])
+            for name in NAMES
         ]
         # vectors are half precision
         np.testing.assert_allclose(found["tool embedding"], about, atol=4e-3)
@@ -81,9 +85,9 @@ def test_a_log_that_only_embeddings_explain(learnt, tmp_path):
     explained = router.explain("do this", top=1, embedding=POLES[2])[0]
     assert explained.tool == "south" and explained.records
     assert "near by embedding" in explained.channels
-    judged = outcomes.judge(router, test, test)
+    judged = outcomes.judge(router, test, test, outcomes.answers(router, test))
     assert judged["recall@1"]["mean"] > 0.95 and judged["none"]["none_shuffled"] is None
-    router = outcomes.held_to(router, test)
+    router = outcomes.held_to(router, test, outcomes.answers(router, test))
     router.save(tmp_path)
     again = jaxsac.Router.load(tmp_path, embed=lambda texts: np.tile(POLES[1], (len(texts), 1)))
     assert again(test.contexts, top=4, embedding=test.embeddings) == router(

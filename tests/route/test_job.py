@@ -7,6 +7,7 @@ from jaxsac.route import job, split
 from jaxsac.route.features import fit_features
 from jaxsac.route.fold import make_fold
 from jaxsac.route.log_file import LogError, RouteLog
+from jaxsac.route.progress import Stages, bar
 
 
 def log_of(tools, size=12):
@@ -23,4 +24,4 @@ def test_a_training_set_that_shares_no_tool_with_validation_is_told_so():
     names = ["draw", "load", "send"]
     fold = make_fold(parts, training, names, fit_features(training.contexts, 4), 1)
     with pytest.raises(LogError, match="no validation record uses a tool that the training"):
-        job._baselines(fold, 1, {})
+        job._baselines(fold, 1, Stages({}, bar(0, "", shown=False)))

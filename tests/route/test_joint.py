@@ -5,6 +5,7 @@ import pytest
 
 from jaxsac.route import joint
 from jaxsac.route.log_file import RouteLog
+from jaxsac.route.reading import Vectors
 from jaxsac.route.texts import Vector
 
 NAMES = ["draw", "load", "never", "send"]
@@ -61,7 +62,7 @@ def test_a_record_does_not_find_its_own_group():
     assert not joint._look(reading, vectors, everyone)[1][:, 4:].any()
     assert joint._look(reading, vectors)[1][:, 4:].any(axis=(1, 2)).all()
     nothing = Vector(np.zeros(0, int), np.zeros(0))
-    assert not joint._look(reading, [(nothing, nothing)])[1].any()
+    assert not joint._look(reading, [Vectors(nothing, nothing)])[1].any()
 
 
 def test_a_penalty_chosen_on_some_records_is_that_of_all(monkeypatch):

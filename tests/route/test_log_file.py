@@ -1,5 +1,6 @@
 """Logs on disk: what is read, and what a bad line is told."""
 
+import gzip
 import json
 
 import numpy as np
@@ -135,6 +136,17 @@ def test_empty_and_absent_files(tmp_path):
         read_log(written(tmp_path, "", " "))
     with pytest.raises(LogError, match=r"absent\.jsonl: cannot be read \(No such file"):
         read_log(tmp_path / "absent.jsonl")
+
+
+def test_a_packed_log_is_read_as_the_plain_one(tmp_path):
+    plain = written(tmp_path, '{"context": "a b", "tools": ["x"]}', '{"context": "c", "tools": []}')
+    packed = tmp_path / "log.jsonl.gz"
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    assert read_log(packed)[:2] == read_log(plain)[:2]
+    for damaged in (packed.read_bytes()[:-12], b"not packed", packed.read_bytes()[:20] + b"xxxxxx"):
+        packed.write_bytes(damaged)
+        with pytest.raises(LogError, match=r"log\.jsonl\.gz: cannot be read \(.+\)"):
+            read_log(packed)
 
 
 def test_tools_beside_the_log(tmp_path):

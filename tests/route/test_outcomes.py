@@ -25,9 +25,14 @@ def log(texts, sets):
     return RouteLog(texts, sets, np.ones(len(texts)), groups, {}, {})
 
 
+def judged(router, texts, sets):
+    records = log(texts, sets)
+    return outcomes.judge(router, records, records, outcomes.answers(router, records))
+
+
 @pytest.fixture(scope="module")
 def found():
-    return outcomes.judge(ROUTER, log(TEXTS, USED), log(TEXTS, USED))
+    return judged(ROUTER, TEXTS, USED)
 
 
 def test_recall_and_ndcg_by_hand(found):
@@ -55,14 +60,14 @@ def test_confusions_and_misses(found):
 def test_a_tool_that_never_comes_first():
     router = jaxsac.Router(ROUTER.content._replace(weights=ROUTER.weights._replace(budget=1)))
     texts, sets = ["draw a chart", "a chart", "send"], [("unheard",), ("unheard",), ("send_mail",)]
-    found = outcomes.judge(router, log(texts, sets), log(texts, sets))
+    found = judged(router, texts, sets)
     assert found["never_found"] == [{"tool": "unheard", "uses": 2}]
 
 
 def test_the_bound_leaves_records_with_tools_an_answer():
     texts = ["draw a chart", "send a mail", "draw the table", "who are you", "good day"]
     sets = [("draw_chart",), ("send_mail",), ("draw_table",), (), ()]
-    none = outcomes.judge(ROUTER, log(texts, sets), log(texts, sets))["none"]
+    none = judged(ROUTER, texts, sets)["none"]
     assert none["answered"] == 1 and none["none_without_tools"] == 1
     for text, used in zip(texts, sets, strict=True):
         assert bool(ROUTER(text, at_least=none["at_least"])) == bool(used)

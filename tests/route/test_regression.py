@@ -3,7 +3,7 @@
 import numpy as np
 import scipy.sparse
 
-from jaxsac.route.regression import fit_regression, matrix_of_index, out_of_fold
+from jaxsac.route.regression import fit_regression, out_of_fold, weighed
 
 
 def texts(records: int = 60, terms: int = 40, tools: int = 7):
@@ -26,7 +26,7 @@ def weights(rows, used):
 def test_the_weights_are_those_of_the_normal_equations():
     rows, used = texts()
     exact, kept = weights(rows, used)
-    found = matrix_of_index(fit_regression(rows, scipy.sparse.csr_matrix(used))).toarray()
+    found = fit_regression(rows, scipy.sparse.csr_matrix(used)).matrix().toarray()
     assert found.shape == exact.shape and kept.mean() > 0.5
     np.testing.assert_allclose(found, np.where(kept, exact, 0), atol=0.0105)
     clear = np.abs(exact) > 0.011
@@ -37,7 +37,7 @@ def test_the_weights_are_those_of_the_normal_equations():
 def test_a_record_does_not_teach_what_is_said_of_itself():
     rows, used = texts()
     fold = np.arange(60) // 3 % 4
-    found = out_of_fold(rows, scipy.sparse.csr_matrix(used), fold)
+    found = out_of_fold(rows, scipy.sparse.csr_matrix(used), np.ones(60), fold)
     for number in range(4):
         exact, kept = weights(rows[fold != number], used[fold != number])
         expected = rows[fold == number] @ np.where(kept, exact, 0)
@@ -46,4 +46,18 @@ def test_a_record_does_not_teach_what_is_said_of_itself():
 
 def test_one_fold_alone_has_learnt_nothing():
     rows, used = texts()
-    assert not out_of_fold(rows, scipy.sparse.csr_matrix(used), np.zeros(60, int)).any()
+    assert not out_of_fold(
+        rows, scipy.sparse.csr_matrix(used), np.ones(60), np.zeros(60, int)
+    ).any()
+
+
+def test_records_count_by_their_worth():
+    """As so many copies of a record; those of no worth teach nothing."""
+    rows, used = texts()
+    times = np.arange(60) % 3
+    copies = np.repeat(np.arange(60), times)
+    used = scipy.sparse.csr_matrix(used)
+    found = fit_regression(weighed(rows, times), weighed(used, times)).matrix().toarray()
+    truth = fit_regression(rows[copies], used[copies]).matrix().toarray()
+    np.testing.assert_allclose(found, truth, atol=0.011)
+    assert np.abs(found - fit_regression(rows, used).matrix().toarray()).max() > 0.1
