@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 
 from jaxsac import _loops
 from jaxsac._iterate import Certificate, Outcome, iterate
-from jaxsac._linear import LinearSolution, conjugate_gradient
+from jaxsac._linear import LinearSolution, conjugate_gradient, dot
 from jaxsac.bilevel.paired import proximal_directions
 from jaxsac.bilevel.problem import (
     Oracle,
@@ -212,18 +212,37 @@ def certify_lower(oracle: Oracle, x: Tree, z: Tree, y0: Tree, tol: jax.Array) ->
             z, prox_at(oracle.problem, x, jnp.ones((), dtype))(subtract(z, gradient))
         )
     # beside bounds conjugate gradients do not hold: one step, for the curvature
-    step, curved, *_ = newton_step(oracle, x, z, residual, rounding, _DEPTH if smooth else 1)
+    depth = DEEPER if smooth else 1
+    step, curved, _, rest = newton_step(oracle, x, z, residual, rounding, depth, float(jnp.finfo(dtype).eps) ** (1 / 6))
     curved &= ~jnp.isnan(oracle.whole_lower(x, z))
     size = jnp.maximum(norm(residual), rounding)
     inverse = norm(step) / jnp.where(size > 0, size, 1.0)
     whole = norm(z) + tol * norm(subtract(z, y0))
     error = inverse * norm(residual)
+    if smooth:
+        error = error + _nearly_flat(oracle, x, z, gradient, rest)
     error = jnp.where(curved, error, jnp.maximum(error, whole + jnp.finfo(dtype).tiny))
     return Certificate(error, inverse * rounding, whole)
 
 
+def _nearly_flat(oracle: Oracle, x: Tree, z: Tree, gradient: Tree, rest: Tree) -> jax.Array:
+    """How far z may be from a minimiser along a direction in which conjugate gradients see no
+    curvature: the slope there over the curvature, as far as rounding lets them be seen when z moves
+    by its own size. Where it hides both, the direction is free, and costs nothing.
+    """
+    extent, size = norm(rest), oracle.size(z)
+    along = scale(rest, 1 / jnp.where(extent > 0, extent, 1.0))
+    hidden = FLAT * norm(jax.tree.map(jnp.multiply, along, _rounded(oracle, x, z, gradient)))
+    change = oracle.difference_y(x, add(z, along, -size), scale(along, 2 * size))
+    slope, curvature = jnp.abs(dot(along, gradient)), jnp.abs(dot(along, change)) / (2 * size)
+    least = hidden / size
+    curvature = jnp.where(curvature > norm(change) / (4 * size), curvature, 0.0)
+    seen = (extent > 0) & ((slope > hidden) | (curvature > least))
+    return jnp.where(seen, jnp.maximum(slope, hidden) / jnp.maximum(curvature, least), 0.0)
+
+
 def newton_step(
-    oracle: Oracle, x: Tree, z: Tree, residual: Tree, rounding: jax.Array, depth: Any
+    oracle: Oracle, x: Tree, z: Tree, residual: Tree, rounding: jax.Array, depth: Any, share: Any = None
 ) -> tuple[Tree, jax.Array, jax.Array, Tree]:
     """Where the lower gradient's zero may be, as a step from z, whether z is no saddle, as far as
     conjugate gradients on differences of gradients see in `depth` steps, the largest curvature
@@ -242,10 +261,10 @@ def newton_step(
     right_side = add(signs, residual, -1 / jnp.where(size > 0, size, 1.0))
 
     found = conjugate_gradient(
-        functools.partial(hessian_product, oracle, x, z),
+        functools.partial(hessian_product, oracle, x, z, share=share),
         right_side,
         max_steps=depth,
-        flat=FLAT * eps ** (2 / 3),
+        flat=FLAT * eps ** (2 / 3) if share is None else FLAT * eps/share,
         precondition=functools.partial(oracle.steer, x, z),
     )
     # Where changes of z by its own size change nothing, gradients have underflowed; where none has
@@ -278,11 +297,15 @@ def gradient_rounding(oracle: Oracle, x: Tree, z: Tree, gradient: Tree) -> jax.A
     The change is made at sqrt(eps) and scaled down, where it is well above the rounding that it
     stands for.
     """
+    return norm(_rounded(oracle, x, z, gradient))
+
+
+def _rounded(oracle, x, z, gradient):
     eps = float(jnp.finfo(dtype_of(z)).eps)
     flat, unravel = ravel_pytree(z)
     signs = _signs(flat)
     moved = oracle.lower_y(x, unravel(flat * (1 + eps**0.5 * signs)))
-    return eps**0.5 * norm(subtract(moved, gradient))
+    return scale(subtract(moved, gradient), eps**0.5)
 
 
 def _at_two_sigmas(field, sigma):

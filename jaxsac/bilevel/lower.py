@@ -38,7 +38,7 @@ def solve_lower(oracle: Oracle, x: Tree, y: Tree, tol: jax.Array, max_steps: jax
         value_and_gradient,
         lambda z, v: scale(hessian_product(oracle, x, z, v), 1 / unit),
         y,
-        tol=jnp.maximum(1e-3 * tol, 64 * eps),
+        tol=64 * eps,
         max_steps=max_steps,
         certify=certify,
         forcing=lambda size: jnp.clip(jnp.sqrt(size), eps ** (2 / 3), 0.1),

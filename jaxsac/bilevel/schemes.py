@@ -210,9 +210,10 @@ def relative_sigma(factor: Any, whole: jax.Array, d: Tree) -> jax.Array:
     return (factor * ratio).astype(size.dtype)
 
 
-def hessian_product(oracle: Oracle, x: Tree, z: Tree, v: Tree) -> Tree:
+def hessian_product(oracle: Oracle, x: Tree, z: Tree, v: Tree, share: Any = None) -> Tree:
     """D²_yy lower(x, z) v from two gradients, as far apart as rounding and bias balance at."""
-    step = relative_sigma(float(jnp.finfo(dtype_of(z)).eps) ** (1 / 3), oracle.size(z), v)
+    share = float(jnp.finfo(dtype_of(z)).eps) ** (1 / 3) if share is None else share
+    step = relative_sigma(share, oracle.size(z), v)
     return scale(oracle.difference_y(x, add(z, v, -step), scale(v, 2 * step)), 0.5 / step)
 
 
