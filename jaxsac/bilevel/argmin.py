@@ -211,16 +211,17 @@ def _no_upper(x, y, *data):
 def _lower_solution(problem, inner, x, y0, data, tol, max_steps) -> Solution:
     oracle = Oracle(problem, data)
 
-    def certify(z):
-        return certify_lower(oracle, x, z, y0, tol)
-
     if inner is None:
-        outcome = solve_lower(oracle, x, y0, tol, max_steps)
-        certificate = certify(outcome.state)
+        outcome = solve_lower(oracle, x, y0, max_steps)
+        certificate = certify_lower(oracle, x, outcome.state, y0, tol, most_steps=DEEPER)
         more = outcome.num_steps < max_steps
         status = verdict(certificate, tol, progress=~more, more=more)
         outcome = Outcome(outcome.state, certificate, status, outcome.num_steps)
     else:
+
+        def certify(z):
+            return certify_lower(oracle, x, z, y0, tol)
+
         outcome = solve_alone(oracle, as_paired(inner, y0), x, y0, certify, tol, max_steps)
     z = outcome.state
     value = _or_nan(z, outcome.status != Status.NONFINITE)

@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 
 from jaxsac import _loops
 from jaxsac._iterate import Certificate, Outcome, iterate
-from jaxsac._linear import LinearSolution, conjugate_gradient
+from jaxsac._linear import LinearSolution, conjugate_gradient, dot
 from jaxsac.bilevel.paired import proximal_directions
 from jaxsac.bilevel.problem import (
     Oracle,
@@ -26,13 +26,11 @@ from jaxsac.bilevel.problem import (
     subtract,
     zeros,
 )
-from jaxsac.bilevel.schemes import Scheme, cross_term, hessian_product
+from jaxsac.bilevel.schemes import FLAT, Scheme, cross_term, hessian_product, solve_hessian
 from jaxsac.solution import Reason, Status, register
 
 _INCONSISTENT = 0.5
 _SAFETY = 1.5  # an estimate is no bound
-# Curvature below this many eps^(2/3) of the largest is the rounding of differences.
-FLAT = 16
 _DEPTH = 20  # steps of conjugate gradients behind a certificate
 DEEPER = 60  # the same, where there is one certificate in all
 
@@ -123,7 +121,8 @@ def measure(
     deep = unsolved_d <= 10 * tol * jnp.maximum(share, 1.0) * pull
     deep |= most_steps > _DEPTH
     depth = jnp.where(deep, most_steps, 2)
-    rounding = gradient_rounding(oracle, x, z, u_z if not scheme.moves_z else oracle.lower_y(x, z))
+    at_z = oracle.lower_y(x, z) if scheme.moves_z else u_z
+    rounding = norm(gradient_rounding(oracle, x, z, at_z))
     reach = jnp.where(size > 0, sigma * size, eps ** (1 / 3) * norm(z))
     reach = jnp.where(reach > 0, reach, eps ** (1 / 3))
     inverse = jnp.where((pull > 0) & (size > 0), size / against, 1.0)
@@ -153,11 +152,12 @@ def measure(
             length = reach / (sigma * norm(v))
             return scale(subtract(field_of_d(add(d, v, length)), wrong), 1 / length)
 
+        unseen = FLAT * eps ** (2 / 3)
         found = conjugate_gradient(
             curvature_of_d,
             scale(wrong, -1 / unit),
             max_steps=depth,
-            flat=FLAT * eps ** (2 / 3),
+            flat=unseen,
             most=most,
             precondition=steer_d,
         )
@@ -172,11 +172,11 @@ def measure(
         moved_x = norm(cross_term(oracle, x, better, rest, step))
         moved_x = jnp.where(extent > 0, moved_x, 0.0)
         # a residual that looks flat may have this share of what is not
-        steep = (FLAT * eps ** (2 / 3)) ** 0.5
+        steep = unseen**0.5
         moved_x = moved_x - steep * cross * extent / jnp.where(size > 0, size, 1.0)
         # neither do differences resolve more of what conjugate gradients leave
         left = far * norm(found.residual)
-        lost = jnp.maximum(10 * rounding / sigma, 4 * eps ** (2 / 3) * pull)
+        lost = jnp.maximum(FLAT * rounding / sigma, unseen * pull)
         free = found.flat & (left > lost) & ~(moved_x > 0)
         moved_x = jnp.maximum(moved_x, 0.0)
         # what is not half solved after all these steps is no estimate
@@ -200,37 +200,71 @@ def measure(
     return Measurement(diagnostics, Certificate(error, hidden, whole), h, free)
 
 
-def certify_lower(oracle: Oracle, x: Tree, z: Tree, y0: Tree, tol: jax.Array) -> Certificate:
+def certify_lower(
+    oracle: Oracle, x: Tree, z: Tree, y0: Tree, tol: jax.Array, *, most_steps: int = _DEPTH
+) -> Certificate:
     """The length of a Newton step from z against ‖z‖, and against ‖z − y0‖ as much less as `tol`
     says, which is for minimisers at zero; a saddle is as far off as it is large.
     """
     gradient, dtype = oracle.lower_y(x, z), dtype_of(z)
-    rounding, residual, smooth = gradient_rounding(oracle, x, z, gradient), gradient, True
+    hidden, residual = gradient_rounding(oracle, x, z, gradient), gradient
+    rounding, share = norm(hidden), float(jnp.finfo(dtype).eps) ** (1 / 6)
     if oracle.problem.prox_y is not None:
-        smooth = False
         residual = subtract(
             z, prox_at(oracle.problem, x, jnp.ones((), dtype))(subtract(z, gradient))
         )
-    # beside bounds conjugate gradients do not hold: one step, for the curvature
-    step, curved, *_ = newton_step(oracle, x, z, residual, rounding, _DEPTH if smooth else 1)
+        most_steps = 1  # beside bounds conjugate gradients do not hold: one, for the curvature
+    # An estimate needs fewer digits than a step does: far apart, gradients show more curvature.
+    step, curved, most, rest = newton_step(oracle, x, z, residual, rounding, most_steps, share)
     curved &= ~jnp.isnan(oracle.whole_lower(x, z))
     size = jnp.maximum(norm(residual), rounding)
     inverse = norm(step) / jnp.where(size > 0, size, 1.0)
     whole = norm(z) + tol * norm(subtract(z, y0))
     error = inverse * norm(residual)
+    if oracle.problem.prox_y is None:
+        error = error + _along_flat(oracle, x, z, gradient, hidden, rest, most, most_steps, share)
     error = jnp.where(curved, error, jnp.maximum(error, whole + jnp.finfo(dtype).tiny))
     return Certificate(error, inverse * rounding, whole)
 
 
+def _along_flat(oracle, x, z, gradient, hidden, rest, most, most_steps, share) -> jax.Array:
+    """How far z may be from a minimiser along `rest`, where conjugate gradients see no curvature:
+    the slope there over the curvature, as far as rounding lets them be seen where z moves by its
+    own size. A direction is free, and costs nothing, where it hides both.
+    """
+    far = functools.partial(hessian_product, oracle, x, z, share=1.0)
+    extent, size = norm(rest), oracle.size(z)
+    along = scale(rest, 1 / jnp.where(extent > 0, extent, 1.0))
+    # What ended conjugate gradients is flat on the whole, and still has some of what is not.
+    bent = solve_hessian(oracle, x, z, far(along), share=share, max_steps=most_steps, most=most).x
+    bent = jax.tree.map(lambda leaf: jnp.where(jnp.isfinite(norm(bent)), leaf, 0.0), bent)
+    along = subtract(along, bent)
+    extent = norm(along)
+    along = scale(along, 1 / jnp.where(extent > 0, extent, 1.0))
+    change = far(along)
+    slope, curvature = jnp.abs(dot(along, gradient)), jnp.abs(dot(along, change))
+    curvature = jnp.where(curvature > 0.5 * norm(change), curvature, 0.0)  # else it is another's
+    least = FLAT * norm(jax.tree.map(jnp.multiply, along, hidden))
+    seen = (extent > 0.5) & ((slope > least) | (curvature * size > least))
+    length = jnp.maximum(slope, least) / jnp.maximum(curvature, least / size)
+    return jnp.where(seen, length, 0.0)
+
+
 def newton_step(
-    oracle: Oracle, x: Tree, z: Tree, residual: Tree, rounding: jax.Array, depth: Any
+    oracle: Oracle,
+    x: Tree,
+    z: Tree,
+    residual: Tree,
+    rounding: jax.Array,
+    depth: Any,
+    share: float | None = None,
 ) -> tuple[Tree, jax.Array, jax.Array, Tree]:
     """Where the lower gradient's zero may be, as a step from z, whether z is no saddle, as far as
     conjugate gradients on differences of gradients see in `depth` steps, the largest curvature
     that they met, and how much further it may be where they met none.
 
     To the residual goes as much in a fixed pattern of signs, and no less than `rounding`: what is
-    zero by symmetry, or hidden by rounding, is looked at too.
+    zero by symmetry, or hidden by rounding, is looked at too. `share`: see `hessian_product`.
     """
     eps = float(jnp.finfo(dtype_of(z)).eps)
     size = jnp.maximum(norm(residual), rounding)
@@ -240,14 +274,7 @@ def newton_step(
     signs = unravel(jnp.where(along > 0, -signs, signs))  # or they might cancel it
     signs = zeros(signs) if oracle.knows else signs
     right_side = add(signs, residual, -1 / jnp.where(size > 0, size, 1.0))
-
-    found = conjugate_gradient(
-        functools.partial(hessian_product, oracle, x, z),
-        right_side,
-        max_steps=depth,
-        flat=FLAT * eps ** (2 / 3),
-        precondition=functools.partial(oracle.steer, x, z),
-    )
+    found = solve_hessian(oracle, x, z, right_side, share=share, max_steps=depth)
     # Where changes of z by its own size change nothing, gradients have underflowed; where none has
     # curvature, a gradient has no zero.
     bent = (norm(residual) == 0) | (norm(found.x) > 0)
@@ -271,7 +298,7 @@ def _signs(flat: jax.Array) -> jax.Array:
     return jax.random.rademacher(jax.random.key(0), flat.shape, flat.dtype)
 
 
-def gradient_rounding(oracle: Oracle, x: Tree, z: Tree, gradient: Tree) -> jax.Array:
+def gradient_rounding(oracle: Oracle, x: Tree, z: Tree, gradient: Tree) -> Tree:
     """What rounding may hide in a lower gradient at z: its response to relative changes of z by
     eps, in a fixed pattern of signs.
 
@@ -280,9 +307,8 @@ def gradient_rounding(oracle: Oracle, x: Tree, z: Tree, gradient: Tree) -> jax.A
     """
     eps = float(jnp.finfo(dtype_of(z)).eps)
     flat, unravel = ravel_pytree(z)
-    signs = _signs(flat)
-    moved = oracle.lower_y(x, unravel(flat * (1 + eps**0.5 * signs)))
-    return eps**0.5 * norm(subtract(moved, gradient))
+    moved = oracle.lower_y(x, unravel(flat * (1 + eps**0.5 * _signs(flat))))
+    return scale(subtract(moved, gradient), eps**0.5)
 
 
 def _at_two_sigmas(field, sigma):

@@ -124,7 +124,7 @@ def _hypergradient(
     oracle = Oracle(problem, data)
     scheme = scheme_at(difference, oracle, relative=relative and inner is None)
     if inner is None:
-        lower = solve_lower(oracle, x, start[0], tol, max_steps)
+        lower = solve_lower(oracle, x, start[0], max_steps)
         z, d, sigma, ended, num_steps, _ = solve_perturbed(
             oracle, scheme, x, lower.state, start[1], sigma, tol, max_steps, relative=relative
         )

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxsac._linear import LinearSolution, conjugate_gradient
 from jaxsac.bilevel.problem import Oracle, Tree, add, dtype_of, norm, scale, subtract, zeros
 
 
@@ -210,10 +211,30 @@ def relative_sigma(factor: Any, whole: jax.Array, d: Tree) -> jax.Array:
     return (factor * ratio).astype(size.dtype)
 
 
-def hessian_product(oracle: Oracle, x: Tree, z: Tree, v: Tree) -> Tree:
-    """D²_yy lower(x, z) v from two gradients, as far apart as rounding and bias balance at."""
-    step = relative_sigma(float(jnp.finfo(dtype_of(z)).eps) ** (1 / 3), oracle.size(z), v)
+def hessian_product(oracle: Oracle, x: Tree, z: Tree, v: Tree, share: float | None = None) -> Tree:
+    """D²_yy lower(x, z) v from two gradients, `share` of z's size to each side of z: by default
+    where rounding and bias balance.
+    """
+    share = float(jnp.finfo(dtype_of(z)).eps) ** (1 / 3) if share is None else share
+    step = relative_sigma(share, oracle.size(z), v)
     return scale(oracle.difference_y(x, add(z, v, -step), scale(v, 2 * step)), 0.5 / step)
+
+
+FLAT = 16  # times what rounding hides may be rounding
+
+
+def solve_hessian(
+    oracle: Oracle, x: Tree, z: Tree, right_side: Tree, share: float | None = None, **options: Any
+) -> LinearSolution:
+    """Conjugate gradients on such products, to where curvature cannot be told from rounding."""
+    eps = float(jnp.finfo(dtype_of(z)).eps)
+    return conjugate_gradient(
+        lambda v: hessian_product(oracle, x, z, v, share),
+        right_side,
+        flat=FLAT * (eps ** (2 / 3) if share is None else eps / share),
+        precondition=lambda v: oracle.steer(x, z, v),
+        **options,
+    )
 
 
 def positive(sigma: Any, dtype: Any) -> jax.Array:
