@@ -51,6 +51,12 @@ assert abs(value(path[-1]) - value(best)) < 1e-3 < 0.4 < value(best) - value(pat
 assert len(figures) == 2 and set(range(true)) <= set(kept.tolist())
 assert share[:true].min() > 0.9 and np.mean(share[true:]) < 0.2
 """,
+    "route.py": """
+assert recall["learnt from the log"][3] > 0.9 > recall["descriptions alone"][9]
+assert why.tool == "mail_send" and seen.learn_again and (best[has] > at_least).mean() > 0.9
+value = float(report.split("\\nvalue")[1].split()[0])
+assert abs(value - mean) < 0.06
+""",
     "subset_layer.py": """
 last = {name: curve[:, -1].mean() for name, curve in curves.items()}
 ours = [value for name, value in last.items() if "exactly 3" in name or "at most 3" in name]
