@@ -4,6 +4,7 @@ validation records.
 
 import hashlib
 import math
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse as sparse
 
+from benchmarks.harness import run_peer
 from jaxsac.route import evaluate, features, joint, log_file, outcomes, ridge, split
 
 DEPTHS = 1, 3, 5, 10
@@ -79,19 +81,21 @@ def measured(scores: np.ndarray, used: np.ndarray, budget: int) -> dict[str, np.
     return {name: np.where(sizes > 0, values, np.nan) for name, values in found.items()}
 
 
-def run(fold: Fold) -> tuple[dict[str, Any], dict[str, float]]:
+def run(fold: Fold, python: str | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
     """{method: {scope: measures of the test records}} and the deployed router's figures; a scope is
     "seen" (tools of the training records alone) or "all". Each method's choice is the best by
-    validation nDCG in that scope.
+    validation nDCG in that scope. Where the log has embeddings and `python`, the interpreter of the
+    peers, has callbus, its heads and the embeddings alone are two more methods.
     """
     _, validation, test = fold.parts
     uses = fold.table(validation), fold.table(test)
     figures, found = {}, {}
     cache: dict[str, list[Scores]] = {}
-    for name, method in METHODS.items():
+    peers = _callbus(fold, python, figures)
+    for name, method in (METHODS | peers).items():
         start = time.perf_counter()
         choices = cache[name] = method(fold, cache, figures)
-        seconds = time.perf_counter() - start
+        seconds = figures.pop(f"{name}, seconds", time.perf_counter() - start)
         found[name] = {"seconds": seconds}
         for scope, last in (("seen", fold.seen), ("all", len(fold.names))):
             ndcg = [
@@ -103,7 +107,7 @@ def run(fold: Fold) -> tuple[dict[str, Any], dict[str, float]]:
     return found, figures
 
 
-def _router(fold: Fold, _: Any, figures: dict[str, float]) -> list[Scores]:
+def _router(fold: Fold, _: Any, figures: dict[str, Any]) -> list[Scores]:
     start = time.perf_counter()
     training, validation, test = fold.parts
     tools = training.tools
@@ -279,6 +283,26 @@ def _logistic(fold: Fold, *_: Any) -> list[Scores]:
     return found
 
 
+def _callbus(
+    fold: Fold, python: str | None, figures: dict[str, Any]
+) -> dict[str, Callable[..., list[Scores]]]:
+    """Cosines of the log's embeddings, and callbus's heads on them as often as they are trained."""
+    training, validation, test = fold.parts
+    tools = [training.tools.get(name, log_file.Tool()).embedding for name in fold.names]
+    if training.embeddings is None or not all(tools):
+        return {}
+    arrays = {"training": training.embeddings, "validation": validation.embeddings}
+    arrays |= {"test": test.embeddings, "tools": tools, "used": fold.table(training)}
+    threads = os.cpu_count() or 1
+    found = run_peer("route/callbus", arrays, {"threads": threads}, python=python, threads=threads)
+    if not found.ok:
+        figures["callbus"] = found.status
+        return {}
+    alone, *heads = zip(found.arrays["validation"], found.arrays["test"], strict=True)
+    figures["callbus, seconds"] = sum(found.numbers["seconds"])
+    return {"embeddings alone": lambda *_: [alone], "callbus": lambda *_: [alone, *heads]}
+
+
 METHODS: dict[str, Callable[..., list[Scores]]] = {
     "router": _router,
     "kNN": _neighbours,
@@ -300,6 +324,8 @@ def rows_of(
     found = []
     ours = _joined(results, "router", scope)
     for name in results[0]:
+        if any(name not in one for one in results):
+            continue  # a peer that did not answer in one fold
         theirs = _joined(results, name, scope)
         row: dict[str, Any] = {"method": name}
         for measure, values in theirs.items():

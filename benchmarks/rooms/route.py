@@ -89,7 +89,7 @@ def _logs(options: Options, folder: pathlib.Path) -> Report:
         folds = route_logs.folds(log, 1 if options.smoke else 5)
         results, groups = [], []
         for number, fold in enumerate(options.progress(folds, name)):
-            found, own = route_logs.run(fold)
+            found, own = route_logs.run(fold, options.peers_python)
             results.append(found)
             groups += fold.parts.test.groups
             figures.append({"log": name, "fold": number, "tools": len(fold.names)} | own)
