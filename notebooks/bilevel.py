@@ -229,7 +229,7 @@ best = least(lambda x: -value(x), path[0])
 print(f"leader's value {value(path[0]):.3f}, then {value(path[-1]):.3f}; best {value(best):.3f}")
 
 # %%
-grid = jnp.linspace(-3, 3, 25)
+grid = jnp.linspace(-5, 2, 25)
 surface = jax.jit(jax.vmap(jax.vmap(lambda a, b: value(jnp.stack([a, b])), (0, None)), (None, 0)))
 figure, axes = plt.subplots(figsize=(4.5, 3.5), layout="constrained")
 figure.colorbar(axes.contourf(grid, grid, surface(grid, grid), 15), label="leader's value")
