@@ -99,7 +99,7 @@ def cluster_errors(
     return float(np.std((times @ sums) / (times @ counts), ddof=1))
 
 
-@functools.lru_cache(maxsize=2)  # one split's measures share it
+@functools.lru_cache(maxsize=1)  # one split's measures share it
 def _times_drawn(groups: int, draws: int, seed: int) -> np.ndarray:
     """How often each draw takes each group, float [draws, groups]."""
     chances = np.full(groups, 1 / groups)

@@ -94,7 +94,7 @@ class Reading(NamedTuple):
             *found, taught = [index.cosines(words_and_pieces[kind]) for index, kind in pairs]
             near, about = found[:2], found[2:]
             if self.embedded is not None:
-                own: Any = np.stack([one.embedding for one in block])  # pyright: ignore[reportArgumentType]
+                own = np.array([one.embedding for one in block])
                 near, about = (
                     [*near, own @ self.embedded.records.T],
                     [*about, own @ self.embedded.tools.T],

@@ -182,7 +182,8 @@ def test_cosines_of_common_and_rare_terms_against_the_dense_product():
         assert index_of([], 60).cosines(some).shape == (len(some), 0)
 
 
-def test_several_texts_are_answered_as_each_alone():
+def test_several_texts_are_answered_as_each_alone(monkeypatch):
+    monkeypatch.setattr("jaxsac.route.reading._BLOCK", 2)
     texts = ["draw a chart", "send mail to the team", "zzz", "天气", "resize"]
     given = {"top": 4, "always": ["send_mail"], "at_least": 1e-4}
     for text, several in zip(texts, ROUTER(texts, **given), strict=True):
