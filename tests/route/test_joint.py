@@ -107,3 +107,16 @@ def test_words_that_say_nothing_get_no_weight():
     found = joint.fit_policy(noise, log(30, 1), NAMES, 1, 64, lam=0.1)
     place = found.reading.channel_names.index("words of its records")
     assert abs(float(found.policy.weights[place])) < 1.0
+
+
+def test_what_failed_speaks_less_for_a_tool():
+    """Equal texts, one half with a tool that served, the other with one that did not."""
+    sets, texts = [("draw",)] * 20 + [("load",)] * 20, ["red chart", "blue table"] * 20
+    groups = [str(row) for row in range(40)]
+    served = np.repeat([1.0, 0.0], 20)
+    both = RouteLog(texts, sets, served, groups, {}, {})
+    for utilities, ratio in ((served, np.exp(2)), (np.ones(40), 1.0)):
+        reading, vectors = joint.read_log_texts(both._replace(utilities=utilities), NAMES, {})
+        ((about, near),) = reading.cosines(vectors[:1])
+        taught = reading.channels(about, near)[reading.kinds + 1, :2]
+        assert taught[0] / taught[1] == pytest.approx(ratio, rel=0.02)
