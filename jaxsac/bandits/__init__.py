@@ -22,7 +22,6 @@ from jaxsac.bandits.phased.schedule import Phased as Phased
 from jaxsac.bandits.replay import Replay as Replay, replay as replay
 from jaxsac.bandits.sets.action_set import ActionSet as ActionSet, Selection as Selection
 from jaxsac.bandits.sets.composed import (
-    FromProjection as FromProjection,
     FromSupport as FromSupport,
     Masked as Masked,
     Product as Product,

@@ -21,13 +21,12 @@ from jaxsac._arguments import (
     real,
     record as a_record,
 )
-from jaxsac.bandits.engine.blocks import simulate_blocks
 from jaxsac.bandits.engine.cycles import simulate_cycles
 from jaxsac.bandits.engine.steps import (
     Run,
     Setting,
     Trial,
-    simulate_phased,
+    simulate_blocks,
     simulate_steps,
     status_of,
 )
@@ -86,10 +85,9 @@ def simulate(
     * `alpha`: in [0, 1], for the benchmark "alpha" alone.
     * `noise`: "gaussian", "rademacher", "uniform" (variance 1), or a function (key, shape) ->
       draws, defined once: a new function is a new compilation.
-    * `engine`: "cycle" for phased algorithms on a fixed set (one iteration per cycle, exact at
-      every time) and, with Gaussian noise, for `thompson` and `prove_support` (one per action that
-      is kept), "step" for all; "auto" takes "cycle" where it can. For phased algorithms both make
-      the same decisions from the same key; for the others they are equal in law.
+    * `engine`: "cycle" for phased algorithms (one iteration per cycle, exact at every time) and,
+      with Gaussian noise on a fixed set, for `thompson` and `prove_support` (one per action that is
+      kept, equal in law), "step" for all that are not phased; "auto" takes "cycle" where it can.
     * `draws`: "all"; "support" draws, after the lock, only the noise of the locked coordinates:
       equal in law, not draw by draw, faster, Gaussian noise only; under `vmap` it starts when all
       lanes are locked or done.
@@ -150,14 +148,14 @@ def simulate(
     if engine == "auto":
         engine = "cycle" if by_cycles else "step"
     _checks.require(
-        engine == "step" or by_cycles,
-        "the cycle engine runs phased algorithms, and with Gaussian noise thompson and"
-        " prove_support: use engine='step'.",
+        engine == "cycle" if phased else engine == "step" or by_cycles,
+        "the cycle engine runs phased algorithms, which no other does, and with Gaussian noise"
+        " thompson and prove_support: all others need engine='step'.",
     )
     if draws == "support":
         _checks.require(
-            phased and engine == "cycle" and noise == "gaussian",
-            "draws='support' needs the cycle engine and Gaussian noise: use draws='all'.",
+            phased and noise == "gaussian",
+            "draws='support' needs a phased algorithm and Gaussian noise: use draws='all'.",
         )
         _checks.require(
             algorithm.rule.verify is not None and not algorithm.estimate_sigma,
@@ -213,9 +211,9 @@ def _simulate(algorithm: Any, trial: Trial, setting: Setting) -> Run:
 
 
 def _run(algorithm: Any, trial: Trial, setting: Setting) -> Run:
-    if setting.engine == "cycle" and not isinstance(algorithm, Phased):
-        return simulate_blocks(algorithm, trial, setting.benchmark)
     if not isinstance(algorithm, Phased):
+        if setting.engine == "cycle":
+            return simulate_blocks(algorithm, trial, setting.benchmark)
         return simulate_steps(algorithm, trial, setting)
     theta, best = trial.theta, trial.best
     plan = make_plan(algorithm, theta.shape[0], theta.dtype)
@@ -223,6 +221,4 @@ def _run(algorithm: Any, trial: Trial, setting: Setting) -> Run:
         given = algorithm.sparsity, setting.benchmark, trial.alpha
         best = benchmark_of(plan.action_set, theta, *given)
     trial = trial._replace(alpha=None, best=best, plan=plan)
-    if setting.engine == "cycle":
-        return simulate_cycles(setting.noise, setting.draws, trial)
-    return simulate_phased(setting.noise, trial)
+    return simulate_cycles(setting.noise, setting.draws, trial)

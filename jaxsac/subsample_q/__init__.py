@@ -15,11 +15,7 @@ from jaxsac.subsample_q.exact.local_actions import AssignmentTable as Assignment
 from jaxsac.subsample_q.exact.operator.plan import BACKENDS as BACKENDS, Plan as Plan, plan as plan
 from jaxsac.subsample_q.exact.solver import evaluate as evaluate, solve as solve
 from jaxsac.subsample_q.exact.table import Bounds as Bounds, QTable as QTable
-from jaxsac.subsample_q.execute.simulation import (
-    Run as Run,
-    simulate as simulate,
-    simulate_agents as simulate_agents,
-)
+from jaxsac.subsample_q.execute.simulation import Run as Run, simulate as simulate
 from jaxsac.subsample_q.learn.estimation import Estimate as Estimate, estimate as estimate
 from jaxsac.subsample_q.learn.q_learning import (
     learn_from_trajectory as learn_from_trajectory,

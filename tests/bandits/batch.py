@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac import bandits
+from jaxsac.bandits.engine.steps import BLOCK, noise_block
 
 D, S, LANES, TIMES = 4, 2, 500, 32
 THETA = np.array([0.9, -0.1, 0.7, 0.2])
@@ -34,11 +35,10 @@ ALGORITHMS = {
 KEY = jax.random.key(5)
 
 
-@partial(jax.jit, static_argnames=("engine", "draws", "benchmark"))
-def _run(algorithm, keys, thetas, sigma, horizons, times, alpha, engine, draws, benchmark):
+@partial(jax.jit, static_argnames=("draws", "benchmark"))
+def _run(algorithm, keys, thetas, sigma, horizons, times, alpha, draws, benchmark):
     def one(key, theta, horizon, record):
         options = {
-            "engine": engine,
             "draws": draws,
             "benchmark": benchmark,
             "alpha": alpha if benchmark == "alpha" else None,
@@ -58,7 +58,6 @@ def lanes(
     theta=THETA,
     sigma=0.1,
     alpha=1.0,
-    engine="auto",
     draws="all",
     benchmark="optimal",
 ):
@@ -75,9 +74,7 @@ def lanes(
         lambda leaf: jnp.asarray(leaf, jnp.float64 if isinstance(leaf, float) else None), algorithm
     )
     numbers = (jnp.asarray(sigma, jnp.float64), horizons, times, jnp.asarray(alpha, jnp.float64))
-    run = jax.tree.map(
-        np.asarray, _run(algorithm, keys, thetas, *numbers, engine, draws, benchmark)
-    )
+    run = jax.tree.map(np.asarray, _run(algorithm, keys, thetas, *numbers, draws, benchmark))
     return run._replace(regret=run.regret[:, :number], times=run.times[:, :number])
 
 
@@ -86,3 +83,28 @@ def many(algorithm, num, **options):
     keys = jax.random.split(jax.random.key(11), (num // LANES, LANES))
     runs = [lanes(algorithm, keys=row, **options) for row in keys]
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *runs)
+
+
+def by_steps(algorithm, sigma=0.1, horizon=500):
+    """A phased algorithm on a stream, a reward at a time, with the noise of the cycle engine for
+    KEY: after each step its regret, lock time, support, rewards and the share of the best support.
+    """
+    best = bandits.best_support(algorithm.action_set, jnp.asarray(THETA), algorithm.sparsity)
+    start = algorithm.init(dimension=D, dtype=jnp.float64)
+    number = start.plan.basis.shape[0]
+
+    def step(state, _):
+        exploring, arm = state.left == 0, jnp.argmax(state.counts < state.cycle)
+        block = noise_block("gaussian", KEY, (state.cycle - 1) // BLOCK, number, jnp.float64)
+        error = jnp.where(exploring, block[(state.cycle - 1) % BLOCK, arm], 0.0)
+        mean = jnp.asarray(THETA) @ algorithm.act(state)
+        state = algorithm.update(state, None, mean + sigma * error)
+        lock_time = jnp.where(state.locked, state.lock_cycle * number, -1)
+        known = state.locked | (algorithm.rule.verify is None)
+        support = jnp.sort(jnp.where(known, state.indices, -1))
+        found = jnp.sum((state.indices >= 0) & best.mask[state.indices]) / jnp.sum(best.mask)
+        return state, (mean, lock_time, support, found)
+
+    run = jax.jit(lambda: jax.lax.scan(step, start, None, horizon)[1])()
+    means, lock_time, support, found = map(np.asarray, run)
+    return np.cumsum(best.value - means), lock_time, support, np.cumsum(means), found

@@ -39,7 +39,6 @@ def case(name, solve, **changes):
 APSEE = bandits.apsee(bandits.Ball(), sparsity=2, sigma=0.05, radius="hkz")
 CASES = [
     case("bandits.simulate", play(APSEE)),
-    case("bandits.simulate a step at a time", play(APSEE, engine="step")),
     case("bandits.simulate of a step-wise algorithm", play_arms),
     case(
         "bandits.simulate an action at a time",

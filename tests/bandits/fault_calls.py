@@ -23,11 +23,6 @@ def size(x):
     return jnp.sum(x**2) ** 0.5
 
 
-def project(x, mask):
-    x = jnp.where(mask, x, 0.0)
-    return x / jnp.maximum(size(x), 1.0)
-
-
 def supports(**more):
     return lambda: {"action_set": BALL, "theta": THETA, "sparsity": 2, **more}
 
@@ -45,7 +40,6 @@ CALLS = {
     "bandits.Product": lambda: {"parts": [BALL, bandits.Box()], "sizes": [2, 2]},
     "bandits.Masked": lambda: {"whole": BALL, "available": np.array([1.0, 0.0, 1.0])},
     "bandits.FromSupport": lambda: {"function": smooth, "bound": 1.0, "gauge_function": size},
-    "bandits.FromProjection": lambda: {"function": project, "bound": 1.0, "num_steps": 10},
     "bandits.greedy_support": supports(),
     "bandits.best_support": supports(),
     "bandits.branch_and_bound": supports(max_nodes=100),

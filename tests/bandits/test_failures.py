@@ -26,16 +26,15 @@ def final(algorithm=APSEE, theta=THETA, sigma=0.1, **options):
     return run.status, run.regret[-1], run.lock_time, run.support
 
 
-@pytest.mark.parametrize("engine", ["cycle", "step"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_lane_that_is_not_finite_says_so(engine, bad):
+def test_a_lane_that_is_not_finite_says_so(bad):
     values = jnp.asarray([0.1, bad])
     believed = lambda s: bandits.apsee(bandits.Ball(), sparsity=2, sigma=s)  # noqa: E731
     for one in (
-        lambda value: final(sigma=value, engine=engine),
-        lambda value: final(believed(value), engine=engine),
+        lambda value: final(sigma=value),
+        lambda value: final(believed(value)),
         lambda value: final(bandits.e2tc(bandits.Ball(value), sparsity=2, sigma=0.1, horizon=40)),
-        lambda value: final(theta=jnp.asarray(THETA).at[1].set(value), engine=engine),
+        lambda value: final(theta=jnp.asarray(THETA).at[1].set(value)),
     ):
         status, regret, lock_time, support = jax.jit(jax.vmap(one))(values)
         assert status.tolist() == [Status.CONVERGED, Status.NONFINITE]
@@ -43,11 +42,10 @@ def test_a_lane_that_is_not_finite_says_so(engine, bad):
         assert lock_time[1] == -1 and np.all(support[1] == -1)
 
 
-@pytest.mark.parametrize("engine", ["cycle", "step"])
-def test_noise_that_is_nan_reaches_the_status(engine):
+def test_noise_that_is_nan_reaches_the_status():
     box = bandits.phased_greedy(bandits.Box(), sparsity=2)  # whose actions know no NaN
     for algorithm in (APSEE, box):
-        status, regret, *_ = final(algorithm, noise=noise_with_nan, engine=engine)
+        status, regret, *_ = final(algorithm, noise=noise_with_nan)
         assert status == Status.NONFINITE and np.isnan(regret)
 
 

@@ -162,13 +162,6 @@ CALLS = {
         "num_agents": 4,
         **RUN,
     },
-    "subsample_q.simulate_agents": lambda: {
-        "key": KEY,
-        "model": model(),
-        "table": table(),
-        "num_agents": 4,
-        **RUN,
-    },
     "subsample_q.upper_bound": lambda: {"table": table(), "initial": STATE},
     "subsample_q.certify": lambda: {
         "key": KEY,

@@ -1,6 +1,4 @@
-"""What a simulation is given and records, its noise, and its run a step at a time, for every
-algorithm.
-"""
+"""What a simulation is given and records, its noise, and its run a step or an action at a time."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -116,45 +114,6 @@ def recovery(chosen: jax.Array, best: Selection, like: jax.Array) -> jax.Array:
     return found.astype(like.dtype) / jnp.sum(best.mask).astype(like.dtype)
 
 
-def simulate_phased(noise: Any, trial: Trial) -> Run:
-    """The same law and, for the decisions, the same draws as the cycle engine."""
-    algorithm, (number, dimension) = trial.plan.algorithm, trial.plan.basis.shape
-    dtype = trial.theta.dtype
-
-    def step(t, carry):
-        state, block_noise = carry
-        in_block = (state.cycle - 1) % BLOCK
-        exploring = state.left == 0
-        position = jnp.argmax(state.counts < state.cycle)
-        stale = exploring & (in_block == 0) & (position == 0)
-        block_noise = _loops.cond(
-            stale,
-            lambda _, key, cycle: noise_block(noise, key, (cycle - 1) // BLOCK, number, dtype),
-            lambda old, *_: old,
-            block_noise,
-            trial.key,
-            state.cycle,
-        )
-        action = algorithm.act(state)
-        mean = jnp.sum(trial.theta * action)
-        # The rewards of the exploitation are never looked at, so their noise is not drawn.
-        error = jnp.where(exploring, block_noise[in_block, position], 0.0)
-        state = algorithm.update(state, None, mean + trial.sigma * error)
-        gap = jnp.where(jnp.isfinite(error), trial.best.value - mean, jnp.nan)
-        return (state, block_noise), gap, mean
-
-    start = algorithm.init(dimension=dimension, dtype=dtype), jnp.zeros((BLOCK, number), dtype)
-    (state, _), regret, rewards, chosen = _record_steps(
-        trial, start, step, lambda carry: carry[0].indices
-    )
-    indices = jnp.where(state.locked | (algorithm.rule.verify is None), state.indices, -1)
-    recovered = recovery(chosen, trial.best, regret)
-    lock_time = jnp.where(state.locked, state.lock_cycle * number, -1)
-    status = status_of(jnp.all(jnp.isfinite(state.sums.value)))
-    found = state.locked, lock_time, jnp.sort(indices)
-    return Run(regret, trial.times, *found, status, rewards, recovered)
-
-
 def status_of(finite: jax.Array) -> jax.Array:
     return jnp.where(finite, Status.CONVERGED, Status.NONFINITE).astype(jnp.int32)
 
@@ -188,6 +147,47 @@ def simulate_steps(algorithm: Any, trial: Trial, setting: Setting) -> Run:
     state = algorithm.init(init_key, dimension=theta.shape[0], dtype=dtype)
     state, regret, rewards, chosen = _record_steps(trial, state, step, algorithm.support)
     return run_of(algorithm, trial, setting.benchmark, state, regret, rewards, chosen)
+
+
+def simulate_blocks(algorithm: Any, trial: Trial, benchmark: str) -> Run:
+    """Of an algorithm that keeps an action for several steps, an action at a time: its rewards are
+    seen through their mean alone, whose noise has the scale sigma / √steps. Equal in law to a run
+    step by step, for Gaussian noise.
+    """
+    theta, times, dtype = trial.theta, trial.times, trial.theta.dtype
+    init_key, key = jax.random.split(jax.random.fold_in(trial.key, STEP_STREAM))
+    best = best_reward(algorithm, trial, benchmark, trial.offer)
+
+    def block(carry):
+        time, state, total, recorded, chosen = carry
+        action = algorithm.act(state, trial.offer)
+        length = jnp.minimum(algorithm.length(state, action), trial.horizon - time)
+        count = length.astype(dtype)
+        mean = jnp.sum(theta * action)
+        error = jax.random.normal(jax.random.fold_in(key, time), (), dtype)
+        now = ((times >= time) & (times < time + length))[:, None]
+        chosen = jnp.where(now, algorithm.support(state), chosen)
+        reward = mean + trial.sigma * error / jnp.sqrt(count)
+        state = algorithm.update(state, action, reward, trial.offer, length)
+
+        # The times within the present action, some steps after its first.
+        here, steps = (times > time) & (times <= time + length), (times - time).astype(dtype)
+        recorded = _loops.cond(
+            jnp.any(here),
+            lambda old: jnp.where(here, total.value + (best - mean) * steps, old),
+            lambda old: old,
+            recorded,
+        )
+        return time + length, state, total.plus((best - mean) * count), recorded, chosen
+
+    zero = jnp.zeros((), dtype)
+    state = algorithm.init(init_key, dimension=theta.shape[0], dtype=dtype)
+    chosen = jnp.full((*times.shape, algorithm.sparsity), -1, jnp.int32)
+    carry = jnp.int32(0), state, Total(zero, zero), jnp.zeros(times.shape, dtype), chosen
+    end, state, _, regret, chosen = _loops.while_loop(lambda c: c[0] < trial.horizon, block, carry)
+    chosen = jnp.where((times >= end)[:, None], algorithm.support(state), chosen)
+    rewards = best * times.astype(dtype) - regret
+    return run_of(algorithm, trial, benchmark, state, regret, rewards, chosen)
 
 
 def best_reward(algorithm: Any, trial: Trial, benchmark: str, offer: Any) -> jax.Array:

@@ -6,11 +6,10 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from jaxsac import _checks, _loops
+from jaxsac import _checks
 from jaxsac._arguments import anything, arguments, function as a_function, real, size
-from jaxsac.bandits.sets.action_set import ActionSet, a_set, check_dimension, like, masked
+from jaxsac.bandits.sets.action_set import ActionSet, a_set, check_dimension, masked
 
 A_BOUND = real(low=0, below=float("inf"))
 A_MASK = real("d", low=0, high=1, own=True)  # True and False, or 1 and 0
@@ -185,46 +184,6 @@ class FromSupport(ActionSet):
 
     def gauge(self, x):
         return super().gauge(x) if self.gauge_function is None else self.gauge_function(x)
-
-    def norm_bound(self, sparsity, dimension):
-        return self.bound
-
-
-class FromProjection(ActionSet):
-    """A set given by its Euclidean projection: `function(x, mask)` projects on {x ∈ X : x = 0 off
-    the mask}.
-
-    The maximiser is approached by `num_steps` projected steps along theta, so f is a lower bound
-    that is attained by a feasible action. `bound` is at least ‖x‖₂ over the set.
-    """
-
-    # `function`: (theta or x [d], mask [d]) -> [] or [d], as above
-    function: Callable[[jax.Array, jax.Array], jax.Array] = eqx.field(static=True)
-    bound: jax.Array | float  # []
-    num_steps: int = eqx.field(static=True)  # projected steps
-
-    @arguments(
-        function=a_function("(x [d], mask [d]) -> projection [d]"), bound=A_BOUND, num_steps=size(1)
-    )
-    def __init__(self, function: Callable[..., Any], bound: Any, num_steps: int = 100):
-        self.function, self.bound, self.num_steps = function, bound, num_steps
-
-    def argmax(self, theta, mask=None):
-        keep = jnp.ones(theta.shape, bool) if mask is None else mask
-        theta = lax.stop_gradient(masked(theta, mask))
-        size = jnp.sqrt(jnp.sum(theta**2))
-        direction = like(self.bound, theta) * theta / jnp.where(size > 0, size, 1.0)
-        return _loops.fori_loop(
-            0,
-            self.num_steps,
-            lambda _, x: self.function(x + direction, keep),
-            self.function(jnp.zeros_like(theta), keep),
-        )
-
-    def support(self, theta, mask=None):
-        return jnp.maximum(
-            jnp.sum(masked(theta, mask) * lax.stop_gradient(self.argmax(theta, mask))), 0.0
-        )
 
     def norm_bound(self, sparsity, dimension):
         return self.bound

@@ -153,13 +153,7 @@ def lift(values: Any, num_states: int, num_agents: int) -> jax.Array:
     Raises: ValueError for a number of columns that no k has, n < k, and tables that take more than
     16 GiB, for all numbers of agents up to n together.
     """
-    return lifted(
-        values.value.value if isinstance(values, Solution) else values, num_states, num_agents
-    )
-
-
-def lifted(values: jax.Array, num_states: int, num_agents: int) -> jax.Array:
-    """`lift` of an array."""
+    values = values.value.value if isinstance(values, Solution) else values
     k = agents_of(values.shape[-1], num_states)
     _checks.require(
         num_agents >= k, f"num_agents must be ≥ {k}, which values have, got {num_agents}."

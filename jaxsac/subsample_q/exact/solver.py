@@ -21,7 +21,7 @@ from jaxsac.subsample_q.data.histograms import (
 )
 from jaxsac.subsample_q.data.kinds import MODEL, LocalActionModel, TypedModel
 from jaxsac.subsample_q.data.model import Model, check_discount
-from jaxsac.subsample_q.data.sampling import lifted
+from jaxsac.subsample_q.data.sampling import lift
 from jaxsac.subsample_q.exact.agents import (
     along_types,
     numbers_of_agents,
@@ -334,7 +334,7 @@ def _execution_weights(table: QTable, ns: tuple[int, ...]) -> jax.Array:
     shape = tuple(num_histograms(k, L) for k in table.meaning.ks)
 
     def lift_one(e, values):
-        return lifted(values.reshape(-1, values.shape[-1]), L, ns[e])
+        return lift(values.reshape(-1, values.shape[-1]), L, ns[e])
 
     return jnp.moveaxis(along_types(lift_one, chosen, shape), 1, 2)
 

@@ -12,8 +12,7 @@ import jax.numpy as jnp
 from jaxsac import _checks, _loops
 from jaxsac._arguments import arguments, either, function, integer, key, size
 from jaxsac.solution import register
-from jaxsac.subsample_q.data.histograms import graded_rank
-from jaxsac.subsample_q.data.kinds import MODEL, PLAIN_MODEL, LocalActionModel, TypedModel
+from jaxsac.subsample_q.data.kinds import MODEL, LocalActionModel, TypedModel
 from jaxsac.subsample_q.data.model import Model
 from jaxsac.subsample_q.data.sampling import (
     STATE,
@@ -24,7 +23,7 @@ from jaxsac.subsample_q.data.sampling import (
     move_counts,
 )
 from jaxsac.subsample_q.exact.local_actions import ANY_TABLE, AssignmentTable, local_chances
-from jaxsac.subsample_q.exact.table import TABLE, QTable, chances_of, local_rewards
+from jaxsac.subsample_q.exact.table import QTable, chances_of, local_rewards
 
 
 @register
@@ -231,57 +230,7 @@ def move(
         keys = jax.random.split(local_key, model.num_types)
         moved = jnp.stack([move_counts(*one) for one in zip(keys, counts, kernels, strict=True)])
     else:
-        transition = model.global_transition
-        moved = move_counts(local_key, counts, _kernel(model, global_state, action))
+        transition, kernel = model.global_transition, model.local_transition[global_state]
+        kernel = kernel[action] if model.action_drives_agents else kernel
+        moved = move_counts(local_key, counts, kernel)
     return draw_state(global_key, transition[global_state, action]), moved
-
-
-def _kernel(model: Model, global_state: jax.Array, action: jax.Array) -> jax.Array:
-    """[L, L], by which the local agents move."""
-    kernel = model.local_transition[global_state]
-    return kernel[action] if model.action_drives_agents else kernel
-
-
-@arguments(
-    key=key(), model=PLAIN_MODEL, table=TABLE, num_agents=size(1), horizon=size(1), initial=STATE
-)
-def simulate_agents(
-    key: jax.Array,
-    model: Model,
-    table: Any,
-    num_agents: int,
-    horizon: int,
-    initial: tuple[Any, Any],
-) -> Run:
-    """What `simulate` does for a `Model`, agent by agent: n states instead of counts. Slow; an
-    independent check of the draws. The key is consumed.
-    """
-    check_kind(model, table)
-    shape = (model.num_global_states, model.num_local_states)
-    valid = check_state(initial, shape, table.meaning.ks, num_agents, model.dtype)
-    states = jnp.arange(model.num_local_states, dtype=jnp.int32)
-    agents = jnp.repeat(states, initial[1], total_repeat_length=num_agents)
-    start, (k,) = (initial[0], agents), table.meaning.ks
-    return _simulate_agents(key, model, table.policy, start, valid, horizon, k)
-
-
-@functools.partial(jax.jit, static_argnames=("horizon", "k"))
-def _simulate_agents(key, model, policy, start, valid, horizon, k):
-    states = jnp.arange(model.num_local_states, dtype=jnp.int32)
-
-    def histogram(agents):
-        return jnp.sum(agents[:, None] == states[None, :], axis=0, dtype=jnp.int32)
-
-    def step(key, global_state, agents):
-        sample_key, global_key, local_key = jax.random.split(key, 3)
-        sampled = histogram(jax.random.permutation(sample_key, agents)[:k])
-        counts = histogram(agents)
-        action = policy[global_state, graded_rank(sampled[:-1], k)]
-        reward = stage_reward(model, global_state, counts, action)
-        chances = jnp.log(model.global_transition[global_state, action])
-        after = jax.random.categorical(global_key, chances).astype(jnp.int32)
-        kernel = jnp.log(_kernel(model, global_state, action))
-        moved = jax.random.categorical(local_key, kernel[agents], shape=agents.shape)
-        return Stage(action, reward, counts, after, moved.astype(jnp.int32))
-
-    return rollout(key, step, start, valid, model.discount, horizon)[0]

@@ -15,7 +15,7 @@ from jaxsac.solution import register
 from jaxsac.subsample_q.data.histograms import largest_k, num_histograms
 from jaxsac.subsample_q.data.kinds import MODEL
 from jaxsac.subsample_q.data.model import check_discount
-from jaxsac.subsample_q.data.sampling import STATE, check_state, lifted, sample_weights
+from jaxsac.subsample_q.data.sampling import STATE, check_state, lift, sample_weights
 from jaxsac.subsample_q.exact.agents import numbers_of_agents
 from jaxsac.subsample_q.exact.local_actions import ANY_TABLE
 from jaxsac.subsample_q.exact.solver import evaluate, solve
@@ -246,7 +246,7 @@ def choose_k(
     shared = 1 - (1 - confidence) / len(ladder)
     for position, ks in enumerate(ladder):
         k = ks if types else ks[0]
-        start = None if previous is None or types else lifted(previous, L, ks[0])
+        start = None if previous is None or types else lift(previous, L, ks[0])
         solution = solve(model, k, initial=start, tol=tol).check()
         previous = solution.value.value
         bounds = certify(
