@@ -5,6 +5,7 @@ Nothing here runs on traced values: a check on values applies to concrete input 
 gives traced bad input a status code.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,6 +22,12 @@ def is_concrete(*values: Any) -> bool:
 def require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
+
+
+def require_known(test: Callable[..., Any], message: str, *arrays: Any) -> None:
+    """Refuse known arrays of which test(*arrays), in NumPy, does not hold everywhere."""
+    if is_concrete(arrays):
+        require(bool(np.all(test(*map(np.asarray, arrays)))), message)
 
 
 def boolean_array(name: str, value: Any, shape: tuple[int | str | None, ...]) -> jax.Array:

@@ -54,6 +54,12 @@ def _hashable(value: Any) -> Any:
     return tuple(map(_hashable, value)) if isinstance(value, list) else value
 
 
+class Hashable(eqx.Module):
+    """A pytree whose bound methods go through `jax.jit`, which hashes them."""
+
+    __hash__ = object.__hash__
+
+
 class Status(enum.IntEnum):
     """How a solver ended. Solvers store the code as an int32 array, one per lane; `message` says
     what to do about it.

@@ -2,12 +2,12 @@
 
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 
 from jaxsac import _loops
 from jaxsac._arguments import anything, arguments, key, real, size
+from jaxsac.solution import Hashable
 
 INIT: dict[str, Any] = {
     "key": key(),
@@ -28,7 +28,7 @@ class Total(NamedTuple):
         return Total(value, (value - self.value) - gain)
 
 
-class Policy(eqx.Module):
+class Policy(Hashable):
     """An algorithm on a stream; all methods are pure functions, for `jax.jit`, `lax.scan` and
     `simulate`.
 
@@ -37,8 +37,6 @@ class Policy(eqx.Module):
     * `update(state, action, reward, offer)`: the state after one more reward; a NaN is counted as
       dropped and teaches nothing. `offer` is what the step makes available.
     """
-
-    __hash__ = object.__hash__  # its bound methods go through `jax.jit`, which hashes them
 
     def init(self, key: jax.Array | None = None, *, dimension: int, dtype=None) -> Any:
         raise TypeError(f"{type(self).__name__} must define init(key, dimension=, dtype=).")

@@ -6,7 +6,6 @@ from typing import Any, Protocol
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from jaxsac import _arguments, _checks, _loops
@@ -242,12 +241,11 @@ def budgeted_choice(actions: Any, features: Any, num_actions: int) -> BudgetedCh
         features.size > 0,
         f"features must have at least one row and one column, got shape {list(features.shape)}.",
     )
-    if _checks.is_concrete(actions):
-        known = np.asarray(actions)
-        _checks.require(
-            known.size == 0 or known.max() < num_actions,
-            f"actions must be below num_actions = {num_actions}: pad with -1.",
-        )
+    _checks.require_known(
+        lambda actions: actions < num_actions,
+        f"actions must be below num_actions = {num_actions}: pad with -1.",
+        actions,
+    )
     return BudgetedChoice(actions, features, num_actions)
 
 

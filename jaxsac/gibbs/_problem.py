@@ -89,11 +89,12 @@ def problem(
     """From arguments as `Policy` declares them."""
     budget, degree = _budget(budget, max_budget)
     at_least = budget if exactly else _concrete("at_least", at_least, ())
-    if _checks.is_concrete(at_least, budget):
-        _checks.require(
-            0 <= int(at_least) <= int(budget),
-            f"at_least must be in [0, budget], got {int(at_least)} with budget={int(budget)}.",
-        )
+    _checks.require_known(
+        lambda least, most: (least >= 0) & (least <= most),
+        f"at_least must be in [0, budget], got {at_least} with budget={budget}.",
+        at_least,
+        budget,
+    )
     _checks.require(
         costs is None or background is None,
         "costs and background cannot be combined: list the background's tools in z with their"
@@ -155,11 +156,11 @@ def _budget(budget: Any, max_budget: Any) -> tuple[Any, int]:
         return np.asarray(degree, np.int32), degree
     degree = size().take("max_budget", max_budget)
     budget = _concrete("budget", budget, ())
-    if _checks.is_concrete(budget):
-        _checks.require(
-            0 <= int(budget) <= degree,
-            f"budget must be in [0, max_budget], got {int(budget)} with max_budget={degree}.",
-        )
+    _checks.require_known(
+        lambda budget: (budget >= 0) & (budget <= degree),
+        f"budget must be in [0, max_budget], got {budget} with max_budget={degree}.",
+        budget,
+    )
     return budget, degree
 
 
@@ -183,8 +184,7 @@ def _background(background: Any, dtype: Any) -> Groups:
     )
     scores = real("C").take("background scores", background[0], dtype)
     counts = integer(*scores.shape).take("background counts", background[1])
-    if _checks.is_concrete(counts):
-        _checks.require(bool(np.all(np.asarray(counts) >= 0)), "background counts must be >= 0.")
+    _checks.require_known(lambda counts: counts >= 0, "background counts must be >= 0.", counts)
     return Groups(scores, counts)
 
 

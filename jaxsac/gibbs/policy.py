@@ -15,13 +15,13 @@ from jaxsac.gibbs import _knapsack, _law, _sets
 from jaxsac.gibbs._knapsack import Tables
 from jaxsac.gibbs._law import Expansion, Means
 from jaxsac.gibbs._problem import Problem, problem
-from jaxsac.solution import register
+from jaxsac.solution import Hashable, register
 
 _SHIFTS = 60  # rounds of with_mean_size
 
 
 @register
-class Policy(eqx.Module):
+class Policy(Hashable):
     """The Gibbs policy over budgeted sets of M tools, a pytree that is expanded once.
 
         π(a) = exp(Σ_{j ∈ a} z_j / temperature) / Z   over the sets a ⊇ given with at_least ≤ |a| ≤
@@ -274,8 +274,6 @@ class Policy(eqx.Module):
 
     def _feasible(self) -> jax.Array:
         return _law.log_partition(self.problem, self.expansion).rest != -jnp.inf
-
-    __hash__ = object.__hash__  # so that jax.jit takes its methods
 
 
 @jax.jit

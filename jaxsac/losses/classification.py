@@ -24,13 +24,11 @@ class Logistic(Loss):
 
     def target(self, y, prediction_shape, dtype):
         y = real(*prediction_shape).take("y", y, dtype)
-        if _checks.is_concrete(y):
-            known = np.asarray(y)
-            signs = bool(np.all((np.abs(known) == 1) | np.isnan(known)))
-            _checks.require(
-                signs,
-                "y must be +1 or -1 for the logistic loss: pass 2 * y - 1 for labels 0 and 1.",
-            )
+        _checks.require_known(
+            lambda y: (np.abs(y) == 1) | np.isnan(y),
+            "y must be +1 or -1 for the logistic loss: pass 2 * y - 1 for labels 0 and 1.",
+            y,
+        )
         return y
 
     def per_sample(self, z, y):
@@ -61,9 +59,11 @@ class Multinomial(Loss):
             " designs.multi_output(features, M).",
         )
         y = integer(*prediction_shape[:1]).take("y", y)
-        if _checks.is_concrete(y):
-            inside = bool(np.all((np.asarray(y) >= 0) & (np.asarray(y) < prediction_shape[1])))
-            _checks.require(inside, f"y must hold classes in [0, {prediction_shape[1]}).")
+        _checks.require_known(
+            lambda y: (y >= 0) & (y < prediction_shape[1]),
+            f"y must hold classes in [0, {prediction_shape[1]}).",
+            y,
+        )
         return y
 
     def per_sample(self, z, y):

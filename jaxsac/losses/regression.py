@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.scipy.special import xlogy
 
 from jaxsac import _checks
@@ -182,10 +181,7 @@ class Poisson(Loss):
 
     def target(self, y, prediction_shape, dtype):
         y = real(*prediction_shape).take("y", y, dtype)
-        if _checks.is_concrete(y):
-            _checks.require(
-                not bool(np.any(np.asarray(y) < 0)), "y must be >= 0 for the Poisson loss."
-            )
+        _checks.require_known(lambda y: ~(y < 0), "y must be >= 0 for the Poisson loss.", y)
         return y
 
     def per_sample(self, z, y):

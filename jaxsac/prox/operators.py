@@ -129,11 +129,7 @@ def project_box(v: jax.Array, lower: jax.Array | float, upper: jax.Array | float
     """Projection onto lower ≤ x ≤ upper, elementwise; the ends are scalars or have the shape of
     `v`.
     """
-    if _checks.is_concrete(lower, upper):
-        _checks.require(
-            bool(np.all(np.asarray(lower) <= np.asarray(upper))),
-            "lower must be <= upper everywhere.",
-        )
+    _checks.require_known(np.less_equal, "lower must be <= upper everywhere.", lower, upper)
     return jnp.clip(v, lower, upper)
 
 

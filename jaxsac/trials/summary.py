@@ -4,20 +4,19 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 
 from jaxsac import _checks
 from jaxsac._arguments import anything, arguments, real
-from jaxsac.solution import register
+from jaxsac.solution import Hashable, register
 
 _TREE = anything("a tree of the results")
 
 
 @register
 @arguments(mean=_TREE, standard_error=_TREE, quantiles=_TREE, num_nonfinite=_TREE)
-class Summary(eqx.Module):
+class Summary(Hashable):
     """Statistics over trials; each field has the tree of the results."""
 
     mean: Any  # [...] of the finite values
@@ -27,8 +26,6 @@ class Summary(eqx.Module):
     # Where it is not 0 the summary speaks for the surviving trials only: look at the others before
     # trusting it.
     num_nonfinite: Any  # [...] int32
-
-    __hash__ = object.__hash__  # its bound methods go through `jax.jit`, which hashes them
 
     @arguments(confidence=real(above=0, below=1))
     def band(self, confidence: float = 0.95) -> tuple[Any, Any]:

@@ -92,12 +92,12 @@ def exploration_basis(
 
 
 def _checked(kind: str, lengths: jax.Array) -> jax.Array:
-    if _checks.is_concrete(lengths):
-        _checks.require(
-            bool(jnp.all(jnp.isfinite(lengths))),
-            f"no basis of kind={kind!r} fits this action_set: it lacks a coordinate, or one of the"
-            " signs that the rows need: use kind='standard', or leave basis=None.",
-        )
+    _checks.require_known(
+        np.isfinite,
+        f"no basis of kind={kind!r} fits this action_set: it lacks a coordinate, or one of the"
+        " signs that the rows need: use kind='standard', or leave basis=None.",
+        lengths,
+    )
     return lengths
 
 

@@ -10,7 +10,7 @@ from jax import lax
 
 from jaxsac import _checks, _loops
 from jaxsac._arguments import record
-from jaxsac.solution import register
+from jaxsac.solution import Hashable, register
 
 FINITE: dict[str, Any] = {"above": -float("inf"), "below": float("inf")}
 
@@ -25,7 +25,7 @@ class Selection(NamedTuple):
     gap: jax.Array  # [], least lead of a chosen coordinate over the next; +inf without another
 
 
-class ActionSet(eqx.Module):
+class ActionSet(Hashable):
     """A compact convex set X in R^d that contains the origin: what a bandit algorithm plays from.
 
     A set of one's own defines `support` and `argmax`; the rest has defaults (where the largest of
@@ -40,8 +40,6 @@ class ActionSet(eqx.Module):
     quadratic: ClassVar[bool] = False  # f(S)² is a quadratic form of theta_S
     ranked: ClassVar[bool] = False  # the s largest `scores` are always the best support
     greedy_is_exact: ClassVar[bool] = False  # the greedy support is, for every theta and sparsity
-
-    __hash__ = object.__hash__  # its bound methods go through `jax.jit`, which hashes them
 
     @property
     def dimension(self) -> int | None:

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxsac import _checks
@@ -51,8 +52,7 @@ class Polytope(ActionSet):
             zero = jnp.zeros(vertices.shape[1], vertices.dtype)
             found = self.support(zero, zero > 0)  # with no coordinate allowed, only x = 0 is left
             advice = "the convex hull of vertices must contain the origin: add it, or shift them."
-        if _checks.is_concrete(found):  # inside jax.jit it is traced
-            _checks.require(bool(jnp.all(jnp.isfinite(found))), advice)
+        _checks.require_known(np.isfinite, advice, found)  # inside jax.jit it is traced
 
     @property
     def dimension(self):

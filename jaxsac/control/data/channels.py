@@ -2,15 +2,15 @@
 
 from typing import Any
 
-import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
 from jaxsac import _checks
 from jaxsac._arguments import arguments, integer, real
+from jaxsac.solution import Hashable
 
 
-class Channels(eqx.Module):
+class Channels(Hashable):
     """C numbers for every pair of one of T records and one of M tools; a pytree.
 
     * `values` r [C, T, M], finite: similarities of the context to the tool's text, what near
@@ -47,8 +47,6 @@ class Channels(eqx.Module):
         self.learnt = np.zeros(count, bool) if learnt is None else np.asarray(learnt, bool)
         self.fold = None if fold is None else np.asarray(fold)
         self.cold_weight = float(cold_weight)
-
-    __hash__ = object.__hash__  # so that jax.jit takes its methods
 
 
 def sizes(channels: Channels) -> dict[str, int]:

@@ -29,6 +29,12 @@ class Families(NamedTuple):
         return Split(label.reshape(-1), unused.astype(float), float(self.share))
 
 
+def omega(norms: np.ndarray, label: np.ndarray, share: float) -> float:
+    """Ω of tools of norms [U] in the families `label` [U]."""
+    together = np.sqrt(np.bincount(label, norms**2)).sum()
+    return float((1 - share) * norms.sum() + share * together)
+
+
 class Split(NamedTuple):
     """Families as a fit sees them: those of the U used tools, and how many tools are not used."""
 
@@ -95,12 +101,6 @@ class Split(NamedTuple):
         open_ = np.sqrt(inside + self.unused * over**2) > lam * self.share
         open_[self.label[alive]] = True
         return over > 0 and bool((open_ & (self.unused > 0)).any())
-
-    def value(self, tools: np.ndarray, coef: np.ndarray) -> float:
-        """Ω of coefficients [W, q] of the used tools `tools` (positions)."""
-        squares = (coef**2).sum(1)
-        together = np.sqrt(np.bincount(self.label[tools], squares)).sum()
-        return float((1 - self.share) * np.sqrt(squares).sum() + self.share * together)
 
 
 def checked_families(labels: Any, share: float, num_actions: int) -> Families | None:

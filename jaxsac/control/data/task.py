@@ -10,12 +10,13 @@ from jaxsac._arguments import arguments, choice, integer, real, record, size
 from jaxsac.control.data.families import Families, checked_families
 from jaxsac.control.data.log import Log, checked
 from jaxsac.control.data.sample_weight import WEIGHTINGS, sample_weight
+from jaxsac.solution import Hashable
 
 OBJECTIVES = ("imitation", "weighted", "utility")
 INTERCEPTS = ("per_tool", "shared", "none")
 
 
-class Task(eqx.Module):
+class Task(Hashable):
     """What is to be learnt from a log, said once and checked when it is made; a pytree.
 
     Letters: T records, M tools, q features, B the budget. Every question takes the task, then the
@@ -150,8 +151,6 @@ class Task(eqx.Module):
             families=None if together is None else together.label,
             family_share=0.5 if together is None else together.share,
         )
-
-    __hash__ = object.__hash__  # so that jax.jit takes its methods
 
 
 def sizes(task: Task) -> dict[str, int]:

@@ -7,7 +7,6 @@ import itertools
 import math
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +20,7 @@ from jaxsac.control.data.digest import digest
 from jaxsac.control.data.task import Task, require_utility
 from jaxsac.control.fits.fit import as_arrays
 from jaxsac.prox import Groups
-from jaxsac.solution import Solution, Status, register
+from jaxsac.solution import Hashable, Solution, Status, register
 
 _CONTEXT = real("q")
 _PAIR_WEIGHT = math.sqrt(3)
@@ -239,7 +238,7 @@ def _observed(used: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 @arguments(
     sets=integer("N", "B"), features=real("N", "P"), coef=real("P", "q"), temperature=real(above=0)
 )
-class PairwisePolicy(eqx.Module):
+class PairwisePolicy(Hashable):
     """π(a | ψ) ∝ exp((Σ_{j ∈ a} ⟨θ_j, ψ⟩ + Σ_{i<j ∈ a} ⟨β_ij, ψ⟩) / temperature) over sets of at
     most B of k tools, by listing them all; a pytree.
     """
@@ -263,8 +262,6 @@ class PairwisePolicy(eqx.Module):
     def sample(self, key: jax.Array, context: Any) -> jax.Array:
         """An exact draw, int32 [B] padded with -1. The key is consumed."""
         return self.sets[jax.random.categorical(key, self.log_probs(context))]
-
-    __hash__ = object.__hash__  # so that jax.jit takes its methods
 
 
 @arguments(model=record(Interactions), budget=size(1), temperature=real(above=0))

@@ -16,7 +16,7 @@ from jaxsac.control.data.log import Log, join, take
 from jaxsac.control.data.task import Task
 from jaxsac.control.fits.fit import LAM, fit
 from jaxsac.control.policy.sparse import SparsePolicy
-from jaxsac.solution import Solution, register
+from jaxsac.solution import Hashable, Solution, register
 
 _FIT = {"lam": LAM, "refit": flag(), "tol": real(low=0), "max_steps": size()}
 
@@ -30,7 +30,7 @@ _FIT = {"lam": LAM, "refit": flag(), "tol": real(low=0), "max_steps": size()}
     num_fits=size(),
     options=anything("refit, tol, max_steps of `fit`"),
 )
-class Learner(eqx.Module):
+class Learner(Hashable):
     """Where learning stands: what is to be learnt, from which records, and the last fit."""
 
     task: Task  # with the records kept
@@ -49,8 +49,6 @@ class Learner(eqx.Module):
     def lam(self) -> float:
         """Of the last fit."""
         return float(self.solution.stats["lam"])
-
-    __hash__ = object.__hash__  # so that jax.jit takes its methods
 
 
 @arguments(on_host=True, key=key(), task=record(Task), **_FIT)

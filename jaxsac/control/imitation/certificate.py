@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac.control.data.digest import Digest
+from jaxsac.control.data.families import omega
 from jaxsac.control.imitation.likelihood import Evaluation, Working
 from jaxsac.control.imitation.working import Point, to_host, unpad_groups
 
@@ -52,7 +53,9 @@ def dual_gap(
     norm.
     """
     size, groups, families = point.tools.size, data.group_size.size, data.families
-    penalty = point.norms.sum() if families is None else families.value(point.tools, point.coef)
+    penalty = point.norms.sum()
+    if families is not None:
+        penalty = omega(point.norms, families.label[point.tools], families.share)
     objective = float(found.value) + lam * float(penalty) + ridge / 2 * float((point.coef**2).sum())
     counts = unpad_groups(to_host(working.counts), groups)
     live = counts > 0

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsac.control.data.families import Split, omega
 from jaxsac.gibbs import rows
 
 _NARROWED = 40  # times the interval of the best share is cut by a third
@@ -74,8 +75,12 @@ class Penalties(NamedTuple):
 
     def norm(self, norms: np.ndarray) -> float:
         """Ω of tools of norms [U]."""
-        together = np.sqrt(np.bincount(self.label, norms**2)).sum()
-        return float((1 - self.share) * norms.sum() + self.share * together)
+        return omega(norms, self.label, self.share)
+
+    def dual_norm(self, norms: np.ndarray) -> float:
+        """Ω* of them: the least lam at which lam Ω lets a gradient of these norms [U] pass."""
+        none = np.zeros(self.label.max(initial=-1) + 2)
+        return float(Split(self.label, none, self.share).dual_norm(norms, 0.0)[0])
 
 
 class Evaluation(NamedTuple):
@@ -159,26 +164,14 @@ def dual_value(found: Evaluation, penalties: Penalties) -> float:
             value -= np.sum(over**2) / (2 * penalties.coef)
         return float(value)
 
-    low, high = 0.0, 1.0 if penalties.coef > 0 else passing_share(norms, penalties)
+    low, high = 0.0, 1.0
+    if penalties.coef == 0:
+        high = float(penalties.lam / np.maximum(penalties.lam, penalties.dual_norm(norms)))
     for _ in range(_NARROWED):
         third = (high - low) / 3
         first, second = bound(low + third), bound(high - third)
         low, high = (low + third, high) if first < second else (low, high - third)
     return max(bound(low), bound(high))
-
-
-def passing_share(norms: np.ndarray, penalties: Penalties, most: float = 1.0) -> float:
-    """The largest share s ≤ `most` of the gradient's norms [U] that lam Ω lets pass, by bisection
-    to a relative 1e-13 from below.
-    """
-    low, high = 0.0, most
-    if not penalties.excess(most * norms, penalties.lam).any():
-        return most
-    while high - low > 1e-13 * high:
-        middle = (low + high) / 2
-        passes = not penalties.excess(middle * norms, penalties.lam).any()
-        low, high = (middle, high) if passes else (low, middle)
-    return low
 
 
 def _host(array) -> np.ndarray:

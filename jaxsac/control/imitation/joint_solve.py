@@ -16,7 +16,6 @@ from jaxsac.control.imitation.joint import (
     dual_value,
     evaluate,
     objective,
-    passing_share,
 )
 
 _STEPS = 5  # between two looks at the gap
@@ -139,7 +138,7 @@ def solve(
     end: _At = outcome.state
     norms = np.linalg.norm(np.asarray(null_found.gradient.coef, float), axis=1)
     value = objective(end.point, end.found, penalties)
-    return Fitted(end.point, value, _least_lam(norms, penalties), outcome, iteration.evaluations)
+    return Fitted(end.point, value, penalties.dual_norm(norms), outcome, iteration.evaluations)
 
 
 def _scales(data: Data, penalties: Penalties) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
@@ -162,10 +161,3 @@ def _scales(data: Data, penalties: Penalties) -> tuple[np.ndarray, np.ndarray, n
         float(rate.mean()) * data.chosen.shape[0] * float(data.cold_weight) + penalties.intercept,
     )
     return tuple(1 / np.sqrt(np.maximum(one, 1e-12)) for one in curvatures)  # pyright: ignore
-
-
-def _least_lam(norms: np.ndarray, penalties: Penalties) -> float:
-    """The least lam at which no tool looks at the context, for gradient norms of the null model."""
-    if norms.max(initial=0.0) == 0:
-        return 0.0
-    return penalties.lam / passing_share(norms, penalties, 1e6)

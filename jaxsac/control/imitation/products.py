@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxsac.control.data.digest import Digest
+from jaxsac.control.data.families import omega
 from jaxsac.control.imitation.forward_backward import ForwardBackward, largest_moment, shrunk
 from jaxsac.control.imitation.likelihood import Evaluation, Working
 from jaxsac.control.imitation.working import Point, evaluate_point, to_host
@@ -62,10 +63,7 @@ def products(
     def proximal(x: np.ndarray, size: float) -> tuple[np.ndarray, float]:
         coef = x[: point.coef.size].reshape(shape)
         coef, norms = shrunk(coef, size * lam * scale, label, share)
-        norms = norms * scale
-        together = np.sqrt(np.bincount(label, norms**2)).sum()
-        beyond = lam * float((1 - share) * norms.sum() + share * together)
-        return np.append(coef, x[point.coef.size :]), beyond
+        return np.append(coef, x[point.coef.size :]), lam * omega(norms * scale, label, share)
 
     first = (point.coef / scale[:, None]).ravel()
     if own:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsac._arguments import arguments, integer, real, size
-from jaxsac.solution import register
+from jaxsac.solution import Hashable, register
 
 
 @register
@@ -22,7 +22,7 @@ from jaxsac.solution import register
     learnt=integer("C", low=0, high=1),
     budget=size(),
 )
-class JointPolicy(eqx.Module):
+class JointPolicy(Hashable):
     """Scores z_j = ⟨θ_j, ψ⟩ + Σ_c w_c r_c(j) + b_j of M tools, and the budget of a set; a pytree.
 
     A tool that no record used is cold: it has θ_j = 0, the offset as its intercept, and the
@@ -55,5 +55,3 @@ class JointPolicy(eqx.Module):
         values = jnp.sum(jnp.where(~silent, self.weights[:, None] * values, 0), axis=0)
         own = jnp.matmul(self.coef, psi, precision="highest")
         return (self.intercept + values).at[self.positions].add(own)
-
-    __hash__ = object.__hash__  # so that jax.jit takes its methods

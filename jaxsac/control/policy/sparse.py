@@ -12,7 +12,7 @@ import numpy as np
 from jaxsac import _checks, _files, gibbs
 from jaxsac._arguments import anything, arguments, choice, either, integer, real, size
 from jaxsac._arguments.numbers import computed
-from jaxsac.solution import register
+from jaxsac.solution import Hashable, register
 
 _KIND = "jaxsac.control.SparsePolicy"
 _NO_ACTION = gibbs.NO_ACTION
@@ -29,7 +29,7 @@ _CONTEXT, _SET = real("q"), integer("any")
     budget=size(),
     meaning=anything("(objective, intercept) of the task"),
 )
-class SparsePolicy(eqx.Module):
+class SparsePolicy(Hashable):
     """π(a | ψ) ∝ exp Σ_{j ∈ a} z_j over |a| ≤ B, z_j = ⟨θ_j, ψ⟩ + b_j with θ_j = 0 outside the
     support; a pytree.
 
@@ -206,8 +206,6 @@ class SparsePolicy(eqx.Module):
         if self.tools is None:
             return positions
         return jnp.where(positions >= 0, self.tools[jnp.maximum(positions, 0)], _NO_ACTION)
-
-    __hash__ = object.__hash__  # so that jax.jit takes its methods
 
 
 def _background(

@@ -18,7 +18,7 @@ from jaxsac.losses.names import LOSS
 from jaxsac.prox import Groups, Penalty
 from jaxsac.prox.groups import GROUPS
 from jaxsac.prox.penalty import non_negative
-from jaxsac.solution import Solution, register
+from jaxsac.solution import Hashable, Solution, register
 
 FEW_FREE = 256  # unpenalised coefficients that a method may refit at every check
 _NAMES = {
@@ -31,7 +31,7 @@ _NAMES = {
 @arguments(
     coef=real(...), intercept=real(...), loss=anything("the name of a loss"), has_intercept=flag()
 )
-class LinearModel(eqx.Module):
+class LinearModel(Hashable):
     """What a solution of the group lasso holds: z = X coef + intercept; [L, ...] each, of a path.
 
     * `coef`: [p], in the units of z per unit of a column.
@@ -44,8 +44,6 @@ class LinearModel(eqx.Module):
     intercept: jax.Array
     loss: str = eqx.field(static=True, default="squared")
     has_intercept: bool = eqx.field(static=True, default=True)
-
-    __hash__ = object.__hash__  # its bound methods go through `jax.jit`, which hashes them
 
     def predict(self, X: Any) -> jax.Array:
         """z = X coef + intercept, of the shape of the design's predictions, with a leading axis [L]

@@ -72,9 +72,11 @@ class TypedModel(eqx.Module):
         self.local_transition = jnp.stack([model.local_transition for model in models])
         self.local_reward = jnp.stack([model.local_reward for model in models])
         self.shares = shares
-        if _checks.is_concrete(self.shares):
-            given = np.asarray(self.shares)
-            _checks.require(abs(given.sum() - 1) <= 1e-6, f"shares must sum to one, got {given}.")
+        _checks.require_known(
+            lambda shares: abs(shares.sum() - 1) <= 1e-6,
+            f"shares must sum to one, got {shares}.",
+            shares,
+        )
 
     # by the same axes as those of a `Model`
     num_global_states, num_actions = Model.num_global_states, Model.num_actions
@@ -154,10 +156,12 @@ class LocalActionModel(eqx.Module):
         G, B, L = np.shape(local_reward)
         self.joint = allowed if callable(allowed) else None
         self.allowed = None if callable(allowed) else marks(allowed, "allowed", G, L, B)
-        if self.allowed is not None and _checks.is_concrete(self.allowed):
-            full = bool(np.all(np.any(np.asarray(self.allowed), axis=2)))
-            _checks.require(full, "allowed must have an action in every row [G, L].")
         if self.allowed is not None:
+            _checks.require_known(
+                lambda allowed: np.any(allowed, axis=2),
+                "allowed must have an action in every row [G, L].",
+                self.allowed,
+            )
             idle = ~self.allowed.transpose(0, 2, 1)
             local_transition = put(idle, np.eye(L), local_transition)
             local_reward = put(idle, 0, local_reward)

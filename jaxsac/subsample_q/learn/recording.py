@@ -45,11 +45,11 @@ def recorded(trajectory: Trajectory, sizes: tuple[int, int, int]) -> Trajectory:
     """`trajectory` with arrays that fit one another and, where known, sizes = (G, L, A)."""
     data = _recorded(*trajectory)
     for name, number in zip(("global_states", "local_states", "actions"), sizes, strict=True):
-        held = getattr(data, name)
-        known = np.asarray(held) if _checks.is_concrete(held) else np.zeros(1)
-        _checks.require(
-            bool(np.all((known >= 0) & (known < number))),
+        _checks.require_known(
+            lambda held, number: (held >= 0) & (held < number),
             f"trajectory: {name} must lie in 0..{number - 1}.",
+            getattr(data, name),
+            number,
         )
     return data
 

@@ -157,11 +157,10 @@ def test_the_dual_norm_by_its_definition_and_what_may_enter():
     lam = 0.99 * max(t, 0.9)
     entered = split.excess(norms, np.array([1]), lam) > 0
     np.testing.assert_array_equal(entered[:3], norms[:3] > lam * (1 - SHARE))
-    weights = np.array([[3.0, 4.0], [0.0, 0.0], [5.0, 12.0]])
-    assert split.value(np.array([0, 1, 6]), weights) == pytest.approx(5 + 13)
-    assert split.value(np.array([0, 1, 2]), weights) == pytest.approx(
-        (1 - SHARE) * 18 + SHARE * np.sqrt(194)
-    )
+    sizes, parts = np.array([5.0, 0.0, 13.0]), ([0, 1, 6], [0, 1, 2])
+    apart, together = (families.omega(sizes, split.label[part], SHARE) for part in parts)
+    assert apart == pytest.approx(5 + 13)
+    assert together == pytest.approx((1 - SHARE) * 18 + SHARE * np.sqrt(194))
     assert (
         families.checked_families(np.arange(M), 0.5, M) is None
         and families.checked_families(None, 0.5, M) is None
