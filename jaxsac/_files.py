@@ -50,20 +50,14 @@ def save(
     write_atomically(Path(path), to_bytes(kind, arrays, metadata or {}))
 
 
-def load(
-    path: PathLike, kind: str, expected: Expected | None = None
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def load(path: PathLike, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Read back (arrays, metadata) of a file written by `save` with the same `kind`.
-
-    * `expected`: maps each array's name to (dtype kinds, shape): kinds are letters out of "biufc"
-      ("f": floating); an entry of the shape is a size, None for any size, or a letter that stands
-      for one size throughout, e.g. {"support": ("iu", ("k",)), "scores": ("f", ("k", "q"))}.
 
     Raises: FileError for everything but the content that was saved, and the usual OSError when
     there is no such file.
     """
     try:
-        return from_bytes(Path(path).read_bytes(), kind, expected)
+        return from_bytes(Path(path).read_bytes(), kind)
     except FileError as error:
         raise FileError(f"{os.fspath(path)}: {error}") from None
 
@@ -105,9 +99,7 @@ def to_bytes(kind: str, arrays: Mapping[str, Any], metadata: Mapping[str, Any]) 
     return bytes(content) + hashlib.sha256(content).hexdigest().encode()
 
 
-def from_bytes(
-    data: bytes, kind: str, expected: Expected | None = None
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def from_bytes(data: bytes, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     content, digest = memoryview(data)[:-_DIGEST_LENGTH], data[-_DIGEST_LENGTH:]
     if hashlib.sha256(content).hexdigest().encode() != digest:
         raise FileError(
@@ -143,14 +135,14 @@ def from_bytes(
         raise FileError(
             f"not a jaxsac file ({type(error).__name__}: {error}): make it again."
         ) from None
-    if expected is not None:
-        check(arrays, expected)
     return arrays, metadata
 
 
 def check(arrays: Mapping[str, np.ndarray], expected: Expected) -> None:
-    """Raise `FileError` unless `arrays` has exactly the names, dtype kinds and shapes of `expected`
-    (see `load`).
+    """Raise `FileError` unless `arrays` has exactly the names, dtype kinds and shapes that are
+    `expected`: it maps each array's name to (dtype kinds, shape). Kinds are letters out of "biufc"
+    ("f": floating); an entry of the shape is a size, None for any size, or a letter that stands for
+    one size throughout, e.g. {"support": ("iu", ("k",)), "scores": ("f", ("k", "q"))}.
     """
     if set(arrays) != set(expected):
         raise FileError(

@@ -237,7 +237,6 @@ PUBLIC = {
         "MultiOutput",
         "as_design",
         "budgeted_choice",
-        "dense",
         "largest_eigenvalue",
         "multi_output",
         "squared_norm",

@@ -178,7 +178,7 @@ def test_other_kinds_versions_and_arrays_are_named(tmp_path, monkeypatch):
         "flag": ("b", ()),
         "none": ("f", (None, 4)),
     }
-    _files.load(path, "policy", good)
+    _files.check(_files.load(path, "policy")[0], good)
     wrong = [
         ({"scores": ("f", ("k", "q"))}, "holds the arrays"),
         (good | {"support": ("f", ("k",))}, r"'support' is int32\[2\], expected kind 'f'"),
@@ -192,7 +192,7 @@ def test_other_kinds_versions_and_arrays_are_named(tmp_path, monkeypatch):
     ]
     for expected, message in wrong:
         with pytest.raises(FileError, match=message):
-            _files.load(path, "policy", expected)
+            _files.check(_files.load(path, "policy")[0], expected)
     monkeypatch.setattr(_files, "VERSION", 2)
     with pytest.raises(FileError, match="version 1, expected 'jaxsac' 2"):
         _files.load(path, "policy")

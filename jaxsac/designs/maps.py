@@ -225,13 +225,6 @@ class Centred(eqx.Module):
         return self.design.column_squares(sample_weight)
 
 
-@arguments(matrix=real("T", "p"))
-def dense(matrix: Any) -> Dense:
-    """The design of a matrix X [T, p]; ValueError unless it is two-dimensional and not empty."""
-    _checks.require(matrix.size > 0, "matrix must have at least one row and one column.")
-    return Dense(matrix)
-
-
 @arguments(**_CHOICE)
 def budgeted_choice(actions: Any, features: Any, num_actions: int) -> BudgetedChoice:
     """The design of chosen sets: actions [T, W] in [0, M) padded with −1, features [T, q];

@@ -19,7 +19,6 @@ def product(vector):
 
 CALLS = {
     "designs.Dense": call(matrix=X),
-    "designs.dense": call(matrix=X),
     "designs.as_design": call(X=X),
     "designs.BudgetedChoice": call(**CHOICE),
     "designs.budgeted_choice": call(**CHOICE),

@@ -26,7 +26,7 @@ def chosen_matrix():
 
 DENSE = RNG.normal(size=(T, 7))
 CASES = {  # design, the same map as a matrix onto flattened predictions
-    "dense": (lambda dtype: designs.dense(DENSE.astype(dtype)), DENSE),
+    "dense": (lambda dtype: designs.as_design(DENSE.astype(dtype)), DENSE),
     "budgeted choice": (
         lambda dtype: designs.budgeted_choice(ACTIONS, PSI.astype(dtype), M),
         chosen_matrix(),
@@ -41,7 +41,7 @@ CASES = {  # design, the same map as a matrix onto flattened predictions
     ),
     "centred": (
         lambda dtype: designs.Centred(
-            designs.dense(DENSE.astype(dtype)), jnp.asarray(WEIGHTS / WEIGHTS.sum(), dtype)
+            designs.as_design(DENSE.astype(dtype)), jnp.asarray(WEIGHTS / WEIGHTS.sum(), dtype)
         ),
         DENSE - WEIGHTS @ DENSE / WEIGHTS.sum(),
     ),
@@ -129,9 +129,9 @@ def test_memory_of_the_choice_design_does_not_grow_with_its_matrix():
 @pytest.mark.parametrize(
     "build, message",
     [
-        (lambda: designs.dense(np.ones(3)), "matrix must have shape"),
-        (lambda: designs.dense(np.ones((0, 3))), "at least one row"),
-        (lambda: designs.dense(np.ones((2, 2)) * 1j), "matrix must be real"),
+        (lambda: designs.as_design(np.ones(3)), "X must have shape"),
+        (lambda: designs.as_design(np.ones((0, 3))), "at least one row"),
+        (lambda: designs.as_design(np.ones((2, 2)) * 1j), "X must be real"),
         (
             lambda: designs.budgeted_choice(np.asarray([[7]]), np.ones((1, 2)), 5),
             "actions must be below num_actions = 5",

@@ -146,10 +146,14 @@ def breast_cancer(dtype: Any = jnp.float32, seed: int = 0) -> Split:
     """
     features, labels = _data_set("breast_cancer")
     features = (features - features.mean(0)) / features.std(0)
-    order = np.random.default_rng(seed).permutation(len(labels))
-    features, signs = features[order], 2.0 * labels[order] - 1.0
-    half = len(labels) // 2
-    parts = (features[:half], signs[:half], features[half:], signs[half:])
+    return _halved(features, 2.0 * labels - 1.0, dtype, seed)
+
+
+def _halved(features: np.ndarray, targets: np.ndarray, dtype: Any, seed: int) -> Split:
+    """In random order, half of the rows to fit on and half to judge by."""
+    order = np.random.default_rng(seed).permutation(len(targets))
+    fit, judge = np.split(order, [len(order) // 2])
+    parts = features[fit], targets[fit], features[judge], targets[judge]
     return Split(*(jnp.asarray(part, dtype) for part in parts))
 
 
@@ -237,11 +241,7 @@ def diabetes(dtype: Any = jnp.float32, seed: int = 0, degree: int = 3) -> Split:
     powers = np.stack([features**k for k in range(1, degree + 1)], axis=2).reshape(len(target), -1)
     powers = (powers - powers.mean(0)) / np.maximum(powers.std(0), 1e-12)
     target = (target - target.mean()) / target.std()
-    order = np.random.default_rng(seed).permutation(len(target))
-    powers, target = powers[order], target[order]
-    half = len(target) // 2
-    parts = (powers[:half], target[:half], powers[half:], target[half:])
-    return Split(*(jnp.asarray(part, dtype) for part in parts))
+    return _halved(powers, target, dtype, seed)
 
 
 @arguments(data=_SPLIT, x=_UNREAD, y=real("p"))

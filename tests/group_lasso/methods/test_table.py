@@ -23,7 +23,7 @@ def test_the_table():
         ({}, "working_sets"),
         ({"loss": "sqrt"}, "square_root"),
         ({"penalty": Penalty(ridge=0.1)}, "columns"),
-        ({"X": designs.Centred(designs.dense(X), jnp.full(64, 1 / 64))}, "loop"),
+        ({"X": designs.Centred(designs.as_design(X), jnp.full(64, 1 / 64))}, "loop"),
     ):
         at = group_lasso.Problem(**({"X": X, "y": Y, "groups": EQUAL} | words)).at(0.1)
         assert chosen(at) == expected

@@ -12,7 +12,7 @@ from jaxsac._arguments import anything, arguments, choice, flag, integer, real, 
 from jaxsac.subsample_q.data.histograms import check_size, largest_k, num_histograms
 from jaxsac.subsample_q.data.model import Model
 from jaxsac.subsample_q.exact.operator.forms.lumping import find_lumping
-from jaxsac.subsample_q.exact.operator.forms.pivots import Order, exchange_order, thinning_order
+from jaxsac.subsample_q.exact.operator.forms.pivots import Order, pivot_order
 from jaxsac.subsample_q.exact.operator.forms.thinning import gathers_of
 
 BACKENDS = ("dense", "exchange", "thinning", "sampled", "lumped")  # positions: stats["backend"]
@@ -150,7 +150,7 @@ def _pivoted_once(
 ) -> Plan | None:
     """The same by content, for the search takes as long as a small solve."""
     kernels = np.frombuffer(numbers, dtype).reshape(shape)
-    order = (thinning_order if name == "thinning" else exchange_order)(kernels)
+    order = pivot_order(kernels, name)
     if not np.all(np.isfinite(order.amplification)):
         return None
     entry, leave = _gathers(order, k) if name == "thinning" else (None, None)

@@ -192,7 +192,7 @@ def test_what_is_covered():
     assert not covered(X[:, :40], Groups.equal(10, 4))  # small
     assert not covered(X, EQUAL, lam=0.0)  # everything unpenalised
     assert not covered(
-        designs.Centred(designs.dense(X), jnp.full(T, 1 / T)), EQUAL
+        designs.Centred(designs.as_design(X), jnp.full(T, 1 / T)), EQUAL
     )  # by its owner, with no intercept
     assert not covered(X, Groups.from_sizes([2000] + [1] * 2400))  # no block form
 

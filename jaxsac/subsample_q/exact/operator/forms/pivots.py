@@ -26,16 +26,6 @@ class Order(NamedTuple):
     amplification: np.ndarray
 
 
-def thinning_order(kernel: np.ndarray, width: int = 32) -> Order:
-    """Pivots (row, column) for thinning, minimising Π_t max_i (|α_i| + |β_i|)."""
-    return _search(kernel, width, _thinning_cost, _thinning_step)
-
-
-def exchange_order(kernel: np.ndarray, width: int = 32) -> Order:
-    """Pivots (row of P, vertex slot) for exchange, of least Π_t ‖coordinates of the row‖₁."""
-    return _search(kernel, width, _exchange_cost, _exchange_step)
-
-
 class _Beam(NamedTuple):
     matrices: np.ndarray  # [b, L, L]
     rows: np.ndarray  # [b, t]
@@ -45,7 +35,11 @@ class _Beam(NamedTuple):
     log_pivots: np.ndarray  # [b]
 
 
-def _search(kernel: np.ndarray, width: int, cost: Callable, step: Callable) -> Order:
+def pivot_order(kernel: np.ndarray, form: str, width: int = 32) -> Order:
+    """Pivots of a form: of "thinning" (row, column), minimising Π_t max_i (|α_i| + |β_i|); of
+    "exchange" (row of P, vertex slot), of least Π_t ‖coordinates of the row‖₁.
+    """
+    cost, step = _FORMS[form]
     tiny = 64 * float(np.finfo(kernel.dtype).eps)  # what is smaller is rounding
     L, batch = kernel.shape[-1], kernel.shape[:-2]
     found = [
@@ -169,3 +163,9 @@ def _exchange_step(
     after = matrices - ratio[:, :, None] * pivot_row[:, None]
     after[beams, :, column] = ratio
     return after, np.where(flat, -2, np.full((1, L), -1))
+
+
+_FORMS = {
+    "thinning": (_thinning_cost, _thinning_step),
+    "exchange": (_exchange_cost, _exchange_step),
+}
