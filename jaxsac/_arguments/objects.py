@@ -98,7 +98,7 @@ class Design(Kind):
     record that holds one.
     """
 
-    types: tuple[type, ...]
+    types: tuple[type, ...] = ()
 
     def dtype(self, value: Any) -> Any:
         got = getattr(value, "dtype", None)
@@ -273,9 +273,5 @@ def either(*kinds: Kind) -> Either:
     return Either(kinds)
 
 
-def design(*types: type) -> Design:
-    """A matrix [T, p] or a design; or an object of one of `types`, which holds one."""
-    return Design(types)
-
-
-flag, key, function, anything, variables = Flag, Key, Callback, Anything, Variables
+flag, key, function, design = Flag, Key, Callback, Design
+anything, variables = Anything, Variables

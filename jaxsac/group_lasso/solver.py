@@ -24,7 +24,7 @@ from jaxsac.solution import Reason, Solution, Status
 
 @passes_on(
     Problem,
-    X=design(Problem),
+    X=design((Problem,)),
     lam=real(low=0),
     tol=real(low=0),
     max_steps=integer(low=0),
@@ -122,7 +122,7 @@ def solve(
     return _answer(problem, solution, at_lam.lam, basis)
 
 
-@passes_on(Problem, X=design(Problem))
+@passes_on(Problem, X=design((Problem,)))
 def lam_max(
     X: Any,
     y: Any = None,
@@ -163,7 +163,7 @@ def lam_max(
 
 @passes_on(
     Problem,
-    X=design(Problem),
+    X=design((Problem,)),
     lams=real("L", low=0),
     num_lams=size(1),
     min_ratio=real(above=0, high=1),

@@ -23,7 +23,9 @@ _SCALE_ROUNDS = 20
 _SCALE_TOL = 1e-4
 
 
-class _Fitted(NamedTuple):
+class Fitted(NamedTuple):
+    """Where a solve ended."""
+
     tools: np.ndarray  # int [k]: positions in digest.used
     coef: np.ndarray  # [k, q]
     constant: float
@@ -60,7 +62,7 @@ def scaled(key: jax.Array, data: Digest) -> float:
     for _ in range(_SCALE_ROUNDS):
         if not sigma > 0 or not unit > 0:
             break
-        found = _solve(data, unit * sigma, _SCALE_TOL, MAX_STEPS, start)
+        found = solve(data, unit * sigma, _SCALE_TOL, MAX_STEPS, start)
         start = (found.tools, found.coef)
         before = sigma
         sigma = max(float(np.sqrt(np.mean(residual(data, *start) ** 2))), least)
@@ -99,7 +101,7 @@ def fit(
     if state is not None:
         known = np.isin(state.tools, data.used)
         start = (np.searchsorted(data.used, state.tools[known]), state.coef[known])
-    found = _solve(data, lam, tol, max_steps, start)
+    found = solve(data, lam, tol, max_steps, start)
     status = found.outcome.status
     stats = {"lam_max": lam_max(data), "objective": found.objective, **found.outcome.stats}
     if refit:
@@ -112,13 +114,9 @@ def fit(
     return reached, status, stats
 
 
-def solve(data: Digest, lam: float, tol: float) -> tuple[np.ndarray, np.ndarray]:
-    """Positions and coefficients of the tools that are kept."""
-    found = _solve(data, lam, tol, MAX_STEPS, None)
-    return found.tools, found.coef
-
-
-def _solve(data: Digest, lam: float, tol: float, max_steps: int, start: Any) -> _Fitted:
+def solve(
+    data: Digest, lam: float, tol: float, max_steps: int = MAX_STEPS, start: Any = None
+) -> Fitted:
     """Group lasso through `group_lasso.solve` on the used tools alone: an unused one has gradient
     zero, hence coefficients zero, exactly.
     """
@@ -136,10 +134,10 @@ def _solve(data: Digest, lam: float, tol: float, max_steps: int, start: Any) -> 
     certificate = Certificate(stats["gap"], stats["rounding"], stats["scale"])
     outcome = Outcome(None, certificate, Status(int(solution.status)), stats["num_steps"])
     constant = float(solution.value.intercept)
-    return _Fitted(tools, coef[tools], constant, outcome, stats["objective"])
+    return Fitted(tools, coef[tools], constant, outcome, stats["objective"])
 
 
-def _refit(data: Digest, found: _Fitted, tol: float, max_steps: int) -> _Fitted:
+def _refit(data: Digest, found: Fitted, tol: float, max_steps: int) -> Fitted:
     """Least squares on the support with ridge/2 ‖θ‖², ridge = 1/T, by conjugate gradients; the gap
     is ‖gradient‖² / (2 ridge), by strong convexity.
     """
@@ -185,7 +183,7 @@ def _refit(data: Digest, found: _Fitted, tol: float, max_steps: int) -> _Fitted:
     coef, gap, objective = run(jnp.asarray(found.coef.reshape(-1), dtype), target)
     constant = jnp.mean(utilities - design.predict(coef)) if _with_constant(data) else 0.0
     values = np.asarray(coef, np.float64).reshape(size, -1)
-    return _Fitted(found.tools, values, float(constant), ended(gap), objective)
+    return Fitted(found.tools, values, float(constant), ended(gap), objective)
 
 
 def problem(data: Digest) -> group_lasso.Problem:

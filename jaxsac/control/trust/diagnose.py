@@ -217,9 +217,9 @@ def _judge_utility(data: Digest, state: FitState, keys, lam, truth) -> _Judged:
         actions = np.where(np.isin(actions, truth), actions, -1)
         part = digest(data.task.with_log(data.task.log._replace(actions=actions)))
         part = part._replace(families=None)
-        best, best_coef = utility.solve(part, lam, 1e-9)
-        best = np.searchsorted(data.used, part.used[best])
-        oracle = _margin(norms_at(best, best_coef), truth, lam)
+        best = utility.solve(part, lam, 1e-9)
+        places = np.searchsorted(data.used, part.used[best.tools])
+        oracle = _margin(norms_at(places, best.coef), truth, lam)
     return norms, curvature, _noise(utility.simulated, keys[0], data), oracle
 
 
