@@ -222,7 +222,8 @@ def test_a_benchmark_that_branch_and_bound_found():
         run = bandits.simulate(
             KEY, algorithm, theta, sigma=0.1, horizon=50, engine=engine, benchmark=more
         )
-        np.testing.assert_allclose(run.regret, right.regret + right.times, rtol=1e-9)
+        expected = np.asarray(right.regret) + np.asarray(right.times)
+        np.testing.assert_allclose(run.regret, expected, rtol=1e-9)
     with pytest.raises(ValueError, match="benchmark must be a Selection for theta"):
         bandits.simulate(KEY, algorithm, theta[:3], sigma=0.1, horizon=5, benchmark=found)
 
