@@ -69,6 +69,7 @@ def iterate(
     max_steps: jax.Array | int,
     check_every: int = 1,
     patience: int = 20,
+    useful: Callable[[State], Any] = lambda state: True,
 ) -> Outcome:
     """Apply `step` until `certify` proves the tolerance, the step limit comes, a non-finite
     certificate appears or progress ends.
@@ -79,16 +80,15 @@ def iterate(
     * CONVERGED  when error + rounding ≤ tol · scale,
     * NONFINITE  when error, rounding or scale is NaN or infinite,
     * STALLED    when error ≤ rounding without convergence, or no check out of `patience` improved
-      the least error by 0.1 %,
+      the least error by 0.1 %, or further steps from the state are not `useful`,
     * MAX_STEPS  otherwise, when `max_steps` are done (a multiple of `check_every`, except the last
       stretch).
 
     Batch with `jax.vmap`: finished lanes keep their state bitwise while others go on. `tol` and
     `max_steps` may be traced.
     """
-    turn = _turn(
-        step, certify, jnp.asarray(tol), jnp.asarray(max_steps, jnp.int32), check_every, patience
-    )
+    tol, max_steps = jnp.asarray(tol), jnp.asarray(max_steps, jnp.int32)
+    turn = _turn(step, certify, tol, max_steps, check_every, patience, useful)
     end = _loops.while_loop(
         lambda carry: carry.status == RUNNING, turn, _start(certify, state, check_every)
     )
@@ -190,6 +190,7 @@ def _turn(
     max_steps: jax.Array,
     check_every: int,
     patience: int,
+    useful: Callable[[State], Any] = lambda state: True,
 ) -> Callable[[_Carry], _Carry]:
     """Some steps, a certificate, and the verdict."""
 
@@ -203,8 +204,8 @@ def _turn(
         improved = certificate.error < 0.999 * carry.best_error
         best_error = jnp.where(improved, certificate.error, carry.best_error)
         checks_since_best = jnp.where(improved, 0, carry.checks_since_best + 1)
-        progress, more = checks_since_best < patience, num_steps < max_steps
-        status = verdict(certificate, tol, progress=progress, more=more)
+        progress = (checks_since_best < patience) & useful(state)
+        status = verdict(certificate, tol, progress=progress, more=num_steps < max_steps)
         return _Carry(state, certificate, best_error, checks_since_best, status, num_steps)
 
     return advance

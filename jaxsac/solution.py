@@ -98,6 +98,7 @@ class Reason(enum.IntEnum):
     PRECISION = 1
     PATIENCE = 2
     NO_MINIMISER = 3
+    EARLY_STOP = 4
 
     @property
     def message(self) -> str:
@@ -112,6 +113,8 @@ _ADVICE = {
     " data, regularise, or loosen `tol`.",
     Reason.NO_MINIMISER: "the objective has no minimiser, or none that can be certified: add a"
     " ridge, or penalise what is free.",
+    Reason.EARLY_STOP: "the value to be minimised no longer fell: take the answer as it is, or"
+    " raise `patience`.",
 }
 
 RUNNING = int(np.iinfo(np.int32).max)  # no Status has this code, and it never leaves a loop

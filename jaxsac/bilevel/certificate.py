@@ -56,14 +56,16 @@ class Diagnostics(NamedTuple):
 
 
 class Measurement(NamedTuple):
-    """A state seen from scratch: its diagnostics, the certificate, the hypergradient there, and
-    whether the upper level pulls at what the lower one leaves free.
+    """A state seen from scratch: its diagnostics, the certificate, the hypergradient there, whether
+    the upper level pulls at what the lower one leaves free, and by how much, to first order, the
+    upper value changes when the lower level is solved.
     """
 
     diagnostics: Diagnostics
     certificate: Certificate
     hypergradient: Tree
     free: jax.Array
+    shift: jax.Array
 
 
 def measure(
@@ -197,7 +199,8 @@ def measure(
     hidden = cross * rounding / (sigma * against)
     if oracle.subtracts_nothing:
         hidden = 10 * eps * whole
-    return Measurement(diagnostics, Certificate(error, hidden, whole), h, free)
+    certificate = Certificate(error, hidden, whole)
+    return Measurement(diagnostics, certificate, h, free, dot(first, unsolved[0]))
 
 
 def certify_lower(
@@ -336,6 +339,7 @@ def run_checked(
     max_steps: jax.Array,
     check_every: int,
     patience: int,
+    useful: Callable[[Any], Any] = lambda state: True,
 ) -> tuple[Any, Measurement, jax.Array, dict[str, jax.Array]]:
     """`iterate` with a measurement after each stretch of `check_every` steps, compiled once; the
     state, its measurement, the status and the stats. `measure` may note something in the state.
@@ -352,6 +356,7 @@ def run_checked(
             unknown,
             hypergradient_like,
             jnp.asarray(False),
+            none,
         ),
         jnp.int32(0),
         jnp.full(10, jnp.nan, dtype),
@@ -375,6 +380,7 @@ def run_checked(
         tol=tol,
         max_steps=stretches,
         patience=patience,
+        useful=lambda carry: useful(carry.state),
     )
     end = outcome.state
     outcome = Outcome(end.state, end.measurement.certificate, outcome.status, end.num_steps)

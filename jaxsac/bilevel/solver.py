@@ -29,7 +29,13 @@ from jaxsac.bilevel.problem import (
     require_like,
     undifferentiated,
 )
-from jaxsac.solution import Solution, Status, register
+from jaxsac.solution import Reason, Solution, Status, register
+
+
+class _Run(NamedTuple):
+    state: State
+    least: jax.Array  # [] the upper value when it last fell
+    fruitless: jax.Array  # [] int32: checks since
 
 
 @register
@@ -56,6 +62,7 @@ class Bilevel(NamedTuple):
     tol=real(low=0),
     max_steps=integer(low=0),
     check_every=size(1),
+    patience=integer(low=1),
     state=record(State, Solution),
 )
 def solve(
@@ -76,6 +83,7 @@ def solve(
     tol: Any = None,
     max_steps: Any = 500,
     check_every: int = 10,
+    patience: Any = None,
     state: State | Solution | None = None,
 ) -> Solution:
     """Minimise upper(x, y*(x)) over x, where y*(x) minimises lower(x, y), with gradients of the two
@@ -96,6 +104,11 @@ def solve(
       `key` is consumed. The certificate always uses all of `data`.
     * `tol`: of the certificate, relative; 1e-6 in float64 and 1e-4 in float32. It is looked at
       after every `check_every` steps.
+    * `patience`: early stop: the run ends where so many checks in a row did not see upper(x, z)
+      fall by more than rounding and what z's distance from y*(x) is worth. Checks where h is not
+      known to a half do not count: while z is far from y*(x) the value says nothing. The answer is
+      the last point; it is STALLED, for the reason EARLY_STOP, unless the certificate holds. None:
+      no early stop.
     * `state`: an earlier solution, or the state of one, to continue from.
 
     Returns: a `Solution`, whose value is `Bilevel(x, y, optimistic_y)`; stats has the `Diagnostics`
@@ -130,6 +143,7 @@ def solve(
         require_like("state", (at.x, at.z), arrays_only(x0, y0))
         at = at if key is None else at._replace(key=key)
     dtype = dtype_of(at.x)
+    patience = jnp.iinfo(jnp.int32).max if patience is None else patience
     solution = _solve(
         problem,
         method,
@@ -140,7 +154,7 @@ def solve(
         jnp.asarray(momentum, dtype),
         undifferentiated(data),
         tolerance(tol, dtype),
-        jnp.asarray(max_steps, jnp.int32),
+        tuple(jnp.asarray(number, jnp.int32) for number in (max_steps, patience)),
     )
     solution = undifferentiated(solution)  # in what the functions close over neither
     return solution._replace(value=Bilevel(*map(original, solution.value)))
@@ -148,12 +162,13 @@ def solve(
 
 @per_problem(4)
 def _solve(
-    problem, method, sample, check_every, state, sigma, momentum, data, tol, max_steps
+    problem, method, sample, check_every, state, sigma, momentum, data, tol, limits
 ) -> Solution:
-    scheme = scheme_of(method)
-    oracle = Oracle(problem, data)
+    scheme, (max_steps, patience) = scheme_of(method), limits
+    oracle, eps = Oracle(problem, data), jnp.finfo(tol.dtype).eps
 
-    def advance(state: State) -> State:
+    def advance(run: _Run) -> _Run:
+        state = run.state
         batch, inner_batches, key = data, None, state.key
         if sample is not None:
             assert state.key is not None  # `solve` has checked
@@ -165,9 +180,10 @@ def _solve(
         state, _ = take_step(
             problem, state, method, now, batch, inner_batches, momentum, sample is None
         )
-        return state._replace(key=key)
+        return run._replace(state=state._replace(key=key))
 
-    def judge(state: State) -> tuple[State, Measurement]:
+    def judge(run: _Run) -> tuple[_Run, Measurement]:
+        state = run.state
         x, z, d = state.x, state.z, state.d
         measured = measure(oracle, scheme, x, z, d, sigma.at(scheme, state), tol=tol)
         error, rounding, parts = measured.certificate
@@ -176,18 +192,26 @@ def _solve(
         state = state._replace(scale=jnp.where(known, size, state.scale))
         total = measured.diagnostics.hypergradient_norm + error
         certificate = Certificate(total, rounding, jnp.maximum(parts, state.scale))
-        return state, measured._replace(certificate=certificate)
+        upper, judged = oracle.upper(x, z), error <= 0.5 * parts
+        at_most = upper + jnp.abs(measured.shift)
+        fell = judged & (at_most < run.least - 16 * eps * jnp.abs(upper))
+        least = jnp.where(fell, at_most, run.least)
+        fruitless = jnp.where(fell, 0, run.fruitless + jnp.int32(judged))
+        return _Run(state, least, fruitless), measured._replace(certificate=certificate)
 
-    last, _, status, stats = run_checked(
+    (last, _, fruitless), _, status, stats = run_checked(
         advance,
         judge,
-        state,
+        _Run(state, jnp.full((), jnp.inf, tol.dtype), jnp.int32(0)),
         state.x,
         tol=tol,
         max_steps=max_steps,
         check_every=check_every,
         patience=200,
+        useful=lambda run: run.fruitless < patience,
     )
+    early = (status == Status.STALLED) & (fruitless >= patience)
+    stats["reason"] = jnp.where(early, jnp.int32(Reason.EARLY_STOP), stats["reason"])
     now = sigma.at(scheme, last)
     stats |= {"upper": oracle.upper(last.x, last.z), "sigma": now}
     value = jax.tree.map(

@@ -155,6 +155,7 @@ CALLS = {
         "tol": 1e-3,
         "max_steps": 20,
         "check_every": 10,
+        "patience": 3,
         "state": STATE,
     },
     "bilevel.init": lambda: {

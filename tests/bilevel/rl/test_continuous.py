@@ -11,7 +11,7 @@ import pytest
 from scipy.linalg import solve_discrete_are
 from scipy.optimize import minimize
 
-from jaxsac import bilevel
+from jaxsac import Status, bilevel
 from jaxsac.problems import bilevel_rl
 
 BED = bilevel_rl.linear_quadratic(dtype=jnp.float64)
@@ -171,3 +171,24 @@ def test_sampled_runs_end_within_a_thousandth_of_the_best(kind):
     top = minimize(jax.jit(objective), X, jac=jax.jit(jax.grad(objective)), tol=1e-10)
     gaps = [float(objective(x) / top.fun - 1) for x in (X, end.x)]
     assert gaps[0] > 0.1 and abs(gaps[1]) < 1e-3, (gaps, end.x, top.x)
+
+
+@pytest.mark.slow
+def test_a_run_on_scores_whose_paths_run_away_says_so():
+    """At a rate of 0.03 for 16 paths the spread of the gradients leaves the stable policies."""
+    problem = bilevel.rl.simulated_policy_problem(
+        process, upper("score"), linear_policy, gradient="score"
+    )
+    found = bilevel.solve(
+        problem,
+        X,
+        (jnp.zeros((1, 2)), jnp.full(1, -1.0)),
+        data=(draw(jax.random.key(0), 16), TAU),
+        sample=lambda key, data: (draw(key, 16), data[1]),
+        key=jax.random.key(3),
+        inner=optax.sgd(0.03),
+        outer=optax.adam(0.05),
+        inner_steps=2,
+        max_steps=200,
+    )
+    assert found.status == Status.NONFINITE and np.isnan(found.value.x).all()
