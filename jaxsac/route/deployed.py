@@ -286,7 +286,7 @@ class Router:
         * `rate` in [0, 1]: the share of draws.
         * `available`, `embedding`: as in a call.
 
-        Returns: an `Exploration`, whose propensity is (1 − rate) [a is the most probable] + rate π(a).
+        Returns: an `Exploration`, of propensity (1 − rate) [a is the most probable] + rate π(a).
         """
         _checks.require(0 <= rate <= 1, f"rate must be in [0, 1], got {rate}.")
         seed = size().take("seed", seed)
@@ -305,8 +305,8 @@ class Router:
         return masked
 
     def _embeddings(self, texts: list[str], given: Any, alone: bool) -> Any:
-        """Of each text, none empty: what is given (for one that is `alone`, its own), or what the encoder makes
-        of it, or None.
+        """Of each text, none empty: what is given (for one that is `alone`, its own), or what the
+        encoder makes of it, or None.
         """
         for text in texts:
             _checks.require(isinstance(text, str), f"text must be a text, got {text!r}.")

@@ -21,6 +21,7 @@ from jaxsac.route.progress import Stages, bar
 from jaxsac.route.ridge import RidgeFit, fit_ridge, tune_ridge
 from jaxsac.route.router import Router
 from jaxsac.route.sparse import SparseFit, fit_sparse
+from jaxsac.route.value import value
 
 _RESAMPLES = 10  # half samples of the diagnosis
 _RIDGE = 1e-2  # where the tuning of ridges starts; features have mean square 1
@@ -172,7 +173,11 @@ def _learn(job: _Job, about: dict[str, Any], stages: Stages) -> Result:
             judged = outcomes.judge(router, parts.validation, parts.test, answers)
             summary["router"] = joint.summary(found) | judged
             router = outcomes.held_to(router, parts.test, answers)
-            summary["router"]["value"] = joint.value(found, parts.test)
+            z = joint.scores(found, parts.test.contexts, parts.test.embeddings)
+            z = evaluate.masked(z, split.shown_table(parts.test, found.names))
+            sets = split.action_table(parts.test, found.names, budget)
+            judged = value(z, sets, parts.test, budget, exactly=found.exactly)
+            summary["router"]["value"] = judged
     else:
         pruned = found.policy.pruned()
         kept = [fold.names[tool] for tool in np.asarray(pruned.tools)]
