@@ -172,7 +172,9 @@ def _padded(fold: Fold, *scores: np.ndarray) -> Scores:
 
 
 def _bm25(fold: Fold, *_: Any) -> list[Scores]:
-    """Okapi BM25 over the tools' texts, with the idf log(1 + (N − n + ½) / (n + ½))."""
+    """Okapi BM25 over the tools' texts, with the idf log(1 + (N − n + ½) / (n + ½)): k1 + 1 times
+    the scores of bm25s 0.3's method "lucene" on the same words, to 2e-13 on three logs.
+    """
     from sklearn.feature_extraction.text import CountVectorizer
 
     options: dict[str, Any] = {"analyzer": features.words_of}

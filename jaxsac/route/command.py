@@ -16,7 +16,7 @@ from jaxsac import _files
 from jaxsac.route import deployed, job, mine, report, results
 from jaxsac.route.deployed import Choice
 from jaxsac.route.log_file import LogError, RouteLog, read_log
-from jaxsac.route.progress import clock
+from jaxsac.route.progress import Stages
 from jaxsac.route.router import choose, load_router
 
 _DESCRIPTION = """\
@@ -210,8 +210,8 @@ def _learn(given: argparse.Namespace) -> int:
             raise LogError(message)
     earlier = None if given.update is None else results.read_earlier(given.update)
     results.check_out(given.out)
-    times: dict[str, float] = {}
-    with clock(times, "reading" if given.inputs else "mining"):
+    stages = Stages.unseen()
+    with stages.clock("reading" if given.inputs else "mining"):
         log = _log(given)
     options = job.Options(
         budget=given.budget,
@@ -226,7 +226,7 @@ def _learn(given: argparse.Namespace) -> int:
         earlier=earlier,
     )
     result = job.run(log, options, progress=not given.quiet)
-    result.summary["seconds"] = times | result.summary["seconds"]
+    result.summary["seconds"] = stages.seconds | result.summary["seconds"]
     paths = results.write(given.out, result)
     print(report.text(result))
     print("wrote     " + ", ".join(str(path) for path in paths))

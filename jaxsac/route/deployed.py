@@ -173,7 +173,6 @@ class Router:
         _checks.require(np.iterable(text), f"text must be a text or several, got {text!r}.")
         texts = [text] if alone else list(text)
         embeddings = self._embeddings(texts, embedding, alone)
-        _checks.require(all(map(str.strip, texts)), "text is empty: there is nothing to route.")
         top = self._count(top)
         _checks.require(0 <= at_least <= 1, f"at_least must be in [0, 1], got {at_least}.")
         limit = np.inf if cost_limit is None else cost_limit
@@ -276,24 +275,25 @@ class Router:
         available: Collection[str] | None = None,
         embedding: Any = None,
     ) -> Exploration:
-        """The B best tools or, at a given rate, a set drawn from the router's law π(a) ∝ exp Σ z:
-        what is logged with its `propensity` lets the report judge the next router's law, at weights
-        ≤ 1 / rate.
+        """The most probable set of the router's law π(a) ∝ exp Σ z, |a| ≤ B or, at a given rate, a
+        draw from it: what is logged with its `propensity` lets the report judge the next router's
+        law.
+
+        The most probable set has the B best tools, of those with z > 0 where the records of the log
+        had different numbers of tools; so it may have few, or none.
 
         * `seed` ≥ 0: decides the draw; another one for every call.
         * `rate` in [0, 1]: the share of draws.
         * `available`, `embedding`: as in a call.
 
-        Returns: an `Exploration`, whose propensity is (1 − rate) [a is the best] + rate π(a).
+        Returns: an `Exploration`, of propensity (1 − rate) [a is the most probable] + rate π(a).
         """
         _checks.require(0 <= rate <= 1, f"rate must be in [0, 1], got {rate}.")
         seed = size().take("seed", seed)
         (embedding,) = self._embeddings([text], embedding, alone=True)
         scores = self._masked(self.scores(text, embedding=embedding), available)
-        answer = self(text, available=available, embedding=embedding)
-        best = self._numbers("best", [one.tool for one in answer])
-        given = self.weights.budget, self.weights.exactly
-        tools, chance = draw(np.random.default_rng(seed), scores, best, rate, *given)
+        given = rate, self.weights.budget, self.weights.exactly
+        tools, chance = draw(np.random.default_rng(seed), scores, *given)
         return Exploration([self.names[number] for number in tools], chance)
 
     def _masked(self, scores: np.ndarray, available: Collection[str] | None, always=()):
@@ -305,11 +305,12 @@ class Router:
         return masked
 
     def _embeddings(self, texts: list[str], given: Any, alone: bool) -> Any:
-        """Of each text: what is given (for one that is `alone`, its own), or what the encoder makes
-        of it, or None.
+        """Of each text, none empty: what is given (for one that is `alone`, its own), or what the
+        encoder makes of it, or None.
         """
         for text in texts:
             _checks.require(isinstance(text, str), f"text must be a text, got {text!r}.")
+            _checks.require(bool(text.strip()), "text is empty: there is nothing to route.")
         if given is not None and alone:
             return [given]
         if given is None and self.embed is not None and self.reading.embedded is not None:

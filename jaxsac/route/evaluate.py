@@ -95,12 +95,12 @@ def cluster_errors(
     sums, counts = np.bincount(inverse, weights=values), np.bincount(inverse).astype(float)
     if sums.size < 2:
         return float("nan")
-    times = _times_drawn(sums.size, draws, seed)
+    times = times_drawn(sums.size, draws, seed)
     return float(np.std((times @ sums) / (times @ counts), ddof=1))
 
 
 @functools.lru_cache(maxsize=1)  # one split's measures share it
-def _times_drawn(groups: int, draws: int, seed: int) -> np.ndarray:
+def times_drawn(groups: int, draws: int = _DRAWS, seed: int = 0) -> np.ndarray:
     """How often each draw takes each group, float [draws, groups]."""
     chances = np.full(groups, 1 / groups)
     return np.random.default_rng(seed).multinomial(groups, chances, size=draws).astype(float)

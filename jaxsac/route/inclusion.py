@@ -63,15 +63,18 @@ def _products(first: np.ndarray, factors: np.ndarray) -> np.ndarray:
     return np.stack(columns, axis=1)
 
 
+def mode(scores: np.ndarray, budget: int, exactly: bool) -> np.ndarray:
+    """The most probable set under the law of `inclusion`: the B best tools, of those with z > 0
+    where fewer than B are allowed; ties to the first.
+    """
+    best = np.argsort(-scores, kind="stable")[:budget]
+    return best[scores[best] > (-np.inf if exactly else 0.0)]
+
+
 def draw(
-    generator: np.random.Generator,
-    scores: np.ndarray,
-    best: np.ndarray,
-    rate: float,
-    budget: int,
-    exactly: bool,
+    generator: np.random.Generator, scores: np.ndarray, rate: float, budget: int, exactly: bool
 ) -> tuple[list[int], float]:
-    """The set `best` or, at the rate, one drawn from the law of `inclusion`; with its chance.
+    """The mode or, at the rate, a set drawn from the law of `inclusion`; with its chance.
 
     The size first, then tool after tool, from the polynomials of those not yet looked at. O(M B).
     """
@@ -83,7 +86,7 @@ def draw(
     degrees = np.arange(budget + 1)
     size = np.where((degrees == budget) | (not exactly), degrees * unit, -np.inf)
     law = after[:, 0] * np.exp(size - size.max())
-    chosen = sorted(best.tolist())
+    best = chosen = sorted(mode(scores, budget, exactly).tolist())
     if generator.random() < rate:
         left = int(generator.choice(budget + 1, p=law / law.sum()))
         chosen = []
@@ -96,4 +99,4 @@ def draw(
                 left -= 1
     picked = np.isin(open_, chosen)
     mass = np.prod(weight[picked]) * np.exp(size[len(chosen)] - size.max()) / law.sum()
-    return chosen, float((1 - rate) * (chosen == sorted(best.tolist())) + rate * mass)
+    return chosen, float((1 - rate) * (chosen == best) + rate * mass)

@@ -21,6 +21,7 @@ from jaxsac.route.progress import Stages, bar
 from jaxsac.route.ridge import RidgeFit, fit_ridge, tune_ridge
 from jaxsac.route.router import Router
 from jaxsac.route.sparse import SparseFit, fit_sparse
+from jaxsac.route.value import value
 
 _RESAMPLES = 10  # half samples of the diagnosis
 _RIDGE = 1e-2  # where the tuning of ridges starts; features have mean square 1
@@ -129,7 +130,7 @@ def run(log: RouteLog, options: Options | None = None, *, progress: bool = False
         raise LogError(f"every record uses more than --budget {budget} tools: raise it.")
     parts = split.split(chose := split.with_choice(within))
     job = _Job(log, parts, split.catalogue(parts.training), budget, options)
-    smaller = split.nested_subsets(len(parts.training.sets), options.curve, options.seed)[:-1]
+    subsets = split.nested_subsets(len(parts.training.sets), options.curve, options.seed)
     about = {
         "hash": log_hash(log),
         "records": len(log.sets),
@@ -140,14 +141,14 @@ def run(log: RouteLog, options: Options | None = None, *, progress: bool = False
         "records_without_choice_dropped": len(within.sets) - len(chose.sets),
         "described": sum(bool(tool.description) for tool in log.tools.values()),
     }
-    count = 5 + 2 * texts + len(smaller) + options.diagnose
+    count = 4 + 2 * texts + len(subsets) + options.diagnose
     with bar(count, "stages", shown=progress) as shown:
-        return _learn(job, log.notes | about, Stages({}, shown))
+        return _learn(job, subsets, log.notes | about, Stages({}, shown))
 
 
-def _learn(job: _Job, about: dict[str, Any], stages: Stages) -> Result:
+def _learn(job: _Job, subsets: list[np.ndarray], about: dict[str, Any], stages: Stages) -> Result:
     log, parts, _, budget, options = job
-    curve, fold, found = _train_all(job, stages)
+    curve, fold, found = _train_all(job, subsets, stages)
     seen, test_uses = set(job.catalogue), [name for tools in parts.test.sets for name in tools]
     summary = {
         "log": about | {"objective": fold.objective},
@@ -172,7 +173,11 @@ def _learn(job: _Job, about: dict[str, Any], stages: Stages) -> Result:
             judged = outcomes.judge(router, parts.validation, parts.test, answers)
             summary["router"] = joint.summary(found) | judged
             router = outcomes.held_to(router, parts.test, answers)
-            summary["router"]["value"] = joint.value(found, parts.test)
+            z = joint.scores(found, parts.test.contexts, parts.test.embeddings)
+            z = evaluate.masked(z, split.shown_table(parts.test, found.names))
+            sets = split.action_table(parts.test, found.names, budget)
+            judged = value(z, sets, parts.test, budget, exactly=found.exactly)
+            summary["router"]["value"] = judged
     else:
         pruned = found.policy.pruned()
         kept = [fold.names[tool] for tool in np.asarray(pruned.tools)]
@@ -228,7 +233,7 @@ def kept_tools(
 
 
 def _train_all(
-    job: _Job, stages: Stages
+    job: _Job, subsets: list[np.ndarray], stages: Stages
 ) -> tuple[list[dict[str, Any]], Fold, SparseFit | joint.JointFit]:
     """The learning curve's points, and what the router is made of, which is learned on all training
     records.
@@ -238,11 +243,8 @@ def _train_all(
     """
     import threadpoolctl
 
-    options = job.options
-    *smaller, whole = split.nested_subsets(
-        len(job.parts.training.sets), options.curve, options.seed
-    )
-    beside = options.processes > 1 and smaller and jax.default_backend() == "cpu"
+    *smaller, whole = subsets
+    beside = job.options.processes > 1 and smaller and jax.default_backend() == "cpu"
     with contextlib.ExitStack() as stack:
         # Threads that wait for a busy core spin: two processes were 20 times slower.
         stack.enter_context(threadpoolctl.threadpool_limits(1, "blas"))
@@ -270,7 +272,7 @@ def _start_process(x64: bool) -> None:
 
 
 def _train_smaller(job: _Job, subset: np.ndarray) -> dict[str, Any]:
-    return _train(job, subset, Stages({}, bar(0, "", shown=False)))[0]
+    return _train(job, subset, Stages.unseen())[0]
 
 
 def _train(

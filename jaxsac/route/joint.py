@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxsac import control, gibbs
+from jaxsac import control
 from jaxsac.route import evaluate, outcomes, split
 from jaxsac.route.content import Content, Weights
 from jaxsac.route.deployed import Router
@@ -266,28 +266,6 @@ def summary(found: JointFit) -> dict[str, Any]:
         "support": int(found.policy.support.size),
         "channels": dict(zip(found.reading.channel_names, weights, strict=True)),
     }
-
-
-def value(found: JointFit, log: RouteLog) -> dict[str, float] | None:
-    """The mean utility on records with propensities, had sets been drawn from the policy's law: by
-    self-normalised weights (`control.importance_value`). None where fewer than two have one.
-    """
-    if log.propensities is None or np.isfinite(log.propensities).sum() < 2:
-        return None
-    log = log.take(np.flatnonzero(np.isfinite(log.propensities)))
-    z = evaluate.masked(
-        scores(found, log.contexts, log.embeddings), split.shown_table(log, found.names)
-    )
-    place = {name: number for number, name in enumerate(found.names)}
-    table = _table(log, place, found.policy.budget)
-    given = {"budget": found.policy.budget, "exactly": found.exactly}
-    law = jax.vmap(lambda a, one: gibbs.log_prob(a, one, **given))(table, z)
-    ratio = np.asarray(law, float) - np.log(np.asarray(log.propensities))
-    # Self-normalised weights know no scale; so none overflows.
-    judged = control.importance_value(ratio - ratio.max(initial=-1e300), log.utilities)._asdict()
-    parts = "value", "lower", "upper", "effective_sample_size"
-    own = {"records": len(log.sets), "of_the_log": float(log.utilities.mean())}
-    return {name: float(judged[name]) for name in parts} | own
 
 
 def _calibration(odds: np.ndarray, used: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxsac.route import evaluate, monitoring
 from jaxsac.route.deployed import Choice, Router
 from jaxsac.route.log_file import RouteLog
+from jaxsac.route.value import FEW
 
 _DEPTHS = 1, 3, 5, 10  # of recall
 _SHOWN = 10  # tools of a record whose probabilities are judged
@@ -19,7 +20,6 @@ _LENGTH = 160  # of a missed text, in characters
 _BINS = 10
 _DRAWS = 200
 _ANSWERED = 0.95  # of the records with tools keep an answer
-_FEW = 20  # groups that say nothing about others
 
 Answers = list[list[Choice]]
 
@@ -64,7 +64,7 @@ def judge(router: Router, validation: RouteLog, test: RouteLog, found: Answers) 
     never = sorted(((n, tool) for tool, n in used.items() if tool not in hit), reverse=True)
     return {
         "groups": len(set(groups)),
-        "too_small": len(set(groups)) < _FEW,
+        "too_small": len(set(groups)) < FEW,
         "tools_used": len(used),
         **{name: evaluate.summary(values, groups) for name, values in measured.items()},
         "never_found": [{"tool": tool, "uses": n} for n, tool in never],

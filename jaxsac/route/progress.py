@@ -20,22 +20,20 @@ class Stages(NamedTuple):
     seconds: dict[str, float]
     bar: Any
 
+    @classmethod
+    def unseen(cls) -> "Stages":
+        """Without a bar."""
+        return cls({}, bar(0, "", shown=False))
+
     @contextlib.contextmanager
     def clock(self, label: str) -> Iterator[None]:
         """The stage of the block."""
         self.tell(label)
-        with clock(self.seconds, label):
-            yield
+        start = time.perf_counter()
+        yield
+        self.seconds[label] = self.seconds.get(label, 0.0) + time.perf_counter() - start
         self.bar.update()
 
     def tell(self, text: str) -> None:
         """What it does now."""
         self.bar.set_postfix_str(text)
-
-
-@contextlib.contextmanager
-def clock(times: dict[str, float], label: str) -> Iterator[None]:
-    """Add the seconds that the block takes to `times[label]`."""
-    start = time.perf_counter()
-    yield
-    times[label] = times.get(label, 0.0) + time.perf_counter() - start

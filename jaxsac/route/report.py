@@ -154,12 +154,16 @@ validation record: {path}
 never     {len(never):,} of the {found["tools_used"]:,} tools that the test used never came among \
 the first {budget}{rare}""".split("\n")
     if value := found["value"]:
+        by = f"{value['records']:,} records with a propensity"
+        if value["method"] == "direct":
+            by = "by a model of the utility, no propensities: its own error is not in the interval"
         lines.append(
             f"value     {value['value']:.3f} [{value['lower']:.3f}, {value['upper']:.3f}] had sets"
-            f" been drawn from the router's law, {value['of_the_log']:.3f} as they were"
-            f" ({value['records']:,} records with a propensity,"
-            f" {value['effective_sample_size']:.0f} effective)"
+            f" been drawn from the router's law, {value['of_the_log']:.3f} as they were ({by};"
+            f" {value['effective_groups']:.0f} effective groups)"
         )
+        if value["few"]:
+            lines.append("too few   effective groups: the value says little")
     if found["too_small"]:
         groups = f"{found['groups']} group{'s' * (found['groups'] != 1)}"
         lines.append(

@@ -235,35 +235,40 @@ def test_changes_have_the_statistic_of_welch():
 
 
 @pytest.mark.parametrize("exactly", [False, True])
-@pytest.mark.parametrize("shift", [0.0, 300.0])
+@pytest.mark.parametrize("shift", [0.0, 300.0, -3.0])
 def test_draws_have_the_chance_that_they_say(exactly, shift):
-    scores, rate = np.array([0.5, -1.0, 0.2, -np.inf, 1.0]) + shift, 0.6
-    best, generator, size = np.array([4, 0]), np.random.default_rng(0), 4000
-    counts, chances = {}, {}
-    for _ in range(size):
-        tools, chance = draw(generator, scores, best, rate, 2, exactly)
-        counts[tuple(tools)] = counts.get(tuple(tools), 0) + 1
-        chances[tuple(tools)] = chance
-    sizes = [2] if exactly else [0, 1, 2]
-    sets = [a for n in sizes for a in itertools.combinations([0, 1, 2, 4], n)]
+    scores, rate = np.array([0.5, -1.0, -0.2, -np.inf, 1.0]) + shift, 0.6
+    generator, size, budget = np.random.default_rng(0), 4000, 3
+    sets = [a for n in range(budget + 1) for a in itertools.combinations([0, 1, 2, 4], n)]
+    sets = [a for a in sets if len(a) == budget] if exactly else sets
     totals = np.array([scores[list(a)].sum() for a in sets])
-    law = dict(zip(sets, np.exp(totals - totals.max()), strict=True))
-    mass = sum(law.values())
-    for chosen, number in counts.items():
-        truth = rate * law[chosen] / mass + (1 - rate) * (chosen == (0, 4))
-        assert chances[chosen] == pytest.approx(truth, rel=1e-9)
-        assert abs(number - size * truth) < 5 * np.sqrt(size * truth) + 1
-    assert shift or sum(chances.values()) == pytest.approx(1, abs=1e-9)
+    law = np.exp(totals - totals.max())
+    chance = rate * law / law.sum()
+    chance[np.argmax(totals)] += 1 - rate  # the most probable set
+    truth = dict(zip(sets, chance, strict=True))
+    counts, tools = {}, np.zeros(scores.size)
+    for _ in range(size):
+        drawn, said = draw(generator, scores, rate, budget, exactly)
+        counts[tuple(drawn)] = counts.get(tuple(drawn), 0) + 1
+        assert said == pytest.approx(truth[tuple(drawn)], rel=1e-9)
+        tools[drawn] += 1 / size
+    for chosen, share in truth.items():
+        assert abs(counts.get(chosen, 0) - size * share) < 5 * np.sqrt(size * share) + 1
+    expected = np.array([sum(c for a, c in truth.items() if tool in a) for tool in range(5)])
+    assert np.all(abs(tools - expected) < 5 * np.sqrt(expected * (1 - expected) / size) + 1e-12)
 
 
 def test_exploration_of_a_router():
     text, offered = "draw a chart", ["draw_chart", "create"]
-    sure = ROUTER.explore(text, 3, rate=0, available=offered)
-    assert set(sure.tools) == set(offered) and sure.propensity == 1
+    # The law's most probable set: of the tools that are on offer, those of a score above 0.
+    assert ROUTER.explore(text, 3, rate=0, available=offered) == (["draw_chart"], 1.0)
+    assert ROUTER.explore("zzz", 3, rate=0) == ([], 1.0)
     assert ROUTER.explore(text, 3, rate=0.5) == ROUTER.explore(text, 3, rate=0.5)
     drawn = {tuple(ROUTER.explore(text, n, rate=1, available=offered).tools) for n in range(40)}
     assert len(drawn) > 1 and all(set(one) <= set(offered) for one in drawn)
     assert ROUTER.explore(text, 0, available=[]) == ([], 1.0)
+    with pytest.raises(ValueError, match="text is empty"):
+        ROUTER.explore(" ", 0)
     with pytest.raises(ValueError, match="rate must be in"):
         ROUTER.explore(text, 0, rate=2)
     with pytest.raises(ValueError, match="seed must be"):
