@@ -2,6 +2,7 @@
 where it goes: certified hypergradients, and what the leader gets in episodes of gymnax itself.
 """
 
+import importlib
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -116,7 +117,7 @@ def table(options: Options, dtype: Any) -> list[dict[str, Any]]:
     if dtype != jnp.float64:
         return [{"seed": f"{NOT_RUN}: finite differences need float64"}]
     try:
-        import gymnax
+        gymnax = importlib.import_module("gymnax")
     except ImportError as error:
         return [{"seed": f"{NOT_RUN}: {error} (the extra gymnax)"}]
     env, params = gymnax.make("FourRooms-misc")
