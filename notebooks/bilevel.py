@@ -242,6 +242,6 @@ plt.show()
 # ## A follower in somebody else's environment
 #
 # An environment of gymnax with finitely many states tells its table: `jax.vmap` its `step_env` over
-# states and actions. `log_policy` turns an equinox network into the policy. With the extra `gymnax`,
+# states and actions. `log_policy` makes an equinox network the policy. With the extra `gymnax`,
 # `python -m benchmarks bilevel` steers such a network through gymnax's four rooms (the source is
 # `benchmarks/cases/bilevel_gymnax.py`), and counts what the leader gets in gymnax's own episodes.
