@@ -76,6 +76,7 @@ def test_second_order_loops_end_at_the_minimiser(linear_steps):
 
 
 @pytest.mark.filterwarnings("ignore")  # gymnax's own
+@jax.numpy_rank_promotion("allow")
 @jax.numpy_dtype_promotion("standard")  # gymnax adds flags to counts
 def test_the_table_of_a_gymnax_environment_is_the_law_of_its_steps():
     gymnax = pytest.importorskip("gymnax")
