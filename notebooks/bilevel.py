@@ -237,3 +237,11 @@ axes.plot(*path.T, "w.-", ms=3)
 axes.plot(*best, "r*", ms=10)
 axes.set(xlabel="x of the first move", ylabel="x of the second move")
 plt.show()
+
+# %% [markdown]
+# ## A follower in somebody else's environment
+#
+# An environment of gymnax with finitely many states tells its table: `jax.vmap` its `step_env` over
+# states and actions. `log_policy` makes an equinox network the policy. With the extra `gymnax`,
+# `python -m benchmarks bilevel` steers such a network through gymnax's four rooms (the source is
+# `benchmarks/cases/bilevel_gymnax.py`), and counts what the leader gets in gymnax's own episodes.

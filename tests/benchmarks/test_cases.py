@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks.cases import bilevel_second_order, group_lasso_cases
+from benchmarks.cases import bilevel_gymnax, bilevel_second_order, group_lasso_cases
 from benchmarks.cases.group_lasso_peers import worst_gap
 from benchmarks.cases.subsample_q_dense import dense_kernel
 from benchmarks.harness import process
@@ -73,3 +73,28 @@ def test_second_order_loops_end_at_the_minimiser(linear_steps):
     run = jax.jit(lambda s: jax.lax.fori_loop(0, 2000, lambda _, s: step(s, target), s))
     best = np.linalg.solve(A.T @ A + 0.1 * np.eye(2), A.T @ target)
     np.testing.assert_allclose(run(init(jnp.zeros(2), jnp.zeros(2)))[0], best, rtol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")  # gymnax's own
+@jax.numpy_rank_promotion("allow")
+@jax.numpy_dtype_promotion("standard")  # gymnax adds flags to counts
+def test_the_table_of_a_gymnax_environment_is_the_law_of_its_steps():
+    gymnax = pytest.importorskip("gymnax")
+    env, params = gymnax.make("FourRooms-misc")
+    rooms = bilevel_gymnax.tabulated(env, params, jnp.float64)
+    _, start = env.reset_env(jax.random.key(0), params)
+    beside = env.goal_fixed - env.directions[1]  # from here an episode can end
+    for cell in (start.pos, beside):
+        keys = jax.random.split(jax.random.key(1), 20000)
+        at = start.replace(pos=cell)
+        _, state, reward, end, _ = jax.vmap(lambda key, at=at: env.step_env(key, at, 1, params))(
+            keys
+        )
+        arrived = np.all(env.coords[None] == state.pos[:, None], axis=2)
+        row = int(np.flatnonzero(np.all(np.asarray(env.coords == cell), axis=1))[0])
+        for law, seen in (
+            (rooms.reached, arrived),
+            (rooms.transition, arrived & ~np.asarray(end)[:, None]),
+        ):
+            np.testing.assert_allclose(law[row, 1], seen.mean(axis=0), atol=0.02)
+        np.testing.assert_allclose(rooms.reward[row, 1], np.mean(reward), atol=0.02)
