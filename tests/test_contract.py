@@ -106,7 +106,13 @@ class Compilations:
         self.active = False  # the public interface has no way to take one listener back
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        pytest.param(jnp.float32, id="float32", marks=pytest.mark.slow),
+        pytest.param(jnp.float64, id="float64"),
+    ],
+)
 @every_case
 def test_value_status_and_dtype(case, dtype):
     answer = SOLVERS[case.name](case.problem(0, dtype), dict(case.hyper))
@@ -244,6 +250,7 @@ def test_gradients_match_central_differences(case):
         )
 
 
+@pytest.mark.slow
 @over({name: case for name, case in PURE.items() if name.split()[0] not in DRAWING})
 def test_single_precision_is_near_double(case):
     single, double = (

@@ -22,7 +22,7 @@ def share(support):
     return np.mean(np.isin(BEST, support))
 
 
-@pytest.mark.parametrize("name", ["apsee", "phased_greedy"])
+@pytest.mark.parametrize("name", ["apsee", pytest.param("phased_greedy", marks=pytest.mark.slow)])
 def test_phased_algorithms_record_the_support_of_the_last_cycle_in_both_engines(name):
     cycle, step = (run(ALGORITHMS[name], 2.0, engine=engine) for engine in ("cycle", "step"))
     np.testing.assert_allclose(cycle.rewards, step.rewards, atol=1e-9)

@@ -31,8 +31,8 @@ def test_the_units_of_the_lower_level_change_nothing(dtype):
         np.testing.assert_allclose(jax.grad(lambda x, y=y: jnp.sum(y(x)))(x), [1, 1], rtol=1e-3)
 
 
-@pytest.mark.parametrize("sigma", [None, 1e-9])
-@pytest.mark.parametrize("weight", [0.0, 1e-9, 1.0])
+@pytest.mark.parametrize("sigma", [None, pytest.param(1e-9, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("weight", [0.0, 1e-9, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_an_upper_level_without_y_has_its_own_gradient_whatever_the_differences_round(
     weight, sigma
 ):
@@ -60,7 +60,7 @@ def test_gradients_that_underflow_are_not_certified():
     assert np.isnan(bilevel.argmin(lower, y0)(x)).all()
 
 
-@pytest.mark.parametrize("penalty", ["bellman", "value"])
+@pytest.mark.parametrize("penalty", [pytest.param("bellman", marks=pytest.mark.slow), "value"])
 def test_nearly_deterministic_policies(penalty):
     """Temperature .05, where some actions have chances below 1e-9; exact: through the best
     policy. The value penalty has no digits left for them, and says so.
@@ -178,6 +178,7 @@ def test_integers_are_rewards_and_impossible_processes_are_refused():
     assert np.isnan(lost(1.0))
 
 
+@pytest.mark.slow
 def test_sampled_episodes_end():
     rooms = bilevel_rl.four_rooms(dtype=jnp.float64)
     mdp = bilevel.rl.MDP(rooms.transition[1], rooms.initial[1], rooms.discount[1])
@@ -310,7 +311,11 @@ SOFT = bilevel.Problem(cost_of, soft)
 
 
 @pytest.mark.parametrize(
-    "dtype, tau, tol, least", [(jnp.float64, 0.2, 1e-6, 198), (jnp.float32, 0.5, 1e-4, 190)]
+    "dtype, tau, tol, least",
+    [
+        (jnp.float64, 0.2, 1e-6, 198),
+        pytest.param(jnp.float32, 0.5, 1e-4, 190, marks=pytest.mark.slow),
+    ],
 )
 def test_policies_as_logits_are_certified_though_their_hessian_is_singular(dtype, tau, tol, least):
     rng = np.random.default_rng(0)

@@ -189,6 +189,7 @@ def test_vmap_is_a_loop():
         np.testing.assert_allclose(together, np.stack(apart), rtol=1e-13, atol=1e-15)
 
 
+@pytest.mark.slow
 def test_export_round_trips():
     @jax.jit
     def compute(key_data, z):

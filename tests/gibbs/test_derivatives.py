@@ -45,6 +45,7 @@ def test_hessian_is_the_covariance(budget, options):
     np.testing.assert_allclose(reverse, expected, atol=1e-14)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_tools", "budget", "dtype"),
     [(300, 8, "float64"), (300, 8, "float32"), (100, 32, "float64")],
@@ -84,6 +85,7 @@ def test_log_prob_gradient_is_the_set_minus_the_marginals():
     np.testing.assert_allclose(gradient, (expected - marginals) / 0.5, rtol=0, atol=1e-15)
 
 
+@pytest.mark.slow
 def test_entropy_kl_and_temperature_gradients_by_central_differences():
     rng = np.random.default_rng(3)
     z, other, direction = (jnp.asarray(rng.normal(size=30)) for _ in range(3))

@@ -64,7 +64,10 @@ def everything(name):
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [(name, "float64") for name in VARIANTS]
-    + [(name, "float32") for name in ("at most", "costs", "background")],
+    + [
+        pytest.param(name, "float32", marks=pytest.mark.slow)
+        for name in ("at most", "costs", "background")
+    ],
 )
 def test_every_function_against_enumeration(name, dtype):
     budget, options = VARIANTS[name]

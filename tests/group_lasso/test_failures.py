@@ -57,6 +57,7 @@ def test_an_infinite_weight_or_lam_is_a_group_of_zeros():
     assert not group_lasso.solve(X, Y, GROUPS, np.inf).check().value.coef.any()
 
 
+@pytest.mark.slow
 def test_an_empty_group_changes_neither_ebic_nor_the_stability_bound():
     one, other = (
         group_lasso.Problem(X, Y, Groups.from_labels(np.repeat(np.arange(3), 2) + shift))
@@ -108,6 +109,7 @@ def test_wrong_calls_are_named(call, message):
         call()
 
 
+@pytest.mark.slow
 def test_counts_of_many_magnitudes_without_an_intercept_end_converged():
     """Rounds, whose model of the loss is far off at zero, and the loop stall each alone."""
     rng = np.random.default_rng(3)

@@ -48,6 +48,7 @@ def network():
     ).value
 
 
+@pytest.mark.slow
 def test_order_and_absent_agents_do_not_matter_and_counts_are_agents(network):
     one_hot = jnp.eye(3)
     states = jnp.array([0, 2, 2, 1])
@@ -137,6 +138,7 @@ def test_the_table_of_a_network_is_executed_like_any_other(network):
     assert np.all(value <= sq.solve(MODEL, 3).check().value.bounds.upper + 1e-9)
 
 
+@pytest.mark.slow
 def test_a_network_acts_and_runs_on_agents_of_a_line():
     """The continuous environment: near its best rule, which is to follow the mean; and the same
     network on a model agrees with its table.
