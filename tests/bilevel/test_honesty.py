@@ -60,7 +60,8 @@ def test_gradients_that_underflow_are_not_certified():
     assert np.isnan(bilevel.argmin(lower, y0)(x)).all()
 
 
-@pytest.mark.parametrize("penalty", [pytest.param("bellman", marks=pytest.mark.slow), "value"])
+@pytest.mark.slow
+@pytest.mark.parametrize("penalty", ["bellman", "value"])
 def test_nearly_deterministic_policies(penalty):
     """Temperature .05, where some actions have chances below 1e-9; exact: through the best
     policy. The value penalty has no digits left for them, and says so.
@@ -142,6 +143,7 @@ def test_where_a_run_starts_does_not_loosen_its_certificate():
         np.testing.assert_allclose(run.value.x, 0.5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_saturated_policy_is_not_certified():
     """A natural rate 50 times too large: all residuals vanish at the wrong vertices."""
     problem = bilevel.rl.policy_problem(model, leader, penalty="value")
@@ -340,7 +342,9 @@ def test_policies_as_logits_are_certified_though_their_hessian_is_singular(dtype
     assert np.max(error[sure]) < tol and np.max((error / estimate)[sure]) < 4
 
 
-@pytest.mark.parametrize("dtype, least", [(jnp.float64, 1e-5), (jnp.float32, 1e-3)])
+@pytest.mark.parametrize(
+    "dtype, least", [(jnp.float64, 1e-5), pytest.param(jnp.float32, 1e-3, marks=pytest.mark.slow)]
+)
 def test_what_depends_on_a_free_direction_is_undefined(dtype, least):
     x, y0 = jnp.asarray([[0.3, -1.0, 0.5]], dtype), jnp.zeros((1, 3), dtype)
     data = {"cost": jnp.asarray([[1.0, 2.0, 3.0]], dtype), "tau": jnp.asarray(0.7, dtype)}
@@ -356,7 +360,7 @@ def test_what_depends_on_a_free_direction_is_undefined(dtype, least):
     assert np.isnan(jax.grad(lambda x: best(x)[0, 0])(x)).all()
 
 
-@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32])
+@pytest.mark.parametrize("dtype", [jnp.float64, pytest.param(jnp.float32, marks=pytest.mark.slow)])
 def test_a_direction_that_is_nearly_flat_is_not_free(dtype):
     """h = (1, c / l): what looks flat beside the largest curvature may be all of the answer."""
 

@@ -197,6 +197,7 @@ def test_expected_has_the_variance_of_two_draws(dtype):
         assert in_standard_errors((np.asarray(gradients, float) - mean) ** 2, spread) < 5
 
 
+@pytest.mark.slow
 def test_a_mapped_estimate_is_differentiated_row_by_row():
     estimate = jax.jit(lambda z: gibbs.expected(jax.random.key(0), reward, z, B, 4))
     z = jnp.asarray(SCORES)

@@ -262,6 +262,7 @@ def test_more_held_than_the_budget_is_infeasible(costs):
     assert np.isfinite(ask(2)[0])
 
 
+@pytest.mark.slow
 def test_a_billion_tools_in_the_background():
     policy = gibbs.Policy(
         jnp.zeros(3), budget=2, background=(jnp.asarray([-20.0]), np.array([10**9]))

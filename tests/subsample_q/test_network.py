@@ -133,6 +133,7 @@ def test_one_network_for_several_k_is_near_the_exact_tables():
         assert np.mean(best - found) < 0.02 * np.ptp(exact.value)
 
 
+@pytest.mark.slow
 def test_the_table_of_a_network_is_executed_like_any_other(network):
     value = sq.evaluate(MODEL, networks.network_table(network, MODEL, 2), 3).check().value.value
     assert np.all(value <= sq.solve(MODEL, 3).check().value.bounds.upper + 1e-9)

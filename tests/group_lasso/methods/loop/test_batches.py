@@ -60,7 +60,7 @@ def _forget_what_was_patched():
     jax.clear_caches()  # traces made under a patch
 
 
-@pytest.fixture(params=[False, True], ids=["steps", "rounds"])
+@pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["steps", "rounds"])
 def rounds(request, monkeypatch):
     """Whether working-set rounds precede the loop, although the problems are tiny."""
     if request.param:
