@@ -156,6 +156,7 @@ def test_a_proper_prior_is_the_gaussian_one():
         policy.init(dimension=D)
 
 
+@pytest.mark.slow
 def test_a_wrong_draw_is_not_kept_for_a_share_of_all_steps():
     """On a box a draw that is kept for a share of the time so far has linear regret in the mean,
     and the origin teaches nothing: neither may be kept for long.

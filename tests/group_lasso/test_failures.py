@@ -78,6 +78,7 @@ def test_nothing_is_chosen_among_fits_that_did_not_converge():
     assert np.isnan(group_lasso.ebic(problem, num_lams=4, max_steps=1, tol=0.0).best)
 
 
+@pytest.mark.slow
 def test_columns_of_unlike_units_are_certified():
     rng = np.random.default_rng(1)
     scales = 10.0 ** np.linspace(-4, 4, 12)

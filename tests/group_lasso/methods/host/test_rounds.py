@@ -86,6 +86,7 @@ def test_the_answer_is_that_of_the_compiled_loop(loss, groups, everything, dtype
         )
 
 
+@pytest.mark.slow
 def test_every_way_to_end():
     X, y, _ = problem(0, "squared", EQUAL, jnp.float64)
     largest = group_lasso.lam_max(X, y, EQUAL)
