@@ -26,7 +26,7 @@ def final(algorithm=APSEE, theta=THETA, sigma=0.1, **options):
     return run.status, run.regret[-1], run.lock_time, run.support
 
 
-@pytest.mark.parametrize("engine", ["cycle", "step"])
+@pytest.mark.parametrize("engine", ["cycle", pytest.param("step", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_lane_that_is_not_finite_says_so(engine, bad):
     values = jnp.asarray([0.1, bad])
@@ -43,7 +43,7 @@ def test_a_lane_that_is_not_finite_says_so(engine, bad):
         assert lock_time[1] == -1 and np.all(support[1] == -1)
 
 
-@pytest.mark.parametrize("engine", ["cycle", "step"])
+@pytest.mark.parametrize("engine", ["cycle", pytest.param("step", marks=pytest.mark.slow)])
 def test_noise_that_is_nan_reaches_the_status(engine):
     box = bandits.phased_greedy(bandits.Box(), sparsity=2)  # whose actions know no NaN
     for algorithm in (APSEE, box):

@@ -96,6 +96,7 @@ def test_records_and_their_methods_go_through_jit():
         np.testing.assert_allclose(found, SOLVE(x)["coef"], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_data_are_constants_and_aux_comes_with_the_minimiser():
     """y*_i = w a_k x_i + noise, with the row k and the noise's key among the data."""
     rows = jnp.asarray([[1.0, 1.0], [2.0, 3.0], [0.5, -1.0]])

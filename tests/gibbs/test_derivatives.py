@@ -20,8 +20,12 @@ def covariance(enumeration):
 
 @pytest.mark.parametrize(
     ("budget", "options"),
-    [(3, {}), (2, {"exactly": True}), (6, {"costs": COSTS}), (9, {})],
-    ids=["at most", "exactly", "costs", "not binding"],
+    [
+        pytest.param(3, {}, id="at most"),
+        pytest.param(2, {"exactly": True}, id="exactly", marks=pytest.mark.slow),
+        pytest.param(6, {"costs": COSTS}, id="costs", marks=pytest.mark.slow),
+        pytest.param(9, {}, id="not binding"),
+    ],
 )
 def test_hessian_is_the_covariance(budget, options):
     z = jnp.asarray(np.random.default_rng(0).normal(size=9) * 2).at[4].set(-jnp.inf)
