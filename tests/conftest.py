@@ -26,9 +26,9 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 def pytest_configure(config):
     """Most of a run is compilation, which takes half the time without optimisation. What is slow,
     and the notebooks, which run in processes of their own, is compiled as for users; so is
-    everything with `-m ""`, and with JAXSAC_TESTS_AS_USERS set, as `.ci/run` has it once.
+    everything with `-m ""`, as `.ci/run` has it for some files.
     """
-    if "not slow" in config.option.markexpr and "JAXSAC_TESTS_AS_USERS" not in os.environ:
+    if "not slow" in config.option.markexpr:
         jax.config.update("jax_disable_most_optimizations", True)
 
 

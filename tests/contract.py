@@ -2,7 +2,9 @@
 `tests/<room>/contract_cases.py`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import importlib.util
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -42,3 +44,16 @@ class Case(NamedTuple):
     tolerance: Mapping[str, float] = {"float32": 1e-3, "float64": 1e-6}
     host: bool = False
     certified: bool = True
+
+
+def registered(name: str) -> Iterator[Any]:
+    """The modules `tests/<folder>/<name>.py`."""
+    for path in sorted(pathlib.Path(__file__).parent.glob(f"*/{name}.py")):
+        spec = importlib.util.spec_from_file_location(f"{name}_{path.parent.name}", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        yield module
+
+
+def cases() -> list[Case]:
+    return [case for module in registered("contract_cases") for case in module.CASES]

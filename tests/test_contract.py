@@ -2,39 +2,27 @@
 register: see `contract.py`.
 """
 
-import importlib.util
 import inspect
-import pathlib
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from contract import Case
+from contract import Case, cases
 from jax.sharding import PartitionSpec
 from public_names import PUBLIC, namespace
 
 from jaxsac import Solution, Status
 from jaxsac.solution import Reason
 
-
-def registered() -> list[Case]:
-    cases = []
-    for path in sorted(pathlib.Path(__file__).parent.glob("*/contract_cases.py")):
-        spec = importlib.util.spec_from_file_location(f"contract_cases_{path.parent.name}", path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        cases += module.CASES
-    return cases
-
-
-CASES = {case.name: case for case in registered()}
+REGISTERED = cases()
+CASES = {case.name: case for case in REGISTERED}
 PURE = {name: case for name, case in CASES.items() if not case.host}
 
 
-def over(cases: dict[str, Case]):
-    return pytest.mark.parametrize("case", cases.values(), ids=cases.keys())
+def over(chosen: dict[str, Case]):
+    return pytest.mark.parametrize("case", chosen.values(), ids=chosen.keys())
 
 
 every_case = over(CASES)
@@ -106,7 +94,13 @@ class Compilations:
         self.active = False  # the public interface has no way to take one listener back
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        pytest.param(jnp.float32, id="float32", marks=pytest.mark.slow),
+        pytest.param(jnp.float64, id="float64"),
+    ],
+)
 @every_case
 def test_value_status_and_dtype(case, dtype):
     answer = SOLVERS[case.name](case.problem(0, dtype), dict(case.hyper))
@@ -244,6 +238,7 @@ def test_gradients_match_central_differences(case):
         )
 
 
+@pytest.mark.slow
 @over({name: case for name, case in PURE.items() if name.split()[0] not in DRAWING})
 def test_single_precision_is_near_double(case):
     single, double = (
@@ -284,7 +279,7 @@ def test_what_the_host_returns_is_a_tree_of_arrays(case):
 
 
 def test_the_registry_is_not_empty():
-    assert CASES and len(CASES) == len(registered()), "names must be unique"
+    assert CASES and len(CASES) == len(REGISTERED), "names must be unique"
 
 
 def test_every_function_that_returns_a_solution_is_registered():

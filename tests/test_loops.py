@@ -6,6 +6,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxsac import _loops
 
@@ -66,6 +67,7 @@ print("done", end="")
 """
 
 
+@pytest.mark.slow
 def test_loops_pass_the_checks_of_shard_map():
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", PROGRAM],

@@ -82,14 +82,10 @@ assert np.all(np.abs(few.mean - many.mean) < 0.1 + 4 * (few.standard_error + man
 
 SOURCES = [path for path in sorted(NOTEBOOKS.glob("*.py")) if not path.stem.startswith("_")]
 by_name = pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
-# One runs always, the others with the slow tests: each takes half a minute.
-RUNS = [
-    pytest.param(path, marks=() if path.stem == "gibbs" else pytest.mark.slow, id=path.stem)
-    for path in SOURCES
-]
 
 
-@pytest.mark.parametrize("path", RUNS)
+@pytest.mark.slow  # half a minute each
+@by_name
 def test_notebooks_run_and_show_what_they_say(path):
     claims = "\nassert figures and all(all(axes) for axes in figures), figures\n" + CLAIMS.get(
         path.name, ""

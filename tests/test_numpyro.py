@@ -25,7 +25,11 @@ def _plain_promotion():
 
 @pytest.mark.parametrize(
     ("options", "indicators"),
-    [({}, False), ({"exactly": True}, True), ({"costs": COSTS}, False)],
+    [
+        ({}, False),
+        pytest.param({"exactly": True}, True, marks=pytest.mark.slow),
+        pytest.param({"costs": COSTS}, False, marks=pytest.mark.slow),
+    ],
     ids=["at most", "exactly, indicators", "costs"],
 )
 def test_shapes_density_support_and_moments(options, indicators):
@@ -55,6 +59,7 @@ def test_shapes_density_support_and_moments(options, indicators):
         assert np.all(np.isneginf(law.log_prob(outside))) and not law.support(outside).any()
 
 
+@pytest.mark.slow
 def test_a_pytree_vmap_and_the_shapes_of_values():
     z = jnp.asarray(np.random.default_rng(1).normal(size=(4, M)))
     sets = jnp.asarray([[0, -1], [1, 2], [4, 3]], jnp.int32)
@@ -84,6 +89,7 @@ def model(sets):
         return numpyro.sample("sets", subset.Subset(z, B), obs=sets)
 
 
+@pytest.mark.slow
 def test_handlers_see_the_density_and_draw():
     sets = jnp.asarray([[0, -1], [1, 2]], jnp.int32)
     trace = numpyro.handlers.trace(numpyro.handlers.seed(model, 0)).get_trace(sets)
@@ -95,6 +101,7 @@ def test_handlers_see_the_density_and_draw():
     assert drawn.shape == (B,) and drawn.dtype == jnp.int32
 
 
+@pytest.mark.slow
 def test_nuts_over_the_scores_finds_the_posterior_of_a_grid():
     truth = jnp.asarray([1.0, 0.0, -1.0])
     sets = gibbs.sample(jax.random.key(0), truth, B, 30)

@@ -44,7 +44,15 @@ def blocks(text: str, language: str = "python") -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 
-def test_every_example_runs_as_a_user_would_run_it(tmp_path):
+@pytest.mark.parametrize(
+    "pages",
+    [
+        ["README.md"],
+        pytest.param([page for page in TEXTS if page != "README.md"], marks=pytest.mark.slow),
+    ],
+    ids=["README", "docs"],
+)
+def test_every_example_runs_as_a_user_would_run_it(pages, tmp_path):
     """With jax's own defaults (float32, plain promotion), outside the checkout; compiled as the
     tests are.
     """
@@ -58,7 +66,7 @@ def test_every_example_runs_as_a_user_would_run_it(tmp_path):
         [sys.executable, "-c", RUNNER],
         cwd=tmp_path,
         env=environment,
-        input=json.dumps({page: blocks(text) for page, text in TEXTS.items()}),
+        input=json.dumps({page: blocks(TEXTS[page]) for page in pages}),
         capture_output=True,
         text=True,
         timeout=500,

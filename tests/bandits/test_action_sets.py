@@ -54,6 +54,8 @@ SETS = {
     "support": lambda cast: bandits.FromSupport(smooth_support, 1.0),
 }
 
+POLYTOPES = ("vertices", "inequalities")
+
 
 @functools.cache
 def made(name, dtype=jnp.float64):
@@ -77,7 +79,9 @@ def value_of(action_set, theta, *rows):
 
 
 @pytest.mark.parametrize("dtype", [pytest.param(jnp.float32, marks=pytest.mark.slow), jnp.float64])
-@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize(  # tests/bandits/test_polytope.py has what is true of polytopes
+    "name", [*(name for name in SETS if name not in POLYTOPES), *slow(*POLYTOPES)]
+)
 def test_maximiser_is_feasible_sparse_and_attains_the_support(name, dtype):
     action_set = made(name, dtype)
     theta = jnp.asarray(THETA, dtype)
@@ -339,6 +343,7 @@ def test_a_polytope_of_submodularity_ratio_zero():
     assert polytope.ratio_bound(2, D) == 0.0 and bandits.Ball().ratio_bound(2, D) == 1.0
 
 
+@pytest.mark.slow
 def test_what_is_true_of_a_set_is_true_of_its_mask():
     available, kept = np.arange(D) != 1, np.delete(np.arange(D), 1)
     matrix = ellipsoid_matrix(5)

@@ -33,6 +33,7 @@ def test_the_bound_is_the_sum_of_its_cycles():
     assert np.isnan(bandits.regret_bound(APSEE, THETA * np.nan, 10))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "algorithm, noise, slope",
     [(APSEE, {}, 0.5), (bandits.phased_greedy(bandits.Box(), sparsity=S), {"sigma": 0.1}, 2 / 3)],

@@ -48,7 +48,7 @@ def highs(matrix, bounds, theta, mask):
     return -linprog(-matrix @ np.where(mask, theta, 0.0), A_eq=rows, b_eq=np.eye(D + 1)[-1]).fun
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("dtype", [pytest.param(jnp.float32, marks=pytest.mark.slow), jnp.float64])
 @pytest.mark.parametrize("integers", [False, True])
 @pytest.mark.parametrize("inequalities", [False, True])
 def test_the_optimum_at_every_scale(inequalities, integers, dtype):

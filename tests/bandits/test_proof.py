@@ -79,6 +79,7 @@ def test_its_rounds_are_those_of_a_loop_in_numpy():
     np.testing.assert_array_equal(np.sort(state.indices), [0, 2])
 
 
+@pytest.mark.slow
 def test_wrong_locks_are_rarer_than_delta_and_regret_is_small():
     theta, num = jnp.asarray([1.0, 0.6, 0.4, 0.1]), 300
 
@@ -130,6 +131,7 @@ def test_both_engines_agree_without_noise_and_other_sets_are_refused():
         bandits.prove_support(bandits.Ellipsoid(np.eye(3)), sparsity=2, sigma=0.1)  # pyright: ignore
 
 
+@pytest.mark.slow
 def test_long_sums_in_float32_are_within_their_radius():
     """Three hundred thousand rewards of .3, each with noise far below the rounding of their sum."""
     proof = bandits.prove_support(bandits.Ball(), sparsity=1, sigma=1e-3)

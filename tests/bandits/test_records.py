@@ -22,7 +22,7 @@ def share(support):
     return np.mean(np.isin(BEST, support))
 
 
-@pytest.mark.parametrize("name", ["apsee", "phased_greedy"])
+@pytest.mark.parametrize("name", ["apsee", pytest.param("phased_greedy", marks=pytest.mark.slow)])
 def test_phased_algorithms_record_the_support_of_the_last_cycle(name):
     cycle = run(ALGORITHMS[name], 2.0)
     *_, rewards, recovered = by_steps(ALGORITHMS[name], 2.0, 60)

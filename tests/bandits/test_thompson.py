@@ -84,6 +84,7 @@ def test_the_flat_prior_knows_no_units():
     np.testing.assert_array_equal(np.asarray(many), 1024.0 * np.asarray(one))
 
 
+@pytest.mark.slow
 def test_noise_is_the_same_in_law_in_both_engines():
     keys = jax.random.split(KEY, 400)
     means = []
@@ -97,6 +98,7 @@ def test_noise_is_the_same_in_law_in_both_engines():
     assert a[1] < 3 * a[0]  # linear regret would be six times as large
 
 
+@pytest.mark.slow
 def test_a_stream_by_step_by_scan_and_from_a_file():
     policy = bandits.thompson(bandits.Box(), sparsity=S, sigma=0.1, hold=0.05)
     theta, noise = jnp.asarray(THETA), 0.1 * np.random.default_rng(3).normal(size=400)
@@ -154,6 +156,7 @@ def test_a_proper_prior_is_the_gaussian_one():
         policy.init(dimension=D)
 
 
+@pytest.mark.slow
 def test_a_wrong_draw_is_not_kept_for_a_share_of_all_steps():
     """On a box a draw that is kept for a share of the time so far has linear regret in the mean,
     and the origin teaches nothing: neither may be kept for long.

@@ -24,6 +24,7 @@ def command(folder, *arguments):
     return json.loads((folder / "results.json").read_text()), (folder / "results.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_rehearsal(tmp_path):
     found, text = command(tmp_path, "--only", "soft_solve", "--only", "gibbs.log_partition, a mill")
     assert {row["dtype"] for row in found["tables"][gpu.RATES]} == {"float32", "float64"}

@@ -46,6 +46,7 @@ def test_the_minimiser_and_its_pull_back_match_the_closed_form():
     np.testing.assert_allclose(batch, jax.vmap(jax.jacobian(ridge))(many), rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_a_huge_or_tiny_cotangent_changes_nothing_but_the_scale():
     x = jnp.asarray([0.3, -1.0, 2.0, 0.0])
     _, pull = jax.vjp(SOLVE, x)
@@ -83,6 +84,7 @@ def test_closing_over_a_batched_array_works_and_bad_arguments_are_named():
         bilevel.argmin(ridge_lower, {"coef": jnp.zeros(4)}, sigma=0.0)(jnp.zeros(4))
 
 
+@pytest.mark.slow
 def test_records_and_their_methods_go_through_jit():
     x = jnp.asarray([0.3, -1.0, 2.0, 0.0])
     problem, method = bilevel.Problem(ridge_lower, ridge_lower), bilevel.Method(inner_steps=3)
@@ -94,6 +96,7 @@ def test_records_and_their_methods_go_through_jit():
         np.testing.assert_allclose(found, SOLVE(x)["coef"], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_data_are_constants_and_aux_comes_with_the_minimiser():
     """y*_i = w a_k x_i + noise, with the row k and the noise's key among the data."""
     rows = jnp.asarray([[1.0, 1.0], [2.0, 3.0], [0.5, -1.0]])
@@ -124,6 +127,7 @@ def test_data_are_constants_and_aux_comes_with_the_minimiser():
         )(rows)
 
 
+@pytest.mark.slow
 def test_forward_mode_and_second_derivatives_where_products_are_allowed():
     """y* = tanh(w x) / 1.1 of ‖y − tanh(w x)‖² + .1 ‖y‖², w closed over."""
 

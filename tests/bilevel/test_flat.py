@@ -28,8 +28,8 @@ def search(lower, x, y0, data):
     return bilevel.argmin(lower, y0, data).checked(x)
 
 
-@pytest.mark.parametrize("size, flat", [(2, 1), (40, 5)])
-@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32])
+@pytest.mark.parametrize("size, flat", [(2, 1), pytest.param(40, 5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dtype", [jnp.float64, pytest.param(jnp.float32, marks=pytest.mark.slow)])
 def test_no_value_is_certified_whose_error_is_beyond_its_estimate(dtype, size, flat):
     """Curvatures down to 1e-12 of the largest, along the axes, and along others as far as rounding
     in gradients lets a curvature be seen at all.
@@ -53,7 +53,7 @@ def test_no_value_is_certified_whose_error_is_beyond_its_estimate(dtype, size, f
         assert sure[ratio > (1e-8 if dtype == jnp.float64 else 1e-2)].all()
 
 
-@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32])
+@pytest.mark.parametrize("dtype", [jnp.float64, pytest.param(jnp.float32, marks=pytest.mark.slow)])
 def test_policies_as_logits_have_certified_values(dtype):
     """A constant in a row changes nothing: it is free, and no error."""
 

@@ -31,8 +31,8 @@ def test_the_units_of_the_lower_level_change_nothing(dtype):
         np.testing.assert_allclose(jax.grad(lambda x, y=y: jnp.sum(y(x)))(x), [1, 1], rtol=1e-3)
 
 
-@pytest.mark.parametrize("sigma", [None, 1e-9])
-@pytest.mark.parametrize("weight", [0.0, 1e-9, 1.0])
+@pytest.mark.parametrize("sigma", [None, pytest.param(1e-9, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("weight", [0.0, 1e-9, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_an_upper_level_without_y_has_its_own_gradient_whatever_the_differences_round(
     weight, sigma
 ):
@@ -60,6 +60,7 @@ def test_gradients_that_underflow_are_not_certified():
     assert np.isnan(bilevel.argmin(lower, y0)(x)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("penalty", ["bellman", "value"])
 def test_nearly_deterministic_policies(penalty):
     """Temperature .05, where some actions have chances below 1e-9; exact: through the best
@@ -142,6 +143,7 @@ def test_where_a_run_starts_does_not_loosen_its_certificate():
         np.testing.assert_allclose(run.value.x, 0.5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_saturated_policy_is_not_certified():
     """A natural rate 50 times too large: all residuals vanish at the wrong vertices."""
     problem = bilevel.rl.policy_problem(model, leader, penalty="value")
@@ -178,6 +180,7 @@ def test_integers_are_rewards_and_impossible_processes_are_refused():
     assert np.isnan(lost(1.0))
 
 
+@pytest.mark.slow
 def test_sampled_episodes_end():
     rooms = bilevel_rl.four_rooms(dtype=jnp.float64)
     mdp = bilevel.rl.MDP(rooms.transition[1], rooms.initial[1], rooms.discount[1])
@@ -310,7 +313,11 @@ SOFT = bilevel.Problem(cost_of, soft)
 
 
 @pytest.mark.parametrize(
-    "dtype, tau, tol, least", [(jnp.float64, 0.2, 1e-6, 198), (jnp.float32, 0.5, 1e-4, 190)]
+    "dtype, tau, tol, least",
+    [
+        (jnp.float64, 0.2, 1e-6, 198),
+        pytest.param(jnp.float32, 0.5, 1e-4, 190, marks=pytest.mark.slow),
+    ],
 )
 def test_policies_as_logits_are_certified_though_their_hessian_is_singular(dtype, tau, tol, least):
     rng = np.random.default_rng(0)
@@ -335,7 +342,9 @@ def test_policies_as_logits_are_certified_though_their_hessian_is_singular(dtype
     assert np.max(error[sure]) < tol and np.max((error / estimate)[sure]) < 4
 
 
-@pytest.mark.parametrize("dtype, least", [(jnp.float64, 1e-5), (jnp.float32, 1e-3)])
+@pytest.mark.parametrize(
+    "dtype, least", [(jnp.float64, 1e-5), pytest.param(jnp.float32, 1e-3, marks=pytest.mark.slow)]
+)
 def test_what_depends_on_a_free_direction_is_undefined(dtype, least):
     x, y0 = jnp.asarray([[0.3, -1.0, 0.5]], dtype), jnp.zeros((1, 3), dtype)
     data = {"cost": jnp.asarray([[1.0, 2.0, 3.0]], dtype), "tau": jnp.asarray(0.7, dtype)}
@@ -351,7 +360,7 @@ def test_what_depends_on_a_free_direction_is_undefined(dtype, least):
     assert np.isnan(jax.grad(lambda x: best(x)[0, 0])(x)).all()
 
 
-@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32])
+@pytest.mark.parametrize("dtype", [jnp.float64, pytest.param(jnp.float32, marks=pytest.mark.slow)])
 def test_a_direction_that_is_nearly_flat_is_not_free(dtype):
     """h = (1, c / l): what looks flat beside the largest curvature may be all of the answer."""
 

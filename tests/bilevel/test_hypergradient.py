@@ -19,7 +19,7 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize(
     "difference",
     [
-        "forward",
+        pytest.param("forward", marks=SLOW),
         "central_linear",
         pytest.param("central", marks=SLOW),
         pytest.param("one_sided", marks=SLOW),
@@ -62,7 +62,7 @@ def relative_error(solution, exact):
 @pytest.mark.parametrize(
     ("difference", "order"),
     [
-        ("forward", 1),
+        pytest.param("forward", 1, marks=SLOW),
         ("central_linear", 2),
         pytest.param("central", 2, marks=SLOW),
         pytest.param("one_sided", 2, marks=SLOW),
@@ -81,6 +81,7 @@ def test_the_error_falls_with_the_order_of_the_difference(implicit, difference, 
     assert abs(slope - order) < 0.1, errors
 
 
+@pytest.mark.slow
 def test_float32_at_default_settings():
     data = problems.smooth(jnp.float32)
     implicit = problems.smooth_hypergradient(data)

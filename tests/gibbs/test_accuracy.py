@@ -40,6 +40,7 @@ def check(num_tools, budget, dtype, exactly):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_tools", "budget", "dtype", "exactly"),
     [
@@ -159,6 +160,7 @@ SCORES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_tools", "budget"),
     [(3000, 500)]
@@ -190,6 +192,7 @@ def test_every_budget(num_tools, budget):
             np.testing.assert_allclose(entropy, np.logaddexp.reduce(logs), rtol=1e-11)
 
 
+@pytest.mark.slow
 def test_offsets_and_forced_tools_cost_no_digits():
     """Entropy and divergence in float32, with scores that share a huge offset, with costs, and
     beside tools that a score forces in.

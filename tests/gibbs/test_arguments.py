@@ -105,7 +105,11 @@ def test_traced_sets_that_cannot_be_drawn_have_probability_zero():
 
 
 @pytest.mark.parametrize(
-    "costs", [None, np.array([1, 2, 1, 0, 1, 3, 1, 1, 1])], ids=["sizes", "costs"]
+    "costs",
+    [
+        pytest.param(None, id="sizes", marks=pytest.mark.slow),
+        pytest.param(np.array([1, 2, 1, 0, 1, 3, 1, 1, 1]), id="costs"),
+    ],
 )
 def test_bad_scores_give_nan_in_their_own_lane(costs):
     def everything(key, z):
@@ -189,6 +193,7 @@ def test_vmap_is_a_loop():
         np.testing.assert_allclose(together, np.stack(apart), rtol=1e-13, atol=1e-15)
 
 
+@pytest.mark.slow
 def test_export_round_trips():
     @jax.jit
     def compute(key_data, z):

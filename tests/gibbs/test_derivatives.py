@@ -20,8 +20,12 @@ def covariance(enumeration):
 
 @pytest.mark.parametrize(
     ("budget", "options"),
-    [(3, {}), (2, {"exactly": True}), (6, {"costs": COSTS}), (9, {})],
-    ids=["at most", "exactly", "costs", "not binding"],
+    [
+        pytest.param(3, {}, id="at most"),
+        pytest.param(2, {"exactly": True}, id="exactly", marks=pytest.mark.slow),
+        pytest.param(6, {"costs": COSTS}, id="costs", marks=pytest.mark.slow),
+        pytest.param(9, {}, id="not binding"),
+    ],
 )
 def test_hessian_is_the_covariance(budget, options):
     z = jnp.asarray(np.random.default_rng(0).normal(size=9) * 2).at[4].set(-jnp.inf)
@@ -45,6 +49,7 @@ def test_hessian_is_the_covariance(budget, options):
     np.testing.assert_allclose(reverse, expected, atol=1e-14)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_tools", "budget", "dtype"),
     [(300, 8, "float64"), (300, 8, "float32"), (100, 32, "float64")],
@@ -84,6 +89,7 @@ def test_log_prob_gradient_is_the_set_minus_the_marginals():
     np.testing.assert_allclose(gradient, (expected - marginals) / 0.5, rtol=0, atol=1e-15)
 
 
+@pytest.mark.slow
 def test_entropy_kl_and_temperature_gradients_by_central_differences():
     rng = np.random.default_rng(3)
     z, other, direction = (jnp.asarray(rng.normal(size=30)) for _ in range(3))

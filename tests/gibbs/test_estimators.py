@@ -21,7 +21,13 @@ WORTH = np.array([3.0, -1, 2, 0.5, -2, 1])
 by_dtype = pytest.mark.parametrize(
     "dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)]
 )
-by_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+by_option = pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(options, id=name, marks=() if name == "at most" else pytest.mark.slow)
+        for name, options in OPTIONS.items()
+    ],
+)
 
 
 def covariance(law):
@@ -73,6 +79,7 @@ def test_draws_are_those_of_sample_and_have_the_derivative_of_the_marginals(opti
         np.testing.assert_allclose(second, exact, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_every_option_of_a_policy_goes_through():
     """Held tools and a traced budget; a background, whose tools are drawn and left out."""
     z, key = jnp.asarray(SCORES[0]), jax.random.key(5)
@@ -106,6 +113,7 @@ def test_every_option_of_a_policy_goes_through():
         assert options is behind or np.all(draws[:, 4] == 1)
 
 
+@pytest.mark.slow
 @by_dtype
 def test_straight_through_has_the_bias_and_variance_of_its_formula(dtype):
     """Cov(a) ∇f(a) over the law of a: exact where f is linear, biased elsewhere."""
@@ -169,6 +177,7 @@ def test_expected_is_unbiased_in_every_derivative(options):
             assert in_standard_errors(one, np.asarray(other)) < 5
 
 
+@pytest.mark.slow
 @by_dtype
 def test_expected_has_the_variance_of_two_draws(dtype):
     """(f − f') (∇log π − ∇log π') / 2 over all pairs of sets."""
@@ -188,6 +197,7 @@ def test_expected_has_the_variance_of_two_draws(dtype):
         assert in_standard_errors((np.asarray(gradients, float) - mean) ** 2, spread) < 5
 
 
+@pytest.mark.slow
 def test_a_mapped_estimate_is_differentiated_row_by_row():
     estimate = jax.jit(lambda z: gibbs.expected(jax.random.key(0), reward, z, B, 4))
     z = jnp.asarray(SCORES)
@@ -195,6 +205,7 @@ def test_a_mapped_estimate_is_differentiated_row_by_row():
     np.testing.assert_allclose(together, jax.vmap(jax.grad(estimate))(z), atol=1e-15)
 
 
+@pytest.mark.slow
 def test_a_function_may_return_a_tree_and_integers_are_numbers():
     f = lambda a: {"size": jnp.sum(a, dtype=int), "pair": jnp.outer(a, a)}  # noqa: E731
     draw = lambda z: gibbs.expected(jax.random.key(0), f, z, B, 50)  # noqa: E731

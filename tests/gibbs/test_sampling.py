@@ -67,6 +67,7 @@ def test_float32_draws_have_the_exact_law():
     assert chi_square(sampler(3)(jax.random.key(5), jnp.asarray(z)), Enumeration(z, 3)) > 1e-4
 
 
+@pytest.mark.slow
 def test_inclusion_frequencies_with_a_long_tail():
     """M far above the head: every draw is a feasible set, and frequencies lie within their standard
     errors of the marginals.
@@ -121,7 +122,13 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("given", "background") else pytest.mark.slow)
+        for name in OPTIONS
+    ],
+)
 def test_sets_of_every_option_have_the_exact_law(name):
     budget, options = OPTIONS[name]
     z = 2 * np.random.default_rng(11).normal(size=9)
@@ -172,6 +179,7 @@ def test_degenerate_draws():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_tools", "budget", "count"),
     [(2000, 300, 2000), pytest.param(1_000_000, 1024, 400, marks=pytest.mark.slow)],

@@ -26,6 +26,7 @@ VARIANTS = {
     "all": (9, {"exactly": True}),
     "nothing": (0, {}),
 }
+COMBINED = ("exact cost", "background exactly")
 TOLERANCE = {"float64": 1e-13, "float32": 2e-6}
 
 
@@ -63,8 +64,14 @@ def everything(name):
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [(name, "float64") for name in VARIANTS]
-    + [(name, "float32") for name in ("at most", "costs", "background")],
+    [
+        pytest.param(name, "float64", marks=pytest.mark.slow if name in COMBINED else ())
+        for name in VARIANTS
+    ]
+    + [
+        pytest.param(name, "float32", marks=pytest.mark.slow)
+        for name in ("at most", "costs", "background")
+    ],
 )
 def test_every_function_against_enumeration(name, dtype):
     budget, options = VARIANTS[name]

@@ -57,6 +57,7 @@ def test_an_infinite_weight_or_lam_is_a_group_of_zeros():
     assert not group_lasso.solve(X, Y, GROUPS, np.inf).check().value.coef.any()
 
 
+@pytest.mark.slow
 def test_an_empty_group_changes_neither_ebic_nor_the_stability_bound():
     one, other = (
         group_lasso.Problem(X, Y, Groups.from_labels(np.repeat(np.arange(3), 2) + shift))
@@ -77,6 +78,7 @@ def test_nothing_is_chosen_among_fits_that_did_not_converge():
     assert np.isnan(group_lasso.ebic(problem, num_lams=4, max_steps=1, tol=0.0).best)
 
 
+@pytest.mark.slow
 def test_columns_of_unlike_units_are_certified():
     rng = np.random.default_rng(1)
     scales = 10.0 ** np.linspace(-4, 4, 12)
@@ -108,6 +110,7 @@ def test_wrong_calls_are_named(call, message):
         call()
 
 
+@pytest.mark.slow
 def test_counts_of_many_magnitudes_without_an_intercept_end_converged():
     """Rounds, whose model of the loss is far off at zero, and the loop stall each alone."""
     rng = np.random.default_rng(3)

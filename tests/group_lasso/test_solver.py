@@ -54,6 +54,7 @@ def test_logistic_loss_of_single_columns_is_l1_logistic_regression():
     np.testing.assert_allclose(ours.value.coef, theirs.coef_[0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_outputs_that_share_features_are_the_multi_task_lasso():
     rng = np.random.default_rng(0)
     features = rng.normal(size=(25, 6))

@@ -40,7 +40,13 @@ CASES = {
 }
 _, Z, Y = CASES["squared"]
 SQRT = {"sqrt": (losses.SquareRoot().for_data(Y, jnp.zeros(T), C), Z, Y)}
-every_loss = pytest.mark.parametrize("name", CASES)
+every_loss = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name.startswith("gibbs, ") else ())
+        for name in CASES
+    ],
+)
 
 
 @pytest.mark.parametrize("name", ["squared", "huber", "logistic", "poisson"])

@@ -271,6 +271,7 @@ def test_tree_dual_norm_is_where_the_prox_vanishes(levels):
     np.testing.assert_allclose(direction @ v, t * prox.tree_norm(direction, levels), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_sparse_group_dual_norm_in_a_batch_and_its_gradient():
     groups = LAYOUTS["padded"]
     batch = jnp.asarray(RNG.normal(size=(20, 12)))

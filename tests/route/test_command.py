@@ -204,6 +204,7 @@ def test_texts_from_the_input(finished, capsys, monkeypatch):
     ] == "add"
 
 
+@pytest.mark.slow
 def test_the_saved_router_scores_as_the_policy_says(numeric):
     router, context = load_router(numeric / "out"), np.array([[1.0, 0, 0, 0, 0]])
     choices = choose(router, context)[0]

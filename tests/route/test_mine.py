@@ -40,6 +40,7 @@ def test_most_tools_have_a_description(log):
     assert sum(bool(tool.description) for tool in log.tools.values()) > 0.8 * len(log.tools)
 
 
+@pytest.mark.slow
 def test_it_is_deterministic_and_parallel_parsing_changes_nothing(log, capsys):
     again = mine.mine(PACKAGES[::-1], processes=2, progress=True)
     assert log_hash(again) == log_hash(log) and again.tools == log.tools

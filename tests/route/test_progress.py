@@ -9,6 +9,7 @@ from jaxsac.route import job
 from jaxsac.route.log_file import RouteLog
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("texts", [True, False])
 def test_the_bar_names_its_stages_and_ends_full(texts, monkeypatch):
     generator, stream = np.random.default_rng(0), io.StringIO()

@@ -66,6 +66,7 @@ def test_acting_has_the_law_of_fresh_samples():
     near(drawn, weights @ np.asarray(typed_table.policy[0]))
 
 
+@pytest.mark.slow
 def test_agents_who_act_choose_by_their_chances():
     _, table = acting()
     counts, keys = ACTING_STATE[1], jax.random.split(KEY, 4000)
@@ -96,7 +97,7 @@ def test_what_cannot_be_acted_on():
     assert jax.jit(lambda s: table.act(KEY, 0, s))(jnp.array([0, 9])) == -1
 
 
-@pytest.mark.parametrize("kind", ["plain", "typed"])
+@pytest.mark.parametrize("kind", ["plain", pytest.param("typed", marks=pytest.mark.slow)])
 def test_a_rule_is_evaluated_as_the_table_that_it_copies(kind):
     (model, table), ks = (
         {"plain": plain, "typed": typed}[kind](),
@@ -129,7 +130,7 @@ def test_a_rule_is_evaluated_as_the_table_that_it_copies(kind):
     assert bounds.lower <= exact.value[0, 2] <= bounds.upper
 
 
-@pytest.mark.parametrize("kind", ["typed", "acting"])
+@pytest.mark.parametrize("kind", [pytest.param("typed", marks=pytest.mark.slow), "acting"])
 def test_gaps_are_those_of_the_identity_for_every_kind(kind):
     """U_k − the mean return is the mean loss, for whichever table the differences are of."""
     model, table = {"typed": typed, "acting": acting}[kind]()
@@ -154,6 +155,7 @@ def test_gaps_are_those_of_the_identity_for_every_kind(kind):
         assert abs(float(exact.gap) - float(sq.upper_bound(table, state)) + paid.mean()) < 0.2
 
 
+@pytest.mark.slow
 def test_the_ladder_climbs_for_every_kind():
     model, _ = typed()
     ks, bounds = sq.choose_k(KEY, model, (4, 3), 1e-3, TYPED_STATE, interval="exact", tol=1e-9)

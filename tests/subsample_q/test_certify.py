@@ -132,6 +132,7 @@ def test_the_gap_of_gains_covers_that_of_the_executed_policy():
         sq.certify(jax.random.key(0), model, table, n, state, interval="bounded")
 
 
+@pytest.mark.slow
 def test_a_larger_table_bounds_what_was_learnt():
     model = sq.Model(*problems.mode_tracking(3, discount=0.8))
     state = (1, np.array([30, 10, 20]))

@@ -91,6 +91,7 @@ def test_the_bounds_of_an_unfinished_solve_hold_where_it_ends():
     assert np.all(time >= exact) and np.all(time <= 1.02 * exact + 1e-12)
 
 
+@pytest.mark.slow
 def test_every_kind_ends():
     """Types, and agents who act with actions of their own that are not allowed."""
     arrays = ending_arrays(2)

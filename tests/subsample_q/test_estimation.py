@@ -113,6 +113,7 @@ def test_what_a_policy_or_a_simulator_reuses_is_copied():
             sq.record(lambda: (0, held), step, lambda *_, bad=bad: bad, 3)
 
 
+@pytest.mark.slow
 def test_the_error_falls_with_the_root_of_the_record_and_beats_q_learning():
     model, k = random_model(5), 2
     exact = sq.solve(model, k, tol=1e-8).value.q

@@ -15,6 +15,7 @@ def exact():
     return brute_force_q(MODEL, K)
 
 
+@pytest.mark.slow
 def test_the_sampled_fixed_point_nears_the_exact_one_as_the_root_of_m(exact):
     keys = jax.random.split(jax.random.key(0), 6)
     sizes = (4, 64, 1024)

@@ -48,6 +48,7 @@ def network():
     ).value
 
 
+@pytest.mark.slow
 def test_order_and_absent_agents_do_not_matter_and_counts_are_agents(network):
     one_hot = jnp.eye(3)
     states = jnp.array([0, 2, 2, 1])
@@ -132,11 +133,13 @@ def test_one_network_for_several_k_is_near_the_exact_tables():
         assert np.mean(best - found) < 0.02 * np.ptp(exact.value)
 
 
+@pytest.mark.slow
 def test_the_table_of_a_network_is_executed_like_any_other(network):
     value = sq.evaluate(MODEL, networks.network_table(network, MODEL, 2), 3).check().value.value
     assert np.all(value <= sq.solve(MODEL, 3).check().value.bounds.upper + 1e-9)
 
 
+@pytest.mark.slow
 def test_a_network_acts_and_runs_on_agents_of_a_line():
     """The continuous environment: near its best rule, which is to follow the mean; and the same
     network on a model agrees with its table.

@@ -115,6 +115,7 @@ def test_more_actions_than_states_and_actions_that_drive_the_agents_take_the_sam
     assert sq.solve(model, k, backend="thinning").check().stats["operator_error"] < 1e-13
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype,tolerance", [(np.float64, 1e-13), (np.float32, 1e-5)])
 def test_the_closed_form_test_at_a_size_without_a_dense_kernel(dtype, tolerance):
     model = random_model(1, G=2, L=4, dtype=dtype)

@@ -122,7 +122,7 @@ def betting_limit(shares, confidence):
     return means[won[0] / 2 + won[1:].mean(axis=0) / 2 < 1 / (1 - confidence)].max()
 
 
-@pytest.mark.parametrize("other", [None, 3])
+@pytest.mark.parametrize("other", [pytest.param(None, marks=pytest.mark.slow), 3])
 @pytest.mark.parametrize(
     "confidence,horizon,rollouts", [(0.9, 2, 12), pytest.param(0.99, 7, 30, marks=pytest.mark.slow)]
 )
@@ -169,6 +169,7 @@ def test_the_certified_gap_is_its_formula(other, confidence, horizon, rollouts):
         np.testing.assert_allclose(found.lower, found.upper - found.gap, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_an_action_that_the_policy_never_takes_is_not_in_the_tail(table):
     hated = sq.Model(*random_arrays(0), 0.8)
     hated = dataclasses.replace(hated, global_reward=hated.global_reward.at[:, 1].add(-1e9))
@@ -176,6 +177,7 @@ def test_an_action_that_the_policy_never_takes_is_not_in_the_tail(table):
     assert bounds.lower > -100
 
 
+@pytest.mark.slow
 def test_choose_k_shares_its_confidence_over_the_ladder(table):
     options = {"num_rollouts": 8, "tol": 1e-8}
     k, bounds = sq.choose_k(KEY, MODEL, 6, 1e6, STATE, max_k=4, confidence=0.9, **options)
@@ -320,6 +322,7 @@ def test_the_lift_of_integers_is_that_of_floats():
     np.testing.assert_allclose(sq.lift(values, 3, 4)[0, :4], [14, 8.5, 10.5, 4.5])
 
 
+@pytest.mark.slow
 def test_the_released_demand_response_has_its_known_values():
     for k in (1, 2):
         value = sq.solve(sq.Model(*problems.demand_response()), k, tol=1e-9).check().value.value

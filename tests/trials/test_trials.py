@@ -192,6 +192,7 @@ def test_two_processes(expected, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_a_kill_in_the_middle_of_a_write_costs_one_chunk(tmp_path):
     whole = run_trials(noisy_walk, KEY, 22, batch_size=4)
     finish(start("stop_in", tmp_path, 3), status=-signal.SIGKILL)

@@ -33,6 +33,7 @@ def with_entry(array, index, value):
 TASK = control.Task(LOG, M, B)
 
 
+@pytest.mark.slow
 def test_degenerate_logs_have_answers():
     """No tool used at all; one tool used once; no context; a budget above every set and above M:
     certified, finite, and no support.

@@ -64,6 +64,7 @@ def test_epochs_end_at_the_fit_of_the_whole_log():
         control.online.update_learner(learner, LOG, growth=1.0)
 
 
+@pytest.mark.slow
 def test_a_learner_keeps_its_task():
     """What the first fit was told holds for all later ones."""
     log = LOG._replace(utilities=np.asarray(TRUTH.utilities))
@@ -108,6 +109,7 @@ def test_dual_averaging_two_steps_by_hand():
         assert np.isnan(loss) and np.isnan(after.coef).all()
 
 
+@pytest.mark.slow
 def test_exploring_a_full_set_replaces_its_last_tool():
     """At rate 1 every set has one fresh tool, at the first free place or the last of B."""
     intercept = jnp.where(jnp.arange(M) < B, 40.0, -40.0)

@@ -31,7 +31,7 @@ def test_a_tool_of_every_record_beside_others_gives_no_false_certificate():
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("size", [4, 97])
+@pytest.mark.parametrize("size", [4, pytest.param(97, marks=pytest.mark.slow)])
 def test_one_record_of_which_other_uses_vanish_gives_no_false_certificate(size):
     """By either kind of steps. The uses reach 0 where programs are compiled as for users."""
     contexts = np.random.default_rng(0).normal(size=(1, size))

@@ -83,10 +83,9 @@ def enumerated(log: control.Log, record_weight, mode):
 
 @pytest.mark.parametrize(
     ("mode", "offered"),
-    [("shared", False), ("per_tool", True)]
-    + [
-        pytest.param(*case, marks=pytest.mark.slow)
-        for case in (("per_tool", False), ("none", False), ("none", True), ("shared", True))
+    [
+        pytest.param(*case, marks=() if case == ("shared", False) else pytest.mark.slow)
+        for case in itertools.product(("shared", "per_tool", "none"), (False, True))
     ],
 )
 def test_against_enumeration(mode, offered):
@@ -144,6 +143,7 @@ def test_against_enumeration(mode, offered):
             )
 
 
+@pytest.mark.slow
 def test_against_the_group_lasso_solver():
     """The literal model of the paper, without intercepts, through FISTA on the dense T x M
     outputs.
@@ -179,6 +179,7 @@ def fit_million(num_actions, dtype="float64", **options):
     return log, made, control.fit(KEY, made, num_actions=num_actions, budget=5, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.slow)])
 def test_recovers_the_support_among_a_million_tools(dtype):
     log, made, sol = fit_million(1_000_000, dtype)
@@ -243,7 +244,8 @@ def test_scaling_a_record_weight_is_repeating_the_record():
 
 
 @pytest.mark.parametrize(
-    "mode", ["per_tool", "shared", pytest.param("none", marks=pytest.mark.slow)]
+    "mode",
+    ["per_tool", *(pytest.param(name, marks=pytest.mark.slow) for name in ("shared", "none"))],
 )
 def test_products_alone_find_what_curvature_matrices_do(mode, monkeypatch):
     """Contexts of a large mean and of unequal directions, families across the working set."""

@@ -71,6 +71,7 @@ def test_degrees_of_freedom_are_the_trace_of_the_derivative(keywords, lam):
     assert abs(difference.mean()) <= 4 * difference.std() / np.sqrt(LANES)
 
 
+@pytest.mark.slow
 def test_degrees_of_freedom_have_the_derivative_of_differences():
     """In the targets and in lam, with that of the solution."""
     keywords, lam = SETTINGS[0].values

@@ -16,6 +16,7 @@ PROBLEM = group_lasso.Problem(X, Y, Groups.from_sizes(zoo.SIZES), intercept=True
 LAMS = np.asarray([1.0, 0.5, 0.2, 0.1, 0.05])
 
 
+@pytest.mark.slow
 def test_cross_validation_of_single_columns_is_that_of_the_lasso():
     ours = group_lasso.cross_validate(
         group_lasso.Problem(X, Y, Groups.equal(zoo.NUM_COLUMNS, 1), intercept=True),
@@ -36,6 +37,7 @@ def test_cross_validation_of_single_columns_is_that_of_the_lasso():
     assert ours.best_within_error == LAMS[within].max() >= ours.best
 
 
+@pytest.mark.slow
 def test_weights_of_records_are_weights_of_errors():
     twice = np.append(np.arange(zoo.NUM_SAMPLES), np.arange(5))
     weight = jnp.asarray(np.bincount(twice).astype(float))

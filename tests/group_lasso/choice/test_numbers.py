@@ -72,7 +72,7 @@ def test_the_gap_and_its_rounding_bound(loss):
     np.testing.assert_allclose(solution.stats["rounding"], bound, rtol=1e-9)
 
 
-@pytest.mark.parametrize("loss", ["squared", "logistic"])
+@pytest.mark.parametrize("loss", [pytest.param("squared", marks=pytest.mark.slow), "logistic"])
 def test_criteria_of_a_solution(loss):
     """Degrees of freedom, the margin, and the information criterion with an empty group."""
     problem, (X, y, c, offset) = made(loss, intercept=True)

@@ -71,8 +71,14 @@ def compare(name, ratio, dtype=jnp.float64, tol=1e-8):
     ).check()  # traced, it is the loop on all columns
 
 
-# "free group" has the ridge and the intercept too, "classes" the columns by feature.
-ALSO = {"elastic net, intercept", "outputs by feature"}
+ALSO = {  # what the others have part of
+    "elastic net, intercept",
+    "families",
+    "free group",
+    "square root",
+    "outputs by feature",
+    "outputs by output",
+}
 
 
 @pytest.mark.parametrize(
@@ -104,12 +110,14 @@ def traced(problem):
     return isinstance(problem.y, jax.core.Tracer)
 
 
+@pytest.mark.slow
 def test_single_precision(small):
     found, expected = compare("sparse-group", 0.3, jnp.float32, 1e-4)
     assert found.status == Status.CONVERGED and found.value.coef.dtype == jnp.float32
     np.testing.assert_allclose(found.stats["objective"], expected.stats["objective"], rtol=2e-4)
 
 
+@pytest.mark.slow
 def test_where_most_columns_are_needed_the_loop_goes_on(small):
     found, expected = compare("sparse-group", 0.01)
     np.testing.assert_allclose(
@@ -214,6 +222,7 @@ def test_derivatives_are_those_of_the_loop(name, small):
         np.testing.assert_allclose(ours, theirs, rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_cross_validation_is_that_of_the_batch(small, monkeypatch):
     design, y, groups, keywords = CASES["sparse-group"]
     whole, folds = group_lasso.Problem(design, y, groups, **keywords), np.arange(T) % 3

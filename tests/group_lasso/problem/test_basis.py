@@ -33,7 +33,12 @@ def instance(seed, width, intercept):
     "intercept", [pytest.param(False, marks=pytest.mark.slow), True]
 )  # which is one more free column
 @pytest.mark.parametrize(
-    ("dtype", "width"), [(np.float64, 1e-1), (np.float64, 1e-6), (np.float32, 1e-2)]
+    ("dtype", "width"),
+    [
+        (np.float64, 1e-1),
+        (np.float64, 1e-6),
+        pytest.param(np.float32, 1e-2, marks=pytest.mark.slow),
+    ],
 )
 def test_nearly_dependent_free_columns_leave_the_solution_of_the_problem_without_them(
     dtype, width, intercept
@@ -65,6 +70,7 @@ def test_nearly_dependent_free_columns_leave_the_solution_of_the_problem_without
         assert again.stats["num_steps"] <= 3
 
 
+@pytest.mark.slow
 def test_derivatives_go_through_the_other_basis():
     X, y, share, *_ = instance(1, 1e-2, True)
     direction = np.random.default_rng(2).normal(size=X.shape) * 1e-3

@@ -28,9 +28,7 @@ PARAMS = [
     pytest.param(
         (loss, dtype),
         id=f"{loss}-{dtype}",
-        marks=[pytest.mark.slow]
-        if (dtype == "float32" and loss != "squared") or loss == "huber"
-        else [],
+        marks=[pytest.mark.slow] if dtype == "float32" or loss in ("huber", "poisson") else [],
     )
     for loss in SETTINGS
     for dtype in TOLERANCE

@@ -28,6 +28,7 @@ def test_words_make_the_record():
     equal(group_lasso.solve(PROBLEM, lam=0.08), group_lasso.solve(X, Y, GROUPS, 0.08, **WORDS))
 
 
+@pytest.mark.slow
 def test_a_record_is_data():
     expected = group_lasso.solve(PROBLEM, 0.08)
     found = jax.jit(lambda problem, lam: group_lasso.solve(problem, lam))(PROBLEM, 0.08)
@@ -58,6 +59,7 @@ def test_a_model_predicts():
         solution.value.predict(X[:, 1:])
 
 
+@pytest.mark.slow
 def test_a_solution_holds_no_array_of_the_problem():
     sizes = {leaf.size for leaf in jax.tree.leaves(group_lasso.solve(PROBLEM, 0.08))}
     assert sizes == {1, 12}

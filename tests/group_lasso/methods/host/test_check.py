@@ -31,6 +31,7 @@ def test_what_is_certified_is_what_is_returned():
     np.testing.assert_allclose(checked.check.objective, objective, rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["squared", pytest.param("logistic", marks=pytest.mark.slow)])
 def test_violations_are_those_of_all_coefficients(loss):
     """The host's figure, from the groups that are not zero, against the one that the compiled loop

@@ -68,6 +68,7 @@ SHARED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss, everything, dtype, least", SHARED)
 def test_lams_that_share_a_pass(loss, everything, dtype, least, monkeypatch):
     """On a fine grid several lams are certified in one pass; where the set lacked groups, the lam

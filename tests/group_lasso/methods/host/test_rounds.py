@@ -30,7 +30,9 @@ SETTINGS = [
         id="squared, everything, unequal groups",
         marks=pytest.mark.slow,
     ),
-    pytest.param("squared", EQUAL, False, jnp.float32, id="squared, float32"),
+    pytest.param(
+        "squared", EQUAL, False, jnp.float32, id="squared, float32", marks=pytest.mark.slow
+    ),
     pytest.param("huber", EQUAL, True, jnp.float64, id="huber, everything", marks=pytest.mark.slow),
     pytest.param(
         "poisson", EQUAL, True, jnp.float64, id="poisson, everything", marks=pytest.mark.slow
@@ -84,6 +86,7 @@ def test_the_answer_is_that_of_the_compiled_loop(loss, groups, everything, dtype
         )
 
 
+@pytest.mark.slow
 def test_every_way_to_end():
     X, y, _ = problem(0, "squared", EQUAL, jnp.float64)
     largest = group_lasso.lam_max(X, y, EQUAL)
@@ -145,6 +148,7 @@ def test_no_false_convergence_in_any_units(ratio):
     ), (gap / scale, claimed / scale)
 
 
+@pytest.mark.slow
 def test_an_intercept_that_is_not_asked_for_is_not_returned():
     X, y, _ = problem(0, "squared", EQUAL, jnp.float64)
     lam = 0.3 * group_lasso.lam_max(X, y, EQUAL)
@@ -158,6 +162,7 @@ def test_an_intercept_that_is_not_asked_for_is_not_returned():
         )
 
 
+@pytest.mark.slow
 def test_without_a_penalty_nothing_is_certified_at_zero():
     """A tall problem, of few enough columns to be refitted if they were unpenalised by weight."""
     rng = np.random.default_rng(7)

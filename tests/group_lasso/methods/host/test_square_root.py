@@ -101,6 +101,7 @@ def test_the_solution_is_that_of_least_squares_at_lam_times_sigma():
     assert not np.any(constant.value.coef) and abs(constant.value.intercept - 3.3) < 1e-12
 
 
+@pytest.mark.slow
 def test_noise_exceeds_the_simulated_lam_as_often_as_asked():
     at = zoo.instance(5, "squared")
     X, weight = jnp.asarray(at.X), jnp.asarray(at.sample_weight).at[-2:].set(1.0)

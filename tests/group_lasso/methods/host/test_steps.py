@@ -39,6 +39,7 @@ def test_the_squared_loss_without_a_program(dtype):
     )
 
 
+@pytest.mark.slow
 def test_a_loss_made_of_another_is_not_taken_for_it():
     class Quartic(losses.Squared):
         def per_sample(self, z, y):

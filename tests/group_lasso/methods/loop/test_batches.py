@@ -60,7 +60,7 @@ def _forget_what_was_patched():
     jax.clear_caches()  # traces made under a patch
 
 
-@pytest.fixture(params=[False, True], ids=["steps", "rounds"])
+@pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["steps", "rounds"])
 def rounds(request, monkeypatch):
     """Whether working-set rounds precede the loop, although the problems are tiny."""
     if request.param:
@@ -105,6 +105,7 @@ def test_more_lanes_than_places():
         is_lane(pick(batch, k), one(lam))
 
 
+@pytest.mark.slow
 def test_lanes_with_a_design_each(rounds):
     batch = jax.jit(jax.vmap(solve))(XS, YS, LAMS)
     for k in range(4):
@@ -148,6 +149,7 @@ def test_a_batch_of_batches_is_one_batch(folds_first, monkeypatch):
     assert sizes[-1] == 12  # the loop that runs has them all on one axis
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cpu", [True, False])
 def test_batches_with_a_design_each(cpu, monkeypatch):
     if not cpu:
@@ -158,6 +160,7 @@ def test_batches_with_a_design_each(cpu, monkeypatch):
             is_lane(pick(batch, k, at), alone(k, at))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("each", [False, True], ids=["one design", "a design each"])
 def test_lanes_in_step_need_no_rounds(each, monkeypatch):
     """What other platforms run where CPUs take the lanes one after another."""
@@ -183,6 +186,7 @@ def test_lanes_in_step_need_no_rounds(each, monkeypatch):
         np.testing.assert_allclose(ended.state.coef[k], plain[k].value.coef, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_derivatives_of_a_batch_are_those_of_its_lanes():
     def one(lam):
         return jnp.sum(jnp.sin(solve(XS[0], YS[0], lam).value.coef))

@@ -87,6 +87,7 @@ def wide_problem():
     )
 
 
+@pytest.mark.slow
 def test_lanes_and_the_traced_form_agree():
     X, y, groups = wide_problem()
     largest = group_lasso.lam_max(X, y, groups)
@@ -105,6 +106,7 @@ def test_lanes_and_the_traced_form_agree():
         )
 
 
+@pytest.mark.slow
 def test_the_objective_has_the_derivative_of_its_penalty():
     """The envelope theorem: where the coefficients are at their best, only lam's own factor moves
     the objective.
@@ -138,6 +140,7 @@ def test_beyond_the_capacity_of_newton_steps(monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_bad_data_and_limits():
     X, y, groups = wide_problem()
     lam = 0.1 * group_lasso.lam_max(X, y, groups)
