@@ -112,10 +112,9 @@ for text in ("send an e-mail to Dana", "drop Dana a line"):
 
 
 # %%
-def learn(*options):
-    command = ["route", "calls.jsonl", "--out", "router", "--no-curve", "--quiet", *options]
+def learn(*more):
     with contextlib.redirect_stdout(io.StringIO()) as report:
-        assert main(command) == 0
+        assert not main(["route", "calls.jsonl", "--out", "router", "--no-curve", "--quiet", *more])
     return report.getvalue(), jaxsac.Router.load("router")
 
 
@@ -235,7 +234,5 @@ print(*[line for line in report.splitlines() if line.startswith(("value", "too f
 for label, one in {"first": router, "next": following}.items():
     new = [[r["utility"] for r in explored(one, tasks(5, 500), rate)] for rate in (1.0, 0.0)]
     law, best = np.mean(new, axis=1)
-    print(
-        f"{label} router in 2,000 new tasks: its law {law:.3f}, its most probable sets {best:.3f}"
-    )
+    print(f"{label} router, new tasks: its law {law:.3f}, its most probable sets {best:.3f}")
 folder.cleanup()

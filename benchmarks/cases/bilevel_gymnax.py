@@ -123,8 +123,8 @@ def table(options: Options, dtype: Any) -> list[dict[str, Any]]:
     env, params = gymnax.make("FourRooms-misc")
     rooms = tabulated(env, params, dtype)
     problem, temperature = leads(rooms), jnp.asarray(TEMPERATURE, dtype)
-    unpaid, outer = jnp.zeros(rooms.initial.shape, dtype), optax.adam(0.2)
-    number, length, steps, seeds = (8, 20, 1, 1) if options.smoke else (4000, 500, 25, 4)
+    unpaid, outer = jnp.zeros(rooms.initial.shape, dtype), optax.adam(0.1)
+    number, length, steps, seeds = (8, 20, 1, 1) if options.smoke else (4000, 500, 80, 4)
     played = eqx.filter_jit(
         lambda network, key: episodes(env, params, network, key, number, length)
     )

@@ -105,8 +105,8 @@ def run(options: Options) -> Report:
 
         A gymnax environment: FourRooms-misc, its moves read off its own steps, with an equinox
         network as the policy (116 weights, ridge 1e-4), temperature 0.05. The follower's discount
-        is 0.95, and the leader's, who pays x for arriving at each of 104 cells, 0.99. 25 steps of
-        Adam(0.2); returns to the leader, exact and in 4,000 episodes of gymnax with actions drawn
+        is 0.95, and the leader's, who pays x for arriving at each of 104 cells, 0.99. 80 steps of
+        Adam(0.1); returns to the leader, exact and in 4,000 episodes of gymnax with actions drawn
         from the network; the slope of her objective along the hypergradient beside that of answers
         solved anew at 1e-4 to both sides.
 
