@@ -36,7 +36,7 @@ def test_a_run_stops_when_its_upper_value_has_not_fallen():
             here = (z - 1) ** 2 / 2 + x**2 / 2 + abs(d * (z - x))
             values.append(here if known else np.inf)
         assert np.isfinite(values[int(np.argmin(values)) + 1 :]).sum() == int(most)
-        np.testing.assert_array_equal(found.value.x[k], state.x)
+        np.testing.assert_allclose(found.value.x[k], state.x, rtol=1e-12)  # two programs
 
 
 def test_values_that_say_nothing_stop_nothing():
