@@ -130,10 +130,9 @@ def fit_policy(
     used = uses(reading.first, reading.used, len(catalogue))
     values[:, reading.kinds + 1] = out_of_fold(words, used, reading.worth, fold)
     contexts = similar @ directions
-    position = {name: number for number, name in enumerate(catalogue)}
     exactly = all(len(tools) == budget for tools in training.sets)
     available = split.shown_table(training, catalogue)
-    table = _table(training, position, budget)
+    table = split.action_table(training, catalogue, budget)
     objective = "weighted" if np.ptp(training.utilities) > 0 else "imitation"
     families = families_of(catalogue, training.tools) if family_share else None
     together = {"families": families, "family_share": family_share}
@@ -145,7 +144,7 @@ def fit_policy(
         own = np.swapaxes(values[rows], 0, 1)
         return task, control.Channels(own, learnt=reading.learnt, fold=fold[rows])
 
-    held_out = _table(judged, position, budget)
+    held_out = split.action_table(judged, catalogue, budget)
     read = _read(reading, judged.contexts, judged.embeddings)
     similar, beside = _look(reading, read)
     psi = similar @ directions
@@ -280,10 +279,3 @@ def _calibration(odds: np.ndarray, used: np.ndarray) -> np.ndarray:
         step = np.linalg.solve((rows * (p * (1 - p))) @ rows.T + ridge, gradient)
         point = point - step * min(1.0, 1 / float(np.linalg.norm(step) + 1e-12))
     return np.array([max(point[0], 1e-3), point[1]])
-
-
-def _table(log: RouteLog, position: dict[str, int], budget: int) -> np.ndarray:
-    table = np.full((len(log.sets), budget), -1, np.int32)
-    for row, tools in enumerate(log.sets):
-        table[row, : len(tools)] = [position[name] for name in tools]
-    return table

@@ -78,10 +78,11 @@ def value(
         error = times @ gains - np.sum(times @ models * fit, axis=1)
         return model + error / np.maximum(times @ mass, 1e-300) * (drawn is not None)
 
-    groups, effective = mass.size, float(mass.sum() ** 2 / np.sum(mass**2))
+    # 0 where the law never does what was drawn: the interval is the whole range.
+    groups, effective = mass.size, float(mass.sum() ** 2 / max(np.sum(mass**2), 1e-300))
     (found,) = values(np.ones((1, groups)))
     spread = np.std(values(evaluate.times_drawn(groups)), ddof=1)
-    error = np.hypot(spread, (high - low) / (2 * effective))
+    error = np.hypot(spread, (high - low) / max(2 * effective, 1e-9))
     reach = error * scipy.stats.t.ppf(_LEVEL, max(effective - 1, 1e-2))
     return {
         "value": float(found),

@@ -102,6 +102,11 @@ def test_one_record_that_outweighs_all_says_nothing():
     made = value(np.zeros((size, 3)), table, test._replace(propensities=chances), 2)
     assert made["few"] and made["effective_groups"] < 1.01
     assert made["lower"] == 0 and made["upper"] == 1
+    # Sets of two tools alone, and none was drawn: nothing agrees.
+    short = np.where(table == table.max(axis=1, keepdims=True), -1, table)
+    made = value(np.zeros((size, 3)), short, test._replace(propensities=chances), 2, exactly=True)
+    assert made["few"] and made["effective_groups"] == 0
+    assert (made["lower"], made["upper"]) == (0, 1) and 0 <= made["value"] <= 1
 
 
 def test_the_interval_holds_the_truth_where_few_records_are_effective():
