@@ -3,6 +3,7 @@ errors that respect the groups.
 """
 
 import functools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -47,14 +48,53 @@ def measure(scores: np.ndarray, actions: np.ndarray, budget: int, *, policy: boo
     )
 
 
-def log_likelihood(scores: np.ndarray, actions: np.ndarray, budget: int) -> np.ndarray:
-    """log pi(a) [n] of the sets (as in `measure`) under the Gibbs policies of the scores."""
+def log_likelihood(
+    scores: np.ndarray, actions: np.ndarray, budget: int, *, exactly: bool = False
+) -> np.ndarray:
+    """log pi(a) [n] of the sets (as in `measure`, or empty) under the Gibbs policies of the scores;
+    `exactly`: of sets of exactly B tools.
+    """
+    chosen, _, judged = _of_sets(scores, actions)
+    value = chosen - _log_partitions(scores, budget, exactly)
+    return np.where(judged, value, np.nan)
+
+
+def stretch(
+    scores: np.ndarray, actions: np.ndarray, budget: int, *, exactly: bool = False
+) -> tuple[float, float]:
+    """The slope a > 0 and the constant c under which the sets (as in `log_likelihood`) are most
+    probable by the scores a z + c: temperature scaling (Guo et al. 2017) of a policy over sets.
+
+    A normal prior of unit variance around (1, 0), a record's worth, keeps both finite.
+    """
+    import scipy.optimize
+
+    chosen, sizes, judged = _of_sets(scores, actions)
+    rows_judged, start = np.flatnonzero(judged), np.array([1.0, 0.0])
+    scores, chosen, sizes = scores[rows_judged], chosen[rows_judged], sizes[rows_judged]
+
+    def objective(point: np.ndarray) -> tuple[float, np.ndarray]:
+        value = point[0] * chosen.sum() + point[1] * sizes.sum()
+        gradient = np.array([chosen.sum(), sizes.sum()], float)
+        for block, count in _blocks(scores):
+            lost, slope = _stretched_partition(jnp.asarray(point), block, count, budget, exactly)
+            value, gradient = value - float(lost), gradient - np.asarray(slope, float)
+        apart = point - start
+        return apart @ apart / 2 - value, apart - gradient
+
+    bounds = (1e-3, None), (None, None)
+    found = scipy.optimize.minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds)
+    return float(found.x[0]), float(found.x[1])
+
+
+def _of_sets(scores: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Σ z over each set, its size, and whether it is judged, [n]: one that has only tools which the
+    scores do not know is not.
+    """
     known = (actions >= 0) & (actions < scores.shape[1])
-    chosen = np.where(
-        known, np.take_along_axis(scores, np.where(known, actions, 0), axis=1), 0.0
-    ).sum(axis=1)
-    value = chosen - _log_partitions(scores, budget)
-    return np.where(known.any(axis=1), value, np.nan)
+    z = np.take_along_axis(scores, np.where(known, actions, 0), axis=1)
+    sizes = known.sum(axis=1)
+    return np.where(known, z, 0.0).sum(axis=1), sizes, (sizes > 0) | (actions < 0).all(axis=1)
 
 
 def masked(scores: np.ndarray, available: np.ndarray | None) -> np.ndarray:
@@ -62,24 +102,38 @@ def masked(scores: np.ndarray, available: np.ndarray | None) -> np.ndarray:
     return scores if available is None else np.where(available, scores, -np.inf)
 
 
-def _log_partitions(scores: np.ndarray, budget: int) -> np.ndarray:
-    """log Z [n], by blocks of equal shape so that one compilation serves every number of
-    records.
+def _log_partitions(scores: np.ndarray, budget: int, exactly: bool) -> np.ndarray:
+    """log Z [n]."""
+    found = [_block_log_partitions(block, budget, exactly) for block, _ in _blocks(scores)]
+    return np.concatenate([np.zeros(0), *found])[: len(scores)]
+
+
+def _blocks(scores: np.ndarray) -> Iterator[tuple[jax.Array, int]]:
+    """Blocks of rows of equal shape, so that one compilation serves every number of records, and
+    how many rows of each are scores.
     """
-    blocks = -(-len(scores) // _BLOCK)
-    padded = np.zeros((blocks * _BLOCK, scores.shape[1]), scores.dtype)
-    padded[: len(scores)] = scores
-    found = [
-        np.asarray(_block_log_partitions(jnp.asarray(block), budget))
-        for block in np.split(padded, blocks)
-    ]
-    return np.concatenate(found)[: len(scores)]
+    for first in range(0, len(scores), _BLOCK):
+        block = scores[first : first + _BLOCK]
+        rest = ((0, _BLOCK - len(block)), (0, 0))
+        yield jnp.asarray(np.pad(block, rest)), len(block)
 
 
-@functools.partial(jax.jit, static_argnames="budget")
-def _block_log_partitions(scores, budget):
-    free = jnp.zeros((budget + 1, scores.shape[0]), scores.dtype)
-    return rows.log_partition(scores.T, free, budget)
+@functools.partial(jax.jit, static_argnames=("budget", "exactly"))
+def _block_log_partitions(scores, budget, exactly):
+    rest = jnp.zeros((budget + 1, scores.shape[0]), scores.dtype)
+    rest = rest.at[:budget].set(-jnp.inf) if exactly else rest
+    return rows.log_partition(scores.T, rest, budget)
+
+
+@functools.partial(jax.jit, static_argnames=("budget", "exactly"))
+@jax.value_and_grad
+def _stretched_partition(point, scores, count, budget, exactly):
+    """Σ log Z of the first `count` rows of the scores a z + c."""
+    offered = jnp.isfinite(scores)
+    slope, constant = point.astype(scores.dtype)
+    z = jnp.where(offered, slope * jnp.where(offered, scores, 0) + constant, -jnp.inf)
+    found = _block_log_partitions(z, budget, exactly)
+    return jnp.sum(jnp.where(jnp.arange(scores.shape[0]) < count, found, 0))
 
 
 def cluster_errors(

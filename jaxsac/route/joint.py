@@ -2,6 +2,7 @@
 penalty chosen on validation records.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -155,16 +156,22 @@ def fit_policy(
 
     tried: list[dict[str, Any]] = []
 
-    def quality(found: Solution) -> float:
-        numbers = jax.vmap(found.value.scores)(psi, beside)
-        masked = evaluate.masked(np.asarray(numbers), split.shown_table(judged, catalogue))
-        value = evaluate.log_likelihood(masked, held_out, budget)
-        value = float(np.nanmean(value)) if (held_out >= 0).any() else 0.0
+    def calibrated(found: Solution) -> tuple[float, control.JointPolicy]:
+        """The policy of the stretched scores, and its validation."""
+        z = np.asarray(jax.vmap(found.value.scores)(psi, beside))
+        law = held_out, budget
+        z = evaluate.masked(z, split.shown_table(judged, catalogue))
+        slope, constant = evaluate.stretch(z, *law, exactly=exactly)
+        values = evaluate.log_likelihood(slope * z + constant, *law, exactly=exactly)
+        value = float(np.nanmean(values))
         row = {"lam": float(found.stats["lam"]), "validation": value}
         row |= {"support": int(found.value.support.size)}
         tell(f"router: {row['support']} tools, validation {value:.3f}")
         tried.append(row | {"steps": int(found.stats["num_steps"])})
-        return value
+        return value, _stretched(found.value, slope, constant)
+
+    def quality(found: Solution) -> float:
+        return calibrated(found)[0]
 
     count = len(training.sets)
     whole = part = problem(slice(None))
@@ -192,6 +199,7 @@ def fit_policy(
             return fit(whole, lam, state, _TOLERANCE)
 
         final = best_within(keep, float(final.stats["lam_max"]), again, quality)
+    policy = calibrated(final)[1]
     stats = {name: float(final.stats[name]) for name in ("lam", "lam_max", "gap", "scale")}
     stats |= {"relative_gap": stats["gap"] / stats["scale"]}
     if stats["lam_max"] > 0:  # more changes nothing, and would keep tools out of an update
@@ -200,9 +208,16 @@ def fit_policy(
         "status": Status(int(final.status)).name,
         "family_share": 0.0 if families is None else family_share,
     }
-    spread = np.sqrt(np.mean((contexts @ np.asarray(final.value.coef).T) ** 2, axis=0))
-    made = list(catalogue), reading, directions, final.value, exactly
+    spread = np.sqrt(np.mean((contexts @ np.asarray(policy.coef).T) ** 2, axis=0))
+    made = list(catalogue), reading, directions, policy, exactly
     return JointFit(*made, spread, certificate, tried)
+
+
+def _stretched(policy: control.JointPolicy, slope: float, constant: float) -> control.JointPolicy:
+    """The policy of the scores slope · z + constant."""
+    scaled = {name: slope * getattr(policy, name) for name in ("coef", "weights", "intercept")}
+    scaled["intercept"] += constant
+    return dataclasses.replace(policy, **scaled)
 
 
 def _read(reading: Reading, texts: Sequence[str] | np.ndarray, embeddings: Any) -> list[Vectors]:

@@ -33,15 +33,55 @@ def test_recall_by_hand():
     np.testing.assert_allclose(evaluate.measure(SCORES, ACTIONS, 3, policy=False).recall, expected)
 
 
-def test_log_likelihood_by_enumeration():
-    sets = [subset for size in range(4) for subset in itertools.combinations(range(7), size)]
-    for row in range(6):
-        weights = [np.exp(SCORES[row, list(subset)].sum()) for subset in sets]
-        chosen = ACTIONS[row][ACTIONS[row] >= 0]
-        expected = SCORES[row, chosen].sum() - np.log(np.sum(weights))
-        np.testing.assert_allclose(
-            evaluate.log_likelihood(SCORES, ACTIONS, 3)[row], expected, rtol=1e-12
-        )
+@pytest.mark.parametrize("exactly", [False, True])
+def test_log_likelihood_by_enumeration(exactly):
+    sizes = [3] if exactly else range(4)
+    sets = [subset for size in sizes for subset in itertools.combinations(range(7), size)]
+    actions = ACTIONS[[2, 5]] if exactly else np.array([*ACTIONS, [-1, -1, -1]])
+    scores = SCORES[: len(actions)] if exactly else np.array([*SCORES, SCORES[0]])
+    found = evaluate.log_likelihood(scores, actions, 3, exactly=exactly)
+    for z, used, value in zip(scores, actions, found, strict=True):
+        weights = [np.exp(z[list(subset)].sum()) for subset in sets]
+        expected = z[used[used >= 0]].sum() - np.log(np.sum(weights))
+        np.testing.assert_allclose(value, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("exactly", [False, True])
+def test_stretch_is_the_most_probable_slope_and_constant(exactly):
+    """Of 600 sets drawn by their scores, with tools that were not offered among them."""
+    generator = np.random.default_rng(1)
+    z = generator.normal(size=(600, 7))
+    z[::3, 5] = -np.inf
+    sizes = [2] if exactly else range(3)
+    sets = [subset for size in sizes for subset in itertools.combinations(range(7), size)]
+    inside = np.array([[tool in subset for tool in range(7)] for subset in sets])
+    total = np.where(inside, z[:, None, :], 0).sum(axis=2)
+    chances = np.exp(total) / np.exp(total).sum(axis=1, keepdims=True)
+    drawn = [generator.choice(len(sets), p=row) for row in chances]
+    actions = np.array([(*sets[number], -1, -1)[:2] for number in drawn], np.int32)
+    law = {"budget": 2, "exactly": exactly}
+
+    def lost(slope, constant):
+        value = evaluate.log_likelihood(slope * z + constant, actions, **law).sum()
+        return ((slope - 1) ** 2 + constant**2) / 2 - value
+
+    found = evaluate.stretch(2 * z - 1, actions, **law)
+    if exactly:
+        np.testing.assert_allclose(found[1], 0, atol=1e-9)
+    slope, constant = evaluate.stretch(z, actions, **law)
+    step = 1e-3
+    around = [(slope + step, constant), (slope - step, constant)]
+    around += [(slope, constant + step), (slope, constant - step)]
+    assert lost(slope, constant) < min(lost(*one) for one in around)
+    assert abs(slope - 1) < 0.2 and found[0] == pytest.approx(slope / 2, abs=0.01)
+
+
+def test_a_stretch_is_finite_where_nothing_is_wrong_or_nothing_is_known():
+    z = np.array([[9.0, -9.0], [9.0, -9.0]])
+    slope, constant = evaluate.stretch(z, np.array([[0], [0]], np.int32), 1)
+    assert 1 < slope < 3 and abs(constant) < 3
+    assert evaluate.stretch(z, np.full((2, 1), 5, np.int32), 1) == (1.0, 0.0)
+    assert evaluate.stretch(z[:0], np.zeros((0, 1), np.int32), 1) == (1.0, 0.0)
 
 
 def test_unknown_tools_are_misses_and_leave_the_likelihood():
