@@ -160,7 +160,7 @@ def _dense(fold: Fold, *_: Any) -> list[Scores]:
     def fit(value: float, start: Any) -> ridge.RidgeFit:
         return ridge.fit_ridge(rows[0], tables[0], fold.seen, budget, value, start=start)
 
-    best, _tried = ridge.tune_ridge(fit, quality, first=1e-2)
+    best, _tried = ridge.tune_ridge(fit, quality, first=2 / len(rows[0]))
     return [_padded(fold, best.scores(rows[1]), best.scores(rows[2]))]
 
 

@@ -109,7 +109,11 @@ def fit_policy(
 ) -> JointFit:
     """The fit on training records of texts over all tools of `catalogue`.
 
-    * `lam`: "validation", the best penalty by the log-likelihood of the records `judged`;
+    The scores are stretched (`evaluate.stretch`) to the records `judged`: contexts unlike those of
+    the fit are known less well than it believes.
+
+    * `lam`: "validation", the largest penalty within one standard error of the best by the
+      log-likelihood of the records `judged` (Breiman, Friedman, Olshen & Stone 1984);
       "simulated" (`control.simulated_lam`, which `seed` is for), or a number.
     * `keep`: where validation leaves more tools with θ, the best penalty that leaves 1 to so many
       (`best_within`); None: no bound.
@@ -156,22 +160,21 @@ def fit_policy(
 
     tried: list[dict[str, Any]] = []
 
-    def calibrated(found: Solution) -> tuple[float, control.JointPolicy]:
-        """The policy of the stretched scores, and its validation."""
+    def judge(found: Solution) -> tuple[np.ndarray, control.JointPolicy]:
+        """The log-likelihoods of the records `judged`, and the policy stretched to them."""
         z = np.asarray(jax.vmap(found.value.scores)(psi, beside))
-        law = held_out, budget
         z = evaluate.masked(z, split.shown_table(judged, catalogue))
-        slope, constant = evaluate.stretch(z, *law, exactly=exactly)
-        values = evaluate.log_likelihood(slope * z + constant, *law, exactly=exactly)
-        value = float(np.nanmean(values))
-        row = {"lam": float(found.stats["lam"]), "validation": value}
-        row |= {"support": int(found.value.support.size)}
-        tell(f"router: {row['support']} tools, validation {value:.3f}")
+        slope, constant = evaluate.stretch(z, held_out, budget, exactly=exactly)
+        stretched = slope * z + constant
+        values = evaluate.log_likelihood(stretched, held_out, budget, exactly=exactly)
+        mean, support = float(np.nanmean(values)), int(found.value.support.size)
+        tell(f"router: {support} tools, validation {mean:.3f}")
+        row = {"lam": float(found.stats["lam"]), "validation": mean, "support": support}
         tried.append(row | {"steps": int(found.stats["num_steps"])})
-        return value, _stretched(found.value, slope, constant)
+        return values, _stretched(found.value, slope, constant)
 
     def quality(found: Solution) -> float:
-        return calibrated(found)[0]
+        return float(np.nanmean(judge(found)[0]))
 
     count = len(training.sets)
     whole = part = problem(slice(None))
@@ -181,15 +184,17 @@ def fit_policy(
     elif validated and count > _PATH_RECORDS:
         part = problem(np.random.default_rng(1).permutation(count)[:_PATH_RECORDS])
     lams: Any = _LAMS if validated else (lam,)
-    best: Any = None
     state: Any = None
+    path: list[tuple[np.ndarray, Any, Any]] = []  # penalties fall
+    top = 0
     for one in lams:
         state = fit(part, one, state, _PATH_TOLERANCE)
-        value = quality(state)
-        if best is None or value > best[0]:
-            best = value, state, one
-        elif state.value.support.size:  # without θ two penalties differ by the tolerance alone
-            break
+        path.append((judge(state)[0], state, one))
+        if tried[-1]["validation"] > tried[top]["validation"]:
+            top = len(path) - 1
+        elif len(path) > 1 and state.value.support.size:
+            break  # without θ two penalties differ by the tolerance alone
+    best = next(one for one in path if _no_worse(one[0], path[top][0], judged.groups))
     # Noise falls as the root of the number of records.
     lam = float(best[2] * np.sqrt(part[0].num_records / count))
     final = fit(whole, lam, best[1], _TOLERANCE)
@@ -199,7 +204,7 @@ def fit_policy(
             return fit(whole, lam, state, _TOLERANCE)
 
         final = best_within(keep, float(final.stats["lam_max"]), again, quality)
-    policy = calibrated(final)[1]
+    policy = judge(final)[1]
     stats = {name: float(final.stats[name]) for name in ("lam", "lam_max", "gap", "scale")}
     stats |= {"relative_gap": stats["gap"] / stats["scale"]}
     if stats["lam_max"] > 0:  # more changes nothing, and would keep tools out of an update
@@ -211,6 +216,14 @@ def fit_policy(
     spread = np.sqrt(np.mean((contexts @ np.asarray(policy.coef).T) ** 2, axis=0))
     made = list(catalogue), reading, directions, policy, exactly
     return JointFit(*made, spread, certificate, tried)
+
+
+def _no_worse(values: np.ndarray, best: np.ndarray, groups: list[str]) -> bool:
+    """Whether log-likelihoods are less than the best by no more than one standard error of the
+    paired difference.
+    """
+    less = evaluate.summary(best - values, groups)
+    return less["mean"] <= np.nan_to_num(less["error"])
 
 
 def _stretched(policy: control.JointPolicy, slope: float, constant: float) -> control.JointPolicy:
