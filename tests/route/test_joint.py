@@ -68,9 +68,10 @@ def test_a_record_does_not_find_its_own_group():
 def test_a_penalty_chosen_on_some_records_is_that_of_all(monkeypatch):
     """Noise falls as the root of their number; a number is heeded."""
     monkeypatch.setattr(joint, "_PATH_RECORDS", 40)
+    monkeypatch.setattr(joint, "_no_worse", lambda values, best, _: values is best)
     given = log(90, 0), log(30, 1), NAMES, 1, 64
     found = joint.fit_policy(*given)
-    best = max(found.tried, key=lambda row: row["validation"])
+    best = max(found.tried[:-1], key=lambda row: row["validation"])
     np.testing.assert_allclose(found.certificate["lam"], best["lam"] * (40 / 90) ** 0.5, rtol=1e-6)
     assert found.certificate["status"] == "CONVERGED"
     assert joint.fit_policy(*given, lam=0.01).certificate["lam"] == pytest.approx(0.01)
@@ -120,3 +121,29 @@ def test_what_failed_speaks_less_for_a_tool():
         ((about, near),) = reading.cosines(vectors[:1])
         taught = reading.channels(about, near)[reading.kinds + 1, :2]
         assert taught[0] / taught[1] == pytest.approx(ratio, rel=0.02)
+
+
+def test_the_sparsest_within_one_error_of_the_best_is_taken(monkeypatch):
+    groups = list("aabbccdd")
+    best, by_group = np.zeros(8), np.repeat(np.eye(4), 2, axis=0)
+    assert joint._no_worse(best - by_group @ [0.3, -0.1, 0.2, -0.2], best, groups)
+    assert not joint._no_worse(best - by_group @ [0.3, 0.25, 0.35, 0.3], best, groups)
+    assert joint._no_worse(best, best, ["a"] * 8)  # one group has no error
+    assert not joint._no_worse(best - 0.1, best, ["a"] * 8)
+    given = log(90, 0), log(30, 1), NAMES, 1, 64
+    for taken, within in ((0, lambda *_: True), (None, lambda values, best, _: values is best)):
+        monkeypatch.setattr(joint, "_no_worse", within)
+        found = joint.fit_policy(*given)
+        tried = [row["validation"] for row in found.tried[:-1]]  # the last is the chosen fit
+        row = found.tried[int(np.argmax(tried)) if taken is None else taken]
+        assert found.certificate["lam"] == pytest.approx(row["lam"], rel=1e-6)
+
+
+def test_scores_are_stretched_to_the_records_that_judge_them():
+    """Records whose tools say the contrary: the policy believes its scores less."""
+    said, denied = log(30, 1), log(30, 1)
+    contrary = tuple((NAMES[1 - NAMES.index(name)],) for (name,) in denied.sets)
+    denied = denied._replace(sets=contrary)
+    sure, unsure = (joint.fit_policy(log(90, 0), one, NAMES, 1, 64) for one in (said, denied))
+    spread = [np.ptp(joint.scores(one, said.contexts), axis=1).mean() for one in (sure, unsure)]
+    assert spread[1] < 0.2 * spread[0]
