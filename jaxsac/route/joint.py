@@ -184,20 +184,14 @@ def fit_policy(
     elif validated and count > _PATH_RECORDS:
         part = problem(np.random.default_rng(1).permutation(count)[:_PATH_RECORDS])
     lams: Any = _LAMS if validated else (lam,)
-    state: Any = None
-    path: list[tuple[np.ndarray, Any, Any]] = []  # penalties fall
-    top = 0
-    for one in lams:
-        state = fit(part, one, state, _PATH_TOLERANCE)
-        path.append((judge(state)[0], state, one))
-        if tried[-1]["validation"] > tried[top]["validation"]:
-            top = len(path) - 1
-        elif len(path) > 1 and state.value.support.size:
-            break  # without θ two penalties differ by the tolerance alone
-    best = next(one for one in path if _no_worse(one[0], path[top][0], judged.groups))
+
+    def along(lam: float, state: Any) -> Solution:
+        return fit(part, lam, state, _PATH_TOLERANCE)
+
+    lam, state = _sparsest(lams, along, lambda found: judge(found)[0], judged.groups)
     # Noise falls as the root of the number of records.
-    lam = float(best[2] * np.sqrt(part[0].num_records / count))
-    final = fit(whole, lam, best[1], _TOLERANCE)
+    lam = float(lam * np.sqrt(part[0].num_records / count))
+    final = fit(whole, lam, state, _TOLERANCE)
     if validated and keep is not None and final.value.support.size > keep:
 
         def again(lam: float, state: Any) -> Solution:
@@ -218,12 +212,35 @@ def fit_policy(
     return JointFit(*made, spread, certificate, tried)
 
 
-def _no_worse(values: np.ndarray, best: np.ndarray, groups: list[str]) -> bool:
-    """Whether log-likelihoods are less than the best by no more than one standard error of the
-    paired difference.
+def _sparsest(
+    lams: Sequence[float],
+    fit: Callable[[float, Any], Solution],
+    judge: Callable[[Solution], np.ndarray],
+    groups: Sequence[str],
+) -> tuple[float, Solution]:
+    """The largest of falling penalties that is worse than the best by at most one standard error of
+    the paired difference, by groups, and its fit; none is tried beyond the first that is no
+    better than an earlier one.
+
+    * `fit`: `fit(lam, fit before)`.
+    * `judge`: gives log-likelihoods of the records that the `groups` are of.
     """
-    less = evaluate.summary(best - values, groups)
-    return less["mean"] <= np.nan_to_num(less["error"])
+    path: list[tuple[float, Solution, np.ndarray]] = []
+    best: Any = None
+    state: Any = None
+    for lam in lams:
+        state = fit(lam, state)
+        path.append((lam, state, judge(state)))
+        best = max(path, key=lambda one: float(np.nanmean(one[2])))
+        # Without θ two penalties differ by the tolerance alone.
+        if best is not path[-1] and state.value.support.size:
+            break
+
+    def no_worse(values: np.ndarray) -> bool:
+        less = evaluate.summary(best[2] - values, list(groups))
+        return less["mean"] <= np.nan_to_num(less["error"])
+
+    return next((lam, found) for lam, found, values in path if no_worse(values))
 
 
 def _stretched(policy: control.JointPolicy, slope: float, constant: float) -> control.JointPolicy:
