@@ -24,8 +24,7 @@ from jaxsac.route.sparse import SparseFit, fit_sparse
 from jaxsac.route.value import value
 
 _RESAMPLES = 10  # half samples of the diagnosis
-# Where the tuning of ridges starts, times the records: the best one falls as 1 / T.
-_RIDGE = 2.0
+_RIDGE = 1e-2  # where the tuning of ridges starts; features have mean square 1
 
 
 class Earlier(NamedTuple):
@@ -342,7 +341,7 @@ def _baselines(fold: Fold, budget: int, stages: Stages) -> tuple[dict[str, Any],
 
     with stages.clock("dense policy"):
         quality = functools.partial(fold.quality, budget)
-        dense, tried = tune_ridge(fit, quality, first=_RIDGE / len(fold.rows))
+        dense, tried = tune_ridge(fit, quality, first=_RIDGE)
     return {"dense": dense, "popularity": popularity}, {"dense": tried}
 
 
@@ -355,7 +354,7 @@ def _sparse_policy(fold: Fold, budget: int, options: Options) -> SparseFit:
     lam = options.penalty(len(fold.rows))
     if isinstance(fold.contexts, list) and lam != "simulated":
         lam = "validation"
-    return fit_sparse(key, task, quality, lam, options.keep, _RIDGE / len(fold.rows))
+    return fit_sparse(key, task, quality, lam, options.keep, _RIDGE)
 
 
 def _judge(fold: Fold, methods: dict[str, Any], budget: int) -> dict[str, Any]:

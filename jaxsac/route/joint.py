@@ -219,8 +219,8 @@ def _sparsest(
     groups: Sequence[str],
 ) -> tuple[float, Solution]:
     """The largest of falling penalties that is worse than the best by at most one standard error of
-    the paired difference, by groups, and its fit; none is tried beyond the first that is no
-    better than an earlier one.
+    the paired difference, by groups, and its fit; none is tried beyond the first that is worse
+    by more.
 
     * `fit`: `fit(lam, fit before)`.
     * `judge`: gives log-likelihoods of the records that the `groups` are of.
@@ -228,18 +228,18 @@ def _sparsest(
     path: list[tuple[float, Solution, np.ndarray]] = []
     best: Any = None
     state: Any = None
-    for lam in lams:
-        state = fit(lam, state)
-        path.append((lam, state, judge(state)))
-        best = max(path, key=lambda one: float(np.nanmean(one[2])))
-        # Without θ two penalties differ by the tolerance alone.
-        if best is not path[-1] and state.value.support.size:
-            break
 
     def no_worse(values: np.ndarray) -> bool:
         less = evaluate.summary(best[2] - values, list(groups))
         return less["mean"] <= np.nan_to_num(less["error"])
 
+    for lam in lams:
+        state = fit(lam, state)
+        path.append((lam, state, judge(state)))
+        best = max(path, key=lambda one: float(np.nanmean(one[2])))
+        # Without θ two penalties differ by the tolerance alone.
+        if state.value.support.size and not no_worse(path[-1][2]):
+            break
     return next((lam, found) for lam, found, values in path if no_worse(values))
 
 
