@@ -129,4 +129,6 @@ def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="exactly=True needs budget <= M"):
         subset.Subset(jnp.zeros(2), 3, exactly=True)
     with pytest.raises(ValueError, match="costs decide the width"):
-        jax.jit(lambda costs: subset.Subset(jnp.zeros(2), 3, costs=costs).marginals)(jnp.ones(2, int))
+        jax.jit(lambda costs: subset.Subset(jnp.zeros(2), 3, costs=costs).marginals)(
+            jnp.ones(2, int)
+        )
