@@ -7,6 +7,4 @@ from jaxsac.designs.maps import (
     Design as Design,
     MultiOutput as MultiOutput,
     as_design as as_design,
-    largest_eigenvalue as largest_eigenvalue,
-    squared_norm as squared_norm,
 )

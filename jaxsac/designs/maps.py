@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxsac import _arguments, _checks, _loops
-from jaxsac._arguments import anything, arguments, choice, function, integer, real, size
+from jaxsac._arguments import arguments, choice, integer, real, size
 from jaxsac.prox import vector_norm
 from jaxsac.solution import register
 
@@ -238,12 +238,6 @@ def as_design(X: Any) -> Design:
     return X if hasattr(X, "adjoint") else Dense(X)
 
 
-@arguments(
-    matvec=function("(vector [size]) -> [size]"),
-    size=size(1),
-    dtype=anything("a floating dtype"),
-    num_steps=size(1),
-)
 def largest_eigenvalue(
     matvec: Callable[[jax.Array], jax.Array], size: int, dtype: Any, num_steps: int = 15
 ) -> jax.Array:
@@ -265,12 +259,11 @@ def largest_eigenvalue(
     return _loops.fori_loop(0, num_steps, step, (start, jnp.zeros((), dtype)))[1]
 
 
-@arguments(design=_arguments.design(), sample_weight=real("T", low=0), num_steps=size(1))
 def squared_norm(design: Design, sample_weight: jax.Array, num_steps: int = 15) -> jax.Array:
     """‖diag(c)^½ X‖₂² of a design, c = `sample_weight` [T] ≥ 0, as a lower bound by power
     iteration; see `largest_eigenvalue`.
     """
-    design = _of_one_output(as_design(design))
+    design = _of_one_output(design)
 
     def matvec(vector):
         predictions = design.predict(vector)

@@ -127,7 +127,7 @@ def weighted_power_sums(w: jax.Array, v: jax.Array, count: int) -> jax.Array:
     """Σ_j w_j^(i−1) v_j for i = 1, …, count, as [count]."""
     if count <= _POWERS:
         return _power_sums(w, v, count)
-    giant = _power(w, _POWERS)
+    giant = lax.integer_pow(w, _POWERS)
     _, sums = _loops.scan(
         lambda v, _: (v * giant, _power_sums(w, v, _POWERS)), v, None, -(-count // _POWERS)
     )
@@ -142,13 +142,6 @@ def _power_sums(w: jax.Array, v: jax.Array, count: int) -> jax.Array:
     w, v = jnp.pad(w, padding).reshape(_SLICES, width), jnp.pad(v, padding).reshape(_SLICES, width)
     rows = [v.sum(axis=0)]
     for i in range(1, count):
-        others = (_power(w[k], i) * v[k] for k in range(1, _SLICES))
-        rows.append(sum(others, _power(w[0], i) * v[0]))
+        others = (lax.integer_pow(w[k], i) * v[k] for k in range(1, _SLICES))
+        rows.append(sum(others, lax.integer_pow(w[0], i) * v[0]))
     return jnp.stack(rows).sum(axis=1)
-
-
-def _power(base: jax.Array, exponent: int) -> jax.Array:
-    if exponent == 1:
-        return base
-    half = _power(base, exponent // 2)
-    return half * half * base if exponent % 2 else half * half
