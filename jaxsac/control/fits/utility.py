@@ -210,11 +210,11 @@ def problem(data: Digest) -> group_lasso.Problem:
     )
 
 
-def _renumbered(data: Digest, tools: np.ndarray) -> np.ndarray:
+def _renumbered(data: Digest, tools: np.ndarray) -> jax.Array:
     """The actions in the numbering of `tools`, -1 for others."""
     lookup = np.full(data.task.num_actions + 1, -1, np.int32)
     lookup[tools] = np.arange(tools.size)
-    return lookup[np.asarray(data.task.log.actions)]
+    return jnp.asarray(lookup[np.asarray(data.task.log.actions)])
 
 
 def _spread(data: Digest) -> np.ndarray:
