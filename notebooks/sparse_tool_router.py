@@ -135,7 +135,7 @@ def recovery(M, q=4, k=4, noise=1.0):
         actions = jax.vmap(lambda key: jax.random.permutation(key, M)[:B])(
             jax.random.split(keys[2], records)
         )
-        X = designs.budgeted_choice(actions, contexts, M)
+        X = designs.BudgetedChoice(actions, contexts, M)
         y = X.predict(theta.ravel()) + noise * jax.random.normal(keys[3], (records,), jnp.float32)
 
         def recovered(uses):

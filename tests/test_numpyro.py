@@ -24,36 +24,34 @@ def _plain_promotion():
 
 
 @pytest.mark.parametrize(
-    ("options", "indicators"),
+    "options",
     [
-        ({}, False),
-        pytest.param({"exactly": True}, True, marks=pytest.mark.slow),
-        pytest.param({"costs": COSTS}, False, marks=pytest.mark.slow),
+        {},
+        pytest.param({"exactly": True}, marks=pytest.mark.slow),
+        pytest.param({"costs": COSTS}, marks=pytest.mark.slow),
     ],
-    ids=["at most", "exactly, indicators", "costs"],
+    ids=["at most", "exactly", "costs"],
 )
-def test_shapes_density_support_and_moments(options, indicators):
+def test_shapes_density_support_and_marginals(options):
     z = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, M)))
     temperature = jnp.asarray([0.7, 1.0, 1.5])
-    law = subset.Subset(z, B, temperature=temperature, indicators=indicators, **options)
-    width = M if indicators else 3 if "costs" in options else B
+    law = subset.Subset(z, B, temperature=temperature, **options)
+    width = 3 if "costs" in options else B
     assert law.batch_shape == (2, 3) and law.event_shape == (width,) and law.support.event_dim == 1
     draws = law.sample(jax.random.key(0), (400,))
     assert draws.shape == (400, 2, 3, width) and bool(law.support(draws).all())
     assert law.support(law.support.feasible_like(draws)).all() and law.support(law.mode).all()
-    densities, entropy, mean = jax.jit(lambda law: (law.log_prob(draws), law.entropy(), law.mean))(
-        law
-    )
+    asked = jax.jit(lambda law: (law.log_prob(draws), law.entropy(), law.marginals))
+    densities, entropy, marginals = asked(law)
     assert densities.shape == (400, 2, 3) and law.is_discrete
     for i, j in np.ndindex(2, 3):
         exact = Enumeration(z[i, j] / temperature[j], B, **options)
         lookup = dict(zip(exact.sets, exact.log_probabilities, strict=True))
         rows = np.asarray(draws[:, i, j])
-        rows = rows * (np.arange(M) + 1) - 1 if indicators else rows
         expected = [lookup[tuple(sorted(int(j) for j in row if j >= 0))] for row in rows]
         np.testing.assert_allclose(densities[:, i, j], expected, atol=1e-12)
         np.testing.assert_allclose(entropy[i, j], exact.entropy, atol=1e-12)
-        np.testing.assert_allclose(mean[i, j], exact.marginals, atol=1e-12)
+        np.testing.assert_allclose(marginals[i, j], exact.marginals, atol=1e-12)
     outside = jnp.full((width,), 1, draws.dtype)  # all tools, or one of them again and again
     with pytest.warns(UserWarning, match="Out-of-support"):
         assert np.all(np.isneginf(law.log_prob(outside))) and not law.support(outside).any()
@@ -131,4 +129,6 @@ def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="exactly=True needs budget <= M"):
         subset.Subset(jnp.zeros(2), 3, exactly=True)
     with pytest.raises(ValueError, match="costs decide the width"):
-        jax.jit(lambda costs: subset.Subset(jnp.zeros(2), 3, costs=costs).mean)(jnp.ones(2, int))
+        jax.jit(lambda costs: subset.Subset(jnp.zeros(2), 3, costs=costs).marginals)(
+            jnp.ones(2, int)
+        )

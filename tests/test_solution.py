@@ -62,9 +62,9 @@ def test_export_round_trip():
 RECORDS = {
     "groups": Groups.from_labels([0, 2, 2, 1]),
     "penalty": prox.Penalty((prox.Level(Groups.equal(2, 2), 0.5),), l1=0.1, nonnegative=True),
-    "design": designs.Centred(designs.multi_output(np.ones((3, 2)), 2, "feature"), np.ones(3) / 3),
-    "sets": designs.budgeted_choice([[0, 1]], np.ones((1, 2)), 3),
-    "losses": (losses.huber(2.0), losses.square_root(), losses.budgeted_gibbs(2, costs=[1, 2])),
+    "design": designs.Centred(designs.MultiOutput(np.ones((3, 2)), 2, "feature"), np.ones(3) / 3),
+    "sets": designs.BudgetedChoice([[0, 1]], np.ones((1, 2)), 3),
+    "losses": (losses.Huber(2.0), losses.SquareRoot(), losses.BudgetedGibbs(2, costs=[1, 2])),
     "summary": summarise({"regret": jnp.arange(3.0)}),
     "process": bilevel.rl.MDP(jnp.ones((1, 2, 1)), jnp.ones(1), 0.9),
 }

@@ -62,7 +62,7 @@ def ours(case: Case, dtype: str) -> dict[str, Callable[[], Any]]:
         }
     X, y, lam = X[0], y[0], lams[0, 0]  # here, not in the timed call: it copies X
     if y.ndim > 1:
-        X = designs.multi_output(X, y.shape[1], by="feature")
+        X = designs.MultiOutput(X, y.shape[1], by="feature")
     if case.lams.shape[1] > 1:
         steps = functools.partial(
             group_lasso.path,

@@ -7,8 +7,4 @@ from jaxsac.designs.maps import (
     Design as Design,
     MultiOutput as MultiOutput,
     as_design as as_design,
-    budgeted_choice as budgeted_choice,
-    largest_eigenvalue as largest_eigenvalue,
-    multi_output as multi_output,
-    squared_norm as squared_norm,
 )

@@ -9,20 +9,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxsac import _arguments, _checks, _loops
-from jaxsac._arguments import anything, arguments, choice, function, integer, real, size
+from jaxsac._arguments import arguments, choice, integer, real, size
 from jaxsac.prox import vector_norm
 from jaxsac.solution import register
-
-_CHOICE = {
-    "actions": integer("T", "W"),
-    "features": real("T", "q", own=True),
-    "num_actions": size(1),
-}
-_OUTPUTS = {
-    "features": real("T", "q", own=True),
-    "num_outputs": size(1),
-    "by": choice("output", "feature"),
-}
 
 
 class Design(Protocol):
@@ -87,7 +76,7 @@ class Dense(eqx.Module):
 
 
 @register
-@arguments(**_CHOICE)
+@arguments(actions=integer("T", "W"), features=real("T", "q", own=True), num_actions=size(1))
 class BudgetedChoice(eqx.Module):
     """predict(b)_t = Σ_{j ∈ a_t} <θ_j, ψ_t>: the score of the set chosen in each record, by gather
     and scatter, O(T W q).
@@ -99,6 +88,14 @@ class BudgetedChoice(eqx.Module):
     actions: jax.Array  # a [T, W] int32, padded with −1
     features: jax.Array  # ψ [T, q]
     num_actions: int = eqx.field(static=True)  # M
+
+    def __check_init__(self) -> None:
+        _require_features(self.features)
+        _checks.require_known(
+            lambda actions: actions < self.num_actions,
+            f"actions must be below num_actions = {self.num_actions}: pad with -1.",
+            self.actions,
+        )
 
     @property
     def num_coefficients(self) -> int:
@@ -140,7 +137,7 @@ class BudgetedChoice(eqx.Module):
 
 
 @register
-@arguments(**_OUTPUTS)
+@arguments(features=real("T", "q", own=True), num_outputs=size(1), by=choice("output", "feature"))
 class MultiOutput(eqx.Module):
     """predict(b) = Ψ Θ' [T, M]: M outputs that share the features Ψ [T, q]; the matrix Ψ ⊗ I is
     never built.
@@ -152,6 +149,9 @@ class MultiOutput(eqx.Module):
     features: jax.Array  # Ψ [T, q]
     num_outputs: int = eqx.field(static=True)  # M
     by: str = eqx.field(static=True, default="output")  # or "feature"
+
+    def __check_init__(self) -> None:
+        _require_features(self.features)
 
     @property
     def num_coefficients(self) -> int:
@@ -225,33 +225,11 @@ class Centred(eqx.Module):
         return self.design.column_squares(sample_weight)
 
 
-@arguments(**_CHOICE)
-def budgeted_choice(actions: Any, features: Any, num_actions: int) -> BudgetedChoice:
-    """The design of chosen sets: actions [T, W] in [0, M) padded with −1, features [T, q];
-    ValueError for an action out of range.
-    """
+def _require_features(features: jax.Array) -> None:
     _checks.require(
         features.size > 0,
         f"features must have at least one row and one column, got shape {list(features.shape)}.",
     )
-    _checks.require_known(
-        lambda actions: actions < num_actions,
-        f"actions must be below num_actions = {num_actions}: pad with -1.",
-        actions,
-    )
-    return BudgetedChoice(actions, features, num_actions)
-
-
-@arguments(**_OUTPUTS)
-def multi_output(features: Any, num_outputs: int, by: str = "output") -> MultiOutput:
-    """The design of M outputs over shared features [T, q]; coefficients are consecutive by "output"
-    or by "feature".
-    """
-    _checks.require(
-        features.size > 0,
-        f"features must have at least one row and one column, got shape {list(features.shape)}.",
-    )
-    return MultiOutput(features, num_outputs, by)
 
 
 @arguments(X=_arguments.design())
@@ -260,12 +238,6 @@ def as_design(X: Any) -> Design:
     return X if hasattr(X, "adjoint") else Dense(X)
 
 
-@arguments(
-    matvec=function("(vector [size]) -> [size]"),
-    size=size(1),
-    dtype=anything("a floating dtype"),
-    num_steps=size(1),
-)
 def largest_eigenvalue(
     matvec: Callable[[jax.Array], jax.Array], size: int, dtype: Any, num_steps: int = 15
 ) -> jax.Array:
@@ -287,12 +259,11 @@ def largest_eigenvalue(
     return _loops.fori_loop(0, num_steps, step, (start, jnp.zeros((), dtype)))[1]
 
 
-@arguments(design=_arguments.design(), sample_weight=real("T", low=0), num_steps=size(1))
 def squared_norm(design: Design, sample_weight: jax.Array, num_steps: int = 15) -> jax.Array:
     """‖diag(c)^½ X‖₂² of a design, c = `sample_weight` [T] ≥ 0, as a lower bound by power
     iteration; see `largest_eigenvalue`.
     """
-    design = _of_one_output(as_design(design))
+    design = _of_one_output(design)
 
     def matvec(vector):
         predictions = design.predict(vector)

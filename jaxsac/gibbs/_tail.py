@@ -72,7 +72,10 @@ def elementary(weights: jax.Array, scale: jax.Array, budget: int, halvings: jax.
             lambda k, carry: multiply(carry, lax.dynamic_slice(weights, (k * slab,), (slab,))),
             carry,
         )
-    return _product(carry[0][_GROUP:].T)
+    product = carry[0][_GROUP:]
+    while (half := product.shape[1] // 2) > 0:
+        product = products(product[:, :half], product[:, half:], budget, _UNROLL)
+    return product[:, 0]
 
 
 @elementary.defjvp
@@ -100,34 +103,29 @@ def _multiply_four(factors: jax.Array) -> list[jax.Array]:
     ]
 
 
-def _product(polynomials: jax.Array) -> jax.Array:
-    """Product of the polynomials [2^k, B + 1], truncated at degree B, pairwise."""
-    width = polynomials.shape[1]
-    while (half := polynomials.shape[0] // 2) > 0:
-        left = polynomials[:half]
-        right = jnp.concatenate(
-            [jnp.zeros((half, width - 1), left.dtype), polynomials[half:]], axis=1
-        )
+def products(left: jax.Array, right: jax.Array, degree: int, written_out: int) -> jax.Array:
+    """Products of polynomials [d + 1, nodes], up to `degree`; those of at most `written_out`
+    coefficients are no loop.
+    """
+    count, nodes = left.shape
+    size = min(2 * (count - 1), degree) + 1
+    zeros = jnp.zeros((count - 1, nodes), left.dtype)
+    padded = jnp.concatenate([zeros, right, zeros])
 
-        def term(i, left=left, right=right, half=half):
-            return lax.dynamic_slice(left, (0, i), (half, 1)) * lax.dynamic_slice(
-                right, (0, width - 1 - i), (half, width)
-            )
+    def term(i):
+        shifted = lax.dynamic_slice(padded, (count - 1 - i, 0), (size, nodes))
+        return lax.dynamic_slice(left, (i, 0), (1, nodes)) * shifted
 
-        if width <= _UNROLL:
-            polynomials = sum((term(i) for i in range(1, width)), term(0))
-        else:
-            polynomials = _loops.fori_loop(
-                1, width, lambda i, total, term=term: total + term(i), term(0)
-            )
-    return polynomials[0]
+    if count <= written_out:
+        return sum((term(i) for i in range(1, count)), term(0))
+    return _loops.fori_loop(1, count, lambda i, total: total + term(i), term(0))
 
 
 def weighted_power_sums(w: jax.Array, v: jax.Array, count: int) -> jax.Array:
     """Σ_j w_j^(i−1) v_j for i = 1, …, count, as [count]."""
     if count <= _POWERS:
         return _power_sums(w, v, count)
-    giant = _power(w, _POWERS)
+    giant = lax.integer_pow(w, _POWERS)
     _, sums = _loops.scan(
         lambda v, _: (v * giant, _power_sums(w, v, _POWERS)), v, None, -(-count // _POWERS)
     )
@@ -142,13 +140,6 @@ def _power_sums(w: jax.Array, v: jax.Array, count: int) -> jax.Array:
     w, v = jnp.pad(w, padding).reshape(_SLICES, width), jnp.pad(v, padding).reshape(_SLICES, width)
     rows = [v.sum(axis=0)]
     for i in range(1, count):
-        others = (_power(w[k], i) * v[k] for k in range(1, _SLICES))
-        rows.append(sum(others, _power(w[0], i) * v[0]))
+        others = (lax.integer_pow(w[k], i) * v[k] for k in range(1, _SLICES))
+        rows.append(sum(others, lax.integer_pow(w[0], i) * v[0]))
     return jnp.stack(rows).sum(axis=1)
-
-
-def _power(base: jax.Array, exponent: int) -> jax.Array:
-    if exponent == 1:
-        return base
-    half = _power(base, exponent // 2)
-    return half * half * base if exponent % 2 else half * half

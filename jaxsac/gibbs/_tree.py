@@ -16,6 +16,7 @@ from jax import lax
 from jaxsac import _loops
 from jaxsac.gibbs._polynomial import convolve
 from jaxsac.gibbs._problem import Groups
+from jaxsac.gibbs._tail import products
 
 _BATCH = 1 << 13  # slots that are drawn at a time
 _WRITTEN_OUT = 3  # coefficients up to which a product is written out
@@ -39,27 +40,12 @@ def grow(chances: jax.Array, degree: int) -> Tree:
     padded = jnp.concatenate([chances, jnp.zeros((leaves - chances.shape[0],), chances.dtype)])
     levels = [jnp.stack([1 - padded, padded])[: degree + 1]]
     while (half := levels[-1].shape[1] // 2) > 0:
-        levels.append(_multiply(levels[-1][:, :half], levels[-1][:, half:], degree))
+        halves = levels[-1][:, :half], levels[-1][:, half:]
+        levels.append(products(*halves, degree, _WRITTEN_OUT))
     sizes = np.array([level.shape for level in levels], np.int32)
     ends = np.cumsum(sizes[:, 0] * sizes[:, 1])
     values = jnp.concatenate([level.reshape(-1) for level in levels])
     return Tree(values, (ends - sizes.prod(1)).astype(np.int32), sizes[:, 1], sizes[:, 0] - 1)
-
-
-def _multiply(left: jax.Array, right: jax.Array, degree: int) -> jax.Array:
-    """Products of polynomials [d + 1, nodes], up to `degree`."""
-    count, nodes = left.shape
-    size = min(2 * (count - 1), degree) + 1
-    zeros = jnp.zeros((count - 1, nodes), left.dtype)
-    padded = jnp.concatenate([zeros, right, zeros])
-
-    def term(i):
-        shifted = lax.dynamic_slice(padded, (count - 1 - i, 0), (size, nodes))
-        return lax.dynamic_slice(left, (i, 0), (1, nodes)) * shifted
-
-    if count <= _WRITTEN_OUT:
-        return sum((term(i) for i in range(1, count)), term(0))
-    return _loops.fori_loop(1, count, lambda i, total: total + term(i), term(0))
 
 
 def draw(key: jax.Array, tree: Tree, sizes: jax.Array, width: int) -> jax.Array:

@@ -68,8 +68,6 @@ def solve(
       too unequal sizes, driven from the host. A step is a round: block descent in float32 and
       Newton steps on the groups that matter, and one product X' ρ with all of X (Massias et al.
       2018, Bertrand & Massias 2021).
-    * "square_root": the same for loss="sqrt", by alternation with its scale; `num_steps` counts
-      those of the loop that certifies the end, of which there are few.
     * "columns": concrete arrays with another large X on a CPU. A step is a round of the loop on the
       columns that matter, itself of at most `max_steps` steps, and one product X b and X' ρ.
     * "loop": all else, traced arrays too. A step of accelerated proximal gradient is one product

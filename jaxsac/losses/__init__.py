@@ -4,7 +4,6 @@ from jaxsac.losses.classification import (
     BudgetedGibbs as BudgetedGibbs,
     Logistic as Logistic,
     Multinomial as Multinomial,
-    budgeted_gibbs as budgeted_gibbs,
 )
 from jaxsac.losses.names import resolve as resolve
 from jaxsac.losses.protocol import Loss as Loss
@@ -13,6 +12,4 @@ from jaxsac.losses.regression import (
     Poisson as Poisson,
     Squared as Squared,
     SquareRoot as SquareRoot,
-    huber as huber,
-    square_root as square_root,
 )

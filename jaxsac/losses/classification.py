@@ -9,7 +9,7 @@ import numpy as np
 from jax.scipy.special import entr
 
 from jaxsac import _checks, gibbs
-from jaxsac._arguments import arguments, flag, integer, passes_on, real, size
+from jaxsac._arguments import arguments, flag, integer, real, size
 from jaxsac.losses.protocol import Loss, inner
 from jaxsac.solution import register
 
@@ -56,7 +56,7 @@ class Multinomial(Loss):
         _checks.require(
             len(prediction_shape) == 2,
             "the multinomial loss needs predictions [T, M]: pass X as"
-            " designs.multi_output(features, M).",
+            " designs.MultiOutput(features, M).",
         )
         y = integer(*prediction_shape[:1]).take("y", y)
         _checks.require_known(
@@ -92,7 +92,8 @@ class BudgetedGibbs(Loss):
     """ℓ = log Z(z_t) − Σ_{j ∈ a_t} z_tj: the negative log-likelihood of the set a_t under the
     budgeted Gibbs policy with scores z_t [M].
 
-    y = a [T, W] int32, padded with −1. The fields are arguments of `jaxsac.gibbs.log_partition`.
+    y = a [T, W] int32, padded with −1. |a| ≤ budget (`exactly`: = budget; `costs`: integer costs
+    [M], whose total is ≤ budget).
     """
 
     budget: int = eqx.field(static=True)  # B ≥ 0
@@ -126,7 +127,7 @@ class BudgetedGibbs(Loss):
         _checks.require(
             len(prediction_shape) == 2,
             "the budgeted Gibbs loss needs predictions [T, M]: pass X as"
-            " designs.multi_output(features, M).",
+            " designs.MultiOutput(features, M).",
         )
         y = integer(prediction_shape[0], "W").take("y", y)
         if _checks.is_concrete(y):
@@ -172,11 +173,3 @@ class BudgetedGibbs(Loss):
         return 8.0 * (
             jnp.abs(self.per_sample(z, y)) + jnp.sum(jnp.where(y < 0, 0.0, jnp.abs(chosen)), axis=1)
         )
-
-
-@passes_on(BudgetedGibbs)
-def budgeted_gibbs(budget: int, *, exactly: bool = False, costs: Any = None) -> BudgetedGibbs:
-    """The likelihood of sets |a| ≤ budget (`exactly`: = budget; `costs`: integer costs [M], total ≤
-    budget).
-    """
-    return BudgetedGibbs(budget, exactly, costs)

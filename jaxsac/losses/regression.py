@@ -40,11 +40,11 @@ class Squared(Loss):
 
 
 @register
-@arguments(delta=real(low=0, own=True))
+@arguments(delta=real(above=0, own=True))
 class Huber(Loss):
     """ℓ = ½ r² for |r| ≤ delta, delta (|r| − ½ delta) beyond, r = y − z."""
 
-    delta: jax.Array | float = 1.345  # [] ≥ 0, in the units of y
+    delta: jax.Array | float = 1.345  # [] > 0, in the units of y; traced: a sweep is one program
 
     @property
     def curvature(self) -> float | None:
@@ -71,14 +71,6 @@ class Huber(Loss):
         return jnp.clip(
             _best_scale(sample_weight, clipped, residual + penalised, ridge), -limit, limit
         )
-
-
-@arguments(delta=real(above=0, own=True))
-def huber(delta: float | jax.Array = 1.345) -> Huber:
-    """The Huber loss with threshold delta > 0, in the units of y; traced, so that a sweep compiles
-    once.
-    """
-    return Huber(delta)
 
 
 @register
@@ -163,14 +155,6 @@ class SquareRoot(Loss):
         best = slope / jnp.where(bend == 0, 1.0, bend)
         scale = jnp.where(bend == 0, 0.0, jnp.clip(best, -limit, limit))
         return scale, scale * slope + 0.5 * least - 0.5 * scale**2 * bend
-
-
-@arguments(floor=real(above=0, own=True))
-def square_root(floor: float | jax.Array = 0.01) -> SquareRoot:
-    """The square-root loss whose σ does not fall below `floor` > 0 times the standard deviation of
-    the targets; traced.
-    """
-    return SquareRoot(floor)
 
 
 @register

@@ -12,7 +12,6 @@ from numpyro.distributions.util import validate_sample
 
 from jaxsac import _checks, gibbs
 from jaxsac._arguments import anything, arguments, flag, integer, real, size
-from jaxsac.gibbs._sets import indicators
 
 
 class Subset(Distribution):
@@ -21,10 +20,9 @@ class Subset(Distribution):
         π(a) ∝ exp(Σ_{j ∈ a} z_j / temperature),   |a| ≤ budget
 
     An event is a set as tool indices, int32 [W] padded with −1, as in `jaxsac.gibbs`, and as logs
-    of sets are kept; with `indicators=True` a vector of 0 and 1, [M], in the dtype of z, to
-    multiply by. The density is exact, and differentiable by z and by the temperature: what NUTS and
-    SVI need where sets are observed. Batches of z are the batch of the distribution; sets observed
-    under one z, in a plate, share its expansion.
+    of sets are kept. The density is exact, and differentiable by z and by the temperature: what
+    NUTS and SVI need where sets are observed. Batches of z are the batch of the distribution; sets
+    observed under one z, in a plate, share its expansion.
 
     * `z`: scores [..., M], float32 or float64; −inf is a tool that is not available.
     * `budget`: ≥ 0, the largest number of tools, or the largest total cost; static.
@@ -33,9 +31,9 @@ class Subset(Distribution):
     * `temperature`: > 0, a scalar or of the batch's shape.
     * `validate_args`: as everywhere in numpyro.
 
-    `log_prob` is −inf outside the support: duplicate or unknown indices, too many tools. `mean` and
-    `variance` are those of the indicators, [..., M], and `marginals` is the mean, whatever an event
-    is; numpyro's `entropy()` is in nats. `mode` is the most probable set.
+    `log_prob` is −inf outside the support: duplicate or unknown indices, too many tools.
+    `marginals` are the chances of the tools, [..., M]; numpyro's `entropy()` is in nats. `mode` is
+    the most probable set.
 
         def model(sets):  # int32 [T, 5]
             z = numpyro.sample("z", dist.Normal(0, 1).expand([M]).to_event(1))
@@ -50,7 +48,7 @@ class Subset(Distribution):
         "temperature": constraints.positive,
     }
     pytree_data_fields = ("z", "temperature", "costs")
-    pytree_aux_fields = ("budget", "exactly", "indicators")
+    pytree_aux_fields = ("budget", "exactly")
 
     @arguments(
         z=real(...),
@@ -58,7 +56,6 @@ class Subset(Distribution):
         exactly=flag(),
         costs=integer("M", low=0),
         temperature=real(..., above=0),
-        indicators=flag(),
         validate_args=anything("True, False or None"),
     )
     def __init__(
@@ -69,7 +66,6 @@ class Subset(Distribution):
         exactly: bool = False,
         costs: Any = None,
         temperature: Any = 1.0,
-        indicators: bool = False,
         validate_args: bool | None = None,
     ):
         _checks.require(z.ndim >= 1, f"z must have shape [..., M], got {list(z.shape)}: scores.")
@@ -82,7 +78,7 @@ class Subset(Distribution):
         )
         if costs is not None:
             _checks.check_shape("costs", costs, z.shape[-1:])
-        self.budget, self.exactly, self.costs, self.indicators = budget, exactly, costs, indicators
+        self.budget, self.exactly, self.costs = budget, exactly, costs
         _checks.require(
             costs is not None or not exactly or self.budget <= z.shape[-1],
             f"exactly=True needs budget <= M, got budget={budget} and M={z.shape[-1]}.",
@@ -91,9 +87,7 @@ class Subset(Distribution):
         if costs is not None:  # how many of the cheapest are within the budget
             ordered = np.sort(np.asarray(costs, np.int64))
             width = int(np.sum(np.cumsum(ordered) <= self.budget))
-        super().__init__(
-            batch_shape, (z.shape[-1] if indicators else width,), validate_args=validate_args
-        )
+        super().__init__(batch_shape, (width,), validate_args=validate_args)
 
     @property
     def _batch(self) -> tuple[int, ...]:
@@ -119,13 +113,12 @@ class Subset(Distribution):
         keys = jax.random.split(key, math.prod(self._batch)) if self._batch else key
         draw = partial(gibbs.sample, num_samples=count)
         draws = jnp.moveaxis(self._each(draw, keys), -2, 0)  # what is drawn of each first
-        draws = draws.reshape(sample_shape + self._batch + draws.shape[-1:])
-        return self._events(draws)
+        return draws.reshape(sample_shape + self._batch + draws.shape[-1:])
 
     @validate_sample
     def log_prob(self, value: Any, intermediates: Any = None) -> jax.Array:
         """Log-probability of sets [..., event], in nats; −inf outside the support."""
-        sets = _indices(value) if self.indicators else jnp.asarray(value)
+        sets = jnp.asarray(value)
         if not self._batch:
             return self._each(_log_prob, sets)
         # The batch first, flat; then what the value has beyond it.
@@ -139,7 +132,7 @@ class Subset(Distribution):
     @constraints.dependent_property(is_discrete=True, event_dim=1)  # pyright: ignore[reportArgumentType]
     def support(self) -> constraints.Constraint:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The sets that can be drawn where every tool is available."""
-        return _Sets(self.z.shape[-1], self.budget, self.exactly, self.costs, self.indicators)
+        return _Sets(self.z.shape[-1], self.budget, self.exactly, self.costs)
 
     @property
     def marginals(self) -> jax.Array:
@@ -147,27 +140,13 @@ class Subset(Distribution):
         return self._each(gibbs.marginals)
 
     @property
-    def mean(self) -> jax.Array:
-        return self.marginals
-
-    @property
-    def variance(self) -> jax.Array:
-        marginals = self.marginals
-        return marginals * (1 - marginals)
-
-    @property
     def mode(self) -> jax.Array:
         mode = lambda z, temperature, **options: gibbs.mode(z / temperature, **options)  # noqa: E731
-        return self._events(self._each(mode))
+        return self._each(mode)
 
     def entropy(self) -> jax.Array:
         """Entropy in nats, of the batch's shape."""
         return self._each(gibbs.entropy)
-
-    def _events(self, sets: jax.Array) -> jax.Array:
-        if not self.indicators:
-            return sets
-        return indicators(sets, self.z.shape[-1], self.z.dtype)
 
 
 class _Sets(constraints.Constraint):
@@ -176,24 +155,20 @@ class _Sets(constraints.Constraint):
     is_discrete = True
     event_dim = 1
 
-    def __init__(self, num_tools: int, budget: int, exactly: bool, costs: Any, indicators: bool):
-        self.num_tools, self.budget, self.exactly = num_tools, budget, exactly
-        self.costs, self.indicators = costs, indicators
+    def __init__(self, num_tools: int, budget: int, exactly: bool, costs: Any):
+        self.num_tools, self.budget, self.exactly, self.costs = num_tools, budget, exactly, costs
 
     def __call__(self, x: Any) -> jax.Array:
-        sets = _indices(x) if self.indicators else jnp.asarray(x)
         scores = jnp.zeros((self.num_tools,), jnp.float32)
-        return _log_prob(sets, scores, temperature=1.0, **_options(self)) > -jnp.inf
+        return _log_prob(jnp.asarray(x), scores, temperature=1.0, **_options(self)) > -jnp.inf
 
     def feasible_like(self, prototype: Any) -> jax.Array:
         """Events that are no draws: the set of no tools, or of the first ones."""
         event = gibbs.mode(jnp.zeros((self.num_tools,), jnp.float32), **_options(self))
-        if self.indicators:
-            event = indicators(event, self.num_tools, jnp.int32)
         return jnp.broadcast_to(event, jnp.shape(prototype)).astype(jnp.asarray(prototype).dtype)
 
     def tree_flatten(self):
-        names = ("num_tools", "budget", "exactly", "indicators")
+        names = ("num_tools", "budget", "exactly")
         return (self.costs,), (("costs",), {name: getattr(self, name) for name in names})
 
     def eq(self, other: object, static: bool = False) -> Any:
@@ -212,11 +187,3 @@ def _options(of: Any) -> dict[str, Any]:
 def _log_prob(sets, z, *, temperature, budget, exactly, costs):
     """Traced, so that sets out of the support are −inf and not refused."""
     return gibbs.log_prob(sets, z, budget, exactly=exactly, costs=costs, temperature=temperature)
-
-
-def _indices(vectors: Any) -> jax.Array:
-    """Sets of width M; unknown tools where a vector is not of 0 and 1."""
-    vectors = jnp.asarray(vectors)
-    tools = jnp.arange(vectors.shape[-1], dtype=jnp.int32)
-    sets = jnp.where(vectors == 1, tools.reshape((1,) * (vectors.ndim - 1) + (-1,)), -1)
-    return jnp.where((vectors == 0) | (vectors == 1), sets, vectors.shape[-1])

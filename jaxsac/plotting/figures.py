@@ -10,7 +10,7 @@ import numpy as np
 from jaxsac._arguments import anything, arguments, integer, real, size
 
 _AXES, _LABEL = anything("axes of matplotlib"), anything("a text")
-COLORS = {
+_COLORS = {
     "sparse": "#c1272d",
     "dense": "#1f5fa8",
     "popularity": "#6b6b6b",
@@ -20,10 +20,9 @@ COLORS = {
 _OTHERS = ("#7a4fa0", "#008080", "#a0522d", "#333333")
 
 
-@arguments(name=anything("a text"), number=size())
-def color_of(name: str, number: int = 0) -> str:
+def _color_of(name: str, number: int = 0) -> str:
     """The colour of a method in every plot; `number` picks one for a name that has none."""
-    return COLORS.get(name, _OTHERS[number % len(_OTHERS)])
+    return _COLORS.get(name, _OTHERS[number % len(_OTHERS)])
 
 
 @arguments(
@@ -64,7 +63,7 @@ def learning_curves(
             capsize=2.5,
             linewidth=1.6,
             label=name,
-            color=color_of(name, number),
+            color=_color_of(name, number),
         )
     axes.set_xscale("log")
     axes.set_xticks(sizes, [f"{number:,}" for number in sizes])
@@ -103,7 +102,7 @@ def strengths(
     order = np.argsort(-np.asarray(values, float), kind="stable")[:limit]
     shown = [names[index] for index in order]
     positions = np.arange(len(shown))
-    axes.barh(positions, [values[index] for index in order], color=COLORS["sparse"], height=0.7)
+    axes.barh(positions, [values[index] for index in order], color=_COLORS["sparse"], height=0.7)
     axes.set_yticks(
         positions,
         [name if len(name) <= 44 else f"…{name[-43:]}" for name in map(str, shown)],
@@ -126,7 +125,7 @@ def methods(axes: Any, scores: Mapping[str, tuple[float, float]], label: str) ->
     for position, name in enumerate(order):
         mean, error = scores[name]
         axes.errorbar(
-            [mean], [position], xerr=[error], marker="o", capsize=3, color=color_of(name, position)
+            [mean], [position], xerr=[error], marker="o", capsize=3, color=_color_of(name, position)
         )
     axes.set_yticks(range(len(order)), order)
     axes.set_ylim(-0.6, len(order) - 0.4)
@@ -142,8 +141,8 @@ def reliability(axes: Any, shown: Sequence[float], used: Sequence[float]) -> Any
     """The shares that came true against the probabilities that were shown, by bins, with the
     diagonal on which they agree. Draws on matplotlib `axes` and returns them.
     """
-    axes.plot([0, 1], [0, 1], color=COLORS["popularity"], linewidth=1, linestyle=":")
-    axes.plot(shown, used, marker="o", markersize=4, linewidth=1.6, color=COLORS["sparse"])
+    axes.plot([0, 1], [0, 1], color=_COLORS["popularity"], linewidth=1, linestyle=":")
+    axes.plot(shown, used, marker="o", markersize=4, linewidth=1.6, color=_COLORS["sparse"])
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability shown", ylabel="share used")
     axes.grid(alpha=0.3)
     _open_frame(axes)

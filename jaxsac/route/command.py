@@ -306,14 +306,6 @@ def _processes() -> int:
     return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores)
 
 
-def _number(text: str) -> float:
-    """The number that a text is, or NaN."""
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
-
-
 def _option(
     convert: Callable[[str], float], fits: Callable[[float], bool], words: str, texts: tuple = ()
 ) -> Callable[[str], Any]:

@@ -1,5 +1,5 @@
 """Contexts to numbers: TF-IDF and a truncated SVD for texts, standardised columns for numbers.
-Fitted on training records, plain arrays.
+Fitted on training records.
 """
 
 import re
@@ -15,8 +15,7 @@ class TextFeatures(NamedTuple):
     and scaled.
     """
 
-    words: np.ndarray  # texts [V]
-    idf: np.ndarray  # [V]
+    vectorizer: Any  # scikit-learn's, fitted: texts [T] -> TF-IDF [T, V]
     components: np.ndarray  # [q, V]
     centre: np.ndarray  # [q]
     scale: np.ndarray  # []
@@ -70,13 +69,7 @@ def fit_text(texts: list[str], size: int) -> TextFeatures:
     centre = raw.mean(axis=0)
     # One common scale: whitening the directions would blow up the noise of the small ones.
     scale = np.sqrt(np.mean((raw - centre) ** 2))
-    return TextFeatures(
-        vectorizer.get_feature_names_out().astype(str),
-        vectorizer.idf_,
-        components,
-        centre,
-        np.asarray(scale or 1.0),
-    )
+    return TextFeatures(vectorizer, components, centre, np.asarray(scale or 1.0))
 
 
 def transform(features: Features, contexts: list[str] | np.ndarray) -> np.ndarray:
@@ -94,13 +87,8 @@ def transform(features: Features, contexts: list[str] | np.ndarray) -> np.ndarra
         return (contexts - features.centre) / features.scale
     if isinstance(contexts, np.ndarray):
         raise LogError("contexts must be texts, as in the log that the features were fitted on.")
-    vectorizer = text_vectorizer(
-        vocabulary={word: column for column, word in enumerate(features.words.tolist())}
-    )
-    vectorizer.idf_ = features.idf
-    return (
-        vectorizer.transform(contexts) @ features.components.T - features.centre
-    ) / features.scale
+    weights = features.vectorizer.transform(contexts)
+    return (weights @ features.components.T - features.centre) / features.scale
 
 
 def text_vectorizer(**options):

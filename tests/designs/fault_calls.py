@@ -1,6 +1,5 @@
 """One good call of each public function of the designs; see `test_faults`."""
 
-import jax.numpy as jnp
 import numpy as np
 
 X = np.array([[0.5, -1.2, 0.3], [1.1, 0.4, -0.7], [-0.2, 0.9, 1.3], [0.8, -0.6, 0.1]])
@@ -13,18 +12,10 @@ def call(**arguments):
     return lambda: arguments
 
 
-def product(vector):
-    return jnp.array([2.0, 1.0, 0.5]) * vector
-
-
 CALLS = {
     "designs.Dense": call(matrix=X),
     "designs.as_design": call(X=X),
     "designs.BudgetedChoice": call(**CHOICE),
-    "designs.budgeted_choice": call(**CHOICE),
     "designs.MultiOutput": call(**OUTPUTS),
-    "designs.multi_output": call(**OUTPUTS),
     "designs.Centred": call(design=X, shares=WEIGHTS / WEIGHTS.sum()),
-    "designs.largest_eigenvalue": call(matvec=product, size=3, dtype=jnp.float64, num_steps=5),
-    "designs.squared_norm": call(design=X, sample_weight=WEIGHTS, num_steps=5),
 }

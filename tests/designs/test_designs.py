@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxsac import designs
+from jaxsac.designs.maps import squared_norm
 
 RNG = np.random.default_rng(0)
 T, M, Q = 9, 5, 3
@@ -28,15 +29,15 @@ DENSE = RNG.normal(size=(T, 7))
 CASES = {  # design, the same map as a matrix onto flattened predictions
     "dense": (lambda dtype: designs.as_design(DENSE.astype(dtype)), DENSE),
     "budgeted choice": (
-        lambda dtype: designs.budgeted_choice(ACTIONS, PSI.astype(dtype), M),
+        lambda dtype: designs.BudgetedChoice(ACTIONS, PSI.astype(dtype), M),
         chosen_matrix(),
     ),
     "outputs": (
-        lambda dtype: designs.multi_output(PSI.astype(dtype), M),
+        lambda dtype: designs.MultiOutput(PSI.astype(dtype), M),
         np.einsum("tq,mn->tmnq", PSI, np.eye(M)).reshape(T * M, -1),
     ),
     "outputs by feature": (
-        lambda dtype: designs.multi_output(PSI.astype(dtype), M, by="feature"),
+        lambda dtype: designs.MultiOutput(PSI.astype(dtype), M, by="feature"),
         np.einsum("tq,mn->tmqn", PSI, np.eye(M)).reshape(T * M, -1),
     ),
     "centred": (
@@ -89,9 +90,9 @@ def test_squared_norm_is_the_largest_singular_value(name):
     design = build(jnp.float64)
     repeated = np.repeat(WEIGHTS, matrix.shape[0] // T)
     exact = np.linalg.norm(np.sqrt(repeated)[:, None] * matrix, 2) ** 2
-    estimate = designs.squared_norm(design, jnp.asarray(WEIGHTS), num_steps=40)
+    estimate = squared_norm(design, jnp.asarray(WEIGHTS), num_steps=40)
     assert 0.98 * exact <= estimate <= exact * (1 + 1e-12)
-    assert designs.squared_norm(design, jnp.zeros(T)) == 0
+    assert squared_norm(design, jnp.zeros(T)) == 0
 
 
 @every_design
@@ -114,7 +115,7 @@ def test_column_squares_are_those_of_the_columns_as_stored(name):
 def test_memory_of_the_choice_design_does_not_grow_with_its_matrix():
     """A million actions: nothing in the compiled products is as large as T x M."""
     million = 1_000_000
-    design = designs.budgeted_choice(
+    design = designs.BudgetedChoice(
         RNG.integers(0, million, (50, 4)), RNG.normal(size=(50, 2)), million
     )
     products = (
@@ -133,18 +134,18 @@ def test_memory_of_the_choice_design_does_not_grow_with_its_matrix():
         (lambda: designs.as_design(np.ones((0, 3))), "at least one row"),
         (lambda: designs.as_design(np.ones((2, 2)) * 1j), "X must be real"),
         (
-            lambda: designs.budgeted_choice(np.asarray([[7]]), np.ones((1, 2)), 5),
+            lambda: designs.BudgetedChoice(np.asarray([[7]]), np.ones((1, 2)), 5),
             "actions must be below num_actions = 5",
         ),
         (
-            lambda: designs.budgeted_choice(np.asarray([[1.0]]), np.ones((1, 2)), 5),
+            lambda: designs.BudgetedChoice(np.asarray([[1.0]]), np.ones((1, 2)), 5),
             "actions must hold integers",
         ),
         (
-            lambda: designs.budgeted_choice(np.asarray([[1], [2]]), np.ones((1, 2)), 5),
+            lambda: designs.BudgetedChoice(np.asarray([[1], [2]]), np.ones((1, 2)), 5),
             r"features must have shape",
         ),
-        (lambda: designs.multi_output(np.ones((2, 2)), 3, by="row"), "by must be one of"),
+        (lambda: designs.MultiOutput(np.ones((2, 2)), 3, by="row"), "by must be one of"),
     ],
 )
 def test_mistakes_are_named(build, message):

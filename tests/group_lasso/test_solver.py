@@ -59,7 +59,7 @@ def test_outputs_that_share_features_are_the_multi_task_lasso():
     rng = np.random.default_rng(0)
     features = rng.normal(size=(25, 6))
     targets = features[:, :2] @ rng.normal(size=(2, 3)) + 0.5 * rng.normal(size=(25, 3)) + 1.0
-    design = designs.multi_output(features, 3, by="feature")
+    design = designs.MultiOutput(features, 3, by="feature")
     ours = solve(design, jnp.asarray(targets), Groups.equal(6, 3), 0.2).check()
     theirs = MultiTaskLasso(alpha=0.2, tol=1e-14, max_iter=100_000).fit(features, targets)
     np.testing.assert_allclose(ours.value.coef.reshape(6, 3).T, theirs.coef_, atol=1e-6)
@@ -81,7 +81,7 @@ def test_without_a_penalty_the_libraries_of_the_losses_agree():
     reference = HuberRegressor(alpha=0.0, epsilon=1.35, tol=1e-12, max_iter=10_000).fit(
         narrow, at.y
     )
-    huber = losses.huber(
+    huber = losses.Huber(
         1.35 * reference.scale_
     )  # theirs fits the scale too; at that scale the coefficients agree
     ours = solve(jnp.asarray(narrow), jnp.asarray(at.y), small, 0.0, loss=huber).check()
@@ -174,7 +174,7 @@ def test_designs_that_are_never_built_agree_with_the_matrix():
     y = matrix.reshape(T, -1) @ rng.normal(size=M * q) + rng.normal(size=T)
     groups = Groups.equal(M, q)
     gathered = (
-        solve(designs.budgeted_choice(actions, features, M), jnp.asarray(y), groups, 0.1)
+        solve(designs.BudgetedChoice(actions, features, M), jnp.asarray(y), groups, 0.1)
         .check()
         .value
     )
@@ -281,12 +281,12 @@ def test_multinomial_and_budgeted_gibbs_with_budget_one_agree():
     features = rng.normal(size=(40, 3))
     labels = rng.integers(0, 4, 40)
     labels[features[:, 0] > 0.5] = 2
-    design, groups = designs.multi_output(features, 4), Groups.equal(4, 3)
+    design, groups = designs.MultiOutput(features, 4), Groups.equal(4, 3)
     classes = jnp.asarray(labels, jnp.int32)
     multinomial = group_lasso.solve(
         design, classes, groups, 0.03, loss="multinomial", tol=1e-10
     ).check()
-    gibbs = losses.budgeted_gibbs(1, exactly=True)
+    gibbs = losses.BudgetedGibbs(1, exactly=True)
     policy = group_lasso.solve(
         design, classes[:, None], groups, 0.03, loss=gibbs, tol=1e-10
     ).check()

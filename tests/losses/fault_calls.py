@@ -9,10 +9,7 @@ def call(**arguments):
 
 CALLS = {
     "losses.Huber": call(delta=1.5),
-    "losses.huber": call(delta=1.5),
     "losses.SquareRoot": call(floor=0.02, least=0.1),
-    "losses.square_root": call(floor=0.02),
     "losses.BudgetedGibbs": call(budget=3, costs=np.array([1, 2, 1, 3])),
-    "losses.budgeted_gibbs": call(budget=3, exactly=False, costs=np.array([1, 2, 1, 3])),
     "losses.resolve": call(loss="squared"),
 }

@@ -21,19 +21,19 @@ ZM = jnp.asarray(RNG.normal(size=(T, M)))
 SETS = jnp.asarray([[0, -1], [2, 3], [-1, -1], [1, 0], [3, -1], [-1, 2], [0, 1], [2, 0]], jnp.int32)
 CASES = {
     "squared": (losses.Squared(), Z1, jnp.asarray(RNG.normal(size=T) * 2)),
-    "huber": (losses.huber(1.345), Z1, jnp.asarray(RNG.normal(size=T) * 3)),
+    "huber": (losses.Huber(1.345), Z1, jnp.asarray(RNG.normal(size=T) * 3)),
     "logistic": (losses.Logistic(), Z1, jnp.asarray(RNG.choice([-1.0, 1.0], T))),
     "poisson": (losses.Poisson(), Z1, jnp.asarray(RNG.poisson(1.5, T).astype(float))),
     "squared, outputs": (losses.Squared(), ZM, jnp.asarray(RNG.normal(size=(T, M)))),
     "multinomial": (losses.Multinomial(), ZM, jnp.asarray(RNG.integers(0, M, T), jnp.int32)),
-    "gibbs": (losses.budgeted_gibbs(2), ZM, SETS),
+    "gibbs": (losses.BudgetedGibbs(2), ZM, SETS),
     "gibbs, exactly": (
-        losses.budgeted_gibbs(1, exactly=True),
+        losses.BudgetedGibbs(1, exactly=True),
         ZM,
         jnp.asarray(RNG.integers(0, M, (T, 1)), jnp.int32),
     ),
     "gibbs, costs": (
-        losses.budgeted_gibbs(4, costs=[1, 2, 1, 3]),
+        losses.BudgetedGibbs(4, costs=[1, 2, 1, 3]),
         ZM,
         SETS.at[1].set(jnp.asarray([2, 3], jnp.int32)),
     ),
@@ -120,9 +120,9 @@ def test_derivatives_hold_at_zeros_ties_and_targets(name):
 
 
 def test_curvature_with_costs_uses_the_largest_affordable_set():
-    assert losses.budgeted_gibbs(4, costs=[1, 2, 1, 3]).curvature == 1.5
-    assert losses.budgeted_gibbs(7, costs=[0, 0, 9]).curvature == 1.0
-    assert losses.budgeted_gibbs(5).curvature == 0.5
+    assert losses.BudgetedGibbs(4, costs=[1, 2, 1, 3]).curvature == 1.5
+    assert losses.BudgetedGibbs(7, costs=[0, 0, 9]).curvature == 1.0
+    assert losses.BudgetedGibbs(5).curvature == 0.5
 
 
 @functools.cache
@@ -209,7 +209,7 @@ def test_float32_and_extreme_predictions_stay_finite(name):
 @pytest.mark.parametrize("size", [1.0, 1e-3], ids=["above the floor", "below it"])
 def test_the_square_root_loss_is_the_best_scale_of_squares(size):
     y, z = 3.0 + Z1, 3.0 + Z1 + size * jnp.asarray(RNG.normal(size=T))
-    loss = losses.square_root(0.1).for_data(y, jnp.zeros(T), C)
+    loss = losses.SquareRoot(0.1).for_data(y, jnp.zeros(T), C)
     mean = np.sum(C * y) / np.sum(C)
     least = float(0.1 * np.sqrt(np.sum(C * (y - mean) ** 2) / T))
     square = float(np.sum(C * (y - z) ** 2))
@@ -256,7 +256,7 @@ def test_the_square_root_loss_is_the_best_scale_of_squares(size):
 def test_the_scale_of_the_square_root_loss_is_never_zero():
     zeros = jnp.zeros(T)
     for y in (zeros, zeros + 2.5, zeros + 0.1):
-        loss = losses.square_root().for_data(y, zeros, C)
+        loss = losses.SquareRoot().for_data(y, zeros, C)
         assert (
             loss.least > 0
             and np.isfinite(loss.value(y, y, C))
@@ -265,7 +265,7 @@ def test_the_scale_of_the_square_root_loss_is_never_zero():
         assert loss.dual_value(y, y, C, zeros, jnp.asarray(jnp.inf))[1] == loss.value(y, y, C)
     for scale in (1e-30, 1e30):
         y = jnp.asarray(scale * Z1, jnp.float32)
-        loss = losses.square_root().for_data(y, 0 * y, C.astype(jnp.float32))
+        loss = losses.SquareRoot().for_data(y, 0 * y, C.astype(jnp.float32))
         np.testing.assert_allclose(
             loss.value(0 * y, y, C.astype(jnp.float32)),
             np.sqrt(np.mean(C * Z1**2)) * scale,
@@ -300,19 +300,17 @@ def test_impossible_targets_have_no_loss():
             "loss must be one of 'squared', 'logistic', 'huber', 'sqrt', 'poisson',"
             " 'multinomial'.*got 'hinge'",
         ),
-        (lambda: losses.huber(0.0), "delta must be > 0"),
-        (lambda: losses.square_root(0.0), "floor must be > 0"),
-        (lambda: losses.budgeted_gibbs(-1), "budget must be ≥ 0"),
-        (lambda: losses.budgeted_gibbs(2, costs=[0.5]), "costs must hold integers"),
-        (lambda: losses.budgeted_gibbs(1).target(SETS, (T, M), float), "rows outside the budget 1"),
+        (lambda: losses.Huber(0.0), "delta must be > 0"),
+        (lambda: losses.SquareRoot(0.0), "floor must be > 0"),
+        (lambda: losses.BudgetedGibbs(-1), "budget must be ≥ 0"),
+        (lambda: losses.BudgetedGibbs(2, costs=[0.5]), "costs must hold integers"),
+        (lambda: losses.BudgetedGibbs(1).target(SETS, (T, M), float), "rows outside the budget 1"),
         (
-            lambda: losses.budgeted_gibbs(2).target(SETS + 3, (T, M), float),
+            lambda: losses.BudgetedGibbs(2).target(SETS + 3, (T, M), float),
             "y must hold actions below 4",
         ),
         (
-            lambda: losses.budgeted_gibbs(2).target(
-                jnp.asarray([[1, 1]], jnp.int32), (1, M), float
-            ),
+            lambda: losses.BudgetedGibbs(2).target(jnp.asarray([[1, 1]], jnp.int32), (1, M), float),
             "lists an action twice",
         ),
         (

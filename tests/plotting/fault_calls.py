@@ -8,7 +8,6 @@ def axes():
 
 
 CALLS = {
-    "plotting.color_of": lambda: {"name": "sparse", "number": 1},
     "plotting.learning_curves": lambda: {
         "axes": axes(),
         "sizes": [100, 200],

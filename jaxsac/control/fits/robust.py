@@ -91,15 +91,14 @@ def robust_regression(
 
     def solve(delta, weight, state) -> Solution:
         # Huber's loss at an infinite delta is least squares: one compilation for both stages.
-        huber = dataclasses.replace(problem, loss=losses.Huber(delta)).with_sample_weight(weight)
+        loss = losses.Huber(jnp.maximum(delta, jnp.finfo(dtype).tiny))
+        huber = dataclasses.replace(problem, loss=loss).with_sample_weight(weight)
         return group_lasso.solve(huber, lam=lam, tol=tol, max_steps=max_steps, state=state)
 
-    def by_huber(residual):
-        """δ and c of the first stage, from the residuals before."""
-        return threshold * _scale(residual), weight
-
     def without_wild(residual):
-        """And of the second; all c where every record is wild."""
+        """δ and c of the second stage, from the residuals before; all c where every record is
+        wild.
+        """
         kept = jnp.where(jnp.abs(residual) <= reject * _scale(residual), weight, 0)
         total = jnp.sum(kept)
         share = jnp.sum(weight) / jnp.where(total > 0, total, 1)
@@ -109,8 +108,9 @@ def robust_regression(
         solution, delta, change = carry
         residual = residual_of(solution)
         first = number <= num_rounds
+        by_huber = threshold * _scale(residual), weight
         own_delta, kept = jax.tree.map(
-            functools.partial(jnp.where, first), by_huber(residual), without_wild(residual)
+            functools.partial(jnp.where, first), by_huber, without_wild(residual)
         )
         solution = jax.tree.map(  # with the dtypes that the loop carries
             lambda new, old: jnp.asarray(new, jnp.result_type(old)),

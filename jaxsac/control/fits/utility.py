@@ -158,7 +158,7 @@ def _refit(data: Digest, found: Fitted, tol: float, max_steps: int) -> Fitted:
 
     if size == 0:
         return found._replace(outcome=ended(jnp.zeros_like(scale)), objective=scale)
-    design = designs.budgeted_choice(_renumbered(data, data.used[found.tools]), contexts, size)
+    design = designs.BudgetedChoice(_renumbered(data, data.used[found.tools]), contexts, size)
     ridge = jnp.asarray(1 / data.task.num_records, dtype)
 
     def gradient(coef, target):
@@ -190,7 +190,7 @@ def problem(data: Digest) -> group_lasso.Problem:
     """The group lasso on the used tools."""
     size, families = capacity(data.used.size), data.families  # tools without records: few shapes
     contexts = jnp.asarray(np.asarray(data.task.log.contexts))
-    design = designs.budgeted_choice(_renumbered(data, data.used), contexts, size)
+    design = designs.BudgetedChoice(_renumbered(data, data.used), contexts, size)
     groups = Groups.equal(num_groups=size, size=data.task.num_features)
     weights = penalty = None
     if families is not None:
@@ -210,11 +210,11 @@ def problem(data: Digest) -> group_lasso.Problem:
     )
 
 
-def _renumbered(data: Digest, tools: np.ndarray) -> np.ndarray:
+def _renumbered(data: Digest, tools: np.ndarray) -> jax.Array:
     """The actions in the numbering of `tools`, -1 for others."""
     lookup = np.full(data.task.num_actions + 1, -1, np.int32)
     lookup[tools] = np.arange(tools.size)
-    return lookup[np.asarray(data.task.log.actions)]
+    return jnp.asarray(lookup[np.asarray(data.task.log.actions)])
 
 
 def _spread(data: Digest) -> np.ndarray:

@@ -4,9 +4,12 @@ their number never enters the cost.
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxsac import _loops
 from jaxsac.gibbs._polynomial import convolve
+
+_multiply = jax.vmap(convolve)  # row by row, [G, D + 1]
 
 
 def size_weights(scores: jax.Array, counts: jax.Array, budget: int) -> tuple[jax.Array, jax.Array]:
@@ -17,71 +20,47 @@ def size_weights(scores: jax.Array, counts: jax.Array, budget: int) -> tuple[jax
     are fewer than r tools) and share [B + 1, G] = exp(scores[g]) e_{r−1}(all but one tool of g) /
     e_r: the probability that it is in a set of r.
 
-    Head and tail: the 2B first copies multiply in one by one; the rest enters by B power sums and
-    Newton's identities, which are stable once the head holds B items no smaller than any of the
-    tail. Leaving one out: by products without it in the head, by e_r(all but g) = e_r − w_g
-    e_{r−1}(all but g) in the tail, for the same reason. O(G B + B³), whatever the counts.
+    The groups' polynomials, binomials, are multiplied from both ends. All terms are positive.
+    O(G B²), whatever the counts.
     """
-    dtype = scores.dtype
-    head_size = 2 * budget
-    ends = jnp.cumsum(counts)
-    starts = ends - counts
-    tail_counts = counts - jnp.clip(head_size - starts, 0, counts)
-    copies = jnp.arange(head_size, dtype=dtype)
-    owner = jnp.minimum(jnp.searchsorted(ends, copies, side="right"), scores.shape[0] - 1)
-
     live = counts > 0
-    present = copies < ends[-1]
-    # Units: the mean of the B first scores (so that e_B is of order 1), or more where the tail's
-    # mass asks for it (e_r <= mass^r / r!).
-    first = present[:budget]
-    mean = jnp.sum(jnp.where(first, scores[owner[:budget]], 0)) / jnp.maximum(
-        jnp.sum(first), 1
-    ).astype(dtype)
-    in_tail = tail_counts > 0
-    mass = jax.nn.logsumexp(
-        jnp.where(in_tail, scores, -jnp.inf), b=jnp.where(in_tail, tail_counts, 0)
-    )
-    unit = jnp.maximum(mean, mass - jnp.log(jnp.asarray(budget / jnp.e, dtype)))
-    weights = jnp.where(live, jnp.exp(jnp.where(live, scores - unit, 0)), 0)
-
-    def power_sum(power, _):
-        return power * tail_weights, jnp.sum(tail_counts * power)
-
-    tail_weights = jnp.where(in_tail, weights, 0)
-    sums = _loops.scan(power_sum, tail_weights, None, budget)[1]
-    tail = _newton_identities(sums)  # [B + 1]
-
-    # Products of the head: row k leaves copy k out, the last row is the whole head.
-    factors = jnp.where(present, weights[owner], 0)
-
-    def multiply(polynomials, item):
-        factor, index = item
-        factor = jnp.where(jnp.arange(head_size + 1) == index, 0, factor)
-        return polynomials.at[:, 1:].add(factor[:, None] * polynomials[:, :-1]), None
-
-    ones = jnp.zeros((head_size + 1, budget + 1), dtype).at[:, 0].set(1)
-    heads = _loops.scan(multiply, ones, (factors, jnp.arange(head_size)))[0]
-    products = convolve(heads, tail)
-    degrees = jnp.arange(budget + 1, dtype=dtype)
-    whole = jnp.where(degrees <= ends[-1], products[-1], 0)
-
-    def leave_out(rest, value):
-        rest = jnp.maximum(value - weights * rest, 0)
-        return rest, rest
-
-    # [B, G]: e_{r−1} without one tool of the group; in the head, without the group's first copy
-    others = _loops.scan(leave_out, jnp.zeros_like(weights), whole[:-1])[1]
-    in_head = starts < head_size
-    from_head = products[jnp.clip(starts, 0, head_size - 1).astype(jnp.int32), :-1].T
-    others = jnp.where(in_head[None, :], from_head, others)
+    scores = jnp.where(live, scores, 0)
+    # Units: the mean of the B first scores (so that e_B is of order 1), or more where the mass of
+    # the others asks for it (e_r <= mass^r / r!).
+    first = jnp.clip(budget - (jnp.cumsum(counts) - counts), 0, counts)
+    mean = first @ scores / jnp.maximum(jnp.sum(first), 1)
+    mass = jax.nn.logsumexp(scores, b=counts - first)
+    unit = lax.stop_gradient(jnp.maximum(mean, mass - jnp.log(budget / jnp.e)))
+    weights = jnp.where(live, jnp.exp(scores - unit), 0)
+    whole, beside_each = _product(_binomials(weights, counts, budget))
+    others = _multiply(beside_each, _binomials(weights, jnp.maximum(counts - 1, 0), budget))
     positive = whole > 0
-    share = weights[None, :] * others / jnp.where(positive[1:], whole[1:], 1)[:, None]
-    share = jnp.where(positive[1:, None] & live[None, :], share, 0)
-    log_sizes = jnp.where(
-        positive, jnp.log(jnp.where(positive, whole, 1)) + degrees * unit, -jnp.inf
+    safe = jnp.where(positive, whole, 1)
+    share = jnp.where(positive[1:, None], weights[None, :] * others[:, :-1].T / safe[1:, None], 0)
+    degrees = jnp.arange(budget + 1, dtype=scores.dtype)
+    log_sizes = jnp.where(positive, jnp.log(safe) + degrees * unit, -jnp.inf)
+    return log_sizes, jnp.pad(share, ((1, 0), (0, 0)))
+
+
+def _binomials(weights: jax.Array, counts: jax.Array, degree: int) -> jax.Array:
+    """The coefficients of (1 + w t)^count of each group, [G, D + 1]."""
+    degrees = jnp.arange(1, degree + 1, dtype=weights.dtype)
+    ratios = (
+        jnp.maximum(counts[:, None] - degrees[None, :] + 1, 0) / degrees[None, :] * weights[:, None]
     )
-    return log_sizes, jnp.concatenate([jnp.zeros((1, scores.shape[0]), dtype), share])
+    return jnp.pad(jnp.cumprod(ratios, axis=1), ((0, 0), (1, 0)), constant_values=1)
+
+
+def _product(factors: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The product [D + 1] of the factors [G, D + 1], and for each of them that of the others."""
+
+    def step(before, factor):
+        return _multiply(before, factor), before
+
+    ends = jnp.zeros((2, factors.shape[1]), factors.dtype).at[:, 0].set(1)
+    both = jnp.stack([factors, factors[::-1]], axis=1)
+    ends, before = _loops.scan(step, ends, both)
+    return ends[0], _multiply(before[:, 0], before[::-1, 1])
 
 
 def beside(log_sizes: jax.Array) -> jax.Array:
@@ -100,20 +79,3 @@ def size_law(log_sizes: jax.Array) -> jax.Array:
 def _fits(log_sizes: jax.Array) -> jax.Array:
     sizes = jnp.arange(log_sizes.shape[0])
     return sizes[:, None] + sizes[None, :] < log_sizes.shape[0]
-
-
-def _newton_identities(sums: jax.Array) -> jax.Array:
-    """e_0..e_B from power sums p_1..p_B: e_r = (1/r) Σ_i (−1)^(i−1) e_{r−i} p_i, never below 0."""
-    budget, dtype = sums.shape[0], sums.dtype
-    index = jnp.arange(budget)
-    signed = sums * jnp.where(index % 2 == 0, 1, -1).astype(dtype)
-
-    def step(polynomial, r):
-        earlier = jnp.where(index < r, polynomial[jnp.clip(r - 1 - index, 0, budget)], 0)
-        return polynomial.at[r].set(
-            jnp.maximum(jnp.sum(earlier * signed) / r.astype(dtype), 0)
-        ), None
-
-    return _loops.scan(
-        step, jnp.zeros((budget + 1,), dtype).at[0].set(1), jnp.arange(1, budget + 1)
-    )[0]

@@ -8,12 +8,11 @@ from jax import lax
 
 from jaxsac import _checks
 from jaxsac.group_lasso.methods import columns
-from jaxsac.group_lasso.methods.host import path, rounds, square_root
+from jaxsac.group_lasso.methods.host import path, rounds
 from jaxsac.group_lasso.methods.limits import (
     COLUMNS,
     LOOP,
     METHODS as METHODS,
-    SQUARE_ROOT,
     WORKING_SETS,
     Lams,
     Limits,
@@ -62,12 +61,6 @@ TABLE = (
         lambda problem, concrete: concrete and rounds.applies(problem),
         _by_values(rounds.solve),
         path.solve_path,
-    ),
-    Method(
-        METHODS[SQUARE_ROOT],
-        lambda problem, concrete: concrete and square_root.applies(problem),
-        _by_values(square_root.solve),
-        square_root.solve_path,
     ),
     Method(
         METHODS[COLUMNS],

@@ -12,8 +12,8 @@ from jaxsac.group_lasso.problem.free import geometric, lam_max_of
 from jaxsac.group_lasso.problem.objective import Coefficients, Objective, recentre, with_lam
 from jaxsac.solution import Solution
 
-METHODS = ("working_sets", "square_root", "columns", "loop")  # in order of preference
-WORKING_SETS, SQUARE_ROOT, COLUMNS, LOOP = range(4)
+METHODS = ("working_sets", "columns", "loop")  # in order of preference
+WORKING_SETS, COLUMNS, LOOP = range(3)
 
 
 class Limits(NamedTuple):

@@ -59,7 +59,7 @@ def test_the_answer_is_a_certified_huber_fit_at_its_own_scale():
     np.testing.assert_allclose(found.stats["noise"], scale, rtol=1e-3)
     assert float(found.stats["scale_change"]) < 1e-3
     direct = group_lasso.solve(
-        X, y, GROUPS, LAM, loss=losses.huber(float(found.stats["delta"])), tol=1e-8
+        X, y, GROUPS, LAM, loss=losses.Huber(float(found.stats["delta"])), tol=1e-8
     )
     np.testing.assert_allclose(found.value.coef, direct.value.coef, atol=1e-4)
     # The second stage is the group lasso of the records that the first one keeps, and finds every

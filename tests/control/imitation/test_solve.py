@@ -153,11 +153,11 @@ def test_against_the_group_lasso_solver():
     log = sparse_tool_log(jax.random.key(2), num_actions=tools, budget=budget, **shape)
     lam = 0.05
     dense = group_lasso.solve(
-        designs.multi_output(log.contexts, tools),
+        designs.MultiOutput(log.contexts, tools),
         log.actions,
         jaxsac.Groups.equal(num_groups=tools, size=3),
         lam,
-        loss=losses.budgeted_gibbs(budget),
+        loss=losses.BudgetedGibbs(budget),
         tol=1e-8,
     ).check()
     made = control.Log(log.contexts, log.actions)

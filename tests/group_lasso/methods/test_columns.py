@@ -24,7 +24,7 @@ SIGNALS = X @ jnp.asarray(RNG.normal(size=(G * Q, M)) * (np.arange(G * Q) < 4)[:
 CLASSES = jnp.asarray(np.argmax(SIGNALS + RNG.gumbel(size=(T, M)), axis=1), jnp.int32)
 TARGETS = SIGNALS + jnp.asarray(RNG.normal(size=(T, M)))
 FAMILIES = Level(Groups.equal(G // 4, 4 * Q), jnp.full(G // 4, 0.5))
-BY_FEATURE, BY_OUTPUT = (designs.multi_output(X, M, by=by) for by in ("feature", "output"))
+BY_FEATURE, BY_OUTPUT = (designs.MultiOutput(X, M, by=by) for by in ("feature", "output"))
 FEATURES, COLUMNS = Groups.equal(G * Q, M), Groups.from_labels(np.tile(np.arange(G * Q), M))
 FREE = jnp.asarray(np.where(np.arange(G) == 7, 0.0, 1.0))
 

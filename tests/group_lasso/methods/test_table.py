@@ -21,7 +21,7 @@ def test_the_table():
     assert tuple(method.name for method in TABLE) == METHODS == group_lasso.METHODS
     for words, expected in (
         ({}, "working_sets"),
-        ({"loss": "sqrt"}, "square_root"),
+        ({"loss": "sqrt"}, "columns"),
         ({"penalty": Penalty(ridge=0.1)}, "columns"),
         ({"X": designs.Centred(designs.as_design(X), jnp.full(64, 1 / 64))}, "loop"),
     ):

@@ -88,7 +88,7 @@ def test_no_false_convergence(loss):
     @jax.jit
     @jax.vmap
     def run(features, y, weights, counts, ratio):
-        design = designs.multi_output(features, M, by="feature")
+        design = designs.MultiOutput(features, M, by="feature")
         keywords = dict(loss=loss, weights=weights, sample_weight=counts, intercept=True)
         lam = ratio * group_lasso.lam_max(design, y, GROUPS, **keywords)
         return lam, group_lasso.solve(design, y, GROUPS, lam, **keywords)

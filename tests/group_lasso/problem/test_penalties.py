@@ -164,7 +164,7 @@ def test_multi_task_elastic_net_is_that_of_scikit_learn():
     rng = np.random.default_rng(0)
     features = rng.normal(size=(25, 6))
     targets = features[:, :2] @ rng.normal(size=(2, 3)) + 0.5 * rng.normal(size=(25, 3)) + 1.0
-    design, groups = designs.multi_output(features, 3, by="feature"), Groups.equal(6, 3)
+    design, groups = designs.MultiOutput(features, 3, by="feature"), Groups.equal(6, 3)
     ours = group_lasso.solve(
         design,
         jnp.asarray(targets),

@@ -43,13 +43,13 @@ class At(NamedTuple):
     floor: float
 
 
-def fits(problem: Objective) -> bool:
-    """Whether working sets are for a concrete problem, but for its loss: a large dense design on a
-    CPU, one output, groups with a block form, few free columns, lam > 0, and nothing in the penalty
+def applies(problem: Objective) -> bool:
+    """Whether this method is for a concrete problem: a separable loss of one output, a large dense
+    design on a CPU, groups with a block form, few free columns, lam > 0, and nothing in the penalty
     beside the norms of the groups.
     """
     design, groups = uncentred(problem), problem.groups
-    if not isinstance(design, Dense) or problem.offset.ndim != 1:
+    if not isinstance(design, Dense) or problem.offset.ndim != 1 or not problem.loss.separable:
         return False
     if design.matrix.size < _WORTHWHILE or problem.extra is not None or problem.free_lam:
         return False
@@ -58,11 +58,6 @@ def fits(problem: Objective) -> bool:
     if problem.most_free > FEW_FREE:
         return False
     return next(iter(design.matrix.devices())).platform == "cpu"
-
-
-def applies(problem: Objective) -> bool:
-    """Whether this method is for a concrete problem."""
-    return problem.loss.separable and fits(problem)
 
 
 def solve(problem: Objective, limits: Limits, at: Coefficients | None) -> Solution:

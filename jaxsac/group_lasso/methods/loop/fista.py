@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxsac.designs import largest_eigenvalue, squared_norm
+from jaxsac.designs.maps import largest_eigenvalue, squared_norm
 from jaxsac.group_lasso.problem.objective import Coefficients, Objective
 from jaxsac.solution import register
 
