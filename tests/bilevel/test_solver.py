@@ -123,9 +123,9 @@ def test_x_waits_while_its_hypergradient_is_not_known():
 
 @pytest.mark.parametrize("difference", FAST)
 def test_a_slow_lower_level_holds_x_back(difference):
-    """y* = x, the optimum 1; z comes near by 0.03 of the way a step: an x that does not wait, with a
-    rate of 0.3, swings out, ever further (to 1e11 in 2,050 steps). By 3e-8 a step nothing is solved
-    and x stays.
+    """y* = x, the optimum 1; z comes near by 0.03 of the way a step: an x that does not wait, with
+    a rate of 0.3, swings out, ever further (to 1e11 in 2,050 steps). By 3e-8 a step nothing is
+    solved and x stays.
     """
     problem = bilevel.Problem(lambda x, y: 0.5 * (y - 1) ** 2, lambda x, y: 0.05 * (y - x) ** 2)
 
