@@ -99,6 +99,7 @@ class Reason(enum.IntEnum):
     PATIENCE = 2
     NO_MINIMISER = 3
     EARLY_STOP = 4
+    LOWER_LEVEL = 5
 
     @property
     def message(self) -> str:
@@ -115,6 +116,9 @@ _ADVICE = {
     " ridge, or penalise what is free.",
     Reason.EARLY_STOP: "the value to be minimised no longer fell: take the answer as it is, or"
     " raise `patience`.",
+    Reason.LOWER_LEVEL: "the upper variable waited for a lower level that its steps had not solved:"
+    " take more `inner_steps`, another `inner` or rate, or outer steps by `bilevel.hypergradient`,"
+    " which solves it by Newton's method.",
 }
 
 RUNNING = int(np.iinfo(np.int32).max)  # no Status has this code, and it never leaves a loop

@@ -13,7 +13,7 @@ import optax
 from jax import lax
 
 from benchmarks.harness import NOT_RUN, Options
-from jaxsac import Status, bilevel
+from jaxsac import Reason, Status, bilevel
 
 TEMPERATURE, HASTY, PATIENT = 0.05, 0.95, 0.99  # the follower's discount, and the leader's
 PRICE, RIDGE = 0.01, 1e-4
@@ -145,6 +145,18 @@ def table(options: Options, dtype: Any) -> list[dict[str, Any]]:
         network = eqx.nn.MLP(2, 4, 16, 1, jnp.tanh, key=first, dtype=dtype)
         x, network, state, certified = unpaid, answer(unpaid, network), outer.init(unpaid), 0
         row = {"seed": seed} | measured("unpaid", network, keys[0])
+        single = bilevel.solve(
+            problem,
+            unpaid,
+            network,
+            sigma="relative",
+            outer=outer,
+            inner=bilevel.paired_adam(0.01),
+            data=temperature,
+            max_steps=10 if options.smoke else 1000,
+        )
+        follower = answer(single.value.x, network, 1e-2)
+        row["single loop, exact"] = -problem.upper(single.value.x, follower, temperature)
         for step in range(steps):
             found = bilevel.hypergradient(
                 problem, x, network, data=temperature, tol=1e-2, max_steps=1000
@@ -162,5 +174,6 @@ def table(options: Options, dtype: Any) -> list[dict[str, Any]]:
         rows.append(
             {name: float(value) for name, value in row.items()}
             | {"seed": seed, "certified": f"{certified} of {steps}"}
+            | {"single loop ended": Reason(int(single.stats["reason"])).name}
         )
     return rows

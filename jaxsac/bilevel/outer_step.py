@@ -39,6 +39,7 @@ from jaxsac.bilevel.problem import (
 from jaxsac.bilevel.schemes import Scheme, cross_term
 
 _UNROLL = 5  # inner loops up to this length are unrolled: a loop costs more than a small gradient
+_TRUST = 0.5  # of ‖c‖ may be wrong while x moves
 _BATCH = anything("what upper and lower get as their third argument")
 
 
@@ -69,14 +70,17 @@ class _Inner(NamedTuple):
 
 
 class _Moved(NamedTuple):
-    """z and d after the inner steps, the norms of the last directions, and whether x is to wait."""
+    """z and d after the inner steps, the last directions, f_y where z ended, and whether the lower
+    level curves down along d.
+    """
 
     z: Tree
     d: Tree
     optimizer: Any
     recursion: Recursion | None
-    residuals: tuple[jax.Array, jax.Array]
-    waits: jax.Array
+    directions: tuple[Tree, Tree]
+    pull: Tree
+    down: jax.Array
 
 
 @arguments(problem=record(Problem), x0=VARIABLES, y0=VARIABLES, method=record(Method), key=key())
@@ -140,10 +144,14 @@ def step(
         h = f_x(x, y) + [g_x(x, y) − g_x(x, z)] / σ,   x ← project_x(outer(x, h))
 
     With central_linear the K steps of z come first, then c = f_y(x, z), then K steps of d: the
-    order that allows the largest outer rates. Without batches it leaves x, and the outer optimiser,
-    where they are while the lower level curves down along d, as it cannot at a minimiser (that of a
-    batch may): x waits for z, lest it follow a d that grows without bound. Cost in gradients:
-    forward 2K + 3, central 2K + 4, central_linear 3K + 3.
+    order that allows the largest outer rates. Cost in gradients: forward 2K + 3, central 2K + 4,
+    central_linear 3K + 3.
+
+    Without batches x, and the outer optimiser, wait where they are while h is not to be trusted:
+    while ‖u_d‖ > ½ ‖c‖ (½ of d's equation is not solved), while c changes by more than ½ ‖c‖ where
+    z goes by −u_z ‖d‖ / ‖c‖ (about where it will come to rest), which is one upper gradient more
+    (two, but for central_linear), and while the lower level curves down along d (central_linear),
+    as it cannot at a minimiser. Not with a `prox_y`.
 
     * `sigma`: σ > 0, a number, a schedule (step number -> number) or "relative" (where rounding and
       bias balance in the dtype, from ‖z‖ / ‖d‖); d is kept when it changes, so that the copies move
@@ -191,8 +199,12 @@ def advance(
     else:
         moved = together(oracle, inner, state, sigma)
         h = scheme.hypergradient(oracle, x, moved.z, moved.d, sigma)
-    z, d, optimizer, recursion, residuals, waits = moved
-    waits &= whole
+    z, d, optimizer, recursion, directions, c, down = moved
+    residuals = norm(directions[0]), norm(directions[1])
+    waits = jnp.asarray(False)
+    if whole and problem.prox_y is None:
+        c = oracle.upper_y(x, z) if c is None else c
+        waits = down | _doubtful(oracle, x, z, scheme.first(d), directions[0], residuals[1], c)
     if recursion is not None:
         weight = jnp.maximum(momentum, 1 / (state.num_steps + 1).astype(momentum.dtype))
         at_last = scheme.hypergradient(oracle, *recursion.outer_point, sigma)
@@ -244,12 +256,11 @@ def together(oracle: Oracle, inner: _Inner, state: State, sigma: jax.Array) -> _
         z, d, optimizer = paired_step(
             oracle.problem, scheme, inner.optimizer, directions, optimizer, x, z, d, sigma
         )
-        residuals = norm(directions[0]), norm(directions[1])
-        return _Moved(z, d, optimizer, recursion, residuals, never)
+        return _Moved(z, d, optimizer, recursion, directions, None, never)
 
-    zero, never = jnp.zeros((), sigma.dtype), jnp.asarray(False)
+    never, directions = jnp.asarray(False), (zeros(state.z), zeros(state.d))
     optimizer = _unpacked(state.inner, inner.optimizer.init, state.z, state.d)
-    start = _Moved(state.z, state.d, optimizer, state.recursion, (zero, zero), never)
+    start = _Moved(state.z, state.d, optimizer, state.recursion, directions, None, never)
     return inner.repeat(oracle, body, start)
 
 
@@ -265,23 +276,34 @@ def one_after_the_other(
         z, of_z, _ = carry
         u_z = oracle.lower_y(x, z)
         change, of_z = optimizer.update_z(u_z, of_z, z)
-        return add(z, change), of_z, norm(u_z)
+        return add(z, change), of_z, u_z
 
     def move_d(carry, k, oracle):
         d, of_d, *_ = carry
         curvature = cross_term(oracle, x, z, d, sigma, of_y=True)
         u_d = add(c, curvature)
         change, of_d = optimizer.update_d(u_d, of_d, d, z)
-        return add(d, change), of_d, norm(u_d), dot(d, curvature) < 0
+        return add(d, change), of_d, u_d, dot(d, curvature) < 0
 
-    zero = jnp.zeros((), sigma.dtype)
     start = _unpacked(state.inner, optimizer.init, state.z, state.d)
-    z, middle, residual_z = inner.repeat(oracle, move_z, (state.z, start, zero))
+    z, middle, u_z = inner.repeat(oracle, move_z, (state.z, start, zeros(state.z)))
     upper_x, c = oracle.upper_gradients(x, z)
-    start = (state.d, middle, zero, jnp.asarray(False))
-    d, end, residual_d, waits = inner.repeat(oracle, move_d, start)
+    start = (state.d, middle, zeros(state.d), jnp.asarray(False))
+    d, end, u_d, down = inner.repeat(oracle, move_d, start)
     h = add(upper_x, cross_term(oracle, x, z, d, sigma))
-    return h, _Moved(z, d, end, None, (residual_z, residual_d), waits)
+    return h, _Moved(z, d, end, None, (u_z, u_d), c, down)
+
+
+def _doubtful(
+    oracle: Oracle, x: Tree, z: Tree, d: Tree, u_z: Tree, residual_d: jax.Array, c: Tree
+) -> jax.Array:
+    """Whether h is not known to a half; see `step`. The curvature that d has met is one of z's, and
+    the only one at hand.
+    """
+    pull = norm(c)
+    inverse = norm(d) / jnp.where(pull > 0, pull, 1.0)
+    change = subtract(oracle.upper_y(x, add(z, u_z, -inverse)), c)
+    return jnp.maximum(residual_d, norm(change)) > _TRUST * pull
 
 
 @arguments(

@@ -36,6 +36,7 @@ class _Run(NamedTuple):
     state: State
     least: jax.Array  # [] the upper value when it last fell
     fruitless: jax.Array  # [] int32: checks since
+    waited: jax.Array  # [] int32: steps since x moved
 
 
 @register
@@ -119,8 +120,9 @@ def solve(
     first ‖h‖ that was known to a half, and neither diagnostic of a wrong σ fires; it certifies a
     stationary point of Φ_σ. A σ too large for the difference, or a lower level of several basins,
     ends as STALLED or MAX_STEPS with `consistency` > 0.5 or `lower_gap` < 0; a diverging inner rate
-    as NONFINITE. Not differentiable (a derivative of a hypergradient needs second-order products):
-    differentiate through `argmin`.
+    as NONFINITE; where x waited through the last `check_every` steps for a lower level that `inner`
+    does not solve, the reason is LOWER_LEVEL. Not differentiable (a derivative of a hypergradient
+    needs second-order products): differentiate through `argmin`.
 
     Raises: ValueError for σ ≤ 0 (traced: NONFINITE), for structures that do not fit, and for
     methods that do not go together.
@@ -177,10 +179,11 @@ def _solve(
             inner_batches = jax.vmap(sample, in_axes=(0, None))(keys, data)
             batch = sample(outer_key, data)
         now = sigma.at(scheme, state)
-        state, _ = take_step(
+        state, report = take_step(
             problem, state, method, now, batch, inner_batches, momentum, sample is None
         )
-        return run._replace(state=state._replace(key=key))
+        waited = jnp.where(report["waits"], run.waited + 1, 0)
+        return run._replace(state=state._replace(key=key), waited=waited)
 
     def judge(run: _Run) -> tuple[_Run, Measurement]:
         state = run.state
@@ -197,12 +200,12 @@ def _solve(
         fell = judged & (at_most < run.least - 16 * eps * jnp.abs(upper))
         least = jnp.where(fell, at_most, run.least)
         fruitless = jnp.where(fell, 0, run.fruitless + jnp.int32(judged))
-        return _Run(state, least, fruitless), measured._replace(certificate=certificate)
+        return _Run(state, least, fruitless, run.waited), measured._replace(certificate=certificate)
 
-    (last, _, fruitless), _, status, stats = run_checked(
+    (last, _, fruitless, waited), _, status, stats = run_checked(
         advance,
         judge,
-        _Run(state, jnp.full((), jnp.inf, tol.dtype), jnp.int32(0)),
+        _Run(state, jnp.full((), jnp.inf, tol.dtype), jnp.int32(0), jnp.int32(0)),
         state.x,
         tol=tol,
         max_steps=max_steps,
@@ -210,8 +213,12 @@ def _solve(
         patience=200,
         useful=lambda run: run.fruitless < patience,
     )
-    early = (status == Status.STALLED) & (fruitless >= patience)
-    stats["reason"] = jnp.where(early, jnp.int32(Reason.EARLY_STOP), stats["reason"])
+    reason, ended = stats["reason"], status == Status.STALLED
+    slow = (ended | (status == Status.MAX_STEPS)) & (waited >= check_every)
+    slow &= reason != Reason.NO_MINIMISER
+    reason = jnp.where(slow, jnp.int32(Reason.LOWER_LEVEL), reason)
+    early = ended & (fruitless >= patience)
+    stats["reason"] = jnp.where(early, jnp.int32(Reason.EARLY_STOP), reason)
     now = sigma.at(scheme, last)
     stats |= {"upper": oracle.upper(last.x, last.z), "sigma": now}
     value = jax.tree.map(

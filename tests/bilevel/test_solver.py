@@ -14,7 +14,7 @@ import optax
 import pytest
 from bilevel.beds import QUADRATIC, SCALAR, quadratic, quadratic_lower, quadratic_upper, quadratic_x
 
-from jaxsac import Status, bilevel
+from jaxsac import Reason, Status, bilevel
 from jaxsac.problems import bilevel as problems
 
 OUTER, INNER = optax.sgd(0.05), optax.sgd(0.3)
@@ -91,9 +91,9 @@ def test_x_waits_for_no_batch():
     assert not waits.any() and abs(x[1000:].mean() - 0.9) < 4 * 2 / 3000**0.5
 
 
-def test_x_waits_while_the_lower_level_curves_down_along_d():
+def test_x_waits_while_its_hypergradient_is_not_known():
     """Two wells, from the ridge between them: there d grows, and x must not follow it. Along d the
-    difference of y³ − y is d (3 z² + σ² d² − 1), by hand.
+    difference of y³ − y is d (3 z² + σ² d² − 1), and f_yy = 1, by hand.
     """
     problem = bilevel.Problem(
         lambda x, y: 0.5 * (y - 0.5) ** 2 + 0.5 * x**2,
@@ -103,18 +103,47 @@ def test_x_waits_while_the_lower_level_curves_down_along_d():
 
     def one(state, _):
         new, report = bilevel.step(problem, state, method, sigma=sigma)
-        return new, (state.x, state.d, new.z, report["waits"])
+        return new, (state.x, (state.z, new.z), (state.d, new.d), report["waits"])
 
     start = bilevel.init(problem, jnp.asarray(0.1), jnp.asarray(1e-3), method)
-    end, (x, d, z, waits) = jax.jit(lambda state: jax.lax.scan(one, state, length=300))(start)
-    down = (d != 0) & (3 * z**2 + (sigma * d) ** 2 < 1)
-    np.testing.assert_array_equal(waits, down)
-    assert 10 < np.sum(waits) < 60 and not waits[0]
+    scan = jax.jit(lambda state: jax.lax.scan(one, state, length=300))
+    end, (x, (before, z), (d, new_d), waits) = scan(start)
+    curvature, c = d * (3 * z**2 + (sigma * d) ** 2 - 1), z - 0.5
+    down, half = d * curvature < 0, np.abs(c) / 2
+    unsolved = np.abs(c + curvature) > half
+    moving = np.abs(new_d / c * (before**3 - before - 0.1 * x)) > half
+    np.testing.assert_array_equal(waits, down | unsolved | moving)
+    assert 10 < np.sum(waits) < 60 and (unsolved & ~down & ~moving).any()
     moved = np.diff(np.append(x, end.x)) != 0
     np.testing.assert_array_equal(moved, ~np.asarray(waits))
     # where h = x + 0.1 f_y / g_yy vanishes
     y = np.roots([1, 0, -1, -0.1 * float(end.x)]).real.max()
     np.testing.assert_allclose(end.x, -0.1 * (y - 0.5) / (3 * y**2 - 1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("difference", FAST)
+def test_a_slow_lower_level_holds_x_back(difference):
+    """y* = x, the optimum 1; z comes near by 0.03 of the way a step: an x that does not wait, with
+    a rate of 0.3, swings out, ever further (to 1e11 in 2,050 steps). By 3e-8 a step nothing is
+    solved and x stays.
+    """
+    problem = bilevel.Problem(lambda x, y: 0.5 * (y - 1) ** 2, lambda x, y: 0.05 * (y - x) ** 2)
+
+    def run(rate, steps):
+        return bilevel.solve(
+            problem,
+            jnp.asarray(0.0),
+            jnp.asarray(0.0),
+            difference=difference,
+            outer=optax.sgd(0.3),
+            inner=optax.sgd(rate),
+            max_steps=steps,
+        )
+
+    np.testing.assert_allclose(run(0.3, 2000).value.x, 1, atol=1e-3)
+    still = run(3e-7, 100)
+    assert still.status == Status.MAX_STEPS and still.stats["reason"] == Reason.LOWER_LEVEL
+    assert still.value.x == 0
 
 
 def forward_products(difference, inner_steps):
