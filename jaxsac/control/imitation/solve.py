@@ -11,6 +11,7 @@ from jaxsac._rounds import Progress, rounds
 from jaxsac.control.data.digest import Digest, digest
 from jaxsac.control.imitation import step
 from jaxsac.control.imitation.certificate import DualGap, dual_gap, largest_norm
+from jaxsac.control.imitation.forward_backward import RENEWED
 from jaxsac.control.imitation.likelihood import Evaluation, Working
 from jaxsac.control.imitation.products import Products, products
 from jaxsac.control.imitation.working import (
@@ -91,7 +92,7 @@ def solve(
         if not fixed:
             at = _next_set(at, lam, ridge)
         if data.task.num_features > _MATRICES:
-            return _quasi_newton_steps(at, lam, ridge)
+            return _quasi_newton_steps(at, lam, ridge, progress.num_steps)
         return _newton_step(at, lam, ridge, progress.num_steps)
 
     outcome = rounds(
@@ -199,11 +200,12 @@ def _newton_step(at: _At, lam: float, ridge: float, num_steps: int) -> _At:
     )
 
 
-def _quasi_newton_steps(at: _At, lam: float, ridge: float) -> _At:
+def _quasi_newton_steps(at: _At, lam: float, ridge: float, num_steps: int) -> _At:
     """Some steps by products, and a look at the gap where they end."""
     model = at.model
-    if not isinstance(model, Products):
-        model = products(at.data, at.working, at.point, at.found, lam, ridge)
+    if not isinstance(model, Products) or num_steps in RENEWED:
+        floored = at.floored and num_steps < _FLOOR_STEPS
+        model = products(at.data, at.working, at.point, at.found, lam, ridge, floored)
     before = model.iteration.evaluations
     for _ in range(_STEPS):
         model.iteration.advance()
