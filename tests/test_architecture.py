@@ -19,7 +19,7 @@ PACKAGE = pathlib.Path(jaxsac.__file__).parent
 FLOORS = [
     {"solution", "_canary", "_checks", "_files", "_sizes", "_loops"},
     {"_arguments"},
-    {"_iterate", "_implicit", "_linear", "trials"},
+    {"_iterate", "_implicit", "_linear", "_quantiles", "trials"},
     {"_rounds"},
     {"prox", "gibbs"},
     {"designs", "losses"},

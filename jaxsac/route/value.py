@@ -7,12 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxsac import gibbs
-from jaxsac.route import evaluate
+from jaxsac import control, gibbs
 from jaxsac.route.log_file import RouteLog
 
 FEW = 20  # groups that say nothing about others
-_LEVEL = 0.975
 _RIDGE = 1e-3  # of a record
 
 
@@ -29,14 +27,11 @@ def value(
     (doubly robust, Dudík, Langford & Li 2011; self-normalised); else of all, the first term alone
     (direct): then it is right as far as m is.
 
-    The standard error is a bootstrap's over groups, and not below half of the utilities' range in
-    parts of the effective number of groups, (Σ_g w_g)² / Σ_g w_g² (Kish 1965); the interval is
-    Student's with one degree of freedom less than that number, within the range.
+    The interval is that of `control.importance_value` by groups, the error of the fit included,
+    within the range of the utilities: all of it where nothing agrees or there is one group.
 
     * `z`: scores [n, M], −∞ for what was not shown; `actions`: sets, int32 [n, B], padded with −1.
     """
-    import scipy.stats
-
     drawn = None if log.propensities is None else np.flatnonzero(np.isfinite(log.propensities))
     if drawn is not None and drawn.size >= 2:
         z, actions, log = z[drawn], actions[drawn], log.take(drawn)
@@ -50,44 +45,32 @@ def value(
     if drawn is not None:
         law = jax.vmap(lambda a, one: gibbs.log_prob(a, one, **given))(actions, z)
         ratio = np.asarray(law, float) - np.log(np.asarray(log.propensities))
-    # Self-normalised weights know no scale; so none overflows.
-    weights = np.exp(ratio - ratio.max(initial=-1e300))
+        ratio -= ratio.max(initial=-1e300)  # self-normalised weights know no scale
     p = np.asarray(jax.vmap(lambda one: gibbs.marginals(one, **given))(z), float)
     inside = np.take_along_axis(p, np.maximum(actions, 0), axis=1) * (actions >= 0)
     ones, total = np.ones(len(z)), p.sum(axis=1)
     logged = np.stack([ones, (actions >= 0).sum(axis=1), inside.sum(axis=1), total], axis=1)
     expected = np.stack([ones, total, (p * p).sum(axis=1), total], axis=1)
-    _, group = np.unique(log.groups, return_inverse=True)
-
-    def sums(values: np.ndarray) -> np.ndarray:
-        """Of each group, [G, ...]."""
-        found = np.zeros((group.max() + 1, *values.shape[1:]))
-        np.add.at(found, group, values)
-        return found
-
-    size = logged.shape[1]
-    squares = sums(logged[:, :, None] * logged[:, None, :]).reshape(-1, size * size)
-    products, means, mass = sums(logged * utilities[:, None]), sums(expected), sums(weights)
-    gains, models = sums(weights * utilities), sums(weights[:, None] * logged)
-
-    def values(times: np.ndarray) -> np.ndarray:
-        """By how often each group counts, [draws, G]."""
-        normal = (times @ squares).reshape(-1, size, size) + _RIDGE * np.eye(size)
-        fit = np.linalg.solve(normal, (times @ products)[:, :, None])[:, :, 0]
-        model = np.sum(times @ means * fit, axis=1) / (times @ means)[:, 0]
-        error = times @ gains - np.sum(times @ models * fit, axis=1)
-        return model + error / np.maximum(times @ mass, 1e-300) * (drawn is not None)
-
-    # 0 where the law never does what was drawn: the interval is the whole range.
-    groups, effective = mass.size, float(mass.sum() ** 2 / max(np.sum(mass**2), 1e-300))
-    (found,) = values(np.ones((1, groups)))
-    spread = np.std(values(evaluate.times_drawn(groups)), ddof=1)
-    error = np.hypot(spread, (high - low) / max(2 * effective, 1e-9))
-    reach = error * scipy.stats.t.ppf(_LEVEL, max(effective - 1, 1e-2))
+    inverse = np.linalg.inv(logged.T @ logged + _RIDGE * np.eye(logged.shape[1]))
+    fit = inverse @ (logged.T @ utilities)
+    predicted, model, moved = logged @ fit, expected @ fit, expected.mean(axis=0)
+    if drawn is not None and np.exp(ratio).any():
+        moved -= np.average(logged, axis=0, weights=np.exp(ratio))
+    # What each record does to the value through the fit.
+    through = len(z) * (logged @ inverse @ moved) * (utilities - predicted)
+    judged = control.importance_value(
+        ratio,
+        utilities,
+        predicted=utilities if drawn is None else predicted,
+        expected=model + through - through.mean(),
+        groups=np.unique(log.groups, return_inverse=True)[1],
+    )
+    found, lower, upper = np.clip(judged[:1] + judged[2:4], low, high).astype(float)
+    effective = float(np.nan_to_num(judged.effective_sample_size))
     return {
-        "value": float(found),
-        "lower": float(np.clip(found - reach, low, high)),
-        "upper": float(np.clip(found + reach, low, high)),
+        "value": float(model.mean() if np.isnan(found) else found),
+        "lower": float(low if np.isnan(lower) else lower),
+        "upper": float(high if np.isnan(upper) else upper),
         "method": "direct" if drawn is None else "doubly robust",
         "effective_groups": effective,
         "few": effective < FEW,

@@ -149,6 +149,7 @@ CALLS = {
         "utilities": UTILITIES,
         "predicted": 0.5 * UTILITIES,
         "expected": CONTEXTS[:, 1],
+        "groups": np.arange(T) % 5,
         "self_normalised": True,
         "max_weight": 2.0,
         "confidence": 0.9,

@@ -10,9 +10,9 @@ import pytest
 from subsample_q.models import brute_force_q, random_arrays, random_model
 
 from jaxsac import Status, subsample_q as sq
+from jaxsac._quantiles import student_quantile
 from jaxsac.problems import subsample_q as problems
 from jaxsac.subsample_q.exact.iteration.criterion import typical_range
-from jaxsac.subsample_q.trust.gap import student_quantile
 
 MODEL = random_model(5)
 KEY = jax.random.key(0)

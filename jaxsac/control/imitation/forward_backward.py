@@ -11,10 +11,16 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+
+from jaxsac import _loops
 
 _MEMORY = 12
 _LENGTHS = (1.0, 0.5, 0.25, 0.0)  # of a quasi-Newton step; 0 is the proximal gradient step
+_TURNS = 8  # of the power method
+RENEWED = (3, 7)  # looks after which curvatures are taken anew, where tools are fitted
 _LEAST = 1e-12  # step size γ below which nothing is halved any more
 
 
@@ -125,10 +131,22 @@ def shrunk(
     return coef * (kept / np.where(norms > 0, norms, 1))[:, None], kept
 
 
-def largest_moment(contexts: np.ndarray, weights: np.ndarray) -> float:
-    """Nearly the largest eigenvalue of Σ_t w_t ψ_t ψ_t'."""
-    vector = np.ones(contexts.shape[1])
-    for _ in range(8):
-        vector = (weights * (contexts @ vector)) @ contexts
-        vector /= max(float(np.linalg.norm(vector)), np.finfo(float).tiny)
-    return float(weights @ (contexts @ vector) ** 2)
+@jax.jit
+def curvatures(
+    contexts: jax.Array, marginals: jax.Array, row_weights: jax.Array, floor: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Of every tool, with s_t = w_t max(μ_tj (1 − μ_tj), floor_j): nearly the largest eigenvalue of
+    Σ_t s_t ψ_t ψ_t', and Σ_t s_t; from marginals [W, N]. The records of one tool are alike, so that
+    their direction may have many times the curvature that it has among all records.
+    """
+    spread = jnp.maximum(marginals * (1 - marginals), floor[:, None]) * row_weights[None, :]
+
+    def turn(_, found):
+        vectors = found / jnp.maximum(jnp.linalg.norm(found, axis=1, keepdims=True), 1e-30)
+        along = spread * jnp.matmul(vectors, contexts.T, precision="highest")
+        return jnp.matmul(along, contexts, precision="highest")
+
+    shape = marginals.shape[0], contexts.shape[1]
+    start = jax.random.normal(jax.random.key(0), shape, contexts.dtype)
+    found = _loops.fori_loop(0, _TURNS, turn, start)
+    return jnp.linalg.norm(found, axis=1), jnp.sum(spread, axis=1)

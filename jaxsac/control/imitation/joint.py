@@ -84,11 +84,12 @@ class Penalties(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """L, its gradient, and Σ_t w_t H(π_t), the entropies of both rows."""
+    """L, its gradient, Σ_t w_t H(π_t), the entropies of both rows, and their marginals' mean."""
 
-    value: jax.Array
+    value: jax.Array  # []
     gradient: Point
-    entropy: jax.Array
+    entropy: jax.Array  # []
+    marginals: jax.Array  # [U, T]
 
 
 @functools.partial(jax.jit, static_argnames=("budget", "exactly"))
@@ -125,8 +126,13 @@ def evaluate(point: Point, data: Data, *, budget: int, exactly: bool) -> Evaluat
             jnp.zeros((), dtype),
         )
 
+    def marginals(pull):
+        use = pull + jnp.where(data.chosen[:used], data.row_weights[None, :], 0)
+        own = jnp.where(data.row_weights > 0, data.row_weights, 1)
+        return jnp.clip(use / own[None, :], 0, 1)
+
     if data.hidden is None:
-        return Evaluation(value, gradient(pull), entropy)
+        return Evaluation(value, gradient(pull), entropy, marginals(pull))
     hidden = data.hidden[data.fold].T
     kept = jnp.where(data.learnt, 0, point.weights)
     cold = jnp.tensordot(kept, data.channels, axes=1, precision="highest") + point.offset
@@ -134,9 +140,10 @@ def evaluate(point: Point, data: Data, *, budget: int, exactly: bool) -> Evaluat
     more, both, spread = part(jnp.where(hidden, cold, beside), share * data.cold_weight)
     cold = jnp.where(hidden, both, 0)
     of_cold = jnp.einsum("cmt,mt->c", data.channels, cold, precision="highest")
-    found = gradient(pull + (both - cold)[:used])._replace(offset=jnp.sum(cold))
+    pull = pull + (both - cold)[:used]
+    found = gradient(pull)._replace(offset=jnp.sum(cold))
     found = found._replace(weights=found.weights + jnp.where(data.learnt, 0, of_cold))
-    return Evaluation(value + more, found, entropy + spread)
+    return Evaluation(value + more, found, entropy + spread, marginals(pull))
 
 
 def objective(point: Point, found: Evaluation, penalties: Penalties) -> float:

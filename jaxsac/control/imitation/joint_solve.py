@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac._iterate import Certificate, Outcome
-from jaxsac._rounds import rounds
-from jaxsac.control.imitation.forward_backward import ForwardBackward, largest_moment, shrunk
+from jaxsac._rounds import Progress, rounds
+from jaxsac.control.imitation.forward_backward import RENEWED, ForwardBackward, curvatures, shrunk
 from jaxsac.control.imitation.joint import (
     Data,
     Evaluation,
@@ -40,15 +40,21 @@ class _At(NamedTuple):
 class _Scaled:
     """The problem in parameters of about equal curvature, as one vector: θ, w, b, the offset."""
 
-    def __init__(self, data: Data, penalties: Penalties, budget: int, exactly: bool) -> None:
-        self.data, self.penalties, self.given = data, penalties, (budget, exactly)
+    def __init__(self, data: Data, penalties: Penalties, **given) -> None:
+        self.data, self.penalties, self.given = data, penalties, given
         used, q = penalties.label.size, data.contexts.shape[1]
         self.shapes = [(used, q), (data.channels.shape[0],), (used,), ()]
         self.cuts = np.cumsum([int(np.prod(shape)) for shape in self.shapes])[:-1]
         ridges = penalties.coef, penalties.weights, penalties.intercept, penalties.intercept
         centres = 0.0, 0.0, penalties.centre, penalties.centre
         self.ridge, self.centre = self._spread(ridges), self._spread(centres)
-        self.tool_scale, *rest = _scales(data, penalties)
+        self.tool_scale, self.scale = np.ones(used), np.ones(self.cuts[-1] + 1)
+
+    def rescale(self, found: Evaluation, floored: bool) -> None:
+        """Units of about equal curvature where the marginals are these, or, `floored`, where tools
+        will have half of their frequency at least.
+        """
+        self.tool_scale, *rest = _scales(self.data, self.penalties, found, floored)
         self.scale = self._spread([self.tool_scale[:, None], *rest])
 
     def _spread(self, parts) -> np.ndarray:
@@ -67,8 +73,7 @@ class _Scaled:
         )
 
     def evaluate(self, point: Point) -> Evaluation:
-        budget, exactly = self.given
-        return evaluate(point, self.data, budget=budget, exactly=exactly)
+        return evaluate(point, self.data, **self.given)
 
     def smooth(self, x: np.ndarray) -> tuple[float, np.ndarray]:
         """L and the ridges, with their gradient."""
@@ -97,13 +102,21 @@ def solve(
     max_steps: int,
 ) -> Fitted:
     """Minimise L + lam Ω + ridges from `start`, or from the null model of equal scores."""
-    problem = _Scaled(data, penalties, budget, exactly)
-    null = problem.point(problem.centre / problem.scale)
+    problem = _Scaled(data, penalties, budget=budget, exactly=exactly)
+    null = problem.point(problem.centre)
     null_found = problem.evaluate(null)
     null_value = objective(null, null_found, penalties)
-    first = problem.flat(null if start is None else start)
     eps = float(jnp.finfo(data.contexts.dtype).eps)
-    iteration = ForwardBackward(problem.smooth, problem.proximal, first, eps)
+    evaluations = 0
+
+    def begin(point: Point, found: Evaluation, floored: bool) -> ForwardBackward:
+        problem.rescale(found, floored)
+        return ForwardBackward(problem.smooth, problem.proximal, problem.flat(point), eps)
+
+    if start is None:
+        iteration = begin(null, null_found, True)
+    else:
+        iteration = begin(start, problem.evaluate(start), False)
 
     def look() -> _At:
         point = problem.point(iteration.step.target)
@@ -114,10 +127,14 @@ def solve(
         rounding = 16 * eps * (abs(primal) + abs(dual))
         return Certificate(np.maximum(primal - dual, 0), rounding, null_value)  # pyright: ignore
 
-    def advance(at: _At, _) -> _At:
+    def advance(at: _At, progress: Progress) -> _At:
+        nonlocal iteration, evaluations
         beyond = penalties.lam * penalties.norm(np.linalg.norm(np.asarray(at.point.coef), axis=1))
         if iteration.shorten(objective(at.point, at.found, penalties) - beyond):
             return look()
+        if progress.num_steps in RENEWED:
+            evaluations += iteration.evaluations
+            iteration = begin(at.point, at.found, False)
         for _ in range(_STEPS):
             iteration.advance()
         return look()
@@ -138,26 +155,30 @@ def solve(
     end: _At = outcome.state
     norms = np.linalg.norm(np.asarray(null_found.gradient.coef, float), axis=1)
     value = objective(end.point, end.found, penalties)
-    return Fitted(end.point, value, penalties.dual_norm(norms), outcome, iteration.evaluations)
+    evaluations += iteration.evaluations
+    return Fitted(end.point, value, penalties.dual_norm(norms), outcome, evaluations)
 
 
-def _scales(data: Data, penalties: Penalties) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """One over the roots of the curvatures at the recorded frequencies."""
-    used, contexts = penalties.label.size, np.asarray(data.contexts, float)
+def _scales(data: Data, penalties: Penalties, found: Evaluation, floored: bool) -> list[np.ndarray]:
+    """One over the roots of the curvatures."""
+    used = penalties.label.size
     weights, chosen = np.asarray(data.row_weights, float), np.asarray(data.chosen[:used])
     rate = np.maximum(chosen @ weights, 0.5 / weights.size)
-    largest = largest_moment(contexts, weights)
+    floor = jnp.asarray(rate / 2 * floored, data.contexts.dtype)
+    of_tools = curvatures(data.contexts, found.marginals, data.row_weights, floor)
+    largest, spread = (np.asarray(part, float) for part in of_tools)
     together = np.zeros(used)
-    np.maximum.at(together, penalties.label, rate)
+    np.maximum.at(together, penalties.label, largest)
     channels = []
     for one in data.channels:  # at equal scores, or where the used tools stand out by the channel
         squares = np.asarray(one[:used], float) ** 2
         apart = np.sum(squares, axis=0, where=chosen) @ weights
         channels.append(max(rate @ (squares @ weights), apart))
-    curvatures = (
-        together[penalties.label] * largest + penalties.coef,
+    cold = float(rate.mean()) * data.chosen.shape[0] * float(data.cold_weight)
+    all_parts = (
+        together[penalties.label] + penalties.coef,
         np.asarray(channels) + penalties.weights,
-        rate + penalties.intercept,
-        float(rate.mean()) * data.chosen.shape[0] * float(data.cold_weight) + penalties.intercept,
+        spread + penalties.intercept,
+        np.asarray(cold + penalties.intercept),
     )
-    return tuple(1 / np.sqrt(np.maximum(one, 1e-12)) for one in curvatures)  # pyright: ignore
+    return [1 / np.sqrt(np.maximum(part, 1e-12)) for part in all_parts]

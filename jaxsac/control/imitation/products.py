@@ -1,16 +1,16 @@
 """The imitation fit by products alone, for contexts too long for a q x q matrix of every tool:
-quasi-Newton steps on a working set, each tool scaled by its curvature along the contexts' largest
-direction.
+quasi-Newton steps on a working set, each tool scaled by its largest curvature.
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxsac.control.data.digest import Digest
 from jaxsac.control.data.families import omega
-from jaxsac.control.imitation.forward_backward import ForwardBackward, largest_moment, shrunk
+from jaxsac.control.imitation.forward_backward import ForwardBackward, curvatures, shrunk
 from jaxsac.control.imitation.likelihood import Evaluation, Working
 from jaxsac.control.imitation.working import Point, evaluate_point, to_host
 
@@ -23,24 +23,34 @@ class Products(NamedTuple):
 
 
 def products(
-    data: Digest, working: Working, point: Point, found: Evaluation, lam: float, ridge: float
+    data: Digest,
+    working: Working,
+    point: Point,
+    found: Evaluation,
+    lam: float,
+    ridge: float,
+    floored: bool,
 ) -> Products:
-    """The iteration from a point. Its vector is θ in units of the scales and, where tools have
-    intercepts of their own, these at the contexts' mean.
+    """The iteration from a point; `floored`: a tool that is not fitted yet has less probability
+    where it will be used than it will get. Its vector is θ in units of the scales and, where tools
+    have intercepts of their own, these at the contexts' mean.
     """
     shape, own = point.coef.shape, data.task.intercept == "per_tool"
-    contexts, weights = to_host(data.contexts), to_host(data.row_weights)
-    mean = weights @ contexts / weights.sum() if own else np.zeros(shape[1])
-    marginals, target = to_host(found.marginals)[: shape[0]], to_host(working.target)[: shape[0]]
-    # A tool that is not fitted yet has less probability where it will be used than it will get.
-    spread = np.maximum((marginals * (1 - marginals)) @ weights, target / 2)
+    mean, contexts = np.zeros(shape[1]), data.contexts
+    if own:
+        weights = data.row_weights / jnp.sum(data.row_weights)
+        center = jnp.matmul(weights, contexts, precision="highest")
+        mean, contexts = to_host(center), contexts - center[None, :]
+    floor = working.target * (floored / 2)
+    found = curvatures(contexts, found.marginals, data.row_weights, floor)
+    curvature, spread = (to_host(part)[: shape[0]] for part in found)
     label, share = np.arange(shape[0]), 0.0
     if data.families is not None:
         label = np.unique(data.families.label[point.tools], return_inverse=True)[1].reshape(-1)
         share = data.families.share
     together = np.zeros(shape[0])
-    np.maximum.at(together, label, spread)
-    curvature = together[label] * largest_moment(contexts - mean, weights / weights.sum()) + ridge
+    np.maximum.at(together, label, curvature)
+    curvature = together[label] + ridge
     # One record has no curvature: nothing is to be scaled.
     scale, of_intercept = (1 / np.sqrt(np.maximum(one, 1e-12)) for one in (curvature, spread))
     latest = [point]  # the intercepts that are eliminated start where they were

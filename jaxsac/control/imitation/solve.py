@@ -11,6 +11,7 @@ from jaxsac._rounds import Progress, rounds
 from jaxsac.control.data.digest import Digest, digest
 from jaxsac.control.imitation import step
 from jaxsac.control.imitation.certificate import DualGap, dual_gap, largest_norm
+from jaxsac.control.imitation.forward_backward import RENEWED
 from jaxsac.control.imitation.likelihood import Evaluation, Working
 from jaxsac.control.imitation.products import Products, products
 from jaxsac.control.imitation.working import (
@@ -21,7 +22,6 @@ from jaxsac.control.imitation.working import (
     pad,
     point_from,
     regroup,
-    to_host,
     working_set,
 )
 
@@ -33,7 +33,6 @@ _PATIENCE = 10  # steps in a row without a smaller gap or objective
 _SLOW = 0.2  # the curvature is renewed after a step that leaves more than this of the gap
 _MATRICES = 96  # features up to which every tool has a curvature matrix
 _STEPS = 5  # quasi-Newton steps between two looks at the gap
-_POLISHES = 2  # of the intercepts, at such a look
 _INSIDE = 0.3  # a working set is left once it holds less than this of the gap
 
 
@@ -91,7 +90,7 @@ def solve(
         if not fixed:
             at = _next_set(at, lam, ridge)
         if data.task.num_features > _MATRICES:
-            return _quasi_newton_steps(at, lam, ridge)
+            return _quasi_newton_steps(at, lam, ridge, progress.num_steps)
         return _newton_step(at, lam, ridge, progress.num_steps)
 
     outcome = rounds(
@@ -199,11 +198,12 @@ def _newton_step(at: _At, lam: float, ridge: float, num_steps: int) -> _At:
     )
 
 
-def _quasi_newton_steps(at: _At, lam: float, ridge: float) -> _At:
+def _quasi_newton_steps(at: _At, lam: float, ridge: float, num_steps: int) -> _At:
     """Some steps by products, and a look at the gap where they end."""
     model = at.model
-    if not isinstance(model, Products):
-        model = products(at.data, at.working, at.point, at.found, lam, ridge)
+    if not isinstance(model, Products) or num_steps in RENEWED:
+        floored = at.floored and num_steps < _FLOOR_STEPS
+        model = products(at.data, at.working, at.point, at.found, lam, ridge, floored)
     before = model.iteration.evaluations
     for _ in range(_STEPS):
         model.iteration.advance()
@@ -211,12 +211,6 @@ def _quasi_newton_steps(at: _At, lam: float, ridge: float) -> _At:
     point, found, gap = measure(model.point(model.iteration.step.target))
     model.iteration.shorten(float(found.value) + ridge / 2 * float((point.coef**2).sum()))
     evaluations = at.num_evaluations + model.iteration.evaluations - before + 1
-    for _ in range(_POLISHES if at.data.task.intercept == "per_tool" else 0):
-        polished = measure(_with_uses(at, point, found))
-        evaluations += 1
-        if not polished[2].gap < gap.gap:
-            break
-        point, found, gap = polished
     better = gap.gap < 0.99 * at.gap.gap or gap.objective < at.gap.objective - at.gap.rounding
     return at._replace(
         point=point,
@@ -226,16 +220,6 @@ def _quasi_newton_steps(at: _At, lam: float, ridge: float) -> _At:
         idle=0 if better else at.idle + 1,
         num_evaluations=evaluations,
     )
-
-
-def _with_uses(at: _At, point: Point, found: Evaluation) -> Point:
-    """The point after a Newton step of each intercept to its target use. The gap weighs what is
-    missing there by a tool's largest odds, while the objective hardly feels it.
-    """
-    spread = found.marginals * (1 - found.marginals)
-    curvature = jnp.matmul(spread, at.data.row_weights, precision="highest")
-    step = (at.working.target - found.use) / jnp.maximum(curvature, at.working.target / 8)
-    return point._replace(intercept=point.intercept + to_host(step)[: point.tools.size])
 
 
 def _first(data: Digest) -> int:

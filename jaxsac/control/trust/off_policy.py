@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsac import _checks
-from jaxsac._arguments import arguments, choice, flag, key, real, record, size
+from jaxsac._arguments import arguments, choice, flag, integer, key, real, record, size
+from jaxsac._quantiles import student_quantile
 from jaxsac.control.data.log import Log, checked, logged_sets, offered, take
 from jaxsac.control.data.sample_weight import effective_sample_size
 from jaxsac.control.data.task import Task
@@ -32,7 +33,7 @@ class OffPolicyValue(NamedTuple):
     standard_error: jax.Array  # in units of utility
     lower: jax.Array  # of the confidence interval
     upper: jax.Array  # of the confidence interval
-    effective_sample_size: jax.Array  # (Σ w)² / Σ w², in records
+    effective_sample_size: jax.Array  # (Σ w)² / Σ w², in records, or of sums by group in groups
     mean_weight: jax.Array  # 1 in expectation: far from it, propensities or overlap are wrong
     largest_weight: jax.Array  # max w
 
@@ -42,6 +43,7 @@ class OffPolicyValue(NamedTuple):
     utilities=real("T"),
     predicted=real("T"),
     expected=real("T"),
+    groups=integer("T", low=0, below="T"),
     self_normalised=flag(),
     max_weight=_MAX_WEIGHT,
     confidence=_CONFIDENCE,
@@ -53,6 +55,7 @@ def importance_value(
     *,
     predicted: Any = None,
     expected: Any = None,
+    groups: Any = None,
     self_normalised: bool = True,
     max_weight: Any = np.inf,
     confidence: float = 0.95,
@@ -70,13 +73,21 @@ def importance_value(
     * `confidence` in (0, 1) of the normal interval, whose standard error comes from the influence
       of each record: T w_t (u_t − m_t − c) / W + e_t − mean e, c = Σ w (u − m) / W if
       self-normalised, else w_t (u_t − m_t) + e_t − value.
+    * `groups` [T] (numbers as of np.unique(names, return_inverse=True)[1]): records of one vary
+      together. The error is then that of the G groups' sums of influence, of which few may bear
+      all weight, so with n = (Σ_g w_g)² / Σ_g w_g²
+
+          standard error² = G / (G − 1) Σ_g (Σ_{t ∈ g} influence_t / T)² + ((max u − min u) / 2n)²
+
+      and the interval is Student's at max(n − 1, 1) degrees.
 
     Pure, to be jitted and vmapped over logs.
 
-    Returns: an `OffPolicyValue`; NaN where every weight is 0 and W is their sum.
+    Returns: an `OffPolicyValue`; NaN where every weight is 0 and W is their sum, its error and ends
+    NaN for a single record or group.
 
     Source: Horvitz & Thompson 1952; Swaminathan & Joachims 2015 (self-normalised); Dudík, Langford
-    & Li 2011 (doubly robust).
+    & Li 2011 (doubly robust); Liang & Zeger 1986 (groups); Kish 1965 (n).
     """
     _checks.require(
         (predicted is None) == (expected is None),
@@ -84,7 +95,6 @@ def importance_value(
     )
     if predicted is None:
         predicted = expected = jnp.zeros_like(log_ratio)
-    z = jax.scipy.special.ndtri((1 + confidence) / 2)
     size = jnp.asarray(utilities.shape[0], utilities.dtype)
     weights = jnp.minimum(jnp.exp(log_ratio), max_weight)
     total = jnp.sum(weights)
@@ -94,13 +104,29 @@ def importance_value(
     value = corrected + jnp.mean(expected)
     centre = corrected if self_normalised else jnp.zeros_like(value)
     influence = size / divisor * weights * (error - centre) + expected
-    standard_error = jnp.std(influence, ddof=1) / jnp.sqrt(size)
+    one_each = groups is None
+    sums = functools.partial(
+        jax.ops.segment_sum,
+        segment_ids=jnp.arange(utilities.shape[0]) if one_each else groups,
+        num_segments=utilities.shape[0],
+    )
+    count = jnp.sum(sums(jnp.ones_like(weights)) > 0)
+    effective = effective_sample_size(sums(weights))
+    moved = jnp.sum(sums(influence - jnp.mean(influence)) ** 2)
+    standard_error = jnp.sqrt(count / (count - 1) * moved) / size
+    level = jnp.asarray((1 + confidence) / 2, value.dtype)
+    if one_each:
+        quantile = jax.scipy.special.ndtri(level)
+    else:
+        least = (jnp.max(utilities) - jnp.min(utilities)) / (2 * effective)
+        standard_error = jnp.hypot(standard_error, least)
+        quantile = student_quantile(level, jnp.maximum(effective - 1, 1))
     return OffPolicyValue(
         value=value,
         standard_error=standard_error,
-        lower=value - z * standard_error,
-        upper=value + z * standard_error,
-        effective_sample_size=effective_sample_size(weights),
+        lower=value - quantile * standard_error,
+        upper=value + quantile * standard_error,
+        effective_sample_size=effective,
         mean_weight=total / size,
         largest_weight=jnp.max(weights),
     )

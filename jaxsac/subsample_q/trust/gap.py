@@ -4,22 +4,19 @@ limits of its mean.
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import lax
 
 from jaxsac import _loops
+from jaxsac._quantiles import crossing, student_quantile
 from jaxsac.subsample_q.data.sampling import sample_weights
 from jaxsac.subsample_q.exact.iteration.criterion import expected_time
 from jaxsac.subsample_q.exact.local_actions import AssignmentTable, assignments_of, possible
 from jaxsac.subsample_q.execute.simulation import check_kind, simulate
 
 _NUM_BETS = 16  # of different sizes, which `betting_limit` makes at once
-_NUM_NODES = 64  # of the quadrature in `student_quantile`
 
 
 class Losses(NamedTuple):
@@ -153,41 +150,4 @@ def betting_limit(shares: jax.Array, confidence: jax.Array) -> jax.Array:
         return jax.nn.logsumexp(jnp.sum(won, axis=1) + jnp.log(weights)) >= goal
 
     zero = 0 * jnp.sum(shares)
-    return _crossing(beyond, zero, zero + 1, jnp.finfo(shares.dtype).nmant + 8)
-
-
-def student_quantile(confidence: jax.Array, degrees: int) -> jax.Array:
-    """Quantile of Student's t, by halving φ in the law of t = √degrees tan φ:
-
-        P(0 < t < √degrees tan φ) = Γ((degrees + 1) / 2) / (Γ(degrees / 2) √π) ∫₀^φ cos^(degrees−1)
-
-    The integrand is smooth, and wide where the quantile is far, so that Gauss and Legendre's rule
-    leaves rounding alone, for 1 degree and for millions. Its derivatives are zero.
-    """
-    dtype = confidence.dtype
-    ratio = math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2)
-    nodes, weights = (part.astype(dtype) for part in np.polynomial.legendre.leggauss(_NUM_NODES))
-    places, weights = (1 + nodes) / 2, weights * (math.exp(ratio) / math.sqrt(4 * math.pi))
-    goal = lax.stop_gradient(confidence) - 0.5
-
-    def beyond(angle):
-        # log cos φ, where 1 − cos φ may be rounding
-        logs = jnp.log1p(-(jnp.sin(angle * places) ** 2)) / 2
-        chance = angle * jnp.sum(weights * jnp.exp((degrees - 1) * logs))
-        return chance >= jnp.abs(goal)
-
-    zero, right = 0 * goal, dtype.type(math.pi / 2)
-    angle = _crossing(beyond, zero, zero + right, 2 * jnp.finfo(dtype).nmant)
-    return jnp.sign(goal) * math.sqrt(degrees) * jnp.tan(angle)
-
-
-def _crossing(beyond: Callable, low: jax.Array, high: jax.Array, num_steps: int) -> jax.Array:
-    """The least number between `low` and `high` of which `beyond` is true, by halving."""
-
-    def halve(_, ends):
-        low, high = ends
-        middle = (low + high) / 2
-        far = beyond(middle)
-        return jnp.where(far, low, middle), jnp.where(far, middle, high)
-
-    return _loops.fori_loop(0, num_steps, halve, (low, high))[1]
+    return crossing(beyond, zero, zero + 1, jnp.finfo(shares.dtype).nmant + 8)

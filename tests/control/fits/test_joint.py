@@ -196,7 +196,7 @@ def test_the_dual_value_is_that_of_the_best_share(ridge):
     gradient = joint.Point(
         np.array([[0.3, 0.4], [0.0, 0.05]]), np.array([0.2]), np.array([0.1, -0.3]), np.array(0.02)
     )
-    found: Any = joint.Evaluation(np.array(2.0), gradient, np.array(1.5))
+    found: Any = joint.Evaluation(np.array(2.0), gradient, np.array(1.5), np.zeros(2))
     penalties = joint.Penalties(0.2, ridge, 0.02, 0.05, -2.0, np.arange(2), 0.0)
     s = np.linspace(0, 1 if ridge else 0.2 / 0.5, 20_001)
     squares = 0.2**2 / 0.02 + (0.1**2 + 0.3**2 + 0.02**2) / 0.05

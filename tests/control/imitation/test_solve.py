@@ -13,7 +13,7 @@ import scipy.optimize
 import jaxsac
 from jaxsac import control, designs, group_lasso, losses
 from jaxsac.control.data.sample_weight import sample_weight
-from jaxsac.control.imitation import solve
+from jaxsac.control.imitation import forward_backward, solve
 from jaxsac.problems.tool_logs import sparse_tool_log
 
 T, M, Q, B = 60, 7, 2, 3
@@ -261,6 +261,20 @@ def test_products_alone_find_what_curvature_matrices_do(mode, monkeypatch):
     np.testing.assert_allclose(found.stats["objective"], expected.stats["objective"], rtol=3e-8)
     np.testing.assert_array_equal(found.value.support, expected.value.support)
     np.testing.assert_allclose(found.value.coef, expected.value.coef, atol=1e-3)
+
+
+def test_largest_curvatures_of_records_of_one_word():
+    """Whose sum is one: a vector of ones is orthogonal to all of them, centred."""
+    random = np.random.default_rng(2)
+    contexts = np.eye(5)[random.integers(0, 5, 80)]
+    contexts -= contexts.mean(0)
+    marginals, weights = random.uniform(size=(3, 80)) ** 4, random.uniform(size=80)
+    floor = np.array([0.0, 0.1, 0.2])
+    largest, total = forward_backward.curvatures(contexts, marginals, weights, floor)
+    spread = np.maximum(marginals * (1 - marginals), floor[:, None]) * weights
+    expected = [np.linalg.eigvalsh((contexts.T * one) @ contexts)[-1] for one in spread]
+    np.testing.assert_allclose(largest, expected, rtol=0.05)
+    np.testing.assert_allclose(total, spread.sum(1), rtol=1e-12)
 
 
 def test_equal_columns_and_relabelled_tools():

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from jaxsac import control, gibbs
 
@@ -99,7 +100,8 @@ def test_intervals_cover_the_enumerated_value():
 
 @pytest.mark.parametrize("self_normalised", [True, False])
 @pytest.mark.parametrize("confidence", [0.5, 0.95])
-def test_the_interval_is_its_formula(self_normalised, confidence):
+@pytest.mark.parametrize("groups", [None, np.arange(50) ** 2 % 7 * 7])
+def test_the_interval_is_its_formula(self_normalised, confidence, groups):
     """Value, standard error and ends in NumPy, the centre of the influence included."""
     random = np.random.default_rng(4)
     ratio, u, m, e = random.normal(size=(4, 50)) + np.array([[0], [5], [3], [4]])
@@ -108,6 +110,7 @@ def test_the_interval_is_its_formula(self_normalised, confidence):
         u,
         predicted=m,
         expected=e,
+        groups=groups,
         self_normalised=self_normalised,
         max_weight=3.0,
         confidence=confidence,
@@ -116,11 +119,32 @@ def test_the_interval_is_its_formula(self_normalised, confidence):
     total = w.sum() if self_normalised else 50
     c = (w * (u - m)).sum() / total
     influence = 50 * w * (u - m - c * self_normalised) / total + e
-    error = influence.std(ddof=1) / np.sqrt(50)
+    error, value = influence.std(ddof=1) / np.sqrt(50), c + e.mean()
     half = statistics.NormalDist().inv_cdf((1 + confidence) / 2) * error
-    value = c + e.mean()
-    expected = value, error, value - half, value + half, w.sum() ** 2 / (w**2).sum(), w.mean(), 3.0
+    n = w.sum() ** 2 / (w**2).sum()
+    if groups is not None:
+        inside = groups == np.unique(groups)[:, None]
+        own = inside @ w
+        n = own.sum() ** 2 / (own**2).sum()
+        moved = inside @ (influence - influence.mean()) / 50
+        error = np.sqrt(len(own) / (len(own) - 1) * (moved**2).sum() + (np.ptp(u) / 2 / n) ** 2)
+        half = scipy.stats.t.ppf((1 + confidence) / 2, n - 1) * error
+    expected = value, error, value - half, value + half, n, w.mean(), 3.0
     np.testing.assert_allclose(found, expected, rtol=1e-10)
+
+
+def test_groups_without_a_second_or_without_weight():
+    """One group has no error; a record that outweighs all leaves Cauchy's quantile of half the
+    range; and equal records in groups of two are as uncertain as half as many.
+    """
+    ratio, u = np.zeros(8), np.arange(8.0)
+    assert np.isnan(control.importance_value(ratio, u, groups=np.zeros(8, int)).upper)
+    lone = control.importance_value(np.where(u == 3, 60.0, 0.0), u, groups=np.arange(8))
+    expected = 3 - scipy.stats.t.ppf(0.975, 1) * 3.5
+    np.testing.assert_allclose([lone.value, lone.lower], [3, expected], rtol=1e-10)
+    single = control.importance_value(ratio, u, groups=np.arange(8))
+    pairs = control.importance_value(np.zeros(16), np.repeat(u, 2), groups=np.arange(16) // 2)
+    np.testing.assert_allclose(pairs[:5], single[:5], rtol=1e-10)
 
 
 def test_logs_through_the_policies_own_probabilities():
