@@ -5,25 +5,21 @@ Primal, with w_t = c_t / T, prior weight w₀ and targets n_j = Σ_{t: j ∈ a_t
     P = Σ_t w_t A_B(z_t) − Σ_j (⟨θ_j, G_j⟩ + n_j b_j) + w₀ Σ_j softplus(b_j)
         + Σ_j (lam ‖θ_j‖ + ridge/2 ‖θ_j‖²),    G_j = Σ_{t: j ∈ a_t} w_t ψ_t.
 
-Let μ be the model's marginals, g_j = Σ_t w_t μ_tj ψ_t and u_j = Σ_t w_t μ_tj. The intercepts are
-unpenalised, so a dual point must meet their targets exactly. What the records' uses miss goes to
-the prior's share of the tool, as far as one is left, v_j = (n_j − u_j) / w₀ within [0, 1]: it
-weighs w₀ alone, so that this costs next to nothing. The rest is met by α_j μ_tj with α_j = (n_j −
-w₀ v_j) / u_j (with one intercept for all tools α multiplies the prior's shares too). In every row
-it equals (1 − τ) μ + τ x for a point x of the polytope {0 ≤ x ≤ 1, Σ x ≤ B} once τ covers what x ≥
-0, x ≤ 1 and the budget ask for, and the conjugate of A_B (minus an entropy, hence ≤ 0) is convex:
-it costs no more than a share τ of the entropy. With a penalty lam alone, mix s of that point with
-1 − s of the recorded sets themselves (conjugate ≤ 0), so that every gradient norm ‖α_j g_j − G_j‖
-shrinks to lam. Hence, exactly feasible for all M tools, with E = (1 − τ) Σ_t w_t H(π_t) + w₀ Σ_j
-H(v_j),
+Let μ be the model's marginals, g_j = Σ_t w_t μ_tj ψ_t and n'_j its uses, the prior's included. The
+intercepts are unpenalised, so a dual point must meet their targets exactly: take α_j μ_tj with α_j
+= n_j / n'_j. In every row it equals (1 − τ) μ + τ v for a point v of the polytope {0 ≤ x ≤ 1, Σ x ≤
+B} once τ covers what x ≥ 0, x ≤ 1 and the budget ask for, and the conjugate of A_B (minus an
+entropy, hence ≤ 0) is convex: it costs no more than a share τ of the entropy. With a penalty lam
+alone, mix s of that point with 1 − s of the recorded sets themselves (conjugate ≤ 0), so that every
+gradient norm ‖α_j g_j − G_j‖ shrinks to lam. Hence, exactly feasible for all M tools,
 
-    D = s E,    s = min(1, lam / max_j ‖α_j g_j − G_j‖)
+    D = s (1 − τ) Σ_t w_t H(π_t),    s = min(1, lam / max_j ‖α_j g_j − G_j‖)
 
 (with families the maximum is their dual norm of these gradient norms), and with a ridge
 
-    D = E − Σ_j (‖α_j g_j − G_j‖ − lam)₊² / (2 ridge),
+    D = (1 − τ) Σ_t w_t H(π_t) − Σ_j (‖α_j g_j − G_j‖ − lam)₊² / (2 ridge),
 
-whichever is larger. The gap is P − D.
+whichever is larger. H includes the prior's. The gap is P − D.
 """
 
 from typing import NamedTuple
@@ -65,15 +61,13 @@ def dual_gap(
     live = counts > 0
     use, group_use = to_host(found.use)[:size], unpad_groups(to_host(found.group_use), groups)
     alpha, group_alpha, lost = np.ones(size), np.ones(groups), False
-    entropy, beside = float(found.entropy), 0.0
     if data.task.intercept == "per_tool":
-        own = _met(use, data.frequency[point.tools] + data.prior_use, point.intercept, data)
-        rest = _met(group_use, data.group_frequency + data.prior_use, point.group_intercept, data)
-        alpha, group_alpha = own.alpha, np.where(live, rest.alpha, 1)
         # A use that has vanished cannot be scaled to its target: no entropy is left.
-        lost = bool(own.lost.any() or rest.lost[live].any())
-        entropy -= float(own.before.sum() + counts @ rest.before)
-        beside = float(own.after.sum() + counts @ rest.after)
+        least = min(use.min(initial=1), group_use.min(initial=1, where=live))
+        lost = bool(least < _LEAST)
+        alpha = (data.frequency[point.tools] + data.prior_use) / np.maximum(use, _LEAST)
+        target = data.group_frequency + data.prior_use
+        group_alpha = np.where(live, target / np.maximum(group_use, _LEAST), 1)
     elif data.task.intercept == "shared":
         total = data.mean_size + data.task.num_actions * data.prior_use
         share = total / (use.sum() + counts @ group_use)
@@ -100,7 +94,7 @@ def dual_gap(
         needs.append(rise * float(found.top_load))
     # NaN stays NaN, and fails the comparison.
     tau = float(np.max(np.concatenate(needs), initial=0.0))
-    entropy = beside + (entropy * (1 - tau) if tau <= 1 else 0.0)
+    entropy = float(found.entropy) * (1 - tau) if tau <= 1 else 0.0
 
     def dual(norms: np.ndarray, beside: float, chosen: np.ndarray | None = None) -> float:
         if families is None:
@@ -121,30 +115,6 @@ def dual_gap(
         norms=norms,
         unused_norm=unused,
     )
-
-
-class _Met(NamedTuple):
-    """How tools meet their targets, and the prior's entropy w₀ H of each, [W] or [G]."""
-
-    alpha: np.ndarray
-    lost: np.ndarray
-    before: np.ndarray  # at the intercept
-    after: np.ndarray  # at the share that it takes
-
-
-def _met(use: np.ndarray, target: np.ndarray, intercept: np.ndarray, data: Digest) -> _Met:
-    def entropy(share: np.ndarray) -> np.ndarray:
-        inside = np.clip(share, 1e-300, 1)
-        other = np.clip(1 - share, 1e-300, 1)
-        return -data.prior_weight * (share * np.log(inside) + (1 - share) * np.log(other))
-
-    rate = 1 / (1 + np.exp(-np.clip(intercept, -500, 500)))
-    rows = use - data.prior_weight * rate
-    wanted = (target - rows) / data.prior_weight
-    share = np.clip(wanted, 0, 1)  # NaN stays NaN
-    within = share == wanted
-    alpha = np.where(within, 1, (target - data.prior_weight * share) / np.maximum(rows, _LEAST))
-    return _Met(alpha, ~within & (rows < _LEAST), entropy(rate), entropy(share))
 
 
 def largest_norm(data: Digest, gap: DualGap) -> float:

@@ -22,6 +22,7 @@ from jaxsac.control.imitation.working import (
     pad,
     point_from,
     regroup,
+    to_host,
     working_set,
 )
 
@@ -33,6 +34,7 @@ _PATIENCE = 10  # steps in a row without a smaller gap or objective
 _SLOW = 0.2  # the curvature is renewed after a step that leaves more than this of the gap
 _MATRICES = 96  # features up to which every tool has a curvature matrix
 _STEPS = 5  # quasi-Newton steps between two looks at the gap
+_POLISHES = 2  # of the intercepts, at such a look
 _INSIDE = 0.3  # a working set is left once it holds less than this of the gap
 
 
@@ -211,6 +213,12 @@ def _quasi_newton_steps(at: _At, lam: float, ridge: float, num_steps: int) -> _A
     point, found, gap = measure(model.point(model.iteration.step.target))
     model.iteration.shorten(float(found.value) + ridge / 2 * float((point.coef**2).sum()))
     evaluations = at.num_evaluations + model.iteration.evaluations - before + 1
+    for _ in range(_POLISHES if at.data.task.intercept == "per_tool" else 0):
+        polished = measure(_with_uses(at, point, found))
+        evaluations += 1
+        if not polished[2].gap < gap.gap:
+            break
+        point, found, gap = polished
     better = gap.gap < 0.99 * at.gap.gap or gap.objective < at.gap.objective - at.gap.rounding
     return at._replace(
         point=point,
@@ -220,6 +228,16 @@ def _quasi_newton_steps(at: _At, lam: float, ridge: float, num_steps: int) -> _A
         idle=0 if better else at.idle + 1,
         num_evaluations=evaluations,
     )
+
+
+def _with_uses(at: _At, point: Point, found: Evaluation) -> Point:
+    """The point after a Newton step of each intercept to its target use. The gap weighs what is
+    missing there by a tool's largest odds, while the objective hardly feels it.
+    """
+    spread = found.marginals * (1 - found.marginals)
+    curvature = jnp.matmul(spread, at.data.row_weights, precision="highest")
+    step = (at.working.target - found.use) / jnp.maximum(curvature, at.working.target / 8)
+    return point._replace(intercept=point.intercept + to_host(step)[: point.tools.size])
 
 
 def _first(data: Digest) -> int:
