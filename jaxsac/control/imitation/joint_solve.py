@@ -116,6 +116,7 @@ def solve(
     if start is None:
         iteration = begin(null, null_found, True)
     else:
+        start = problem.point(problem.flat(start))  # in the dtype of the contexts
         iteration = begin(start, problem.evaluate(start), False)
 
     def look() -> _At:
