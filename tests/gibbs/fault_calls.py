@@ -34,7 +34,5 @@ CALLS = {
     "gibbs.sample": asked(key=KEY, num_samples=3),
     "gibbs.straight_through": asked(key=KEY, num_samples=3),
     "gibbs.expected": asked(key=KEY, num_samples=3, f=np.sum),
-    "numpyro.Subset": asked(
-        temperature=1.5, exactly=False, indicators=True, costs=np.array([1, 1, 2, 1])
-    ),
+    "numpyro.Subset": asked(temperature=1.5, exactly=False, costs=np.array([1, 1, 2, 1])),
 }
