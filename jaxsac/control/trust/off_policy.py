@@ -110,7 +110,7 @@ def importance_value(
         segment_ids=jnp.arange(utilities.shape[0]) if one_each else groups,
         num_segments=utilities.shape[0],
     )
-    count = jnp.sum(sums(jnp.ones_like(weights)) > 0)
+    count = jnp.sum(sums(jnp.ones_like(weights)) > 0).astype(value.dtype)
     effective = effective_sample_size(sums(weights))
     moved = jnp.sum(sums(influence - jnp.mean(influence)) ** 2)
     standard_error = jnp.sqrt(count / (count - 1) * moved) / size
