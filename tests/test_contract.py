@@ -116,6 +116,18 @@ def test_value_status_and_dtype(case, dtype):
         assert np.all(np.isfinite(leaf))
 
 
+@every_pure_case
+def test_single_precision_stays_so(case):
+    """Traced and not compiled: where doubles are enabled a count or a default of another precision
+    cannot be mixed with what was given.
+    """
+    problem, hyper = case.problem(0, jnp.float32), dict(case.hyper)
+    answer = jax.eval_shape(SOLVERS[case.name], problem, hyper)
+    value = answer.value if case.certified else answer
+    for leaf in jax.tree.leaves(value):
+        assert not jnp.issubdtype(leaf.dtype, jnp.floating) or leaf.dtype == jnp.float32
+
+
 @every_case
 def test_the_certificate_is_in_the_stats(case):
     answer = SOLVERS[case.name](case.problem(0, jnp.float64), dict(case.hyper))

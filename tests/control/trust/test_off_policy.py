@@ -143,6 +143,7 @@ def test_groups_without_a_second_or_without_weight():
     expected = 3 - scipy.stats.t.ppf(0.975, 1) * 3.5
     np.testing.assert_allclose([lone.value, lone.lower], [3, expected], rtol=1e-10)
     single = control.importance_value(ratio, u, groups=np.arange(8))
+    assert control.importance_value(*np.float32([ratio, u]), groups=np.arange(8))[3].dtype == "f4"
     pairs = control.importance_value(np.zeros(16), np.repeat(u, 2), groups=np.arange(16) // 2)
     np.testing.assert_allclose(pairs[:5], single[:5], rtol=1e-10)
 
